@@ -1,0 +1,35 @@
+"""What is wrong with a checkpoint, where, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+
+SHOWN_CHARACTERS = 80
+
+
+class CheckpointError(ValueError):
+    """A checkpoint, or one file of it, that cannot be used; `code` is stable, `detail` is for people."""
+
+    def __init__(self, code: str, detail: str, pointer: str | None = None) -> None:
+        super().__init__(code, detail, pointer)
+        self.code = code
+        self.detail = detail
+        self.pointer = pointer
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+def shown(text: str) -> str:
+    """Foreign text made safe to print: shortened, and escaped unless every character is printable."""
+    short = text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 20]}…{text[-19:]}"
+    return short if short.isprintable() else json.dumps(short)[1:-1]
+
+
+def quoted(text: str) -> str:
+    return f'"{shown(text)}"'
+
+
+def pointer(*parts: str | int) -> str:
+    """Build a JSON pointer (RFC 6901) into the header or index, each part shortened like a quotation."""
+    return "".join("/" + shown(str(part)).replace("~", "~0").replace("/", "~1") for part in parts)

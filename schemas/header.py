@@ -1,0 +1,172 @@
+"""The header of a safetensors file: every check on it, once, in file order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from schemas.fault import CheckpointError, pointer, quoted
+from schemas.jsonscan import JsonScan
+from schemas.tensor import TensorInfo, check_name, parse_entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+LENGTH_BYTES = 8
+METADATA_KEY = "__metadata__"
+MAX_TENSORS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a safetensors file holds: its tensors in the order of their bytes, and where those bytes begin."""
+
+    metadata: Mapping[str, str]
+    tensors: tuple[TensorInfo, ...]
+    data_start: int
+    file_bytes: int
+
+
+def parse_header(header_json: bytes | bytearray | memoryview, *, file_bytes: int) -> Header:
+    """Check the JSON between the length and the data of a file of `file_bytes`, and the data's extent."""
+    header = parse_tensors(header_json)
+    check_extent(header, file_bytes=file_bytes, short_code="truncated")
+    return header
+
+
+def parse_tensors(header_json: bytes | bytearray | memoryview) -> Header:
+    """Check the same JSON for a file that is as long as it says."""
+    try:
+        text = str(header_json, "utf-8")
+    except UnicodeDecodeError as error:
+        byte = LENGTH_BYTES + error.start
+        raise CheckpointError(
+            "not-utf8", f"The header is not UTF-8: byte {byte} of the file does not belong to any character."
+        ) from None
+    metadata, tensors = _members(JsonScan(text, base=LENGTH_BYTES))
+    ordered = _in_file_order(tensors)
+    data_start = LENGTH_BYTES + len(header_json)
+    return Header(metadata, ordered, data_start, data_start + ordered[-1].end)
+
+
+def check_extent(header: Header, *, file_bytes: int, short_code: str) -> None:
+    """Check that the last tensor's last byte is the file's last byte."""
+    if file_bytes == header.file_bytes:
+        return
+    last = header.tensors[-1]
+    ends = f"The last tensor, {quoted(last.name)}, ends at byte {header.file_bytes} of the file"
+    if file_bytes > header.file_bytes:
+        raise CheckpointError(
+            "trailing-data",
+            f"{ends}, but more bytes follow. Nothing may stand behind the data: cut the file there.",
+        )
+    raise CheckpointError(
+        short_code,
+        f"{ends}, but the file has {file_bytes} bytes: "
+        f"the file is short by {header.file_bytes - file_bytes} bytes. Send the whole file again.",
+        pointer(last.name, "data_offsets"),
+    )
+
+
+def _members(scan: JsonScan) -> tuple[dict[str, str], Iterable[TensorInfo]]:
+    scan.check_opening()
+    metadata: dict[str, str] | None = None
+    tensors: dict[str, TensorInfo] = {}
+    for name in scan.members():
+        if name == METADATA_KEY:
+            if metadata is not None:
+                raise scan.fault(
+                    "duplicate-metadata", f"The header holds {METADATA_KEY} twice.", pointer(name)
+                )
+            metadata = _metadata(scan)
+            continue
+        check_name(name, scan)
+        info = parse_entry(scan, name)
+        if name in tensors:
+            raise _repeated(tensors[name], info, scan)
+        tensors[name] = info
+        if len(tensors) > MAX_TENSORS:
+            raise scan.fault("too-many-tensors", f"The header lists more than {MAX_TENSORS} tensors.")
+    scan.end()
+    if not tensors:
+        raise CheckpointError("no-tensors", "The file holds no tensors, so there is nothing to compress.")
+    return metadata or {}, tensors.values()
+
+
+def _repeated(first: TensorInfo, second: TensorInfo, scan: JsonScan) -> CheckpointError:
+    place = pointer(first.name)
+    twice = f"The name {quoted(first.name)} stands twice"
+    if (first.start, first.end) == (second.start, second.end):
+        return scan.fault(
+            "duplicate-name-same-data",
+            f"{twice} for the same bytes {first.start} to {first.end}, "
+            f"as {first.dtype} {list(first.shape)} and as {second.dtype} {list(second.shape)}.",
+            place,
+        )
+    return scan.fault(
+        "duplicate-name",
+        f"{twice}, for bytes {first.start} to {first.end} and {second.start} to {second.end} of the data.",
+        place,
+    )
+
+
+def _metadata(scan: JsonScan) -> dict[str, str]:
+    if scan.peek() != "{":
+        raise scan.fault(
+            "metadata-not-object", f"{METADATA_KEY} must be an object of strings.", pointer(METADATA_KEY)
+        )
+    metadata: dict[str, str] = {}
+    for key in scan.members():
+        place = pointer(METADATA_KEY, key)
+        if key in metadata:
+            raise scan.fault(
+                "duplicate-metadata-key", f"{METADATA_KEY} holds the key {quoted(key)} twice.", place
+            )
+        if scan.peek() != '"':
+            raise _not_a_string(scan, key, place)
+        metadata[key] = value = scan.string()
+        try:
+            (key + value).encode()
+        except UnicodeEncodeError:
+            raise scan.fault(
+                "lone-surrogate", f"{METADATA_KEY} entry {quoted(key)} holds half of a surrogate pair.", place
+            ) from None
+    return metadata
+
+
+def _not_a_string(scan: JsonScan, key: str, place: str) -> CheckpointError:
+    if scan.peek() not in '{[-0123456789tfn"':
+        return scan.unexpected("a quoted string")
+    if key in {"shape", "data_offsets"}:
+        return scan.fault("reserved-name", f"A tensor cannot be named {METADATA_KEY}. Rename it.", place)
+    return scan.fault(
+        "metadata-not-string", f"{METADATA_KEY} entry {quoted(key)} must be a string. Quote its value.", place
+    )
+
+
+def _in_file_order(tensors: Iterable[TensorInfo]) -> tuple[TensorInfo, ...]:
+    """Sort by offset, and check that the tensors cover the data from 0 without a hole or an overlap."""
+    ordered = tuple(sorted(tensors, key=attrgetter("start", "end")))
+    first = ordered[0]
+    if first.start != 0:
+        raise CheckpointError(
+            "first-not-at-zero",
+            f"The first tensor, {quoted(first.name)}, begins at byte {first.start} of the data instead of 0.",
+            pointer(first.name, "data_offsets"),
+        )
+    for before, after in pairwise(ordered):
+        if after.start != before.end:
+            raise _misplaced(before, after)
+    return ordered
+
+
+def _misplaced(before: TensorInfo, after: TensorInfo) -> CheckpointError:
+    kind, told = ("hole", "leaving a hole") if after.start > before.end else ("overlap", "so they overlap")
+    return CheckpointError(
+        kind,
+        f"Tensor {quoted(after.name)} begins at byte {after.start} of the data, "
+        f"but {quoted(before.name)} ends at {before.end}, {told}. Write the file anew.",
+        pointer(after.name, "data_offsets"),
+    )
