@@ -1,0 +1,75 @@
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from schemas.compression import CompressionSpec
+from schemas.problem import field_problems
+
+
+@pytest.mark.parametrize(
+    ("document", "pointer", "words"),
+    [
+        ({}, "/rank", "required"),
+        ({"rank": 0}, "/rank", "greater than or equal to 1"),
+        ({"rank": True}, "/rank", "valid integer"),
+        ({"rank": 1.0}, "/rank", "valid integer"),
+        ({"rank": "64"}, "/rank", "valid integer"),
+        ({"rank": 2**40}, "/rank", "less than or equal"),
+        ({"rank": {}}, "/rank", "exactly one"),
+        ({"rank": {"ratio": 0.5, "error": 0.1}}, "/rank", "exactly one"),
+        ({"rank": {"ratio": 0}}, "/rank/ratio", "greater than 0"),
+        ({"rank": {"ratio": 1.5}}, "/rank/ratio", "less than or equal to 1"),
+        ({"rank": {"ratio": float("nan")}}, "/rank/ratio", "finite"),
+        ({"rank": {"energy": 0}}, "/rank/energy", "greater than 0"),
+        ({"rank": {"error": 1}}, "/rank/error", "less than 1"),
+        ({"rank": {"rato": 0.5}}, "/rank/rato", "not permitted"),
+        ({"rank": {"budget": 0.5}}, "/rank/budget", "does not offer it yet"),
+        ({"rank": {"budget_bytes": 5}}, "/rank/budget_bytes", "does not offer it yet"),
+        ({"rank": 4, "calibration": "grams"}, "/calibration", "does not offer it yet"),
+        ({"rank": 4, "method": "qr"}, "/method", "'svd', 'cur' or 'cx'"),
+        ({"rank": 4, "selector": "best"}, "/selector", "qdeim"),
+        ({"rank": 4, "cur": {"storage": "one"}}, "/cur/storage", "three"),
+        ({"rank": 4, "layout": "sparse"}, "/layout", "factored"),
+        ({"rank": 4, "dtype": "int8"}, "/dtype", "keep"),
+        ({"rank": 4, "seed": -1}, "/seed", "greater than or equal to 0"),
+        ({"rank": 4, "include": "*"}, "/include", "valid tuple"),
+        ({"rank": 4, "include": [""]}, "/include/0", "at least 1 character"),
+        ({"rank": 4, "overrides": [{"rank": 2}]}, "/overrides/0/match", "required"),
+        ({"rank": 4, "overrides": [{"match": "*", "rank": {"ratio": 7}}]}, "/overrides/0/rank/ratio", "less"),
+        ({"rank": 4, "overrides": [{"match": "*", "a/b~c": 7}]}, "/overrides/0/a~1b~0c", "not permitted"),
+    ],
+)
+def test_a_bad_spec_is_refused_with_the_pointer_and_the_reason(document, pointer, words):
+    with pytest.raises(ValidationError) as refusal:
+        CompressionSpec.model_validate(document)
+
+    (problem,) = field_problems(refusal.value.errors())
+    assert problem.pointer == pointer
+    assert words in problem.detail
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"rank": 64},
+        {"rank": {"ratio": 0.5}},
+        {"rank": {"energy": 1}},
+        {"rank": {"error": 0.1}, "method": "cur", "cur": {"storage": "two"}, "selector": "cpqr"},
+        {"rank": 8, "overrides": [{"match": "a.*", "rank": {"ratio": 0.1}, "method": "cx"}]},
+    ],
+)
+def test_a_spec_survives_being_written_and_read(document):
+    spec = CompressionSpec.model_validate(document)
+
+    assert CompressionSpec.model_validate_json(spec.canonical()) == spec
+    assert document.items() <= json.loads(spec.canonical()).items()
+
+
+def test_specs_that_mean_the_same_are_written_the_same():
+    short = CompressionSpec.model_validate({"rank": {"ratio": 0.5}})
+    long = CompressionSpec.model_validate(
+        {"seed": 0, "rank": {"ratio": 0.5}, "method": "svd", "include": ["*"]}
+    )
+
+    assert short.canonical() == long.canonical()

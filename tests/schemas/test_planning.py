@@ -1,0 +1,146 @@
+from dataclasses import dataclass
+from math import prod
+
+import pytest
+
+from schemas.compression import CompressionSpec
+from schemas.plan import ITEM_BYTES, plan_document
+from schemas.planning import make_plan
+
+
+@dataclass(frozen=True)
+class Named:
+    name: str
+    shape: tuple[int, ...] = (64, 64)
+    dtype: str = "F32"
+
+    @property
+    def parameters(self):
+        return prod(self.shape)
+
+    @property
+    def nbytes(self):
+        return self.parameters * ITEM_BYTES.get(self.dtype, 1)
+
+
+def planned(tensors, **spec):
+    return make_plan(tensors, CompressionSpec.model_validate({"rank": 4} | spec))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "selected"),
+    [
+        (Named("layer.weight"), True),
+        (Named("layer.weight", dtype="F64"), True),
+        (Named("layer.weight", dtype="F16"), True),
+        (Named("layer.weight", dtype="BF16"), True),
+        (Named("layer.weight", dtype="I64"), False),
+        (Named("layer.weight", dtype="F8_E4M3"), False),
+        (Named("layer.weight", shape=(64,)), False),
+        (Named("layer.weight", shape=(64, 64, 3, 3)), False),
+        (Named("layer.weight", shape=()), False),
+        (Named("layer.bias"), False),
+        (Named("layer.weights"), False),
+        (Named("weight"), False),
+        (Named("model.embed_tokens.weight"), False),
+        (Named("bert.embeddings.word_embeddings.weight"), False),
+        (Named("transformer.wte.weight"), False),
+        (Named("transformer.wpe.weight"), False),
+        (Named("layer.norm.weight"), False),
+        (Named("transformer.h.0.attn.c_attn.weight"), True),
+        (Named("classifier.0.weight"), True),
+    ],
+)
+def test_floating_matrices_named_weight_are_selected_but_for_embeddings_and_norms(tensor, selected):
+    assert [layer.tensor for layer in planned([tensor]).layers] == [tensor.name] * selected
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec", "rank", "reason"),
+    [
+        ((64, 64), {"rank": 31}, 31, None),
+        ((64, 64), {"rank": 32}, None, "no_saving"),
+        ((64, 64), {"rank": 64}, None, "no_saving"),
+        ((64, 64), {"rank": {"ratio": 0.5}}, 16, None),
+        ((64, 64), {"rank": {"ratio": 1.0}}, None, "no_saving"),
+        ((64, 64), {"rank": {"ratio": 0.001}}, None, "rank_zero"),
+        ((64, 64), {"method": "cur", "rank": 26}, 26, None),
+        ((64, 64), {"method": "cur", "rank": 27}, None, "no_saving"),
+        ((64, 64), {"method": "cur", "cur": {"storage": "two"}, "rank": 27}, 27, None),
+        ((64, 64), {"method": "cx", "rank": 31}, 31, None),
+        ((1, 64), {"rank": 1}, None, "no_saving"),
+        ((1, 64), {"rank": {"error": 0.5}}, None, "no_saving"),
+        ((0, 64), {"rank": {"ratio": 0.5}}, None, "no_saving"),
+        ((10, 4096), {"rank": 10}, None, "no_saving"),
+    ],
+)
+def test_a_layer_is_factored_only_where_that_saves_parameters(shape, spec, rank, reason):
+    (layer,) = planned([Named("layer.weight", shape)], **spec).layers
+
+    assert (layer.rank, layer.reason) == (rank, reason)
+
+
+def test_the_first_matching_override_wins():
+    overrides = [{"match": "a.*", "rank": 7}, {"match": "*", "rank": 9, "method": "cx", "selector": "cpqr"}]
+    layers = planned([Named("a.b.weight"), Named("c.weight")], overrides=overrides).layers
+
+    assert [(x.rank, x.method, x.selector) for x in layers] == [(7, "svd", "qdeim"), (9, "cx", "cpqr")]
+
+
+@pytest.mark.parametrize(
+    ("others", "method", "reason"),
+    [
+        ([], "svd", None),
+        (["x.0.weight"], "svd", "names_taken"),
+        (["x.1.weight"], "svd", "names_taken"),
+        (["x.2.weight"], "svd", None),
+        (["x.2.weight"], "cur", "names_taken"),
+        (["x.1.bias"], "svd", None),
+        (["x.bias", "x.1.bias"], "svd", "names_taken"),
+        (["x.bias", "x.1.bias"], "cur", None),
+        (["x.bias", "x.2.bias"], "cur", "names_taken"),
+    ],
+)
+def test_a_layer_whose_new_names_are_taken_stays_dense(others, method, reason):
+    tensors = [Named("x.weight"), *(Named(name, shape=(64,)) for name in others)]
+
+    assert planned(tensors, method=method).layers[0].reason == reason
+    assert planned(tensors, method=method, layout="dense").layers[0].reason is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "warning"),
+    [
+        ({"include": ["layer", "lyer*"]}, "include: the pattern 'lyer*' matches no layer"),
+        ({"exclude": ["*head"]}, "exclude: the pattern '*head' matches no layer"),
+        ({"exclude": ["layer.norm"]}, None),
+        ({"overrides": [{"match": "nope", "rank": 2}]}, "overrides: the pattern 'nope' matches no layer"),
+        ({"exclude": ["*"]}, "no layer is selected: the output equals the input"),
+        ({}, None),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_a_warning(spec, warning):
+    plan = planned([Named("layer.weight"), Named("layer.norm.weight", shape=(64,))], **spec)
+
+    assert plan.warnings == ((warning,) if warning else ())
+
+
+def test_a_plan_document_counts_every_tensor():
+    tensors = [Named("a.weight"), Named("a.bias", (64,)), Named("b.weight", dtype="BF16")]
+    spec = CompressionSpec.model_validate({"rank": 4, "dtype": "float16"})
+    document = plan_document("m", tensors, make_plan(tensors, spec))
+
+    assert document.totals.parameters_before == 2 * 4096 + 64
+    assert document.totals.parameters_after == 2 * 4 * 128 + 64
+    assert document.totals.bytes_after == 2 * (2 * 4 * 128) + 64 * 4
+    assert document.totals.exact
+
+
+def test_a_rank_that_needs_a_spectrum_is_bounded():
+    tensors = [Named("a.weight")]
+    spec = CompressionSpec.model_validate({"rank": {"energy": 0.9}})
+    document = plan_document("m", tensors, make_plan(tensors, spec))
+
+    assert document.layers[0].rank is None
+    assert (document.layers[0].rank_bounds.least, document.layers[0].rank_bounds.most) == (1, 31)
+    assert not document.totals.exact
