@@ -1,0 +1,29 @@
+"""Low-rank approximation of one matrix: pure functions of tensors, numbers and a seed."""
+
+from worker.lowrank.cur import CUR, cur
+from worker.lowrank.cx import CX, cx
+from worker.lowrank.factor import factor
+from worker.lowrank.outcome import Factored, FactorRequest, Kept, Reason
+from worker.lowrank.ranks import EnergyRank, ErrorRank
+from worker.lowrank.residual import relative_error
+from worker.lowrank.selectors import SELECTORS, Selector
+from worker.lowrank.svd import LowRank, svd
+
+__all__ = [
+    "CUR",
+    "CX",
+    "SELECTORS",
+    "EnergyRank",
+    "ErrorRank",
+    "FactorRequest",
+    "Factored",
+    "Kept",
+    "LowRank",
+    "Reason",
+    "Selector",
+    "cur",
+    "cx",
+    "factor",
+    "relative_error",
+    "svd",
+]

@@ -1,0 +1,110 @@
+"""The door for one weight: a request in, an outcome out."""
+
+import math
+
+import torch
+
+from worker.lowrank.decomposition import LINALG_ERRORS, Decomposition, decompositions
+from worker.lowrank.edge import check_weight
+from worker.lowrank.outcome import Factored, FactorRequest, Kept, Reason
+from worker.lowrank.ranks import ErrorRank, optimal_error
+from worker.lowrank.scale import exponent_of, times_power
+from worker.lowrank.search import least
+from worker.lowrank.trial import Bench, OutOfRangeError, Trial
+
+
+def factor(weight: torch.Tensor, request: FactorRequest) -> Factored | Kept:
+    """Factor one weight as asked, or say why it stays dense.
+
+    Numerical trouble is an outcome and never an exception. Each step of the ladder (see
+    :func:`worker.lowrank.decomposition.decompositions`) is taken only where the one before did not converge
+    or was not accurate enough for the rank asked for.
+
+    Parameters
+    ----------
+    weight : Tensor [m, n]
+        float64, float32, float16 or bfloat16; its device is where the work is done. It is not changed.
+    request : FactorRequest
+        Method, rank or rank rule, selector, and how the factors are stored.
+
+    Returns
+    -------
+    Factored or Kept
+        Same input, same bytes, on the same machine.
+
+    Raises
+    ------
+    ValueError
+        If the weight is not a matrix, or of a dtype that is not supported.
+
+    Examples
+    --------
+    >>> request = FactorRequest(method="svd", rank=1, max_rank=1, dtype=torch.float32)
+    >>> factor(torch.ones(4, 4), request).relative_error < 1e-6
+    True
+    """
+    ceiling = min(request.max_rank, *weight.shape)
+    if ceiling < 1 or (isinstance(request.rank, int) and request.rank > ceiling):
+        return Kept(reason=Reason.NO_SAVING)
+    check_weight(weight)
+    weight = weight.detach()
+    exponent = exponent_of(weight)
+    if exponent is None:
+        return Kept(reason=Reason.NOT_FINITE)
+    for decomposition in decompositions(weight, exponent, vectors=request.needs_vectors):
+        try:
+            outcome = _outcome(Bench(weight, exponent, request, decomposition), ceiling)
+        except OutOfRangeError:
+            spectrum = _spectrum(decomposition, exponent)
+            known = spectrum if bool(spectrum.isfinite().all()) else None
+            return Kept(reason=Reason.OUT_OF_RANGE, singular_values=known)
+        except LINALG_ERRORS:
+            continue
+        if outcome is not None:
+            return outcome
+    return Kept(reason=Reason.NOT_CONVERGED)
+
+
+def _outcome(bench: Bench, ceiling: int) -> Factored | Kept | None:
+    """Return what comes of this decomposition, or None where a more careful one is needed."""
+    rule, decomposition = bench.request.rank, bench.decomposition
+    rank = rule if isinstance(rule, int) else decomposition.decide(rule)
+    if rank is None or not decomposition.resolves(rank):
+        return None
+    trial = _least_trial(bench, rank, ceiling) if rank <= ceiling else None
+    if trial is None and decomposition.resolves(ceiling):
+        singular_values = _spectrum(decomposition, bench.exponent)
+        return Kept(reason=Reason.NO_SAVING, singular_values=singular_values)
+    if trial is None or not (trial.accurate and decomposition.resolves(trial.rank)):
+        return None
+    return _factored(trial, bench)
+
+
+def _least_trial(bench: Bench, rank: int, ceiling: int) -> Trial | None:
+    rule = bench.request.rank
+    if not isinstance(rule, ErrorRank):
+        return bench.attempt(rank)
+    return least(rank, ceiling, bench.attempt, lambda trial: rule.allows(trial.residual.relative))
+
+
+def _factored(trial: Trial, bench: Bench) -> Factored:
+    residual = trial.residual
+    if not math.isfinite(residual.squared_norm):
+        raise OutOfRangeError
+    best = optimal_error(bench.decomposition.singular_values, trial.rank)
+    return Factored(
+        factors=trial.factors,
+        rank=trial.rank,
+        relative_error=residual.relative,
+        squared_error=residual.squared_error,
+        squared_norm=residual.squared_norm,
+        # Any factors of this rank bound the optimum from above; only rounding could say otherwise.
+        optimal_error=min(best, residual.relative),
+        singular_values=_spectrum(bench.decomposition, bench.exponent),
+        columns=trial.columns,
+        rows=trial.rows,
+    )
+
+
+def _spectrum(decomposition: Decomposition, exponent: int) -> torch.Tensor:
+    return times_power(decomposition.singular_values, exponent)

@@ -1,0 +1,128 @@
+"""What is asked of one weight, and what comes of it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+import torch
+
+from worker.lowrank.edge import DTYPES, check_seed, check_selector
+from worker.lowrank.ranks import EnergyRank, ErrorRank
+from worker.lowrank.selectors import SPECTRAL, Selector
+
+METHODS = ("svd", "cur", "cx")
+STORAGES = ("three", "two")
+
+
+class Reason(StrEnum):
+    """Why a weight was kept dense."""
+
+    NO_SAVING = "no_saving"
+    NOT_FINITE = "not_finite"
+    NOT_CONVERGED = "not_converged"
+    OUT_OF_RANGE = "out_of_range"
+
+    @property
+    def explanation(self) -> str:
+        """One sentence for people."""
+        return _EXPLANATIONS[self]
+
+
+_EXPLANATIONS = {
+    Reason.NO_SAVING: "At the rank that was asked for, the factors would hold no fewer parameters.",
+    Reason.NOT_FINITE: "The weight holds NaN or infinite values.",
+    Reason.NOT_CONVERGED: "No method found the weight's singular values to full accuracy.",
+    Reason.OUT_OF_RANGE: "The dtype of the factors cannot hold their values; ask for a wider one.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorRequest:
+    """How one weight is to be factored.
+
+    Attributes
+    ----------
+    method : {"svd", "cur", "cx"}
+        The decomposition.
+    rank : int, EnergyRank or ErrorRank
+        The rank, or the rule that finds it.
+    max_rank : int
+        The largest rank that saves parameters; 0 where none does.
+    dtype : torch.dtype
+        Of the stored factors.
+    selector : Selector
+        For ``cur`` and ``cx``.
+    storage : {"three", "two"}
+        For ``cur``: R, U and C, or U·R and C.
+    seed : int
+        ≥ 0, for selectors that use chance.
+    """
+
+    method: Literal["svd", "cur", "cx"]
+    rank: int | EnergyRank | ErrorRank
+    max_rank: int
+    dtype: torch.dtype
+    selector: Selector = "qdeim"
+    storage: Literal["three", "two"] = "three"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
+        if self.storage not in STORAGES:
+            raise ValueError(f"storage must be one of {', '.join(STORAGES)}, not {self.storage!r}")
+        if isinstance(self.rank, int) and self.rank < 1:
+            raise ValueError(f"rank must be at least 1, not {self.rank}")
+        if self.max_rank < 0:
+            raise ValueError(f"max_rank must be at least 0, not {self.max_rank}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"factors cannot be stored as {self.dtype}")
+        check_selector(self.selector)
+        check_seed(self.seed)
+
+    @property
+    def needs_vectors(self) -> bool:
+        """Whether singular values alone would not do."""
+        return self.method == "svd" or self.selector in SPECTRAL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factored:
+    """A weight W [m, n] in factors of rank k, measured as stored.
+
+    Attributes
+    ----------
+    factors : tuple of Tensor
+        Contiguous, in the stored dtype, input side first as in a ``torch.nn.Sequential``: ``(right [k, n],
+        left [m, k])`` for svd, cx and cur in two, ``(r [k, n], u [k, k], c [m, k])`` for cur in three.
+    rank : int
+        k.
+    relative_error : float
+        ‖W - Ŵ‖_F/‖W‖_F of the factors after the cast; 0 for the zero matrix.
+    squared_error, squared_norm : float
+        ‖W - Ŵ‖_F² and ‖W‖_F².
+    optimal_error : float
+        The relative error of the best Ŵ of this rank.
+    singular_values : Tensor [min(m, n)]
+        float64 on the CPU, descending: the full spectrum.
+    columns, rows : tuple of int, or None
+        What cur and cx chose, ascending.
+    """
+
+    factors: tuple[torch.Tensor, ...]
+    rank: int
+    relative_error: float
+    squared_error: float
+    squared_norm: float
+    optimal_error: float
+    singular_values: torch.Tensor
+    columns: tuple[int, ...] | None = None
+    rows: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A weight that stays dense, the reason, and its spectrum where that is known."""
+
+    reason: Reason
+    singular_values: torch.Tensor | None = None
