@@ -1,7 +1,7 @@
 """Checkpoints: the safetensors header and the shard index, and every check on them."""
 
 from schemas.fault import CheckpointError
-from schemas.frame import MAX_HEADER_BYTES, HeaderScan, read_header
+from schemas.frame import MAX_HEADER_BYTES, HeaderScan, read_header, scan_file
 from schemas.header import MAX_TENSORS, Header, parse_header
 from schemas.index import CHECKPOINT_ID, FILE_NAME, INDEX_ENDING, MAX_INDEX_BYTES, ShardIndex, parse_index
 from schemas.shards import check_shards
@@ -27,4 +27,5 @@ __all__ = [
     "parse_header",
     "parse_index",
     "read_header",
+    "scan_file",
 ]

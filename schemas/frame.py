@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import SEEK_END
 from typing import TYPE_CHECKING
 
 from schemas.fault import CheckpointError
@@ -10,6 +11,7 @@ from schemas.jsonscan import JsonScan
 from schemas.signature import recognised
 
 if TYPE_CHECKING:
+    from io import FileIO
     from pathlib import Path
 
 # 32 MB hold about 300 000 tensors; the reference reader takes 100 MB.
@@ -111,12 +113,17 @@ class HeaderScan:
 
 def read_header(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> Header:
     """Check the header of the file at `path`, and that it agrees with the file's size."""
-    scan = HeaderScan(max_header_bytes=max_header_bytes)
     with path.open("rb", buffering=0) as file:
-        size_bytes = file.seek(0, 2)
-        file.seek(0)
-        while scan.header is None and (chunk := file.read(_READ_BYTES)):
-            scan.feed(chunk)
+        return scan_file(file, max_header_bytes=max_header_bytes)
+
+
+def scan_file(file: FileIO, *, max_header_bytes: int = MAX_HEADER_BYTES) -> Header:
+    """Check the header of an open file, of which no more than the header is read."""
+    scan = HeaderScan(max_header_bytes=max_header_bytes)
+    size_bytes = file.seek(0, SEEK_END)
+    file.seek(0)
+    while scan.header is None and (chunk := file.read(_READ_BYTES)):
+        scan.feed(chunk)
     return scan.finish(size_bytes)
 
 

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: one tensor at a time, both ways."""

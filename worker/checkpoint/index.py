@@ -1,0 +1,50 @@
+"""Writing the index of a sharded checkpoint."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from worker.checkpoint.part import PartFile, WrittenFile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+def write_index(
+    path: Path,
+    weight_map: Mapping[str, str],
+    *,
+    metadata: Mapping[str, Any],
+    total_size_bytes: int,
+    total_parameters: int,
+) -> WrittenFile:
+    """
+    Write the index of a sharded checkpoint, published by rename.
+
+    Parameters
+    ----------
+    path : Path
+        Where the index shall appear.
+    weight_map : mapping of str to str
+        The file name of each tensor, in the order to list them.
+    metadata : mapping
+        The input index's metadata. ``total_size`` is set; ``total_parameters`` is updated where it stands.
+    total_size_bytes : int
+        The bytes of all tensors together.
+    total_parameters : int
+        The elements of all tensors together.
+
+    Returns
+    -------
+    WrittenFile
+        The published file.
+    """
+    totals = {"total_size": total_size_bytes}
+    if "total_parameters" in metadata:
+        totals["total_parameters"] = total_parameters
+    index = {"metadata": {**metadata, **totals}, "weight_map": dict(weight_map)}
+    with PartFile(path) as part:
+        part.write(json.dumps(index, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    return part.written()

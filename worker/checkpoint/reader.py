@@ -1,0 +1,165 @@
+"""Reading a checkpoint one tensor at a time."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from schemas.checkpoint import MAX_HEADER_BYTES, CheckpointError, TensorInfo, scan_file
+from worker.checkpoint.dtypes import torch_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CHUNK_BYTES = 4 << 20
+# Linux transfers slightly less than 2 GiB by one call.
+_MAX_READ_BYTES = 1 << 30
+
+
+class CheckpointReader:
+    """
+    Gives the tensors of one safetensors file, each by its offset.
+
+    The file is neither mapped nor read as a whole: `read` holds one tensor, `chunks` a few MiB. Several
+    threads may call all methods at once.
+
+    Parameters
+    ----------
+    path : Path
+        The file. It stays open until the reader is closed, so it may be renamed or removed meanwhile.
+    max_header_bytes : int
+        The longest header to accept, in bytes.
+
+    Attributes
+    ----------
+    header : Header
+        The checked header.
+
+    Raises
+    ------
+    CheckpointError
+        If the header is at fault or does not agree with the file's size.
+    OSError
+        If the file cannot be opened.
+
+    Examples
+    --------
+    >>> with CheckpointReader(path) as reader:  # doctest: +SKIP
+    ...     weight = reader.read("encoder.layer.0.attention.self.query.weight")
+    """
+
+    def __init__(self, path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> None:
+        self._file = path.open("rb", buffering=0)
+        try:
+            self._state = self._present_state()
+            self.header = scan_file(self._file, max_header_bytes=max_header_bytes)
+        except BaseException:
+            self._file.close()
+            raise
+        self._name = path.name
+        self._infos = {info.name: info for info in self.header.tensors}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; tensors that were read stay valid."""
+        self._file.close()
+
+    def info(self, name: str) -> TensorInfo:
+        """
+        Return the header's entry of a tensor.
+
+        Raises
+        ------
+        KeyError
+            If the file holds no tensor `name`.
+        """
+        return self._infos[name]
+
+    def read(self, name: str) -> torch.Tensor:
+        """
+        Read one tensor into memory of its own.
+
+        Parameters
+        ----------
+        name : str
+            The tensor's name.
+
+        Returns
+        -------
+        Tensor, of the header's dtype and shape
+            Contiguous, on the CPU, and the caller's to change.
+
+        Raises
+        ------
+        KeyError
+            If the file holds no tensor `name`.
+        CheckpointError
+            With code ``dtype-not-readable`` for a dtype that torch lacks, with ``file-changed`` if the file
+            changed since it was opened.
+        """
+        info = self._infos[name]
+        dtype = torch_dtype(info.dtype)
+        raw = torch.empty(info.nbytes, dtype=torch.uint8)
+        self._fill(raw.numpy().data, info, 0)
+        self._check_unchanged()
+        return raw.view(dtype).reshape(info.shape)
+
+    def chunks(self, info: TensorInfo, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[memoryview]:
+        """
+        Yield the bytes of one tensor, piece by piece.
+
+        Parameters
+        ----------
+        info : TensorInfo
+            The tensor's entry in this file's header.
+        chunk_bytes : int
+            The size of a piece, in bytes; the last may be smaller.
+
+        Yields
+        ------
+        memoryview
+            Valid until the next piece is asked for, which takes the same memory.
+
+        Raises
+        ------
+        CheckpointError
+            With code ``file-changed`` if the file changed since it was opened.
+        """
+        buffer = memoryview(bytearray(min(chunk_bytes, info.nbytes)))
+        for offset in range(0, info.nbytes, chunk_bytes):
+            piece = buffer[: info.nbytes - offset]
+            self._fill(piece, info, offset)
+            yield piece
+        self._check_unchanged()
+
+    def _fill(self, target: memoryview, info: TensorInfo, offset: int) -> None:
+        """Fill `target` with the bytes of a tensor from `offset` on."""
+        at = self.header.data_start + info.start + offset
+        while target:
+            count = os.preadv(self._file.fileno(), [target[:_MAX_READ_BYTES]], at)
+            if count == 0:
+                raise self._changed(f"it ends at byte {at}")
+            target = target[count:]
+            at += count
+
+    def _present_state(self) -> tuple[int, int]:
+        state = os.fstat(self._file.fileno())
+        return state.st_size, state.st_mtime_ns
+
+    def _check_unchanged(self) -> None:
+        if self._present_state() != self._state:
+            raise self._changed("its size or time of change differs")
+
+    def _changed(self, how: str) -> CheckpointError:
+        return CheckpointError(
+            "file-changed",
+            f"{self._name} changed while it was read: {how}. Store it again and do not write to it.",
+        )

@@ -1,0 +1,136 @@
+"""Finished layers, kept for the next attempt."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from schemas.checkpoint import CheckpointError, TensorInfo
+from worker.checkpoint.dtypes import dtype_name
+from worker.checkpoint.reader import CheckpointReader
+from worker.checkpoint.writer import MAX_OUTPUT_HEADER_BYTES, CheckpointWriter, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_OUTCOME = "outcome"
+_CHECKSUM = "crc32"
+_NO_FACTORS = TensorSpec("none", "U8", (0,))
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledLayer:
+    """
+    A finished layer on disk.
+
+    Attributes
+    ----------
+    path : Path
+        Its file.
+    outcome_json : str
+        What was given to `LayerSpool.put`.
+    factors : tuple of TensorInfo
+        Its factors in the order they were given, named ``"0"``, ``"1"``, ….
+    """
+
+    path: Path
+    outcome_json: str
+    factors: tuple[TensorInfo, ...]
+
+    def open(self) -> CheckpointReader:
+        """Open the file, to read factors or to copy them into a `CheckpointWriter`; the caller closes it."""
+        return CheckpointReader(self.path, max_header_bytes=MAX_OUTPUT_HEADER_BYTES)
+
+
+class LayerSpool:
+    """
+    A directory of finished layers, one file each.
+
+    Files appear complete or not at all, but are not forced to the disk: a loss of power may damage one, which
+    its checksum shows. A damaged file counts as not there.
+
+    Parameters
+    ----------
+    directory : Path
+        Made by the first `put`. It should serve one input and one specification only.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def put(self, index: int, outcome_json: str, factors: Sequence[torch.Tensor]) -> None:
+        """
+        Keep a layer.
+
+        Parameters
+        ----------
+        index : int
+            The layer's number; what was kept under it is replaced.
+        outcome_json : str
+            What there is to say of it.
+        factors : sequence of Tensor
+            All of one dtype; none for a layer that stays dense.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        ready = [factor.detach().cpu().contiguous() for factor in factors]
+        specs = [
+            TensorSpec(str(at), dtype_name(factor.dtype), tuple(factor.shape))
+            for at, factor in enumerate(ready)
+        ]
+        metadata = {_OUTCOME: outcome_json, _CHECKSUM: str(_checksum(ready))}
+        with CheckpointWriter(self._path(index), specs or [_NO_FACTORS], metadata, durable=False) as writer:
+            for factor in ready or [torch.empty(0, dtype=torch.uint8)]:
+                writer.write(factor)
+
+    def get(self, index: int) -> SpooledLayer | None:
+        """
+        Find a layer that was kept and is whole.
+
+        Parameters
+        ----------
+        index : int
+            The layer's number.
+
+        Returns
+        -------
+        SpooledLayer or None
+            None if it was not kept or is damaged.
+        """
+        path = self._path(index)
+        try:
+            with CheckpointReader(path, max_header_bytes=MAX_OUTPUT_HEADER_BYTES) as reader:
+                metadata = reader.header.metadata
+                whole = metadata.get(_CHECKSUM) == str(_read_checksum(reader))
+                infos = tuple(info for info in reader.header.tensors if info.name != _NO_FACTORS.name)
+        except (FileNotFoundError, CheckpointError):
+            return None
+        return SpooledLayer(path, metadata[_OUTCOME], infos) if whole and _OUTCOME in metadata else None
+
+    def clear(self) -> None:
+        """Remove every layer, and the directory if nothing else is in it."""
+        for path in self.directory.glob("layer-*.safetensors*"):
+            path.unlink(missing_ok=True)
+        if self.directory.is_dir() and not any(self.directory.iterdir()):
+            self.directory.rmdir()
+
+    def _path(self, index: int) -> Path:
+        return self.directory / f"layer-{index:05d}.safetensors"
+
+
+def _checksum(factors: Sequence[torch.Tensor]) -> int:
+    total = 0
+    for factor in factors:
+        total = zlib.crc32(factor.reshape(-1).view(torch.uint8).numpy().data, total)
+    return total
+
+
+def _read_checksum(reader: CheckpointReader) -> int:
+    total = 0
+    for info in reader.header.tensors:
+        for piece in reader.chunks(info):
+            total = zlib.crc32(piece, total)
+    return total

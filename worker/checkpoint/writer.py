@@ -1,0 +1,221 @@
+"""Writing a checkpoint one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from schemas.checkpoint import DTYPE_BITS, CheckpointError, Header, TensorInfo, parse_header
+from worker.checkpoint.dtypes import alignment_bytes, dtype_name
+from worker.checkpoint.part import PartFile, WrittenFile
+from worker.checkpoint.reader import CHUNK_BYTES, CheckpointReader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+# The reference reader refuses longer headers.
+MAX_OUTPUT_HEADER_BYTES = 100_000_000
+_PADDING_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor to be written: its name, safetensors dtype and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
+
+
+def aligned_order(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """
+    Order tensors so that each begins at a multiple of its element's size.
+
+    Readers that view the file's memory as elements fail on others. An order that does so is kept; else the
+    tensors are sorted by element size, largest first, which always does so, and stably.
+
+    Parameters
+    ----------
+    specs : iterable of TensorSpec
+        The tensors in the order that is preferred.
+
+    Returns
+    -------
+    tuple of TensorSpec
+        The same tensors in the order to write them.
+    """
+    given = tuple(specs)
+    starts = accumulate((spec.nbytes for spec in given), initial=0)
+    if all(start % alignment_bytes(spec.dtype) == 0 for spec, start in zip(given, starts, strict=False)):
+        return given
+    return tuple(sorted(given, key=lambda spec: -alignment_bytes(spec.dtype)))
+
+
+class CheckpointWriter:
+    """
+    Writes one safetensors file, tensor by tensor, published by rename when all of it is there.
+
+    The header is written first, so names, dtypes and shapes must be known. The data then streams through,
+    hashed in the same pass. A block that raises, or ends before every tensor is written, publishes nothing.
+
+    Parameters
+    ----------
+    path : Path
+        Where the file shall appear.
+    specs : iterable of TensorSpec
+        The tensors; `aligned_order` is applied to them.
+    metadata : mapping of str to str, optional
+        The file's ``__metadata__``.
+    durable : bool
+        Whether the file must be on the disk before it is visible.
+
+    Attributes
+    ----------
+    header : Header
+        What the file will hold, its tensors in the order in which they must be written.
+
+    Raises
+    ------
+    CheckpointError
+        If a reader would refuse the header: a name repeats or is too long, or the header exceeds 100 MB.
+
+    Examples
+    --------
+    >>> with CheckpointWriter(path, [TensorSpec("w", "F32", (2, 2))]) as writer:  # doctest: +SKIP
+    ...     writer.write(torch.eye(2))
+    >>> writer.written.sha256  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        specs: Iterable[TensorSpec],
+        metadata: Mapping[str, str] | None = None,
+        *,
+        durable: bool = True,
+    ) -> None:
+        ordered = aligned_order(specs)
+        self._header_json = _header_json(ordered, metadata or {})
+        # What is written must be what would be accepted.
+        self.header: Header = parse_header(
+            self._header_json, file_bytes=8 + len(self._header_json) + sum(spec.nbytes for spec in ordered)
+        )
+        self._count = 0
+        self._part = PartFile(path, durable=durable)
+
+    def __enter__(self) -> Self:
+        self._part.__enter__()
+        self._part.write(len(self._header_json).to_bytes(8, "little"))
+        self._part.write(self._header_json)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        incomplete = self._incomplete() if error is None else None
+        self._part.__exit__(kind, error or incomplete, traceback)
+        if incomplete is not None:
+            raise incomplete
+
+    @property
+    def written(self) -> WrittenFile:
+        """The published file's name, size and SHA-256; of meaning once the block has ended."""
+        return self._part.written()
+
+    @property
+    def next(self) -> TensorInfo | None:
+        """The tensor to be written next; None when all are."""
+        tensors = self.header.tensors
+        return tensors[self._count] if self._count < len(tensors) else None
+
+    def write(self, tensor: torch.Tensor) -> None:
+        """
+        Write the next tensor from memory.
+
+        Parameters
+        ----------
+        tensor : Tensor, of the next tensor's dtype and shape
+            On any device, with any strides.
+
+        Raises
+        ------
+        ValueError
+            If dtype or shape are not the next tensor's.
+        """
+        self._step(dtype_name(tensor.dtype), tuple(tensor.shape))
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        raw = flat.view(torch.uint8).numpy().data
+        for offset in range(0, len(raw), CHUNK_BYTES):
+            self._part.write(raw[offset : offset + CHUNK_BYTES])
+
+    def copy(self, reader: CheckpointReader, info: TensorInfo) -> None:
+        """
+        Write the next tensor by copying the bytes of one in another file.
+
+        Parameters
+        ----------
+        reader : CheckpointReader
+            The other file.
+        info : TensorInfo
+            The tensor in that file, of the next tensor's dtype and shape; its name may differ.
+
+        Raises
+        ------
+        ValueError
+            If dtype or shape are not the next tensor's.
+        CheckpointError
+            With code ``file-changed`` if the other file changed since it was opened.
+        """
+        self._step(info.dtype, info.shape)
+        for piece in reader.chunks(info):
+            self._part.write(piece)
+
+    def _step(self, dtype: str, shape: tuple[int, ...]) -> None:
+        wanted = self.next
+        if wanted is None:
+            raise ValueError("Every tensor of this file is written already.")
+        if (dtype, shape) != (wanted.dtype, wanted.shape):
+            raise ValueError(
+                f"{wanted.name} comes next as {wanted.dtype} {list(wanted.shape)}, not {dtype} {list(shape)}."
+            )
+        self._count += 1
+
+    def _incomplete(self) -> ValueError | None:
+        if self.next is not None:
+            return ValueError(f"{self._part.path.name} is incomplete: {self.next.name} was not written.")
+        if self._part.size_bytes != self.header.file_bytes:
+            return ValueError(
+                f"{self._part.path.name} has {self._part.size_bytes} bytes, not {self.header.file_bytes}."
+            )
+        return None
+
+
+def _header_json(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    """Build the header, padded with spaces so that the data begins at a multiple of eight bytes."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    start = 0
+    for spec in specs:
+        if spec.name in entries:
+            raise CheckpointError("duplicate-name", f'The output would hold two tensors named "{spec.name}".')
+        end = start + spec.nbytes
+        entries[spec.name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (start, end)}
+        start = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    padded = text.ljust(-(-len(text) // _PADDING_BYTES) * _PADDING_BYTES)
+    if len(padded) > MAX_OUTPUT_HEADER_BYTES:
+        raise CheckpointError(
+            "output-header-too-large",
+            f"The output's header takes {len(padded)} bytes, but readers accept {MAX_OUTPUT_HEADER_BYTES}.",
+        )
+    return padded
