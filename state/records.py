@@ -1,0 +1,135 @@
+"""The job record: the truth about a job, as Redis holds it in fields and job.json as one document."""
+
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from pydantic import BaseModel, ConfigDict
+
+from schemas.compression import CompressionSpec
+from schemas.job import JobState, Progress
+from schemas.problem import Problem
+from schemas.report import FileReport, Totals
+
+JOB_ID = re.compile(r"J[0-9a-f]{32}")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+# What a transition changes; the rest of a record is fixed when the job is made.
+PLAIN = ("state", "version", "attempt", "fence", "worker", "result_fence", "single_file")
+NESTED = ("error", "summary")
+TIMES = {"created_at": "created_us", "started_at": "started_us", "finished_at": "finished_us"}
+
+
+class Stored(BaseModel):
+    """Something kept across releases: a field that a newer release wrote does not make it unreadable."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Idempotency(Stored):
+    """A client's key, and the digest of what it asked for under it."""
+
+    key: str
+    fingerprint: str
+
+
+class NewJob(Stored):
+    """What is known of a job before it is made."""
+
+    checkpoint: str
+    spec: CompressionSpec
+    files: tuple[FileReport, ...] = ()
+    warnings: tuple[str, ...] = ()
+    parameters_total: int = 0
+
+
+class JobRecord(NewJob):
+    """A job; `version` grows with every transition, `fence` with every attempt."""
+
+    id: str
+    state: JobState
+    version: int
+    created_at: str
+    started_at: str | None = None
+    finished_at: str | None = None
+    attempt: int = 0
+    fence: int = 0
+    worker: str | None = None
+    error: Problem | None = None
+    summary: Totals | None = None
+    result_fence: int | None = None
+    single_file: str | None = None
+    idempotency: Idempotency | None = None
+
+    def document(self) -> str:
+        """Return the text of job.json; what is None is left out, as the spec's rules demand."""
+        return self.model_dump_json(exclude_none=True, indent=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to work on a job until the lease ends; every later call shows the fence."""
+
+    record: JobRecord
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A record and what changes too often to be part of it."""
+
+    record: JobRecord
+    progress: Progress
+    queue_position: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """Some jobs, newest first, and where the next page begins."""
+
+    jobs: tuple[JobView, ...]
+    next_cursor: str | None
+
+
+def new_job_id() -> str:
+    """Return an id that cannot be guessed."""
+    return "J" + secrets.token_hex(16)
+
+
+def rfc3339(microseconds: int) -> str:
+    """Write a time since 1970 with all six digits, so that times sort as text."""
+    time = EPOCH + timedelta(microseconds=microseconds)
+    return time.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def microseconds(time: str) -> int:
+    """Read what `rfc3339` wrote."""
+    return (datetime.fromisoformat(time) - EPOCH) // timedelta(microseconds=1)
+
+
+def fixed_document(new: NewJob, job_id: str, idempotency: Idempotency | None) -> str:
+    """Return the part of a record that never changes."""
+    own = {"id": job_id} | ({"idempotency": idempotency.model_dump()} if idempotency else {})
+    fixed = set(NewJob.model_fields)
+    return json.dumps(new.model_dump(mode="json", include=fixed, exclude_none=True) | own)
+
+
+def to_fields(record: JobRecord) -> dict[str, str]:
+    """Spread a record over the fields of its Redis hash."""
+    document = json.loads(record.document())
+    fields = {"fixed": fixed_document(record, record.id, record.idempotency)}
+    fields |= {name: str(document[name]) for name in PLAIN if name in document}
+    fields |= {name: json.dumps(document[name]) for name in NESTED if name in document}
+    return fields | {to: str(microseconds(document[name])) for name, to in TIMES.items() if name in document}
+
+
+def from_fields(fields: Mapping[str, str]) -> JobRecord:
+    """Gather a record from the fields of its Redis hash."""
+    document = json.loads(fields["fixed"])
+    document |= {name: fields[name] for name in PLAIN if name in fields}
+    document |= {name: json.loads(fields[name]) for name in NESTED if name in fields}
+    document |= {name: rfc3339(int(fields[of])) for name, of in TIMES.items() if of in fields}
+    return JobRecord.model_validate(document)
