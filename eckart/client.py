@@ -1,0 +1,188 @@
+"""The client: the service's verbs as methods, and its documents as models."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+from urllib.parse import quote
+
+from eckart.connection import Call, Connection, parse
+from eckart.download import download
+from eckart.errors import InputError, JobFailed, WaitTimeoutError
+from eckart.patience import retry_after_s
+from eckart.progress import silent
+from eckart.source import find_source, open_source
+from eckart.spec import as_spec
+from eckart.upload import upload
+from schemas.checkpoint import CHECKPOINT_ID
+from schemas.job import TERMINAL, Job, JobList
+from schemas.plan import PlanDocument, plan_document
+from schemas.planning import make_plan
+from schemas.report import Report
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    import httpx
+
+    from eckart.progress import Progress
+    from eckart.source import PathOrId
+    from eckart.spec import Spec
+    from schemas.job import JobState
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+# The service holds an answer until the state changes; whoever watches wants to see the layers pass.
+HOLD_S = 30
+WATCHED_HOLD_S = 1
+PAGE_JOBS = 100
+
+
+class Client:
+    """A connection to a service; close it, or use it in a `with` block."""
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        timeout_s: float = 60.0,
+        patience_s: float = 60.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """Say where the service is, how long it may be silent, and how long it may be away."""
+        self._connection = Connection(
+            base_url, timeout_s=timeout_s, patience_s=patience_s, transport=transport
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def upload(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        id: str | None = None,  # noqa: A002 - the word the service uses
+        progress: Progress = silent,
+    ) -> str:
+        """Store a file, an index with its shards, or a directory's checkpoint; return the checkpoint's id.
+
+        Without an id it is named after its bytes, so that what the service already holds is not sent again.
+        """
+        if id is not None and CHECKPOINT_ID.fullmatch(id) is None:
+            raise InputError(
+                f"{id!r} is no id: use at most 128 letters, digits, dots, underscores and hyphens"
+            )
+        return upload(self._connection, open_source(Path(path)), id, progress)
+
+    def compress(
+        self, path_or_id: PathOrId, spec: Spec, *, wait: bool = True, progress: Progress = silent
+    ) -> Job:
+        """Compress what is on disk, or what is stored already, and wait for the end."""
+        checked = as_spec(spec)
+        source = find_source(path_or_id)
+        checkpoint = upload(self._connection, source, None, progress) if source else str(path_or_id)
+        job = self.submit(checkpoint, checked)
+        return self.wait(job.id, progress=progress) if wait else job
+
+    def submit(self, checkpoint: str, spec: Spec) -> Job:
+        """Start a job for a stored checkpoint."""
+        # The key makes a repeated request harmless: the service returns the job that the first one made.
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        body = {"checkpoint": checkpoint, "spec": as_spec(spec).document()}
+        return parse(Job, self._connection.ask(Call("POST", "/v1/jobs", json=body, headers=headers)))
+
+    def wait(self, job_id: str, *, timeout_s: float | None = None, progress: Progress = silent) -> Job:
+        """Return the job once it has succeeded; raise JobFailed when it ends otherwise."""
+        ends_at = None if timeout_s is None else time.monotonic() + timeout_s
+        longest_s = HOLD_S if progress is silent else WATCHED_HOLD_S
+        while True:
+            left_s = max(0.0, ends_at - time.monotonic()) if ends_at is not None else None
+            hold_s = longest_s if left_s is None else min(longest_s, int(left_s))
+            answer = self._poll(job_id, hold_s=hold_s, patience_s=left_s)
+            job = parse(Job, answer)
+            progress(*_standing(job))
+            if job.state == "succeeded":
+                return job
+            if job.state in TERMINAL:
+                raise JobFailed(job)
+            if timeout_s is not None and left_s == 0.0:
+                raise WaitTimeoutError(job, timeout_s=timeout_s)
+            pause_s = retry_after_s(answer.headers.get("Retry-After"))
+            pause_s = 1.0 if pause_s is None else pause_s
+            time.sleep(pause_s if ends_at is None else min(pause_s, max(0.0, ends_at - time.monotonic())))
+
+    def _poll(self, job_id: str, *, hold_s: int, patience_s: float | None) -> httpx.Response:
+        call = Call("GET", _job_path(job_id), params={"wait": hold_s}, answer_s=hold_s)
+        limit_s = self._connection.patience_s
+        return self._connection.ask(
+            call, patience_s=limit_s if patience_s is None else min(limit_s, patience_s)
+        )
+
+    def job(self, job_id: str) -> Job:
+        return parse(Job, self._connection.ask(Call("GET", _job_path(job_id))))
+
+    def jobs(self, *, state: JobState | None = None) -> Iterator[Job]:
+        """Give all jobs, or those in one state, newest first; pages are fetched as they are needed."""
+        params: dict[str, str | int] = {"limit": PAGE_JOBS}
+        if state is not None:
+            params["state"] = state
+        while True:
+            page = parse(JobList, self._connection.ask(Call("GET", "/v1/jobs", params=params)))
+            yield from page.jobs
+            if page.next_cursor is None:
+                return
+            params["cursor"] = page.next_cursor
+
+    def plan(self, path_or_id: PathOrId, spec: Spec) -> PlanDocument:
+        """Say what would be done; for what is on disk that is worked out here, and nothing is sent."""
+        checked = as_spec(spec)
+        source = find_source(path_or_id)
+        if source is not None:
+            return plan_document(source.name, source.tensors, make_plan(source.tensors, checked))
+        body = {"checkpoint": str(path_or_id), "spec": checked.document()}
+        return parse(PlanDocument, self._connection.ask(Call("POST", "/v1/plans", json=body)))
+
+    def report(self, job_id: str) -> Report:
+        headers = {"Accept": "application/json"}
+        return parse(
+            Report, self._connection.ask(Call("GET", f"{_job_path(job_id)}/report", headers=headers))
+        )
+
+    def download(
+        self, job_id: str, into: str | os.PathLike[str], *, progress: Progress = silent
+    ) -> tuple[Path, ...]:
+        """Fetch the compressed checkpoint and the report into a directory; return their paths."""
+        return download(self._connection, job_id, Path(into), progress)
+
+    def cancel(self, job_id: str) -> Job:
+        """End a queued or running job; of a finished one nothing changes."""
+        return parse(Job, self._connection.ask(Call("POST", f"{_job_path(job_id)}/cancel")))
+
+    def delete(self, job_id: str) -> None:
+        """Remove a job and its files."""
+        self._connection.ask(Call("DELETE", _job_path(job_id)))
+
+
+def _job_path(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _standing(job: Job) -> tuple[int, int, str]:
+    progress = job.progress
+    if job.state == "queued":
+        ahead = f", {job.queue_position} before it" if job.queue_position else ""
+        return 0, 0, f"queued{ahead}"
+    what = progress.layer or "layers" if job.state == "running" else job.state
+    verb = "compress " if job.state == "running" else ""
+    return progress.layers_done, progress.layers_total, f"{verb}{what}"

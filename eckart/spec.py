@@ -1,0 +1,27 @@
+"""The compression spec as a user gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from eckart.errors import InputError
+from schemas.compression import CompressionSpec
+from schemas.problem import field_problems
+
+Spec = CompressionSpec | Mapping[str, Any] | str | bytes
+
+
+def as_spec(given: Spec) -> CompressionSpec:
+    """Check a spec given as a model, as a mapping or as JSON text."""
+    if isinstance(given, CompressionSpec):
+        return given
+    try:
+        if isinstance(given, str | bytes):
+            return CompressionSpec.model_validate_json(given)
+        return CompressionSpec.model_validate(dict(given))
+    except ValidationError as error:
+        fields = field_problems(error.errors(include_url=False))
+        raise InputError("the spec is not valid", errors=fields) from error

@@ -1,0 +1,10 @@
+"""What the service says of a stored checkpoint, as far as the user's side needs it."""
+
+from schemas.base import Output
+from schemas.report import FileReport
+
+
+class StoredFiles(Output):
+    """The files that are there."""
+
+    files: tuple[FileReport, ...]

@@ -1,0 +1,185 @@
+"""Reports and plans as plain text, at most 100 columns wide."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from eckart.grouping import grouped
+from schemas.report import KEPT_REASONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from eckart.grouping import Group
+    from schemas.plan import PlanDocument, PlannedLayer, PlanTotals
+    from schemas.report import LayerReport, Report, Totals
+
+WIDTH = 100
+GAP = "  "
+
+
+def report_table(report: Report) -> str:
+    """Show what was done: a row for layers that are alike, what was kept and why, and the sums."""
+    groups = grouped(report.layers)
+    rows = [
+        (*_cells(group, _ranks(x.rank for x in group.layers)), f"{group.saved:.1%}", *_errors(group.layers))
+        for group in groups
+        if group.first.outcome == "factored"
+    ]
+    totals = report.totals
+    return _page(
+        _wrapped(_title(report)),
+        _columns(("layers", "n", "shape", "method", "rank", "saved", "error", "best"), rows),
+        _kept(groups),
+        _sums(totals),
+        _wrapped(
+            f"{totals.layers_factored} factored with a relative error of {totals.relative_error:.4g}, "
+            f"{totals.layers_kept} kept dense, in {totals.seconds:.1f} s"
+        ),
+        _wrapped("error, best: of the row's worst layer, and the least possible at its rank") if rows else (),
+        _warnings(report.warnings),
+    )
+
+
+def plan_table(plan: PlanDocument) -> str:
+    """Show what would be done, in the same form."""
+    groups = grouped(plan.layers)
+    rows = [
+        (*_cells(group, _planned_ranks(group.layers)), _planned_saving(group))
+        for group in groups
+        if group.first.outcome == "factored"
+    ]
+    totals = plan.totals
+    open_ranks = "the spectra decide where within the ranks given; the sums are upper bounds"
+    return _page(
+        _wrapped(f"plan for {_plain(plan.checkpoint)}"),
+        _columns(("layers", "n", "shape", "method", "rank", "saved"), rows),
+        _kept(groups),
+        _sums(totals),
+        _wrapped(f"{totals.layers_factored} to be factored, {totals.layers_kept} to be kept dense"),
+        () if totals.exact else _wrapped(open_ranks),
+        _warnings(plan.warnings),
+    )
+
+
+def _title(report: Report) -> str:
+    job = f"job {_plain(report.job_id)}" if report.job_id else "local work"
+    rank = report.spec.get("rank")
+    rule = (
+        " ".join(f"{kind} {value}" for kind, value in rank.items())
+        if isinstance(rank, dict)
+        else f"rank {rank}"
+    )
+    overrides = len(report.spec.get("overrides", ()))
+    more = f" with {overrides} overrides" if overrides else ""
+    device = report.environment.get("device", "an unnamed device")
+    return _plain(f"{job}: {report.spec.get('method')} at {rule}{more}, on {device}, {report.created_at}")
+
+
+def _cells(group: Group[Any], rank: str) -> tuple[str, ...]:
+    first = group.first
+    return (_plain(group.name), str(len(group.layers)), _shape(first.shape), first.method, rank)
+
+
+def _ranks(ranks: Iterable[int | None]) -> str:
+    known = {rank for rank in ranks if rank is not None}
+    return _span(min(known), max(known)) if known else "-"
+
+
+def _planned_ranks(layers: Sequence[PlannedLayer]) -> str:
+    bounds = [layer.rank_bounds for layer in layers if layer.rank_bounds]
+    if not bounds:
+        return _ranks(layer.rank for layer in layers)
+    return _span(min(bound.least for bound in bounds), max(bound.most for bound in bounds))
+
+
+def _planned_saving(group: Group[PlannedLayer]) -> str:
+    return "-" if any(layer.rank_bounds for layer in group.layers) else f"{group.saved:.1%}"
+
+
+def _errors(layers: Sequence[LayerReport]) -> tuple[str, str]:
+    worst = max(layers, key=lambda layer: layer.relative_error or 0.0)
+    return _error(worst.relative_error), _error(worst.optimal_error)
+
+
+def _kept(groups: Sequence[Group[Any]]) -> list[str]:
+    """Name what stays dense under the reason why."""
+    lines: list[str] = []
+    kept = [group for group in groups if group.first.outcome == "kept"]
+    for reason in dict.fromkeys(group.first.reason for group in kept):
+        lines += _wrapped(f"kept dense, {reason}: {KEPT_REASONS[reason]}")
+        lines += [
+            f"  {_cut(_plain(group.name), WIDTH - 30)} ({len(group.layers)}, {_shape(group.first.shape)})"
+            for group in kept
+            if group.first.reason == reason
+        ]
+    return lines
+
+
+def _sums(totals: Totals | PlanTotals) -> list[str]:
+    rows = [
+        (
+            what,
+            f"{before:,}",
+            f"{after:,}",
+            f"{1 - after / before:.1%}" if before else "-",
+            f"{before / after:.2f}" if after else "-",
+        )
+        for what, before, after in (
+            ("parameters", totals.parameters_before, totals.parameters_after),
+            ("bytes", totals.bytes_before, totals.bytes_after),
+        )
+    ]
+    return _columns(("whole checkpoint", "before", "after", "saved", "factor"), rows)
+
+
+def _warnings(warnings: Iterable[str]) -> list[str]:
+    return [line for warning in warnings for line in _wrapped(f"warning: {_plain(warning)}")]
+
+
+def _columns(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Align a table: the first column to the left and shortened to what the others leave."""
+    if not rows:
+        return []
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - len(GAP) * (len(widths) - 1))
+    return [_line(row, widths) for row in (header, tuple("-" * width for width in widths), *rows)]
+
+
+def _line(row: tuple[str, ...], widths: Sequence[int]) -> str:
+    first = f"{_cut(row[0], widths[0]):<{widths[0]}}"
+    return GAP.join((first, *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))))
+
+
+def _page(*sections: Sequence[str]) -> str:
+    return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+
+
+def _cut(text: str, width: int) -> str:
+    """Shorten in the middle: the beginning says which model part, the end says which layer."""
+    if len(text) <= width:
+        return text
+    tail = (width - 3) * 2 // 3
+    return f"{text[: width - 3 - tail]}...{text[-tail:]}"
+
+
+def _plain(text: str) -> str:
+    """Escape what is not printable ASCII: names come from strangers' files and go to a terminal."""
+    return text if text.isascii() and text.isprintable() else ascii(text)[1:-1]
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _span(least: int, most: int) -> str:
+    return str(least) if least == most else f"{least}..{most}"
+
+
+def _error(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

@@ -1,0 +1,185 @@
+"""Loading compressed checkpoints into stock torch modules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from eckart.errors import LoadError
+from eckart.manifest import FactoredLayer, read_manifest
+from eckart.source import Source, open_source
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping
+
+    Shapes = Mapping[str, tuple[int, ...]]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+WEIGHT = ".weight"
+BIAS = ".bias"
+MOST_FACTORS = 3
+NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """One Linear and the sizes that the chain in its place goes through, input first."""
+
+    name: str
+    linear: nn.Linear
+    sizes: tuple[int, ...]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """What the chain adds to the model's state dict."""
+        steps = list(zip(self.sizes[1:], self.sizes, strict=False))
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{self.name}.{i}{WEIGHT}": step for i, step in enumerate(steps)
+        }
+        if self.linear.bias is not None:
+            shapes[f"{self.name}.{len(steps) - 1}{BIAS}"] = (self.linear.out_features,)
+        return shapes
+
+
+def load_compressed(model: Model, path: str | os.PathLike[str]) -> Model:
+    """Load a compressed checkpoint, a file, an index or a directory, into the model it was made from.
+
+    Each factored `nn.Linear` gives way to an `nn.Sequential` of two or three, on the same device, of the same
+    dtype and mode; then everything is loaded strictly. The model is changed in place and returned. Whatever
+    does not fit raises a LoadError before anything is changed.
+    """
+    source = open_source(Path(path))
+    shapes = {tensor.name: tensor.shape for tensor in source.tensors}
+    swaps = [
+        _plan_swap(model, name, entry, shapes)
+        for name, entry in _factored(source).items()
+        if name + WEIGHT not in shapes  # multiplied out: `layout: dense`
+    ]
+    aliases = _tied_names(model, shapes)
+    _check_names(model, swaps, shapes, aliases)
+    tensors = {name: tensor for shard in source.shards for name, tensor in load_file(shard).items()}
+    tensors |= {name: tensors[alias] for name, alias in aliases.items()}
+    for swap in swaps:
+        model.set_submodule(swap.name, _chain(swap))
+    model.load_state_dict(tensors, strict=True)
+    return model
+
+
+def _factored(source: Source) -> dict[str, FactoredLayer]:
+    """Gather the factored layers of all shards; each shard tells of its own."""
+    layers: dict[str, FactoredLayer] = {}
+    for shard, header in source.headers.items():
+        for name, entry in read_manifest(shard, header.metadata).items():
+            if name in layers:
+                raise LoadError(f"two shards, one of them {shard}, hold factors of {name}; compress it again")
+            layers[name] = entry
+    return layers
+
+
+def _plan_swap(model: nn.Module, name: str, entry: FactoredLayer, shapes: Shapes) -> Swap:
+    linear = _linear(model, name)
+    if entry.shape != (linear.out_features, linear.in_features):
+        raise LoadError(
+            f"{name} is a Linear of shape {[linear.out_features, linear.in_features]} in the model, but of "
+            f"{list(entry.shape)} in the checkpoint; build the model with the configuration the checkpoint was made from"
+        )
+    shared = [other for other, weight in _parameters(model) if weight is linear.weight]
+    if shared != [name + WEIGHT]:
+        raise LoadError(
+            f"the weight of {name} is tied: it is {' and '.join(shared)} in one. A factored layer cannot share "
+            f"its weight; untie it, or compress again with {name!r} excluded"
+        )
+    return Swap(name, linear, _sizes(name, entry, shapes))
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    try:
+        module = model.get_submodule(name) if name else None
+    except AttributeError:
+        module = None
+    if module is None:
+        raise LoadError(f"the checkpoint holds factors of {name!r}, but the model has no such module")
+    if type(module) is nn.Linear:
+        return module
+    kind = type(module).__name__
+    why = {
+        "Conv1D": "which stores its weight transposed and cannot be swapped yet",
+        "NonDynamicallyQuantizableLinear": "whose weight nn.MultiheadAttention uses by itself",
+    }.get(kind, "not a plain nn.Linear, so nothing can take its place")
+    raise LoadError(f"{name} is a {kind}, {why}; compress again with {name!r} excluded, or with layout dense")
+
+
+def _sizes(name: str, entry: FactoredLayer, shapes: Shapes) -> tuple[int, ...]:
+    """Check that the factors chain from the layer's inputs to its outputs through its rank."""
+    names = [f"{name}.{i}{WEIGHT}" for i in range(MOST_FACTORS)]
+    found = [shapes[factor] for factor in names if factor in shapes]
+    rows, columns = entry.shape
+    core = [(entry.rank, entry.rank)] * (len(found) - 2)
+    if found != [(entry.rank, columns), *core, (rows, entry.rank)] or names[len(found) - 1] not in shapes:
+        raise LoadError(
+            f"the factors of {name} have the shapes {[list(shape) for shape in found]}, which do not make up "
+            f"{list(entry.shape)} at rank {entry.rank}; the file is damaged, compress the checkpoint again"
+        )
+    return (columns, *(entry.rank for _ in found[1:]), rows)
+
+
+def _parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+    return model.named_parameters(remove_duplicate=False)
+
+
+def _tied_names(model: nn.Module, shapes: Shapes) -> dict[str, str]:
+    """Map names that are not in the file, such as a tied head's, to the name their tensor has there."""
+    stored = {weight: name for name, weight in _parameters(model) if name in shapes}
+    return {
+        name: stored[weight] for name, weight in _parameters(model) if name not in shapes and weight in stored
+    }
+
+
+def _check_names(model: nn.Module, swaps: Iterable[Swap], shapes: Shapes, aliases: Mapping[str, str]) -> None:
+    """Refuse what a strict load would, in words that name the layer, while the model is still whole."""
+    wanted = {name: shape for name, shape in _state_shapes(model).items() if name not in aliases}
+    for swap in swaps:
+        del wanted[swap.name + WEIGHT]
+        wanted.pop(swap.name + BIAS, None)
+        wanted |= swap.shapes
+    if missing := [name for name in wanted if name not in shapes]:
+        raise LoadError(f"the checkpoint lacks what the model needs: {_some(missing)}")
+    if extra := [name for name in shapes if name not in wanted]:
+        raise LoadError(f"the model has no place for what the checkpoint holds: {_some(extra)}")
+    for name, shape in wanted.items():
+        if shape != shapes[name]:
+            raise LoadError(
+                f"{name} is {list(shape)} in the model, but {list(shapes[name])} in the checkpoint"
+            )
+
+
+def _state_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    state = model.state_dict()
+    if any(isinstance(value, Tensor) and value.is_meta for value in state.values()):
+        raise LoadError("the model is on the meta device; give it memory first: model.to_empty(device='cpu')")
+    return {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
+
+
+def _chain(swap: Swap) -> nn.Sequential:
+    """Build the Linears that take a Linear's place, unfilled; only the last has a bias, if that one had."""
+    old = swap.linear
+    last = len(swap.sizes) - 2
+    chain = nn.Sequential(
+        *(
+            nn.Linear(inputs, outputs, bias=i == last and old.bias is not None, device="meta")
+            for i, (inputs, outputs) in enumerate(zip(swap.sizes, swap.sizes[1:], strict=False))
+        )
+    )
+    chain.to_empty(device=old.weight.device).to(old.weight.dtype)
+    return chain.requires_grad_(old.weight.requires_grad).train(old.training)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
