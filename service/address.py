@@ -1,0 +1,61 @@
+"""The address the service listens on, seen from outside the process that listens."""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import socket
+from dataclasses import dataclass
+
+
+class AddressUnavailableError(Exception):
+    """The address cannot be listened on; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """A host and a port."""
+
+    host: str
+    port: int
+
+    @property
+    def reachable_host(self) -> str:
+        """The host a client on this machine connects to."""
+        try:
+            address = ipaddress.ip_address(self.host)
+        except ValueError:
+            return self.host
+        if not address.is_unspecified:
+            return self.host
+        return "127.0.0.1" if address.version == 4 else "::1"
+
+    @property
+    def url(self) -> str:
+        host = self.reachable_host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def checked(self) -> Address:
+        """Return the address, port 0 replaced by a free one; raise when nobody can listen there now."""
+        try:
+            family, kind, _, _, where = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(where)
+                return Address(self.host, probe.getsockname()[1])
+        except OSError as error:
+            raise AddressUnavailableError(
+                f"cannot listen on {self.host}:{self.port}: {error.strerror}. Stop what listens there, "
+                "or set ECKART_HOST and ECKART_PORT to a free address"
+            ) from error
+
+    def answers(self, path: str) -> bool:
+        """Tell whether a GET of `path` succeeds."""
+        connection = http.client.HTTPConnection(self.reachable_host, self.port, timeout=5)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()

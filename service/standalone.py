@@ -1,0 +1,112 @@
+"""Everything on one machine in one foreground process tree: `python -m service.standalone`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from pydantic import ValidationError
+
+from service.address import Address, AddressUnavailableError
+from service.embedded import EmbeddedServerError, answers, find_server, log_path, server_command, socket_place
+from service.rundir import DataDirectoryError, held
+from service.settings import Settings
+from service.supervisor import ChildSpec, StartFailedError, Supervisor, say
+from state.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+def main() -> int:
+    """Run until Ctrl-C or SIGTERM; return the exit status."""
+    try:
+        serve(Settings())
+    except ValidationError as error:
+        for fault in error.errors():
+            say(f"ECKART_{'_'.join(map(str, fault['loc'])).upper()}: {fault['msg']}")
+        return 1
+    except (AddressUnavailableError, DataDirectoryError, EmbeddedServerError, StartFailedError) as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:  # before there was a child to end
+        return 130
+    return 0
+
+
+def serve(settings: Settings) -> None:
+    """Refuse early what cannot work, then run Redis, worker and API until a signal ends them.
+
+    The rows end the other way round, so that Redis outlives those who use it.
+    """
+    layout = Layout(settings.data_dir.absolute())
+    environment = {**os.environ, "ECKART_DATA_DIR": str(layout.root)}
+    rows = []
+    with ExitStack() as stack:
+        lock = stack.enter_context(held(layout.run))
+        address = Address(settings.host, settings.port).checked()
+        environment["ECKART_PORT"] = str(address.port)
+        if settings.redis_url is None:
+            socket = stack.enter_context(redis_socket(layout.run))
+            environment["ECKART_REDIS_URL"] = f"unix://{quote(str(socket))}"
+            rows.append(redis_child(socket, layout.redis, lock=lock))
+        rows += [worker_child(environment), api_child(environment, address, grace_s=settings.shutdown_s + 5)]
+        Supervisor(rows, run_dir=layout.run).run(partial(announce, address, layout.root))
+
+
+@contextmanager
+def redis_socket(run_dir: Path) -> Iterator[Path]:
+    with socket_place(run_dir, temp_dir=Path(tempfile.gettempdir())) as socket:
+        if socket.parent != run_dir:
+            say(f"the path {run_dir} is too long for a socket; the socket is {socket}")
+        yield socket
+
+
+def redis_child(socket: Path, data_dir: Path, *, lock: int) -> ChildSpec:
+    data_dir.mkdir(mode=0o700, exist_ok=True)
+    return ChildSpec(
+        name="redis",
+        command=server_command(find_server(os.environ.get("PATH")), socket_path=socket, data_dir=data_dir),
+        environment=os.environ,
+        ready=partial(answers, socket),
+        keep_fds=(lock,),  # two servers must never write one append-only file
+        log=log_path(data_dir),
+    )
+
+
+def worker_child(environment: Mapping[str, str]) -> ChildSpec:
+    return ChildSpec(
+        name="worker",
+        command=(sys.executable, "-P", "-m", "worker"),
+        environment=environment,
+        grace_s=20,
+    )
+
+
+def api_child(environment: Mapping[str, str], address: Address, *, grace_s: float) -> ChildSpec:
+    return ChildSpec(
+        name="api",
+        command=(sys.executable, "-P", "-m", "service"),
+        environment=environment,
+        ready=partial(address.answers, "/readyz"),
+        grace_s=grace_s,
+        orphan_signal=signal.SIGKILL,  # nobody is left to end it later, and it loses nothing
+    )
+
+
+def announce(address: Address, data_dir: Path) -> None:
+    url = address.url
+    form = """-F checkpoint=@model.safetensors -F 'spec={"method":"svd","rank":{"ratio":0.5}}'"""
+    sys.stdout.write(f"Eckart listens on {url}, its data is in {data_dir}. Try: curl {form} {url}/v1/jobs\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""What the tests of the standalone service share."""
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def short_dir():
+    """Make a directory whose path leaves room for a socket's name, whatever TMPDIR is."""
+    path = Path(tempfile.mkdtemp(prefix="ek-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def eventually():
+    """Poll until a condition holds, and return its value; fail when it never does."""
+
+    def wait(condition, *, limit_s=30.0):
+        deadline = time.monotonic() + limit_s
+        while not (value := condition()):
+            assert time.monotonic() < deadline, "it never came true"
+            time.sleep(0.02)
+        return value
+
+    return wait

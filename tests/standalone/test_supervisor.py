@@ -1,0 +1,137 @@
+"""The supervisor over real processes: it restarts what dies, and whatever ends it, nothing stays behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TREE = Path(__file__).with_name("small_tree.py")
+NAMES = ("redis", "worker", "api")
+
+
+def is_running(pid):
+    """Tell whether a process runs; a zombie that nobody has reaped yet does not."""
+    status = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    return status.stdout.strip()[:1] not in ("", "Z")
+
+
+class Tree:
+    """A running `small_tree.py`."""
+
+    def __init__(self, data_dir, api, log):
+        self.data_dir = data_dir
+        self.log = log
+        with log.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, TREE, data_dir, api], stdout=subprocess.PIPE, stderr=stderr, text=True
+            )
+
+    def pid(self, name):
+        return int((self.data_dir / "run" / f"{name}.pid").read_text())
+
+    def nested(self, name):
+        return int((self.data_dir / f"{name}.mark").read_text())
+
+    def pids(self):
+        """Give every process of the tree but its root: the children, and what the worker started."""
+        return [*map(self.pid, NAMES), self.nested("worker")]
+
+    def leftovers(self):
+        return sorted(path.name for path in (self.data_dir / "run").iterdir() if path.name != "lock")
+
+
+@pytest.fixture
+def start(short_dir, tmp_path):
+    """Start a tree and wait until it says that it is ready."""
+    trees = []
+
+    def start(*, api="nest"):
+        trees.append(tree := Tree(short_dir, api, tmp_path / f"log-{len(trees)}"))
+        assert tree.process.stdout.readline() == "ready\n", tree.log.read_text()
+        return tree
+
+    yield start
+    for tree in trees:
+        tree.process.send_signal(signal.SIGTERM)
+        tree.process.send_signal(signal.SIGTERM)
+        tree.process.communicate(timeout=60)
+
+
+def test_every_child_stands_in_its_pid_file(start):
+    tree = start()
+    assert all(is_running(pid) for pid in tree.pids())
+    assert (tree.data_dir / "run").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_killed_child_comes_back_and_the_supervisor_says_so(start, eventually, name):
+    tree = start()
+    before = tree.pid(name)
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: tree.pid(name) != before and is_running(tree.pid(name)))
+    told = tree.log.read_text()
+    assert f"{name} (process {before}) was killed by signal 9" in told
+    assert "starting it again" in told
+
+
+def test_what_a_dead_child_started_goes_before_its_successor_comes(start, eventually):
+    tree = start()
+    before = tree.pid("worker")
+    nested = tree.nested("worker")
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: tree.pid("worker") != before)
+    assert not is_running(nested)
+
+
+def test_the_children_end_in_order_and_redis_last(start):
+    tree = start()
+    tree.process.send_signal(signal.SIGINT)
+    tree.process.wait(timeout=60)
+    assert (tree.data_dir / "ended").read_text() == "api with redis up\nworker with redis up\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_everything_and_leaves_nothing(start, number):
+    tree = start()
+    pids = tree.pids()
+    tree.process.send_signal(number)
+    assert tree.process.wait(timeout=60) == 0
+    assert not any(is_running(pid) for pid in pids)
+    assert tree.leftovers() == []
+
+
+def test_a_second_signal_kills_what_does_not_listen(start):
+    tree = start(api="deaf")
+    pids = tree.pids()
+    tree.process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        tree.process.wait(timeout=1)
+    tree.process.send_signal(signal.SIGINT)
+    assert tree.process.wait(timeout=60) == 0
+    assert not any(is_running(pid) for pid in pids)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent's death")
+def test_no_child_outlives_a_killed_supervisor_and_the_next_start_works(start, eventually):
+    tree = start()
+    pids = [tree.pid(name) for name in NAMES]
+    tree.process.kill()
+    tree.process.wait()
+    eventually(lambda: not any(is_running(pid) for pid in pids))
+    assert tree.leftovers() != []
+    again = start()
+    assert all(is_running(pid) for pid in again.pids())
+
+
+def test_a_child_that_dies_again_and_again_before_it_is_ready_ends_the_start(short_dir):
+    start = subprocess.run(
+        [sys.executable, TREE, short_dir, "broken"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert start.returncode != 0
+    assert "StartFailedError: api died 3 times before it was ready" in start.stderr
+    assert [path.name for path in (short_dir / "run").iterdir()] == ["lock"]
