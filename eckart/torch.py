@@ -87,13 +87,13 @@ def _plan_swap(model: nn.Module, name: str, entry: FactoredLayer, shapes: Shapes
     if entry.shape != (linear.out_features, linear.in_features):
         raise LoadError(
             f"{name} is a Linear of shape {[linear.out_features, linear.in_features]} in the model, but of "
-            f"{list(entry.shape)} in the checkpoint; build the model with the configuration the checkpoint was made from"
+            f"{list(entry.shape)} in the checkpoint; build the model with the checkpoint's own configuration"
         )
     shared = [other for other, weight in _parameters(model) if weight is linear.weight]
     if shared != [name + WEIGHT]:
         raise LoadError(
-            f"the weight of {name} is tied: it is {' and '.join(shared)} in one. A factored layer cannot share "
-            f"its weight; untie it, or compress again with {name!r} excluded"
+            f"the weight of {name} is tied: it is {' and '.join(shared)} in one. A factored layer cannot "
+            f"share its weight; untie it, or compress again with {name!r} excluded"
         )
     return Swap(name, linear, _sizes(name, entry, shapes))
 
