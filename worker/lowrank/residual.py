@@ -53,7 +53,7 @@ def relative_error(weight: torch.Tensor, factors: Sequence[torch.Tensor]) -> flo
         Finite, any real floating dtype.
     factors : sequence of Tensor
         In the order of a ``torch.nn.Sequential``, input side first: ``(right [k, n], left [m, k])`` or
-        ``(r [k, n], u [k, k], c [m, k])``. Any real floating dtype, each its own.
+        ``(r [k, n], u [k, k], c [m, k])``; or ``(product [m, n],)``. Any real floating dtype, each its own.
 
     Returns
     -------
@@ -89,18 +89,27 @@ def measure(
 def _measure_in(
     dtype: torch.dtype, weight: torch.Tensor, factors: Sequence[torch.Tensor], exponent: int
 ) -> Residual:
-    right, left = _as_pair([factor.to(dtype) for factor in factors])  # [j, n], [m, j]
+    pair = _as_pair([factor.to(dtype) for factor in factors])  # [j, n], [m, j]
     rows = max(1, BLOCK_ELEMENTS // weight.shape[1])
     scaled_error = scaled_norm = 0.0
     for start in range(0, weight.shape[0], rows):
         block = times_power(weight[start : start + rows].to(dtype), -exponent)  # [rows, n]
         scaled_norm += _squared_norm(block)
-        block -= times_power(left[start : start + rows], -exponent) @ right
+        block -= _product_rows(pair, slice(start, start + rows), exponent)
         scaled_error += _squared_norm(block)
     return Residual(scaled_error, scaled_norm, exponent)
 
 
-def _as_pair(factors: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def _product_rows(pair: tuple[torch.Tensor, torch.Tensor | None], rows: slice, exponent: int) -> torch.Tensor:
+    right, left = pair
+    if left is None:
+        return times_power(right[rows], -exponent)  # [rows, n]
+    return times_power(left[rows], -exponent) @ right  # [rows, n]
+
+
+def _as_pair(factors: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    if len(factors) == 1:
+        return factors[0], None
     if len(factors) == 2:
         return factors[0], factors[1]
     right, middle, left = factors  # [k, n], [k, k], [m, k]
@@ -123,7 +132,7 @@ def _ldexp(value: float, exponent: int) -> float:
 def _check_chain(weight: torch.Tensor, factors: Sequence[torch.Tensor]) -> None:
     shapes = [tuple(factor.shape) for factor in factors]
     chained = (
-        len(shapes) in (2, 3)
+        len(shapes) in (1, 2, 3)
         and all(len(shape) == 2 for shape in shapes)
         and all(after[1] == before[0] for before, after in pairwise(shapes))
         and (shapes[-1][0], shapes[0][1]) == tuple(weight.shape)
@@ -131,5 +140,5 @@ def _check_chain(weight: torch.Tensor, factors: Sequence[torch.Tensor]) -> None:
     if not chained:
         raise ValueError(
             f"factors of shapes {shapes} do not multiply to a weight of shape {tuple(weight.shape)}; "
-            "give two or three, input side first, as in a torch.nn.Sequential"
+            "give two or three, input side first, as in a torch.nn.Sequential, or their product"
         )

@@ -1,0 +1,72 @@
+"""`python -m worker`: the worker itself, or one compression without any service."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from schemas.checkpoint import CheckpointError
+from schemas.compression import CompressionSpec
+from schemas.job import Progress
+from schemas.problem import field_problems
+from worker.settings import Settings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; without one, the worker."""
+    options = _parser().parse_args(arguments)
+    if options.command == "compress":
+        return _compress(options.input, options.output, options.spec)
+    from worker.tasks import run_worker
+
+    run_worker(Settings())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
+    commands = parser.add_subparsers(dest="command")
+    compress = commands.add_parser("compress", help="compress a checkpoint on this machine")
+    compress.add_argument("input", type=Path, help="a safetensors file, an index or a directory with one")
+    compress.add_argument("output", type=Path, help="a new directory for the results and report.json")
+    compress.add_argument("--spec", required=True, help="the spec as JSON, or a file that holds it")
+    return parser
+
+
+def _compress(source: Path, target: Path, spec_text: str) -> int:
+    from worker.device import choose_device, set_threads
+    from worker.local import compress_local
+
+    try:
+        settings = Settings()
+        set_threads(settings.threads)
+        spec = _spec(spec_text)
+        report = compress_local(
+            source, target, spec, device=choose_device(settings.device), observe=_show_progress
+        )
+    except ValidationError as error:
+        for fault in field_problems(error.errors()):
+            print(f"spec{fault.pointer}: {fault.detail}", file=sys.stderr)
+        return 1
+    except (CheckpointError, OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps(report.totals.model_dump(), indent=1))
+    return 0
+
+
+def _spec(text: str) -> CompressionSpec:
+    if not text.lstrip().startswith("{"):
+        text = Path(text).read_text()
+    return CompressionSpec.model_validate_json(text)
+
+
+def _show_progress(progress: Progress) -> None:
+    done = f"{progress.layers_done}/{progress.layers_total}"
+    print(f"{progress.fraction:4.0%} {done} {progress.layer or 'writing'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

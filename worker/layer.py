@@ -1,0 +1,170 @@
+"""One weight in, its stored factors and its line of the report out."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from schemas.compression import RankRule
+from schemas.report import KeptReason, LayerReport
+from worker.checkpoint.dtypes import torch_dtype
+from worker.lowrank import (
+    EnergyRank,
+    ErrorRank,
+    Factored,
+    FactorRequest,
+    Kept,
+    Reason,
+    factor,
+    relative_error,
+)
+from worker.plan import LayerTask
+
+SPECTRUM_POINTS = 256
+
+
+class LayerOutcome(BaseModel):
+    """What is kept of a finished layer besides its factors: enough for the report without the weight."""
+
+    model_config = ConfigDict(frozen=True)
+
+    report: LayerReport
+    squared_error: float
+    squared_norm: float
+
+    @property
+    def rank(self) -> int | None:
+        """The rank, or None where the layer is kept dense."""
+        return self.report.rank
+
+
+def kept_outcome(task: LayerTask, reason: KeptReason) -> LayerOutcome:
+    """Describe a layer that stays dense by the plan alone."""
+    return _outcome(task, None, None, reason=reason, seconds=0.0)
+
+
+def factor_layer(
+    task: LayerTask, weight: torch.Tensor, *, seed: int, device: torch.device
+) -> tuple[LayerOutcome, tuple[torch.Tensor, ...]]:
+    """Factor a weight as planned; numerical trouble comes back as a kept layer with its reason.
+
+    Parameters
+    ----------
+    task
+        What is to be done.
+    weight : Tensor [rows, columns]
+        The weight as it lies in the checkpoint.
+    seed
+        Seeds the sampling selectors.
+    device
+        Where the numerics run; the factors come back on the CPU.
+
+    Returns
+    -------
+    outcome, factors
+        The factors in the order of a stock Sequential, input side first; in the dense layout their product
+        alone; nothing for a kept layer.
+    """
+    begun = time.perf_counter()
+    weight = weight.to(device)
+    result = factor(weight, _request(task, weight, seed=seed))
+    if isinstance(result, Factored) and task.layer.dense_layout:
+        result = _multiplied_out(weight, result, torch_dtype(task.layer.stored_dtype))
+    seconds = time.perf_counter() - begun
+    if isinstance(result, Factored):
+        factors = tuple(part.cpu() for part in result.factors)
+        return _outcome(task, result, result.singular_values, reason=None, seconds=seconds), factors
+    reason: KeptReason = result.reason.value
+    return _outcome(task, None, result.singular_values, reason=reason, seconds=seconds), ()
+
+
+def _request(task: LayerTask, weight: torch.Tensor, *, seed: int) -> FactorRequest:
+    layer = task.layer
+    stored = torch_dtype(layer.stored_dtype)
+    # Factors that are only multiplied out are not rounded first.
+    dtype = torch.promote_types(weight.dtype, torch.float32) if layer.dense_layout else stored
+    return FactorRequest(
+        method=layer.method,
+        rank=_rank(layer.rank),
+        max_rank=layer.break_even_rank,
+        selector=layer.selector,
+        storage="three" if layer.factors == 3 else "two",
+        dtype=dtype,
+        seed=seed,
+    )
+
+
+def _rank(rank: int | RankRule | None) -> int | EnergyRank | ErrorRank:
+    if isinstance(rank, int):
+        return rank
+    if rank is not None and rank.energy is not None:
+        return EnergyRank(rank.energy)
+    assert rank is not None
+    assert rank.error is not None
+    return ErrorRank(rank.error)
+
+
+def _multiplied_out(weight: torch.Tensor, result: Factored, dtype: torch.dtype) -> Factored | Kept:
+    product = result.factors[0]  # [k, n]
+    for part in result.factors[1:]:
+        product = part @ product  # [k, n], at last [m, n]
+    product = product.to(dtype)
+    if not bool(torch.isfinite(product).all()):
+        return Kept(reason=Reason.OUT_OF_RANGE, singular_values=result.singular_values)
+    error = relative_error(weight, (product,))
+    return replace(
+        result, factors=(product,), relative_error=error, squared_error=error**2 * result.squared_norm
+    )
+
+
+def _outcome(
+    task: LayerTask,
+    done: Factored | None,
+    spectrum: torch.Tensor | None,
+    *,
+    reason: KeptReason | None,
+    seconds: float,
+) -> LayerOutcome:
+    layer = task.layer
+    rank = done.rank if done else None
+    values, indices = _sample(spectrum)
+    report = LayerReport(
+        name=layer.name,
+        tensor=layer.tensor,
+        shape=(layer.rows, layer.columns),
+        dtype=layer.dtype,
+        outcome="factored" if done else "kept",
+        reason=reason,
+        method=layer.method,
+        selector=None if layer.method == "svd" else layer.selector,
+        rank=rank,
+        break_even_rank=layer.break_even_rank,
+        parameters_before=layer.parameters_before,
+        parameters_after=layer.parameters_after(rank),
+        bytes_before=layer.bytes_before,
+        bytes_after=layer.bytes_after(rank),
+        relative_error=done.relative_error if done else None,
+        optimal_error=done.optimal_error if done else None,
+        singular_values=values,
+        singular_value_indices=indices,
+        columns=done.columns if done else None,
+        rows=done.rows if done else None,
+        seconds=seconds,
+    )
+    return LayerOutcome(
+        report=report,
+        squared_error=done.squared_error if done else 0.0,
+        squared_norm=done.squared_norm if done else 0.0,
+    )
+
+
+def _sample(spectrum: torch.Tensor | None) -> tuple[tuple[float, ...] | None, tuple[int, ...] | None]:
+    if spectrum is None:
+        return None, None
+    count = len(spectrum)
+    if count <= SPECTRUM_POINTS:
+        return tuple(spectrum.tolist()), None
+    indices = np.unique(np.linspace(0, count - 1, SPECTRUM_POINTS).round().astype(int)).tolist()
+    return tuple(spectrum[indices].tolist()), tuple(indices)

@@ -1,0 +1,94 @@
+"""Compression without a service: a file, a directory or an index in, a directory out."""
+
+import hashlib
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from schemas.checkpoint import INDEX_ENDING, check_shards, parse_index, read_header
+from schemas.compression import CompressionSpec
+from schemas.report import FileReport, Report
+from worker.pipeline import Request, compress
+from worker.plan import InputCheckpoint, Source
+from worker.progress import Observer
+
+HASH_BYTES = 4 << 20
+
+
+def compress_local(
+    source: Path, target: Path, spec: CompressionSpec, *, device: torch.device, observe: Observer
+) -> Report:
+    """Compress into a new directory, which appears when all of it is there.
+
+    Parameters
+    ----------
+    source
+        A safetensors file, an index, or a directory that holds one of them.
+    target
+        A directory that does not exist yet. Finished layers wait beside it in `<target>.work` until the end,
+        so that a broken run goes on where it was.
+
+    Raises
+    ------
+    CheckpointError
+        If an input file or the index is malformed, or they do not fit together.
+    FileExistsError
+        If the target exists.
+    FileNotFoundError
+        If the input does not.
+    """
+    if target.exists():
+        raise FileExistsError(f"{target} exists; name a new directory")
+    checkpoint = open_checkpoint(source)
+    work = target.with_name(target.name + ".work")
+    part = target.with_name(target.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    files = tuple(_file_report(path) for path in _paths(checkpoint))
+    # Layers of another input or spec must not be taken for this one's.
+    spool_dir = work / _fingerprint(files, spec)
+    request = Request(checkpoint, files, spec, spool_dir=spool_dir, result_dir=part)
+    report = compress(request, device=device, observe=observe)
+    part.replace(target)
+    shutil.rmtree(work, ignore_errors=True)
+    return report
+
+
+def open_checkpoint(path: Path) -> InputCheckpoint:
+    """Read the headers of a whole checkpoint and check that they fit together."""
+    index_path = path if path.name.endswith(INDEX_ENDING) else None
+    if path.is_dir():
+        found = sorted(path.glob("*" + INDEX_ENDING)) or sorted(path.glob("*.safetensors"))
+        if len(found) != 1:
+            raise FileNotFoundError(f"{path} holds {len(found)} checkpoints; name the file or the index")
+        return open_checkpoint(found[0])
+    if index_path is None:
+        return InputCheckpoint((Source(path, read_header(path)),), None, None)
+    index = parse_index(index_path.read_bytes())
+    missing = [name for name in index.shards if not path.with_name(name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{path.name} names files that are not there: {', '.join(missing)}")
+    headers = {name: read_header(path.with_name(name)) for name in index.shards}
+    check_shards(index, headers)
+    sources = tuple(Source(path.with_name(name), header) for name, header in headers.items())
+    return InputCheckpoint(sources, index_path, index)
+
+
+def _paths(checkpoint: InputCheckpoint) -> Iterable[Path]:
+    yield from (source.path for source in checkpoint.sources)
+    if checkpoint.index_path is not None:
+        yield checkpoint.index_path
+
+
+def _file_report(path: Path) -> FileReport:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASH_BYTES):
+            digest.update(block)
+    return FileReport(name=path.name, size_bytes=path.stat().st_size, sha256=digest.hexdigest())
+
+
+def _fingerprint(files: Iterable[FileReport], spec: CompressionSpec) -> str:
+    text = "\n".join([spec.canonical(), *(file.sha256 for file in files)])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

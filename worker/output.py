@@ -1,0 +1,109 @@
+"""Putting the output together: finished layers and untouched tensors, file by file, in one streaming pass."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from schemas.checkpoint import Header, TensorInfo
+from schemas.report import FileReport
+from worker.checkpoint.index import write_index
+from worker.checkpoint.part import WrittenFile
+from worker.checkpoint.reader import CheckpointReader
+from worker.checkpoint.spool import LayerSpool, SpooledLayer
+from worker.checkpoint.writer import CheckpointWriter, TensorSpec
+from worker.layer import LayerOutcome
+from worker.plan import Copied, Source, Stored, WorkPlan, plan_output
+
+FORMAT_VERSION = 1
+METADATA_KEY = "eckart"
+FindLayer = Callable[[int], SpooledLayer | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What was written, the index included."""
+
+    files: tuple[FileReport, ...]
+    tensors: tuple[TensorInfo, ...]
+
+
+def write_output(
+    work: WorkPlan, outcomes: Sequence[LayerOutcome], spool: LayerSpool, result_dir: Path
+) -> Output:
+    """Write every output file in the input's shard layout, and the index where there is one."""
+    result_dir.mkdir(parents=True, exist_ok=True)
+    written: list[WrittenFile] = []
+    headers: dict[str, Header] = {}
+    find = cache(spool.get)
+    for source in work.checkpoint.sources:
+        file, header = _write_file(source, work, outcomes, find, result_dir / source.path.name)
+        written.append(file)
+        headers[file.name] = header
+    tensors = tuple(tensor for header in headers.values() for tensor in header.tensors)
+    if work.checkpoint.index is not None and work.checkpoint.index_path is not None:
+        index = write_index(
+            result_dir / work.checkpoint.index_path.name,
+            {tensor.name: name for name, header in headers.items() for tensor in header.tensors},
+            metadata=work.checkpoint.index.metadata,
+            total_size_bytes=sum(tensor.nbytes for tensor in tensors),
+            total_parameters=sum(tensor.parameters for tensor in tensors),
+        )
+        written.append(index)
+    files = tuple(FileReport(name=x.name, size_bytes=x.size_bytes, sha256=x.sha256) for x in written)
+    return Output(files, tensors)
+
+
+def _write_file(
+    source: Source, work: WorkPlan, outcomes: Sequence[LayerOutcome], find: FindLayer, path: Path
+) -> tuple[WrittenFile, Header]:
+    ranks = {number: outcome.rank for number, outcome in enumerate(outcomes) if outcome.rank is not None}
+    entries = {entry.name: entry for entry in plan_output(source, work.tasks, ranks)}
+    specs = [_spec(entry) for entry in entries.values()]
+    metadata = _metadata(source, work, outcomes, entries)
+    with CheckpointReader(source.path) as reader, CheckpointWriter(path, specs, metadata) as writer:
+        # The writer may order tensors anew to keep them aligned, so it is asked what comes next.
+        while (following := writer.next) is not None:
+            entry = entries[following.name]
+            if isinstance(entry, Copied):
+                writer.copy(reader, entry.tensor)
+            else:
+                _copy_factor(entry, find, writer)
+    return writer.written, writer.header
+
+
+def _spec(entry: Copied | Stored) -> TensorSpec:
+    if isinstance(entry, Copied):
+        return TensorSpec(entry.name, entry.tensor.dtype, entry.tensor.shape)
+    return TensorSpec(entry.name, entry.dtype, entry.shape)
+
+
+def _copy_factor(entry: Stored, find: FindLayer, writer: CheckpointWriter) -> None:
+    layer = find(entry.number)
+    if layer is None:
+        raise FileNotFoundError(f"the finished layer that holds {entry.name} is gone or damaged")
+    with layer.open() as reader:
+        writer.copy(reader, layer.factors[entry.position])
+
+
+def _metadata(
+    source: Source,
+    work: WorkPlan,
+    outcomes: Sequence[LayerOutcome],
+    entries: Mapping[str, Copied | Stored],
+) -> dict[str, str]:
+    """Keep the input's entries and say what was factored here, so that the file is enough to load itself."""
+    layers = {
+        task.layer.name: {
+            "method": report.method,
+            "rank": report.rank,
+            "shape": report.shape,
+            "dtype": task.layer.stored_dtype,
+            "relative_error": report.relative_error,
+        }
+        for task, report in zip(work.tasks, (outcome.report for outcome in outcomes), strict=True)
+        if report.rank is not None and not task.layer.dense_layout and task.layer.factor_names()[0] in entries
+    }
+    document = {"version": FORMAT_VERSION, "layers": layers}
+    return {**source.header.metadata, METADATA_KEY: json.dumps(document, separators=(",", ":"))}

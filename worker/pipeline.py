@@ -1,0 +1,127 @@
+"""The whole of a compression, without Celery or HTTP: read, factor, write, report."""
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from schemas.compression import CompressionSpec
+from schemas.report import FileReport, Report
+from worker.checkpoint.reader import CheckpointReader
+from worker.checkpoint.spool import LayerSpool
+from worker.layer import LayerOutcome, factor_layer, kept_outcome
+from worker.output import write_output
+from worker.plan import InputCheckpoint, LayerTask, Source, WorkPlan, plan_work
+from worker.progress import Meter, Observer
+from worker.report import FileSet, make_report
+
+REPORT_NAME = "report.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One compression: what to read, what to do, and where the finished layers and the results go.
+
+    `input_files` are the input's sizes and digests as they were taken when it was stored.
+    """
+
+    checkpoint: InputCheckpoint
+    input_files: tuple[FileReport, ...]
+    spec: CompressionSpec
+    spool_dir: Path
+    result_dir: Path
+    job_id: str | None = None
+
+
+def compress(request: Request, *, device: torch.device, observe: Observer) -> Report:
+    """Compress a checkpoint into `result_dir`: its files under their own names, the index and the report.
+
+    Parameters
+    ----------
+    request
+        What to do; layers found finished in its spool are not done again.
+    device
+        Where the numerics run.
+    observe
+        Told of the progress before each layer and at the end; what it raises stops the work.
+
+    Raises
+    ------
+    CheckpointError
+        If an input file is not what its header says.
+    OSError
+        If a disk fails or fills.
+    """
+    begun = time.perf_counter()
+    work = plan_work(request.checkpoint, request.spec)
+    spool = LayerSpool(request.spool_dir)
+    outcomes = _finish_layers(work, spool, seed=request.spec.seed, device=device, observe=observe)
+    output = write_output(work, outcomes, spool, request.result_dir)
+    report = make_report(
+        work,
+        request.spec,
+        outcomes,
+        before=FileSet(request.input_files, request.checkpoint.tensors),
+        after=FileSet(output.files, output.tensors),
+        job_id=request.job_id,
+        device=device,
+        seconds=time.perf_counter() - begun,
+    )
+    (request.result_dir / REPORT_NAME).write_text(report.model_dump_json(indent=1) + "\n")
+    return report
+
+
+def _finish_layers(
+    work: WorkPlan, spool: LayerSpool, *, seed: int, device: torch.device, observe: Observer
+) -> tuple[LayerOutcome, ...]:
+    """Take each layer from the spool or do it; the next weight is read and the last one written meanwhile."""
+    outcomes = {task.number: outcome for task in work.tasks if (outcome := _known(task, spool))}
+    meter = Meter(work.tasks, observe, finished=outcomes.keys())
+    todo = [task for task in work.tasks if task.number not in outcomes]
+    with ThreadPoolExecutor(1, "read") as reading, ThreadPoolExecutor(1, "write") as writing:
+        weights = _ReadAhead(todo, reading)
+        written: Future[None] | None = None
+        for task in todo:
+            meter.begin(task)
+            outcome, factors = factor_layer(task, weights.take(task), seed=seed, device=device)
+            if written is not None:
+                written.result()
+            written = writing.submit(spool.put, task.number, outcome.model_dump_json(), factors)
+            outcomes[task.number] = outcome
+            meter.end(task)
+        if written is not None:
+            written.result()
+    meter.end_all()
+    return tuple(outcomes[task.number] for task in work.tasks)
+
+
+def _known(task: LayerTask, spool: LayerSpool) -> LayerOutcome | None:
+    if task.layer.reason is not None:
+        return kept_outcome(task, task.layer.reason)
+    spooled = spool.get(task.number)
+    return LayerOutcome.model_validate_json(spooled.outcome_json) if spooled else None
+
+
+class _ReadAhead:
+    """Weights in the order of work, the next one always being read while one is worked on."""
+
+    def __init__(self, tasks: list[LayerTask], pool: ThreadPoolExecutor) -> None:
+        self._tasks = iter(tasks)
+        self._pool = pool
+        self._next = self._start()
+
+    def take(self, task: LayerTask) -> torch.Tensor:
+        current, self._next = self._next, self._start()
+        assert current is not None, task.layer.name
+        return current.result()
+
+    def _start(self) -> Future[torch.Tensor] | None:
+        task = next(self._tasks, None)
+        return self._pool.submit(_read, task.source, task.tensor.name) if task else None
+
+
+def _read(source: Source, name: str) -> torch.Tensor:
+    with CheckpointReader(source.path) as reader:
+        return reader.read(name)

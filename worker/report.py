@@ -1,0 +1,94 @@
+"""Adding up: finished layers and written files in, the report out."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from math import sqrt
+
+import torch
+
+from schemas.checkpoint import TensorInfo
+from schemas.compression import CompressionSpec
+from schemas.report import CheckpointReport, FileReport, Report, Totals
+from worker.layer import LayerOutcome
+from worker.plan import WorkPlan
+
+
+@dataclass(frozen=True, slots=True)
+class FileSet:
+    """The files of one side, and the tensors in them."""
+
+    files: tuple[FileReport, ...]
+    tensors: tuple[TensorInfo, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all tensors."""
+        return sum(tensor.parameters for tensor in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def report(self) -> CheckpointReport:
+        """Show it in the report's terms."""
+        size_bytes = sum(file.size_bytes for file in self.files)
+        return CheckpointReport(files=self.files, parameters=self.parameters, bytes=size_bytes)
+
+
+def make_report(
+    work: WorkPlan,
+    spec: CompressionSpec,
+    outcomes: Sequence[LayerOutcome],
+    *,
+    before: FileSet,
+    after: FileSet,
+    job_id: str | None,
+    device: torch.device,
+    seconds: float,
+) -> Report:
+    """Write the whole report."""
+    return Report(
+        version=1,
+        job_id=job_id,
+        created_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        spec=spec.document(),
+        environment=_environment(device),
+        warnings=work.warnings,
+        input=before.report(),
+        output=after.report(),
+        totals=_totals(before, after, outcomes, seconds=seconds),
+        layers=tuple(outcome.report for outcome in outcomes),
+    )
+
+
+def _totals(before: FileSet, after: FileSet, outcomes: Sequence[LayerOutcome], *, seconds: float) -> Totals:
+    factored = [outcome for outcome in outcomes if outcome.report.outcome == "factored"]
+    squared_norm = sum(outcome.squared_norm for outcome in factored)
+    squared_error = sum(outcome.squared_error for outcome in factored)
+    return Totals(
+        parameters_before=before.parameters,
+        parameters_after=after.parameters,
+        parameter_savings=1 - after.parameters / before.parameters if before.parameters else 0.0,
+        compression_factor=before.parameters / after.parameters if after.parameters else 1.0,
+        bytes_before=before.nbytes,
+        bytes_after=after.nbytes,
+        relative_error=sqrt(squared_error / squared_norm) if squared_norm else 0.0,
+        layers_factored=len(factored),
+        layers_kept=len(outcomes) - len(factored),
+        seconds=seconds,
+    )
+
+
+def _environment(device: torch.device) -> dict[str, str]:
+    return {
+        "device": str(device),
+        "eckart": version("eckart"),
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
