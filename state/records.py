@@ -1,5 +1,6 @@
 """The job record: the truth about a job, as Redis holds it in fields and job.json as one document."""
 
+import hashlib
 import json
 import re
 import secrets
@@ -34,6 +35,11 @@ class Idempotency(Stored):
 
     key: str
     fingerprint: str
+
+    @property
+    def digest(self) -> str:
+        """The key in a form that is short and harmless as part of a Redis key."""
+        return hashlib.sha256(self.key.encode()).hexdigest()
 
 
 class NewJob(Stored):
@@ -120,7 +126,10 @@ def fixed_document(new: NewJob, job_id: str, idempotency: Idempotency | None) ->
 def to_fields(record: JobRecord) -> dict[str, str]:
     """Spread a record over the fields of its Redis hash."""
     document = json.loads(record.document())
-    fields = {"fixed": fixed_document(record, record.id, record.idempotency)}
+    fixed = fixed_document(record, record.id, record.idempotency)
+    fields = {"fixed": fixed, "checkpoint": record.checkpoint}
+    if record.idempotency:
+        fields["idempotency"] = record.idempotency.digest
     fields |= {name: str(document[name]) for name in PLAIN if name in document}
     fields |= {name: json.dumps(document[name]) for name in NESTED if name in document}
     return fields | {to: str(microseconds(document[name])) for name, to in TIMES.items() if name in document}

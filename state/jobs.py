@@ -1,0 +1,205 @@
+"""Jobs and their transitions: Redis holds the truth, job.json is its shadow, a message only a doorbell."""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+
+from schemas.job import JobState, Progress
+from schemas.problem import Problem, problem
+from schemas.report import Totals
+from state.blobs import banish, empty
+from state.connection import translated
+from state.errors import BadCursor, CheckpointGone, CheckpointInUse, IdempotencyConflict, JobNotFound
+from state.layout import Layout
+from state.ledger import Ledger
+from state.manifest import holds
+from state.names import QUEUE_KEY
+from state.records import Claim, Idempotency, JobPage, JobRecord, JobView, NewJob, fixed_document, new_job_id
+from state.scripts import PREFIX, Scripts, Wiped
+from state.shadow import Shadows
+from state.views import job_view, next_cursor
+
+SWEEP_LIMIT_MS = 30_000
+DELETE_LIMIT_MS = 60_000
+
+
+class JobStore:
+    """All that can happen to a job; every call bears being repeated, and a wiped or restarted Redis."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        data_dir: Path,
+        *,
+        lease_s: float = 60,
+        max_attempts: int = 3,
+        resend_after_s: float = 15,
+    ) -> None:
+        self._client = client
+        self._layout = Layout(data_dir)
+        self._scripts = Scripts(client)
+        self._lease_us = int(lease_s * 1_000_000)
+        self._resend_after_us = int(resend_after_s * 1_000_000)
+        self._max_attempts = max_attempts
+        self._shadows = Shadows(self._layout, self._scripts, lease_us=self._lease_us)
+        self._ledger = Ledger(self._scripts, self._shadows)
+
+    # From the door's side.
+
+    def create(self, new: NewJob, *, idempotency: Idempotency | None = None) -> JobRecord:
+        """Accept a job durably, or return the one that the same key has made before.
+
+        The caller sends the message afterwards; where that fails, the next sweep does.
+        """
+        job_id = new_job_id()
+        answer = self._ledger.survive(lambda: self._create(job_id, new, idempotency))
+        return answer if isinstance(answer, JobRecord) else self.get(answer)
+
+    def get(self, job_id: str) -> JobRecord:
+        """Return the record, or raise `JobNotFound`."""
+        return self.view(job_id).record
+
+    def view(self, job_id: str) -> JobView:
+        """Return the record with what changes too often to be part of it."""
+        return job_view(self._ledger.ask("read", job_id))
+
+    def list(self, state: JobState | None = None, *, limit: int = 50, cursor: str | None = None) -> JobPage:
+        """Return a page of jobs, newest first; `cursor` is where the page before ended."""
+        if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 16):
+            raise BadCursor
+        answer = self._ledger.run("page", state or "all", cursor or "+inf", limit + 1)
+        views = tuple(job_view(entry) for entry in answer)
+        return JobPage(views[:limit], next_cursor(views[limit:]))
+
+    def cancel(self, job_id: str) -> JobRecord:
+        """End a queued or running job at once; its worker notices at its next heartbeat."""
+        record = self._ledger.transition("cancel", job_id)
+        assert record is not None  # a cancel needs no fence
+        return record
+
+    def delete(self, job_id: str) -> None:
+        """Cancel a job and remove every trace of it."""
+        self.cancel(job_id)
+        self._shadows.delete(job_id)
+
+    def checkpoint_in_use(self, checkpoint_id: str) -> bool:
+        """Say whether an unfinished job needs the checkpoint."""
+        return bool(self._ledger.run("in_use", checkpoint_id))
+
+    @contextmanager
+    def deleting_checkpoint(self, checkpoint_id: str) -> Iterator[None]:
+        """Keep new jobs off a checkpoint while it is deleted, or raise `CheckpointInUse`."""
+        if self._ledger.run("guard", checkpoint_id, DELETE_LIMIT_MS) == "in_use":
+            raise CheckpointInUse
+        try:
+            yield
+        finally:
+            with translated():
+                self._client.delete(f"{PREFIX}deleting:{checkpoint_id}")
+
+    # From the worker's side.
+
+    def claim(self, job_id: str, worker: str) -> Claim | None:
+        """Take a job under a new fence; None: it has ended, is someone's, is gone, or is out of attempts."""
+        token = f"{worker}#{secrets.token_hex(8)}"
+        try:
+            answer = self._ledger.ask(
+                "claim", job_id, token, self._lease_us, self._max_attempts, self._worker_lost()
+            )
+        except JobNotFound:
+            return None
+        if answer == "refused":
+            return None
+        # The fence must be on disk before anyone works under it: a wipe must not give it out again.
+        record = self._shadows.write(job_id)
+        if record is None or record.worker != token:
+            return None
+        return Claim(record, record.fence)
+
+    def heartbeat(self, job_id: str, fence: int, progress: Progress | None = None) -> bool:
+        """Renew the lease; False: the job is not this attempt's any more, and the attempt must stop."""
+        document = progress.model_dump_json() if progress else ""
+        try:
+            return bool(self._ledger.ask("heartbeat", job_id, fence, self._lease_us, document) == "done")
+        except JobNotFound:
+            return False
+
+    def finish(self, job_id: str, fence: int, summary: Totals, single_file: str | None = None) -> bool:
+        """Publish a result that lies durably in its place; False: the job is not this attempt's any more."""
+        return self._end("finish", job_id, fence, summary.model_dump_json(), single_file or "")
+
+    def fail(self, job_id: str, fence: int, why: Problem) -> bool:
+        """End a job for a reason of its input."""
+        return self._end("fail", job_id, fence, why.model_dump_json())
+
+    def retry(self, job_id: str, fence: int, why: Problem) -> bool:
+        """Give a job back for a reason of the machine; it fails where no attempts are left."""
+        return self._end("retry", job_id, fence, self._max_attempts, why.model_dump_json())
+
+    # From the reaper's side.
+
+    def sweep(self) -> tuple[str, ...]:
+        """Requeue what has lost its worker, and return the jobs whose message is to be sent again."""
+        key = f"{PREFIX}sweeping"
+        with translated():
+            if not self._client.set(key, 1, nx=True, px=SWEEP_LIMIT_MS):
+                return ()
+        try:
+            due = self._ledger.run(
+                "sweep", self._max_attempts, self._worker_lost(), self._resend_after_us, QUEUE_KEY
+            )
+            for job_id in self._shadows.behind():
+                self._shadows.follow(job_id)
+        finally:
+            with translated():
+                self._client.delete(key)
+        return tuple(due)
+
+    def rebuild(self) -> None:
+        """Rebuild the records from disk, if Redis is new or was restarted; every other call does it too."""
+        self._ledger.rebuild()
+
+    def _create(self, job_id: str, new: NewJob, idempotency: Idempotency | None) -> JobRecord | str:
+        digest, fingerprint = (idempotency.digest, idempotency.fingerprint) if idempotency else ("", "")
+        fixed = fixed_document(new, job_id, idempotency)
+        with self._shadows.lock(job_id):
+            answer = str(self._scripts.run("create", job_id, new.checkpoint, digest, fingerprint, fixed))
+            if answer == "created":
+                try:
+                    return self._accept(job_id, new)
+                except BaseException:
+                    self._scripts.run_unguarded("delete", job_id)
+                    empty(banish(self._layout.job(job_id), self._layout.trash))
+                    raise
+        if answer == "conflict":
+            raise IdempotencyConflict
+        if answer == "gone":
+            raise CheckpointGone
+        return answer.removeprefix("replay:")
+
+    def _accept(self, job_id: str, new: NewJob) -> JobRecord:
+        """Make a job durable that is already known, and so keeps its checkpoint from being deleted."""
+        if not holds(self._layout, new.checkpoint, new.files):
+            raise CheckpointGone
+        record = self._shadows.write_locked(job_id)
+        if record is None:
+            raise Wiped
+        return record
+
+    def _end(self, verb: str, job_id: str, fence: int, *args: str | float) -> bool:
+        try:
+            return self._ledger.transition(verb, job_id, fence, *args) is not None
+        except JobNotFound:
+            return False
+
+    def _worker_lost(self) -> str:
+        return problem(
+            "worker-lost",
+            "The worker was lost",
+            500,
+            f"Each of the {self._max_attempts} attempts ended without a word from its worker, "
+            "which may lack memory; give it more, or send the job again.",
+        ).model_dump_json()

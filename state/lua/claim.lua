@@ -1,0 +1,27 @@
+-- id, worker's token, lease, most attempts, problem if they are used up -> 'claimed' | 'refused' | 'failed'
+if not alive() then return 'wiped' end
+local id, token, lease_us, most, problem = unpack(ARGV)
+local state = field(id, 'state')
+if not state then return 'missing' end
+if TERMINAL[state] then return 'refused' end
+if state == 'running' then
+  if field(id, 'worker') == token then return 'claimed' end -- the answer to the first call was lost
+  local ends = redis.call('ZSCORE', LEASES, id)
+  if ends and tonumber(ends) > now then return 'refused' end
+end
+if tonumber(field(id, 'attempt')) >= tonumber(most) then
+  fail(id, problem)
+  return 'failed'
+end
+-- A job that waited with its first message only tells how far the queue has been read.
+local since, created = redis.call('ZSCORE', WAITING, id), field(id, 'created_us')
+if since and tonumber(since) == tonumber(created) then
+  local frontier = tonumber(redis.call('GET', FRONTIER)) or 0
+  redis.call('SET', FRONTIER, text(math.max(frontier, tonumber(created))))
+end
+enter(id, 'running')
+redis.call('HINCRBY', job(id), 'attempt', 1)
+redis.call('HINCRBY', job(id), 'fence', 1)
+redis.call('HSET', job(id), 'worker', token, 'started_us', text(now))
+lease(id, lease_us)
+return 'claimed'

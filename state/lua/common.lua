@@ -1,0 +1,82 @@
+-- Stands in front of every script. Keys are built here, so one node serves them all.
+--
+-- job:<id>             hash: the record (state/records.py), and its progress
+-- jobs:all, jobs:<state>  zset: ids by the microsecond they were created
+-- waiting              zset: queued ids by the microsecond their message was last sent
+-- unsent               set: queued ids whose message is to be sent at the next sweep
+-- frontier             the creation time of the youngest job that was claimed by its first message
+-- leases               zset: running ids by the microsecond their lease ends
+-- users:<checkpoint>   set: unfinished ids that need the checkpoint
+-- deleting:<checkpoint>   no new job may need it
+-- idempotency:<digest> hash: job, fingerprint
+-- unshadowed           set: ids whose job.json is behind
+-- alive                absent: Redis was wiped, and the records are to be rebuilt from disk
+local PREFIX = 'eckart:'
+local ALL, WAITING, UNSENT = PREFIX .. 'jobs:all', PREFIX .. 'waiting', PREFIX .. 'unsent'
+local LEASES, UNSHADOWED, FRONTIER = PREFIX .. 'leases', PREFIX .. 'unshadowed', PREFIX .. 'frontier'
+local TERMINAL = { succeeded = true, failed = true, canceled = true }
+
+local clock = redis.call('TIME')
+local now = clock[1] * 1000000 + clock[2] -- microseconds; exact, since a double holds 53 bits
+
+local function text(number) return string.format('%.0f', number) end
+local function alive() return redis.call('EXISTS', PREFIX .. 'alive') == 1 end
+local function job(id) return PREFIX .. 'job:' .. id end
+local function index(state) return PREFIX .. 'jobs:' .. state end
+local function users(checkpoint) return PREFIX .. 'users:' .. checkpoint end
+local function field(id, name) return redis.call('HGET', job(id), name) end
+local function lease(id, lease_us) redis.call('ZADD', LEASES, text(now + lease_us), id) end
+
+local function mine(id, fence)
+  return field(id, 'state') == 'running' and field(id, 'fence') == fence
+end
+
+local function wait(id, since, unsent)
+  redis.call('ZADD', WAITING, text(since), id)
+  if unsent then redis.call('SADD', UNSENT, id) end
+end
+
+-- All that follows from a new state, at one place, so that no transition can forget a part of it.
+-- The new state's own index (waiting or leases) is its transition's business.
+local function enter(id, state)
+  redis.call('ZREM', index(field(id, 'state')), id)
+  redis.call('ZADD', index(state), field(id, 'created_us'), id)
+  redis.call('ZREM', WAITING, id)
+  redis.call('SREM', UNSENT, id)
+  redis.call('ZREM', LEASES, id)
+  redis.call('HSET', job(id), 'state', state)
+  redis.call('HINCRBY', job(id), 'version', 1)
+  if state ~= 'running' then redis.call('HDEL', job(id), 'worker') end
+  if TERMINAL[state] then
+    redis.call('HSET', job(id), 'finished_us', text(now))
+    redis.call('SREM', users(field(id, 'checkpoint')), id)
+  end
+  redis.call('SADD', UNSHADOWED, id)
+end
+
+local function fail(id, problem)
+  redis.call('HSET', job(id), 'error', problem)
+  enter(id, 'failed')
+end
+
+-- A job and every trace of it.
+local function forget(id)
+  local state, checkpoint, key = unpack(redis.call('HMGET', job(id), 'state', 'checkpoint', 'idempotency'))
+  if not state then return false end
+  redis.call('ZREM', index(state), id)
+  redis.call('ZREM', ALL, id)
+  redis.call('ZREM', WAITING, id)
+  redis.call('ZREM', LEASES, id)
+  redis.call('SREM', UNSENT, id)
+  redis.call('SREM', UNSHADOWED, id)
+  redis.call('SREM', users(checkpoint), id)
+  if key and redis.call('HGET', PREFIX .. 'idempotency:' .. key, 'job') == id then
+    redis.call('DEL', PREFIX .. 'idempotency:' .. key)
+  end
+  redis.call('DEL', job(id))
+  return true
+end
+
+local function look(id)
+  return { redis.call('HGETALL', job(id)), redis.call('ZRANK', WAITING, id) or -1 }
+end

@@ -1,0 +1,28 @@
+-- id, checkpoint, idempotency digest or '', fingerprint, fixed document
+-- -> 'created' | 'conflict' | 'gone' | 'replay:<id of the first job>'
+if not alive() then return 'wiped' end
+local id, checkpoint, key, fingerprint, fixed = unpack(ARGV)
+if field(id, 'state') then return 'created' end -- the answer to the first call was lost
+if key ~= '' then
+  local first, theirs = unpack(redis.call('HMGET', PREFIX .. 'idempotency:' .. key, 'job', 'fingerprint'))
+  if first and field(first, 'state') then
+    if theirs ~= fingerprint then return 'conflict' end
+    return 'replay:' .. first
+  end
+end
+if redis.call('EXISTS', PREFIX .. 'deleting:' .. checkpoint) == 1 then return 'gone' end
+
+-- No two jobs are of the same microsecond, and a clock set back does not reorder them: lists can be paged.
+local newest = redis.call('ZREVRANGE', ALL, 0, 0, 'WITHSCORES')[2]
+local created = math.max(now, (tonumber(newest) or 0) + 1)
+redis.call('HSET', job(id), 'fixed', fixed, 'checkpoint', checkpoint, 'state', 'queued',
+  'created_us', text(created), 'version', 0, 'attempt', 0, 'fence', 0)
+redis.call('ZADD', ALL, text(created), id)
+redis.call('SADD', users(checkpoint), id)
+if key ~= '' then
+  redis.call('HSET', job(id), 'idempotency', key)
+  redis.call('HSET', PREFIX .. 'idempotency:' .. key, 'job', id, 'fingerprint', fingerprint)
+end
+enter(id, 'queued')
+wait(id, created, false)
+return 'created'

@@ -1,0 +1,14 @@
+-- id, fence, most attempts, problem if they are used up -> 'done' | 'lost'
+if not alive() then return 'wiped' end
+local id, fence, most, problem = unpack(ARGV)
+local state = field(id, 'state')
+if not state then return 'missing' end
+if (state == 'queued' or state == 'failed') and field(id, 'fence') == fence then return 'done' end -- said twice
+if not mine(id, fence) then return 'lost' end
+if tonumber(field(id, 'attempt')) >= tonumber(most) then
+  fail(id, problem)
+else
+  enter(id, 'queued')
+  wait(id, now, true)
+end
+return 'done'

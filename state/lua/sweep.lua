@@ -1,0 +1,34 @@
+-- most attempts, problem if they are used up, grace, the broker's list -> ids whose message is to be sent
+if not alive() then return 'wiped' end
+local most, problem, grace_us, list = unpack(ARGV)
+local BATCH = 1000
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', text(now), 'LIMIT', 0, BATCH)) do
+  if tonumber(field(id, 'attempt')) >= tonumber(most) then
+    fail(id, problem)
+  else
+    enter(id, 'queued')
+    wait(id, now, true)
+  end
+end
+
+-- A message is likely lost where the queue is empty, or was read beyond it: messages come in order.
+local empty = redis.call('LLEN', list) == 0
+local frontier = tonumber(redis.call('GET', FRONTIER)) or 0
+local old = redis.call('ZRANGEBYSCORE', WAITING, '-inf', text(now - grace_us), 'WITHSCORES', 'LIMIT', 0, BATCH)
+for i = 1, #old, 2 do
+  if empty or tonumber(old[i + 1]) < frontier then redis.call('SADD', UNSENT, old[i]) end
+end
+
+local due = {}
+for _, id in ipairs(redis.call('SMEMBERS', UNSENT)) do
+  table.insert(due, { id = id, since = tonumber(redis.call('ZSCORE', WAITING, id)) })
+end
+table.sort(due, function(a, b) return a.since < b.since end)
+local ids = {}
+for i, entry in ipairs(due) do
+  redis.call('ZADD', WAITING, text(now + i), entry.id)
+  redis.call('SREM', UNSENT, entry.id)
+  ids[i] = entry.id
+end
+return ids

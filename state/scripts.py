@@ -1,0 +1,91 @@
+"""The transitions of `state/lua`, each one atomic in Redis."""
+
+import hashlib
+from importlib.resources import files
+from typing import Any
+
+import redis
+from redis.exceptions import NoScriptError
+
+from state.connection import translated
+
+PREFIX = "eckart:"
+ALIVE = PREFIX + "alive"
+
+GUARDED = (
+    "cancel",
+    "claim",
+    "create",
+    "fail",
+    "finish",
+    "guard",
+    "heartbeat",
+    "in_use",
+    "page",
+    "read",
+    "retry",
+    "sweep",
+)
+UNGUARDED = ("delete", "restore", "shadowed")
+
+
+class Wiped(Exception):  # noqa: N818 - it says what happened, and never leaves this package
+    """Redis has lost its keys, or was restarted and may have lost the last of them: rebuild, then go on."""
+
+
+class Scripts:
+    """Guarded scripts refuse to run on a server that is new; the others are what makes it old."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+        folder = files("state") / "lua"
+        common = (folder / "common.lua").read_text()
+        self._texts = {name: common + (folder / f"{name}.lua").read_text() for name in GUARDED + UNGUARDED}
+        self._digests = {
+            name: hashlib.sha1(self._texts[name].encode(), usedforsecurity=False).hexdigest()
+            for name in GUARDED
+        }
+
+    def run(self, name: str, *args: str | float) -> Any:
+        """Run a guarded script, or raise `Wiped` with nothing done.
+
+        A wiped server lacks the marker, and a restarted one has no scripts: the cache is never on disk.
+        """
+        with translated():
+            try:
+                answer = self.client.evalsha(self._digests[name], 0, *args)
+            except NoScriptError as error:
+                raise Wiped from error
+        if answer == "wiped":
+            raise Wiped
+        return answer
+
+    def run_unguarded(self, name: str, *args: str | float) -> Any:
+        """Run a script that is right in every condition of the server."""
+        with translated():
+            return self.client.eval(self._texts[name], 0, *args)
+
+    def fields(self, job_id: str) -> dict[str, str]:
+        """Return the fields of a job's hash; none where there is no such job."""
+        with translated():
+            fields: Any = self.client.hgetall(f"{PREFIX}job:{job_id}")
+            return dict(fields)
+
+    def members(self, name: str) -> set[str]:
+        """Return the members of one of the sets that the scripts keep."""
+        with translated():
+            members: Any = self.client.smembers(PREFIX + name)
+            return set(members)
+
+    def ready(self) -> bool:
+        """Say whether guarded scripts can run."""
+        with translated():
+            known: Any = self.client.script_exists(*self._digests.values())
+            return all(known) and bool(self.client.exists(ALIVE))
+
+    def open(self) -> None:
+        """Let guarded scripts run from now on."""
+        with translated():
+            self.client.set(ALIVE, 1)
+            for name in GUARDED:
+                self.client.script_load(self._texts[name])
