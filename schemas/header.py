@@ -29,14 +29,16 @@ class Header:
     file_bytes: int
 
 
-def parse_header(header_json: bytes | bytearray | memoryview, *, file_bytes: int) -> Header:
+def parse_header(
+    header_json: bytes | bytearray | memoryview, *, file_bytes: int, max_tensors: int = MAX_TENSORS
+) -> Header:
     """Check the JSON between the length and the data of a file of `file_bytes`, and the data's extent."""
-    header = parse_tensors(header_json)
+    header = parse_tensors(header_json, max_tensors=max_tensors)
     check_extent(header, file_bytes=file_bytes, short_code="truncated")
     return header
 
 
-def parse_tensors(header_json: bytes | bytearray | memoryview) -> Header:
+def parse_tensors(header_json: bytes | bytearray | memoryview, *, max_tensors: int = MAX_TENSORS) -> Header:
     """Check the same JSON for a file that is as long as it says."""
     try:
         text = str(header_json, "utf-8")
@@ -45,7 +47,7 @@ def parse_tensors(header_json: bytes | bytearray | memoryview) -> Header:
         raise CheckpointError(
             "not-utf8", f"The header is not UTF-8: byte {byte} of the file does not belong to any character."
         ) from None
-    metadata, tensors = _members(JsonScan(text, base=LENGTH_BYTES))
+    metadata, tensors = _members(JsonScan(text, base=LENGTH_BYTES), max_tensors)
     ordered = _in_file_order(tensors)
     data_start = LENGTH_BYTES + len(header_json)
     return Header(metadata, ordered, data_start, data_start + ordered[-1].end)
@@ -70,7 +72,7 @@ def check_extent(header: Header, *, file_bytes: int, short_code: str) -> None:
     )
 
 
-def _members(scan: JsonScan) -> tuple[dict[str, str], Iterable[TensorInfo]]:
+def _members(scan: JsonScan, max_tensors: int) -> tuple[dict[str, str], Iterable[TensorInfo]]:
     scan.check_opening()
     metadata: dict[str, str] | None = None
     tensors: dict[str, TensorInfo] = {}
@@ -87,8 +89,8 @@ def _members(scan: JsonScan) -> tuple[dict[str, str], Iterable[TensorInfo]]:
         if name in tensors:
             raise _repeated(tensors[name], info, scan)
         tensors[name] = info
-        if len(tensors) > MAX_TENSORS:
-            raise scan.fault("too-many-tensors", f"The header lists more than {MAX_TENSORS} tensors.")
+        if len(tensors) > max_tensors:
+            raise scan.fault("too-many-tensors", f"The header lists more than {max_tensors} tensors.")
     scan.end()
     if not tensors:
         raise CheckpointError("no-tensors", "The file holds no tensors, so there is nothing to compress.")

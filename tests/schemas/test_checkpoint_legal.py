@@ -1,0 +1,131 @@
+"""What the format allows is accepted, and understood as the reference reader understands it."""
+
+import json
+import struct
+import threading
+
+import pytest
+from safetensors import deserialize
+
+from schemas.checkpoint import DTYPE_BITS, FLOAT_DTYPES, CheckpointError, HeaderScan, parse_header
+
+ENTRY = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+
+
+def framed(header: str, data: bytes) -> bytes:
+    return struct.pack("<Q", len(header.encode())) + header.encode() + data
+
+
+def tensor(dtype: str, shape: list[int], start: int, end: int) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+def scanned(raw: bytes):
+    scan = HeaderScan(content_bytes=len(raw))
+    scan.feed(raw)
+    return scan.finish(len(raw))
+
+
+EMPTIES = {
+    f"t{at}": tensor("U8", [end - start], start, end)
+    for at, (start, end) in enumerate([(4, 4), (0, 4), (8, 8), (0, 0), (4, 8), (4, 4)])
+}
+LEGAL = {
+    "leading whitespace": (f' \t\r\n{{"w":{ENTRY}}}', 4),
+    "trailing whitespace": (f'{{"w":{ENTRY}}} \t\r\n', 4),
+    "whitespace everywhere": (json.dumps({"__metadata__": {"a": "b"}, "w": json.loads(ENTRY)}, indent=9), 4),
+    "whitespace beyond the short window": (f'{{"w":{ENTRY.replace(",", "," + " " * 2_000)}}}', 4),
+    "no metadata": (f'{{"w":{ENTRY}}}', 4),
+    "empty metadata": (f'{{"__metadata__":{{}},"w":{ENTRY}}}', 4),
+    "metadata last": (f'{{"w":{ENTRY},"__metadata__":{{"a":"b"}}}}', 4),
+    "large metadata": (json.dumps({"__metadata__": {"a": 'é"\n\\' * 200_000}, "w": json.loads(ENTRY)}), 4),
+    "empty metadata key and value": (f'{{"__metadata__":{{"":""}},"w":{ENTRY}}}', 4),
+    "control characters in metadata": (f'{{"__metadata__":{{"a":"\\u0000\\n"}},"w":{ENTRY}}}', 4),
+    "escaped keys": ('{"\\u0077":{"\\u0064type":"\\u00463\\u0032","shape":[1],"data_offsets":[0,4]}}', 4),
+    "a surrogate pair": (f'{{"\\ud83d\\ude00":{ENTRY}}}', 4),
+    "a name of 1024 bytes": (json.dumps({"n" * 1024: json.loads(ENTRY)}), 4),
+    "a path as a name": (f'{{"../../etc/passwd":{ENTRY}}}', 4),
+    "an absolute path as a name": (f'{{"/etc/passwd":{ENTRY}}}', 4),
+    "HTML as a name": (f'{{"<script>alert(1)</script>":{ENTRY}}}', 4),
+    "rank 0": (json.dumps({"w": tensor("F64", [], 0, 8)}), 8),
+    "eight dimensions": (json.dumps({"w": tensor("U8", [1] * 8, 0, 1)}), 1),
+    "a zero-size dimension": (json.dumps({"w": tensor("F32", [3, 0, 2], 0, 0)}), 0),
+    "zero-size dimensions of any size": (json.dumps({"w": tensor("U8", [2**50, 0], 0, 0)}), 0),
+    "empty tensors anywhere": (json.dumps(EMPTIES), 8),
+    "listed in another order": (json.dumps({"b": tensor("U8", [3], 2, 5), "a": tensor("U8", [2], 0, 2)}), 5),
+    "offsets off the element size": (
+        json.dumps({"a": tensor("U8", [1], 0, 1), "b": tensor("F32", [1], 1, 5)}),
+        5,
+    ),
+    "four-bit floats on a byte": (json.dumps({"w": tensor("F4", [3, 2], 0, 3)}), 3),
+    "six-bit floats on a byte": (json.dumps({"w": tensor("F6_E3M2", [4], 0, 3)}), 3),
+} | {
+    f"dtype {dtype}": (json.dumps({"w": tensor(dtype, [4], 0, bits // 2)}), bits // 2)
+    for dtype, bits in DTYPE_BITS.items()
+}
+
+
+@pytest.mark.parametrize(("header", "data_bytes"), LEGAL.values(), ids=LEGAL.keys())
+def test_a_legal_file_is_read_as_the_reference_reads_it(header, data_bytes):
+    data = bytes(range(data_bytes))
+    raw = framed(header, data)
+    ours = scanned(raw)
+    assert ours.file_bytes == len(raw)
+    assert ours.metadata == json.loads(header).get("__metadata__", {})
+    assert {
+        info.name: (
+            info.dtype,
+            list(info.shape),
+            raw[ours.data_start + info.start : ours.data_start + info.end],
+        )
+        for info in ours.tensors
+    } == {name: (entry["dtype"], entry["shape"], bytes(entry["data"])) for name, entry in deserialize(raw)}
+
+
+def test_tensors_come_in_the_order_of_their_bytes():
+    header, data_bytes = LEGAL["empty tensors anywhere"]
+    infos = scanned(framed(header, bytes(data_bytes))).tensors
+    assert [info.name for info in infos] == ["t3", "t1", "t0", "t5", "t4", "t2"]
+
+
+def test_a_tensor_knows_its_parameters_and_bytes():
+    (info,) = scanned(framed(json.dumps({"w": tensor("BF16", [3, 5], 0, 30)}), bytes(30))).tensors
+    assert (info.parameters, info.nbytes) == (15, 30)
+
+
+def test_a_scalar_has_one_parameter_and_an_empty_tensor_none():
+    header = json.dumps({"s": tensor("F32", [], 0, 4), "z": tensor("F32", [0, 7], 4, 4)})
+    assert [info.parameters for info in scanned(framed(header, bytes(4))).tensors] == [1, 0]
+
+
+def test_the_dtypes_that_are_factored_are_known_dtypes():
+    assert FLOAT_DTYPES.issubset(DTYPE_BITS)
+
+
+def test_a_streamed_header_is_the_parsed_header():
+    header = json.dumps({"__metadata__": {"a": "é"}, "w": tensor("F32", [2], 0, 8)}, ensure_ascii=False)
+    raw = framed(header, bytes(8))
+    scan = HeaderScan()
+    for at in range(len(raw)):
+        scan.feed(raw[at : at + 1])
+        assert (scan.header is None) == (at + 1 < len(raw) - 8)
+    assert scan.finish(len(raw)) == parse_header(header.encode(), file_bytes=len(raw))
+
+
+def test_a_header_is_read_on_a_small_stack():
+    faults: list[str] = []
+
+    def attack() -> None:
+        try:
+            parse_header(b'{"w":' + b"[" * 60_000, file_bytes=100_000)
+        except CheckpointError as error:
+            faults.append(error.code)
+
+    before = threading.stack_size(256 * 1024)
+    try:
+        thread = threading.Thread(target=attack)
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    thread.join()
+    assert faults == ["nested-too-deep"]
