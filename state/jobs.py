@@ -139,6 +139,10 @@ class JobStore:
         """Give a job back for a reason of the machine; it fails where no attempts are left."""
         return self._end("retry", job_id, fence, self._max_attempts, why.model_dump_json())
 
+    def release(self, job_id: str, fence: int) -> bool:
+        """Give a job back because the worker stops: the attempt does not count."""
+        return self._end("release", job_id, fence)
+
     # From the reaper's side.
 
     def sweep(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ GUARDED = (
     "in_use",
     "page",
     "read",
+    "release",
     "retry",
     "sweep",
 )
