@@ -21,7 +21,11 @@ def main(arguments: list[str] | None = None) -> int:
         return _compress(options.input, options.output, options.spec)
     from worker.tasks import run_worker
 
-    run_worker(Settings())
+    settings = Settings()
+    if settings.redis_url is None:
+        print("ECKART_REDIS_URL is not set; give it, or run `eckart serve`, which sets it", file=sys.stderr)
+        return 2
+    run_worker(settings, settings.redis_url)
     return 0
 
 

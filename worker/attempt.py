@@ -1,0 +1,162 @@
+"""One attempt at a job: claim it, work under a lease, publish behind the fence."""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from schemas.checkpoint import INDEX_ENDING, CheckpointError
+from schemas.job import Progress
+from schemas.problem import Problem, problem
+from schemas.report import Report
+from state.checkpoints import CheckpointStore, StoredCheckpoint
+from state.errors import CheckpointNotFound, JobNotFound, StoreUnavailable
+from state.jobs import JobStore
+from state.layout import Layout
+from state.records import Claim
+from worker.device import choose_device, set_threads
+from worker.lease import Lease, LeaseLost, StopSignal, WorkerStopping
+from worker.pipeline import Request, compress
+from worker.plan import InputCheckpoint, Source
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+RETRY_S = 1.0
+T = TypeVar("T")
+
+
+def run_attempt(
+    job_id: str, jobs: JobStore, settings: Settings, *, worker: str, stopping: StopSignal
+) -> None:
+    """Work on a job unless it is finished, canceled or in other hands; harmless twice.
+
+    A fault of the input fails the job at once. Trouble of the machine gives it back to the queue, where the
+    reaper finds it a little later; attempts are counted on the job.
+    """
+    claim = _persist(lambda: jobs.claim(job_id, worker=worker))
+    if claim is None:
+        return
+    log.info("job %s: attempt %d begins", job_id, claim.record.attempt)
+    try:
+        with Lease(jobs, claim, heartbeat_s=settings.heartbeat_s, stopping=stopping) as lease:
+            report = _work(claim, settings, lease)
+            _publish(claim, report, jobs, settings)
+    except LeaseLost:
+        log.info("job %s: attempt %d is no longer wanted", job_id, claim.record.attempt)
+        _discard(claim, jobs, settings)
+    except (WorkerStopping, SystemExit):
+        log.info("job %s: back to the queue, this worker is stopping", job_id)
+        _persist(lambda: jobs.release(job_id, claim.fence))
+    except (CheckpointError, CheckpointNotFound) as error:
+        fault = _input_fault(error)
+        log.info("job %s failed: %s", job_id, fault.detail)
+        _persist(lambda: jobs.fail(job_id, claim.fence, fault))
+    except Exception as error:
+        log.exception("job %s: attempt %d broke off", job_id, claim.record.attempt)
+        trouble = _trouble(error)
+        _persist(lambda: jobs.retry(job_id, claim.fence, trouble))
+
+
+def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
+    record = claim.record
+    layout = Layout(settings.data_dir)
+    part = _part(layout, claim)
+    shutil.rmtree(part, ignore_errors=True)
+    names = [file.name for file in record.files]
+    stored = CheckpointStore(settings.data_dir).get(record.checkpoint, only=names)
+    set_threads(settings.threads)
+    request = Request(
+        checkpoint=_input(stored),
+        input_files=record.files,
+        spec=record.spec,
+        spool_dir=layout.work(record.id),
+        result_dir=part,
+        job_id=record.id,
+    )
+
+    def observe(progress: Progress) -> None:
+        if progress.layer is not None:
+            count = f"{progress.layers_done + 1} of {progress.layers_total}"
+            log.info("job %s: layer %s (%s)", record.id, progress.layer, count)
+        lease.observe(progress)
+
+    return compress(request, device=choose_device(settings.device), observe=observe)
+
+
+def _publish(claim: Claim, report: Report, jobs: JobStore, settings: Settings) -> None:
+    """Rename the result into place, then let the record decide whether it counts."""
+    record, layout = claim.record, Layout(settings.data_dir)
+    result = layout.result(record.id, claim.fence)
+    _part(layout, claim).replace(result)
+    _sync(result.parent)
+    single = report.output.files[0].name if len(report.output.files) == 1 else None
+    if _persist(lambda: jobs.finish(record.id, claim.fence, report.totals, single_file=single)):
+        shutil.rmtree(layout.work(record.id), ignore_errors=True)
+        log.info("job %s succeeded in %.1f s", record.id, report.totals.seconds)
+    else:
+        raise LeaseLost(record.id)
+
+
+def _discard(claim: Claim, jobs: JobStore, settings: Settings) -> None:
+    """Remove what this attempt wrote; finished layers stay for the next one unless the job wants none."""
+    record, layout = claim.record, Layout(settings.data_dir)
+    shutil.rmtree(_part(layout, claim), ignore_errors=True)
+    shutil.rmtree(layout.result(record.id, claim.fence), ignore_errors=True)
+    try:
+        state = _persist(lambda: jobs.get(record.id)).state
+    except JobNotFound:
+        shutil.rmtree(layout.job(record.id), ignore_errors=True)
+        return
+    if state == "canceled":
+        shutil.rmtree(layout.work(record.id), ignore_errors=True)
+
+
+def _part(layout: Layout, claim: Claim) -> Path:
+    result = layout.result(claim.record.id, claim.fence)
+    return result.with_name(result.name + ".part")
+
+
+def _input(stored: StoredCheckpoint) -> InputCheckpoint:
+    sources = tuple(Source(stored.path(name), header) for name, header in stored.headers.items())
+    index = next((file.name for file in stored.files if file.name.endswith(INDEX_ENDING)), None)
+    return InputCheckpoint(sources, stored.path(index) if index else None, stored.index)
+
+
+def _persist(transition: Callable[[], T]) -> T:
+    """Try until Redis is back: what was done must be said, however long it takes."""
+    while True:
+        try:
+            return transition()
+        except StoreUnavailable as error:
+            log.warning("%s", error)
+            time.sleep(RETRY_S)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _input_fault(error: CheckpointError | CheckpointNotFound) -> Problem:
+    return problem(
+        "unusable-checkpoint",
+        "The checkpoint cannot be read",
+        422,
+        f"{error} Store the checkpoint again and start a new job.",
+    )
+
+
+def _trouble(error: Exception) -> Problem:
+    return problem(
+        "worker-trouble",
+        "The worker could not finish the job",
+        500,
+        f"Every attempt broke off, the last one with {type(error).__name__}. "
+        "Look at the worker's log, mend the cause (memory, disk) and start the job again.",
+    )

@@ -1,0 +1,80 @@
+"""The Celery task: an id in, nothing out, harmless twice."""
+
+import logging
+import multiprocessing
+import os
+import socket
+import threading
+from contextlib import suppress
+
+from celery import Celery, signals
+
+from state.connection import redis_client
+from state.errors import StoreUnavailable
+from state.jobs import JobStore
+from state.names import TASK
+from state.workers import WorkerRegistry
+from worker.app import make_app, set_up_logging
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+BEAT_S = 5.0
+BEAT_TTL_S = 30
+
+# Set in the parent, seen by its forked children: a job then goes back to the queue between two layers.
+stopping = multiprocessing.get_context("fork").Event()
+
+
+def run_worker(settings: Settings, redis_url: str) -> None:
+    """Run the worker until it is told to stop."""
+    set_up_logging()
+    app = make_app(redis_url, workers=settings.workers)
+    register(app, settings, redis_url)
+    signals.worker_process_init.connect(_preload, weak=False)
+    signals.worker_shutting_down.connect(_stop, weak=False)
+    threading.Thread(target=_beat, args=(redis_url,), name="registry", daemon=True).start()
+    log.info("worker %s is up", worker_name())
+    app.worker_main(
+        ["worker", "--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING"]
+    )
+
+
+def worker_name() -> str:
+    """Name this process."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def register(app: Celery, settings: Settings, redis_url: str) -> None:
+    """Give the app its one task."""
+
+    @app.task(name=TASK)  # type: ignore[untyped-decorator] # Celery has no types
+    def compress(job_id: str) -> None:
+        # Torch is imported in the forked child alone: the parent stays small, and no thread pool is forked.
+        from worker.attempt import run_attempt
+
+        jobs = JobStore(
+            redis_client(redis_url),
+            settings.data_dir,
+            lease_s=settings.lease_s,
+            max_attempts=settings.max_attempts,
+        )
+        run_attempt(job_id, jobs, settings, worker=worker_name(), stopping=stopping)
+
+
+def _preload(**_: object) -> None:
+    import worker.attempt  # noqa: F401 - so that the first job does not wait for torch
+
+
+def _stop(**_: object) -> None:
+    stopping.set()
+
+
+def _beat(redis_url: str) -> None:
+    """Say every few seconds that this worker is there, until it stops."""
+    registry, name = WorkerRegistry(redis_client(redis_url)), worker_name()
+    while not stopping.is_set():
+        with suppress(StoreUnavailable):
+            registry.beat(name, BEAT_TTL_S)
+        stopping.wait(BEAT_S)
+    with suppress(StoreUnavailable):
+        registry.leave(name)
