@@ -42,8 +42,8 @@ def aligned_order(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
     """
     Order tensors so that each begins at a multiple of its element's size.
 
-    Readers that view the file's memory as elements fail on others. An order that does so is kept; else the
-    tensors are sorted by element size, largest first, which always does so, and stably.
+    Readers that map the file would find other elements off their addresses, and some fail. An order that does
+    so is kept; else the tensors are sorted by element size, largest first, which always does so, and stably.
 
     Parameters
     ----------
