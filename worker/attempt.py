@@ -12,11 +12,12 @@ from schemas.checkpoint import INDEX_ENDING, CheckpointError
 from schemas.job import Progress
 from schemas.problem import Problem, problem
 from schemas.report import Report
-from state.checkpoints import CheckpointStore, StoredCheckpoint
+from state.checkpoints import CheckpointStore
 from state.errors import CheckpointNotFound, JobNotFound, StoreUnavailable
 from state.jobs import JobStore
 from state.layout import Layout
 from state.records import Claim
+from state.shelf import StoredCheckpoint
 from worker.device import choose_device, set_threads
 from worker.lease import Lease, LeaseLost, StopSignal, WorkerStopping
 from worker.pipeline import Request, compress
