@@ -51,7 +51,7 @@ class Source:
 def find_source(given: PathOrId) -> Source | None:
     """Open what is given if it is on disk; None where it can only be the id of a stored checkpoint."""
     text = os.fspath(given)
-    if Path(text).exists():
+    if text and Path(text).exists():
         return open_source(Path(text))
     is_id = isinstance(given, str) and CHECKPOINT_ID.fullmatch(text) is not None
     if not is_id or text.endswith((ENDING, INDEX_ENDING)):

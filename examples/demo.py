@@ -1,7 +1,7 @@
 """Compress a real model over HTTP: `make demo`.
 
 Starts the service on a free port, halves the linear weights of all-MiniLM-L6-v2, prints the report, and loads
-the result back into stock torch modules. Everything it leaves lies in demo/.
+the result back into stock torch modules. Everything it leaves lies in demo/, or in the directory you name.
 """
 
 import os
@@ -26,7 +26,7 @@ from eckart.table import report_table
 from eckart.torch import load_compressed
 
 ROOT = Path(__file__).parent.parent
-PLACE = ROOT / "demo"
+PLACE = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "demo").absolute()
 START_S = 120
 STOP_S = 60
 SENTENCES = (
@@ -46,9 +46,7 @@ def main() -> int:
         report = client.report(job.id)
         files = client.download(job.id, result, progress=progress)
     print(f"\n{report_table(report)}")
-    print(
-        "Files:", *(f"  {path.relative_to(ROOT)}  {path.stat().st_size:,} bytes" for path in files), sep="\n"
-    )
+    print("Files:", *(f"  {shown(path)}  {path.stat().st_size:,} bytes" for path in files), sep="\n")
     compare(model, result)
     return 0
 
@@ -58,7 +56,7 @@ def service() -> Iterator[str]:
     """Run the whole service on a free port as long as the block lasts."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    PLACE.mkdir(exist_ok=True)
+    PLACE.mkdir(parents=True, exist_ok=True)
     log = PLACE / "service.log"
     settings = {"ECKART_HOST": "127.0.0.1", "ECKART_PORT": str(port), "ECKART_DATA_DIR": str(PLACE / "data")}
     with log.open("wb") as output:
@@ -72,7 +70,7 @@ def service() -> Iterator[str]:
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        print(f"Starting the service on {url}; its log is {log.relative_to(ROOT)}")
+        print(f"Starting the service on {url}; its log is {shown(log)}")
         wait_until_ready(url, process, log)
         yield url
     finally:
@@ -93,6 +91,11 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> N
                 pass
             time.sleep(0.1)
     sys.exit(f"The service is not ready after {START_S} s:\n{log.read_text()}")
+
+
+def shown(path: Path) -> Path:
+    """Shorten a path for whoever stands in the repository."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def compare(original: Path, result: Path) -> None:
