@@ -36,8 +36,12 @@ def report_table(report: Report) -> str:
         _wrapped(
             f"{totals.layers_factored} factored with a relative error of {totals.relative_error:.4g}, "
             f"{totals.layers_kept} kept dense, in {totals.seconds:.1f} s"
+        )
+        + (
+            _wrapped("error, best: of the row's worst layer, and the least possible at its rank")
+            if rows
+            else []
         ),
-        _wrapped("error, best: of the row's worst layer, and the least possible at its rank") if rows else (),
         _warnings(report.warnings),
     )
 
@@ -57,8 +61,8 @@ def plan_table(plan: PlanDocument) -> str:
         _columns(("layers", "n", "shape", "method", "rank", "saved"), rows),
         _kept(groups),
         _sums(totals),
-        _wrapped(f"{totals.layers_factored} to be factored, {totals.layers_kept} to be kept dense"),
-        () if totals.exact else _wrapped(open_ranks),
+        _wrapped(f"{totals.layers_factored} to be factored, {totals.layers_kept} to be kept dense")
+        + ([] if totals.exact else _wrapped(open_ranks)),
         _warnings(plan.warnings),
     )
 
@@ -182,4 +186,4 @@ def _span(least: int, most: int) -> str:
 
 
 def _error(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None else f"{value:#.3g}"

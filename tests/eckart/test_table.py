@@ -1,0 +1,181 @@
+"""Reports and plans as text."""
+
+from __future__ import annotations
+
+import json
+from textwrap import dedent
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from eckart.table import WIDTH, plan_table, report_table
+from schemas.checkpoint import TensorInfo
+from schemas.compression import CompressionSpec
+from schemas.plan import plan_document
+from schemas.planning import make_plan
+from schemas.report import KEPT_REASONS, Report
+
+BLOCKS = [f"encoder.layer.{number}" for number in range(6)]
+
+
+@pytest.fixture
+def table(report):
+    """Show a report of these layers."""
+
+    def show(*layers, **fields):
+        return report_table(Report.model_validate_json(json.dumps(report(layers, **fields))))
+
+    return show
+
+
+def planned(rank, *shapes):
+    """Show the plan of a checkpoint of these weights."""
+    tensors = [
+        TensorInfo(f"{name}.weight", "F32", shape, 0, 4 * shape[0] * shape[1])
+        for name, shape in dict(shapes).items()
+    ]
+    spec = CompressionSpec.model_validate({"rank": rank})
+    return plan_table(plan_document("my-model", tensors, make_plan(tensors, spec)))
+
+
+def test_a_report_reads_like_this(table, layer):
+    layers = [
+        layer(
+            f"{block}.attention.self.{part}", error=0.25 + number / 100, best=0.2 + number / 100, method="cx"
+        )
+        for number, block in enumerate(BLOCKS)
+        for part in ("query", "key")
+    ]
+    layers += [
+        layer(f"{block}.output.dense", shape=(384, 1536), rank=153 + number)
+        for number, block in enumerate(BLOCKS)
+    ]
+    layers += [layer("pooler.dense", error=3.25e-7, best=None)]
+    layers += [layer(f"head.{number}", shape=(2, 384), reason="no_saving") for number in range(2)]
+    layers += [layer("bad", reason="not_finite")]
+
+    text = table(*layers, warnings=["include: the pattern 'x*' matches no layer"])
+
+    assert text == dedent(
+        """\
+        job J1: svd at ratio 0.5, on cpu, 2026-01-02T03:04:05Z
+
+        layers                                n     shape  method      rank  saved     error   best
+        ------------------------------------  -  --------  ------  --------  -----  --------  -----
+        encoder.layer.*.attention.self.query  6   384x384      cx        96  50.0%     0.300  0.250
+        encoder.layer.*.attention.self.key    6   384x384      cx        96  50.0%     0.300  0.250
+        encoder.layer.*.output.dense          6  384x1536     svd  153..158  49.4%     0.250  0.250
+        pooler.dense                          1   384x384     svd        96  50.0%  3.25e-07      -
+
+        kept dense, no_saving: Factors of the rank asked for would hold as many parameters as the weight, or
+          more.
+          head.* (2, 2x384)
+        kept dense, not_finite: The weight holds NaN or infinity.
+          bad (1, 384x384)
+
+        whole checkpoint      before       after  saved  factor
+        ----------------  ----------  ----------  -----  ------
+        parameters         5,605,864   2,899,816  48.3%    1.93
+        bytes             22,423,456  11,599,264  48.3%    1.93
+
+        19 factored with a relative error of 0.25, 3 kept dense, in 4.2 s
+        error, best: of the row's worst layer, and the least possible at its rank
+
+        warning: include: the pattern 'x*' matches no layer
+        """
+    )
+
+
+def test_a_plan_reads_like_this():
+    text = planned({"energy": 0.5}, *((f"m.{number}.a", (64, 64)) for number in range(3)), ("h", (1, 64)))
+
+    assert text == dedent(
+        """\
+        plan for my-model
+
+        layers  n  shape  method   rank  saved
+        ------  -  -----  ------  -----  -----
+        m.*.a   3  64x64     svd  1..31      -
+
+        kept dense, no_saving: Factors of the rank asked for would hold as many parameters as the weight, or
+          more.
+          h (1, 1x64)
+
+        whole checkpoint  before   after  saved  factor
+        ----------------  ------  ------  -----  ------
+        parameters        12,352  12,352   0.0%    1.00
+        bytes             49,408  49,408   0.0%    1.00
+
+        3 to be factored, 1 to be kept dense
+        the spectra decide where within the ranks given; the sums are upper bounds
+        """
+    )
+
+
+def test_a_plan_that_is_exact_gives_ranks_and_savings():
+    (row,) = [line for line in planned(5, ("m", (64, 64))).splitlines() if line.startswith("m ")]
+
+    assert row.split() == ["m", "1", "64x64", "svd", "5", "84.4%"]
+    assert "upper bounds" not in planned(5, ("m", (64, 64)))
+
+
+@pytest.mark.parametrize("reason", KEPT_REASONS)
+def test_a_kept_layer_stands_under_its_reason(table, layer, reason):
+    text = table(layer("odd.one", reason=reason))
+
+    assert f"kept dense, {reason}: {KEPT_REASONS[reason][:30]}" in text
+    assert "odd.one (1, 384x384)" in text
+    assert "error, best" not in text
+
+
+@pytest.mark.parametrize(
+    ("names", "rows"),
+    [
+        (["a.0.q", "a.1.q"], ["a.*.q"]),
+        (["a.0.q", "a.0.k"], ["a.0.q", "a.0.k"]),
+        (["a.0.b.1", "a.0.b.2"], ["a.0.b.*"]),
+        (["a.0.b.1", "a.1.b.2"], ["a.*.b.*"]),
+        (["a.1", "b.1"], ["a.1", "b.1"]),
+        (["a.10"], ["a.10"]),
+        (["x", "y.0", "x2", "y.1"], ["x", "y.*", "x2"]),
+    ],
+)
+def test_layers_that_differ_in_a_number_share_a_row(table, layer, names, rows):
+    lines = table(*(layer(name) for name in names)).split("\n\n")[1].splitlines()[2:]
+
+    assert [line.split()[0] for line in lines] == rows
+
+
+@pytest.mark.parametrize("other", [{"shape": (384, 768)}, {"method": "cx"}, {"reason": "no_saving"}])
+def test_layers_that_differ_otherwise_do_not_share_a_row(table, layer, other):
+    text = table(layer("a.0"), layer("a.1", **other))
+
+    assert "a.*" not in text
+    assert "a.0 " in text
+    assert "a.1 " in text
+
+
+@pytest.mark.parametrize(
+    ("rank", "said"),
+    [(64, "svd at rank 64"), ({"energy": 0.9}, "svd at energy 0.9"), ({"error": 0.1}, "svd at error 0.1")],
+)
+def test_the_title_names_the_rule(table, rank, said):
+    assert said in table(spec={"method": "svd", "rank": rank})
+    assert f"{said} with 2 overrides" in table(spec={"method": "svd", "rank": rank, "overrides": [{}, {}]})
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(
+    names=st.lists(st.text(min_size=1, max_size=200), max_size=4),
+    shape=st.tuples(st.integers(1, 10**12), st.integers(1, 10**12)),
+    rank=st.integers(1, 10**9),
+    warning=st.text(max_size=300),
+)
+def test_whatever_the_names_a_table_is_plain_and_fits(table, layer, names, shape, rank, warning):
+    layers = [layer(name, shape=shape, rank=rank) for name in names]
+    layers += [layer(name, shape=shape, reason="no_saving") for name in names]
+    text = table(*layers, warnings=[warning], job_id="\x1b[2J")
+
+    assert text.isascii()
+    assert all(line.isprintable() and len(line) <= WIDTH for line in text.splitlines())
