@@ -85,6 +85,21 @@ class RedisServer:
         with redis.Redis.from_url(self.unix_url) as client:
             client.flushall()
 
+    def save(self) -> Path:
+        """Copy what is on disk, with the server down for a moment."""
+        self.kill()
+        copy = Path(tempfile.mkdtemp(dir=self.directory)) / "saved"
+        shutil.copytree(self.directory / "appendonlydir", copy)
+        self.start()
+        return copy
+
+    def set_back(self, copy: Path) -> None:
+        """Go on from a saved copy, as after a crash that lost the last writes."""
+        self.kill()
+        shutil.rmtree(self.directory / "appendonlydir")
+        copy.rename(self.directory / "appendonlydir")
+        self.start()
+
     def close_clients(self) -> None:
         while self._clients:
             self._clients.pop().close()

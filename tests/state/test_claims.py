@@ -1,0 +1,112 @@
+"""Leases, fences and attempts: one worker at a time, and never one from the past."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from schemas.job import NO_PROGRESS, Progress
+
+PROGRESS = Progress(layers_done=2, layers_total=4, layer="encoder.0", fraction=0.5)
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_of_many_that_claim_at_once_one_wins(make_store, new, round_):
+    stores = [make_store() for _ in range(4)]
+    job_id = stores[0].create(new).id
+    with ThreadPoolExecutor(32) as pool:
+        claims = list(pool.map(lambda n: stores[n % 4].claim(job_id, f"worker-{n}"), range(64)))
+    won = [claim for claim in claims if claim is not None]
+    assert [claim.fence for claim in won] == [1]
+    assert stores[0].get(job_id) == won[0].record
+    assert won[0].record.attempt == 1
+
+
+def test_a_claim_tells_the_worker_all_it_needs(jobs, new):
+    created = jobs.create(new)
+    claim = jobs.claim(created.id, "worker")
+    assert claim is not None
+    assert (claim.record.id, claim.record.spec, claim.record.checkpoint) == (created.id, new.spec, "my-model")
+    assert claim.record.worker is not None
+    assert claim.record.worker.startswith("worker#")
+
+
+def test_a_lapsed_lease_goes_to_the_next_that_claims_and_its_holder_can_publish_nothing(
+    make_store, new, summary, why
+):
+    jobs = make_store(lease_s=0)
+    job_id = jobs.create(new).id
+    assert jobs.claim(job_id, "first") is not None
+    second = jobs.claim(job_id, "second")
+    assert second is not None
+    assert (second.fence, second.record.attempt) == (2, 2)
+    assert not jobs.heartbeat(job_id, 1, PROGRESS)
+    assert not jobs.finish(job_id, 1, summary)
+    assert not jobs.fail(job_id, 1, why)
+    assert not jobs.retry(job_id, 1, why)
+    assert jobs.view(job_id).progress == NO_PROGRESS
+    assert jobs.finish(job_id, 2, summary)
+    assert not jobs.finish(job_id, 1, summary)
+    assert jobs.get(job_id).result_fence == 2
+
+
+def test_a_heartbeat_revives_a_lapsed_lease_that_nobody_has_claimed(make_store, new):
+    hasty, patient = make_store(lease_s=0), make_store()
+    job_id = hasty.create(new).id
+    assert hasty.claim(job_id, "worker") is not None
+    assert patient.heartbeat(job_id, 1)
+    assert hasty.claim(job_id, "another") is None
+    assert hasty.sweep() == ()
+    assert hasty.get(job_id).attempt == 1
+
+
+def test_a_heartbeat_carries_progress_which_stays_for_the_next_attempt(jobs, reach, why):
+    job_id = reach("running")
+    assert jobs.heartbeat(job_id, 1, PROGRESS)
+    assert jobs.heartbeat(job_id, 1)
+    assert jobs.view(job_id).progress == PROGRESS
+    assert jobs.retry(job_id, 1, why)
+    assert jobs.view(job_id).progress == PROGRESS
+
+
+def test_a_finished_job_has_done_all_its_layers_whatever_the_last_heartbeat_said(jobs, reach, summary):
+    job_id = reach("running")
+    assert jobs.heartbeat(job_id, 1, PROGRESS)
+    assert jobs.finish(job_id, 1, summary)
+    progress = jobs.view(job_id).progress
+    assert (progress.layers_done, progress.layers_total, progress.fraction) == (4, 4, 1.0)
+
+
+def test_a_cancel_reaches_the_worker_with_its_next_heartbeat(jobs, reach, summary):
+    job_id = reach("running")
+    assert jobs.cancel(job_id).state == "canceled"
+    assert not jobs.heartbeat(job_id, 1)
+    assert not jobs.finish(job_id, 1, summary)
+    assert jobs.get(job_id).state == "canceled"
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_workers_that_vanish_use_up_the_attempts_and_then_the_job_fails(make_store, new, attempts):
+    jobs = make_store(lease_s=0, max_attempts=attempts)
+    job_id = jobs.create(new).id
+    for fence in range(1, attempts + 1):
+        claim = jobs.claim(job_id, "worker")
+        assert claim is not None
+        assert claim.fence == fence
+    assert jobs.claim(job_id, "worker") is None
+    record = jobs.get(job_id)
+    assert (record.state, record.attempt) == ("failed", attempts)
+    assert record.error is not None
+    assert record.error.type == "urn:eckart:problem:worker-lost"
+
+
+def test_a_lone_winner_ends_the_job_when_cancel_and_finish_race(make_store, new, summary):
+    jobs, others = make_store(), make_store()
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(20):
+            job_id = jobs.create(new).id
+            assert jobs.claim(job_id, "worker") is not None
+            finished = pool.submit(jobs.finish, job_id, 1, summary)
+            canceled = pool.submit(others.cancel, job_id)
+            state = "succeeded" if finished.result() else "canceled"
+            assert canceled.result().state == state
+            assert jobs.get(job_id).state == state

@@ -1,0 +1,238 @@
+"""Redis killed, set back or wiped: whatever was answered stays true."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from state.errors import IdempotencyConflict, JobNotFound, StoreUnavailable
+from state.records import Idempotency
+
+STATES = ("queued", "running", "succeeded", "failed", "canceled")
+ENDED = ("succeeded", "failed", "canceled")
+KEY = Idempotency(key="k", fingerprint="f")
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_killed_and_restarted_server_keeps_every_record(jobs, reach, redis_server, state):
+    before = jobs.view(reach(state))
+    redis_server.restart()
+    assert jobs.view(before.record.id) == before
+
+
+def test_a_server_that_is_away_is_told_as_such_and_is_forgiven(jobs, reach, new, redis_server):
+    job_id = reach("queued")
+    redis_server.kill()
+    for verb in (lambda: jobs.get(job_id), lambda: jobs.create(new), jobs.sweep, jobs.list):
+        with pytest.raises(StoreUnavailable):
+            verb()
+    redis_server.start()
+    assert jobs.get(job_id).state == "queued"
+    assert len(jobs.list().jobs) == 1
+
+
+def test_a_lease_that_could_not_be_renewed_while_the_server_was_away_starts_anew(
+    make_store, new, redis_server
+):
+    hasty, jobs = make_store(lease_s=0), make_store()
+    job_id = hasty.create(new).id
+    assert hasty.claim(job_id, "worker") is not None
+    redis_server.restart()
+    assert jobs.sweep() == ()
+    assert jobs.heartbeat(job_id, 1)
+
+
+@pytest.mark.parametrize("state", ENDED)
+def test_an_ended_job_is_the_same_after_a_wipe(jobs, reach, redis_server, state):
+    before = jobs.view(reach(state))
+    redis_server.wipe()
+    assert jobs.view(before.record.id) == before
+    assert not jobs.checkpoint_in_use("my-model")
+
+
+@pytest.mark.parametrize("state", ["queued", "running"])
+def test_an_unfinished_job_runs_again_after_a_wipe(jobs, reach, redis_server, state):
+    before = jobs.get(reach(state))
+    redis_server.wipe()
+    view = jobs.view(before.id)
+    assert (view.record.state, view.queue_position) == ("queued", 0)
+    assert (view.record.attempt, view.record.fence) == (before.attempt, before.fence)
+    assert jobs.checkpoint_in_use("my-model")
+    assert jobs.sweep() == (before.id,)
+
+
+def test_whoever_ran_a_job_before_a_wipe_can_publish_nothing_after_it(jobs, reach, summary, redis_server):
+    job_id = reach("running")
+    redis_server.wipe()
+    assert not jobs.finish(job_id, 1, summary)
+    assert not jobs.heartbeat(job_id, 1)
+    claim = jobs.claim(job_id, "another")
+    assert claim is not None
+    assert (claim.fence, claim.record.attempt) == (2, 2)
+    assert not jobs.finish(job_id, 1, summary)
+    assert jobs.finish(job_id, 2, summary)
+
+
+def test_a_fence_is_never_given_out_twice_however_often_the_server_is_wiped(make_store, new, redis_server):
+    jobs = make_store(max_attempts=100)
+    job_id = jobs.create(new).id
+    fences = []
+    for _ in range(5):
+        claim = jobs.claim(job_id, "worker")
+        assert claim is not None
+        fences.append(claim.fence)
+        redis_server.wipe()
+    assert fences == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "first_call",
+    ["get", "view", "list", "cancel", "claim", "create", "checkpoint_in_use", "sweep", "delete", "rebuild"],
+)
+def test_the_first_call_after_a_wipe_finds_everything(make_store, reach, new, redis_server, first_call):
+    queued, ended = reach("queued"), reach("succeeded")
+    redis_server.wipe()
+    jobs = make_store()
+    calls = {
+        "get": lambda: jobs.get(ended).state == "succeeded",
+        "view": lambda: jobs.view(queued).queue_position == 0,
+        "list": lambda: [v.record.id for v in jobs.list().jobs] == [ended, queued],
+        "cancel": lambda: jobs.cancel(queued).state == "canceled",
+        "claim": lambda: jobs.claim(queued, "worker") is not None,
+        "create": lambda: jobs.create(new).state == "queued",
+        "checkpoint_in_use": lambda: jobs.checkpoint_in_use("my-model"),
+        "sweep": lambda: jobs.sweep() == (queued,),
+        "delete": lambda: jobs.delete(queued) is None,
+        "rebuild": lambda: jobs.rebuild() is None,
+    }
+    assert calls[first_call]()
+    assert jobs.get(ended).state == "succeeded"
+    ids = [view.record.id for view in jobs.list().jobs]
+    assert ids[-2:] == [ended, queued] or (first_call == "delete" and ids == [ended])
+
+
+def test_an_idempotency_key_outlives_a_wipe(jobs, new, redis_server):
+    first = jobs.create(new, idempotency=KEY)
+    redis_server.wipe()
+    assert jobs.create(new, idempotency=KEY).id == first.id
+    redis_server.wipe()
+    with pytest.raises(IdempotencyConflict):
+        jobs.create(new, idempotency=Idempotency(key="k", fingerprint="other"))
+
+
+def test_a_deleted_job_does_not_come_back_after_a_wipe(jobs, reach, redis_server):
+    job_id = reach("succeeded")
+    jobs.delete(job_id)
+    redis_server.wipe()
+    with pytest.raises(JobNotFound):
+        jobs.get(job_id)
+    assert jobs.list().jobs == ()
+
+
+def test_a_single_lost_record_is_read_from_disk(jobs, reach, redis_server):
+    before = jobs.get(reach("succeeded"))
+    client = redis_server.client()
+    client.delete(f"eckart:job:{before.id}")
+    assert jobs.get(before.id) == before
+
+
+def test_a_job_that_redis_has_forgotten_can_still_be_canceled_and_deleted(jobs, reach, redis_server):
+    job_id = reach("queued")
+    redis_server.client().delete(f"eckart:job:{job_id}")
+    assert jobs.cancel(job_id).state == "canceled"
+    redis_server.client().delete(f"eckart:job:{job_id}")
+    jobs.delete(job_id)
+    with pytest.raises(JobNotFound):
+        jobs.get(job_id)
+
+
+def test_a_shadow_that_cannot_be_read_costs_its_own_job_alone(jobs, reach, redis_server, tmp_path, caplog):
+    broken, whole = reach("succeeded"), reach("succeeded")
+    (tmp_path / "jobs" / broken / "job.json").write_text('{"id": ')
+    (tmp_path / "jobs" / "lost+found").mkdir()
+    redis_server.wipe()
+    assert [view.record.id for view in jobs.list().jobs] == [whole]
+    assert broken in caplog.text
+    with pytest.raises(JobNotFound):
+        jobs.get(broken)
+
+
+@pytest.mark.parametrize("then", [*ENDED, "running", "deleted"])
+def test_a_server_set_back_in_time_catches_up_from_disk(jobs, reach, summary, why, redis_server, then):
+    job_id = reach("queued")
+    saved = redis_server.save()
+    assert jobs.claim(job_id, "worker") is not None
+    {
+        "running": lambda: None,
+        "succeeded": lambda: jobs.finish(job_id, 1, summary),
+        "failed": lambda: jobs.fail(job_id, 1, why),
+        "canceled": lambda: jobs.cancel(job_id),
+        "deleted": lambda: jobs.delete(job_id),
+    }[then]()
+    redis_server.set_back(saved)
+    if then == "deleted":
+        # Redis knows it again, as a job that waits; nothing of it is on disk, and deleting it again works.
+        jobs.delete(job_id)
+        return
+    record = jobs.get(job_id)
+    assert record.state == ("queued" if then == "running" else then)
+    assert record.fence == 1
+
+
+def test_two_processes_that_rebuild_at_once_agree(make_store, reach, redis_server):
+    ids = [reach(state) for state in STATES * 2]
+    redis_server.wipe()
+    stores = [make_store() for _ in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        pages = list(pool.map(lambda n: stores[n % 4].list(), range(8)))
+    assert all([view.record.id for view in page.jobs] == ids[::-1] for page in pages)
+    assert all(page == pages[0] for page in pages)
+
+
+CREATOR = """
+import sys
+from pathlib import Path
+from schemas.compression import CompressionSpec
+from state.connection import redis_client
+from state.jobs import JobStore
+from state.records import NewJob
+jobs = JobStore(redis_client(sys.argv[1]), Path(sys.argv[2]))
+new = NewJob(checkpoint="my-model", spec=CompressionSpec(rank=8))
+while True:
+    print(jobs.create(new).id, flush=True)
+"""
+
+
+def test_every_job_that_was_answered_outlives_a_kill_of_its_process_and_a_wipe(jobs, redis_server, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", CREATOR, redis_server.url, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    answered = [process.stdout.readline().strip() for _ in range(20)]
+    os.kill(process.pid, signal.SIGKILL)
+    answered += process.stdout.read().split()
+    process.wait()
+    process.stdout.close()
+    redis_server.wipe()
+    assert {jobs.get(job_id).state for job_id in answered} == {"queued"}
+    assert set(answered) <= set(jobs.sweep())
+
+
+def test_jobs_are_made_while_the_server_is_wiped_again_and_again(jobs, make_store, new, redis_server):
+    def create(store) -> list[str]:
+        return [store.create(new).id for _ in range(15)]
+
+    stores = [make_store() for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(create, store) for store in stores]
+        while not all(future.done() for future in running):
+            redis_server.wipe()
+            time.sleep(0.02)
+    ids = [job_id for future in running for job_id in future.result()]
+    assert len(set(ids)) == 45
+    assert {jobs.get(job_id).state for job_id in ids} == {"queued"}
+    assert {view.record.id for view in jobs.list(limit=100).jobs} == set(ids)
