@@ -31,8 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = run(options)
         sys.stdout.flush()
     except EckartError as error:
-        fields = "".join(f"\n  {field.pointer}: {field.detail}" for field in error.errors)
-        print(f"eckart: {error}{fields}", file=sys.stderr)
+        print(f"eckart: {error}", file=sys.stderr)
+        for field in error.errors:
+            print(
+                f"  {field.pointer}: {field.detail}" if field.pointer else f"  {field.detail}",
+                file=sys.stderr,
+            )
         return 1
     except BrokenPipeError:
         # Whoever read us has gone; the interpreter must not trip over the same pipe once more at its end.

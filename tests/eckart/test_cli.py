@@ -1,0 +1,257 @@
+"""The command line, called as a function and as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from eckart.cli import main
+
+ROOT = Path(__file__).parents[2]
+RATIO = ("--ratio", "0.5")
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """Write a small model into a directory that the commands run in."""
+    monkeypatch.chdir(tmp_path)
+    save_file({"a.weight": torch.ones(8, 8), "b.weight": torch.ones(1, 8)}, tmp_path / "tiny.safetensors")
+    return tmp_path / "tiny.safetensors"
+
+
+@pytest.fixture
+def url(serve, service, layer):
+    """Serve a small service that has one result."""
+    respond, _ = service({"tiny.safetensors": b"smaller"}, layers=[layer("a", shape=(8, 8), rank=2)])
+    return serve(respond)
+
+
+def test_compress_shows_the_report_and_leaves_the_files(model, url, capsys):
+    assert main(["compress", "tiny.safetensors", *RATIO, "--url", url]) == 0
+
+    out, err = capsys.readouterr()
+    assert out.startswith("job J1: svd at ratio 0.5")
+    assert out.endswith("tiny-compressed/tiny.safetensors\ntiny-compressed/report.json\n")
+    assert "job J1" in err
+    assert (model.parent / "tiny-compressed" / "tiny.safetensors").read_bytes() == b"smaller"
+
+
+def test_compress_can_print_the_report_as_json_and_nothing_else(model, url, capsys):
+    assert main(["compress", str(model), *RATIO, "--url", url, "--json", "--out", "here/there"]) == 0
+
+    assert json.loads(capsys.readouterr().out) == json.loads(
+        (model.parent / "here" / "there" / "report.json").read_text()
+    )
+
+
+def test_compress_does_not_write_among_other_files(model, url, capsys):
+    assert main(["compress", str(model), *RATIO, "--url", url, "--out", str(model.parent)]) == 1
+
+    assert "is not empty; name another directory with --out" in capsys.readouterr().err
+
+
+def test_a_failed_job_is_told_with_its_reason(model, serve, service, problem, capsys):
+    fields = [{"pointer": "/a.weight/shape", "detail": "too odd"}]
+    respond, _ = service({}, fail=problem(detail="The file is cut.", errors=fields))
+
+    assert main(["compress", str(model), *RATIO, "--url", serve(respond)]) == 1
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("eckart: job J1 failed: The file is cut.\n  /a.weight/shape: too odd\n")
+
+
+def test_a_refused_spec_is_told_with_its_field(model, capsys):
+    assert main(["compress", str(model), "--ratio", "7"]) == 1
+
+    assert capsys.readouterr().err == (
+        "eckart: the spec is not valid\n  /rank/ratio: Input should be less than or equal to 1\n"
+    )
+
+
+def test_a_plan_of_a_file_needs_no_service(model, capsys):
+    assert main(["plan", str(model), "--rank", "2", "--url", "http://127.0.0.1:9"]) == 0
+
+    out = capsys.readouterr().out
+    assert out.startswith("plan for tiny\n")
+    assert "kept dense, no_saving" in out
+
+
+def test_a_plan_can_be_json(model, capsys):
+    assert main(["plan", str(model), "--rank", "2", "--json"]) == 0
+
+    assert [layer["rank"] for layer in json.loads(capsys.readouterr().out)["layers"]] == [2, None]
+
+
+def test_every_option_reaches_the_spec(model, serve, job, capsys):
+    asked = []
+
+    def respond(exchange):
+        asked.append(json.loads(exchange.body))
+        exchange.answer(422, {})
+
+    options = "--method cur --rank 3 --selector cpqr --include a* --include b* --exclude c* --layout dense"
+    options += " --dtype bfloat16 --seed 7"
+    assert main(["compress", "my-model", *options.split(), "--url", serve(respond)]) == 1
+
+    assert asked[0]["checkpoint"] == "my-model"
+    assert asked[0]["spec"] == {
+        "method": "cur",
+        "rank": 3,
+        "selector": "cpqr",
+        "include": ["a*", "b*"],
+        "exclude": ["c*"],
+        "layout": "dense",
+        "dtype": "bfloat16",
+        "seed": 7,
+        "overrides": [],
+        "cur": {"storage": "three"},
+    }
+
+
+@pytest.mark.parametrize("rule", ["ratio", "energy", "error"])
+def test_each_rule_can_be_given(model, capsys, rule):
+    assert main(["plan", str(model), f"--{rule}", "0.25"]) == 0
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_whole_spec_may_be_a_file_or_text(model, capsys, as_file):
+    text = '{"method": "cx", "rank": 2}'
+    (model.parent / "spec.json").write_text(text)
+
+    assert main(["plan", str(model), "--spec", "spec.json" if as_file else text]) == 0
+    assert " cx " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "job"])
+def test_a_report_is_shown_from_a_file_a_directory_or_a_job(model, url, report, capsys, kind):
+    path = model.parent / "report.json"
+    path.write_text(json.dumps(report()))
+    given = {"file": str(path), "directory": str(model.parent), "job": "J1"}[kind]
+
+    assert main(["report", given, "--url", url]) == 0
+    assert capsys.readouterr().out.startswith("job J1: svd at ratio 0.5")
+
+
+def test_a_report_can_be_json(url, capsys):
+    assert main(["report", "J1", "--url", url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["job_id"] == "J1"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("report gone.json", "there is no such file"),
+        ("report tiny.safetensors", "is no report"),
+        ("report J1 --url http://127.0.0.1:9", "is the service running?"),
+        ("report J1 --url nowhere", "is not an address of a service"),
+        ("plan gone.safetensors --rank 2", "there is no such file"),
+        ("plan tiny.safetensors --rank 0", "/rank: "),
+        ("plan tiny.safetensors --spec gone.json", "gone.json"),
+        ("plan tiny.safetensors --spec {", "the spec is not valid"),
+        ("compress tiny.safetensors --rank 2 --url http://127.0.0.1:9", "is the service running?"),
+    ],
+)
+def test_what_is_refused_ends_with_1_and_a_sentence(model, capsys, line, said):
+    assert main(line.split()) == 1
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].startswith(("eckart: ", "  "))
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "COMMAND"),
+        ("shrink x", "invalid choice"),
+        ("compress", "CHECKPOINT"),
+        ("compress x", "one of the arguments --rank --ratio --energy --error --spec is required"),
+        ("plan x", "is required"),
+        ("compress x --rank 2 --ratio 0.5", "not allowed with"),
+        ("compress x --rank two", "invalid int value"),
+        ("compress x --rank 2 --method lu", "invalid choice"),
+        ("compress x --spec {} --method svd --seed 1", "leave out --method, --seed"),
+    ],
+)
+def test_what_is_not_asked_rightly_ends_with_2_and_the_usage(capsys, line, said):
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def started(*arguments, cwd, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "eckart", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_process_gets_the_address_from_the_environment(model, url):
+    with started("compress", "tiny.safetensors", *RATIO, cwd=model.parent, ECKART_URL=url) as process:
+        out, err = process.communicate()
+
+    assert process.returncode == 0, err
+    assert out.startswith("job J1")
+
+
+def test_a_process_that_fails_shows_no_traceback(model):
+    with started("report", "J1", cwd=model.parent, ECKART_URL="http://127.0.0.1:9") as process:
+        out, err = process.communicate()
+
+    assert (process.returncode, out) == (1, "")
+    assert err.startswith("eckart: nobody answers at http://127.0.0.1:9")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(model, report):
+    text = json.dumps(report(spec={"method": "svd", "rank": 4, "include": ["é"]}), ensure_ascii=False)
+    (model.parent / "report.json").write_text(text, "utf-8")
+    with started("report", ".", "--json", cwd=model.parent, PYTHONIOENCODING="ascii") as process:
+        out, err = process.communicate()
+
+    assert process.returncode == 0, err
+    assert '"\\xe9"' in out
+
+
+def test_a_reader_that_goes_away_causes_no_noise(model, report):
+    (model.parent / "report.json").write_text(json.dumps(report()))
+    with started("report", ".", cwd=model.parent) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+
+    assert (process.wait(), err) == (1, "")
+
+
+def test_an_interrupt_ends_the_command_and_not_the_job(model, serve, job):
+    asked = []
+
+    def respond(exchange):
+        asked.append(exchange.method)
+        exchange.answer(202 if exchange.method == "POST" else 200, job("running"), {"Retry-After": "30"})
+
+    with started("compress", "my-model", *RATIO, cwd=model.parent, ECKART_URL=serve(respond)) as process:
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+
+    assert first == "job J1\n"
+    assert process.returncode == 130
+    assert err.endswith("eckart: interrupted; a job that was accepted goes on\n")
+    assert "Traceback" not in err
+    assert set(asked) <= {"POST", "GET"}

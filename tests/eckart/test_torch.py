@@ -1,0 +1,408 @@
+"""Loading compressed checkpoints into real torch modules."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from eckart import InputError, LoadError
+from eckart.torch import load_compressed
+
+RANK = 2
+
+
+class Net(nn.Module):
+    """An embedding, two Linears inside a block, a norm and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+        self.block = nn.ModuleDict({"up": nn.Linear(6, 9), "down": nn.Linear(9, 6, bias=False)})
+        self.norm = nn.LayerNorm(6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        return self.head(self.norm(x + self.block["down"](self.block["up"](x))))
+
+
+class Conv1D(nn.Module):
+    """A layer that stores its weight transposed, as GPT-2's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6, 9))
+        self.bias = nn.Parameter(torch.ones(9))
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def factored(state, *names, rank=RANK, factors=2, dtype=None):
+    """Factor these layers of a state dict; return the new state dict and its manifest."""
+    state, layers = dict(state), {}
+    for name in names:
+        weight = state.pop(f"{name}.weight")
+        u, s, vh = torch.linalg.svd(weight.float(), full_matrices=False)
+        left, right, core = (u * s)[:, :rank], vh[:rank], torch.eye(rank)
+        parts = [right, core, left] if factors == 3 else [right, left]
+        state |= {f"{name}.{i}.weight": part.to(dtype or weight.dtype) for i, part in enumerate(parts)}
+        if f"{name}.bias" in state:
+            state[f"{name}.{factors - 1}.bias"] = state.pop(f"{name}.bias")
+        layers[name] = {
+            "method": "cur" if factors == 3 else "svd",
+            "rank": rank,
+            "shape": list(weight.shape),
+            "dtype": "F32",
+            "relative_error": 0.5,
+        }
+    return state, layers
+
+
+def write(path, state, layers, **fields):
+    manifest = json.dumps({"version": 1, "layers": layers, **fields})
+    tensors = {name: tensor.clone().contiguous() for name, tensor in state.items()}
+    save_file(tensors, path, metadata={"format": "pt", "eckart": manifest})
+    return path
+
+
+def dense(net, *names, rank=RANK):
+    """Truncate these layers in place, as the factors do."""
+    for name in names:
+        weight = net.get_submodule(name).weight
+        u, s, vh = torch.linalg.svd(weight.data, full_matrices=False)
+        weight.data = (u * s)[:, :rank] @ vh[:rank]
+    return net
+
+
+LAYERS = ("block.up", "block.down", "head")
+IDS = torch.tensor([1, 5, 10])
+
+
+@pytest.mark.parametrize("factors", [2, 3])
+def test_the_loaded_model_computes_what_the_truncated_one_does(net, tmp_path, factors):
+    path = write(tmp_path / "x.safetensors", *factored(net.state_dict(), *LAYERS, factors=factors))
+    loaded = load_compressed(Net().eval(), path)
+
+    assert torch.allclose(loaded(IDS), dense(net, *LAYERS)(IDS), atol=1e-6)
+    for name in LAYERS:
+        chain = loaded.get_submodule(name)
+        assert type(chain) is nn.Sequential
+        assert [type(part) for part in chain] == [nn.Linear] * factors
+
+
+def test_a_bias_stands_on_the_last_factor_only_and_none_is_invented(net, tmp_path):
+    path = write(tmp_path / "x.safetensors", *factored(net.state_dict(), *LAYERS, factors=3))
+    loaded = load_compressed(Net(), path)
+
+    for name, has_bias in zip(LAYERS, (True, False, True), strict=True):
+        biases = [part.bias is not None for part in loaded.get_submodule(name)]
+        assert biases == [False, False, has_bias]
+
+
+def test_the_model_is_changed_in_place_and_returned(net, tmp_path):
+    path = write(tmp_path / "x.safetensors", *factored(net.state_dict(), "head"))
+    model = Net()
+
+    assert load_compressed(model, str(path)) is model
+    assert type(model.block["up"]) is nn.Linear
+
+
+def test_device_dtype_mode_and_gradients_stay_the_models(net, tmp_path):
+    path = write(tmp_path / "x.safetensors", *factored(net.state_dict(), "head", dtype=torch.bfloat16))
+    model = Net().double().eval()
+    model.head.requires_grad_(False)
+    loaded = load_compressed(model, path)
+
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float64}
+    assert not any(module.training for module in loaded.modules())
+    assert not any(parameter.requires_grad for parameter in loaded.head.parameters())
+    assert all(parameter.requires_grad for parameter in loaded.block.parameters())
+
+
+def test_a_loaded_model_saves_what_it_was_loaded_from(net, tmp_path):
+    state, layers = factored(net.state_dict(), *LAYERS)
+    loaded = load_compressed(Net(), write(tmp_path / "x.safetensors", state, layers)).state_dict()
+
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("given", ["directory", "index"])
+def test_each_shard_brings_its_own_layers(net, tmp_path, given):
+    state, layers = factored(net.state_dict(), *LAYERS)
+    index = {}
+    for number in (1, 2):
+        file = f"x-0000{number}-of-00002.safetensors"
+        part = {name: t for name, t in state.items() if name.startswith("block") == (number == 1)}
+        write(
+            tmp_path / file, part, {n: x for n, x in layers.items() if n.startswith("block") == (number == 1)}
+        )
+        index |= dict.fromkeys(part, file)
+    path = tmp_path / "x.safetensors.index.json"
+    path.write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    loaded = load_compressed(Net().eval(), path if given == "index" else tmp_path)
+
+    assert torch.allclose(loaded(IDS), dense(net, *LAYERS)(IDS), atol=1e-6)
+
+
+@pytest.mark.parametrize("manifest", ["none", "empty", "dense"])
+def test_a_file_without_factors_loads_plainly(net, tmp_path, manifest):
+    path = tmp_path / "x.safetensors"
+    entry = factored(net.state_dict(), "head")[1] if manifest == "dense" else {}
+    if manifest == "none":
+        save_file(net.state_dict(), path)
+    else:
+        write(path, net.state_dict(), entry)
+    loaded = load_compressed(Net().eval(), path)
+
+    assert type(loaded.head) is nn.Linear
+    assert torch.equal(loaded(IDS), net(IDS))
+
+
+class Tied(Net):
+    """A head that is the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def test_a_tied_weight_that_is_stored_once_loads_and_stays_tied(tmp_path):
+    original = Tied().eval()
+    state = original.state_dict()
+    del state["head.weight"]
+    loaded = load_compressed(Tied().eval(), write(tmp_path / "x.safetensors", *factored(state, "block.up")))
+
+    assert loaded.head.weight is loaded.embed.weight
+    assert torch.allclose(loaded(IDS), dense(original, "block.up")(IDS), atol=1e-6)
+
+
+def test_a_tied_weight_cannot_be_factored(tmp_path):
+    path = write(tmp_path / "x.safetensors", *factored(Tied().state_dict(), "head"))
+
+    with pytest.raises(LoadError, match=r"head is tied: it is embed.weight and head.weight"):
+        load_compressed(Tied(), path)
+
+
+def shared(net):
+    net.block["again"] = net.block["up"]
+
+
+def without(net):
+    del net.head
+
+
+def wider(net):
+    net.head = nn.Linear(6, 5)
+
+
+def narrower_norm(net):
+    net.norm = nn.LayerNorm(5)
+
+
+def conv(net):
+    net.head = Conv1D()
+
+
+def attention(net):
+    net.head = nn.MultiheadAttention(6, 2).out_proj
+
+
+def bilinear(net):
+    net.head = nn.Bilinear(1, 6, 4)
+
+
+def biasless(net):
+    net.head = nn.Linear(6, 4, bias=False)
+
+
+def more(net):
+    net.more = nn.Linear(2, 2)
+
+
+def buffer(net):
+    net.register_buffer("counter", torch.zeros(1))
+
+
+def meta(net):
+    net.to("meta")
+
+
+def half_meta(net):
+    net.norm.to("meta")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (shared, r"block.up is tied: it is block.up.weight and block.again.weight"),
+        (without, r"factors of 'head', but the model has no such module"),
+        (wider, r"head is a Linear of shape \[5, 6\] in the model, but of \[4, 6\]"),
+        (narrower_norm, r"norm.weight is \[5\] in the model, but \[6\]"),
+        (conv, r"head is a Conv1D, which stores its weight transposed"),
+        (attention, r"head is a NonDynamicallyQuantizableLinear, whose weight nn.MultiheadAttention uses"),
+        (bilinear, r"head is a Bilinear, not a plain nn.Linear"),
+        (biasless, r"no place for what the checkpoint holds: head.1.bias"),
+        (more, r"lacks what the model needs: more.weight, more.bias"),
+        (buffer, r"lacks what the model needs: counter"),
+        (meta, r"meta device"),
+        (half_meta, r"meta device"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_model_that_does_not_fit_is_refused_and_left_as_it_was(net, tmp_path, change, said):
+    path = write(tmp_path / "x.safetensors", *factored(net.state_dict(), *LAYERS))
+    model = Net()
+    change(model)
+    before, state = dict(model.named_modules()), copy.deepcopy(model.state_dict())
+
+    with pytest.raises(LoadError, match=said):
+        load_compressed(model, path)
+
+    assert dict(model.named_modules()) == before
+    after = model.state_dict()
+    assert after.keys() == state.keys()
+    assert all(torch.equal(after[name], state[name]) for name in state if not state[name].is_meta)
+
+
+def lost_factor(state, _):
+    del state["head.1.weight"]
+
+
+def no_factor(state, _):
+    del state["head.0.weight"], state["head.1.weight"]
+
+
+def gap(state, _):
+    state["head.2.weight"] = state.pop("head.1.weight")
+
+
+def wrong_factor(state, _):
+    state["head.0.weight"] = torch.ones(RANK, 7)
+
+
+def flat_factor(state, _):
+    state["head.0.weight"] = torch.ones(RANK)
+
+
+def swapped_factors(state, _):
+    state["head.0.weight"], state["head.1.weight"] = state["head.1.weight"], state["head.0.weight"]
+
+
+def other_rank(_, layers):
+    layers["head"]["rank"] = 3
+
+
+def extra(state, _):
+    state["stranger"] = torch.ones(1)
+
+
+def four(state, _):
+    state["head.2.weight"] = torch.ones(RANK, RANK)
+    state["head.3.weight"] = torch.ones(4, RANK)
+
+
+def nameless(state, layers):
+    layers[""] = layers["head"]
+
+
+def inside(state, layers):
+    layers["head.weight"] = layers["head"]
+
+
+def lost_bias(state, _):
+    del state["head.1.bias"]
+
+
+def first_bias(state, _):
+    state["head.0.bias"] = torch.ones(RANK)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lost_factor, "the factors of head have the shapes"),
+        (no_factor, r"the factors of head have the shapes \[\]"),
+        (gap, "the factors of head have the shapes"),
+        (wrong_factor, "the factors of head have the shapes"),
+        (flat_factor, "the factors of head have the shapes"),
+        (swapped_factors, "the factors of head have the shapes"),
+        (other_rank, r"do not make up \[4, 6\] at rank 3"),
+        (four, "the factors of head have the shapes"),
+        (extra, "holds: stranger"),
+        (nameless, "factors of '', but the model has no such module"),
+        (inside, "factors of 'head.weight', but the model has no such module"),
+        (lost_bias, "needs: head.1.bias"),
+        (first_bias, "holds: head.0.bias"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_file_that_does_not_hold_together_is_refused(net, tmp_path, spoil, said):
+    state, layers = factored(net.state_dict(), "head")
+    spoil(state, layers)
+    path = write(tmp_path / "x.safetensors", state, layers)
+    model = Net()
+
+    with pytest.raises(LoadError, match=said):
+        load_compressed(model, path)
+
+    assert type(model.head) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"version": 2, "layers": {}}',
+        '{"version": 1, "layers": {"head": {"method": "svd", "rank": 0, "shape": [4, 6], "dtype": "F32"}}}',
+        '{"version": 1, "layers": {"head": {"method": "svd", "rank": 2, "shape": [4], "dtype": "F32"}}}',
+        '{"version": 1, "layers": []}',
+    ],
+)
+def test_a_manifest_that_is_not_understood_is_refused(net, tmp_path, manifest):
+    path = tmp_path / "x.safetensors"
+    save_file(net.state_dict(), path, metadata={"eckart": manifest})
+
+    with pytest.raises(LoadError, match=r"x\.safetensors: the 'eckart' entry"):
+        load_compressed(Net(), path)
+
+
+def test_fields_that_a_newer_version_adds_are_let_by(net, tmp_path):
+    state, layers = factored(net.state_dict(), "head")
+    layers["head"]["calibrated"] = True
+    loaded = load_compressed(Net(), write(tmp_path / "x.safetensors", state, layers, made_by="a newer one"))
+
+    assert type(loaded.head) is nn.Sequential
+
+
+def test_two_shards_cannot_hold_the_same_layer(net, tmp_path):
+    state, layers = factored(net.state_dict(), *LAYERS)
+    index = {}
+    for number in (1, 2):
+        file = f"x-0000{number}-of-00002.safetensors"
+        part = {name: t for name, t in state.items() if name.startswith("block") == (number == 1)}
+        write(tmp_path / file, part, layers)
+        index |= dict.fromkeys(part, file)
+    (tmp_path / "x.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+    with pytest.raises(LoadError, match="two shards"):
+        load_compressed(Net(), tmp_path)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"not one")
+
+    with pytest.raises(InputError, match=r"x.safetensors"):
+        load_compressed(Net(), tmp_path / "x.safetensors")
