@@ -1,7 +1,7 @@
 """The compression spec: what a client asks for, checked once."""
 
 import json
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -18,14 +18,20 @@ FactorDtype = Literal["keep", "float32", "float16", "bfloat16"]
 DEFAULT_EXCLUDE = ("*embed*", "*wte*", "*wpe*", "*norm*")
 
 
-def _not_available(value: object) -> NoReturn:  # noqa: ARG001 - pydantic hands the value over
+def _absent(value: object) -> bool:
+    return value is None
+
+
+def _not_available(value: object) -> None:
+    if value is None:
+        return
     raise PydanticCustomError(
         "not_available",
         "this version does not offer it yet; leave it out and give a rank, a ratio, an energy or an error",
     )
 
 
-Unavailable = SkipJsonSchema[Annotated[None, BeforeValidator(_not_available)]]
+Unavailable = SkipJsonSchema[Annotated[None, BeforeValidator(_not_available), Field(exclude_if=_absent)]]
 Pattern = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
@@ -34,6 +40,7 @@ class RankRule(Input):
 
     ratio: float | None = Field(
         default=None,
+        exclude_if=_absent,
         gt=0,
         le=1,
         allow_inf_nan=False,
@@ -42,6 +49,7 @@ class RankRule(Input):
     )
     energy: float | None = Field(
         default=None,
+        exclude_if=_absent,
         gt=0,
         le=1,
         allow_inf_nan=False,
@@ -50,6 +58,7 @@ class RankRule(Input):
     )
     error: float | None = Field(
         default=None,
+        exclude_if=_absent,
         gt=0,
         lt=1,
         allow_inf_nan=False,
@@ -100,14 +109,22 @@ class Override(Input):
         examples=["*.attention.*"],
     )
     rank: Rank | None = Field(
-        default=None, description="The rank or rank rule for these layers.", examples=[64]
+        default=None, exclude_if=_absent, description="The rank or rank rule for these layers.", examples=[64]
     )
-    method: Method | None = Field(default=None, description="The method for these layers.", examples=["cx"])
+    method: Method | None = Field(
+        default=None, exclude_if=_absent, description="The method for these layers.", examples=["cx"]
+    )
     selector: Selector | None = Field(
-        default=None, description="The column and row selector for these layers.", examples=["cpqr"]
+        default=None,
+        exclude_if=_absent,
+        description="The column and row selector for these layers.",
+        examples=["cpqr"],
     )
     cur: CurOptions | None = Field(
-        default=None, description="CUR storage for these layers.", examples=[{"storage": "two"}]
+        default=None,
+        exclude_if=_absent,
+        description="CUR storage for these layers.",
+        examples=[{"storage": "two"}],
     )
 
 
@@ -169,4 +186,4 @@ class CompressionSpec(Input):
 
     def document(self) -> dict[str, Any]:
         """Return the spec as the report shows it: defaults filled in, what is not given left out."""
-        return self.model_dump(mode="json", exclude_none=True)
+        return self.model_dump(mode="json")
