@@ -1,0 +1,139 @@
+"""What the OpenAPI document says beyond what FastAPI finds by itself: refusals, and bodies that stream."""
+
+from collections import defaultdict
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+
+from schemas.job import JobRequest
+from schemas.problem import Problem
+from service import errors
+
+REFERENCE = "#/components/schemas/{model}"
+ANYWHERE: tuple[type[errors.Refusal], ...] = (errors.InvalidHttp, errors.InternalError)
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def refusals(*kinds: type[errors.Refusal]) -> Responses:
+    """Describe the refusals of an operation, each with an example; those that any may meet are added."""
+    by_status: defaultdict[int, list[type[errors.Refusal]]] = defaultdict(list)
+    for kind in (*kinds, *ANYWHERE):
+        by_status[int(kind.status)].append(kind)
+    return {status: _response(found) for status, found in sorted(by_status.items())}
+
+
+def _response(kinds: list[type[errors.Refusal]]) -> dict[str, Any]:
+    headers = {name for kind in kinds for name in kind.headers}
+    described: dict[str, Any] = {
+        "description": "; ".join(kind.title for kind in kinds) + ".",
+        "content": {
+            "application/problem+json": {
+                "schema": {"$ref": REFERENCE.format(model="Problem")},
+                "examples": {kind.slug: {"summary": kind.title, "value": _example(kind)} for kind in kinds},
+            }
+        },
+    }
+    if headers:
+        described["headers"] = {name: HEADERS[name] for name in sorted(headers)}
+    return described
+
+
+def _example(kind: type[errors.Refusal]) -> dict[str, Any]:
+    shown = kind("not-json", kind.advice) if kind is errors.InvalidCheckpoint else kind()
+    return shown.problem().model_dump(mode="json")
+
+
+def _header(description: str, example: object, kind: str = "string") -> dict[str, Any]:
+    return {"description": description, "schema": {"type": kind}, "example": example}
+
+
+HEADERS: dict[str, dict[str, Any]] = {
+    "Accept-Encoding": _header("The content coding that is taken.", "identity"),
+    "Content-Range": _header("Which bytes these are.", "bytes 0-1023/90864192"),
+    "ETag": _header("Names this representation; send it back as If-None-Match.", '"9f86d081884c7d65"'),
+    "Location": _header("Where the job is.", "/v1/jobs/J5b0"),
+    "Repr-Digest": _header(
+        "The SHA-256 of the whole file, RFC 9530.", "sha-256=:n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg=:"
+    ),
+    "Retry-After": _header("Seconds to wait before asking again.", 2, "integer"),
+}
+
+
+def answers(*names: str, description: str | None = None) -> dict[str, Any]:
+    """Describe the headers of a good answer."""
+    described: dict[str, Any] = {"headers": {name: HEADERS[name] for name in names}}
+    return described | ({"description": description} if description else {})
+
+
+RANGE_PARAMETER: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "Range",
+            "in": "header",
+            "required": False,
+            "description": "The bytes wanted, RFC 9110.",
+            "schema": {"type": "string"},
+            "example": "bytes=0-1023",
+        }
+    ]
+}
+BINARY = {"type": "string", "format": "binary"}
+SPEC_EXAMPLE = {"method": "svd", "rank": {"ratio": 0.5}}
+RAW_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "The file's bytes, as they are.",
+        "content": {"application/octet-stream": {"schema": BINARY}},
+    }
+}
+
+
+def _form(*, spec: bool) -> dict[str, Any]:
+    properties: dict[str, Any] = {
+        "checkpoint": {
+            "type": "array",
+            "items": BINARY,
+            "description": "The safetensors file, or the shards and their index; each part with a file name.",
+            "examples": [["model.safetensors"]],
+        }
+    }
+    if spec:
+        properties["spec"] = {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": REFERENCE.format(model="CompressionSpec")},
+            "description": "What is to be done, as JSON.",
+            "examples": ['{"method": "svd", "rank": {"ratio": 0.5}}'],
+        }
+    return {"schema": {"type": "object", "properties": properties, "required": list(properties)}}
+
+
+def _json() -> dict[str, Any]:
+    return {
+        "schema": {"$ref": REFERENCE.format(model="JobRequest")},
+        "example": {"checkpoint": "my-model", "spec": SPEC_EXAMPLE},
+    }
+
+
+FILES_BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": _form(spec=False)}}}
+JSON_BODY = {"requestBody": {"required": True, "content": {"application/json": _json()}}}
+JOB_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": _json(), "multipart/form-data": _form(spec=True)},
+    }
+}
+
+
+class DocumentedApp(FastAPI):
+    """Adds to the document the models that only streamed bodies and refusals mention."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the document, made at the first call."""
+        document = super().openapi()
+        models: list[tuple[Any, Any]] = [(JobRequest, "validation"), (Problem, "validation")]
+        _, added = models_json_schema(models, ref_template=REFERENCE)
+        document["components"]["schemas"] |= added["$defs"]
+        return document

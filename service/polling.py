@@ -1,0 +1,43 @@
+"""Holding a status answer until the job's state changes."""
+
+import asyncio
+import hashlib
+import json
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from schemas.job import TERMINAL
+from service.digests import is_known
+from service.views import job_json, retry_after
+from state.jobs import JobStore
+from state.records import JobView
+
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 0.5
+
+
+async def watched_job(request: Request, jobs: JobStore, job_id: str, *, wait_s: float) -> JobView:
+    """Look at a job, again and again until its state differs, the time is up or the client has left."""
+    loop = asyncio.get_running_loop()
+    first = view = await run_in_threadpool(jobs.view, job_id)
+    until_s, pause_s = loop.time() + wait_s, FIRST_PAUSE_S
+    while view.record.state == first.record.state and view.record.state not in TERMINAL:
+        left_s = until_s - loop.time()
+        if left_s <= 0 or await request.is_disconnected():
+            break
+        await asyncio.sleep(min(pause_s, left_s))
+        pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
+        view = await run_in_threadpool(jobs.view, job_id)
+    return view
+
+
+def status_response(view: JobView, if_none_match: str | None = None, *, status: int = 200) -> Response:
+    """Show a job under a tag of its content, or say that the client has seen it."""
+    content = json.dumps(job_json(view), ensure_ascii=False, separators=(",", ":")).encode()
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = {"ETag": etag, "Cache-Control": "no-cache", **retry_after(view)}
+    if is_known(etag, if_none_match):
+        return Response(status_code=304, headers=headers)
+    return Response(content, status, media_type="application/json", headers=headers)

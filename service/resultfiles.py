@@ -1,0 +1,56 @@
+"""Finding the files that a job has made."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from schemas.report import Report
+from service import errors
+from service.deps import Services
+from state.layout import Layout
+from state.records import JobRecord
+
+REPORT = "report.json"
+ADVICE = {
+    "queued": "The job is queued; its result exists once it has succeeded. Ask again later.",
+    "running": "The job is running; its result exists once it has succeeded. Ask again later.",
+    "failed": "The job is failed, so it has no result; GET the job, its error says why.",
+    "canceled": "The job is canceled, so it has no result; make a new one.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFile:
+    """One file of a result."""
+
+    path: Path
+    sha256: str
+
+
+def finished_job(services: Services, job_id: str) -> JobRecord:
+    """Find a job that has a result."""
+    record = services.jobs.get(job_id)
+    if record.state in ADVICE:
+        headers = {"Retry-After": "2"} if record.state in {"queued", "running"} else {}
+        raise errors.NoResult(ADVICE[record.state], headers=headers)
+    return record
+
+
+def result_file(services: Services, record: JobRecord, name: str) -> ResultFile:
+    """Find a file that the report names, or the report itself."""
+    assert record.result_fence is not None
+    directory = Layout(services.settings.data_dir).result(record.id, record.result_fence)
+    sha256 = _digests(directory).get(name)
+    if sha256 is None:
+        raise errors.FileNotFound
+    return ResultFile(directory / name, sha256)
+
+
+@lru_cache(maxsize=256)
+def _digests(directory: Path) -> dict[str, str]:
+    """Digests by name; a published result never changes."""
+    text = (directory / REPORT).read_bytes()
+    report = Report.model_validate_json(text)
+    listed = {file.name: file.sha256 for file in report.output.files}
+    return {**listed, REPORT: hashlib.sha256(text).hexdigest()}

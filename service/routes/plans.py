@@ -1,0 +1,41 @@
+"""Plans: what a job would do, without doing it."""
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+
+from schemas.job import JobRequest
+from schemas.plan import PlanDocument, plan_document
+from schemas.planning import make_plan
+from service import errors
+from service.deps import BodyDep, Services, ServicesDep
+from service.openapi import JSON_BODY, refusals
+from service.strictjson import parse_model
+from service.submission import complete_checkpoint
+
+router = APIRouter(prefix="/v1/plans", tags=["plans"])
+
+
+@router.post(
+    "",
+    summary="Say what a job would do to each layer",
+    responses=refusals(
+        errors.CheckpointNotFound,
+        errors.RequestTimeout,
+        errors.CheckpointIncomplete,
+        errors.TooLarge,
+        errors.UnsupportedMediaType,
+        errors.EncodedBody,
+        errors.InvalidJson,
+        errors.InvalidSpec,
+    ),
+    openapi_extra=JSON_BODY,
+)
+async def plan_job(body: BodyDep, services: ServicesDep) -> PlanDocument:
+    """Plan from the headers alone; nothing is computed or kept."""
+    asked = parse_model(JobRequest, await body.json_text(), kind=errors.InvalidSpec, subject="request")
+    return await run_in_threadpool(_plan, services, asked)
+
+
+def _plan(services: Services, asked: JobRequest) -> PlanDocument:
+    stored = complete_checkpoint(services, asked.checkpoint)
+    return plan_document(stored.id, stored.tensors, make_plan(stored.tensors, asked.spec))

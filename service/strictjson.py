@@ -1,0 +1,65 @@
+"""JSON as the standard has it: no repeated keys, no NaN, no half surrogates; then a model made of it."""
+
+import json
+import math
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from service import errors
+from service.problems import invalid_fields
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse_json(text: bytes) -> Any:
+    """Parse strictly; whatever is broken is refused with what is wrong and where."""
+    try:
+        value = json.loads(
+            text.decode(), object_pairs_hook=_object, parse_constant=_constant, parse_float=_float
+        )
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise errors.InvalidJson(f"The text is not UTF-8: see byte {error.start}.") from None
+    except UnicodeEncodeError:
+        raise errors.InvalidJson(
+            "A string holds half of a surrogate pair; send the whole character."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise errors.InvalidJson(
+            f"The JSON is broken at character {error.pos} (line {error.lineno}, column {error.colno}); "
+            "mend it and send the request again."
+        ) from None
+    except RecursionError:
+        raise errors.InvalidJson("The JSON is nested too deeply.") from None
+    except ValueError:
+        raise errors.InvalidJson("The JSON holds an integer with thousands of digits.") from None
+    return value
+
+
+def parse_model(model: type[M], text: bytes, *, kind: type[errors.InvalidRequest], subject: str) -> M:
+    """Parse strictly and check against the model, which converts nothing: "0.5" and true are no numbers."""
+    parse_json(text)
+    try:
+        return model.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        raise invalid_fields(kind, list(found), subject) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise errors.InvalidJson("An object holds the same key twice; keep one of them.")
+    return made
+
+
+def _constant(_token: str) -> NoReturn:
+    raise errors.InvalidJson("NaN and Infinity are not JSON; send a number.")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise errors.InvalidJson("A number is too large for a double; send a smaller one.")
+    return value

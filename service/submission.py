@@ -1,0 +1,78 @@
+"""Accepting a job: files are durable, then the record, then the message."""
+
+import hashlib
+import json
+import logging
+
+from schemas.compression import CompressionSpec
+from schemas.job import JobRequest
+from schemas.planning import make_plan
+from service import errors
+from service.deps import Services
+from service.forms import FormContent
+from state.errors import StoreUnavailable
+from state.records import Idempotency, JobRecord, JobView, NewJob
+from state.shelf import StoredCheckpoint
+
+log = logging.getLogger("eckart.service")
+
+
+def submit_stored(services: Services, request: JobRequest, key: str | None) -> JobView:
+    """Accept a job for a checkpoint that is already stored."""
+    stored = complete_checkpoint(services, request.checkpoint)
+    return _submit(services, stored, request.spec, _idempotency(key, request.spec, request.checkpoint))
+
+
+def submit_form(services: Services, content: FormContent, key: str | None) -> JobView:
+    """Accept a job with its files; they go where it is not accepted, or is a repetition."""
+    assert content.spec is not None
+    kept = False
+    try:
+        stored = services.checkpoints.get(content.checkpoint_id)
+        if not stored.complete:
+            raise errors.InvalidCheckpoint("missing-files", f"The upload lacks {', '.join(stored.missing)}.")
+        files = sorted((file.name, file.sha256) for file in stored.files)
+        view = _submit(services, stored, content.spec, _idempotency(key, content.spec, files))
+        kept = view.record.checkpoint == content.checkpoint_id
+        return view
+    finally:
+        if not kept:
+            services.checkpoints.delete(content.checkpoint_id)
+
+
+def complete_checkpoint(services: Services, checkpoint_id: str) -> StoredCheckpoint:
+    """Find a checkpoint that work can begin on."""
+    stored = services.checkpoints.get(checkpoint_id)
+    if not stored.complete:
+        raise errors.CheckpointIncomplete(f"Upload the missing files first: {', '.join(stored.missing)}.")
+    return stored
+
+
+def _submit(
+    services: Services, stored: StoredCheckpoint, spec: CompressionSpec, idempotency: Idempotency | None
+) -> JobView:
+    new = NewJob(
+        checkpoint=stored.id,
+        spec=spec,
+        files=stored.files,
+        warnings=make_plan(stored.tensors, spec).warnings,
+        parameters_total=stored.parameters,
+    )
+    record = services.jobs.create(new, idempotency=idempotency)
+    _ring(services, record)
+    return services.jobs.view(record.id)
+
+
+def _ring(services: Services, record: JobRecord) -> None:
+    """Tell the workers; should that fail, the reaper does it."""
+    try:
+        services.queue.send(record.id)
+    except StoreUnavailable:
+        log.warning("job %s is accepted, but its message could not be sent; the reaper will", record.id)
+
+
+def _idempotency(key: str | None, spec: CompressionSpec, content: object) -> Idempotency | None:
+    if key is None:
+        return None
+    asked = json.dumps([spec.canonical(), content]).encode()
+    return Idempotency(key=key, fingerprint=hashlib.sha256(asked).hexdigest())

@@ -1,0 +1,52 @@
+"""Job records as clients see them."""
+
+from typing import Any
+
+from schemas.job import TERMINAL, Job, Links
+from state.records import JobPage, JobView
+
+RETRY_AFTER_S = 2
+
+
+def job_json(view: JobView) -> dict[str, Any]:
+    """Show a job as JSON; its spec without what was not given, so that it can be sent again."""
+    return job_document(view).model_dump(mode="json") | {"spec": view.record.spec.document()}
+
+
+def job_document(view: JobView) -> Job:
+    """Show a job."""
+    record = view.record
+    here = f"/v1/jobs/{record.id}"
+    return Job(
+        id=record.id,
+        state=record.state,
+        checkpoint=record.checkpoint,
+        spec=record.spec,
+        progress=view.progress,
+        attempt=record.attempt,
+        queue_position=view.queue_position,
+        created_at=record.created_at,
+        started_at=record.started_at,
+        finished_at=record.finished_at,
+        expires_at=None,
+        warnings=record.warnings,
+        error=record.error,
+        summary=record.summary,
+        links=Links(
+            self=here,
+            report=f"{here}/report",
+            checkpoint=f"{here}/checkpoint",
+            files=f"{here}/files/{{filename}}",
+            cancel=f"{here}/cancel",
+        ),
+    )
+
+
+def page_json(page: JobPage) -> dict[str, Any]:
+    """Show a page of jobs."""
+    return {"jobs": [job_json(view) for view in page.jobs], "next_cursor": page.next_cursor}
+
+
+def retry_after(view: JobView) -> dict[str, str]:
+    """Say when to ask again, until the job has ended."""
+    return {} if view.record.state in TERMINAL else {"Retry-After": str(RETRY_AFTER_S)}
