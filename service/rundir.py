@@ -77,5 +77,12 @@ def write_pid(run_dir: Path, name: str, pid: int) -> None:
     part.replace(run_dir / f"{name}.pid")
 
 
+def read_pid(run_dir: Path, name: str) -> int | None:
+    try:
+        return int((run_dir / f"{name}.pid").read_text())
+    except FileNotFoundError:
+        return None
+
+
 def remove_pid(run_dir: Path, name: str) -> None:
     (run_dir / f"{name}.pid").unlink(missing_ok=True)

@@ -15,10 +15,11 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from service.address import Address, AddressUnavailableError
+from service.child import ChildSpec, say
 from service.embedded import EmbeddedServerError, answers, find_server, log_path, server_command, socket_place
 from service.rundir import DataDirectoryError, held
 from service.settings import Settings
-from service.supervisor import ChildSpec, StartFailedError, Supervisor, say
+from service.supervisor import StartFailedError, Supervisor
 from state.layout import Layout
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def redis_child(socket: Path, data_dir: Path, *, lock: int) -> ChildSpec:
         environment=os.environ,
         ready=partial(answers, socket),
         keep_fds=(lock,),  # two servers must never write one append-only file
+        orphan_signal=signal.SIGTERM,  # it writes down what it holds; the others lose nothing by SIGKILL
         log=log_path(data_dir),
     )
 
@@ -97,7 +99,6 @@ def api_child(environment: Mapping[str, str], address: Address, *, grace_s: floa
         environment=environment,
         ready=partial(address.answers, "/readyz"),
         grace_s=grace_s,
-        orphan_signal=signal.SIGKILL,  # nobody is left to end it later, and it loses nothing
     )
 
 

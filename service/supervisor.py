@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from service.rundir import remove_pid, write_pid
+from service.child import Child, ChildSpec
+from service.lifeline import guarded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
     from types import FrameType
 
 NAP_S = 0.1
-BACK_OFF_S = (0.5, 30.0)  # before the first restart, and at most
-STEADY_S = 60.0  # a child that lived this long starts again with a fresh back-off
 START_DEATHS_LIMIT = 3
-STDERR_FD = 2
-PR_SET_PDEATHSIG = 1
 
 
 class StartFailedError(Exception):
     """A child died again and again before everything was ready."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChildSpec:
-    """One row of the process table; rows start in order and end in reverse order."""
-
-    name: str
-    command: tuple[str, ...]
-    environment: Mapping[str, str]
-    ready: Callable[[], bool] = lambda: True  # the next row waits for it
-    stop_signal: signal.Signals = signal.SIGTERM
-    orphan_signal: signal.Signals = signal.SIGTERM  # what the kernel sends it when we are killed
-    grace_s: float = 10.0  # after `stop_signal`, before SIGKILL
-    keep_fds: tuple[int, ...] = ()
-    log: Path | None = None  # where it writes, if not on our standard error
 
 
 class Supervisor:
@@ -53,12 +30,13 @@ class Supervisor:
     """
 
     def __init__(self, table: Sequence[ChildSpec], *, run_dir: Path) -> None:
-        self._children = [_Child(spec, run_dir) for spec in table]
+        self._children = [Child(spec, run_dir) for spec in table]
+        self._guard = guarded(run_dir, {spec.name: spec.orphan_signal for spec in table})
         self._interrupts = 0
 
     def run(self, when_ready: Callable[[], None]) -> None:
         """Run until a signal says stop; call `when_ready` once, when every child is ready."""
-        with self._signals():
+        with self._guard, self._signals():
             try:
                 if self._start_all():
                     when_ready()
@@ -84,6 +62,8 @@ class Supervisor:
 
     def _start_all(self) -> bool:
         for child in self._children:
+            if self._interrupts:
+                return False
             child.start()
             while not self._interrupts and not child.spec.ready():
                 self._tend()
@@ -106,104 +86,3 @@ class Supervisor:
     def _stop_all(self) -> None:
         for child in reversed(self._children):
             child.stop(now=lambda: self._interrupts > 1)
-
-
-class _Child:
-    def __init__(self, spec: ChildSpec, run_dir: Path) -> None:
-        self.spec = spec
-        self.deaths = 0
-        self._run_dir = run_dir
-        self._process: subprocess.Popen[bytes] | None = None
-        self._started_at = 0.0
-        self._start_at: float | None = None
-        self._back_off_s = BACK_OFF_S[0]
-
-    def start(self) -> None:
-        # A session of its own: Ctrl-C at the terminal reaches only us, so that the order of the end is ours.
-        self._process = subprocess.Popen(
-            self.spec.command,
-            env=self.spec.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=STDERR_FD,  # our own standard output is for what we say when all is ready
-            start_new_session=True,
-            pass_fds=self.spec.keep_fds,
-            preexec_fn=_die_with_parent(self.spec.orphan_signal),  # noqa: PLW1509 - we run no other threads
-        )
-        self._started_at = time.monotonic()
-        self._start_at = None
-        write_pid(self._run_dir, self.spec.name, self._process.pid)
-
-    def tend(self) -> None:
-        """Notice a death, and start again when the back-off is over."""
-        if self._process is not None and self._process.poll() is not None:
-            self._mourn(self._process)
-        elif self._start_at is not None and time.monotonic() >= self._start_at:
-            self.start()
-
-    def _mourn(self, process: subprocess.Popen[bytes]) -> None:
-        lived_s = time.monotonic() - self._started_at
-        _kill_group(process.pid)
-        self._process = None
-        self.deaths += 1
-        if lived_s >= STEADY_S:
-            self._back_off_s = BACK_OFF_S[0]
-        log = f" (see {self.spec.log})" if self.spec.log else ""
-        say(
-            f"{self.spec.name} (process {process.pid}) {_end(process.returncode)}{log}; "
-            f"starting it again in {self._back_off_s:g} s"
-        )
-        self._start_at = time.monotonic() + self._back_off_s
-        self._back_off_s = min(2 * self._back_off_s, BACK_OFF_S[1])
-
-    def stop(self, *, now: Callable[[], bool]) -> None:
-        """Ask the child to end, kill it after its grace or when `now` says so, and leave nothing of it."""
-        process, self._process, self._start_at = self._process, None, None
-        if process is not None:
-            self._end_process(process, now=now)
-        remove_pid(self._run_dir, self.spec.name)
-
-    def _end_process(self, process: subprocess.Popen[bytes], *, now: Callable[[], bool]) -> None:
-        if process.poll() is None:
-            process.send_signal(self.spec.stop_signal)
-        deadline = time.monotonic() + self.spec.grace_s
-        while process.poll() is None and not now():
-            if time.monotonic() > deadline:
-                say(f"{self.spec.name} did not end within {self.spec.grace_s:g} s; killing it")
-                break
-            time.sleep(NAP_S / 4)
-        _kill_group(process.pid)
-        process.wait()
-
-
-def say(message: str) -> None:
-    """Write one line for the person at the terminal."""
-    sys.stderr.write(f"eckart: {message}\n")
-    sys.stderr.flush()
-
-
-def _end(return_code: int) -> str:
-    if return_code < 0:
-        return f"was killed by signal {-return_code} ({signal.strsignal(-return_code)})"
-    return f"ended with status {return_code}"
-
-
-def _kill_group(pid: int) -> None:
-    # Also for a dead child: what it started would otherwise work on beside its successor's.
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
-        return
-
-
-def _die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def arrange() -> None:
-        prctl(PR_SET_PDEATHSIG, int(number))
-        if os.getppid() != parent:  # it died before the kernel knew our wish
-            os.kill(os.getpid(), number)
-
-    return arrange
