@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import json
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -10,7 +9,7 @@ from starlette.responses import Response
 
 from schemas.job import TERMINAL
 from service.digests import is_known
-from service.views import job_json, retry_after
+from service.views import job_document, retry_after
 from state.jobs import JobStore
 from state.records import JobView
 
@@ -35,7 +34,7 @@ async def watched_job(request: Request, jobs: JobStore, job_id: str, *, wait_s: 
 
 def status_response(view: JobView, if_none_match: str | None = None, *, status: int = 200) -> Response:
     """Show a job under a tag of its content, or say that the client has seen it."""
-    content = json.dumps(job_json(view), ensure_ascii=False, separators=(",", ":")).encode()
+    content = job_document(view).model_dump_json().encode()
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "no-cache", **retry_after(view)}
     if is_known(etag, if_none_match):

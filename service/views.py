@@ -1,16 +1,9 @@
 """Job records as clients see them."""
 
-from typing import Any
-
-from schemas.job import TERMINAL, Job, Links
+from schemas.job import TERMINAL, Job, JobList, Links
 from state.records import JobPage, JobView
 
 RETRY_AFTER_S = 2
-
-
-def job_json(view: JobView) -> dict[str, Any]:
-    """Show a job as JSON; its spec without what was not given, so that it can be sent again."""
-    return job_document(view).model_dump(mode="json") | {"spec": view.record.spec.document()}
 
 
 def job_document(view: JobView) -> Job:
@@ -42,9 +35,9 @@ def job_document(view: JobView) -> Job:
     )
 
 
-def page_json(page: JobPage) -> dict[str, Any]:
+def job_list(page: JobPage) -> JobList:
     """Show a page of jobs."""
-    return {"jobs": [job_json(view) for view in page.jobs], "next_cursor": page.next_cursor}
+    return JobList(jobs=tuple(job_document(view) for view in page.jobs), next_cursor=page.next_cursor)
 
 
 def retry_after(view: JobView) -> dict[str, str]:

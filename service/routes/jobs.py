@@ -5,9 +5,9 @@ from functools import partial
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from schemas.job import Job, JobRequest
+from schemas.job import Job, JobList, JobRequest
 from service import errors
 from service.bodytypes import is_multipart
 from service.deps import Body, BodyDep, Services, ServicesDep
@@ -19,7 +19,7 @@ from service.routes.checkpoints import UPLOAD_REFUSALS
 from service.storing import begin_form
 from service.strictjson import parse_model
 from service.submission import submit_form, submit_stored
-from service.views import page_json
+from service.views import job_list
 from state.checkpoints import new_checkpoint_id
 from state.records import JobView
 
@@ -76,14 +76,13 @@ async def _accept_json(body: Body, services: Services, key: str | None) -> JobVi
 @router.get(
     "",
     summary="List jobs, newest first",
-    response_model=JobList,
     responses=refusals(errors.InvalidRequest, errors.StoreUnavailable),
 )
 def list_jobs(
     services: ServicesDep, state: StateFilter = None, limit: Limit = 50, cursor: Cursor = None
-) -> Response:
+) -> JobList:
     """Give one page."""
-    return JSONResponse(page_json(services.jobs.list(state, limit=limit, cursor=cursor)))
+    return job_list(services.jobs.list(state, limit=limit, cursor=cursor))
 
 
 @router.get(

@@ -1,0 +1,35 @@
+"""A running service for every test, shared where its settings are the usual ones."""
+
+import pytest
+
+from tests.service.running import RunningService
+
+
+@pytest.fixture(scope="session")
+def _service(tmp_path_factory, _redis_server):
+    if not _redis_server.running:
+        _redis_server.start()
+    data_dir = tmp_path_factory.mktemp("data")
+    with RunningService(data_dir, _redis_server.url, min_free_bytes=0, idle_timeout_s=2) as running:
+        yield running
+
+
+@pytest.fixture
+def service(redis_server, _service):
+    """Give the shared service; ids that tests choose must differ."""
+    return _service
+
+
+@pytest.fixture
+def start(redis_server, tmp_path):
+    """Start services with other settings."""
+    running = []
+
+    def start_one(**settings):
+        made = RunningService(tmp_path, redis_server.url, **({"min_free_bytes": 0} | settings))
+        running.append(made.__enter__())
+        return made
+
+    yield start_one
+    for made in running:
+        made.__exit__()

@@ -1,0 +1,146 @@
+"""The real API: uvicorn in a thread, real Redis, a directory of its own."""
+
+import hashlib
+import json
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import uvicorn
+
+from schemas.report import Totals
+from service.server import server_config
+from service.settings import Settings
+from state.checkpoints import CheckpointStore
+from state.connection import redis_client
+from state.jobs import JobStore
+from state.layout import Layout
+from state.workers import WorkerRegistry
+
+SPEC = {"method": "svd", "rank": {"ratio": 0.5}}
+PROBLEM = "application/problem+json"
+
+
+class RunningService:
+    """A service and the same stores that it works with, for tests to look into and to play the worker."""
+
+    def __init__(self, data_dir: Path, redis_url: str, **settings) -> None:
+        self.settings = Settings(data_dir=data_dir, redis_url=redis_url, **settings)
+        self.data_dir = data_dir
+        self._redis = redis_client(redis_url)
+        self.jobs = JobStore(self._redis, data_dir)
+        self.checkpoints = CheckpointStore(data_dir)
+        self.workers = WorkerRegistry(self._redis)
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.http = httpx.Client(base_url=self.url, timeout=30)
+        self._server = uvicorn.Server(server_config(self.settings))
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
+
+    def __enter__(self):
+        self._thread.start()
+        while not self._server.started:
+            assert self._thread.is_alive()
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *_):
+        self.http.close()
+        self._server.should_exit = True
+        self._thread.join()
+        self._redis.close()
+
+    def put(self, checkpoint_id, filename, content, **headers):
+        return self.http.put(f"/v1/checkpoints/{checkpoint_id}/{filename}", content=content, headers=headers)
+
+    def stored(self, content, filename="model.safetensors"):
+        """Store a one-file checkpoint under a fresh id."""
+        checkpoint_id = "t" + secrets.token_hex(8)
+        assert self.put(checkpoint_id, filename, content).status_code == 201
+        return checkpoint_id
+
+    def submit(self, checkpoint_id, spec=None, **headers):
+        return self.http.post(
+            "/v1/jobs", json={"checkpoint": checkpoint_id, "spec": spec or SPEC}, headers=headers
+        )
+
+    def one_shot(self, files, spec=None, **headers):
+        parts = [("checkpoint", (name, content)) for name, content in files.items()]
+        return self.http.post(
+            "/v1/jobs", files=parts, data={"spec": json.dumps(spec or SPEC)}, headers=headers
+        )
+
+    def finish(self, job_id, files):
+        """Play the worker: claim the job and publish these files with their report."""
+        claim = self.jobs.claim(job_id, "test")
+        assert claim is not None
+        directory = Layout(self.data_dir).result(job_id, claim.fence)
+        directory.mkdir(parents=True)
+        for name, content in files.items():
+            (directory / name).write_bytes(content)
+        (directory / "report.json").write_text(json.dumps(report_document(job_id, files)))
+        single = next(iter(files)) if len(files) == 1 else None
+        assert self.jobs.finish(job_id, claim.fence, TOTALS, single)
+
+    def raw(self, request, *, timeout_s=10):
+        """Send bytes as they are and read all that comes until the service ends the connection."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s) as connection:
+            connection.sendall(request)
+            answer = b""
+            while chunk := connection.recv(65536):
+                answer += chunk
+        return answer
+
+    def leftovers(self):
+        """Return the uploads under way, which must vanish with them."""
+        parts = Layout(self.data_dir).parts
+        return sorted(parts.iterdir()) if parts.is_dir() else []
+
+
+TOTALS = Totals(
+    parameters_before=72,
+    parameters_after=40,
+    parameter_savings=0.4444,
+    compression_factor=1.8,
+    bytes_before=288,
+    bytes_after=160,
+    relative_error=0.1,
+    layers_factored=1,
+    layers_kept=0,
+    seconds=0.1,
+)
+
+
+def report_document(job_id, files):
+    listed = [
+        {"name": name, "size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in files.items()
+    ]
+    return {
+        "version": 1,
+        "job_id": job_id,
+        "created_at": "2026-01-02T03:04:05Z",
+        "spec": SPEC,
+        "environment": {"device": "cpu"},
+        "warnings": [],
+        "input": {"files": [], "parameters": 72, "bytes": 288},
+        "output": {"files": listed, "parameters": 40, "bytes": 160},
+        "totals": TOTALS.model_dump(),
+        "layers": [],
+    }
+
+
+def assert_problem(response, status, slug):
+    """Check that an answer is the problem that was expected, whole and well formed."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == PROBLEM
+    body = response.json()
+    assert body.keys() == {"type", "title", "status", "detail", "errors"}
+    assert body["status"] == status
+    assert body["type"] == f"urn:eckart:problem:{slug}"
+    assert body["detail"]
+    return body

@@ -1,0 +1,177 @@
+"""What a job has made can be fetched whole, in parts, and not before it exists."""
+
+import base64
+import hashlib
+
+import pytest
+
+from schemas.problem import problem
+from schemas.report import Report
+from tests.service.files import checkpoint_bytes, sharded_set
+from tests.service.running import assert_problem
+
+MODEL = checkpoint_bytes({"a.weight": (64, 64)})
+SHA256 = hashlib.sha256(MODEL)
+ROUTES = ("report", "checkpoint", "files/model.safetensors", "files/report.json")
+
+
+@pytest.fixture
+def job(service):
+    return service.submit(service.stored(checkpoint_bytes())).json()["id"]
+
+
+@pytest.fixture
+def here(service, job):
+    service.finish(job, {"model.safetensors": MODEL})
+    return f"/v1/jobs/{job}"
+
+
+@pytest.mark.parametrize("path", ["checkpoint", "files/model.safetensors"])
+def test_a_file_comes_whole_with_its_digest(service, here, path):
+    answer = service.http.get(f"{here}/{path}")
+
+    assert answer.status_code == 200
+    assert answer.content == MODEL
+    assert answer.headers["etag"] == f'"{SHA256.hexdigest()}"'
+    assert answer.headers["repr-digest"] == f"sha-256=:{base64.b64encode(SHA256.digest()).decode()}:"
+    assert answer.headers["content-length"] == str(len(MODEL))
+    assert answer.headers["accept-ranges"] == "bytes"
+    assert 'filename="model.safetensors"' in answer.headers["content-disposition"]
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_head_says_the_same_without_the_body(service, here, path):
+    head, get = service.http.head(f"{here}/{path}"), service.http.get(f"{here}/{path}")
+
+    assert head.status_code == 200
+    assert head.content == b""
+    ours = ("etag", "repr-digest", "content-length", "content-type")
+    assert {name: head.headers[name] for name in ours} == {name: get.headers[name] for name in ours}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "start", "end"),
+    [
+        ("bytes=0-0", 0, 1),
+        ("bytes=10-19", 10, 20),
+        ("bytes=100-", 100, len(MODEL)),
+        ("bytes=-7", len(MODEL) - 7, len(MODEL)),
+        ("bytes=5-99999999", 5, len(MODEL)),
+    ],
+)
+def test_a_range_gives_those_bytes(service, here, wanted, start, end):
+    answer = service.http.get(f"{here}/checkpoint", headers={"Range": wanted})
+
+    assert answer.status_code == 206
+    assert answer.content == MODEL[start:end]
+    assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/{len(MODEL)}"
+
+
+def test_a_download_is_resumed_only_while_the_file_is_the_same(service, here):
+    same = {"Range": "bytes=10-", "If-Range": f'"{SHA256.hexdigest()}"'}
+    other = {"Range": "bytes=10-", "If-Range": '"else"'}
+
+    assert service.http.get(f"{here}/checkpoint", headers=same).content == MODEL[10:]
+    assert service.http.get(f"{here}/checkpoint", headers=other).content == MODEL
+
+
+def test_a_range_outside_the_file_is_refused(service, here):
+    refused = service.http.get(f"{here}/checkpoint", headers={"Range": f"bytes={len(MODEL)}-"})
+
+    assert_problem(refused, 416, "range-not-satisfiable")
+    assert refused.headers["content-range"] == f"bytes */{len(MODEL)}"
+
+
+@pytest.mark.parametrize(
+    "wanted", ["bytes", "lines=1-2", "bytes=x-y", "bytes=5-2", "bytes=-", "bytes=" + "0-0," * 200]
+)
+def test_a_range_that_makes_no_sense_is_ignored(service, here, wanted):
+    answer = service.http.get(f"{here}/checkpoint", headers={"Range": wanted})
+
+    assert answer.status_code == 200
+    assert answer.content == MODEL
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_known_file_is_not_sent_again(service, here, path):
+    etag = service.http.get(f"{here}/{path}").headers["etag"]
+
+    answer = service.http.get(f"{here}/{path}", headers={"If-None-Match": etag})
+
+    assert answer.status_code == 304
+    assert answer.content == b""
+
+
+def test_the_report_is_json_of_the_documented_form(service, here):
+    answer = service.http.get(f"{here}/report")
+
+    assert answer.headers["content-type"] == "application/json"
+    report = Report.model_validate_json(answer.content)
+    assert report.output.files[0].sha256 == SHA256.hexdigest()
+    assert service.http.get(f"{here}/files/report.json").content == answer.content
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json", "text/html,application/xhtml+xml,*/*;q=0.8"])
+def test_a_report_is_given_to_whoever_takes_json(service, here, accept):
+    assert service.http.get(f"{here}/report", headers={"Accept": accept}).status_code == 200
+
+
+@pytest.mark.parametrize("accept", ["text/html", "image/png, application/json;q=0"])
+def test_a_report_in_another_form_is_refused(service, here, accept):
+    assert_problem(service.http.get(f"{here}/report", headers={"Accept": accept}), 406, "not-acceptable")
+
+
+@pytest.mark.parametrize(
+    "filename", ["nothing.safetensors", "..", "..%2f..%2fjob.json", "job.json", ".", "a" * 128, "%00"]
+)
+def test_an_unknown_file_is_not_found(service, here, filename):
+    answer = service.raw(
+        f"GET {here}/files/{filename} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+    )
+
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert b"application/problem+json" in answer
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_result_that_does_not_exist_yet_is_a_conflict_with_the_state(service, job, path):
+    queued = service.http.get(f"/v1/jobs/{job}/{path}")
+    assert "queued" in assert_problem(queued, 409, "no-result")["detail"]
+    claim = service.jobs.claim(job, "test")
+    running = service.http.get(f"/v1/jobs/{job}/{path}")
+    assert "running" in assert_problem(running, 409, "no-result")["detail"]
+    assert int(running.headers["retry-after"]) > 0
+    service.jobs.fail(job, claim.fence, problem("broken", "Broken", 500, "It broke."))
+    failed = service.http.get(f"/v1/jobs/{job}/{path}")
+    assert "failed" in assert_problem(failed, 409, "no-result")["detail"]
+    assert "retry-after" not in failed.headers
+
+
+def test_a_canceled_job_has_no_result(service, job):
+    service.http.post(f"/v1/jobs/{job}/cancel")
+
+    refused = service.http.get(f"/v1/jobs/{job}/report")
+
+    assert "canceled" in assert_problem(refused, 409, "no-result")["detail"]
+
+
+def test_a_sharded_result_is_fetched_file_by_file(service, job):
+    files = sharded_set(2)
+    service.finish(job, files)
+
+    refused = service.http.get(f"/v1/jobs/{job}/checkpoint")
+
+    assert "/files/" in assert_problem(refused, 409, "sharded-result")["detail"]
+    for name, content in files.items():
+        assert service.http.get(f"/v1/jobs/{job}/files/{name}").content == content
+
+
+def test_a_file_of_another_attempt_is_never_served(service, job):
+    first = service.jobs.claim(job, "slow")
+    stray = service.data_dir / "jobs" / job / f"result-{first.fence}"
+    stray.mkdir(parents=True)
+    (stray / "model.safetensors").write_bytes(b"half")
+    service.jobs.retry(job, first.fence, problem("lost", "Lost", 500, "Lost."))
+    service.finish(job, {"model.safetensors": MODEL})
+
+    assert service.http.get(f"/v1/jobs/{job}/checkpoint").content == MODEL
