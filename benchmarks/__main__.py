@@ -1,0 +1,42 @@
+"""The benchmarks: `python -m benchmarks` asks every question, `python -m benchmarks NAME` one."""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import memory, overhead, upload
+from benchmarks.machine import describe_machine, free_kernels
+from benchmarks.options import Options
+
+QUESTIONS = {"upload": upload.ask, "overhead": overhead.ask, "memory": memory.ask}
+
+
+def main() -> int:
+    given = _parser().parse_args()
+    forced_kernels = free_kernels()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] # a long run shows where it is
+    for name in [given.name] if given.name else QUESTIONS:
+        with tempfile.TemporaryDirectory(prefix="eckart-bench-", dir=given.dir) as place:
+            options = Options(Path(place), scale=given.scale, rounds=given.rounds, threads=given.threads)
+            print(f"\n## {name}\n\n{describe_machine(options, forced_kernels)}\n")
+            QUESTIONS[name](options)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("name", nargs="?", choices=list(QUESTIONS), help="one question; all if not given")
+    parser.add_argument("--scale", type=float, default=1.0, help="shrink the inputs, for trying: 0.05")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds of each way, of which the median counts"
+    )
+    threads = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, default=threads, help="threads of the numerics, on both sides")
+    parser.add_argument("--dir", help="where to put the files meanwhile; the disk under it is measured too")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""The two peers of a job, run in another process: a bare loop, and the pipeline without the service."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from schemas.compression import CompressionSpec
+from schemas.job import Progress
+from schemas.planning import make_plan
+from worker.local import open_checkpoint
+from worker.lowrank import Factored, FactorRequest, factor
+from worker.pipeline import Request, compress
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """Where the seconds of the pipeline went."""
+
+    total: float
+    plan: float
+    factor: float
+    wait: float  # for the next weight to be read and the last one to be spooled, beyond what overlaps
+    output: float
+
+
+def bare_loop(source: Path, target: Path, spec: CompressionSpec, *, threads: int) -> float:
+    """Read each weight, factor it, and write all factors at the end; nothing else."""
+    torch.set_num_threads(threads)
+    checkpoint = open_checkpoint(source)
+    files = {tensor.name: entry.path for entry in checkpoint.sources for tensor in entry.header.tensors}
+    layers = [layer for layer in make_plan(checkpoint.tensors, spec).layers if layer.reason is None]
+    target.mkdir()
+    begun = time.perf_counter()
+    factors: dict[str, torch.Tensor] = {}
+    for layer in layers:
+        with safe_open(files[layer.tensor], "pt") as reader:
+            weight = reader.get_tensor(layer.tensor)
+        assert isinstance(layer.rank, int)
+        request = FactorRequest(
+            method="svd", rank=layer.rank, max_rank=layer.break_even_rank, dtype=weight.dtype
+        )
+        done = factor(weight, request)
+        assert isinstance(done, Factored)
+        factors |= zip(layer.factor_names(), done.factors, strict=True)
+    save_file(factors, target / "factors.safetensors")
+    spent_s = time.perf_counter() - begun
+    shutil.rmtree(target)
+    return spent_s
+
+
+def pipeline(source: Path, target: Path, spec: CompressionSpec, *, threads: int) -> Phases:
+    """Run the worker's pipeline: spool, output with untouched tensors and digests, fsync, report."""
+    torch.set_num_threads(threads)
+    marks: list[float] = []
+
+    def observe(_: Progress) -> None:
+        marks.append(time.perf_counter())
+
+    begun = time.perf_counter()
+    request = Request(
+        open_checkpoint(source), (), spec, spool_dir=target / "work", result_dir=target / "done"
+    )
+    report = compress(request, device=torch.device("cpu"), observe=observe)
+    ended = time.perf_counter()
+    shutil.rmtree(target)
+    factor_s = sum(layer.seconds for layer in report.layers)
+    return Phases(
+        total=ended - begun,
+        plan=marks[0] - begun,
+        factor=factor_s,
+        wait=marks[-1] - marks[0] - factor_s,
+        output=ended - marks[-1],
+    )

@@ -1,0 +1,14 @@
+"""What every question is asked with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Where to put files, and how much to do; `scale` shrinks the inputs for trying, not for figures."""
+
+    place: Path
+    scale: float
+    rounds: int
+    threads: int
