@@ -91,7 +91,9 @@ class TooLarge(StateError):
     """More bytes than allowed."""
 
     def __init__(self, limit_bytes: int) -> None:
-        super().__init__(f"The body is larger than the limit of {limit_bytes} bytes.")
+        super().__init__(
+            f"The body is larger than the limit of {limit_bytes} bytes; send less, or have the limit raised."
+        )
         self.limit_bytes = limit_bytes
 
 

@@ -55,8 +55,7 @@ class JobStore:
         The caller sends the message afterwards; where that fails, the next sweep does.
         """
         job_id = new_job_id()
-        answer = self._ledger.survive(lambda: self._create(job_id, new, idempotency))
-        return answer if isinstance(answer, JobRecord) else self.get(answer)
+        return self._ledger.survive(lambda: self._create(job_id, new, idempotency))
 
     def get(self, job_id: str) -> JobRecord:
         """Return the record, or raise `JobNotFound`."""
@@ -166,7 +165,7 @@ class JobStore:
         """Rebuild the records from disk, if Redis is new or was restarted; every other call does it too."""
         self._ledger.rebuild()
 
-    def _create(self, job_id: str, new: NewJob, idempotency: Idempotency | None) -> JobRecord | str:
+    def _create(self, job_id: str, new: NewJob, idempotency: Idempotency | None) -> JobRecord:
         digest, fingerprint = (idempotency.digest, idempotency.fingerprint) if idempotency else ("", "")
         fixed = fixed_document(new, job_id, idempotency)
         with self._shadows.lock(job_id):
@@ -175,21 +174,26 @@ class JobStore:
                 try:
                     return self._accept(job_id, new)
                 except BaseException:
-                    self._scripts.run_unguarded("delete", job_id)
-                    empty(banish(self._layout.job(job_id), self._layout.trash))
+                    try:
+                        empty(banish(self._layout.job(job_id), self._layout.trash))
+                    finally:
+                        self._scripts.run_unguarded("delete", job_id)
                     raise
         if answer == "conflict":
             raise IdempotencyConflict
         if answer == "gone":
             raise CheckpointGone
-        return answer.removeprefix("replay:")
+        return self._durable(self._shadows.write(answer.removeprefix("replay:")))
 
     def _accept(self, job_id: str, new: NewJob) -> JobRecord:
         """Make a job durable that is already known, and so keeps its checkpoint from being deleted."""
         if not holds(self._layout, new.checkpoint, new.files):
             raise CheckpointGone
-        record = self._shadows.write_locked(job_id)
+        return self._durable(self._shadows.write_locked(job_id))
+
+    def _durable(self, record: JobRecord | None) -> JobRecord:
         if record is None:
+            # Wiped, or undone by who made it, before it was on disk: to be made again.
             raise Wiped
         return record
 

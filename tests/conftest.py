@@ -62,6 +62,11 @@ class RedisServer:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def client(self) -> redis.Redis:
         client = redis.Redis.from_url(self.unix_url, decode_responses=True)
         self._clients.append(client)

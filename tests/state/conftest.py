@@ -1,15 +1,18 @@
 """A job store on the real server, and ways into every state."""
 
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from schemas.compression import CompressionSpec
 from schemas.problem import Problem, problem
-from schemas.report import Totals
+from schemas.report import FileReport, Totals
+from state.checkpoints import CheckpointStore
 from state.connection import redis_client
 from state.jobs import JobStore
 from state.records import NewJob
+from state.uploads import StoredFile
 
 
 @pytest.fixture
@@ -77,3 +80,49 @@ def reach(jobs, new, summary, why) -> Callable[[str], str]:
         return job_id
 
     return bring
+
+
+@pytest.fixture
+def safetensors() -> Callable[..., bytes]:
+    """Return what makes a file of zeros with the given tensors of float32."""
+
+    def make(**shapes: tuple[int, ...]) -> bytes:
+        entries, offset = {}, 0
+        for name, (rows, columns) in (shapes or {"w.weight": (4, 4)}).items():
+            end = offset + 4 * rows * columns
+            entries[name] = {"dtype": "F32", "shape": [rows, columns], "data_offsets": [offset, end]}
+            offset = end
+        header = json.dumps(entries).encode()
+        return len(header).to_bytes(8, "little") + header + bytes(offset)
+
+    return make
+
+
+@pytest.fixture
+def checkpoints(tmp_path) -> CheckpointStore:
+    return CheckpointStore(tmp_path)
+
+
+@pytest.fixture
+def send(checkpoints) -> Callable[..., StoredFile]:
+    """Return what uploads a body in blocks."""
+
+    def put(checkpoint_id: str, name: str, body: bytes, *, block_bytes: int = 1 << 20) -> StoredFile:
+        upload = checkpoints.receive(checkpoint_id, name, content_bytes=len(body), limit_bytes=1 << 30)
+        with upload:
+            for start in range(0, len(body), block_bytes):
+                upload.write(body[start : start + block_bytes])
+            return upload.commit()
+
+    return put
+
+
+@pytest.fixture
+def store_file(send, safetensors) -> Callable[[str, str], FileReport]:
+    """Return what stores a small file."""
+
+    def store(checkpoint_id: str, name: str) -> FileReport:
+        stored = send(checkpoint_id, name, safetensors())
+        return FileReport(name=stored.name, size_bytes=stored.size_bytes, sha256=stored.sha256)
+
+    return store

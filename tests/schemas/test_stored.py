@@ -1,0 +1,47 @@
+"""What a client is told of a stored checkpoint."""
+
+from schemas.checkpoint import TensorInfo
+from schemas.report import FileReport
+from schemas.stored import Checkpoint, StoredTensor, checkpoint_document
+
+FILE = FileReport(name="model.safetensors", size_bytes=1000, sha256="0" * 64)
+
+
+def tensor(name: str, dtype: str, *shape: int) -> TensorInfo:
+    return TensorInfo(name, dtype, shape, 0, 0)
+
+
+def test_each_tensor_says_whether_it_is_selected_and_up_to_which_rank_it_pays():
+    tensors = [
+        tensor("a.weight", "F32", 384, 384),
+        tensor("word_embeddings.weight", "F32", 100, 10),
+        tensor("norm.weight", "F32", 384),
+        tensor("a.bias", "F32", 384),
+        tensor("conv.weight", "F32", 3, 3, 3, 3),
+        tensor("codes.weight", "I8", 8, 8),
+        tensor("thin.weight", "BF16", 1, 8),
+        tensor("scale", "F32"),
+    ]
+    document = checkpoint_document("m", [FILE], [], tensors)
+    assert [(t.selected, t.break_even_rank) for t in document.tensors] == [
+        (True, 191),
+        (False, 9),
+        (False, None),
+        (False, None),
+        (False, None),
+        (False, None),
+        (True, 0),
+        (False, None),
+    ]
+    assert document.parameters == 384 * 384 + 1000 + 384 + 384 + 81 + 64 + 8 + 1
+    assert (document.bytes, document.complete) == (1000, True)
+
+
+def test_nothing_missing_means_complete():
+    assert checkpoint_document("m", [], [], []).complete
+    assert not checkpoint_document("m", [], ["model-00002-of-00002.safetensors"], []).complete
+
+
+def test_every_field_is_described():
+    for model in (Checkpoint, StoredTensor):
+        assert all(field.description for field in model.model_fields.values())

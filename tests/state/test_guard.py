@@ -1,0 +1,92 @@
+"""A checkpoint and the jobs that need it."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from schemas.report import FileReport
+from state.checkpoints import CheckpointStore
+from state.errors import CheckpointGone, CheckpointInUse, CheckpointNotFound
+from state.records import NewJob
+
+STATES = ("queued", "running", "succeeded", "failed", "canceled")
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_checkpoint_is_in_use_while_a_job_is_unfinished(jobs, reach, state):
+    job_id = reach(state)
+    unfinished = state in {"queued", "running"}
+    assert jobs.checkpoint_in_use("my-model") is unfinished
+    if unfinished:
+        with pytest.raises(CheckpointInUse, match="cancel the job"), jobs.deleting_checkpoint("my-model"):
+            pytest.fail("a job needs it")
+        jobs.cancel(job_id)
+    with jobs.deleting_checkpoint("my-model"):
+        pass
+    assert not jobs.checkpoint_in_use("my-model")
+
+
+def test_no_job_is_made_for_a_checkpoint_while_it_is_deleted(jobs, new):
+    with jobs.deleting_checkpoint("my-model"):
+        with pytest.raises(CheckpointGone):
+            jobs.create(new)
+        assert jobs.create(new.model_copy(update={"checkpoint": "another"})).state == "queued"
+    assert jobs.create(new).state == "queued"
+
+
+def test_a_deletion_that_fails_lets_jobs_in_again(jobs, new):
+    with pytest.raises(RuntimeError), jobs.deleting_checkpoint("my-model"):
+        raise RuntimeError
+    assert jobs.create(new).state == "queued"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"sha256": "0" * 64}, {"size_bytes": 1}, {"name": "b.safetensors"}],
+    ids=lambda c: next(iter(c)),
+)
+def test_a_job_is_made_for_the_bytes_it_was_planned_on_or_not_at_all(jobs, new, store_file, change):
+    file = store_file("my-model", "a.safetensors")
+    assert jobs.create(new.model_copy(update={"files": (file,)})).files == (file,)
+    other = file.model_copy(update=change)
+    with pytest.raises(CheckpointGone):
+        jobs.create(new.model_copy(update={"files": (other,)}))
+    assert len(jobs.list().jobs) == 1
+
+
+def test_a_refused_job_leaves_nothing(jobs, new, tmp_path, redis_server):
+    file = FileReport(name="a.safetensors", size_bytes=1, sha256="0" * 64)
+    with pytest.raises(CheckpointGone):
+        jobs.create(new.model_copy(update={"files": (file,)}))
+    assert not (tmp_path / "jobs").exists() or not any((tmp_path / "jobs").iterdir())
+    assert set(redis_server.client().keys()) == {"eckart:alive"}
+
+
+def test_whoever_wins_when_a_job_and_a_deletion_race_the_job_has_its_files(
+    make_store, new, store_file, tmp_path
+):
+    jobs, others, checkpoints = make_store(), make_store(), CheckpointStore(tmp_path)
+
+    def make(planned: NewJob) -> str | None:
+        try:
+            return jobs.create(planned).id
+        except CheckpointGone:
+            return None
+
+    def delete() -> bool:
+        try:
+            with others.deleting_checkpoint("my-model"):
+                checkpoints.delete("my-model")
+        except (CheckpointInUse, CheckpointNotFound):
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(25):
+            planned = new.model_copy(update={"files": (store_file("my-model", "a.safetensors"),)})
+            made, deleted = pool.submit(make, planned), pool.submit(delete)
+            job_id = made.result()
+            assert deleted.result() is (job_id is None)
+            assert checkpoints.exists("my-model") is (job_id is not None)
+            if job_id is not None:
+                jobs.delete(job_id)

@@ -1,0 +1,66 @@
+"""Lists: newest first, in pages that neither repeat nor skip."""
+
+import pytest
+
+from state.errors import BadCursor
+
+STATES = ("queued", "running", "succeeded", "failed", "canceled")
+
+
+def walk(jobs, state, limit):
+    page = jobs.list(state, limit=limit)
+    while True:
+        assert len(page.jobs) <= limit
+        yield from (view.record.id for view in page.jobs)
+        if page.next_cursor is None:
+            return
+        page = jobs.list(state, limit=limit, cursor=page.next_cursor)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 8])
+def test_pages_together_are_the_whole_newest_first(jobs, new, limit):
+    ids = [jobs.create(new).id for _ in range(7)]
+    assert list(walk(jobs, None, limit)) == ids[::-1]
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_list_by_state_holds_these_alone(jobs, reach, state):
+    ids = {each: [reach(each), reach(each)] for each in STATES}
+    assert list(walk(jobs, state, 1)) == ids[state][::-1]
+
+
+def test_what_comes_and_goes_between_pages_shifts_nothing(jobs, new):
+    ids = [jobs.create(new).id for _ in range(6)]
+    first = jobs.list(limit=2)
+    jobs.create(new)
+    jobs.delete(ids[5])
+    jobs.delete(ids[3])
+    rest = jobs.list(limit=10, cursor=first.next_cursor)
+    assert [view.record.id for view in rest.jobs] == [ids[2], ids[1], ids[0]]
+
+
+def test_a_listed_job_is_the_job(jobs, reach):
+    job_id = reach("queued")
+    assert jobs.list().jobs == (jobs.view(job_id),)
+
+
+def test_there_is_a_page_of_nothing(jobs):
+    page = jobs.list("failed")
+    assert (page.jobs, page.next_cursor) == ((), None)
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "-1", "+inf", "1 2", "1.5", "٣", "9" * 17, "(5", "0\n"])
+def test_a_cursor_that_no_list_has_given_is_refused(jobs, cursor):
+    with pytest.raises(BadCursor, match="start again without it"):
+        jobs.list(cursor=cursor)
+
+
+def test_times_of_creation_differ_even_when_the_clock_is_set_back(jobs, new, redis_server):
+    first = jobs.create(new)
+    client = redis_server.client()
+    ahead = 9_000_000_000_000_000
+    client.zadd("eckart:jobs:all", {first.id: ahead})
+    times = [jobs.create(new).created_at for _ in range(5)]
+    assert len(set(times)) == 5
+    assert times == sorted(times)
+    assert times[0] > first.created_at

@@ -1,0 +1,61 @@
+"""Settings and places."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from state.layout import LOCK_STRIPES, Layout
+from state.settings import StateSettings
+
+
+def test_settings_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("ECKART_DATA_DIR", "/somewhere")
+    monkeypatch.setenv("ECKART_LEASE_S", "7.5")
+    monkeypatch.setenv("ECKART_UNKNOWN", "ignored")
+    settings = StateSettings()
+    assert (settings.data_dir, settings.lease_s) == (Path("/somewhere"), 7.5)
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValidationError, match="frozen"):
+        StateSettings().lease_s = 1
+
+
+@pytest.mark.parametrize("name", ["lease_s", "heartbeat_s", "reaper_s", "max_attempts"])
+def test_a_setting_that_cannot_work_is_refused(name):
+    with pytest.raises(ValidationError, match=name):
+        StateSettings(**{name: 0})
+
+
+def test_every_setting_is_described():
+    assert all(field.description for field in StateSettings.model_fields.values())
+
+
+def test_a_default_lease_outlives_several_lost_heartbeats():
+    settings = StateSettings()
+    assert settings.lease_s >= 3 * settings.heartbeat_s
+
+
+def test_everything_lies_below_the_data_directory_and_apart(tmp_path):
+    layout = Layout(tmp_path)
+    places = [
+        layout.manifest("m"),
+        layout.record("J1"),
+        layout.work("J1"),
+        layout.result("J1", 2),
+        layout.parts,
+        layout.trash,
+        layout.run,
+        layout.redis,
+        layout.lock("job", "J1"),
+    ]
+    assert all(place.is_relative_to(tmp_path) for place in places)
+    assert len(set(places)) == len(places)
+
+
+def test_locks_are_few_however_many_keys_there_are(tmp_path):
+    layout = Layout(tmp_path)
+    locks = {layout.lock("job", str(key)) for key in range(5000)}
+    assert len(locks) == LOCK_STRIPES
+    assert layout.lock("job", "a") != layout.lock("checkpoint", "a")

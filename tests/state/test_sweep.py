@@ -1,0 +1,130 @@
+"""The reaper: what has lost its worker or its message is found, and nothing is sent needlessly."""
+
+import pytest
+
+from state.names import QUEUE_KEY
+
+
+@pytest.fixture
+def messages(redis_server):
+    """Return the broker's list, where the length counts and not what the messages say."""
+    client = redis_server.client()
+
+    class Messages:
+        def put(self, count: int) -> None:
+            client.rpush(QUEUE_KEY, *["message"] * count)
+
+        def take(self, count: int) -> None:
+            client.lpop(QUEUE_KEY, count)
+
+    return Messages()
+
+
+def test_a_job_whose_lease_has_lapsed_is_sent_again(make_store, new):
+    jobs = make_store(lease_s=0)
+    job_id = jobs.create(new).id
+    assert jobs.claim(job_id, "worker") is not None
+    assert jobs.sweep() == (job_id,)
+    record = jobs.get(job_id)
+    assert (record.state, record.attempt, record.fence, record.worker) == ("queued", 1, 1, None)
+
+
+def test_a_job_whose_lease_holds_is_left_alone(jobs, reach):
+    reach("running")
+    assert jobs.sweep() == ()
+
+
+def test_a_lapsed_lease_with_no_attempts_left_fails_the_job(make_store, new):
+    jobs = make_store(lease_s=0, max_attempts=1)
+    job_id = jobs.create(new).id
+    assert jobs.claim(job_id, "worker") is not None
+    assert jobs.sweep() == ()
+    record = jobs.get(job_id)
+    assert record.state == "failed"
+    assert record.error is not None
+    assert record.error.type == "urn:eckart:problem:worker-lost"
+    assert "1 attempts" in record.error.detail
+    assert not jobs.checkpoint_in_use("my-model")
+
+
+def test_a_job_given_back_is_sent_again_at_once(jobs, reach, why):
+    job_id = reach("running")
+    assert jobs.retry(job_id, 1, why)
+    assert jobs.sweep() == (job_id,)
+    assert jobs.sweep() == ()
+
+
+def test_a_fresh_job_is_not_sent_again(jobs, reach):
+    reach("queued")
+    assert jobs.sweep() == ()
+
+
+def test_lost_messages_are_sent_again_in_order_when_the_queue_is_empty(make_store, new):
+    jobs = make_store(resend_after_s=0)
+    ids = tuple(jobs.create(new).id for _ in range(5))
+    assert jobs.sweep() == ids
+
+
+def test_a_long_queue_is_not_filled_with_doubles(make_store, new, messages):
+    jobs = make_store(resend_after_s=0)
+    ids = [jobs.create(new).id for _ in range(5)]
+    messages.put(5)
+    for job_id in ids[:3]:
+        messages.take(1)
+        assert jobs.claim(job_id, "worker") is not None
+        assert jobs.sweep() == ()
+
+
+def test_a_lost_message_is_found_behind_a_queue_that_never_empties(make_store, new, messages):
+    jobs = make_store(resend_after_s=0)
+    lost, *others = [jobs.create(new).id for _ in range(4)]
+    messages.put(3)
+    assert jobs.sweep() == ()
+    assert jobs.claim(others[0], "worker") is not None
+    assert jobs.sweep() == (lost,)
+
+
+def test_a_job_that_was_sent_again_does_not_make_the_others_look_lost(make_store, new, messages, why):
+    jobs = make_store(resend_after_s=0)
+    first, *_ = [jobs.create(new).id for _ in range(4)]
+    messages.put(4)
+    assert jobs.claim(first, "worker") is not None
+    assert jobs.retry(first, 1, why)
+    assert jobs.sweep() == (first,)
+    assert jobs.claim(first, "worker") is not None
+    assert jobs.sweep() == ()
+
+
+def test_a_job_sent_again_waits_for_its_message_like_any_other(make_store, new):
+    jobs = make_store(resend_after_s=3600)
+    job_id = jobs.create(new).id
+    assert make_store(resend_after_s=0).sweep() == (job_id,)
+    assert jobs.sweep() == ()
+
+
+def test_the_place_in_the_queue_counts_who_comes_before(jobs, reach, why):
+    running, second, third = reach("running"), reach("queued"), reach("queued")
+    assert [jobs.view(job_id).queue_position for job_id in (running, second, third)] == [None, 0, 1]
+    assert jobs.retry(running, 1, why)
+    assert [jobs.view(job_id).queue_position for job_id in (running, second, third)] == [2, 0, 1]
+    jobs.cancel(second)
+    assert [jobs.view(job_id).queue_position for job_id in (running, second, third)] == [1, None, 0]
+
+
+def test_while_one_sweeps_nobody_else_does(make_store, new, redis_server):
+    jobs = make_store(resend_after_s=0)
+    job_id = jobs.create(new).id
+    client = redis_server.client()
+    client.set("eckart:sweeping", 1)
+    assert jobs.sweep() == ()
+    client.delete("eckart:sweeping")
+    assert jobs.sweep() == (job_id,)
+    assert not client.exists("eckart:sweeping")
+
+
+def test_canceled_and_deleted_jobs_are_not_sent_again(make_store, new):
+    jobs = make_store(resend_after_s=0)
+    canceled, deleted = jobs.create(new).id, jobs.create(new).id
+    jobs.cancel(canceled)
+    jobs.delete(deleted)
+    assert jobs.sweep() == ()

@@ -1,0 +1,43 @@
+"""Workers say that they live."""
+
+import pytest
+
+from state.connection import redis_client
+from state.errors import StoreUnavailable
+from state.workers import WorkerRegistry
+
+
+@pytest.fixture
+def registry(redis_server):
+    with redis_client(redis_server.url) as client:
+        yield WorkerRegistry(client)
+
+
+def test_who_has_said_so_lives_until_the_time_is_up(registry):
+    registry.beat("b", 60)
+    registry.beat("a", 60)
+    registry.beat("late", 0)
+    assert registry.alive() == ["a", "b"]
+    registry.beat("a", 0)
+    assert registry.alive() == ["b"]
+
+
+def test_who_stops_is_gone_at_once(registry):
+    registry.beat("a", 60)
+    registry.leave("a")
+    registry.leave("never-there")
+    assert registry.alive() == []
+
+
+def test_the_dead_are_not_kept(registry, redis_server):
+    registry.beat("dead", 0)
+    registry.beat("a", 60)
+    assert redis_server.client().zrange("eckart:workers", 0, -1) == ["a"]
+
+
+def test_a_server_that_is_away_is_told_as_such(registry, redis_server):
+    redis_server.kill()
+    with pytest.raises(StoreUnavailable):
+        registry.alive()
+    with pytest.raises(StoreUnavailable):
+        registry.beat("a", 1)
