@@ -22,12 +22,18 @@ class CheckpointError(ValueError):
 
 def shown(text: str) -> str:
     """Foreign text made safe to print: shortened, and escaped unless every character is printable."""
-    short = text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 20]}…{text[-19:]}"
+    short = _shortened(text)
     return short if short.isprintable() else json.dumps(short)[1:-1]
 
 
 def quoted(text: str) -> str:
-    return f'"{shown(text)}"'
+    """Foreign text made safe to print, as a JSON string."""
+    short = _shortened(text)
+    return json.dumps(short, ensure_ascii=not short.isprintable())
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 20]}…{text[-19:]}"
 
 
 def pointer(*parts: str | int) -> str:

@@ -121,24 +121,26 @@ def _metadata(scan: JsonScan) -> dict[str, str]:
         )
     metadata: dict[str, str] = {}
     for key in scan.members():
-        place = pointer(METADATA_KEY, key)
-        if key in metadata:
-            raise scan.fault(
-                "duplicate-metadata-key", f"{METADATA_KEY} holds the key {quoted(key)} twice.", place
-            )
-        if scan.peek() != '"':
-            raise _not_a_string(scan, key, place)
+        if key in metadata or scan.peek() != '"':
+            raise _bad_metadata(scan, key, repeated=key in metadata)
         metadata[key] = value = scan.string()
         try:
             (key + value).encode()
         except UnicodeEncodeError:
             raise scan.fault(
-                "lone-surrogate", f"{METADATA_KEY} entry {quoted(key)} holds half of a surrogate pair.", place
+                "lone-surrogate",
+                f"{METADATA_KEY} entry {quoted(key)} holds half of a surrogate pair.",
+                pointer(METADATA_KEY, key),
             ) from None
     return metadata
 
 
-def _not_a_string(scan: JsonScan, key: str, place: str) -> CheckpointError:
+def _bad_metadata(scan: JsonScan, key: str, *, repeated: bool) -> CheckpointError:
+    place = pointer(METADATA_KEY, key)
+    if repeated:
+        return scan.fault(
+            "duplicate-metadata-key", f"{METADATA_KEY} holds the key {quoted(key)} twice.", place
+        )
     if scan.peek() not in '{[-0123456789tfn"':
         return scan.unexpected("a quoted string")
     if key in {"shape", "data_offsets"}:

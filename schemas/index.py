@@ -91,17 +91,19 @@ def _weight_map(scan: JsonScan) -> dict[str, str]:
     shards: dict[str, str] = {}
     for name in scan.members():
         check_name(name, scan)
-        place = pointer("weight_map", name)
-        if name in shards:
-            raise scan.fault("duplicate-name", f"weight_map holds tensor {quoted(name)} twice.", place)
-        if scan.peek() != '"':
-            raise scan.fault(
-                "weight-map-not-strings", f"The file of tensor {quoted(name)} must be a string.", place
-            )
+        if name in shards or scan.peek() != '"':
+            raise _bad_entry(name, scan, repeated=name in shards)
         shards[name] = shard = scan.string()
         if FILE_NAME.fullmatch(shard) is None or shard.endswith(INDEX_ENDING):
             raise _bad_shard(shard, name, scan)
     return shards
+
+
+def _bad_entry(name: str, scan: JsonScan, *, repeated: bool) -> CheckpointError:
+    place = pointer("weight_map", name)
+    if repeated:
+        return scan.fault("duplicate-name", f"weight_map holds tensor {quoted(name)} twice.", place)
+    return scan.fault("weight-map-not-strings", f"The file of tensor {quoted(name)} must be a string.", place)
 
 
 def _bad_shard(shard: str, name: str, scan: JsonScan) -> CheckpointError:

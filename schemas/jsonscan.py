@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Almost every value fits the first window; none that a checkpoint needs exceeds the second.
-WINDOWS_CHARACTERS = (512, 65_536)
+SHORT_CHARACTERS, LONG_CHARACTERS = 512, 65_536
 # The longest integer below 2**63; a longer one overflows whatever reads it next.
 MAX_INTEGER_DIGITS = 19
 
@@ -101,24 +102,12 @@ class JsonScan:
 
     def value(self) -> Any:
         """Read the value at the cursor: objects as tuples of pairs, odd numbers as `NumberText`."""
-        for window in WINDOWS_CHARACTERS:
-            piece = self.text[self.at : self.at + window]
-            cut = self.at + window < len(self.text)
-            try:
-                value, length = _decode(piece)
-            except _NotJson as error:
-                raise self.loose(str(error)) from None
-            except RecursionError:
-                raise self.fault("nested-too-deep", "A value is nested far too deep.") from None
-            except json.JSONDecodeError as error:
-                if not cut:
-                    raise self._malformed(error, self.at) from None
-                if window == WINDOWS_CHARACTERS[-1]:
-                    raise self._too_long(error, len(piece)) from None
-            else:
-                self.at += length
-                return value
-        raise AssertionError("the last window returns or raises")
+        with suppress(json.JSONDecodeError):
+            return self._decoded(SHORT_CHARACTERS)
+        try:
+            return self._decoded(LONG_CHARACTERS)
+        except json.JSONDecodeError as error:
+            raise self._malformed_value(error) from None
 
     def end(self) -> None:
         """Check that nothing but whitespace follows."""
@@ -152,20 +141,31 @@ class JsonScan:
         byte = self._base + len(self.text[: self.at].encode())
         return CheckpointError(code, f"{detail} (At byte {byte} of the file.)", pointer)
 
+    def _decoded(self, window_characters: int) -> Any:
+        """Read the value at the cursor if it ends within the window."""
+        try:
+            value, length = _decode(self.text[self.at : self.at + window_characters])
+        except _NotJson as error:
+            raise self.loose(str(error)) from None
+        except RecursionError:
+            raise self.fault("nested-too-deep", "A value is nested far too deep.") from None
+        self.at += length
+        return value
+
+    def _malformed_value(self, error: json.JSONDecodeError) -> CheckpointError:
+        cut = self.at + LONG_CHARACTERS < len(self.text)
+        # An escape that the window cuts is reported where it begins.
+        if cut and (error.msg.startswith("Unterminated") or error.pos > LONG_CHARACTERS - 8):
+            return self.fault(
+                "value-too-long", f"A value takes more than {LONG_CHARACTERS} characters; none needs as many."
+            )
+        return self._malformed(error, self.at)
+
     def _malformed(self, error: json.JSONDecodeError, base: int) -> CheckpointError:
         self.at = base + error.pos
         if error.msg.startswith("Unterminated") or self.at >= len(self.text):
             return self.fault("truncated-json", f"The JSON ends in the middle of a value ({error.msg}).")
         if error.msg.startswith("Expecting"):
-            return self.unexpected(
-                error.msg.removeprefix("Expecting ").removesuffix(" enclosed in double quotes")
-            )
+            wanted = error.msg.removeprefix("Expecting ").removesuffix(" enclosed in double quotes")
+            return self.unexpected(wanted)
         return self.fault("not-json", f"Not valid JSON: {error.msg.removesuffix(' at')}.")
-
-    def _too_long(self, error: json.JSONDecodeError, length: int) -> CheckpointError:
-        if error.msg.startswith("Unterminated") or error.pos > length - 8:
-            limit = WINDOWS_CHARACTERS[-1]
-            return self.fault(
-                "value-too-long", f"A value takes more than {limit} characters; none needs as many."
-            )
-        return self._malformed(error, self.at)

@@ -145,23 +145,29 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
 
 
 def _offsets(name: str, value: Any) -> tuple[int, int]:
+    if type(value) is list and len(value) == 2:
+        start, end = value
+        if type(start) is int and type(end) is int and 0 <= start <= end <= MAX_SIZE:
+            return start, end
+    raise _bad_offsets(name, value)
+
+
+def _bad_offsets(name: str, value: Any) -> CheckpointError:
     place = pointer(name, "data_offsets")
     subject = f"Tensor {quoted(name)}: data_offsets"
     if type(value) is not list or len(value) != 2:
-        raise CheckpointError(
+        return CheckpointError(
             "bad-offsets", f"{subject} must be a list of two integers, begin and end.", place
         )
     for side, offset in zip(("begin", "end"), value, strict=True):
         if type(offset) is int and offset < 0:
-            raise CheckpointError("negative-offset", f"{subject} have a negative {side}, {offset}.", place)
+            return CheckpointError("negative-offset", f"{subject} have a negative {side}, {offset}.", place)
         if type(offset) is not int or offset > MAX_SIZE:
-            raise _bad_integer("bad-offsets", f"{subject} {side}", offset, place)
+            return _bad_integer("bad-offsets", f"{subject} {side}", offset, place)
     start, end = value
-    if end < start:
-        raise CheckpointError(
-            "reversed-offsets", f"{subject} end at {end}, before they begin at {start}.", place
-        )
-    return start, end
+    return CheckpointError(
+        "reversed-offsets", f"{subject} end at {end}, before they begin at {start}.", place
+    )
 
 
 def _bad_integer(code: str, subject: str, value: Any, place: str) -> CheckpointError:

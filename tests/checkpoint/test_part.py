@@ -36,6 +36,16 @@ def test_what_a_killed_process_left_is_taken_away(tmp_path):
     assert names_in(tmp_path) == [path.name]
 
 
+def test_a_part_file_that_is_taken_away_is_not_published(tmp_path):
+    path = tmp_path / "model.safetensors"
+    part = PartFile(path)
+    part.__enter__()
+    (tmp_path / "model.safetensors.part").unlink()
+    with pytest.raises(FileExistsError, match="Another process"):
+        part.__exit__(None, None, None)
+    assert names_in(tmp_path) == []
+
+
 def test_of_two_writers_the_later_one_wins(tmp_path):
     path = tmp_path / "model.safetensors"
     first = PartFile(path)

@@ -53,6 +53,7 @@ def test_a_tensor_is_the_callers_own(tmp_path):
         first.zero_()
         assert reader.read("w").sum() == 16
     assert first.is_contiguous()
+    assert first.untyped_storage().nbytes() == 64
     assert safetensors.torch.load_file(path)["w"].sum() == 16
 
 
@@ -174,5 +175,6 @@ def test_threads_may_share_a_reader(tmp_path):
 
 def test_the_two_names_of_a_dtype_agree():
     assert all(dtype_name(torch_dtype(name)) == name for name in TORCH_DTYPES)
-    with pytest.raises(CheckpointError, match="complex128"):
+    with pytest.raises(CheckpointError, match="complex128") as refused:
         dtype_name(torch.complex128)
+    assert refused.value.code == "dtype-not-writable"

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import struct
+import tracemalloc
 
 import pytest
 import safetensors.torch
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.checkpoint import DTYPE_BITS, CheckpointError, read_header
+from schemas.checkpoint import DTYPE_BITS, CheckpointError, TensorInfo, read_header
 from worker.checkpoint.dtypes import alignment_bytes, dtype_name
 from worker.checkpoint.reader import CheckpointReader
 from worker.checkpoint.writer import CheckpointWriter, TensorSpec, aligned_order
@@ -239,6 +240,32 @@ def test_a_source_that_shrinks_before_its_copy_publishes_nothing(tmp_path):
         with pytest.raises(CheckpointError, match="changed"):
             copy_all(reader, path)
     assert names_in(tmp_path) == [source.name]
+
+
+def test_a_copy_of_too_few_bytes_publishes_nothing(tmp_path):
+    source, path = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    save(source, {"a": torch.ones(2)})
+    with (
+        CheckpointReader(source) as reader,
+        pytest.raises(ValueError, match="bytes, not"),
+        CheckpointWriter(path, SPECS[:1]) as writer,
+    ):
+        writer.copy(reader, TensorInfo("a", "F32", (2,), 0, 4))
+    assert names_in(tmp_path) == [source.name]
+
+
+def test_a_copy_holds_a_few_mebibytes(tmp_path):
+    source, path = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    save(source, {"a": torch.zeros(16 << 20)})
+    with CheckpointReader(source) as reader:
+        tracemalloc.start()
+        try:
+            copy_all(reader, path)
+            peak_bytes = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak_bytes < 8 << 20
+    assert path.stat().st_size == source.stat().st_size
 
 
 @pytest.mark.parametrize(

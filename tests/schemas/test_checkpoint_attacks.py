@@ -2,6 +2,7 @@
 
 import json
 import struct
+import tracemalloc
 from dataclasses import dataclass
 
 import pytest
@@ -112,6 +113,18 @@ ATTACKS = [
     Attack("nested shape", one(shape="[" * 300 + "]" * 300), "bad-shape", "shape[0]"),
     Attack("flat bomb", one(shape="[" + "0," * 100_000 + "0]"), "value-too-long", "65536"),
     Attack("string bomb", one(dtype='"' + "F" * 100_000 + '"'), "value-too-long", "65536"),
+    Attack(
+        "fault early in a long text",
+        framed('{"w":{"dtype" "F32"},' + " " * 70_000 + "}"),
+        "not-json",
+        'found "\\"" where',
+    ),
+    Attack(
+        "fault beyond the short window", framed('{"w":{' + " " * 600 + "dtype:1}}"), "not-json", "byte 614"
+    ),
+    Attack(
+        "escape cut by the long window", one(shape="[" + "0," * 32_745 + '"\u0041"]'), "value-too-long", ""
+    ),
     Attack("huge integer", one(shape=f"[{'9' * 5_000}]"), "integer-too-large", "shape[0]"),
     Attack("huge offset", one(offsets=f"[0,{'9' * 5_000}]"), "integer-too-large", "2^63 - 1"),
     Attack("huge integer over a page", one(shape=f"[{'9' * 50_000}]"), "integer-too-large", "shape[0]"),
@@ -439,6 +452,34 @@ def test_long_and_foreign_names_are_quoted_short_and_harmless():
         scanned(framed(f'{{"{name}":{ENTRY}}}'), 1 << 20)
     assert len(refused.value.detail) < 300
     assert "\u202e" not in refused.value.detail
+
+
+def test_only_the_header_is_kept():
+    header = f'{{"w":{{"dtype":"U8","shape":[{64 << 20}],"data_offsets":[0,{64 << 20}]}}}}'.encode()
+    piece = bytes(1 << 20)
+    scan = HeaderScan()
+    tracemalloc.start()
+    try:
+        scan.feed(struct.pack("<Q", len(header)) + header)
+        for _ in range(64):
+            scan.feed(piece)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert scan.finish(8 + len(header) + (64 << 20)).tensors[0].nbytes == 64 << 20
+    assert peak_bytes < 1 << 20
+
+
+def test_a_bomb_of_objects_takes_little_more_memory_than_its_text():
+    header = b'{"w":{"dtype":"F32","shape":[' + b"[]," * 1_000_000 + b"[]]}}"
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError):
+            parse_header(header, file_bytes=8 + len(header))
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 3 * len(header)
 
 
 def test_a_pointer_escapes_what_json_pointers_reserve():

@@ -10,7 +10,7 @@ from safetensors import deserialize
 from schemas.checkpoint import DTYPE_BITS, CheckpointError, Header, HeaderScan, parse_header
 
 BYTE_DTYPES = sorted(dtype for dtype, bits in DTYPE_BITS.items() if bits % 8 == 0)
-FUZZ = settings(deadline=None, max_examples=1_000, suppress_health_check=[HealthCheck.too_slow])
+FUZZ = settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow])
 
 
 def framed(header: bytes, data: bytes) -> bytes:
@@ -82,7 +82,7 @@ def mutated(draw) -> bytes:
     return framed(text.encode(), bytes(data_bytes))
 
 
-@settings(FUZZ, max_examples=300)
+@settings(FUZZ, max_examples=200)
 @given(layouts())
 def test_every_legal_layout_is_accepted_and_read_alike(layout):
     header, data_bytes = layout
@@ -120,7 +120,7 @@ def test_random_bytes_are_refused_or_read_alike(raw):
         assert_alike(found, raw)
 
 
-@settings(FUZZ, max_examples=150)
+@settings(FUZZ, max_examples=100)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

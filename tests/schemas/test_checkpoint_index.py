@@ -117,8 +117,9 @@ def test_a_bad_index_is_refused_by_its_own_name(raw, code, names):
 
 
 def test_an_index_over_the_cap_is_refused_unread():
-    with pytest.raises(CheckpointError, match="at most 100 are allowed"):
+    with pytest.raises(CheckpointError, match="at most 100 are allowed") as refused:
         parse_index(b"[" * 101, max_index_bytes=100)
+    assert refused.value.code == "index-too-large"
 
 
 def header(*names: str, nbytes: int = 4) -> Header:
