@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 # Almost every value fits the first window; none that a checkpoint needs exceeds the second.
 SHORT_CHARACTERS, LONG_CHARACTERS = 512, 65_536
+# A tensor's entry is three deep; what a decoder bears depends on its stack.
+MAX_DEPTH = 64
 # The longest integer below 2**63; a longer one overflows whatever reads it next.
 MAX_INTEGER_DIGITS = 19
 
 _space = re.compile(r"[ \t\n\r]*").match
+_bracket_or_string = re.compile(r'[][{}]|"(?:[^"\\]|\\.)*+"').finditer
 _loose = re.compile(r"-?(?:NaN|Infinity)|//|/\*|#|'").match
 
 
@@ -39,6 +42,17 @@ def _integer(digits: str) -> int | NumberText:
 
 def _constant(token: str) -> None:
     raise _NotJson(token)
+
+
+def _is_deep(text: str) -> bool:
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return False
+    depth = 0
+    for found in _bracket_or_string(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 # Objects come as tuples of pairs, so that repeated keys stay visible.
@@ -143,12 +157,13 @@ class JsonScan:
 
     def _decoded(self, window_characters: int) -> Any:
         """Read the value at the cursor if it ends within the window."""
+        piece = self.text[self.at : self.at + window_characters]
+        if _is_deep(piece):
+            raise self.fault("nested-too-deep", f"A value is nested deeper than {MAX_DEPTH} levels.")
         try:
-            value, length = _decode(self.text[self.at : self.at + window_characters])
+            value, length = _decode(piece)
         except _NotJson as error:
             raise self.loose(str(error)) from None
-        except RecursionError:
-            raise self.fault("nested-too-deep", "A value is nested far too deep.") from None
         self.at += length
         return value
 

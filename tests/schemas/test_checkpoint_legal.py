@@ -50,7 +50,7 @@ LEGAL = {
     "rank 0": (json.dumps({"w": tensor("F64", [], 0, 8)}), 8),
     "eight dimensions": (json.dumps({"w": tensor("U8", [1] * 8, 0, 1)}), 1),
     "a zero-size dimension": (json.dumps({"w": tensor("F32", [3, 0, 2], 0, 0)}), 0),
-    "zero-size dimensions of any size": (json.dumps({"w": tensor("U8", [2**50, 0], 0, 0)}), 0),
+    "zero-size dimensions of any size": (json.dumps({"w": tensor("U8", [2**63 - 1, 0], 0, 0)}), 0),
     "empty tensors anywhere": (json.dumps(EMPTIES), 8),
     "listed in another order": (json.dumps({"b": tensor("U8", [3], 2, 5), "a": tensor("U8", [2], 0, 2)}), 5),
     "offsets off the element size": (
