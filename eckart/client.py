@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 DEFAULT_URL = "http://127.0.0.1:8000"
 # The service holds an answer until the state changes; whoever watches wants to see the layers pass.
 HOLD_S = 30
-WATCHED_HOLD_S = 1
+WATCHED_HOLD_S = 2
+DEFAULT_PAUSE_S = 1.0
 PAGE_JOBS = 100
 
 
@@ -73,7 +74,7 @@ class Client:
         path: str | os.PathLike[str],
         *,
         id: str | None = None,  # noqa: A002 - the word the service uses
-        progress: Progress = silent,
+        progress: Progress | None = None,
     ) -> str:
         """Store a file, an index with its shards, or a directory's checkpoint; return the checkpoint's id.
 
@@ -83,15 +84,15 @@ class Client:
             raise InputError(
                 f"{id!r} is no id: use at most 128 letters, digits, dots, underscores and hyphens"
             )
-        return upload(self._connection, open_source(Path(path)), id, progress)
+        return upload(self._connection, open_source(Path(path)), id, progress or silent)
 
     def compress(
-        self, path_or_id: PathOrId, spec: Spec, *, wait: bool = True, progress: Progress = silent
+        self, path_or_id: PathOrId, spec: Spec, *, wait: bool = True, progress: Progress | None = None
     ) -> Job:
         """Compress what is on disk, or what is stored already, and wait for the end."""
         checked = as_spec(spec)
         source = find_source(path_or_id)
-        checkpoint = upload(self._connection, source, None, progress) if source else str(path_or_id)
+        checkpoint = upload(self._connection, source, None, progress or silent) if source else str(path_or_id)
         job = self.submit(checkpoint, checked)
         return self.wait(job.id, progress=progress) if wait else job
 
@@ -102,32 +103,34 @@ class Client:
         body = {"checkpoint": checkpoint, "spec": as_spec(spec).document()}
         return parse(Job, self._connection.ask(Call("POST", "/v1/jobs", json=body, headers=headers)))
 
-    def wait(self, job_id: str, *, timeout_s: float | None = None, progress: Progress = silent) -> Job:
+    def wait(self, job_id: str, *, timeout_s: float | None = None, progress: Progress | None = None) -> Job:
         """Return the job once it has succeeded; raise JobFailed when it ends otherwise."""
         ends_at = None if timeout_s is None else time.monotonic() + timeout_s
-        longest_s = HOLD_S if progress is silent else WATCHED_HOLD_S
+        longest_s = HOLD_S if progress is None else WATCHED_HOLD_S
         while True:
-            left_s = max(0.0, ends_at - time.monotonic()) if ends_at is not None else None
-            hold_s = longest_s if left_s is None else min(longest_s, int(left_s))
-            answer = self._poll(job_id, hold_s=hold_s, patience_s=left_s)
+            asked_at = time.monotonic()
+            left_s = None if ends_at is None else max(0.0, ends_at - asked_at)
+            answer = self._poll(job_id, hold_s=longest_s, left_s=left_s)
             job = parse(Job, answer)
-            progress(*_standing(job))
+            if progress is not None:
+                progress(*_standing(job))
             if job.state == "succeeded":
                 return job
             if job.state in TERMINAL:
                 raise JobFailed(job)
             if timeout_s is not None and left_s == 0.0:
                 raise WaitTimeoutError(job, timeout_s=timeout_s)
+            # Retry-After is the least time between two questions; the time that an answer was held counts.
             pause_s = retry_after_s(answer.headers.get("Retry-After"))
-            pause_s = 1.0 if pause_s is None else pause_s
-            time.sleep(pause_s if ends_at is None else min(pause_s, max(0.0, ends_at - time.monotonic())))
+            next_at = asked_at + (DEFAULT_PAUSE_S if pause_s is None else pause_s)
+            time.sleep(max(0.0, min(next_at, ends_at or next_at) - time.monotonic()))
 
-    def _poll(self, job_id: str, *, hold_s: int, patience_s: float | None) -> httpx.Response:
+    def _poll(self, job_id: str, *, hold_s: int, left_s: float | None) -> httpx.Response:
+        patience_s = self._connection.patience_s
+        if left_s is not None:
+            hold_s, patience_s = min(hold_s, int(left_s)), min(patience_s, left_s)
         call = Call("GET", _job_path(job_id), params={"wait": hold_s}, answer_s=hold_s)
-        limit_s = self._connection.patience_s
-        return self._connection.ask(
-            call, patience_s=limit_s if patience_s is None else min(limit_s, patience_s)
-        )
+        return self._connection.ask(call, patience_s=patience_s)
 
     def job(self, job_id: str) -> Job:
         return parse(Job, self._connection.ask(Call("GET", _job_path(job_id))))
@@ -160,10 +163,10 @@ class Client:
         )
 
     def download(
-        self, job_id: str, into: str | os.PathLike[str], *, progress: Progress = silent
+        self, job_id: str, into: str | os.PathLike[str], *, progress: Progress | None = None
     ) -> tuple[Path, ...]:
         """Fetch the compressed checkpoint and the report into a directory; return their paths."""
-        return download(self._connection, job_id, Path(into), progress)
+        return download(self._connection, job_id, Path(into), progress or silent)
 
     def cancel(self, job_id: str) -> Job:
         """End a queued or running job; of a finished one nothing changes."""

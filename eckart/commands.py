@@ -26,8 +26,7 @@ OURS = frozenset({"service", "state", "schemas", "worker", "eckart"})
 def compress(given: str, spec: CompressionSpec, *, out: Path | None, url: str, as_json: bool) -> None:
     """Send, wait, fetch, and show the report."""
     into = out or default_out(given)
-    if into.is_dir() and any(not path.name.startswith(".") for path in into.iterdir()):
-        raise InputError(f"{into} is not empty; name another directory with --out")
+    refuse_used(into)
     with Client(url) as client, closing(ProgressLine(sys.stderr)) as progress:
         job = client.compress(given, spec, wait=False, progress=progress)
         progress.note(f"job {job.id}")
@@ -76,6 +75,14 @@ def default_out(given: str) -> Path:
     """Name the output after the input: in the current directory, never beside the input's own files."""
     name = Path(given).absolute().name
     return Path(f"{name.removesuffix(INDEX_ENDING).removesuffix('.safetensors')}-compressed")
+
+
+def refuse_used(into: Path) -> None:
+    """Refuse a place that is taken before any work is done; what an earlier try broke off may lie there."""
+    if into.exists() and not into.is_dir():
+        raise InputError(f"{into} is no directory; name another place with --out")
+    if into.is_dir() and any(not path.name.startswith(".") for path in into.iterdir()):
+        raise InputError(f"{into} is not empty; name another directory with --out")
 
 
 def read_report(path: Path) -> Report:

@@ -140,9 +140,11 @@ def parse(model: type[Model], response: httpx.Response) -> Model:
     try:
         return model.model_validate_json(response.content, extra="ignore")
     except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
         raise AnswerError(
             f"the answer to {response.request.method} {response.request.url} is no {model.__name__} that "
-            "this version of eckart understands; upgrade the older of the two sides",
+            f"this version of eckart understands ({first['msg']} at /{'/'.join(map(str, first['loc']))}); "
+            "upgrade the older of the two sides",
             status=response.status_code,
             retry_after_s=None,
         ) from error

@@ -116,3 +116,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except EckartError as error:
         sys.exit(f"demo: {error}")
+    except KeyboardInterrupt:
+        sys.exit("demo: interrupted")

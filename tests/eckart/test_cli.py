@@ -52,10 +52,16 @@ def test_compress_can_print_the_report_as_json_and_nothing_else(model, url, caps
     )
 
 
-def test_compress_does_not_write_among_other_files(model, url, capsys):
-    assert main(["compress", str(model), *RATIO, "--url", url, "--out", str(model.parent)]) == 1
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [(".", "is not empty; name another"), ("tiny.safetensors", "is no directory; name another")],
+)
+def test_a_place_that_is_taken_is_refused_before_any_work(model, serve, capsys, out, said):
+    asked = []
 
-    assert "is not empty; name another directory with --out" in capsys.readouterr().err
+    assert main(["compress", str(model), *RATIO, "--url", serve(asked.append), "--out", out]) == 1
+    assert said in capsys.readouterr().err
+    assert asked == []
 
 
 def test_a_failed_job_is_told_with_its_reason(model, serve, service, problem, capsys):

@@ -128,6 +128,16 @@ def test_waiting_ends_when_its_time_is_up(job, timeout_s):
     assert caught.value.job.state == "running"
 
 
+@pytest.mark.parametrize("headers", [{}, {"Retry-After": "3600"}])
+def test_a_service_is_not_asked_more_often_than_it_says(job, headers):
+    """Within its time the wait asks at the beginning and at the end, however quick the answers are."""
+    answers = Answers(httpx.Response(200, json=job("running"), headers=headers))
+    with client(answers) as c, pytest.raises(WaitTimeoutError):
+        c.wait("J1", timeout_s=0.3)
+
+    assert len(answers.requests) == 2
+
+
 def test_a_service_that_was_never_there_is_not_waited_for():
     answers = Answers(httpx.ConnectError("refused"))
     with client(answers) as c, pytest.raises(UnreachableError, match="eckart serve"):
