@@ -1,6 +1,7 @@
 """The door for one weight: a request in, an outcome out."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 
@@ -19,6 +20,10 @@ def factor(weight: torch.Tensor, request: FactorRequest) -> Factored | Kept:
     Numerical trouble is an outcome and never an exception. Each step of the ladder (see
     :func:`worker.lowrank.decomposition.decompositions`) is taken only where the one before did not converge
     or was not accurate enough for the rank asked for.
+
+    For svd the error of the factors, before a cast to half precision, is within 1e-4 of the optimum, relatively,
+    as long as the stored dtype can show it: rounding the factors alone costs about 4e-8 of ‖W‖ in float32 and
+    1e-16 in float64, and 3e-4 and 2e-3 in float16 and bfloat16, whatever the optimum.
 
     Parameters
     ----------
@@ -44,14 +49,23 @@ def factor(weight: torch.Tensor, request: FactorRequest) -> Factored | Kept:
     True
     """
     ceiling = min(request.max_rank, *weight.shape)
-    if ceiling < 1 or (isinstance(request.rank, int) and request.rank > ceiling):
+    least_rank = request.rank if isinstance(request.rank, int) else 1
+    if least_rank > ceiling:
         return Kept(reason=Reason.NO_SAVING)
     check_weight(weight)
     weight = weight.detach()
     exponent = exponent_of(weight)
     if exponent is None:
         return Kept(reason=Reason.NOT_FINITE)
-    for decomposition in decompositions(weight, exponent, vectors=request.needs_vectors):
+    return settle(weight, exponent, request, decompositions(weight, exponent, vectors=request.needs_vectors))
+
+
+def settle(
+    weight: torch.Tensor, exponent: int, request: FactorRequest, ladder: Iterable[Decomposition]
+) -> Factored | Kept:
+    """Body of :func:`factor`: take the first step of the ladder that is accurate enough, if any is."""
+    ceiling = min(request.max_rank, *weight.shape)
+    for decomposition in ladder:
         try:
             outcome = _outcome(Bench(weight, exponent, request, decomposition), ceiling)
         except OutOfRangeError:

@@ -11,8 +11,11 @@ from worker.lowrank.scale import exponent_of, times_power
 
 # Elements of one block of rows: the dense product never stands whole in memory.
 BLOCK_ELEMENTS = 1 << 21
-# Below this relative error the rounding of a float32 product would be seen.
-FLOAT32_FLOOR = 1e-3
+# Rounding in a float32 product is at most about eps times the product of the factors' norms; an error this
+# many times larger hides it, since the two add in squares.
+FLOAT32_MARGIN = 1e3
+# Further from order one than this, a chain's partial products could leave float32's range though W does not.
+FLOAT32_EXPONENT = 64
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class Residual:
 def relative_error(weight: torch.Tensor, factors: Sequence[torch.Tensor]) -> float:
     """Return ‖W - Ŵ‖_F/‖W‖_F for the factors exactly as they are stored.
 
-    The product is formed in blocks of rows, the small side multiplied first. Products are in float32 (float64
-    for float64 input), sums of squares in float64; an error under 1e-3 is measured again wholly in float64.
+    The product is formed in blocks of rows, the small side multiplied first. Sums of squares are in float64,
+    and so are the products wherever float32's rounding could be seen in the result.
 
     Parameters
     ----------
@@ -76,14 +79,17 @@ def measure(
     weight: torch.Tensor, factors: Sequence[torch.Tensor], exponent: int, *, in_float64: bool = False
 ) -> Residual:
     """Body of :func:`relative_error`; `exponent` is the weight's own, `in_float64` skips the first look."""
-    stored = (weight, *factors)
-    # Far from order one a chain's partial products could leave float32's range, though the whole does not.
-    if in_float64 or abs(exponent) > 64 or any(t.dtype == torch.float64 for t in stored):
-        return _measure_in(torch.float64, weight, factors, exponent)
-    residual = _measure_in(torch.float32, weight, factors, exponent)
-    if residual.relative >= FLOAT32_FLOOR:
-        return residual
+    wide = any(tensor.dtype == torch.float64 for tensor in (weight, *factors))
+    if not (in_float64 or wide or abs(exponent) > FLOAT32_EXPONENT):
+        residual = _measure_in(torch.float32, weight, factors, exponent)
+        if math.sqrt(residual.scaled_error) > FLOAT32_MARGIN * _rounding(factors, exponent):
+            return residual
     return _measure_in(torch.float64, weight, factors, exponent)
+
+
+def _rounding(factors: Sequence[torch.Tensor], exponent: int) -> float:
+    norms = [float(torch.linalg.vector_norm(factor, dtype=torch.float64)) for factor in factors]
+    return torch.finfo(torch.float32).eps * math.prod(norms) * math.ldexp(1.0, -exponent)
 
 
 def _measure_in(

@@ -14,10 +14,10 @@ ROUNDING_SEEN = 1.02
 
 
 def fits(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Say whether the largest entry is in `dtype`'s normal range, so that the tensor survives the cast."""
+    """Say whether the tensor survives the cast: no overflow, and not all of it under the normal range."""
     largest = float(tensor.abs().amax())
     limits = torch.finfo(dtype)
-    return largest == 0 or (math.isfinite(largest) and limits.tiny <= largest <= limits.max)
+    return largest <= limits.max and (largest >= limits.tiny or largest == 0 or tensor.dtype == dtype)
 
 
 def stored(factors: Factors, dtype: torch.dtype) -> Factors | None:
