@@ -29,7 +29,7 @@ def make_app(redis_url: str, *, workers: int) -> Celery:
         worker_max_tasks_per_child=JOBS_PER_PROCESS,
         worker_proc_alive_timeout=START_TIMEOUT_S,
         worker_enable_remote_control=False,
-        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
         # A blink of Redis must not end hours of work.
         worker_cancel_long_running_tasks_on_connection_loss=False,
     )

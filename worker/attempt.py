@@ -79,10 +79,10 @@ def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
     )
 
     def observe(progress: Progress) -> None:
+        lease.observe(progress)
         if progress.layer is not None:
             count = f"{progress.layers_done + 1} of {progress.layers_total}"
             log.info("job %s: layer %s (%s)", record.id, progress.layer, count)
-        lease.observe(progress)
 
     return compress(request, device=choose_device(settings.device), observe=observe)
 

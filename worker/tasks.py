@@ -28,15 +28,16 @@ stopping = multiprocessing.get_context("fork").Event()
 def run_worker(settings: Settings, redis_url: str) -> None:
     """Run the worker until it is told to stop."""
     set_up_logging()
+    # Connected, this keeps Celery from setting up logging of its own, here and in the children.
+    signals.setup_logging.connect(_stay_as_it_is, weak=False)
     app = make_app(redis_url, workers=settings.workers)
     register(app, settings, redis_url)
     signals.worker_process_init.connect(_preload, weak=False)
     signals.worker_shutting_down.connect(_stop, weak=False)
     threading.Thread(target=_beat, args=(redis_url,), name="registry", daemon=True).start()
     log.info("worker %s is up", worker_name())
-    app.worker_main(
-        ["worker", "--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING"]
-    )
+    # One worker needs to hear nothing from another: the record and the registry say it all.
+    app.worker_main(["--quiet", "worker", "--without-gossip", "--without-mingle", "--without-heartbeat"])
 
 
 def worker_name() -> str:
@@ -59,6 +60,10 @@ def register(app: Celery, settings: Settings, redis_url: str) -> None:
             max_attempts=settings.max_attempts,
         )
         run_attempt(job_id, jobs, settings, worker=worker_name(), stopping=stopping)
+
+
+def _stay_as_it_is(**_: object) -> None:
+    return
 
 
 def _preload(**_: object) -> None:
