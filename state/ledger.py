@@ -12,7 +12,7 @@ from state.shadow import Shadows
 T = TypeVar("T")
 
 # A server that loses its keys again and again is not there.
-REBUILDS = 5
+REBUILDS = 10
 
 
 class Ledger:

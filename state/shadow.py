@@ -61,7 +61,8 @@ class Shadows:
         if record is None:
             return None
         on_disk = self.load(job_id)
-        if on_disk is not None and on_disk.version > record.version:
+        if on_disk is not None and on_disk != record and on_disk.version >= record.version:
+            # Redis was set back unnoticed and went on from there: what is on disk was answered first.
             self._restore(on_disk)
             return self._record(job_id)
         if on_disk != record:

@@ -1,11 +1,12 @@
 -- id, lease, fingerprint or '', fields and values of job.json -> 'kept' | 'restored'
--- Runs before the marker is set. Only forwards: a record in Redis that is as new as job.json stays.
+-- Runs before the marker is set. Only forwards: a record in Redis that is newer than job.json stays.
 local id, lease_us, fingerprint = ARGV[1], ARGV[2], ARGV[3]
 local shadow = {}
 for i = 4, #ARGV, 2 do shadow[ARGV[i]] = ARGV[i + 1] end
 
-local version = field(id, 'version')
-if version and tonumber(version) >= tonumber(shadow.version) then
+local version = tonumber(field(id, 'version') or -1) - tonumber(shadow.version)
+local same = field(id, 'state') == shadow.state and field(id, 'fence') == shadow.fence
+if version > 0 or (version == 0 and same) then
   -- No lease could be renewed while the server was away.
   if field(id, 'state') == 'running' then lease(id, lease_us) end
   return 'kept'

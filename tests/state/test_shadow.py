@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from state.records import JobRecord
+from state.records import Idempotency, JobRecord, fixed_document, new_job_id
+from state.scripts import Scripts
 
 STATES = ("queued", "running", "succeeded", "failed", "canceled")
 
@@ -83,6 +84,31 @@ def test_a_transition_stands_though_its_shadow_cannot_be_written_and_the_sweep_c
     mend()
     jobs.sweep()
     assert on_disk(job_id) == jobs.get(job_id)
+
+
+def test_a_job_whose_files_cannot_be_removed_is_kept_whole(jobs, reach, tmp_path):
+    job_id = reach("succeeded")
+    (tmp_path / "trash").write_text("not a directory")
+    with pytest.raises(OSError, match="trash"):
+        jobs.delete(job_id)
+    assert jobs.get(job_id).state == "succeeded"
+    (tmp_path / "trash").unlink()
+    jobs.delete(job_id)
+    assert jobs.list().jobs == ()
+
+
+def test_a_replay_is_on_disk_even_if_whoever_made_the_job_died_before_writing(
+    jobs, new, redis_server, on_disk
+):
+    key = Idempotency(key="k", fingerprint="f")
+    jobs.rebuild()
+    job_id = new_job_id()
+    fixed = fixed_document(new, job_id, key)
+    scripts = Scripts(redis_server.client())
+    assert scripts.run("create", job_id, new.checkpoint, key.digest, key.fingerprint, fixed) == "created"
+    record = jobs.create(new, idempotency=key)
+    assert record.id == job_id
+    assert on_disk(job_id) == record
 
 
 def test_no_fence_is_given_out_that_is_not_on_disk(jobs, reach, block, on_disk):
