@@ -1,6 +1,7 @@
 """What the tests of the standalone service share."""
 
 import shutil
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -28,3 +29,19 @@ def eventually():
         return value
 
     return wait
+
+
+@pytest.fixture
+def is_running():
+    """Tell whether a process runs; a zombie that nobody has reaped yet does not."""
+
+    def state(pid):
+        if not Path("/proc/self").exists():
+            told = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], stdout=subprocess.PIPE, check=False)
+            return told.stdout.decode().strip()[:1]
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+
+    return lambda pid: state(pid) not in ("", "Z", "X")

@@ -12,14 +12,6 @@ TREE = Path(__file__).with_name("small_tree.py")
 NAMES = ("redis", "worker", "api")
 
 
-def is_running(pid):
-    """Tell whether a process runs; a zombie that nobody has reaped yet does not."""
-    status = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
-    return status.stdout.strip()[:1] not in ("", "Z")
-
-
 class Tree:
     """A running `small_tree.py`."""
 
@@ -62,14 +54,14 @@ def start(short_dir, tmp_path):
         tree.process.communicate(timeout=60)
 
 
-def test_every_child_stands_in_its_pid_file(start):
+def test_every_child_stands_in_its_pid_file(start, is_running):
     tree = start()
     assert all(is_running(pid) for pid in tree.pids())
     assert (tree.data_dir / "run").stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_killed_child_comes_back_and_the_supervisor_says_so(start, eventually, name):
+def test_a_killed_child_comes_back_and_the_supervisor_says_so(start, eventually, name, is_running):
     tree = start()
     before = tree.pid(name)
     os.kill(before, signal.SIGKILL)
@@ -79,7 +71,7 @@ def test_a_killed_child_comes_back_and_the_supervisor_says_so(start, eventually,
     assert "starting it again" in told
 
 
-def test_what_a_dead_child_started_goes_before_its_successor_comes(start, eventually):
+def test_what_a_dead_child_started_goes_before_its_successor_comes(start, eventually, is_running):
     tree = start()
     before = tree.pid("worker")
     nested = tree.nested("worker")
@@ -96,7 +88,7 @@ def test_the_children_end_in_order_and_redis_last(start):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_everything_and_leaves_nothing(start, number):
+def test_a_signal_ends_everything_and_leaves_nothing(start, number, is_running):
     tree = start()
     pids = tree.pids()
     tree.process.send_signal(number)
@@ -105,7 +97,7 @@ def test_a_signal_ends_everything_and_leaves_nothing(start, number):
     assert tree.leftovers() == []
 
 
-def test_a_second_signal_kills_what_does_not_listen(start):
+def test_a_second_signal_kills_what_does_not_listen(start, is_running):
     tree = start(api="deaf")
     pids = tree.pids()
     tree.process.send_signal(signal.SIGINT)
@@ -116,7 +108,7 @@ def test_a_second_signal_kills_what_does_not_listen(start):
     assert not any(is_running(pid) for pid in pids)
 
 
-def test_nothing_outlives_a_killed_supervisor_and_the_next_start_works(start, eventually):
+def test_nothing_outlives_a_killed_supervisor_and_the_next_start_works(start, eventually, is_running):
     tree = start()
     pids = tree.pids()
     tree.process.kill()
