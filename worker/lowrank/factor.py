@@ -21,9 +21,9 @@ def factor(weight: torch.Tensor, request: FactorRequest) -> Factored | Kept:
     :func:`worker.lowrank.decomposition.decompositions`) is taken only where the one before did not converge
     or was not accurate enough for the rank asked for.
 
-    For svd the error of the factors, before a cast to half precision, is within 1e-4 of the optimum, relatively,
-    as long as the stored dtype can show it: rounding the factors alone costs about 4e-8 of ‖W‖ in float32 and
-    1e-16 in float64, and 3e-4 and 2e-3 in float16 and bfloat16, whatever the optimum.
+    For svd the error of the factors, before a cast to half precision, exceeds the optimum by at most 1e-4 of
+    it. Rounding the factors to the stored dtype has an error of its own, added in squares: about 4e-8 of ‖W‖
+    in float32, 1e-16 in float64, 3e-4 in float16 and 2e-3 in bfloat16.
 
     Parameters
     ----------
@@ -85,20 +85,17 @@ def _outcome(bench: Bench, ceiling: int) -> Factored | Kept | None:
     rank = rule if isinstance(rule, int) else decomposition.decide(rule)
     if rank is None or not decomposition.resolves(rank):
         return None
-    trial = _least_trial(bench, rank, ceiling) if rank <= ceiling else None
-    if trial is None and decomposition.resolves(ceiling):
-        singular_values = _spectrum(decomposition, bench.exponent)
-        return Kept(reason=Reason.NO_SAVING, singular_values=singular_values)
-    if trial is None or not (trial.accurate and decomposition.resolves(trial.rank)):
+    no_saving = Kept(reason=Reason.NO_SAVING, singular_values=_spectrum(decomposition, bench.exponent))
+    if rank > ceiling:
+        return no_saving
+
+    def holds(trial: Trial) -> bool:
+        return not isinstance(rule, ErrorRank) or rule.allows(trial.residual.relative)
+
+    trial = least(rank, ceiling, bench.attempt, holds)
+    if not (trial.accurate and decomposition.resolves(trial.rank)):
         return None
-    return _factored(trial, bench)
-
-
-def _least_trial(bench: Bench, rank: int, ceiling: int) -> Trial | None:
-    rule = bench.request.rank
-    if not isinstance(rule, ErrorRank):
-        return bench.attempt(rank)
-    return least(rank, ceiling, bench.attempt, lambda trial: rule.allows(trial.residual.relative))
+    return _factored(trial, bench) if holds(trial) else no_saving
 
 
 def _factored(trial: Trial, bench: Bench) -> Factored:

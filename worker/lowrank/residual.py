@@ -12,8 +12,8 @@ from worker.lowrank.scale import exponent_of, times_power
 # Elements of one block of rows: the dense product never stands whole in memory.
 BLOCK_ELEMENTS = 1 << 21
 # Rounding in a float32 product is at most about eps times the product of the factors' norms; an error this
-# many times larger hides it, since the two add in squares.
-FLOAT32_MARGIN = 1e3
+# many times larger hides it.
+FLOAT32_MARGIN = 1e4
 # Further from order one than this, a chain's partial products could leave float32's range though W does not.
 FLOAT32_EXPONENT = 64
 

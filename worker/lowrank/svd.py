@@ -64,11 +64,11 @@ def svd(weight: torch.Tensor, rank: int, *, solver: str = "auto", seed: int = 0)
 
     Examples
     --------
-    >>> found = svd(torch.diag(torch.tensor([3.0, 2.0, 1.0])), 2)
-    >>> found.left @ found.right
-    tensor([[3., 0., 0.],
-            [0., 2., 0.],
-            [0., 0., 0.]])
+    >>> found = svd(torch.diag(torch.tensor([4.0, 3.0, 0.5, 1.0])), 2)
+    >>> found.left.shape, found.right.shape
+    (torch.Size([4, 2]), torch.Size([2, 4]))
+    >>> found.singular_values.tolist()
+    [4.0, 3.0, 1.0, 0.5]
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")

@@ -1,0 +1,59 @@
+"""Matrices with known spectra, and what float64 LAPACK says of them."""
+
+import math
+
+import numpy as np
+import scipy.linalg
+import torch
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def spectrum(name, p):
+    i = np.arange(1, p + 1)
+    return {
+        "flat": np.ones(p),
+        "slow": i**-0.5,
+        "fast": np.exp(-i / 5.0),
+        "graded over 1e-12": np.logspace(0, -12, p),
+        "tied in two": np.where(i <= p // 2, 2.0, 1.0),
+        "rank 3 and noise 1e-3": np.where(i <= 3, 1.0, 1e-3),
+        "rank 3 and noise 1e-6": np.where(i <= 3, 1.0, 1e-6),
+        "one outlier": np.where(i <= 1, 1e4, 1.0 / i),
+        "rank 3": np.where(i <= 3, 1.0, 0.0),
+    }[name]
+
+
+def with_spectrum(m, n, values, *, seed=0):
+    rng = np.random.default_rng(seed)
+    p = min(m, n)
+    left = np.linalg.qr(rng.standard_normal((m, p)))[0]
+    right = np.linalg.qr(rng.standard_normal((n, p)))[0]
+    return left * values[:p] @ right.T
+
+
+def gaussian(m, n, *, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((m, n)))
+
+
+def hadamard(n):
+    return torch.from_numpy(scipy.linalg.hadamard(n).astype(np.float64))
+
+
+def product(factors, *, scale=1.0):
+    """Multiply factors out in float64, input side first, the result divided by `scale`."""
+    share = scale ** (1 / len(factors))
+    whole = factors[0].double().numpy() / share
+    for factor in factors[1:]:
+        whole = (factor.double().numpy() / share) @ whole
+    return whole
+
+
+def optimum(matrix, rank):
+    """Return the Eckart-Young error at this rank, absolute."""
+    values = np.linalg.svd(matrix, compute_uv=False)
+    return math.sqrt(float((values[rank:][::-1] ** 2).sum()))
+
+
+def error(matrix, factors, *, scale=1.0):
+    return float(np.linalg.norm(matrix - product(factors, scale=scale)))

@@ -1,0 +1,184 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests.lowrank.matrices import error, gaussian, optimum, spectrum, with_spectrum
+from worker.lowrank import SELECTORS, FactorRequest, cur, cx, factor, relative_error
+
+SHAPES = [(1, 9), (9, 1), (40, 40), (90, 24), (24, 90)]
+SPECTRA = [
+    "slow",
+    "fast",
+    "one outlier",
+    "rank 3 and noise 1e-3",
+    "rank 3 and noise 1e-6",
+    "graded over 1e-12",
+]
+ORDER = [("svd", "two"), ("cx", "two"), ("cur", "two"), ("cur", "three")]
+
+
+def errors(weight, rank, selector, dtype):
+    """Return the relative errors of the four layouts, in the order the theory gives them."""
+    return [
+        factor(
+            weight,
+            FactorRequest(
+                method=method, rank=rank, max_rank=99, dtype=dtype, selector=selector, storage=storage
+            ),
+        ).relative_error
+        for method, storage in ORDER
+    ]
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_svd_errs_no_more_than_cx_and_cx_no_more_than_cur(shape, name, selector):
+    weight = torch.from_numpy(with_spectrum(*shape, spectrum(name, min(shape))))
+    for rank in {1, max(1, min(shape) // 3)}:
+        svd_error, cx_error, cur_error, _ = errors(weight, rank, selector, torch.float64)
+
+        assert svd_error <= cx_error * (1 + 1e-9) + 1e-14
+        assert cx_error <= cur_error * (1 + 1e-9) + 1e-14
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", SPECTRA)
+def test_rounding_u_or_x_to_a_narrow_dtype_does_no_great_harm(name, dtype):
+    weight = torch.from_numpy(with_spectrum(60, 48, spectrum(name, 48))).to(dtype)
+    for selector in SELECTORS:
+        reached = errors(weight, 24, selector, dtype)
+        exact = errors(weight, 24, selector, torch.float64)
+
+        # Without taming U, bfloat16 would err by more than ‖W‖ itself here.
+        assert max(reached) <= max(exact) + 4 * math.sqrt(torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_columns_and_rows_are_stored_bit_for_bit(dtype, selector):
+    weight = gaussian(30, 20).to(dtype)
+    for storage in ("two", "three"):
+        request = FactorRequest(
+            method="cur", rank=6, max_rank=20, dtype=dtype, selector=selector, storage=storage
+        )
+        found = factor(weight, request)
+
+        assert torch.equal(found.factors[-1], weight[:, list(found.columns)])
+        if storage == "three":
+            assert torch.equal(found.factors[0], weight[list(found.rows)])
+    by_columns = factor(
+        weight, FactorRequest(method="cx", rank=6, max_rank=20, dtype=dtype, selector=selector)
+    )
+    assert torch.equal(by_columns.factors[-1], weight[:, list(by_columns.columns)])
+    assert by_columns.columns == found.columns
+    assert by_columns.rows is None
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize("shape", [(40, 40), (90, 24), (24, 90)], ids=str)
+def test_cx_and_cur_are_the_least_squares_fit_to_what_they_chose(shape, selector):
+    weight = gaussian(*shape)
+    matrix = weight.numpy()
+    by_columns, by_both = cx(weight, 7, selector=selector), cur(weight, 7, selector=selector)
+    c, r = matrix[:, by_both.columns], matrix[list(by_both.rows)]
+    c_inverse, r_inverse = np.linalg.pinv(c), np.linalg.pinv(r)
+
+    np.testing.assert_allclose(by_columns.x, c_inverse @ matrix, atol=1e-12)
+    np.testing.assert_allclose(by_both.u, c_inverse @ matrix @ r_inverse, atol=1e-12)
+    assert by_columns.c.shape == (shape[0], 7)
+    assert by_both.r.shape == (7, shape[1])
+    assert relative_error(weight, by_both.factors) == pytest.approx(
+        error(matrix, by_both.factors) / np.linalg.norm(matrix), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_scaling_the_weight_changes_no_choice_and_no_error(dtype, scale):
+    weight = torch.from_numpy(with_spectrum(40, 30, spectrum("slow", 30))).to(dtype)
+    power = 2.0 ** round(math.log2(scale))
+    for method, storage in ORDER:
+        request = FactorRequest(method=method, rank=9, max_rank=30, dtype=dtype, storage=storage)
+        here, there = factor(weight, request), factor(weight * power, request)
+
+        assert there.relative_error == pytest.approx(here.relative_error, rel=1e-5)
+        assert (there.columns, there.rows) == (here.columns, here.rows)
+
+
+@pytest.mark.parametrize("selector", ["qdeim", "cpqr"])
+def test_cur_of_the_transpose_swaps_rows_and_columns(selector):
+    weight = torch.from_numpy(with_spectrum(40, 25, spectrum("slow", 25)))
+    straight, transposed = cur(weight, 6, selector=selector), cur(weight.T, 6, selector=selector)
+
+    assert (transposed.rows, transposed.columns) == (straight.columns, straight.rows)
+    torch.testing.assert_close(transposed.u, straight.u.T)
+
+
+@pytest.mark.parametrize("selector", ["qdeim", "cpqr"])
+@pytest.mark.parametrize("name", ["slow", "fast"])
+def test_pivoted_choices_come_within_twice_the_optimum(name, selector):
+    matrix = with_spectrum(80, 60, spectrum(name, 60))
+    found = cx(torch.from_numpy(matrix), 12, selector=selector)
+
+    assert error(matrix, found.factors) < 2 * optimum(matrix, 12)
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize(
+    "weight",
+    [torch.zeros(6, 9), torch.ones(6, 9), torch.eye(6, 9) * torch.tensor([1.0, 0, 0, 0, 0, 0])[:, None]],
+    ids=["zero", "all ones", "one entry"],
+)
+def test_as_many_distinct_indices_are_chosen_as_asked_even_beyond_the_rank(weight, selector):
+    for rank in (1, 3, 6):
+        found = cur(weight, rank, selector=selector)
+
+        for indices, limit in ((found.columns, 9), (found.rows, 6)):
+            assert len(set(indices)) == rank
+            assert sorted(indices) == list(indices)
+            assert set(indices) <= set(range(limit))
+        assert relative_error(weight, found.factors) < (1e-6 if rank == 6 or weight.min() == 1 else 1.1)
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_the_seed_decides_all_that_chance_decides(selector):
+    weight = torch.from_numpy(with_spectrum(50, 40, spectrum("slow", 40)))
+    torch.manual_seed(1)
+    once = cur(weight, 8, selector=selector, seed=3)
+    torch.manual_seed(2)
+    state = torch.random.get_rng_state()
+    again = cur(weight, 8, selector=selector, seed=3)
+    others = {cur(weight, 8, selector=selector, seed=seed).columns for seed in range(4)}
+
+    assert (again.columns, again.rows) == (once.columns, once.rows)
+    assert torch.equal(again.u, once.u)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert (len(others) > 1) == (selector in ("leverage", "linear_time"))
+
+
+@pytest.mark.parametrize(("selector", "weight_of_0"), [("leverage", 0.5), ("linear_time", 0.2)])
+def test_sampling_draws_by_the_weights_of_its_paper(selector, weight_of_0):
+    # Column 0 is alone in its direction: one of two singular vectors, but a fifth of the squared norms.
+    weight = torch.zeros(3, 30, dtype=torch.float64)
+    weight[0, 0] = 1.0
+    weight[1, 1:] = 2 / math.sqrt(29)
+    drawn = [cx(weight, 2, selector=selector, seed=seed).columns for seed in range(300)]
+    other = (1 - weight_of_0) / 29
+    expected = weight_of_0 + 29 * other * weight_of_0 / (1 - other)  # Drawn first, or second.
+
+    assert sum(0 in columns for columns in drawn) / len(drawn) == pytest.approx(expected, abs=0.08)
+
+
+@pytest.mark.parametrize("method", [cx, cur])
+def test_cx_and_cur_refuse_what_they_cannot_do(method):
+    with pytest.raises(ValueError, match="selector must be one of qdeim, cpqr"):
+        method(torch.ones(4, 6), 2, selector="best")
+    with pytest.raises(ValueError, match="rank must lie between"):
+        method(torch.ones(4, 6), 5)
+    with pytest.raises(ValueError, match="seed must be"):
+        method(torch.ones(4, 6), 2, seed=-1)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        method(torch.full((4, 6), math.inf), 2)

@@ -1,0 +1,35 @@
+import subprocess
+import sys
+
+MEASURE = """
+import resource, torch
+from worker.lowrank import FactorRequest, factor
+
+def peak_mib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+weight = torch.randn({rows}, {columns}, dtype=torch.bfloat16)
+request = FactorRequest(method="{method}", rank=64, max_rank=400, dtype=torch.bfloat16)
+factor(weight[:128, :64], request)
+before = peak_mib()
+factor(weight, request)
+print(peak_mib() - before)
+"""
+
+
+def growth_mib(rows, columns, method):
+    script = MEASURE.format(rows=rows, columns=columns, method=method)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def test_factoring_a_tall_weight_takes_a_few_copies_of_it_and_no_full_matrices():
+    float32_mib = 20000 * 512 * 4 / 2**20  # 39; U with full_matrices would be 1526
+
+    assert growth_mib(20000, 512, "svd") < 6 * float32_mib
+
+
+def test_factoring_a_wide_weight_by_columns_takes_as_few():
+    float32_mib = 512 * 20000 * 4 / 2**20
+
+    assert growth_mib(512, 20000, "cx") < 6 * float32_mib
