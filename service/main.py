@@ -56,9 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
-        reaper = asyncio.create_task(
-            reap_forever(services.jobs, services.queue, services.metrics, every_s=settings.reaper_s)
-        )
+        reaper = asyncio.create_task(reap_forever(services))
         yield {"services": services}
         reaper.cancel()
         with contextlib.suppress(asyncio.CancelledError):

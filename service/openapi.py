@@ -128,12 +128,19 @@ JOB_BODY = {
 
 
 class DocumentedApp(FastAPI):
-    """Adds to the document the models that only streamed bodies and refusals mention."""
+    """Adds the models that only streamed bodies and refusals mention, and takes out FastAPI's own refusal."""
 
     def openapi(self) -> dict[str, Any]:
         """Return the document, made at the first call."""
         document = super().openapi()
         models: list[tuple[Any, Any]] = [(JobRequest, "validation"), (Problem, "validation")]
         _, added = models_json_schema(models, ref_template=REFERENCE)
-        document["components"]["schemas"] |= added["$defs"]
+        schemas = document["components"]["schemas"]
+        schemas |= added["$defs"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        for operation in (operation for path in document["paths"].values() for operation in path.values()):
+            # FastAPI adds it wherever there are parameters, even those that nothing can be wrong with.
+            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                del operation["responses"]["422"]
         return document

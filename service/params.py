@@ -14,6 +14,7 @@ JobId = Annotated[str, Path(description="The job's id.", examples=["J5b0"])]
 FileName = Annotated[
     str, Path(max_length=128, description="The file's name.", examples=["model.safetensors"])
 ]
+ResultName = Annotated[str, Path(description="The file's name.", examples=["model.safetensors"])]
 IfNoneMatch = Annotated[
     str | None,
     Header(description="An ETag from before: 304 if nothing has changed.", examples=['"9f86d081884c7d65"']),

@@ -5,19 +5,20 @@ import logging
 
 from starlette.concurrency import run_in_threadpool
 
-from service.metrics import Metrics
+from service.deps import Services
 from state.errors import StoreUnavailable
-from state.jobs import JobStore
-from state.queue import JobQueue
+
+LEFT_OVER_S = 600.0
 
 log = logging.getLogger("eckart.service")
 
 
-async def reap_forever(jobs: JobStore, queue: JobQueue, metrics: Metrics, *, every_s: float) -> None:
+async def reap_forever(services: Services) -> None:
     """Sweep at once and then at every turn; a store that is away is tried again at the next."""
+    every_s = services.settings.reaper_s
     while True:
         try:
-            metrics.requeued.inc(await run_in_threadpool(reap, jobs, queue))
+            services.metrics.requeued.inc(await run_in_threadpool(reap, services))
         except StoreUnavailable:
             log.warning("the reaper cannot reach Redis; it tries again in %g s", every_s)
         except Exception:
@@ -25,10 +26,11 @@ async def reap_forever(jobs: JobStore, queue: JobQueue, metrics: Metrics, *, eve
         await asyncio.sleep(every_s)
 
 
-def reap(jobs: JobStore, queue: JobQueue) -> int:
-    """Send again what needs it, and say how many that were."""
-    due = jobs.sweep()
+def reap(services: Services) -> int:
+    """Remove what killed uploads left, send again what needs it, and say how many jobs that were."""
+    services.checkpoints.sweep_parts(LEFT_OVER_S)
+    due = services.jobs.sweep()
     for job_id in due:
-        queue.send(job_id)
+        services.queue.send(job_id)
         log.info("sent job %s again", job_id)
     return len(due)

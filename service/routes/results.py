@@ -8,7 +8,7 @@ from service import errors
 from service.deps import ServicesDep
 from service.downloads import download, require_json_accepted
 from service.openapi import BINARY, RANGE_PARAMETER, Responses, answers, refusals
-from service.params import FileName, IfNoneMatch, JobId
+from service.params import IfNoneMatch, JobId, ResultName
 from service.resultfiles import REPORT, finished_job, result_file
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["results"])
@@ -29,7 +29,12 @@ NO_RESULT = (errors.JobNotFound, errors.NoResult, errors.StoreUnavailable)
     summary="Give the job's report",
     response_model=Report,
     responses=refusals(*NO_RESULT, errors.NotAcceptable, errors.RangeNotSatisfiable)
-    | {200: answers(*DOWNLOAD, description="The report."), 304: answers(*DOWNLOAD, description="Known.")},
+    | {
+        200: answers(*DOWNLOAD, description="The report."),
+        206: answers(*DOWNLOAD, "Content-Range", description="The bytes asked for."),
+        304: answers(*DOWNLOAD, description="The client has it."),
+    },
+    openapi_extra=RANGE_PARAMETER,
 )
 def get_report(
     request: Request, services: ServicesDep, job_id: JobId, if_none_match: IfNoneMatch = None
@@ -71,7 +76,7 @@ def get_result(
 def get_file(
     services: ServicesDep,
     job_id: JobId,
-    filename: FileName,
+    filename: ResultName,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Send a shard, the index, the single file or report.json."""

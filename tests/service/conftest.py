@@ -10,7 +10,7 @@ def _service(tmp_path_factory, _redis_server):
     if not _redis_server.running:
         _redis_server.start()
     data_dir = tmp_path_factory.mktemp("data")
-    with RunningService(data_dir, _redis_server.url, min_free_bytes=0, idle_timeout_s=2) as running:
+    with RunningService(data_dir, redis_url=_redis_server.url, min_free_bytes=0, idle_timeout_s=2) as running:
         yield running
 
 
@@ -26,7 +26,8 @@ def start(redis_server, tmp_path):
     running = []
 
     def start_one(**settings):
-        made = RunningService(tmp_path, redis_server.url, **({"min_free_bytes": 0} | settings))
+        usual = {"redis_url": redis_server.url, "min_free_bytes": 0}
+        made = RunningService(tmp_path, **(usual | settings))
         running.append(made.__enter__())
         return made
 

@@ -27,11 +27,11 @@ PROBLEM = "application/problem+json"
 class RunningService:
     """A service and the same stores that it works with, for tests to look into and to play the worker."""
 
-    def __init__(self, data_dir: Path, redis_url: str, **settings) -> None:
+    def __init__(self, data_dir: Path, *, redis_url: str, **settings) -> None:
         self.settings = Settings(data_dir=data_dir, redis_url=redis_url, **settings)
         self.data_dir = data_dir
         self._redis = redis_client(redis_url)
-        self.jobs = JobStore(self._redis, data_dir)
+        self.jobs = JobStore(self._redis, data_dir, lease_s=self.settings.lease_s)
         self.checkpoints = CheckpointStore(data_dir)
         self.workers = WorkerRegistry(self._redis)
         self._socket = socket.create_server(("127.0.0.1", 0))

@@ -1,0 +1,159 @@
+"""The document says everything: each field and parameter with an example, each refusal with its form."""
+
+import pytest
+
+from service.main import create_app
+from service.settings import Settings
+
+METHODS = ("get", "put", "post", "delete", "patch")
+# What an operation may answer without it being a refusal.
+GOOD = {"200", "201", "202", "204", "206", "304"}
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory):
+    return create_app(Settings(data_dir=tmp_path_factory.mktemp("data"))).openapi()
+
+
+@pytest.fixture(scope="module")
+def operations(document):
+    return {
+        f"{method} {path}": item[method]
+        for path, item in document["paths"].items()
+        for method in METHODS
+        if method in item
+    }
+
+
+def test_the_operations_are_these(operations):
+    assert sorted(operations) == [
+        "delete /v1/checkpoints/{checkpoint_id}",
+        "delete /v1/jobs/{job_id}",
+        "get /livez",
+        "get /metrics",
+        "get /readyz",
+        "get /v1/checkpoints/{checkpoint_id}",
+        "get /v1/jobs",
+        "get /v1/jobs/{job_id}",
+        "get /v1/jobs/{job_id}/checkpoint",
+        "get /v1/jobs/{job_id}/files/{filename}",
+        "get /v1/jobs/{job_id}/report",
+        "post /v1/checkpoints/{checkpoint_id}",
+        "post /v1/jobs",
+        "post /v1/jobs/{job_id}/cancel",
+        "post /v1/plans",
+        "put /v1/checkpoints/{checkpoint_id}/{filename}",
+    ]
+
+
+def test_every_operation_has_a_summary_and_a_description(operations):
+    for name, operation in operations.items():
+        assert operation["summary"], name
+        assert operation["description"], name
+
+
+def test_every_parameter_has_a_description_and_an_example(operations):
+    for name, operation in operations.items():
+        for parameter in operation.get("parameters", []):
+            assert parameter["description"], (name, parameter)
+            assert shows(parameter) or shows(parameter["schema"]), (name, parameter["name"])
+
+
+def shows(schema):
+    return "example" in schema or bool(schema.get("examples"))
+
+
+def refers(schema):
+    """Say whether a schema is made of models, whose own fields are looked at where they stand."""
+    inner = [schema, schema.get("items", {}), *schema.get("anyOf", []), *schema.get("allOf", [])]
+    return any("$ref" in each for each in inner)
+
+
+def described(document, schema):
+    """Return the description, which pydantic leaves out where the model's own says the same."""
+    model = schema.get("$ref", "").removeprefix("#/components/schemas/")
+    return schema.get("description") or document["components"]["schemas"].get(model, {}).get("description")
+
+
+def test_every_field_has_a_description_and_an_example(document):
+    seen = 0
+    for name, model in document["components"]["schemas"].items():
+        for field, schema in model.get("properties", {}).items():
+            assert described(document, schema), (name, field)
+            assert shows(schema) or refers(schema), (name, field)
+            seen += 1
+    assert seen > 80
+
+
+def test_every_field_of_a_form_has_a_description_and_an_example(operations):
+    for name in ("post /v1/jobs", "post /v1/checkpoints/{checkpoint_id}"):
+        form = operations[name]["requestBody"]["content"]["multipart/form-data"]["schema"]
+        for schema in form["properties"].values():
+            assert schema["description"]
+            assert shows(schema)
+
+
+def test_every_refusal_is_a_problem_with_an_example_of_its_own(operations):
+    for name, operation in operations.items():
+        refused = {status: said for status, said in operation["responses"].items() if status not in GOOD}
+        assert {"400", "500"} <= refused.keys(), name
+        for status, said in refused.items():
+            assert said["description"], (name, status)
+            assert said["content"].keys() == {"application/problem+json"}, (name, status)
+            content = said["content"]["application/problem+json"]
+            assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+            assert content["examples"], (name, status)
+            for slug, example in content["examples"].items():
+                assert example["value"]["status"] == int(status)
+                assert example["value"]["type"].startswith(f"urn:eckart:problem:{slug}")
+
+
+def test_every_header_has_a_description_and_an_example(operations):
+    for name, operation in operations.items():
+        for said in operation["responses"].values():
+            for header in said.get("headers", {}).values():
+                assert header["description"], name
+                assert "example" in header, name
+
+
+@pytest.mark.parametrize(
+    ("operation", "statuses"),
+    [
+        ("put /v1/checkpoints/{checkpoint_id}/{filename}", "200 201 408 409 413 415 422 507"),
+        ("post /v1/checkpoints/{checkpoint_id}", "200 201 408 409 413 415 422 507"),
+        ("get /v1/checkpoints/{checkpoint_id}", "200 404"),
+        ("delete /v1/checkpoints/{checkpoint_id}", "204 404 409 503"),
+        ("post /v1/jobs", "202 404 408 409 413 415 422 429 503 507"),
+        ("post /v1/plans", "200 404 408 409 413 415 422"),
+        ("get /v1/jobs", "200 422 503"),
+        ("get /v1/jobs/{job_id}", "200 304 404 422 503"),
+        ("post /v1/jobs/{job_id}/cancel", "200 404 503"),
+        ("delete /v1/jobs/{job_id}", "204 404 503"),
+        ("get /v1/jobs/{job_id}/report", "200 206 304 404 406 409 416 503"),
+        ("get /v1/jobs/{job_id}/checkpoint", "200 206 304 404 409 416 503"),
+        ("get /v1/jobs/{job_id}/files/{filename}", "200 206 304 404 409 416 503"),
+        ("get /livez", "200"),
+        ("get /readyz", "200 503"),
+        ("get /metrics", "200"),
+    ],
+)
+def test_an_operation_lists_exactly_what_it_answers(operations, operation, statuses):
+    assert operations[operation]["responses"].keys() == {*statuses.split(), "400", "500"}
+
+
+def test_every_reference_leads_somewhere(document):
+    known = document["components"]["schemas"].keys()
+
+    for reference in references(document):
+        assert reference.removeprefix("#/components/schemas/") in known
+
+
+def references(node):
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for child in node.values():
+            yield from references(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from references(child)

@@ -1,0 +1,121 @@
+"""The API as a process of its own: small, quiet, and without the libraries of the worker."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.service.files import big_checkpoint
+
+ROOT = Path(__file__).parents[2]
+MIB = 2**20
+
+
+@pytest.fixture
+def process(redis_server, tmp_path):
+    """Run `python -m service` on a free port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "ECKART_PORT": str(port),
+        "ECKART_DATA_DIR": str(tmp_path / "data"),
+        "ECKART_REDIS_URL": redis_server.url,
+        "ECKART_MIN_FREE_BYTES": "0",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "service"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    ) as running:
+        running.port = port
+        wait_until_alive(running)
+        yield running
+        if running.poll() is None:
+            running.kill()
+
+
+def wait_until_alive(running):
+    end = time.monotonic() + 30
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/livez") as answer:
+                assert answer.status == 200
+                return
+        except OSError:
+            assert time.monotonic() < end
+            assert running.poll() is None
+            time.sleep(0.05)
+
+
+def anonymous_bytes(pid):
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def send_file(port, pid, nbytes, *, form):
+    """Upload a file of that size and return the API's largest anonymous memory meanwhile."""
+    head, block = big_checkpoint(nbytes), bytes(MIB)
+    before, after, kind, method, name = b"", b"", "", "PUT", "big/model.safetensors"
+    if form:
+        before = b'--x\r\nContent-Disposition: form-data; name="checkpoint"; filename="m.safetensors"\r\n\r\n'
+        after, method, name = b"\r\n--x--\r\n", "POST", "form"
+        kind = "Content-Type: multipart/form-data; boundary=x\r\n"
+    length = len(before) + len(head) + nbytes + len(after)
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(
+            f"{method} /v1/checkpoints/{name} HTTP/1.1\r\nHost: x\r\n{kind}".encode()
+            + f"Content-Length: {length}\r\n\r\n".encode()
+        )
+        connection.sendall(before + head)
+        largest = 0
+        for _ in range(nbytes // MIB):
+            connection.sendall(block)
+            largest = max(largest, anonymous_bytes(pid))
+        connection.sendall(after)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 201 ")
+    return max(largest, anonymous_bytes(pid))
+
+
+@pytest.mark.parametrize("form", [False, True])
+def test_an_upload_of_300_mb_takes_at_most_64_mib_of_memory(process, form):
+    before = anonymous_bytes(process.pid)
+
+    largest = send_file(process.port, process.pid, 300 * MIB, form=form)
+
+    assert largest - before <= 64 * MIB
+
+
+def test_it_stops_when_told_to_and_its_log_has_no_probes_and_no_bodies(process):
+    with socket.create_connection(("127.0.0.1", process.port), timeout=10) as connection:
+        connection.sendall(
+            b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+            b"Content-Length: 12\r\n\r\nsecret-bytes"
+        )
+        assert connection.recv(4096).startswith(b"HTTP/1.1 422 ")
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(20) in {0, -signal.SIGTERM}
+    log = process.stderr.read()
+    assert '"POST /v1/jobs HTTP/1.1" 422' in log
+    assert "livez" not in log
+    assert "secret" not in log
+    assert "Traceback" not in log
+
+
+def test_importing_the_service_imports_no_library_of_the_worker():
+    script = (
+        "import sys, service.main, service.server, service.settings\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'safetensors', 'worker'} & set(sys.modules)\n"
+        "print(*sorted(heavy))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
