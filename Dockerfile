@@ -1,0 +1,50 @@
+# Two images from one file: `service` (the API, without torch) and `worker` (Celery and torch).
+FROM python:3.11-slim-bookworm AS base
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 \
+    VIRTUAL_ENV=/opt/eckart PATH=/opt/eckart/bin:$PATH \
+    HOME=/tmp ECKART_DATA_DIR=/data
+# The same ids in both images, because they share the data volume, which takes over the owner of /data.
+RUN groupadd --gid 10001 eckart \
+ && useradd --uid 10001 --gid eckart --no-create-home --home-dir /tmp --shell /usr/sbin/nologin eckart \
+ && install --directory --owner eckart --group eckart --mode 750 /data \
+ && python -m venv "$VIRTUAL_ENV"
+WORKDIR /opt/eckart/build
+# The dependencies alone first: a change of the code does not install them again.
+COPY pyproject.toml constraints.txt ./
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+[print(*project['dependencies'], *project['optional-dependencies'][extra], sep='\n', file=open(extra + '.txt', 'w')) \
+ for extra in ('service', 'worker')]"
+
+FROM base AS code
+COPY . .
+RUN pip wheel --no-deps --wheel-dir /wheel .
+
+FROM base AS service
+RUN pip install -r service.txt -c constraints.txt
+COPY --from=code /wheel /wheel
+RUN pip install --no-deps /wheel/*.whl
+USER 10001:10001
+WORKDIR /data
+ENV ECKART_HOST=0.0.0.0 ECKART_PORT=8000
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
+  CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"ECKART_PORT\"]}/livez')"]
+CMD ["python", "-P", "-m", "service"]
+
+FROM base AS worker
+# Where torch comes from: a backend whose index uv knows (cpu, cu130, …) or the URL of an index.
+# A wheel that the base image brings along (PIP_FIND_LINKS) goes first.
+ARG TORCH_INDEX=cpu
+RUN pip install --no-index --no-deps -c constraints.txt torch 2>/dev/null \
+ || case "$TORCH_INDEX" in \
+      *://*) pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt torch ;; \
+      *) pip install uv && uv pip install --torch-backend "$TORCH_INDEX" -c constraints.txt torch \
+         && pip uninstall --yes uv ;; \
+    esac
+RUN pip install -r worker.txt -c constraints.txt
+COPY --from=code /wheel /wheel
+RUN pip install --no-deps /wheel/*.whl
+USER 10001:10001
+WORKDIR /data
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-P", "-m", "worker.health"]
+CMD ["python", "-P", "-m", "worker"]
