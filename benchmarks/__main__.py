@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +17,8 @@ QUESTIONS = {"upload": upload.ask, "overhead": overhead.ask, "memory": memory.as
 def main() -> int:
     given = _parser().parse_args()
     forced_kernels = free_kernels()
+    # A long run that is ended by hand must not leave its service behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] # a long run shows where it is
     for name in [given.name] if given.name else QUESTIONS:
         with tempfile.TemporaryDirectory(prefix="eckart-bench-", dir=given.dir) as place:

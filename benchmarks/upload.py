@@ -75,7 +75,7 @@ def _curl(file: Path, port: int) -> tuple[float, str]:
     begun = time.perf_counter()
     url = f"http://127.0.0.1:{port}/v1/checkpoints/{ID}/"
     # The bare loop does not answer `Expect: 100-continue`, for which curl would wait a second.
-    command = ["curl", "-sS", "--fail-with-body", "-H", "Expect:", "-T", file, url]
+    command = ["curl", "-sS", "--fail-with-body", "-H", "Expect:", "-T", str(file), url]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     return time.perf_counter() - begun, json.loads(done.stdout)["sha256"]
 
