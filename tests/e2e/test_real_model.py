@@ -27,7 +27,7 @@ def stored(service, minilm):
 
 @pytest.fixture(scope="module", params=SPECS)
 def result(request, service, stored, tmp_path_factory):
-    """A finished job: its method, report and directory."""
+    """Run a job to its end; give its method, report and directory."""
     job = service.client.compress(stored, SPECS[request.param])
     directory = tmp_path_factory.mktemp(request.param)
     service.client.download(job.id, directory)

@@ -26,7 +26,7 @@ def checkpoint(service, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def calm(service, checkpoint):
-    """The result's digests when nothing is killed."""
+    """Note the digests of the result when nothing is killed."""
     return digests(service, service.client.compress(checkpoint, SPEC).id)
 
 
