@@ -12,7 +12,7 @@ from starlette.requests import Request
 from service.bodytypes import require_json
 from service.metrics import Metrics
 from service.settings import Settings
-from service.uploads import Sink, Space, body_chunks, declared_bytes, receive_body
+from service.uploads import Body, Sink, Space, declared_bytes, receive_body
 from state.checkpoints import CheckpointStore
 from state.jobs import JobStore
 from state.queue import JobQueue
@@ -49,8 +49,8 @@ def _services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(_services)]
 
 
-class Body:
-    """The body of one request, within the limits."""
+class Incoming:
+    """The body of one request, within this service's limits."""
 
     def __init__(self, request: Request, services: ServicesDep) -> None:
         self.request = request
@@ -64,24 +64,20 @@ class Body:
 
     async def stream(self, begin: Callable[[], Sink[T]]) -> T:
         """Stream it into a sink."""
-        settings = self._services.settings
-        return await receive_body(
-            self.request,
-            begin,
-            limit_bytes=settings.max_upload_bytes,
-            idle_timeout_s=settings.idle_timeout_s,
-            count=self._services.metrics.upload_bytes.inc,
-        )
+        body = self._body(limit_bytes=self._services.settings.max_upload_bytes)
+        return await receive_body(body, begin, count=self._services.metrics.upload_bytes.inc)
 
     async def json_text(self) -> bytes:
         """Read all of a small one that is called JSON."""
         require_json(self.request)
-        settings = self._services.settings
-        declared_bytes(self.request, limit_bytes=settings.max_spec_bytes)
-        chunks = body_chunks(
-            self.request, limit_bytes=settings.max_spec_bytes, idle_timeout_s=settings.idle_timeout_s
+        limit_bytes = self._services.settings.max_spec_bytes
+        declared_bytes(self.request, limit_bytes=limit_bytes)
+        return await self._body(limit_bytes=limit_bytes).whole()
+
+    def _body(self, *, limit_bytes: int) -> Body:
+        return Body(
+            self.request, limit_bytes=limit_bytes, idle_timeout_s=self._services.settings.idle_timeout_s
         )
-        return b"".join([chunk async for chunk in chunks])
 
 
-BodyDep = Annotated[Body, Depends()]
+IncomingDep = Annotated[Incoming, Depends()]

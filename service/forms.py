@@ -64,6 +64,7 @@ class CheckpointForm:
         store: CheckpointStore,
         checkpoint_id: str,
         *,
+        withdraw: Callable[[list[str]], None],
         space: Space,
         limit_bytes: int,
         spec_limit_bytes: int,
@@ -71,7 +72,7 @@ class CheckpointForm:
     ) -> None:
         self._store = store
         self._id = checkpoint_id
-        self._is_new = not store.exists(checkpoint_id)
+        self._withdraw = withdraw
         self._space = space
         self._limit_bytes = limit_bytes
         self._spec_limit_bytes = spec_limit_bytes
@@ -105,8 +106,8 @@ class CheckpointForm:
         """Remove what this form brought, and nothing else."""
         if self._open is not None:
             self._open.abort()
-        if self._is_new and any(file.created for file in self._files):
-            self._store.delete(self._id)
+        if created := [file.name for file in self._files if file.created]:
+            self._withdraw(created)
 
     def _file(self, filename: str | None) -> Part:
         if filename is None:

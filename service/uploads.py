@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from service import errors
 
 FIRST_BLOCK_BYTES = 64 * 2**10
 BLOCK_BYTES = 4 * 2**20
 QUEUED_BLOCKS = 2
+PAUSE_S = 0.05
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -71,40 +72,54 @@ def over_limit(limit_bytes: int) -> errors.Refusal:
     return errors.TooLarge(f"The body may hold at most {limit_bytes} bytes.")
 
 
-async def body_chunks(request: Request, *, limit_bytes: int, idle_timeout_s: float) -> AsyncIterator[bytes]:
-    """Yield the body as it arrives, counted; a client that falls silent is dropped."""
-    stream, seen_bytes = request.stream(), 0
-    while True:
-        try:
-            async with asyncio.timeout(idle_timeout_s):
-                chunk = await anext(stream)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise errors.RequestTimeout(
-                f"Nothing arrived for {idle_timeout_s:g} s, so what had come was dropped; send it again."
-            ) from None
-        seen_bytes += len(chunk)
-        if seen_bytes > limit_bytes:
-            raise over_limit(limit_bytes)
-        yield chunk
+class Body:
+    """The body of one request as it arrives, counted; a client that falls silent is dropped."""
 
+    def __init__(self, request: Request, *, limit_bytes: int, idle_timeout_s: float) -> None:
+        self._receive = request.receive
+        self._limit_bytes = limit_bytes
+        self._idle_timeout_s = idle_timeout_s
+        self._seen_bytes = 0
+        self._more = True
 
-async def body_blocks(
-    request: Request, *, limit_bytes: int, idle_timeout_s: float
-) -> AsyncIterator[list[bytes]]:
-    """Yield the body in blocks that grow from 64 KiB to 4 MiB, so that a bad header is seen early."""
-    gathered: list[bytes] = []
-    gathered_bytes, block_bytes = 0, FIRST_BLOCK_BYTES
-    async for chunk in body_chunks(request, limit_bytes=limit_bytes, idle_timeout_s=idle_timeout_s):
-        gathered.append(chunk)
-        gathered_bytes += len(chunk)
-        if gathered_bytes >= block_bytes:
-            yield gathered
-            gathered, gathered_bytes = [], 0
-            block_bytes = min(2 * block_bytes, BLOCK_BYTES)
-    if gathered_bytes:
-        yield gathered
+    async def blocks(self) -> AsyncIterator[list[bytes]]:
+        """Yield blocks of 64 KiB, growing to 4 MiB, or what has come at a pause: bad headers show early."""
+        gathered: list[bytes] = []
+        gathered_bytes, block_bytes = 0, FIRST_BLOCK_BYTES
+        while self._more:
+            paused = False
+            try:
+                gathered.append(await self._chunk(PAUSE_S if gathered_bytes else self._idle_timeout_s))
+                gathered_bytes += len(gathered[-1])
+            except TimeoutError:
+                paused = True
+                if not gathered_bytes:
+                    raise self._silent() from None
+            if gathered_bytes >= block_bytes or paused or not self._more:
+                yield gathered
+                gathered, gathered_bytes = [], 0
+                block_bytes = min(2 * block_bytes, BLOCK_BYTES)
+
+    async def whole(self) -> bytes:
+        """Return all of a small one."""
+        return b"".join([b"".join(block) async for block in self.blocks()])
+
+    async def _chunk(self, timeout_s: float) -> bytes:
+        async with asyncio.timeout(timeout_s):
+            message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        self._more = message.get("more_body", False)
+        chunk: bytes = message.get("body", b"")
+        self._seen_bytes += len(chunk)
+        if self._seen_bytes > self._limit_bytes:
+            raise over_limit(self._limit_bytes)
+        return chunk
+
+    def _silent(self) -> errors.Refusal:
+        return errors.RequestTimeout(
+            f"Nothing arrived for {self._idle_timeout_s:g} s, so what had come was dropped; send it again."
+        )
 
 
 class Writer(Generic[T]):
@@ -149,17 +164,10 @@ class Writer(Generic[T]):
             self._sink.result().abort()
 
 
-async def receive_body(
-    request: Request,
-    begin: Callable[[], Sink[T]],
-    *,
-    limit_bytes: int,
-    idle_timeout_s: float,
-    count: Callable[[int], object],
-) -> T:
-    """Stream the body into a sink; whatever goes wrong, the client's leaving included, leaves nothing."""
+async def receive_body(body: Body, begin: Callable[[], Sink[T]], *, count: Callable[[int], object]) -> T:
+    """Stream a body into a sink; whatever goes wrong, the client's leaving included, leaves nothing."""
     async with Writer(begin) as writer:
-        async for block in body_blocks(request, limit_bytes=limit_bytes, idle_timeout_s=idle_timeout_s):
+        async for block in body.blocks():
             count(sum(map(len, block)))
             await writer.put(block)
         return await writer.commit()

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from schemas.report import FileReport
 from service import errors
-from service.deps import BodyDep, ServicesDep
+from service.deps import IncomingDep, ServicesDep
 from service.digests import digest_headers, wanted_sha256
 from service.documents import CheckpointDocument, checkpoint_document
 from service.multipart import boundary_of
@@ -43,7 +43,7 @@ UPLOAD_REFUSALS = (
     openapi_extra=RAW_BODY,
 )
 async def put_file(
-    body: BodyDep,
+    body: IncomingDep,
     services: ServicesDep,
     checkpoint_id: NewCheckpointId,
     filename: FileName,
@@ -69,7 +69,7 @@ async def put_file(
     | {200: {"model": CheckpointDocument, "description": "The same bytes again."}},
     openapi_extra=FILES_BODY,
 )
-async def post_files(body: BodyDep, services: ServicesDep, checkpoint_id: NewCheckpointId) -> Response:
+async def post_files(body: IncomingDep, services: ServicesDep, checkpoint_id: NewCheckpointId) -> Response:
     """Stream each part to disk; if one is refused, all are."""
     boundary = boundary_of(body.request)
     await body.announced_bytes()

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from schemas.job import Job, JobList, JobRequest
 from service import errors
 from service.bodytypes import is_multipart
-from service.deps import Body, BodyDep, Services, ServicesDep
+from service.deps import Incoming, IncomingDep, Services, ServicesDep
 from service.multipart import boundary_of
 from service.openapi import JOB_BODY, answers, refusals
 from service.params import Cursor, IdempotencyKey, IfNoneMatch, JobId, Limit, StateFilter, Wait
@@ -49,7 +49,7 @@ SUBMIT_REFUSALS = (
     openapi_extra=JOB_BODY,
 )
 async def create_job(
-    body: BodyDep, services: ServicesDep, idempotency_key: IdempotencyKey = None
+    body: IncomingDep, services: ServicesDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Check everything, store it, and queue the work."""
     accept = _accept_form if is_multipart(body.request) else _accept_json
@@ -59,7 +59,7 @@ async def create_job(
     return response
 
 
-async def _accept_form(body: Body, services: Services, key: str | None) -> JobView:
+async def _accept_form(body: Incoming, services: Services, key: str | None) -> JobView:
     boundary = boundary_of(body.request)
     await body.announced_bytes()
     await run_in_threadpool(services.queue.ping)
@@ -68,7 +68,7 @@ async def _accept_form(body: Body, services: Services, key: str | None) -> JobVi
     return await run_in_threadpool(submit_form, services, content, key)
 
 
-async def _accept_json(body: Body, services: Services, key: str | None) -> JobView:
+async def _accept_json(body: Incoming, services: Services, key: str | None) -> JobView:
     asked = parse_model(JobRequest, await body.json_text(), kind=errors.InvalidSpec, subject="request")
     return await run_in_threadpool(submit_stored, services, asked, key)
 

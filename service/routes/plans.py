@@ -7,7 +7,7 @@ from schemas.job import JobRequest
 from schemas.plan import PlanDocument, plan_document
 from schemas.planning import make_plan
 from service import errors
-from service.deps import BodyDep, Services, ServicesDep
+from service.deps import IncomingDep, Services, ServicesDep
 from service.openapi import JSON_BODY, refusals
 from service.strictjson import parse_model
 from service.submission import complete_checkpoint
@@ -30,7 +30,7 @@ router = APIRouter(prefix="/v1/plans", tags=["plans"])
     ),
     openapi_extra=JSON_BODY,
 )
-async def plan_job(body: BodyDep, services: ServicesDep) -> PlanDocument:
+async def plan_job(body: IncomingDep, services: ServicesDep) -> PlanDocument:
     """Plan from the headers alone; nothing is computed or kept."""
     asked = parse_model(JobRequest, await body.json_text(), kind=errors.InvalidSpec, subject="request")
     return await run_in_threadpool(_plan, services, asked)

@@ -9,20 +9,24 @@ from tests.service.running import RunningService
 def _service(tmp_path_factory, _redis_server):
     if not _redis_server.running:
         _redis_server.start()
+    # A database of its own: what other tests put into theirs is none of its business.
+    url = f"{_redis_server.url}?virtual_host=1"
     data_dir = tmp_path_factory.mktemp("data")
-    with RunningService(data_dir, redis_url=_redis_server.url, min_free_bytes=0, idle_timeout_s=2) as running:
+    with RunningService(data_dir, redis_url=url, min_free_bytes=0, idle_timeout_s=2) as running:
         yield running
 
 
 @pytest.fixture
-def service(redis_server, _service):
+def service(_service, _redis_server):
     """Give the shared service; ids that tests choose must differ."""
+    if not _redis_server.running:
+        _redis_server.start()
     return _service
 
 
 @pytest.fixture
 def start(redis_server, tmp_path):
-    """Start services with other settings."""
+    """Start services with other settings, on a directory and a database that nobody else uses."""
     running = []
 
     def start_one(**settings):

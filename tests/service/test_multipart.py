@@ -1,0 +1,286 @@
+"""Forms: several files at once, or a whole job; all of it or nothing."""
+
+import json
+import secrets
+import subprocess
+import time
+
+import httpx
+import pytest
+
+from tests.service.files import checkpoint_bytes, sharded_set
+from tests.service.running import SPEC, assert_problem
+
+MODEL = checkpoint_bytes()
+SPEC_TEXT = json.dumps(SPEC)
+
+
+def fresh_id():
+    return "m" + secrets.token_hex(8)
+
+
+def part(name, content, *, filename=None, extra=""):
+    named = f'; filename="{filename}"' if filename is not None else ""
+    head = f'--xyz\r\nContent-Disposition: form-data; name="{name}"{named}\r\n{extra}\r\n'
+    return head.encode() + content + b"\r\n"
+
+
+END = b"--xyz--\r\n"
+FORM = {"Content-Type": "multipart/form-data; boundary=xyz"}
+FILE = part("checkpoint", MODEL, filename="model.safetensors")
+SPEC_PART = part("spec", SPEC_TEXT.encode())
+
+
+def stored_ids(service):
+    folder = service.data_dir / "checkpoints"
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def test_several_files_are_stored_under_one_id(service):
+    name, files = fresh_id(), sharded_set(3)
+    parts = [("checkpoint", (filename, content)) for filename, content in files.items()]
+
+    first = service.http.post(f"/v1/checkpoints/{name}", files=parts)
+    again = service.http.post(f"/v1/checkpoints/{name}", files=parts)
+
+    assert first.status_code == 201
+    assert again.status_code == 200
+    assert first.json() == again.json() == service.http.get(f"/v1/checkpoints/{name}").json()
+    assert first.json()["complete"] is True
+    assert [file["name"] for file in first.json()["files"]] == sorted(files)
+
+
+def test_if_one_file_of_a_form_is_refused_none_is_stored(service):
+    name, files = fresh_id(), sharded_set(2)
+    parts = [("checkpoint", (filename, content)) for filename, content in files.items()]
+
+    bad = [*parts, ("checkpoint", ("model-00003-of-00002.safetensors", MODEL[:-1]))]
+    refused = service.http.post(f"/v1/checkpoints/{name}", files=bad)
+
+    assert refused.status_code == 422
+    assert_problem(service.http.get(f"/v1/checkpoints/{name}"), 404, "checkpoint-not-found")
+    assert service.leftovers() == []
+    assert service.http.post(f"/v1/checkpoints/{name}", files=parts).status_code == 201
+
+
+def test_a_refused_form_leaves_what_was_stored_before_it(service):
+    name, files = fresh_id(), sharded_set(2)
+    first, second, index = files
+    assert service.put(name, first, files[first]).status_code == 201
+    parts = [("checkpoint", (filename, files[filename])) for filename in (first, second)]
+
+    refused = service.http.post(f"/v1/checkpoints/{name}", files=[*parts, ("checkpoint", (index, b"{}"))])
+
+    assert refused.status_code == 422
+    document = service.http.get(f"/v1/checkpoints/{name}").json()
+    assert [file["name"] for file in document["files"]] == [first]
+
+
+@pytest.mark.parametrize("order", [FILE + SPEC_PART, SPEC_PART + FILE])
+def test_a_form_is_a_job_whatever_the_order_of_its_parts(service, order):
+    accepted = service.http.post("/v1/jobs", content=order + END, headers=FORM)
+
+    job = accepted.json()
+    assert accepted.status_code == 202
+    assert accepted.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert int(accepted.headers["retry-after"]) > 0
+    assert job["state"] == "queued"
+    stored = service.http.get(f"/v1/checkpoints/{job['checkpoint']}").json()
+    assert stored["complete"] is True
+
+
+def test_a_sharded_set_and_its_index_make_a_job(service):
+    accepted = service.one_shot(sharded_set(2))
+
+    assert accepted.status_code == 202
+
+
+def test_the_spec_may_be_a_file(service):
+    body = FILE + part("spec", SPEC_TEXT.encode(), filename="spec.json") + END
+
+    assert service.http.post("/v1/jobs", content=body, headers=FORM).status_code == 202
+
+
+def test_ids_of_jobs_and_of_their_checkpoints_are_long_and_never_the_same(service):
+    made = [service.one_shot({"model.safetensors": MODEL}).json() for _ in range(3)]
+
+    ids = {name for job in made for name in (job["id"], job["checkpoint"])}
+    assert len(ids) == 6
+    assert min(map(len, ids)) >= 32
+
+
+@pytest.mark.parametrize(
+    ("body", "slug"),
+    [
+        (b"", "invalid-multipart"),
+        (b"no boundary at all", "invalid-multipart"),
+        (END, "invalid-multipart"),
+        (FILE + SPEC_PART, "invalid-multipart"),
+        (FILE + SPEC_PART[:-10], "invalid-multipart"),
+        (FILE[:-100], "invalid-multipart"),
+        (FILE + END, "invalid-multipart"),
+        (SPEC_PART + END, "invalid-multipart"),
+        (SPEC_PART + SPEC_PART + FILE + END, "invalid-multipart"),
+        (FILE + SPEC_PART + part("budget", b"1") + END, "invalid-multipart"),
+        (part("checkpoint", MODEL) + SPEC_PART + END, "invalid-multipart"),
+        (b"--xyz\r\nContent-Type: text/plain\r\n\r\nx\r\n" + END, "invalid-multipart"),
+        (b"--xyz\r\nContent-Disposition: form-data\r\n\r\nx\r\n" + END, "invalid-multipart"),
+        (b'--xyz\r\nContent-Disposition: attachment; name="spec"\r\n\r\nx\r\n' + END, "invalid-multipart"),
+        (b"--xyz\r\nBad Header\x00: 1\r\n\r\nx\r\n" + END, "invalid-multipart"),
+        (b"--xyz\r\n" + b"A: b\r\n" * 100 + b"\r\nx\r\n" + END, "invalid-multipart"),
+        (b"--xyz\r\nA: " + b"b" * 10_000 + b"\r\n\r\nx\r\n" + END, "invalid-multipart"),
+        (
+            part("spec", SPEC_TEXT.encode(), extra="Content-Transfer-Encoding: base64\r\n") + FILE + END,
+            "invalid-multipart",
+        ),
+        (part("checkpoint", MODEL, filename="") + SPEC_PART + END, "invalid-request"),
+        (part("checkpoint", MODEL, filename="../../x.safetensors") + SPEC_PART + END, "invalid-request"),
+        (part("checkpoint", MODEL, filename="/etc/x.safetensors") + SPEC_PART + END, "invalid-request"),
+        (part("checkpoint", MODEL, filename="model.bin") + SPEC_PART + END, "invalid-request"),
+        (part("checkpoint", MODEL, filename="mödel.safetensors") + SPEC_PART + END, "invalid-request"),
+        (part("spec", b"{") + FILE + END, "invalid-json"),
+        (FILE + part("spec", b"\xff") + END, "invalid-json"),
+        (FILE + part("spec", b"{}") + END, "invalid-spec"),
+        (FILE + part("spec", b'{"rank": 4, "calibration": "x"}') + END, "invalid-spec"),
+        (
+            part("checkpoint", MODEL[:-1], filename="model.safetensors") + SPEC_PART + END,
+            "invalid-checkpoint:truncated",
+        ),
+        (
+            part("checkpoint", b"", filename="model.safetensors") + SPEC_PART + END,
+            "invalid-checkpoint:too-short",
+        ),
+        (
+            part("checkpoint", MODEL, filename="m-00001-of-00002.safetensors") + SPEC_PART + END,
+            "invalid-checkpoint:missing-files",
+        ),
+    ],
+)
+def test_a_form_that_cannot_be_a_job_is_refused_and_leaves_nothing(service, body, slug):
+    before = stored_ids(service)
+
+    refused = service.http.post("/v1/jobs", content=body, headers=FORM)
+
+    assert_problem(refused, 422, slug)
+    assert stored_ids(service) == before
+    assert service.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        'multipart/form-data; boundary=""',
+        "multipart/form-data; boundary=" + "b" * 300,
+    ],
+)
+def test_a_form_without_a_boundary_is_refused(service, kind):
+    for path in ("/v1/jobs", "/v1/checkpoints/bound"):
+        refused = service.http.post(path, content=FILE + SPEC_PART + END, headers={"Content-Type": kind})
+        assert_problem(refused, 422, "invalid-multipart")
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/octet-stream", "text/plain", "", "multipart/mixed; boundary=xyz"]
+)
+def test_what_is_no_form_is_refused_by_its_type(service, kind):
+    refused = service.http.post("/v1/jobs", content=FILE + SPEC_PART + END, headers={"Content-Type": kind})
+    assert_problem(refused, 415, "unsupported-media-type")
+    refused = service.http.post("/v1/checkpoints/kind", content=FILE + END, headers={"Content-Type": kind})
+    assert_problem(refused, 415, "unsupported-media-type")
+
+
+def test_a_form_over_the_limit_is_refused(start):
+    service = start(max_upload_bytes=len(MODEL))
+    parts = {"checkpoint": ("model.safetensors", MODEL)}
+
+    assert_problem(service.http.post("/v1/checkpoints/big", files=parts), 413, "too-large")
+    assert service.leftovers() == []
+    assert stored_ids(service) == set()
+
+
+def test_a_spec_over_its_limit_is_refused(start):
+    service = start(max_spec_bytes=100)
+    body = FILE + part("spec", SPEC_TEXT.encode() + b" " * 100) + END
+
+    assert_problem(service.http.post("/v1/jobs", content=body, headers=FORM), 413, "too-large")
+    assert stored_ids(service) == set()
+
+
+def test_a_form_of_too_many_parts_is_refused(start):
+    service = start(max_files=2)
+    files = [("checkpoint", (f"m{i}.safetensors", checkpoint_bytes(fill=i))) for i in range(3)]
+
+    assert_problem(service.http.post("/v1/checkpoints/many", files=files), 422, "invalid-multipart")
+    assert stored_ids(service) == set()
+
+
+def test_a_boundary_inside_the_data_is_data_unless_it_stands_alone(service):
+    content = checkpoint_bytes({"a.weight": (64, 64)})
+    decoy = b"\r\n--xy\r\n--xyq\r\n-\r\n--x"
+    content = content[: -len(decoy)] + decoy
+    body = part("checkpoint", content, filename="model.safetensors") + END
+
+    assert service.http.post(f"/v1/checkpoints/{fresh_id()}", content=body, headers=FORM).status_code == 201
+
+
+def test_a_form_that_trickles_in_byte_by_byte_is_read_as_well(service):
+    body = FILE + SPEC_PART + END
+    pieces = (body[i : i + 1] for i in range(len(body)))
+
+    assert service.http.post("/v1/jobs", content=pieces, headers=FORM).status_code == 202
+
+
+def test_the_printed_curl_line_makes_a_job(service, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(MODEL)
+
+    done = subprocess.run(
+        [
+            "curl",
+            "-sS",
+            "-F",
+            "checkpoint=@model.safetensors",
+            "-F",
+            'spec={"method":"svd","rank":{"ratio":0.5}}',
+            f"127.0.0.1:{service.port}/v1/jobs",
+        ],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+    job = json.loads(done.stdout)
+    assert job["state"] == "queued"
+    assert job["spec"]["rank"] == {"ratio": 0.5}
+
+
+def test_a_refused_form_leaves_what_a_job_has_begun_to_need(service):
+    """A job may have been made of a published file before the next part of the form was refused."""
+    name, files = fresh_id(), sharded_set(2)
+    first, second, index = files
+    service.put(name, first, files[first])
+    service.put(name, index, files[index])
+    head = part("checkpoint", files[second], filename=second)
+    rest = part("checkpoint", MODEL[:-1], filename="other.safetensors") + END
+    jobs = []
+
+    def slowly():
+        yield head + b"--xyz\r\n"
+        until(lambda: service.http.get(f"/v1/checkpoints/{name}").json()["complete"])
+        jobs.append(service.submit(name).json()["id"])
+        yield rest.removeprefix(b"--xyz\r\n")
+
+    refused = httpx.post(f"{service.url}/v1/checkpoints/{name}", content=slowly(), headers=FORM)
+
+    assert refused.status_code == 422
+    assert service.http.get(f"/v1/checkpoints/{name}").json()["complete"] is True
+    assert service.jobs.get(jobs[0]).state == "queued"
+
+
+def until(holds, limit_s=10):
+    end = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
