@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import redis
@@ -105,18 +106,10 @@ class JobStore:
         """Take a job under a new fence; None: it has ended, is someone's, is gone, or is out of attempts."""
         token = f"{worker}#{secrets.token_hex(8)}"
         try:
-            answer = self._ledger.ask(
-                "claim", job_id, token, self._lease_us, self._max_attempts, self._worker_lost()
-            )
+            record = self._ledger.survive(lambda: self._claim(job_id, token))
         except JobNotFound:
             return None
-        if answer == "refused":
-            return None
-        # The fence must be on disk before anyone works under it: a wipe must not give it out again.
-        record = self._shadows.write(job_id)
-        if record is None or record.worker != token:
-            return None
-        return Claim(record, record.fence)
+        return Claim(record, record.fence) if record and record.worker == token else None
 
     def heartbeat(self, job_id: str, fence: int, progress: Progress | None = None) -> bool:
         """Renew the lease; False: the job is not this attempt's any more, and the attempt must stop."""
@@ -155,7 +148,7 @@ class JobStore:
                 "sweep", self._max_attempts, self._worker_lost(), self._resend_after_us, QUEUE_KEY
             )
             for job_id in self._shadows.behind():
-                self._shadows.follow(job_id)
+                self._ledger.survive(partial(self._shadows.follow, job_id))
         finally:
             with translated():
                 self._client.delete(key)
@@ -184,6 +177,12 @@ class JobStore:
         if answer == "gone":
             raise CheckpointGone
         return self._durable(self._shadows.write(answer.removeprefix("replay:")))
+
+    def _claim(self, job_id: str, token: str) -> JobRecord | None:
+        problem = self._worker_lost()
+        answer = self._ledger.ask("claim", job_id, token, self._lease_us, self._max_attempts, problem)
+        # The fence must be on disk before anyone works under it: a wipe must not give it out again.
+        return None if answer == "refused" else self._shadows.write(job_id)
 
     def _accept(self, job_id: str, new: NewJob) -> JobRecord:
         """Make a job durable that is already known, and so keeps its checkpoint from being deleted."""

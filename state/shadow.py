@@ -9,7 +9,7 @@ from state.errors import NoSpace
 from state.layout import Layout
 from state.locks import locked
 from state.records import JOB_ID, JobRecord, from_fields, to_fields
-from state.scripts import Scripts
+from state.scripts import Scripts, Wiped
 
 log = logging.getLogger("eckart.state")
 
@@ -56,7 +56,7 @@ class Shadows:
             return self._record(job_id)
 
     def write_locked(self, job_id: str) -> JobRecord | None:
-        """Do the same for a caller that holds the lock."""
+        """Do the same for a caller that holds the lock; `Wiped`: the transition is to be made again."""
         record = self._record(job_id)
         if record is None:
             return None
@@ -64,7 +64,7 @@ class Shadows:
         if on_disk is not None and on_disk != record and on_disk.version >= record.version:
             # Redis was set back unnoticed and went on from there: what is on disk was answered first.
             self._restore(on_disk)
-            return self._record(job_id)
+            raise Wiped
         if on_disk != record:
             with disk_errors():
                 make_directory(self._layout.job(job_id))

@@ -13,12 +13,9 @@ if tonumber(field(id, 'attempt')) >= tonumber(most) then
   fail(id, problem)
   return 'failed'
 end
--- A job that waited with its first message only tells how far the queue has been read.
-local since, created = redis.call('ZSCORE', WAITING, id), field(id, 'created_us')
-if since and tonumber(since) == tonumber(created) then
-  local frontier = tonumber(redis.call('GET', FRONTIER)) or 0
-  redis.call('SET', FRONTIER, text(math.max(frontier, tonumber(created))))
-end
+-- Every message that was sent before this job was made has been read by now.
+local frontier = tonumber(redis.call('GET', FRONTIER) or 0)
+redis.call('SET', FRONTIER, text(math.max(frontier, tonumber(field(id, 'created_us')))))
 enter(id, 'running')
 redis.call('HINCRBY', job(id), 'attempt', 1)
 redis.call('HINCRBY', job(id), 'fence', 1)

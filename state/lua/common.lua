@@ -4,7 +4,7 @@
 -- jobs:all, jobs:<state>  zset: ids by the microsecond they were created
 -- waiting              zset: queued ids by the microsecond their message was last sent
 -- unsent               set: queued ids whose message is to be sent at the next sweep
--- frontier             the creation time of the youngest job that was claimed by its first message
+-- frontier             when the youngest job that was ever claimed was created
 -- leases               zset: running ids by the microsecond their lease ends
 -- users:<checkpoint>   set: unfinished ids that need the checkpoint
 -- deleting:<checkpoint>   no new job may need it

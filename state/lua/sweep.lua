@@ -14,7 +14,7 @@ end
 
 -- A message is likely lost where the queue is empty, or was read beyond it: messages come in order.
 local empty = redis.call('LLEN', list) == 0
-local frontier = tonumber(redis.call('GET', FRONTIER)) or 0
+local frontier = tonumber(redis.call('GET', FRONTIER) or 0)
 local old = redis.call('ZRANGEBYSCORE', WAITING, '-inf', text(now - grace_us), 'WITHSCORES', 'LIMIT', 0, BATCH)
 for i = 1, #old, 2 do
   if empty or tonumber(old[i + 1]) < frontier then redis.call('SADD', UNSENT, old[i]) end

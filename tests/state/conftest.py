@@ -11,7 +11,7 @@ from schemas.report import FileReport, Totals
 from state.checkpoints import CheckpointStore
 from state.connection import redis_client
 from state.jobs import JobStore
-from state.records import NewJob
+from state.records import JobRecord, NewJob
 from state.uploads import StoredFile
 
 
@@ -80,6 +80,16 @@ def reach(jobs, new, summary, why) -> Callable[[str], str]:
         return job_id
 
     return bring
+
+
+@pytest.fixture
+def on_disk(tmp_path) -> Callable[[str], JobRecord]:
+    """Return what reads a job's shadow."""
+
+    def read(job_id: str) -> JobRecord:
+        return JobRecord.model_validate_json((tmp_path / "jobs" / job_id / "job.json").read_bytes())
+
+    return read
 
 
 @pytest.fixture

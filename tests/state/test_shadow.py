@@ -5,17 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from state.records import Idempotency, JobRecord, fixed_document, new_job_id
+from state.records import Idempotency, fixed_document, new_job_id
 from state.scripts import Scripts
 
 STATES = ("queued", "running", "succeeded", "failed", "canceled")
-
-
-@pytest.fixture
-def on_disk(tmp_path):
-    return lambda job_id: JobRecord.model_validate_json(
-        (tmp_path / "jobs" / job_id / "job.json").read_bytes()
-    )
 
 
 @pytest.fixture
