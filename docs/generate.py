@@ -1,0 +1,100 @@
+"""Rebuild the parts of the documentation that the code knows best; `--check` only looks."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic_settings import BaseSettings
+
+from schemas.report import KEPT_REASONS
+from service.errors import Refusal
+from service.main import create_app
+from service.settings import Settings as ServiceSettings
+from worker.settings import Settings as WorkerSettings
+
+ROOT = Path(__file__).parent.parent
+PREFIX = "ECKART_"
+
+
+def settings_table() -> str:
+    """List every environment variable once."""
+    fields: dict[str, Any] = {}
+    for kind in (ServiceSettings, WorkerSettings):
+        fields |= _fields(kind)
+    rows = [f"| `{PREFIX}{name.upper()}` | {value} | {text} |" for name, (value, text) in fields.items()]
+    return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows])
+
+
+def _fields(kind: type[BaseSettings]) -> dict[str, tuple[str, str]]:
+    return {
+        name: ("" if field.default is None else f"`{field.default}`", str(field.description))
+        for name, field in kind.model_fields.items()
+    }
+
+
+def operations_table() -> str:
+    """List every operation with its summary."""
+    paths = create_app(ServiceSettings()).openapi()["paths"]
+    rows = [
+        f"| `{method.upper()} {path}` | {operation['summary']} |"
+        for path, operations in paths.items()
+        for method, operation in operations.items()
+    ]
+    return "\n".join(["| request | does |", "|---|---|", *rows])
+
+
+def problems_table() -> str:
+    """List every kind of problem with its status."""
+    kinds = sorted(_leaves(Refusal), key=lambda kind: (kind.status, kind.slug))
+    rows = [f"| {int(kind.status)} | `{kind.slug}` | {kind.title}. |" for kind in kinds]
+    return "\n".join(["| status | kind | meaning |", "|---|---|---|", *rows])
+
+
+def _leaves(kind: type[Refusal]) -> Iterator[type[Refusal]]:
+    for child in kind.__subclasses__():
+        if "slug" in vars(child):
+            yield child
+        yield from _leaves(child)
+
+
+def reasons_table() -> str:
+    """List every reason to keep a layer dense."""
+    rows = [f"| `{reason}` | {text} |" for reason, text in KEPT_REASONS.items()]
+    return "\n".join(["| reason | meaning |", "|---|---|", *rows])
+
+
+def fresh(text: str) -> str:
+    """Return a page with its generated parts made anew."""
+    makers = {
+        "settings": settings_table,
+        "operations": operations_table,
+        "problems": problems_table,
+        "reasons": reasons_table,
+    }
+    for name, make in makers.items():
+        pattern = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        if pattern.search(text):
+            table = make()
+            text = pattern.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
+    return text
+
+
+def pages() -> list[Path]:
+    """Return every page that may hold generated parts."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def main(*, check: bool) -> int:
+    """Rewrite what is stale, or name it."""
+    stale = [path for path in pages() if fresh(path.read_text()) != path.read_text()]
+    for path in stale:
+        if not check:
+            path.write_text(fresh(path.read_text()))
+        sys.stderr.write(f"{path.relative_to(ROOT)} {'is stale: run make docs' if check else 'rewritten'}\n")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main(check="--check" in sys.argv))
