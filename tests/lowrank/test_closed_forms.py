@@ -118,6 +118,16 @@ def test_of_a_permuted_diagonal_the_largest_entries_are_chosen(selector):
     assert relative_error(weight, by_both.factors) == pytest.approx(optimum, rel=1e-6)
 
 
+def test_columns_of_very_different_size_are_all_told_apart():
+    d = torch.logspace(0, -25, 26, dtype=torch.float64)
+    weight = torch.diag(d)[torch.randperm(26, generator=torch.Generator().manual_seed(0))]
+
+    assert cx(weight, 20, selector="cpqr").columns == tuple(range(20))
+    for method in ("cx", "cur"):
+        found = made(weight, method, 20, selector="cpqr")
+        assert found.squared_error**0.5 == pytest.approx(float(d[20:].norm()), rel=1e-6)
+
+
 @pytest.mark.parametrize("selector", SELECTORS)
 @pytest.mark.parametrize("k", [3, 8, 20])
 def test_on_a_simplex_every_choice_of_columns_is_off_by_the_root_of_k_plus_1(k, selector):

@@ -159,6 +159,14 @@ def test_the_seed_decides_all_that_chance_decides(selector):
     assert (len(others) > 1) == (selector in ("leverage", "linear_time"))
 
 
+@pytest.mark.parametrize("selector", ["leverage", "linear_time"])
+def test_rows_are_drawn_independently_of_columns(selector):
+    half = gaussian(40, 40)
+    found = cur(half + half.T, 8, selector=selector)
+
+    assert found.rows != found.columns
+
+
 @pytest.mark.parametrize(("selector", "weight_of_0"), [("leverage", 0.5), ("linear_time", 0.2)])
 def test_sampling_draws_by_the_weights_of_its_paper(selector, weight_of_0):
     # Column 0 is alone in its direction: one of two singular vectors, but a fifth of the squared norms.

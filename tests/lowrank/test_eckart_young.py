@@ -55,6 +55,7 @@ def test_stored_factors_are_within_1e_4_of_the_optimum_whatever_the_scale(name, 
         assert reached <= math.hypot(
             optimum(matrix, rank) * (1 + EXCESS), ROUNDING[stored] * np.linalg.norm(matrix)
         )
+        assert made.optimal_error <= made.relative_error
         assert made.relative_error == pytest.approx(reached / np.linalg.norm(matrix), rel=1e-5, abs=1e-14)
 
 

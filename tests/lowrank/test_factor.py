@@ -142,6 +142,24 @@ def test_every_step_of_the_ladder_finds_the_same_decomposition(shape, vectors):
             torch.testing.assert_close(middle, torch.diag(expected[:6]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("vectors", [True, False])
+@pytest.mark.parametrize("shape", [(40, 40), (90, 24)], ids=str)
+def test_steps_that_do_not_converge_are_passed_over(shape, vectors):
+    beyond_lapack = torch.full(shape, math.nan)
+
+    assert list(decompositions(beyond_lapack, 0, vectors=vectors)) == []
+
+
+@pytest.mark.parametrize("method", ["cx", "cur"])
+def test_a_weight_is_kept_where_the_fit_does_not_converge(method):
+    weight = gaussian(30, 24).float()
+    ladder = list(decompositions(weight, exponent_of(weight)))
+    so_wrong_that_scaled_columns_overflow = -1900
+
+    found = settle(weight, so_wrong_that_scaled_columns_overflow, asked(method), ladder)
+    assert found == Kept(reason=Reason.NOT_CONVERGED)
+
+
 def spoilt(decomposition):
     u, vh = decomposition.vectors(decomposition.singular_values.numel())
     return Decomposition(decomposition.singular_values, decomposition.dtype, u.roll(1, dims=1), vh)

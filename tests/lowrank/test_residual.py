@@ -69,6 +69,17 @@ def test_no_scale_over_or_underflows(scale):
     )
 
 
+@pytest.mark.parametrize("power", [-120, 120])
+@pytest.mark.parametrize("heavy", [0, 1])
+def test_it_does_not_matter_which_factor_carries_the_scale(heavy, power):
+    found = svd(gaussian(20, 15).float(), 4)
+    factors = [part * 2.0 ** (power * (i == heavy)) for i, part in enumerate(found.factors)]
+
+    assert relative_error(gaussian(20, 15).float() * 2.0**power, factors) == pytest.approx(
+        relative_error(gaussian(20, 15).float(), found.factors), rel=1e-6
+    )
+
+
 def test_nothing_over_nothing_is_no_error():
     weight = torch.zeros(4, 5)
 
