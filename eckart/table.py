@@ -113,12 +113,13 @@ def _kept(groups: Sequence[Group[Any]]) -> list[str]:
     kept = [group for group in groups if group.first.outcome == "kept"]
     for reason in dict.fromkeys(group.first.reason for group in kept):
         lines += _wrapped(f"kept dense, {reason}: {KEPT_REASONS[reason]}")
-        lines += [
-            f"  {_cut(_plain(group.name), WIDTH - 30)} ({len(group.layers)}, {_shape(group.first.shape)})"
-            for group in kept
-            if group.first.reason == reason
-        ]
+        lines += [_kept_line(group) for group in kept if group.first.reason == reason]
     return lines
+
+
+def _kept_line(group: Group[Any]) -> str:
+    count = f" ({len(group.layers)}, {_shape(group.first.shape)})"
+    return f"  {_cut(_plain(group.name), WIDTH - len(count) - 2)}{count}"
 
 
 def _sums(totals: Totals | PlanTotals) -> list[str]:

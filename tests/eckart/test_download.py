@@ -76,6 +76,16 @@ def test_a_dropped_line_is_taken_up_where_it_broke(fetch, tmp_path):
     assert begins == [0, 200_000, 400_000]
 
 
+def test_a_line_that_drops_again_and_again_is_borne_as_long_as_something_arrives(fetch, tmp_path):
+    """The pauses would use up the patience if what arrives did not renew it."""
+    drops = iter(range(8))
+    fetch(
+        lambda exchange: ranged(exchange, cut=None if next(drops, None) is None else 50_000), patience_s=0.35
+    )
+
+    assert (tmp_path / "out" / NAME).read_bytes() == CONTENT
+
+
 def test_a_service_without_ranges_is_asked_from_the_start(fetch, tmp_path):
     tries = []
 
@@ -184,9 +194,12 @@ def other_range(exchange):
 
 @pytest.mark.parametrize("respond", [other_bytes, longer, shorter, empty, other_promise, other_range])
 def test_bytes_that_are_not_the_reports_are_never_published(fetch, tmp_path, respond):
-    with pytest.raises(DigestError, match=NAME):
-        fetch(respond)
+    said = []
 
+    with pytest.raises(DigestError, match=NAME):
+        fetch(respond, progress=lambda *what: said.append(what))
+
+    assert all(done <= total for done, total, _ in said)
     assert [name for name in left(tmp_path / "out") if not name.endswith(".part")] == []
 
 

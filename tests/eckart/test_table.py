@@ -165,6 +165,15 @@ def test_the_title_names_the_rule(table, rank, said):
     assert f"{said} with 2 overrides" in table(spec={"method": "svd", "rank": rank, "overrides": [{}, {}]})
 
 
+def test_a_long_name_is_cut_in_the_middle(table, layer):
+    name = "model." + "very." * 40 + "last"
+    for one in (layer(name), layer(name, reason="no_saving", shape=(10**12, 10**12))):
+        (line,) = [line for line in table(one).splitlines() if "model.very" in line]
+        assert len(line) == WIDTH
+        assert "..." in line
+        assert "very.last" in line
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(
     names=st.lists(st.text(min_size=1, max_size=200), max_size=4),
