@@ -15,6 +15,7 @@ from state.errors import NoSpace
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 PART_ENDING = ".part"
 READ_ONLY = 0o444
+FLUSH_BYTES = 16 << 20
 
 
 @contextmanager
@@ -85,6 +86,7 @@ class Part:
 
     def __init__(self, folder: Path, *, content_bytes: int | None) -> None:
         self.size_bytes = 0
+        self._flushing_bytes = 0
         self._sha256 = hashlib.sha256()
         make_directory(folder)
         self.path = folder / (secrets.token_hex(16) + PART_ENDING)
@@ -103,6 +105,7 @@ class Part:
                 written = os.pwrite(self._descriptor, rest, self.size_bytes)
                 self.size_bytes += written
                 rest = rest[written:]
+        self._flush_early()
 
     def digest(self) -> bytes:
         """Return the SHA-256 of what was written so far."""
@@ -137,6 +140,16 @@ class Part:
         except BaseException:
             self.abort()
             raise
+
+    def _flush_early(self) -> None:
+        """Let the disk begin while more comes in, so that making it durable at the end is not a second wait.
+
+        Linux starts to write dirty pages back, without waiting, when told that they are not needed.
+        """
+        length = self.size_bytes - self._flushing_bytes
+        if length >= FLUSH_BYTES and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, self._flushing_bytes, length, os.POSIX_FADV_DONTNEED)
+            self._flushing_bytes = self.size_bytes
 
     def _close(self) -> None:
         self._open = False

@@ -2,8 +2,7 @@
 
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import redis
@@ -11,20 +10,44 @@ import redis
 from schemas.job import JobState, Progress
 from schemas.problem import Problem, problem
 from schemas.report import Totals
-from state.blobs import banish, empty
+from state.acceptance import Acceptance
 from state.connection import translated
-from state.errors import BadCursor, CheckpointGone, CheckpointInUse, IdempotencyConflict, JobNotFound
+from state.errors import (
+    BadCursor,
+    CheckpointInUse,
+    JobNotFound,
+    StoreUnavailable,
+)
 from state.layout import Layout
 from state.ledger import Ledger
-from state.manifest import holds
 from state.names import QUEUE_KEY
-from state.records import Claim, Idempotency, JobPage, JobRecord, JobView, NewJob, fixed_document, new_job_id
-from state.scripts import PREFIX, Scripts, Wiped
+from state.records import (
+    Claim,
+    Idempotency,
+    JobCounts,
+    JobPage,
+    JobRecord,
+    JobView,
+    NewJob,
+    new_job_id,
+)
+from state.scripts import PREFIX, Scripts
 from state.shadow import Shadows
-from state.views import job_view, next_cursor
+from state.views import job_counts, job_view, next_cursor
 
 SWEEP_LIMIT_MS = 30_000
 DELETE_LIMIT_MS = 60_000
+
+
+def worker_lost(attempts: int) -> str:
+    """Say why a job fails whose workers have all vanished."""
+    return problem(
+        "worker-lost",
+        "The worker was lost",
+        500,
+        f"Each of the {attempts} attempts ended without a word from its worker, which may lack memory; "
+        "give it more, or send the job again.",
+    ).model_dump_json()
 
 
 class JobStore:
@@ -47,6 +70,7 @@ class JobStore:
         self._max_attempts = max_attempts
         self._shadows = Shadows(self._layout, self._scripts, lease_us=self._lease_us)
         self._ledger = Ledger(self._scripts, self._shadows)
+        self._acceptance = Acceptance(self._layout, self._scripts, self._shadows)
 
     # From the door's side.
 
@@ -56,7 +80,7 @@ class JobStore:
         The caller sends the message afterwards; where that fails, the next sweep does.
         """
         job_id = new_job_id()
-        return self._ledger.survive(lambda: self._create(job_id, new, idempotency))
+        return self._ledger.survive(lambda: self._acceptance.accept(job_id, new, idempotency))
 
     def get(self, job_id: str) -> JobRecord:
         """Return the record, or raise `JobNotFound`."""
@@ -73,6 +97,10 @@ class JobStore:
         answer = self._ledger.run("page", state or "all", cursor or "+inf", limit + 1)
         views = tuple(job_view(entry) for entry in answer)
         return JobPage(views[:limit], next_cursor(views[limit:]))
+
+    def counts(self) -> JobCounts:
+        """Count the jobs by state."""
+        return job_counts(self._ledger.run("counts"))
 
     def cancel(self, job_id: str) -> JobRecord:
         """End a queued or running job at once; its worker notices at its next heartbeat."""
@@ -97,7 +125,8 @@ class JobStore:
         try:
             yield
         finally:
-            with translated():
+            # The checkpoint is gone by now, and the mark goes by itself.
+            with suppress(StoreUnavailable), translated():
                 self._client.delete(f"{PREFIX}deleting:{checkpoint_id}")
 
     # From the worker's side.
@@ -144,13 +173,13 @@ class JobStore:
             if not self._client.set(key, 1, nx=True, px=SWEEP_LIMIT_MS):
                 return ()
         try:
-            due = self._ledger.run(
-                "sweep", self._max_attempts, self._worker_lost(), self._resend_after_us, QUEUE_KEY
-            )
-            for job_id in self._shadows.behind():
-                self._ledger.survive(partial(self._shadows.follow, job_id))
+            lost = worker_lost(self._max_attempts)
+            due = self._ledger.run("sweep", self._max_attempts, lost, self._resend_after_us, QUEUE_KEY)
+            # What is due must be sent, whatever becomes of the rest; that has time until the next sweep.
+            with suppress(StoreUnavailable):
+                self._ledger.catch_up()
         finally:
-            with translated():
+            with suppress(StoreUnavailable), translated():
                 self._client.delete(key)
         return tuple(due)
 
@@ -158,55 +187,14 @@ class JobStore:
         """Rebuild the records from disk, if Redis is new or was restarted; every other call does it too."""
         self._ledger.rebuild()
 
-    def _create(self, job_id: str, new: NewJob, idempotency: Idempotency | None) -> JobRecord:
-        digest, fingerprint = (idempotency.digest, idempotency.fingerprint) if idempotency else ("", "")
-        fixed = fixed_document(new, job_id, idempotency)
-        with self._shadows.lock(job_id):
-            answer = str(self._scripts.run("create", job_id, new.checkpoint, digest, fingerprint, fixed))
-            if answer == "created":
-                try:
-                    return self._accept(job_id, new)
-                except BaseException:
-                    try:
-                        empty(banish(self._layout.job(job_id), self._layout.trash))
-                    finally:
-                        self._scripts.run_unguarded("delete", job_id)
-                    raise
-        if answer == "conflict":
-            raise IdempotencyConflict
-        if answer == "gone":
-            raise CheckpointGone
-        return self._durable(self._shadows.write(answer.removeprefix("replay:")))
-
     def _claim(self, job_id: str, token: str) -> JobRecord | None:
-        problem = self._worker_lost()
-        answer = self._ledger.ask("claim", job_id, token, self._lease_us, self._max_attempts, problem)
+        lost = worker_lost(self._max_attempts)
+        answer = self._ledger.ask("claim", job_id, token, self._lease_us, self._max_attempts, lost)
         # The fence must be on disk before anyone works under it: a wipe must not give it out again.
         return None if answer == "refused" else self._shadows.write(job_id)
-
-    def _accept(self, job_id: str, new: NewJob) -> JobRecord:
-        """Make a job durable that is already known, and so keeps its checkpoint from being deleted."""
-        if not holds(self._layout, new.checkpoint, new.files):
-            raise CheckpointGone
-        return self._durable(self._shadows.write_locked(job_id))
-
-    def _durable(self, record: JobRecord | None) -> JobRecord:
-        if record is None:
-            # Wiped, or undone by who made it, before it was on disk: to be made again.
-            raise Wiped
-        return record
 
     def _end(self, verb: str, job_id: str, fence: int, *args: str | float) -> bool:
         try:
             return self._ledger.transition(verb, job_id, fence, *args) is not None
         except JobNotFound:
             return False
-
-    def _worker_lost(self) -> str:
-        return problem(
-            "worker-lost",
-            "The worker was lost",
-            500,
-            f"Each of the {self._max_attempts} attempts ended without a word from its worker, "
-            "which may lack memory; give it more, or send the job again.",
-        ).model_dump_json()

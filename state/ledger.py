@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from state.errors import JobNotFound, StoreUnavailable
@@ -60,6 +61,11 @@ class Ledger:
             return record
 
         return self.survive(act)
+
+    def catch_up(self) -> None:
+        """Write the shadows that are behind, because their writer was killed or the disk was full."""
+        for job_id in self._shadows.behind():
+            self.survive(partial(self._shadows.follow, job_id))
 
     def rebuild(self) -> None:
         """Put every record on disk into Redis where Redis lacks it or has an older one."""

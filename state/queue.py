@@ -64,7 +64,6 @@ class JobQueue:
             "socket_timeout": timeout_s,
             "socket_connect_timeout": timeout_s,
             "max_retries": 0,
-            "connect_retries_timeout": timeout_s,
         }
         self._celery = Celery("eckart", set_as_current=False, autofinalize=True)
         self._celery.conf.update(settings)

@@ -100,6 +100,14 @@ class JobPage:
     next_cursor: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class JobCounts:
+    """How many jobs are in each state, and for how long the oldest queued one has been known."""
+
+    by_state: Mapping[JobState, int]
+    oldest_queued_s: float | None
+
+
 def new_job_id() -> str:
     """Return an id that cannot be guessed."""
     return "J" + secrets.token_hex(16)

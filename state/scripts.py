@@ -15,6 +15,7 @@ ALIVE = PREFIX + "alive"
 GUARDED = (
     "cancel",
     "claim",
+    "counts",
     "create",
     "fail",
     "finish",

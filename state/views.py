@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from schemas.job import NO_PROGRESS, Progress
-from state.records import JobRecord, JobView, from_fields, microseconds
+from state.records import JobCounts, JobRecord, JobView, from_fields, microseconds
 
 
 def job_view(answer: Sequence[Any]) -> JobView:
@@ -13,6 +13,13 @@ def job_view(answer: Sequence[Any]) -> JobView:
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
     record = from_fields(fields)
     return JobView(record, _progress(record, fields.get("progress")), place if place >= 0 else None)
+
+
+def job_counts(answer: Sequence[Any]) -> JobCounts:
+    """Read how many jobs there are in each state."""
+    flat, oldest, now = answer
+    waited_s = (int(now) - int(oldest[1])) / 1e6 if oldest else None
+    return JobCounts(dict(zip(flat[::2], flat[1::2], strict=True)), waited_s)
 
 
 def next_cursor(rest: Sequence[JobView]) -> str | None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from state.blobs import Part, free_bytes, write_atomic
+from state.blobs import FLUSH_BYTES, Part, free_bytes, write_atomic
 from state.errors import NoSpace
 
 UPLOADER = """
@@ -102,6 +102,16 @@ def test_space_is_reserved_when_the_length_is_known_and_given_back_when_it_was_l
     assert (tmp_path / "published").read_bytes() == b"abc"
     part.abort()
     assert (tmp_path / "published").exists()
+
+
+def test_a_file_larger_than_what_is_flushed_early_is_whole(tmp_path):
+    part = Part(tmp_path, content_bytes=None)
+    content = bytes(range(256)) * (FLUSH_BYTES // 256 * 2 + 1)
+    for start in range(0, len(content), FLUSH_BYTES // 3):
+        part.write(content[start : start + FLUSH_BYTES // 3])
+    part.seal()
+    part.publish(tmp_path / "published")
+    assert (tmp_path / "published").read_bytes() == content
 
 
 def test_a_replaced_file_is_whole_and_alone(tmp_path):

@@ -245,6 +245,20 @@ def test_a_deleted_checkpoint_is_gone_and_its_id_is_free(send, checkpoints, safe
     assert send("m", PLAIN, safetensors(**{"v.weight": (1, 1)})).created
 
 
+def test_files_taken_back_leave_the_others_alone(send, checkpoints, safetensors, left):
+    send("m", "a.safetensors", safetensors())
+    send("m", "b.safetensors", safetensors())
+    checkpoints.discard("m", ["b.safetensors", "never-there.safetensors", ".manifest.json"])
+    assert [file.name for file in checkpoints.get("m").files] == ["a.safetensors"]
+    assert left() == {"checkpoints/m/a.safetensors", "checkpoints/m/.manifest.json"}
+    checkpoints.discard("m", ["a.safetensors"])
+    assert not checkpoints.exists("m")
+    assert left() == set()
+    checkpoints.discard("m", ["a.safetensors"])
+    with pytest.raises(CheckpointNotFound):
+        checkpoints.discard("..", [])
+
+
 def test_an_upload_outlives_the_deletion_of_what_was_there(send, checkpoints, safetensors):
     send("m", "a.safetensors", safetensors())
     with checkpoints.receive("m", "b.safetensors", content_bytes=None, limit_bytes=1 << 20) as upload:
@@ -270,6 +284,13 @@ def test_of_many_that_upload_the_same_at_once_one_creates_it(send, checkpoints, 
         stored = list(pool.map(lambda _: send("m", PLAIN, safetensors()), range(16)))
     assert [each.created for each in stored].count(True) == 1
     assert left() == {f"checkpoints/m/{PLAIN}", "checkpoints/m/.manifest.json"}
+
+
+def test_of_many_different_files_at_once_none_is_forgotten(store_file, checkpoints):
+    names = [f"file-{number}.safetensors" for number in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: store_file("m", name), names))
+    assert {file.name for file in checkpoints.get("m").files} == set(names)
 
 
 def test_what_a_crash_left_between_the_rename_and_the_manifest_can_be_sent_again(

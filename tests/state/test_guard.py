@@ -34,6 +34,14 @@ def test_no_job_is_made_for_a_checkpoint_while_it_is_deleted(jobs, new):
     assert jobs.create(new).state == "queued"
 
 
+def test_a_deletion_stands_though_the_server_goes_away_in_its_middle(jobs, new, redis_server):
+    with jobs.deleting_checkpoint("my-model"):
+        redis_server.kill()
+    redis_server.start()
+    with pytest.raises(CheckpointGone):
+        jobs.create(new)
+
+
 def test_a_deletion_that_fails_lets_jobs_in_again(jobs, new):
     with pytest.raises(RuntimeError), jobs.deleting_checkpoint("my-model"):
         raise RuntimeError

@@ -45,6 +45,19 @@ def test_a_listed_job_is_the_job(jobs, reach):
     assert jobs.list().jobs == (jobs.view(job_id),)
 
 
+def test_jobs_are_counted_by_state_also_after_a_wipe(jobs, reach, redis_server):
+    assert jobs.counts().oldest_queued_s is None
+    for count, state in enumerate(STATES, 1):
+        for _ in range(count):
+            reach(state)
+    counts = jobs.counts()
+    assert counts.by_state == {state: count for count, state in enumerate(STATES, 1)}
+    assert counts.oldest_queued_s is not None
+    assert counts.oldest_queued_s > 0
+    redis_server.wipe()
+    assert jobs.counts().by_state == counts.by_state | {"queued": 3, "running": 0}
+
+
 def test_there_is_a_page_of_nothing(jobs):
     page = jobs.list("failed")
     assert (page.jobs, page.next_cursor) == ((), None)

@@ -14,6 +14,7 @@ TABLE = {
     "finish": {"running": (True, "succeeded"), "succeeded": (True, None)},
     "fail": {"running": (True, "failed"), "failed": (True, None)},
     "retry": {"running": (True, "queued"), "failed": (True, None)},
+    "release": {"running": (True, "queued")},
     "cancel": {
         "queued": (True, "canceled"),
         "running": (True, "canceled"),
@@ -32,6 +33,7 @@ def call(jobs, summary, why):
         "finish": lambda job_id, fence: jobs.finish(job_id, fence, summary),
         "fail": lambda job_id, fence: jobs.fail(job_id, fence, why),
         "retry": lambda job_id, fence: jobs.retry(job_id, fence, why),
+        "release": jobs.release,
         "cancel": lambda job_id, _: jobs.cancel(job_id).id == job_id,
     }
 
@@ -53,7 +55,7 @@ def test_each_transition_does_what_the_table_says(jobs, reach, call, verb, state
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("fence", [2, 99])
-@pytest.mark.parametrize("verb", ["heartbeat", "finish", "fail", "retry"])
+@pytest.mark.parametrize("verb", ["heartbeat", "finish", "fail", "retry", "release"])
 def test_a_wrong_fence_changes_nothing_in_any_state(jobs, reach, call, verb, state, fence):
     job_id = reach(state)
     before = jobs.get(job_id)
@@ -82,7 +84,9 @@ def test_a_deleted_job_is_gone_from_every_state(jobs, reach, call, redis_server,
         jobs.cancel(job_id)
     with pytest.raises(JobNotFound):
         jobs.delete(job_id)
-    assert not any(call[verb](job_id, 1) for verb in ("claim", "heartbeat", "finish", "fail", "retry"))
+    assert not any(
+        call[verb](job_id, 1) for verb in ("claim", "heartbeat", "finish", "fail", "retry", "release")
+    )
     assert jobs.list().jobs == ()
     assert not any((tmp_path / "jobs").iterdir())
     assert not any((tmp_path / "trash").iterdir())
@@ -112,6 +116,19 @@ def test_a_job_given_back_is_claimed_under_the_next_fence(jobs, reach, why):
     claim = jobs.claim(job_id, "another")
     assert claim is not None
     assert (claim.fence, claim.record.attempt, claim.record.error) == (2, 2, None)
+
+
+def test_an_attempt_that_ends_because_its_worker_stops_does_not_count(make_store, new):
+    jobs = make_store(max_attempts=1)
+    job_id = jobs.create(new).id
+    for fence in (1, 2, 3):
+        claim = jobs.claim(job_id, "worker")
+        assert claim is not None
+        assert (claim.fence, claim.record.attempt) == (fence, 1)
+        assert jobs.release(job_id, fence)
+        assert jobs.release(job_id, fence)
+        assert jobs.get(job_id).attempt == 0
+    assert jobs.sweep() == (job_id,)
 
 
 def test_giving_back_the_last_attempt_fails_the_job_with_its_reason(make_store, new, why):
@@ -144,6 +161,8 @@ def test_what_cannot_be_an_id_is_not_found_and_never_becomes_a_path(jobs, call, 
     for verb in (jobs.get, jobs.view, jobs.cancel, jobs.delete):
         with pytest.raises(JobNotFound):
             verb(job_id)
-    assert not any(call[verb](job_id, 1) for verb in ("claim", "heartbeat", "finish", "fail", "retry"))
+    assert not any(
+        call[verb](job_id, 1) for verb in ("claim", "heartbeat", "finish", "fail", "retry", "release")
+    )
     assert not outside.exists()
     assert not any(tmp_path.iterdir())
