@@ -14,8 +14,8 @@ BLOCK_ELEMENTS = 1 << 21
 # Rounding in a float32 product is at most about eps times the product of the factors' norms; an error this
 # many times larger hides it.
 FLOAT32_MARGIN = 1e4
-# Further from order one than this, a chain's partial products could leave float32's range though W does not.
-FLOAT32_EXPONENT = 64
+# Norms up to this, or down to its inverse, keep a chain's partial products within float32's range.
+FLOAT32_NORM = 2.0**60
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,15 @@ def measure(
     weight: torch.Tensor, factors: Sequence[torch.Tensor], exponent: int, *, in_float64: bool = False
 ) -> Residual:
     """Body of :func:`relative_error`; `exponent` is the weight's own, `in_float64` skips the first look."""
-    wide = any(tensor.dtype == torch.float64 for tensor in (weight, *factors))
-    if not (in_float64 or wide or abs(exponent) > FLOAT32_EXPONENT):
-        residual = _measure_in(torch.float32, weight, factors, exponent)
-        if math.sqrt(residual.scaled_error) > FLOAT32_MARGIN * _rounding(factors, exponent):
-            return residual
+    if not (in_float64 or any(tensor.dtype == torch.float64 for tensor in (weight, *factors))):
+        norms = [float(torch.linalg.vector_norm(factor, dtype=torch.float64)) for factor in factors]
+        norms.append(math.ldexp(1.0, -exponent))
+        if all(1 / FLOAT32_NORM <= norm <= FLOAT32_NORM for norm in norms):
+            rounding = torch.finfo(torch.float32).eps * math.prod(norms)
+            residual = _measure_in(torch.float32, weight, factors, exponent)
+            if math.sqrt(residual.scaled_error) > FLOAT32_MARGIN * rounding:
+                return residual
     return _measure_in(torch.float64, weight, factors, exponent)
-
-
-def _rounding(factors: Sequence[torch.Tensor], exponent: int) -> float:
-    norms = [float(torch.linalg.vector_norm(factor, dtype=torch.float64)) for factor in factors]
-    return torch.finfo(torch.float32).eps * math.prod(norms) * math.ldexp(1.0, -exponent)
 
 
 def _measure_in(
