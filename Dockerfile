@@ -46,5 +46,5 @@ COPY --from=code /wheel /wheel
 RUN pip install --no-deps /wheel/*.whl
 USER 10001:10001
 WORKDIR /data
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-P", "-m", "worker.health"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s CMD ["python", "-P", "-m", "worker.health"]
 CMD ["python", "-P", "-m", "worker"]

@@ -54,7 +54,7 @@ def serve(settings: Settings) -> None:
         lock = stack.enter_context(held(layout.run))
         address = Address(settings.host, settings.port).checked()
         environment["ECKART_PORT"] = str(address.port)
-        if settings.redis_url is None:
+        if not settings.redis_url:
             socket = stack.enter_context(redis_socket(layout.run))
             environment["ECKART_REDIS_URL"] = f"unix://{quote(str(socket))}"
             rows.append(redis_child(socket, layout.redis, lock=lock))

@@ -36,19 +36,16 @@ def standalone(environment, log):
 def test_it_says_when_it_is_ready_and_leaves_nothing_but_data(environment, short_dir, tmp_path, is_running):
     url = f"http://127.0.0.1:{environment['ECKART_PORT']}"
     data_dir = short_dir / "data"
-    for _ in range(2):  # what the first one leaves is no obstacle to the second
-        with standalone(environment, tmp_path / "log") as (_, line):
-            assert line.startswith(f"Eckart listens on {url}, its data is in {data_dir}. Try: curl ")
-            assert httpx.get(f"{url}/readyz").status_code == 200
-            assert (data_dir / "run" / "redis.sock").is_socket()
-            pids = [
-                int((data_dir / "run" / f"{name}.pid").read_text()) for name in ("redis", "worker", "api")
-            ]
-            again = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, check=False)
-            assert (again.returncode, again.stdout) == (1, "")
-            assert "is in use by process" in again.stderr
-        assert not any(is_running(pid) for pid in pids)
-        assert [path.name for path in (data_dir / "run").iterdir()] == ["lock"]
+    with standalone(environment, tmp_path / "log") as (_, line):
+        assert line.startswith(f"Eckart listens on {url}, its data is in {data_dir}. Try: curl ")
+        assert httpx.get(f"{url}/readyz").status_code == 200
+        assert (data_dir / "run" / "redis.sock").is_socket()
+        pids = [int((data_dir / "run" / f"{name}.pid").read_text()) for name in ("redis", "worker", "api")]
+        again = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, check=False)
+        assert (again.returncode, again.stdout) == (1, "")
+        assert "is in use by process" in again.stderr
+    assert not any(is_running(pid) for pid in pids)
+    assert [path.name for path in (data_dir / "run").iterdir()] == ["lock"]
 
 
 def test_it_imports_no_torch():
