@@ -83,6 +83,7 @@ def decompositions(weight: torch.Tensor, exponent: int, *, vectors: bool = True)
             continue
         if bool(torch.isfinite(found.singular_values).all()):
             yield found
+        del found  # The next step needs the room.
 
 
 def resolved(weight: torch.Tensor, exponent: int, rank: int) -> Decomposition:

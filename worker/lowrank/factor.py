@@ -76,6 +76,7 @@ def settle(
             continue
         if outcome is not None:
             return outcome
+        del decomposition  # The next step needs the room.
     return Kept(reason=Reason.NOT_CONVERGED)
 
 
