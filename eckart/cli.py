@@ -39,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         return 1
     except BrokenPipeError:
-        # Whoever read us has gone; the interpreter must not trip over the same pipe once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 1  # whoever read us has gone, and would not read a message either
     except OSError as error:
         print(f"eckart: {error}", file=sys.stderr)
         return 1

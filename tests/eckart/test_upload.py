@@ -167,19 +167,20 @@ def test_trouble_that_does_not_pass_is_told_in_the_end(tiny):
 
 
 @pytest.mark.parametrize("change", [-1, +1])
-def test_a_file_that_changes_underway_is_noticed(tiny, change):
+def test_a_file_that_changes_underway_is_noticed(serve, tiny, change):
     """The file is hashed first; whatever its length is by the time it is sent, nothing is sent as whole."""
 
-    def respond(request):
-        if request.method == "GET":
+    def respond(exchange):
+        if exchange.method == "GET":
             content = tiny.read_bytes()
             tiny.write_bytes(content[:-1] if change < 0 else content + b"x")
-            return httpx.Response(404)
-        request.read()
-        return httpx.Response(201)
+        exchange.answer(404 if exchange.method == "GET" else 201)
 
-    with pytest.raises(InputError, match="changed while it was being sent"):
-        upload(respond, tiny)
+    with (
+        Client(serve(respond), patience_s=5) as client,
+        pytest.raises(InputError, match="changed while it was being sent"),
+    ):
+        client.upload(tiny)
 
 
 @pytest.mark.parametrize("name", ["", "-x", "a/b", "x" * 129, "ä", "x\n"])
