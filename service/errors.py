@@ -1,4 +1,4 @@
-"""Every refusal, drawn once: status, title and what to do about it stand on the class.
+"""Every refusal, drawn once and kept in one file: status, title and advice stand on the class.
 
 Refusal
 ├── InvalidHttp 400

@@ -26,5 +26,5 @@ class Settings(StateSettings):
         default=60, gt=0, description="An upload from which nothing arrives for this long is dropped."
     )
     shutdown_s: int = Field(
-        default=30, ge=0, description="How long requests under way may take to end when the API is stopped."
+        default=10, ge=0, description="How long requests under way may take to end when the API is stopped."
     )

@@ -6,6 +6,7 @@ import logging
 
 from schemas.compression import CompressionSpec
 from schemas.job import JobRequest
+from schemas.plan import Plan
 from schemas.planning import make_plan
 from service import errors
 from service.deps import Services
@@ -13,6 +14,9 @@ from service.forms import FormContent
 from state.errors import StoreUnavailable
 from state.records import Idempotency, JobRecord, JobView, NewJob
 from state.shelf import StoredCheckpoint
+
+# A match takes half a microsecond, or ten for a pattern made to be slow.
+MAX_MATCHES = 10_000_000
 
 log = logging.getLogger("eckart.service")
 
@@ -48,6 +52,17 @@ def complete_checkpoint(services: Services, checkpoint_id: str) -> StoredCheckpo
     return stored
 
 
+def bounded_plan(stored: StoredCheckpoint, spec: CompressionSpec) -> Plan:
+    """Plan, unless matching every pattern with every tensor would keep this process busy for long."""
+    tensors = stored.tensors
+    patterns = len(spec.include) + len(spec.exclude) + len(spec.overrides)
+    if patterns * len(tensors) > MAX_MATCHES:
+        raise errors.InvalidSpec(
+            f"{patterns} patterns for {len(tensors)} tensors are too many; let each stand for many layers."
+        )
+    return make_plan(tensors, spec)
+
+
 def _submit(
     services: Services, stored: StoredCheckpoint, spec: CompressionSpec, idempotency: Idempotency | None
 ) -> JobView:
@@ -55,7 +70,7 @@ def _submit(
         checkpoint=stored.id,
         spec=spec,
         files=stored.files,
-        warnings=make_plan(stored.tensors, spec).warnings,
+        warnings=bounded_plan(stored, spec).warnings,
         parameters_total=stored.parameters,
     )
     record = services.jobs.create(new, idempotency=idempotency)

@@ -135,7 +135,8 @@ class Writer(Generic[T]):
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         if error is not None:
-            await asyncio.wrap_future(self._thread.submit(self._abort))
+            # Shielded: a second cancellation, as at the end of a shutdown, must not take it back.
+            await asyncio.shield(asyncio.wrap_future(self._thread.submit(self._abort)))
         self._thread.shutdown(wait=False)
 
     async def put(self, block: list[bytes]) -> None:

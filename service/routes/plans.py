@@ -5,12 +5,11 @@ from starlette.concurrency import run_in_threadpool
 
 from schemas.job import JobRequest
 from schemas.plan import PlanDocument, plan_document
-from schemas.planning import make_plan
 from service import errors
 from service.deps import IncomingDep, Services, ServicesDep
 from service.openapi import JSON_BODY, refusals
 from service.strictjson import parse_model
-from service.submission import complete_checkpoint
+from service.submission import bounded_plan, complete_checkpoint
 
 router = APIRouter(prefix="/v1/plans", tags=["plans"])
 
@@ -38,4 +37,4 @@ async def plan_job(body: IncomingDep, services: ServicesDep) -> PlanDocument:
 
 def _plan(services: Services, asked: JobRequest) -> PlanDocument:
     stored = complete_checkpoint(services, asked.checkpoint)
-    return plan_document(stored.id, stored.tensors, make_plan(stored.tensors, asked.spec))
+    return plan_document(stored.id, stored.tensors, bounded_plan(stored, asked.spec))

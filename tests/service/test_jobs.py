@@ -136,6 +136,16 @@ def test_a_flood_of_bad_fields_gets_a_short_answer(service):
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/plans"])
+def test_more_patterns_than_can_be_matched_in_time_are_refused(service, path):
+    name = service.stored(checkpoint_bytes({f"layer.{i}.weight": (1, 1) for i in range(2000)}))
+    spec = {"rank": 4, "include": ["x"] * 10_000}
+
+    refused = service.http.post(path, json={"checkpoint": name, "spec": spec})
+
+    assert "patterns" in assert_problem(refused, 422, "invalid-spec")["detail"]
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/plans"])
 def test_an_unknown_checkpoint_is_not_found(service, path):
     refused = service.http.post(path, json={"checkpoint": "nobody", "spec": SPEC})
 
