@@ -97,7 +97,7 @@ def server_command(binary: Path, *, socket_path: Path, data_dir: Path) -> tuple[
         "unixsocketperm": "700",
         "dir": str(data_dir),
         "appendonly": "yes",
-        "appendfsync": "everysec",
+        "appendfsync": "always",
         "save": "",
         "maxmemory-policy": "noeviction",
         "daemonize": "no",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from schemas.checkpoint import INDEX_ENDING, CheckpointError
-from schemas.job import Progress
+from schemas.job import TERMINAL, Progress
 from schemas.problem import Problem, problem
 from schemas.report import Report
 from state.checkpoints import CheckpointStore
@@ -111,7 +111,7 @@ def _discard(claim: Claim, jobs: JobStore, settings: Settings) -> None:
     except JobNotFound:
         shutil.rmtree(layout.job(record.id), ignore_errors=True)
         return
-    if state == "canceled":
+    if state in TERMINAL:
         shutil.rmtree(layout.work(record.id), ignore_errors=True)
 
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -142,10 +144,9 @@ def test_a_canceled_job_stops_and_leaves_nothing(service, checkpoint):
     canceled = service.client.cancel(job_id)
 
     assert canceled.state == "canceled"
-    begun = sum(service.layers_begun(job_id).values())
     directory = service.data_dir / "jobs" / job_id
     service.await_true(lambda: sorted(path.name for path in directory.iterdir()) == ["job.json"])
-    assert sum(service.layers_begun(job_id).values()) <= begun + 2
+    service.await_true(lambda: f"{job_id}: attempt 1 is no longer wanted" in service.log())
     with pytest.raises(JobFailed):
         service.client.wait(job_id)
 
@@ -169,3 +170,40 @@ def test_a_terminated_worker_gives_its_job_back_at_once(service, checkpoint, cal
     assert job.attempt == 1
     assert layers_done_twice(service, job_id) == 0
     assert digests(service, job_id) == calm
+
+
+def test_a_zombie_publishes_nothing(service, checkpoint, calm):
+    """A worker that was only asleep finds its job done by another one, and leaves it alone."""
+    job_id = begin(service, checkpoint)
+    (child,) = service.children("worker")
+    os.kill(child, signal.SIGSTOP)
+    try:
+        service.await_true(lambda: service.client.job(job_id).state == "queued")
+        run_second_worker(service, job_id)
+        job = service.client.job(job_id)
+        assert (job.state, job.attempt) == ("succeeded", 2)
+    finally:
+        os.kill(child, signal.SIGCONT)
+    service.await_true(lambda: f"{job_id}: attempt 1 is no longer wanted" in service.log())
+
+    directory = service.data_dir / "jobs" / job_id
+    assert sorted(path.name for path in directory.iterdir()) == ["job.json", "result-2"]
+    assert digests(service, job_id) == calm
+
+
+def run_second_worker(service, job_id):
+    """Do the job in a process of its own, with the threads that the first worker has."""
+    code = (
+        "import sys, threading; from worker.settings import Settings; "
+        "from worker.attempt import run_attempt; "
+        "from state.connection import redis_client; from state.jobs import JobStore; s = Settings(); "
+        "j = JobStore(redis_client(s.redis_url), s.data_dir, lease_s=3); "
+        "run_attempt(sys.argv[1], j, s, worker='2nd', stopping=threading.Event())"
+    )
+    (socket,) = (service.data_dir / "run").glob("*.sock")
+    environment = os.environ | {
+        "ECKART_REDIS_URL": f"redis+socket://{socket}",
+        "ECKART_DATA_DIR": str(service.data_dir),
+        "ECKART_HEARTBEAT_S": "0.5",
+    }
+    subprocess.run([sys.executable, "-c", code, job_id], env=environment, check=True, timeout=60)

@@ -132,7 +132,7 @@ def test_the_server_is_configured_by_us(server, short_dir):
         assert {name: told[name] for name in ("port", "appendonly", "appendfsync", "save")} == {
             "port": "0",
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            "appendfsync": "always",
             "save": "",
         }
         assert told["maxmemory-policy"] == "noeviction"

@@ -1,0 +1,157 @@
+"""One attempt at a job, against a real server and a real data directory."""
+
+import shutil
+import threading
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from schemas.compression import CompressionSpec
+from state.checkpoints import CheckpointStore
+from state.jobs import JobStore
+from state.layout import Layout
+from state.records import NewJob
+from worker.attempt import run_attempt
+from worker.settings import Settings
+
+CALM = threading.Event()
+RUSHED = threading.Event()
+RUSHED.set()
+
+
+class Bench:
+    """A store with one checkpoint, and jobs on it."""
+
+    def __init__(self, redis_server, data_dir, source):
+        self.settings = Settings(data_dir=data_dir, heartbeat_s=0.1)
+        self.layout = Layout(data_dir)
+        self.jobs = JobStore(redis_server.client(), data_dir, lease_s=60, max_attempts=3)
+        self.checkpoints = CheckpointStore(data_dir)
+        with self.checkpoints.receive("m", source.name, content_bytes=None, limit_bytes=10**9) as upload:
+            upload.write(source.read_bytes())
+            upload.commit(None)
+        self.stored = self.layout.checkpoint("m") / source.name
+
+    def accept(self):
+        files = self.checkpoints.get("m").files
+        return self.jobs.create(NewJob(checkpoint="m", spec=CompressionSpec(rank=4), files=files)).id
+
+    def run(self, job_id, stopping=CALM):
+        run_attempt(job_id, self.jobs, self.settings, worker="w", stopping=stopping)
+        return self.jobs.get(job_id)
+
+
+@pytest.fixture
+def bench(redis_server, tmp_path, gaussian):
+    source = tmp_path / "model.safetensors"
+    save_file({f"l{i}.weight": gaussian(48, 40) for i in range(5)}, source)
+    return Bench(redis_server, tmp_path / "data", source)
+
+
+def test_a_job_ends_with_its_files_and_nothing_else(bench):
+    record = bench.run(bench.accept())
+
+    assert (record.state, record.attempt, record.result_fence) == ("succeeded", 1, 1)
+    assert record.summary.layers_factored == 5
+    assert record.single_file == "model.safetensors"
+    directory = bench.layout.job(record.id)
+    assert sorted(path.name for path in directory.iterdir()) == ["job.json", "result-1"]
+    result = bench.layout.result(record.id, 1)
+    assert sorted(path.name for path in result.iterdir()) == ["model.safetensors", "report.json"]
+    assert len(load_file(result / "model.safetensors")) == 10
+
+
+def test_a_finished_job_is_left_alone(bench):
+    record = bench.run(bench.accept())
+
+    assert bench.run(record.id) == record
+
+
+def test_a_job_in_other_hands_is_left_alone(bench):
+    claim = bench.jobs.claim(bench.accept(), worker="other")
+
+    assert bench.run(claim.record.id) == claim.record
+
+
+def truncate(bench):
+    bench.stored.chmod(0o644)
+    bench.stored.write_bytes(bench.stored.read_bytes()[:-1])
+
+
+def garble(bench):
+    bench.stored.chmod(0o644)
+    bench.stored.write_bytes(b"x" * bench.stored.stat().st_size)
+
+
+def remove(bench):
+    shutil.rmtree(bench.stored.parent)
+
+
+@pytest.mark.parametrize("spoil", [truncate, garble, remove])
+def test_a_fault_of_the_input_fails_the_job_at_once(bench, spoil):
+    job_id = bench.accept()
+    spoil(bench)
+    record = bench.run(job_id)
+
+    assert (record.state, record.attempt) == ("failed", 1)
+    assert record.error.type == "urn:eckart:problem:unusable-checkpoint"
+    assert "Store the checkpoint again" in record.error.detail
+    assert not bench.layout.result(job_id, 1).exists()
+
+
+def test_trouble_of_the_machine_is_tried_three_times(bench):
+    job_id = bench.accept()
+    bench.layout.work(job_id).write_text("in the way")
+    states = [bench.run(job_id).state for _ in range(3)]
+    record = bench.run(job_id)
+
+    assert states == ["queued", "queued", "failed"]
+    assert record.attempt == 3
+    assert record.error.type == "urn:eckart:problem:worker-trouble"
+
+
+def test_trouble_that_passes_does_not_end_the_job(bench):
+    job_id = bench.accept()
+    bench.layout.work(job_id).write_text("in the way")
+    bench.run(job_id)
+    bench.layout.work(job_id).unlink()
+
+    assert bench.run(job_id).state == "succeeded"
+
+
+def test_a_stopping_worker_gives_the_job_back_uncounted(bench):
+    job_id = bench.accept()
+    record = bench.run(job_id, stopping=RUSHED)
+
+    assert (record.state, record.attempt) == ("queued", 0)
+    assert bench.run(job_id).state == "succeeded"
+
+
+def test_the_result_of_a_claim_that_was_lost_meanwhile_is_discarded(bench):
+    job_id = bench.accept()
+    bench.jobs.claim(job_id, worker="other")
+    bench.jobs.retry(job_id, 1, record_trouble())
+
+    class Thief:
+        """Takes the job away at the second look, as a reaper and another worker would."""
+
+        looks = 0
+
+        def is_set(self):
+            self.looks += 1
+            if self.looks == 2:
+                bench.jobs.retry(job_id, 2, record_trouble())
+                bench.jobs.claim(job_id, worker="thief")
+            return False
+
+    record = bench.run(job_id, stopping=Thief())
+
+    assert (record.state, record.fence) == ("running", 3)
+    directory = bench.layout.job(job_id)
+    assert not list(directory.glob("result-*"))
+
+
+def record_trouble():
+    from schemas.problem import problem
+
+    return problem("worker-trouble", "Trouble", 500, "Trouble.")
