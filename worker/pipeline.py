@@ -16,6 +16,7 @@ from schemas.report import FileReport, Report
 from worker.checkpoint.part import PartFile
 from worker.checkpoint.reader import CheckpointReader
 from worker.checkpoint.spool import LayerSpool
+from worker.device import threads_for
 from worker.layer import LayerOutcome, factor_layer, kept_outcome
 from worker.output import write_output
 from worker.plan import InputCheckpoint, LayerTask, WorkPlan, plan_work
@@ -90,7 +91,10 @@ def _finish_layers(
         written: Future[None] | None = None
         for task in todo:
             meter.begin(task)
-            outcome, factors = factor_layer(task, weights.take(task), seed=seed, device=device)
+            weight = weights.take(task)
+            with threads_for(task.cost):
+                outcome, factors = factor_layer(task, weight, seed=seed, device=device)
+            del weight
             if written is not None:
                 written.result()
             written = writing.submit(spool.put, task.number, outcome.model_dump_json(), factors)
