@@ -45,7 +45,7 @@ def open_services(settings: Settings) -> Services:
         jobs=jobs,
         queue=queue,
         workers=workers,
-        metrics=Metrics(partial(look, redis=client, queue=queue, workers=workers, space=space)),
+        metrics=Metrics(partial(look, jobs=jobs, queue=queue, workers=workers, space=space)),
     )
 
 

@@ -34,7 +34,7 @@ def begin_form(
     form = CheckpointForm(
         services.checkpoints,
         checkpoint_id,
-        withdraw=partial(withdraw, services.jobs, settings.data_dir, checkpoint_id),
+        withdraw=partial(withdraw, services.checkpoints, services.jobs, checkpoint_id),
         space=services.space,
         limit_bytes=settings.max_upload_bytes,
         spec_limit_bytes=settings.max_spec_bytes,

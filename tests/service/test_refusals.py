@@ -250,3 +250,16 @@ def test_a_missing_body_is_a_refusal_and_no_fault(service):
     answer = service.raw(head)
 
     assert answer.startswith(b"HTTP/1.1 422 ")
+
+
+def test_with_redis_away_a_refused_form_leaves_nothing_either(redis_server, start):
+    service = start(reaper_s=60)
+    files = [("checkpoint", ("a.safetensors", MODEL)), ("checkpoint", ("b.safetensors", MODEL[:-1]))]
+    redis_server.kill()
+    try:
+        refused = service.http.post("/v1/checkpoints/away", files=files)
+    finally:
+        redis_server.start()
+
+    assert_problem(refused, 422, "invalid-checkpoint:truncated")
+    assert service.http.get("/v1/checkpoints/away").status_code == 404
