@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Event
 from typing import Annotated, TypedDict, TypeVar
 
 from fastapi import Depends
@@ -33,6 +34,7 @@ class Services:
     queue: JobQueue
     workers: WorkerRegistry
     metrics: Metrics
+    stopping: Event
 
 
 class State(TypedDict):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
+from threading import Event
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -45,6 +46,7 @@ def open_services(settings: Settings) -> Services:
         jobs=jobs,
         queue=queue,
         workers=workers,
+        stopping=Event(),
         metrics=Metrics(partial(look, jobs=jobs, queue=queue, workers=workers, space=space)),
     )
 
@@ -79,6 +81,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         ],
         redoc_url=None,
     )
+    app.state.stopping = services.stopping
     for routes in (checkpoints, jobs, results, plans, health):
         app.include_router(routes.router)
     return app

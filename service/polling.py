@@ -8,27 +8,27 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from schemas.job import TERMINAL
+from service.deps import Services
 from service.digests import is_known
 from service.views import job_document, retry_after
-from state.jobs import JobStore
 from state.records import JobView
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 0.5
 
 
-async def watched_job(request: Request, jobs: JobStore, job_id: str, *, wait_s: float) -> JobView:
-    """Look at a job, again and again until its state differs, the time is up or the client has left."""
+async def watched_job(request: Request, services: Services, job_id: str, *, wait_s: float) -> JobView:
+    """Look at a job until its state differs, the time is up, the client has left, or the service stops."""
     loop = asyncio.get_running_loop()
-    first = view = await run_in_threadpool(jobs.view, job_id)
+    first = view = await run_in_threadpool(services.jobs.view, job_id)
     until_s, pause_s = loop.time() + wait_s, FIRST_PAUSE_S
     while view.record.state == first.record.state and view.record.state not in TERMINAL:
         left_s = until_s - loop.time()
-        if left_s <= 0 or await request.is_disconnected():
+        if left_s <= 0 or services.stopping.is_set() or await request.is_disconnected():
             break
         await asyncio.sleep(min(pause_s, left_s))
         pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
-        view = await run_in_threadpool(jobs.view, job_id)
+        view = await run_in_threadpool(services.jobs.view, job_id)
     return view
 
 

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from schemas.checkpoint import CheckpointError
 from schemas.problem import field_problems
@@ -17,6 +18,7 @@ from state import errors as state
 
 MAX_FIELD_PROBLEMS = 50
 CLIENT_CLOSED_REQUEST = 499
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 log = logging.getLogger("eckart.service")
@@ -104,9 +106,18 @@ async def answer(request: Request, error: Exception) -> Response:
     """Answer with the problem that was raised."""
     refusal = translated(error)
     response = ProblemResponse(refusal)
+    if isinstance(refusal, errors.MethodNotAllowed):
+        response.headers["Allow"] = ", ".join(_methods(request))
     if request_id := request.scope.get("state", {}).get("request_id"):
         response.headers["X-Request-ID"] = request_id
     return response
+
+
+def _methods(request: Request) -> list[str]:
+    """Ask every route, for Starlette's own Allow header names the methods of the first alone."""
+    routes = request.app.routes
+    scope = dict(request.scope)
+    return [m for m in METHODS if any(r.matches({**scope, "method": m})[0] == Match.FULL for r in routes)]
 
 
 async def _gone(_request: Request, _error: Exception) -> Response:

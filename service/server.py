@@ -2,9 +2,11 @@
 
 import logging
 import logging.config
+import socket
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from service.main import create_app
 from service.protocol import EckartProtocol
@@ -48,10 +50,24 @@ LOGGING: dict[str, Any] = {
 }
 
 
-def server_config(settings: Settings) -> uvicorn.Config:
+class Server(uvicorn.Server):
+    """uvicorn with the application in it; told to stop, it first ends the requests that only wait."""
+
+    def __init__(self, settings: Settings) -> None:
+        app = create_app(settings)
+        super().__init__(server_config(app, settings))
+        self._stopping = app.state.stopping
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End what waits, then let the rest come to its end."""
+        self._stopping.set()
+        await super().shutdown(sockets)
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """Say how uvicorn runs the application."""
     return uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         loop="uvloop",
@@ -67,4 +83,4 @@ def server_config(settings: Settings) -> uvicorn.Config:
 def serve(settings: Settings) -> None:
     """Run until told to stop."""
     logging.config.dictConfig(LOGGING)
-    uvicorn.Server(server_config(settings)).run()
+    Server(settings).run()

@@ -79,7 +79,9 @@ def _submit(
 
 
 def _ring(services: Services, record: JobRecord) -> None:
-    """Tell the workers; should that fail, the reaper does it."""
+    """Tell the workers of a new job; should that fail, the reaper does it."""
+    if record.state != "queued":
+        return
     try:
         services.queue.send(record.id)
     except StoreUnavailable:

@@ -79,6 +79,7 @@ async def post_files(body: IncomingDep, services: ServicesDep, checkpoint_id: Ne
     return JSONResponse(checkpoint_document(stored).model_dump(mode="json"), 201 if created else 200)
 
 
+@router.head("/{checkpoint_id}", include_in_schema=False)
 @router.get(
     "/{checkpoint_id}",
     summary="List a checkpoint's files and tensors",

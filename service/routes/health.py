@@ -14,12 +14,14 @@ router = APIRouter(tags=["health"])
 OK = HealthDocument(status="ok")
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez", summary="Say that the process answers; touches nothing", responses=refusals())
 async def livez() -> HealthDocument:
     """Answer as long as the process does."""
     return OK
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Say whether jobs can be taken and done", responses=refusals(errors.NotReady))
 def readyz(services: ServicesDep) -> HealthDocument:
     """Name what is missing: Redis, room on the disk, a worker."""

@@ -85,6 +85,7 @@ def list_jobs(
     return job_list(services.jobs.list(state, limit=limit, cursor=cursor))
 
 
+@router.head("/{job_id}", include_in_schema=False)
 @router.get(
     "/{job_id}",
     summary="Show a job, now or when its state has changed",
@@ -99,7 +100,7 @@ async def get_job(
     request: Request, services: ServicesDep, job_id: JobId, wait: Wait = 0, if_none_match: IfNoneMatch = None
 ) -> Response:
     """Say how it stands."""
-    view = await watched_job(request, services.jobs, job_id, wait_s=wait)
+    view = await watched_job(request, services, job_id, wait_s=wait)
     return status_response(view, if_none_match)
 
 

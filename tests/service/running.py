@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 
 import httpx
-import uvicorn
 
 from schemas.report import Totals
-from service.server import server_config
+from service.server import Server
 from service.settings import Settings
 from state.checkpoints import CheckpointStore
 from state.connection import redis_client
@@ -38,7 +37,7 @@ class RunningService:
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=30)
-        self._server = uvicorn.Server(server_config(self.settings))
+        self._server = Server(self.settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
 
     def __enter__(self):

@@ -93,3 +93,12 @@ def test_probes_stay_out_of_the_access_log(path):
 
     assert WithoutProbes().filter(record) is False
     assert WithoutProbes().filter(other) is True
+
+
+def test_a_head_is_a_get_without_its_body(service):
+    stored = service.stored(MODEL)
+    for path in ("/livez", "/readyz", f"/v1/checkpoints/{stored}", "/v1/checkpoints/nobody"):
+        head, get = service.http.head(path), service.http.get(path)
+        assert head.status_code == get.status_code
+        assert head.content == b""
+        assert head.headers["content-length"] == get.headers["content-length"]

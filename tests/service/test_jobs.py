@@ -4,6 +4,7 @@ import json
 import threading
 import time
 
+import httpx
 import pytest
 
 from schemas.job import Progress
@@ -244,6 +245,23 @@ def test_waiting_ends_when_the_time_is_up(service, job):
     answer = service.http.get(f"/v1/jobs/{job['id']}", params={"wait": 0.2})
 
     assert answer.json()["state"] == "queued"
+
+
+def test_waiting_ends_when_the_service_stops(start):
+    service = start()
+    job = service.submit(service.stored(MODEL)).json()["id"]
+    answers = []
+
+    def wait():
+        answers.append(httpx.get(f"{service.url}/v1/jobs/{job}", params={"wait": 60}, timeout=30))
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    time.sleep(0.3)
+    service.__exit__()
+    waiter.join(10)
+
+    assert answers[0].json()["state"] == "queued"
 
 
 def test_waiting_for_a_job_that_has_ended_ends_at_once(service, job):
