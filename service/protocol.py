@@ -49,6 +49,12 @@ class EckartProtocol(HttpToolsProtocol):
         self._end_head()
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of a body; added to empty bytes it is not copied, as it would be in a bytearray."""
+        if not self.cycle.body:
+            self.cycle.body = b""  # type: ignore[assignment]  # uvicorn only ever adds to it and reads it
+        super().on_body(body)
+
     def send_400_response(self, _msg: str) -> None:
         """Refuse what the parser could not make sense of."""
         self._refuse(errors.InvalidHttp())
