@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
+from importlib.metadata import version
 from threading import Event
 
 from fastapi import FastAPI
@@ -69,7 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = DocumentedApp(
         title="Eckart",
         summary=SUMMARY,
-        version="0.1.0",
+        version=version("eckart"),
         lifespan=lifespan,
         redirect_slashes=False,
         separate_input_output_schemas=False,

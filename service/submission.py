@@ -5,7 +5,7 @@ import json
 import logging
 
 from schemas.compression import CompressionSpec
-from schemas.job import JobRequest
+from schemas.job import NO_PROGRESS, JobRequest
 from schemas.plan import Plan
 from schemas.planning import make_plan
 from service import errors
@@ -24,7 +24,8 @@ log = logging.getLogger("eckart.service")
 def submit_stored(services: Services, request: JobRequest, key: str | None) -> JobView:
     """Accept a job for a checkpoint that is already stored."""
     stored = complete_checkpoint(services, request.checkpoint)
-    return _submit(services, stored, request.spec, _idempotency(key, request.spec, request.checkpoint))
+    record = _submit(services, stored, request.spec, _idempotency(key, request.spec, request.checkpoint))
+    return _view(services, record)
 
 
 def submit_form(services: Services, content: FormContent, key: str | None) -> JobView:
@@ -36,9 +37,9 @@ def submit_form(services: Services, content: FormContent, key: str | None) -> Jo
         if not stored.complete:
             raise errors.InvalidCheckpoint("missing-files", f"The upload lacks {', '.join(stored.missing)}.")
         files = sorted((file.name, file.sha256) for file in stored.files)
-        view = _submit(services, stored, content.spec, _idempotency(key, content.spec, files))
-        kept = view.record.checkpoint == content.checkpoint_id
-        return view
+        record = _submit(services, stored, content.spec, _idempotency(key, content.spec, files))
+        kept = record.checkpoint == content.checkpoint_id
+        return _view(services, record)
     finally:
         if not kept:
             services.checkpoints.delete(content.checkpoint_id)
@@ -65,7 +66,7 @@ def bounded_plan(stored: StoredCheckpoint, spec: CompressionSpec) -> Plan:
 
 def _submit(
     services: Services, stored: StoredCheckpoint, spec: CompressionSpec, idempotency: Idempotency | None
-) -> JobView:
+) -> JobRecord:
     new = NewJob(
         checkpoint=stored.id,
         spec=spec,
@@ -75,7 +76,15 @@ def _submit(
     )
     record = services.jobs.create(new, idempotency=idempotency)
     _ring(services, record)
-    return services.jobs.view(record.id)
+    return record
+
+
+def _view(services: Services, record: JobRecord) -> JobView:
+    """Look at an accepted job; it stays accepted where Redis goes away in this very moment."""
+    try:
+        return services.jobs.view(record.id)
+    except StoreUnavailable:
+        return JobView(record, NO_PROGRESS, queue_position=None)
 
 
 def _ring(services: Services, record: JobRecord) -> None:

@@ -3,7 +3,7 @@
 from schemas.job import TERMINAL, Job, JobList, Links
 from state.records import JobPage, JobView
 
-RETRY_AFTER_S = 2
+RETRY_AFTER_S = 1
 
 
 def job_document(view: JobView) -> Job:
