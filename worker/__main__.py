@@ -11,6 +11,7 @@ from schemas.checkpoint import CheckpointError
 from schemas.compression import CompressionSpec
 from schemas.job import Progress
 from schemas.problem import field_problems
+from schemas.report import Report
 from worker.settings import Settings
 
 
@@ -34,31 +35,38 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command")
     compress = commands.add_parser("compress", help="compress a checkpoint on this machine")
     compress.add_argument("input", type=Path, help="a safetensors file, an index or a directory with one")
-    compress.add_argument("output", type=Path, help="a new directory for the results and report.json")
+    compress.add_argument(
+        "output", type=Path, help="a new directory for the files and report.json, or a new .safetensors file"
+    )
     compress.add_argument("--spec", required=True, help="the spec as JSON, or a file that holds it")
     return parser
 
 
 def _compress(source: Path, target: Path, spec_text: str) -> int:
-    from worker.device import choose_device, set_threads
-    from worker.local import compress_local
-
     try:
-        settings = Settings()
-        set_threads(settings.threads)
-        spec = _spec(spec_text)
-        report = compress_local(
-            source, target, spec, device=choose_device(settings.device), observe=_show_progress
-        )
+        settings, spec = Settings(), _spec(spec_text)
+        report = _work(source, target, spec, settings)
     except ValidationError as error:
         for fault in field_problems(error.errors()):
             print(f"spec{fault.pointer}: {fault.detail}", file=sys.stderr)
         return 1
-    except (CheckpointError, OSError, ValueError) as error:
+    except CheckpointError as error:
+        print(f"{source}: {error}", file=sys.stderr)
+        return 1
+    except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     print(json.dumps(report.totals.model_dump(), indent=1))
     return 0
+
+
+def _work(source: Path, target: Path, spec: CompressionSpec, settings: Settings) -> Report:
+    from worker.device import choose_device, set_threads
+    from worker.local import compress_local
+
+    set_threads(settings.threads)
+    device = choose_device(settings.device)
+    return compress_local(source, target, spec, device=device, observe=_show_progress)
 
 
 def _spec(text: str) -> CompressionSpec:

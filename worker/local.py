@@ -10,25 +10,27 @@ import torch
 from schemas.checkpoint import INDEX_ENDING, check_shards, parse_index, read_header
 from schemas.compression import CompressionSpec
 from schemas.report import FileReport, Report
-from worker.pipeline import Request, compress
+from worker.pipeline import REPORT_NAME, Request, compress
 from worker.plan import InputCheckpoint, Source
 from worker.progress import Observer
 
 HASH_BYTES = 4 << 20
+FILE_SUFFIX = ".safetensors"
 
 
 def compress_local(
     source: Path, target: Path, spec: CompressionSpec, *, device: torch.device, observe: Observer
 ) -> Report:
-    """Compress into a new directory, which appears when all of it is there.
+    """Compress into a new place, which appears when all of it is there.
 
     Parameters
     ----------
     source
         A safetensors file, an index, or a directory that holds one of them.
     target
-        A directory that does not exist yet. Finished layers wait beside it in `<target>.work` until the end,
-        so that a broken run goes on where it was.
+        A directory that does not exist yet; or, for a single file, a name that ends in `.safetensors`, with
+        the report beside it as `.report.json`. Finished layers wait beside it in `<target>.work` until the
+        end, so that a broken run goes on where it was.
 
     Raises
     ------
@@ -38,10 +40,14 @@ def compress_local(
         If the target exists.
     FileNotFoundError
         If the input does not.
+    ValueError
+        If a sharded checkpoint is to become a single file.
     """
     if target.exists():
-        raise FileExistsError(f"{target} exists; name a new directory")
+        raise FileExistsError(f"{target} exists; name a new place")
     checkpoint = open_checkpoint(source)
+    if target.suffix == FILE_SUFFIX and checkpoint.index is not None:
+        raise ValueError(f"{source} is sharded; name a directory for its files, not {target}")
     work = target.with_name(target.name + ".work")
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -50,9 +56,19 @@ def compress_local(
     spool_dir = work / _fingerprint(files, spec)
     request = Request(checkpoint, files, spec, spool_dir=spool_dir, result_dir=part)
     report = compress(request, device=device, observe=observe)
-    part.replace(target)
+    _publish(part, target)
     shutil.rmtree(work, ignore_errors=True)
     return report
+
+
+def _publish(part: Path, target: Path) -> None:
+    if target.suffix != FILE_SUFFIX:
+        part.replace(target)
+        return
+    (part / REPORT_NAME).replace(target.with_suffix(".report.json"))
+    (file,) = part.iterdir()
+    file.replace(target)
+    part.rmdir()
 
 
 def open_checkpoint(path: Path) -> InputCheckpoint:

@@ -312,7 +312,7 @@ def test_an_existing_target_is_left_alone(save, gaussian, tmp_path):
     from worker.local import compress_local
 
     (tmp_path / "there").mkdir()
-    with pytest.raises(FileExistsError, match="name a new directory"):
+    with pytest.raises(FileExistsError, match="name a new place"):
         compress_local(
             save({"a.weight": gaussian(8, 8)}),
             tmp_path / "there",

@@ -1,0 +1,67 @@
+"""`python -m worker compress` as a user types it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+SPEC = '{"rank": {"ratio": 0.5}}'
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "worker", "compress", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("target", "files"),
+    [
+        ("out", ["out", "out/model.safetensors", "out/report.json"]),
+        ("small.safetensors", ["small.report.json", "small.safetensors"]),
+    ],
+)
+def test_a_file_is_compressed_into_a_directory_or_a_file(save, gaussian, tmp_path, target, files):
+    source = save({"a.weight": gaussian(64, 64)})
+    (tmp_path / "spec.json").write_text(SPEC)
+    done = run(source, tmp_path / target, "--spec", tmp_path / "spec.json")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["layers_factored"] == 1
+    made = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert made == sorted([*files, "model.safetensors", "spec.json"])
+    (result,) = (name for name in files if name.endswith(".safetensors"))
+    assert set(load_file(tmp_path / result)) == {"a.0.weight", "a.1.weight"}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "spec", "words"),
+    [
+        ("missing.safetensors", "out", SPEC, "missing.safetensors"),
+        ("model.safetensors", "model.safetensors", SPEC, "name a new place"),
+        ("model.safetensors", "out", '{"rank": {"ratio": 2}}', "/rank/ratio"),
+        ("model.safetensors", "out", '{"rank": 4, "colour": 1}', "/colour"),
+        ("model.safetensors", "out", "{nonsense", "Invalid JSON"),
+        ("model.safetensors", "out", "no-such-file.json", "no-such-file.json"),
+        ("broken.safetensors", "out", SPEC, "broken.safetensors: This is not safetensors"),
+        (".", "out", SPEC, "name the file or the index"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(save, gaussian, tmp_path, source, target, spec, words):
+    save({"a.weight": gaussian(8, 8)})
+    (tmp_path / "broken.safetensors").write_bytes(b"abc")
+    done = run(tmp_path / source, tmp_path / target, "--spec", spec)
+
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sharded_checkpoint_does_not_become_a_single_file(save_sharded, gaussian, tmp_path):
+    directory = save_sharded([{"a.weight": gaussian(8, 8)}, {"b.weight": gaussian(8, 8)}])
+    done = run(directory, tmp_path / "one.safetensors", "--spec", SPEC)
+
+    assert done.returncode == 1
+    assert "is sharded" in done.stderr
