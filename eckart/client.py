@@ -18,7 +18,8 @@ from eckart.spec import as_spec
 from eckart.upload import upload
 from schemas.checkpoint import CHECKPOINT_ID
 from schemas.job import TERMINAL, Job, JobList
-from schemas.plan import PlanDocument, plan_document
+from schemas.manifest import factored_names
+from schemas.plandocument import PlanDocument, plan_document
 from schemas.planning import make_plan
 from schemas.report import Report
 
@@ -152,7 +153,9 @@ class Client:
         checked = as_spec(spec)
         source = find_source(path_or_id)
         if source is not None:
-            return plan_document(source.name, source.tensors, make_plan(source.tensors, checked))
+            factored = factored_names(header.metadata for header in source.headers.values())
+            plan = make_plan(source.tensors, checked, factored=factored)
+            return plan_document(source.name, source.tensors, plan)
         body = {"checkpoint": str(path_or_id), "spec": checked.document()}
         return parse(PlanDocument, self._connection.ask(Call("POST", "/v1/plans", json=body)))
 

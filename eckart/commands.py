@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from eckart.client import Client
-from eckart.download import REPORT_NAME
 from eckart.errors import InputError
 from eckart.progress import ProgressLine
 from eckart.table import plan_table, report_table
 from schemas.checkpoint import INDEX_ENDING
-from schemas.report import Report
+from schemas.report import REPORT_NAME, Report
 
 if TYPE_CHECKING:
     from schemas.compression import CompressionSpec

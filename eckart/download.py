@@ -14,7 +14,7 @@ from eckart.errors import AnswerError, DigestError, EckartError, InputError
 from eckart.part import PartFile
 from eckart.patience import Patience
 from schemas.checkpoint import FILE_NAME
-from schemas.report import Report
+from schemas.report import REPORT_NAME, Report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from eckart.progress import Progress
     from schemas.report import FileReport
-
-REPORT_NAME = "report.json"
 
 
 def download(connection: Connection, job_id: str, into: Path, progress: Progress) -> tuple[Path, ...]:

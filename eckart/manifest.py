@@ -1,36 +1,11 @@
-"""What a compressed file says of itself: the `eckart` entry of its metadata."""
+"""Reading what a compressed file says of itself."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from eckart.errors import LoadError
-
-METADATA_KEY = "eckart"
-
-Size = Annotated[int, Field(ge=1)]
-
-
-class FactoredLayer(BaseModel):
-    """One weight that is stored as factors."""
-
-    model_config = ConfigDict(frozen=True)
-
-    method: str
-    rank: Size
-    shape: tuple[Size, Size]
-    dtype: str
-    relative_error: float | None = None
-
-
-class Manifest(BaseModel):
-    """The factored layers of one file, by module name; fields that a newer version adds are let by."""
-
-    model_config = ConfigDict(frozen=True)
-
-    version: Literal[1]
-    layers: dict[str, FactoredLayer]
+from schemas.manifest import METADATA_KEY, FactoredLayer, Manifest
 
 
 def read_manifest(file_name: str, metadata: Mapping[str, str]) -> dict[str, FactoredLayer]:

@@ -10,12 +10,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eckart.errors import LoadError
-from eckart.manifest import FactoredLayer, read_manifest
+from eckart.manifest import read_manifest
 from eckart.source import Source, open_source
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
+
+    from schemas.manifest import FactoredLayer
 
     Shapes = Mapping[str, tuple[int, ...]]
 

@@ -5,19 +5,21 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from schemas.base import Input, Output
+from schemas.checkpoint import CHECKPOINT_ID
 from schemas.compression import CompressionSpec
 from schemas.problem import Problem
 from schemas.report import Totals
 
 JobState = Literal["queued", "running", "succeeded", "failed", "canceled"]
 TERMINAL: frozenset[JobState] = frozenset({"succeeded", "failed", "canceled"})
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 
 class JobRequest(Input):
     """A job, or a plan, for a stored checkpoint."""
 
-    checkpoint: Annotated[str, Field(pattern=NAME, description="The checkpoint's id.", examples=["my-model"])]
+    checkpoint: Annotated[
+        str, Field(pattern=CHECKPOINT_ID.pattern, description="The checkpoint's id.", examples=["my-model"])
+    ]
     spec: CompressionSpec = Field(description="What is to be done.")
 
 

@@ -1,29 +1,46 @@
 """Deciding what is done to each weight: tensors and spec in, a frozen plan out, nothing read or computed."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from schemas.compression import DEFAULT_EXCLUDE, CompressionSpec, Override, RankRule
-from schemas.plan import BIAS, FACTORABLE, STORED, WEIGHT, LayerPlan, Plan, Tensor
+from schemas.plan import BIAS, STORED, WEIGHT, LayerPlan, Plan, Tensor
 from schemas.ranks import break_even_rank, ratio_rank
 from schemas.report import KeptReason
+from schemas.tensor import FLOAT_DTYPES
 
 
 def is_candidate(tensor: Tensor) -> bool:
     """Say whether a tensor could be factored at all: a floating matrix named `*.weight`."""
-    return tensor.name.endswith(WEIGHT) and len(tensor.shape) == 2 and tensor.dtype in FACTORABLE
+    return tensor.name.endswith(WEIGHT) and len(tensor.shape) == 2 and tensor.dtype in FLOAT_DTYPES
 
 
-def make_plan(tensors: Sequence[Tensor], spec: CompressionSpec) -> Plan:
-    """Decide for each tensor of a whole checkpoint, in order."""
+NO_OVERRIDE = Override(match="*")
+FACTOR = re.compile(r"(?P<module>.*)\.[0-2]\.weight")
+
+
+def make_plan(
+    tensors: Sequence[Tensor], spec: CompressionSpec, *, factored: Collection[str] = frozenset()
+) -> Plan:
+    """Decide for each tensor of a whole checkpoint, in order.
+
+    Modules that are `factored` already stay as they are: a loader could not nest their factors.
+    """
     taken = frozenset(tensor.name for tensor in tensors)
+    tensors = [tensor for tensor in tensors if not _is_factor(tensor.name, factored)]
     layers = tuple(
         _plan_layer(tensor, spec, taken)
         for tensor in tensors
         if is_candidate(tensor) and _selected(_module(tensor), spec)
     )
     return Plan(layers, tuple(_warnings(tensors, spec, layers)))
+
+
+def _is_factor(name: str, factored: Collection[str]) -> bool:
+    found = FACTOR.fullmatch(name) if factored else None
+    return found is not None and found["module"] in factored
 
 
 def _module(tensor: Tensor) -> str:
@@ -40,7 +57,7 @@ def _selected(module: str, spec: CompressionSpec) -> bool:
 
 def _plan_layer(tensor: Tensor, spec: CompressionSpec, taken: frozenset[str]) -> LayerPlan:
     name = _module(tensor)
-    rule = next((o for o in spec.overrides if fnmatchcase(name, o.match)), Override(match=name or "*"))
+    rule = next((o for o in spec.overrides if fnmatchcase(name, o.match)), NO_OVERRIDE)
     method = rule.method or spec.method
     storage = (rule.cur or spec.cur).storage
     factors = 3 if method == "cur" and storage == "three" else 2

@@ -8,6 +8,7 @@ from schemas.base import Output
 from schemas.compression import Method, Selector
 
 Outcome = Literal["factored", "kept"]
+REPORT_NAME = "report.json"
 
 KEPT_REASONS = {
     "no_saving": "Factors of the rank asked for would hold as many parameters as the weight, or more.",

@@ -4,11 +4,17 @@ from typing import Annotated
 
 from fastapi import Header, Path, Query
 
-from schemas.job import NAME, JobState
+from schemas.checkpoint import CHECKPOINT_ID
+from schemas.job import JobState
 
 CheckpointId = Annotated[str, Path(description="The checkpoint's id.", examples=["my-model"])]
 NewCheckpointId = Annotated[
-    str, Path(pattern=NAME, description="The checkpoint's id; you choose it.", examples=["my-model"])
+    str,
+    Path(
+        pattern=CHECKPOINT_ID.pattern,
+        description="The checkpoint's id; you choose it.",
+        examples=["my-model"],
+    ),
 ]
 JobId = Annotated[str, Path(description="The job's id.", examples=["J5b0"])]
 FileName = Annotated[

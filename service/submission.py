@@ -6,6 +6,7 @@ import logging
 
 from schemas.compression import CompressionSpec
 from schemas.job import NO_PROGRESS, JobRequest
+from schemas.manifest import factored_names
 from schemas.plan import Plan
 from schemas.planning import make_plan
 from service import errors
@@ -61,7 +62,8 @@ def bounded_plan(stored: StoredCheckpoint, spec: CompressionSpec) -> Plan:
         raise errors.InvalidSpec(
             f"{patterns} patterns for {len(tensors)} tensors are too many; let each stand for many layers."
         )
-    return make_plan(tensors, spec)
+    factored = factored_names(header.metadata for header in stored.headers.values())
+    return make_plan(tensors, spec, factored=factored)
 
 
 def _submit(

@@ -1,6 +1,5 @@
 """Jobs and their transitions: Redis holds the truth, job.json is its shadow, a message only a doorbell."""
 
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -131,9 +130,11 @@ class JobStore:
 
     # From the worker's side.
 
-    def claim(self, job_id: str, worker: str) -> Claim | None:
-        """Take a job under a new fence; None: it has ended, is someone's, is gone, or is out of attempts."""
-        token = f"{worker}#{secrets.token_hex(8)}"
+    def claim(self, job_id: str, token: str) -> Claim | None:
+        """Take a job under a new fence; None: it has ended, is someone's, is gone, or is out of attempts.
+
+        The same token (`new_token`) is the same claim: repeat it with that after `StoreUnavailable`.
+        """
         try:
             record = self._ledger.survive(lambda: self._claim(job_id, token))
         except JobNotFound:

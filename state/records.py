@@ -113,6 +113,11 @@ def new_job_id() -> str:
     return "J" + secrets.token_hex(16)
 
 
+def new_token(worker: str) -> str:
+    """Name one claim of a worker, so that it is known again when it is repeated."""
+    return f"{worker}#{secrets.token_hex(8)}"
+
+
 def rfc3339(microseconds: int) -> str:
     """Write a time since 1970 with all six digits, so that times sort as text."""
     time = EPOCH + timedelta(microseconds=microseconds)

@@ -1,7 +1,6 @@
 """One attempt at a job: claim it, work under a lease, publish behind the fence."""
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -12,11 +11,12 @@ from schemas.checkpoint import INDEX_ENDING, CheckpointError
 from schemas.job import TERMINAL, Progress
 from schemas.problem import Problem, problem
 from schemas.report import Report
+from state.blobs import sync_directory
 from state.checkpoints import CheckpointStore
-from state.errors import CheckpointNotFound, JobNotFound, StoreUnavailable
+from state.errors import CheckpointNotFound, JobNotFound, NoSpace, StoreUnavailable
 from state.jobs import JobStore
 from state.layout import Layout
-from state.records import Claim
+from state.records import Claim, new_token
 from state.shelf import StoredCheckpoint
 from worker.device import choose_device, set_threads
 from worker.lease import Lease, LeaseLost, StopSignal, WorkerStopping
@@ -37,7 +37,12 @@ def run_attempt(
     A fault of the input fails the job at once. Trouble of the machine gives it back to the queue, where the
     reaper finds it a little later; attempts are counted on the job.
     """
-    claim = _persist(lambda: jobs.claim(job_id, worker=worker))
+    token = new_token(worker)
+    try:
+        claim = _persist(lambda: jobs.claim(job_id, token))
+    except (OSError, NoSpace):
+        log.exception("job %s cannot be claimed; the reaper offers it again", job_id)
+        return
     if claim is None:
         return
     log.info("job %s: attempt %d begins", job_id, claim.record.attempt)
@@ -47,7 +52,6 @@ def run_attempt(
             _publish(claim, report, jobs, settings)
     except LeaseLost:
         log.info("job %s: attempt %d is no longer wanted", job_id, claim.record.attempt)
-        _discard(claim, jobs, settings)
     except (WorkerStopping, SystemExit):
         log.info("job %s: back to the queue, this worker is stopping", job_id)
         _persist(lambda: jobs.release(job_id, claim.fence))
@@ -59,13 +63,17 @@ def run_attempt(
         log.exception("job %s: attempt %d broke off", job_id, claim.record.attempt)
         trouble = _trouble(error)
         _persist(lambda: jobs.retry(job_id, claim.fence, trouble))
+    else:
+        return
+    _discard(claim, jobs, settings)
 
 
 def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
     record = claim.record
     layout = Layout(settings.data_dir)
-    part = _part(layout, claim)
-    shutil.rmtree(part, ignore_errors=True)
+    # What attempts before this one left: their fences can win no more.
+    for old in layout.job(record.id).glob("result-*"):
+        shutil.rmtree(old, ignore_errors=True)
     names = [file.name for file in record.files]
     stored = CheckpointStore(settings.data_dir).get(record.checkpoint, only=names)
     set_threads(settings.threads)
@@ -74,7 +82,7 @@ def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
         input_files=record.files,
         spec=record.spec,
         spool_dir=layout.work(record.id),
-        result_dir=part,
+        result_dir=_part(layout, claim),
         job_id=record.id,
     )
 
@@ -92,7 +100,7 @@ def _publish(claim: Claim, report: Report, jobs: JobStore, settings: Settings) -
     record, layout = claim.record, Layout(settings.data_dir)
     result = layout.result(record.id, claim.fence)
     _part(layout, claim).replace(result)
-    _sync(result.parent)
+    sync_directory(result.parent)
     single = report.output.files[0].name if len(report.output.files) == 1 else None
     if _persist(lambda: jobs.finish(record.id, claim.fence, report.totals, single_file=single)):
         shutil.rmtree(layout.work(record.id), ignore_errors=True)
@@ -134,14 +142,6 @@ def _persist(transition: Callable[[], T]) -> T:
         except StoreUnavailable as error:
             log.warning("%s", error)
             time.sleep(RETRY_S)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _input_fault(error: CheckpointError | CheckpointNotFound) -> Problem:

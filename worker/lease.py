@@ -79,6 +79,10 @@ class Lease:
             except StoreUnavailable as error:
                 log.warning("no heartbeat for job %s: %s", self._claim.record.id, error)
                 continue
+            except Exception:
+                # A full disk, say, while records are rebuilt: the next beat may well succeed.
+                log.exception("no heartbeat for job %s", self._claim.record.id)
+                continue
             if not mine:
                 self._lost.set()
                 return

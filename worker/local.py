@@ -9,8 +9,8 @@ import torch
 
 from schemas.checkpoint import INDEX_ENDING, check_shards, parse_index, read_header
 from schemas.compression import CompressionSpec
-from schemas.report import FileReport, Report
-from worker.pipeline import REPORT_NAME, Request, compress
+from schemas.report import REPORT_NAME, FileReport, Report
+from worker.pipeline import Request, compress
 from worker.plan import InputCheckpoint, Source
 from worker.progress import Observer
 

@@ -1,12 +1,12 @@
 """Putting the output together: finished layers and untouched tensors, file by file, in one streaming pass."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from schemas.checkpoint import Header, TensorInfo
+from schemas.manifest import METADATA_KEY, FactoredLayer, Manifest, factored_layers
 from schemas.report import FileReport
 from worker.checkpoint.index import write_index
 from worker.checkpoint.part import WrittenFile
@@ -16,8 +16,6 @@ from worker.checkpoint.writer import CheckpointWriter, TensorSpec
 from worker.layer import LayerOutcome
 from worker.plan import Copied, Source, Stored, WorkPlan, plan_output
 
-FORMAT_VERSION = 1
-METADATA_KEY = "eckart"
 FindLayer = Callable[[int], SpooledLayer | None]
 
 
@@ -30,15 +28,23 @@ class Output:
 
 
 def write_output(
-    work: WorkPlan, outcomes: Sequence[LayerOutcome], spool: LayerSpool, result_dir: Path
+    work: WorkPlan,
+    outcomes: Sequence[LayerOutcome],
+    spool: LayerSpool,
+    result_dir: Path,
+    *,
+    go_on: Callable[[], None],
 ) -> Output:
-    """Write every output file in the input's shard layout, and the index where there is one."""
+    """Write every output file in the input's shard layout, and the index where there is one.
+
+    `go_on` is asked before each tensor; what it raises stops the work.
+    """
     result_dir.mkdir(parents=True, exist_ok=True)
     written: list[WrittenFile] = []
     headers: dict[str, Header] = {}
     find = cache(spool.get)
     for source in work.checkpoint.sources:
-        file, header = _write_file(source, work, outcomes, find, result_dir / source.path.name)
+        file, header = _write_file(source, work, outcomes, find, go_on, result_dir / source.path.name)
         written.append(file)
         headers[file.name] = header
     tensors = tuple(tensor for header in headers.values() for tensor in header.tensors)
@@ -56,7 +62,12 @@ def write_output(
 
 
 def _write_file(
-    source: Source, work: WorkPlan, outcomes: Sequence[LayerOutcome], find: FindLayer, path: Path
+    source: Source,
+    work: WorkPlan,
+    outcomes: Sequence[LayerOutcome],
+    find: FindLayer,
+    go_on: Callable[[], None],
+    path: Path,
 ) -> tuple[WrittenFile, Header]:
     ranks = {number: outcome.rank for number, outcome in enumerate(outcomes) if outcome.rank is not None}
     entries = {entry.name: entry for entry in plan_output(source, work.tasks, ranks)}
@@ -65,6 +76,7 @@ def _write_file(
     with CheckpointReader(source.path) as reader, CheckpointWriter(path, specs, metadata) as writer:
         # The writer may order tensors anew to keep them aligned, so it is asked what comes next.
         while (following := writer.next) is not None:
+            go_on()
             entry = entries[following.name]
             if isinstance(entry, Copied):
                 writer.copy(reader, entry.tensor)
@@ -93,17 +105,17 @@ def _metadata(
     outcomes: Sequence[LayerOutcome],
     entries: Mapping[str, Copied | Stored],
 ) -> dict[str, str]:
-    """Keep the input's entries and say what was factored here, so that the file is enough to load itself."""
-    layers = {
-        task.layer.name: {
-            "method": report.method,
-            "rank": report.rank,
-            "shape": report.shape,
-            "dtype": task.layer.stored_dtype,
-            "relative_error": report.relative_error,
-        }
-        for task, report in zip(work.tasks, (outcome.report for outcome in outcomes), strict=True)
-        if report.rank is not None and not task.layer.dense_layout and task.layer.factor_names()[0] in entries
-    }
-    document = {"version": FORMAT_VERSION, "layers": layers}
-    return {**source.header.metadata, METADATA_KEY: json.dumps(document, separators=(",", ":"))}
+    """Keep the input's entries and say what is factored here, so that the file is enough to load itself."""
+    layers = factored_layers(source.header.metadata)
+    for task, outcome in zip(work.tasks, outcomes, strict=True):
+        report, layer = outcome.report, task.layer
+        if report.rank is not None and not layer.dense_layout and layer.factor_names()[0] in entries:
+            layers[layer.name] = FactoredLayer(
+                method=report.method,
+                rank=report.rank,
+                shape=(layer.rows, layer.columns),
+                dtype=layer.stored_dtype,
+                relative_error=report.relative_error,
+            )
+    manifest = Manifest(version=1, layers=layers)
+    return {**source.header.metadata, METADATA_KEY: manifest.model_dump_json()}

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from pydantic import ValidationError
 
 from schemas.compression import CompressionSpec
-from schemas.report import FileReport, Report
+from schemas.report import REPORT_NAME, FileReport, Report
 from worker.checkpoint.part import PartFile
 from worker.checkpoint.reader import CheckpointReader
 from worker.checkpoint.spool import LayerSpool
@@ -22,8 +23,6 @@ from worker.output import write_output
 from worker.plan import InputCheckpoint, LayerTask, WorkPlan, plan_work
 from worker.progress import Meter, Observer
 from worker.report import FileSet, make_report
-
-REPORT_NAME = "report.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ def compress(request: Request, *, device: torch.device, observe: Observer) -> Re
     device
         Where the numerics run.
     observe
-        Told of the progress before each layer and at the end; what it raises stops the work.
+        Told of the progress before each layer and each tensor written; what it raises stops the work.
 
     Raises
     ------
@@ -63,8 +62,8 @@ def compress(request: Request, *, device: torch.device, observe: Observer) -> Re
     begun = time.perf_counter()
     work = plan_work(request.checkpoint, request.spec)
     spool = LayerSpool(request.spool_dir)
-    outcomes = _finish_layers(work, spool, seed=request.spec.seed, device=device, observe=observe)
-    output = write_output(work, outcomes, spool, request.result_dir)
+    outcomes, meter = _finish_layers(work, spool, seed=request.spec.seed, device=device, observe=observe)
+    output = write_output(work, outcomes, spool, request.result_dir, go_on=meter.end_all)
     report = make_report(
         work,
         request.spec,
@@ -82,7 +81,7 @@ def compress(request: Request, *, device: torch.device, observe: Observer) -> Re
 
 def _finish_layers(
     work: WorkPlan, spool: LayerSpool, *, seed: int, device: torch.device, observe: Observer
-) -> tuple[LayerOutcome, ...]:
+) -> tuple[tuple[LayerOutcome, ...], Meter]:
     """Take each layer from the spool or do it; the next weight is read and the last one written meanwhile."""
     outcomes = {task.number: outcome for task in work.tasks if (outcome := _known(task, spool))}
     meter = Meter(work.tasks, observe, finished=outcomes.keys())
@@ -103,14 +102,18 @@ def _finish_layers(
         if written is not None:
             written.result()
     meter.end_all()
-    return tuple(outcomes[task.number] for task in work.tasks)
+    return tuple(outcomes[task.number] for task in work.tasks), meter
 
 
 def _known(task: LayerTask, spool: LayerSpool) -> LayerOutcome | None:
     if task.layer.reason is not None:
         return kept_outcome(task, task.layer.reason)
     spooled = spool.get(task.number)
-    return LayerOutcome.model_validate_json(spooled.outcome_json) if spooled else None
+    try:
+        return LayerOutcome.model_validate_json(spooled.outcome_json) if spooled else None
+    except ValidationError:
+        # Another release wrote it: the layer is done again.
+        return None
 
 
 class _ReadAhead:

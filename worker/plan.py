@@ -6,6 +6,7 @@ from pathlib import Path
 
 from schemas.checkpoint import Header, ShardIndex, TensorInfo
 from schemas.compression import CompressionSpec
+from schemas.manifest import factored_names
 from schemas.plan import BIAS, LayerPlan
 from schemas.planning import make_plan
 
@@ -78,7 +79,8 @@ class Stored:
 
 def plan_work(checkpoint: InputCheckpoint, spec: CompressionSpec) -> WorkPlan:
     """Decide for the whole checkpoint at once, since names must not collide across shards."""
-    plan = make_plan(checkpoint.tensors, spec)
+    factored = factored_names(source.header.metadata for source in checkpoint.sources)
+    plan = make_plan(checkpoint.tensors, spec, factored=factored)
     layers = {layer.tensor: layer for layer in plan.layers}
     selected = [
         (source, tensor, layers[tensor.name])

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 
 from schemas.job import JobRequest
-from schemas.plan import PlanDocument, plan_document
+from schemas.plandocument import PlanDocument, plan_document
 from service import errors
 from service.deps import IncomingDep, Services, ServicesDep
 from service.openapi import JSON_BODY, refusals

@@ -1,11 +1,14 @@
--- id, worker's token, lease, most attempts, problem if they are used up -> 'claimed' | 'refused' | 'failed'
+-- id, token of the claim, lease, most attempts, problem if they are used up -> 'claimed' | 'refused' | 'failed'
 if not alive() then return 'wiped' end
 local id, token, lease_us, most, problem = unpack(ARGV)
 local state = field(id, 'state')
 if not state then return 'missing' end
 if TERMINAL[state] then return 'refused' end
 if state == 'running' then
-  if field(id, 'worker') == token then return 'claimed' end -- the answer to the first call was lost
+  if field(id, 'worker') == token then -- the answer to the first call was lost
+    lease(id, lease_us)
+    return 'claimed'
+  end
   local ends = redis.call('ZSCORE', LEASES, id)
   if ends and tonumber(ends) > now then return 'refused' end
 end

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from eckart.table import WIDTH, plan_table, report_table
 from schemas.checkpoint import TensorInfo
 from schemas.compression import CompressionSpec
-from schemas.plan import plan_document
+from schemas.plandocument import plan_document
 from schemas.planning import make_plan
 from schemas.report import KEPT_REASONS, Report
 

@@ -4,8 +4,9 @@ from math import prod
 import pytest
 
 from schemas.compression import CompressionSpec
-from schemas.plan import ITEM_BYTES, plan_document
+from schemas.plandocument import plan_document
 from schemas.planning import make_plan
+from schemas.tensor import DTYPE_BITS
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Named:
 
     @property
     def nbytes(self):
-        return self.parameters * ITEM_BYTES.get(self.dtype, 1)
+        return self.parameters * DTYPE_BITS[self.dtype] // 8
 
 
 def planned(tensors, **spec):
@@ -134,6 +135,22 @@ def test_a_plan_document_counts_every_tensor():
     assert document.totals.parameters_after == 2 * 4 * 128 + 64
     assert document.totals.bytes_after == 2 * (2 * 4 * 128) + 64 * 4
     assert document.totals.exact
+
+
+def test_the_bytes_of_an_open_rank_are_bounded_even_where_the_dtype_is_wider():
+    tensors = [Named("a.weight", dtype="BF16")]
+    spec = CompressionSpec.model_validate({"rank": {"energy": 0.9}, "dtype": "float32"})
+    (layer,) = plan_document("m", tensors, make_plan(tensors, spec)).layers
+
+    assert layer.bytes_after == 31 * 128 * 4
+    assert layer.bytes_after > layer.bytes_before
+
+
+def test_what_is_factored_already_is_not_factored_again():
+    tensors = [Named("a.0.weight"), Named("a.1.weight"), Named("b.0.weight")]
+    plan = make_plan(tensors, CompressionSpec(rank=4), factored={"a"})
+
+    assert [layer.name for layer in plan.layers] == ["b.0"]
 
 
 def test_a_rank_that_needs_a_spectrum_is_bounded():

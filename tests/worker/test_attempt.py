@@ -10,7 +10,7 @@ from schemas.compression import CompressionSpec
 from state.checkpoints import CheckpointStore
 from state.jobs import JobStore
 from state.layout import Layout
-from state.records import NewJob
+from state.records import NewJob, new_token
 from worker.attempt import run_attempt
 from worker.settings import Settings
 
@@ -68,7 +68,7 @@ def test_a_finished_job_is_left_alone(bench):
 
 
 def test_a_job_in_other_hands_is_left_alone(bench):
-    claim = bench.jobs.claim(bench.accept(), worker="other")
+    claim = bench.jobs.claim(bench.accept(), new_token("other"))
 
     assert bench.run(claim.record.id) == claim.record
 
@@ -96,7 +96,7 @@ def test_a_fault_of_the_input_fails_the_job_at_once(bench, spoil):
     assert (record.state, record.attempt) == ("failed", 1)
     assert record.error.type == "urn:eckart:problem:unusable-checkpoint"
     assert "Store the checkpoint again" in record.error.detail
-    assert not bench.layout.result(job_id, 1).exists()
+    assert [path.name for path in bench.layout.job(job_id).iterdir()] == ["job.json"]
 
 
 def test_trouble_of_the_machine_is_tried_three_times(bench):
@@ -105,6 +105,8 @@ def test_trouble_of_the_machine_is_tried_three_times(bench):
     states = [bench.run(job_id).state for _ in range(3)]
     record = bench.run(job_id)
 
+    bench.layout.work(job_id).unlink()
+    assert [path.name for path in bench.layout.job(job_id).iterdir()] == ["job.json"]
     assert states == ["queued", "queued", "failed"]
     assert record.attempt == 3
     assert record.error.type == "urn:eckart:problem:worker-trouble"
@@ -129,7 +131,7 @@ def test_a_stopping_worker_gives_the_job_back_uncounted(bench):
 
 def test_the_result_of_a_claim_that_was_lost_meanwhile_is_discarded(bench):
     job_id = bench.accept()
-    bench.jobs.claim(job_id, worker="other")
+    bench.jobs.claim(job_id, new_token("other"))
     bench.jobs.retry(job_id, 1, record_trouble())
 
     class Thief:
@@ -141,7 +143,7 @@ def test_the_result_of_a_claim_that_was_lost_meanwhile_is_discarded(bench):
             self.looks += 1
             if self.looks == 2:
                 bench.jobs.retry(job_id, 2, record_trouble())
-                bench.jobs.claim(job_id, worker="thief")
+                bench.jobs.claim(job_id, new_token("thief"))
             return False
 
     record = bench.run(job_id, stopping=Thief())

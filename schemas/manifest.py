@@ -1,0 +1,44 @@
+"""What a compressed file says of itself: the `eckart` entry of its metadata."""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+METADATA_KEY = "eckart"
+
+Size = Annotated[int, Field(ge=1)]
+
+
+class FactoredLayer(BaseModel):
+    """One weight that is stored as factors."""
+
+    model_config = ConfigDict(frozen=True)
+
+    method: str
+    rank: Size
+    shape: tuple[Size, Size]
+    dtype: str
+    relative_error: float | None = None
+
+
+class Manifest(BaseModel):
+    """The factored layers of one file, by module name; fields that a newer version adds are let by."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1]
+    layers: dict[str, FactoredLayer]
+
+
+def factored_layers(metadata: Mapping[str, str]) -> dict[str, FactoredLayer]:
+    """Return what a file says is factored in it; nothing where it says nothing that we understand."""
+    try:
+        return Manifest.model_validate_json(metadata.get(METADATA_KEY, "")).layers
+    except ValidationError:
+        return {}
+
+
+def factored_names(files: Iterable[Mapping[str, str]]) -> frozenset[str]:
+    """Return the modules that are factored already in any of the files with these metadata."""
+    return frozenset(name for metadata in files for name in factored_layers(metadata))
