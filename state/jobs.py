@@ -15,6 +15,7 @@ from state.errors import (
     BadCursor,
     CheckpointInUse,
     JobNotFound,
+    NoSpace,
     StoreUnavailable,
 )
 from state.layout import Layout
@@ -191,8 +192,22 @@ class JobStore:
     def _claim(self, job_id: str, token: str) -> JobRecord | None:
         lost = worker_lost(self._max_attempts)
         answer = self._ledger.ask("claim", job_id, token, self._lease_us, self._max_attempts, lost)
-        # The fence must be on disk before anyone works under it: a wipe must not give it out again.
-        return None if answer == "refused" else self._shadows.write(job_id)
+        if answer == "refused":
+            return None
+        if answer == "failed":
+            return self._shadows.follow(job_id)
+        try:
+            # The fence must be on disk before anyone works under it: a wipe must not give it out again.
+            return self._shadows.write(job_id)
+        except (OSError, NoSpace):
+            self._unclaim(job_id, token)
+            raise
+
+    def _unclaim(self, job_id: str, token: str) -> None:
+        """Let a job wait on that nobody can work on for now; the sweep offers it again."""
+        record = self.get(job_id)
+        if record.worker == token:
+            self.release(job_id, record.fence)
 
     def _end(self, verb: str, job_id: str, fence: int, *args: str | float) -> bool:
         try:

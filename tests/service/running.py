@@ -17,6 +17,7 @@ from state.checkpoints import CheckpointStore
 from state.connection import redis_client
 from state.jobs import JobStore
 from state.layout import Layout
+from state.records import new_token
 from state.workers import WorkerRegistry
 
 SPEC = {"method": "svd", "rank": {"ratio": 0.5}}
@@ -75,7 +76,7 @@ class RunningService:
 
     def finish(self, job_id, files):
         """Play the worker: claim the job and publish these files with their report."""
-        claim = self.jobs.claim(job_id, "test")
+        claim = self.jobs.claim(job_id, new_token("test"))
         assert claim is not None
         directory = Layout(self.data_dir).result(job_id, claim.fence)
         directory.mkdir(parents=True)

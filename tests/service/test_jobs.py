@@ -9,6 +9,7 @@ import pytest
 
 from schemas.job import Progress
 from schemas.problem import problem
+from state.records import new_token
 from tests.service.files import checkpoint_bytes, sharded_set
 from tests.service.running import SPEC, assert_problem
 
@@ -281,7 +282,7 @@ def test_a_wait_that_makes_no_sense_is_refused(service, job, wait):
 
 
 def test_a_running_job_shows_its_progress(service, job):
-    claim = service.jobs.claim(job["id"], "test")
+    claim = service.jobs.claim(job["id"], new_token("test"))
     progress = Progress(layers_done=1, layers_total=4, layer="layer.1", fraction=0.25)
     service.jobs.heartbeat(job["id"], claim.fence, progress)
 
@@ -295,7 +296,7 @@ def test_a_running_job_shows_its_progress(service, job):
 
 
 def test_a_failed_job_shows_its_problem(service, job):
-    claim = service.jobs.claim(job["id"], "test")
+    claim = service.jobs.claim(job["id"], new_token("test"))
     why = problem("out-of-memory", "Out of memory", 500, "Give the worker more memory.")
     service.jobs.fail(job["id"], claim.fence, why)
 
@@ -318,7 +319,7 @@ def test_a_succeeded_job_shows_its_totals(service, job):
 
 def test_cancelling_ends_a_job_and_changes_nothing_of_one_that_has_ended(service, stored):
     queued, running, done = (service.submit(stored).json()["id"] for _ in range(3))
-    claim = service.jobs.claim(running, "test")
+    claim = service.jobs.claim(running, new_token("test"))
     service.finish(done, FILES)
 
     states = {

@@ -7,6 +7,7 @@ import pytest
 
 from schemas.problem import problem
 from schemas.report import Report
+from state.records import new_token
 from tests.service.files import checkpoint_bytes, sharded_set
 from tests.service.running import assert_problem
 
@@ -137,7 +138,7 @@ def test_an_unknown_file_is_not_found(service, here, filename):
 def test_a_result_that_does_not_exist_yet_is_a_conflict_with_the_state(service, job, path):
     queued = service.http.get(f"/v1/jobs/{job}/{path}")
     assert "queued" in assert_problem(queued, 409, "no-result")["detail"]
-    claim = service.jobs.claim(job, "test")
+    claim = service.jobs.claim(job, new_token("test"))
     running = service.http.get(f"/v1/jobs/{job}/{path}")
     assert "running" in assert_problem(running, 409, "no-result")["detail"]
     assert int(running.headers["retry-after"]) > 0
@@ -167,7 +168,7 @@ def test_a_sharded_result_is_fetched_file_by_file(service, job):
 
 
 def test_a_file_of_another_attempt_is_never_served(service, job):
-    first = service.jobs.claim(job, "slow")
+    first = service.jobs.claim(job, new_token("slow"))
     stray = service.data_dir / "jobs" / job / f"result-{first.fence}"
     stray.mkdir(parents=True)
     (stray / "model.safetensors").write_bytes(b"half")

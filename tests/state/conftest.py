@@ -11,7 +11,7 @@ from schemas.report import FileReport, Totals
 from state.checkpoints import CheckpointStore
 from state.connection import redis_client
 from state.jobs import JobStore
-from state.records import JobRecord, NewJob
+from state.records import JobRecord, NewJob, new_token
 from state.uploads import StoredFile
 
 
@@ -68,7 +68,7 @@ def reach(jobs, new, summary, why) -> Callable[[str], str]:
         job_id = jobs.create(new).id
         if state == "queued":
             return job_id
-        claim = jobs.claim(job_id, "worker")
+        claim = jobs.claim(job_id, new_token("worker"))
         assert claim is not None
         assert claim.fence == 1
         if state == "succeeded":

@@ -3,8 +3,33 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import redis
 
 from schemas.job import NO_PROGRESS, Progress
+from state.errors import StoreUnavailable
+from state.jobs import JobStore
+from state.records import new_token
+
+
+class Blinking(redis.Redis):
+    """A client that loses the server when one of its calls has been carried out."""
+
+    calls = 0
+
+    @classmethod
+    def after(cls, calls, server):
+        client = cls.from_url(server.unix_url, decode_responses=True)
+        client.calls = calls
+        return client
+
+    def execute_command(self, *args, **options):
+        answer = super().execute_command(*args, **options)
+        self.calls -= 1
+        if self.calls == 0:
+            self.close()
+            raise redis.ConnectionError
+        return answer
+
 
 PROGRESS = Progress(layers_done=2, layers_total=4, layer="encoder.0", fraction=0.5)
 
@@ -14,7 +39,7 @@ def test_of_many_that_claim_at_once_one_wins(make_store, new, round_):
     stores = [make_store() for _ in range(4)]
     job_id = stores[0].create(new).id
     with ThreadPoolExecutor(32) as pool:
-        claims = list(pool.map(lambda n: stores[n % 4].claim(job_id, f"worker-{n}"), range(64)))
+        claims = list(pool.map(lambda n: stores[n % 4].claim(job_id, new_token(f"worker-{n}")), range(64)))
     won = [claim for claim in claims if claim is not None]
     assert [claim.fence for claim in won] == [1]
     assert stores[0].get(job_id) == won[0].record
@@ -23,11 +48,40 @@ def test_of_many_that_claim_at_once_one_wins(make_store, new, round_):
 
 def test_a_claim_tells_the_worker_all_it_needs(jobs, new):
     created = jobs.create(new)
-    claim = jobs.claim(created.id, "worker")
+    claim = jobs.claim(created.id, new_token("worker"))
     assert claim is not None
     assert (claim.record.id, claim.record.spec, claim.record.checkpoint) == (created.id, new.spec, "my-model")
     assert claim.record.worker is not None
     assert claim.record.worker.startswith("worker#")
+
+
+def test_a_claim_is_repeated_by_its_token_as_often_as_its_answer_is_lost(jobs, new):
+    job_id, token = jobs.create(new).id, new_token("worker")
+    assert jobs.claim(job_id, token) == jobs.claim(job_id, token)
+    assert jobs.get(job_id).attempt == 1
+    assert jobs.claim(job_id, new_token("worker")) is None
+
+
+def test_a_repeated_claim_renews_its_lease(make_store, new):
+    hasty, patient = make_store(lease_s=0), make_store()
+    job_id, token = hasty.create(new).id, new_token("worker")
+    assert hasty.claim(job_id, token) is not None
+    claim = patient.claim(job_id, token)
+    assert claim is not None
+    assert claim.fence == 1
+    assert hasty.sweep() == ()
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_a_claim_that_redis_did_not_answer_to_its_end_is_had_by_asking_again(
+    jobs, new, redis_server, tmp_path, calls
+):
+    job_id, token = jobs.create(new).id, new_token("worker")
+    with pytest.raises(StoreUnavailable):
+        JobStore(Blinking.after(calls, redis_server), tmp_path).claim(job_id, token)
+    claim = jobs.claim(job_id, token)
+    assert claim is not None
+    assert (claim.fence, claim.record.attempt) == (1, 1)
 
 
 def test_a_lapsed_lease_goes_to_the_next_that_claims_and_its_holder_can_publish_nothing(
@@ -35,8 +89,8 @@ def test_a_lapsed_lease_goes_to_the_next_that_claims_and_its_holder_can_publish_
 ):
     jobs = make_store(lease_s=0)
     job_id = jobs.create(new).id
-    assert jobs.claim(job_id, "first") is not None
-    second = jobs.claim(job_id, "second")
+    assert jobs.claim(job_id, new_token("first")) is not None
+    second = jobs.claim(job_id, new_token("second"))
     assert second is not None
     assert (second.fence, second.record.attempt) == (2, 2)
     assert not jobs.heartbeat(job_id, 1, PROGRESS)
@@ -52,9 +106,9 @@ def test_a_lapsed_lease_goes_to_the_next_that_claims_and_its_holder_can_publish_
 def test_a_heartbeat_revives_a_lapsed_lease_that_nobody_has_claimed(make_store, new):
     hasty, patient = make_store(lease_s=0), make_store()
     job_id = hasty.create(new).id
-    assert hasty.claim(job_id, "worker") is not None
+    assert hasty.claim(job_id, new_token("worker")) is not None
     assert patient.heartbeat(job_id, 1)
-    assert hasty.claim(job_id, "another") is None
+    assert hasty.claim(job_id, new_token("another")) is None
     assert hasty.sweep() == ()
     assert hasty.get(job_id).attempt == 1
 
@@ -89,10 +143,10 @@ def test_workers_that_vanish_use_up_the_attempts_and_then_the_job_fails(make_sto
     jobs = make_store(lease_s=0, max_attempts=attempts)
     job_id = jobs.create(new).id
     for fence in range(1, attempts + 1):
-        claim = jobs.claim(job_id, "worker")
+        claim = jobs.claim(job_id, new_token("worker"))
         assert claim is not None
         assert claim.fence == fence
-    assert jobs.claim(job_id, "worker") is None
+    assert jobs.claim(job_id, new_token("worker")) is None
     record = jobs.get(job_id)
     assert (record.state, record.attempt) == ("failed", attempts)
     assert record.error is not None
@@ -104,7 +158,7 @@ def test_a_lone_winner_ends_the_job_when_cancel_and_finish_race(make_store, new,
     with ThreadPoolExecutor(2) as pool:
         for _ in range(20):
             job_id = jobs.create(new).id
-            assert jobs.claim(job_id, "worker") is not None
+            assert jobs.claim(job_id, new_token("worker")) is not None
             finished = pool.submit(jobs.finish, job_id, 1, summary)
             canceled = pool.submit(others.cancel, job_id)
             state = "succeeded" if finished.result() else "canceled"

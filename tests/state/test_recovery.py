@@ -11,7 +11,7 @@ import pytest
 
 from state.errors import IdempotencyConflict, JobNotFound, StoreUnavailable
 from state.ledger import REBUILDS
-from state.records import Idempotency
+from state.records import Idempotency, new_token
 from state.scripts import Scripts
 
 STATES = ("queued", "running", "succeeded", "failed", "canceled")
@@ -42,7 +42,7 @@ def test_a_lease_that_could_not_be_renewed_while_the_server_was_away_starts_anew
 ):
     hasty, jobs = make_store(lease_s=0), make_store()
     job_id = hasty.create(new).id
-    assert hasty.claim(job_id, "worker") is not None
+    assert hasty.claim(job_id, new_token("worker")) is not None
     redis_server.restart()
     assert jobs.sweep() == ()
     assert jobs.heartbeat(job_id, 1)
@@ -72,7 +72,7 @@ def test_whoever_ran_a_job_before_a_wipe_can_publish_nothing_after_it(jobs, reac
     redis_server.wipe()
     assert not jobs.finish(job_id, 1, summary)
     assert not jobs.heartbeat(job_id, 1)
-    claim = jobs.claim(job_id, "another")
+    claim = jobs.claim(job_id, new_token("another"))
     assert claim is not None
     assert (claim.fence, claim.record.attempt) == (2, 2)
     assert not jobs.finish(job_id, 1, summary)
@@ -84,7 +84,7 @@ def test_a_fence_is_never_given_out_twice_however_often_the_server_is_wiped(make
     job_id = jobs.create(new).id
     fences = []
     for _ in range(5):
-        claim = jobs.claim(job_id, "worker")
+        claim = jobs.claim(job_id, new_token("worker"))
         assert claim is not None
         fences.append(claim.fence)
         redis_server.wipe()
@@ -104,7 +104,7 @@ def test_the_first_call_after_a_wipe_finds_everything(make_store, reach, new, re
         "view": lambda: jobs.view(queued).queue_position == 0,
         "list": lambda: [v.record.id for v in jobs.list().jobs] == [ended, queued],
         "cancel": lambda: jobs.cancel(queued).state == "canceled",
-        "claim": lambda: jobs.claim(queued, "worker") is not None,
+        "claim": lambda: jobs.claim(queued, new_token("worker")) is not None,
         "create": lambda: jobs.create(new).state == "queued",
         "checkpoint_in_use": lambda: jobs.checkpoint_in_use("my-model"),
         "sweep": lambda: jobs.sweep() == (queued,),
@@ -167,7 +167,7 @@ def test_a_shadow_that_cannot_be_read_costs_its_own_job_alone(jobs, reach, redis
 def test_a_server_set_back_in_time_catches_up_from_disk(jobs, reach, summary, why, redis_server, then):
     job_id = reach("queued")
     saved = redis_server.save()
-    assert jobs.claim(job_id, "worker") is not None
+    assert jobs.claim(job_id, new_token("worker")) is not None
     {
         "running": lambda: None,
         "succeeded": lambda: jobs.finish(job_id, 1, summary),
@@ -190,13 +190,13 @@ def test_a_server_set_back_unnoticed_does_not_undo_what_is_on_disk(jobs, reach, 
     job_ids = [reach("queued") for _ in range(3)]
     saved = redis_server.save()
     for job_id in job_ids:
-        assert jobs.claim(job_id, "worker") is not None
+        assert jobs.claim(job_id, new_token("worker")) is not None
         assert jobs.finish(job_id, 1, summary)
     redis_server.set_back(saved)
     Scripts(redis_server.client()).open()
     claimed, canceled, deleted = job_ids
     assert jobs.get(claimed).state == "queued"
-    assert jobs.claim(claimed, "another") is None
+    assert jobs.claim(claimed, new_token("another")) is None
     assert jobs.get(claimed).state == "succeeded"
     assert jobs.cancel(canceled).state == "succeeded"
     jobs.delete(deleted)
@@ -207,7 +207,7 @@ def test_a_server_set_back_unnoticed_does_not_undo_what_is_on_disk(jobs, reach, 
 def test_a_cancel_holds_though_the_server_was_set_back_unnoticed(jobs, reach, summary, redis_server, on_disk):
     job_id = reach("queued")
     saved = redis_server.save()
-    assert jobs.claim(job_id, "worker") is not None
+    assert jobs.claim(job_id, new_token("worker")) is not None
     redis_server.set_back(saved)
     Scripts(redis_server.client()).open()
     record = jobs.cancel(job_id)

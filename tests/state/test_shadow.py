@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from state.records import Idempotency, fixed_document, new_job_id
+from state.records import Idempotency, fixed_document, new_job_id, new_token
 from state.scripts import Scripts
 
 STATES = ("queued", "running", "succeeded", "failed", "canceled")
@@ -46,7 +46,7 @@ def test_the_last_state_is_on_disk_however_cancel_and_claim_interleave(make_stor
     with ThreadPoolExecutor(16) as pool:
         for job_id in job_ids:
             for n, store in enumerate(stores):
-                pool.submit(store.claim, job_id, f"worker-{n}")
+                pool.submit(store.claim, job_id, new_token(f"worker-{n}"))
                 pool.submit(store.cancel, job_id)
     for job_id in job_ids:
         assert on_disk(job_id) == stores[0].get(job_id)
@@ -58,7 +58,10 @@ def test_no_shadow_is_left_when_a_delete_races_with_other_transitions(make_store
     with ThreadPoolExecutor(4) as pool:
         for _ in range(10):
             job_id = jobs.create(new).id
-            racing = [pool.submit(others.claim, job_id, "worker"), pool.submit(others.heartbeat, job_id, 1)]
+            racing = [
+                pool.submit(others.claim, job_id, new_token("worker")),
+                pool.submit(others.heartbeat, job_id, 1),
+            ]
             jobs.delete(job_id)
             for future in racing:
                 future.result()
@@ -108,8 +111,35 @@ def test_no_fence_is_given_out_that_is_not_on_disk(jobs, reach, block, on_disk):
     job_id = reach("queued")
     block(job_id)
     with pytest.raises(OSError, match=r"job\.json"):
-        jobs.claim(job_id, "worker")
+        jobs.claim(job_id, new_token("worker"))
     assert on_disk(job_id).fence == 0
+
+
+def test_a_job_that_cannot_be_claimed_for_want_of_space_waits_until_there_is_some(
+    jobs, reach, block, on_disk
+):
+    job_id, token = reach("queued"), new_token("worker")
+    mend = block(job_id)
+    for _ in range(4):
+        with pytest.raises(OSError, match=r"job\.json"):
+            jobs.claim(job_id, token)
+        record = jobs.get(job_id)
+        assert (record.state, record.attempt, record.worker) == ("queued", 0, None)
+        assert jobs.sweep() == (job_id,)
+    mend()
+    claim = jobs.claim(job_id, token)
+    assert claim is not None
+    assert claim.record == on_disk(job_id) == jobs.get(job_id)
+    assert claim.record.attempt == 1
+
+
+def test_a_job_fails_at_its_claim_though_its_shadow_cannot_be_written(make_store, new, block):
+    jobs = make_store(lease_s=0, max_attempts=1)
+    job_id = jobs.create(new).id
+    assert jobs.claim(job_id, new_token("worker")) is not None
+    block(job_id)
+    assert jobs.claim(job_id, new_token("worker")) is None
+    assert jobs.get(job_id).state == "failed"
 
 
 def test_a_job_that_cannot_be_made_durable_is_not_accepted(jobs, new, tmp_path):

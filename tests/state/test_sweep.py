@@ -5,6 +5,7 @@ import time
 import pytest
 
 from state.names import QUEUE_KEY
+from state.records import new_token
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def messages(redis_server):
 def test_a_job_whose_lease_has_lapsed_is_sent_again(make_store, new):
     jobs = make_store(lease_s=0)
     job_id = jobs.create(new).id
-    assert jobs.claim(job_id, "worker") is not None
+    assert jobs.claim(job_id, new_token("worker")) is not None
     assert jobs.sweep() == (job_id,)
     record = jobs.get(job_id)
     assert (record.state, record.attempt, record.fence, record.worker) == ("queued", 1, 1, None)
@@ -39,7 +40,7 @@ def test_a_job_whose_lease_holds_is_left_alone(jobs, reach):
 def test_a_lapsed_lease_with_no_attempts_left_fails_the_job(make_store, new):
     jobs = make_store(lease_s=0, max_attempts=1)
     job_id = jobs.create(new).id
-    assert jobs.claim(job_id, "worker") is not None
+    assert jobs.claim(job_id, new_token("worker")) is not None
     assert jobs.sweep() == ()
     record = jobs.get(job_id)
     assert record.state == "failed"
@@ -73,7 +74,7 @@ def test_a_long_queue_is_not_filled_with_doubles(make_store, new, messages):
     messages.put(5)
     for job_id in ids[:3]:
         messages.take(1)
-        assert jobs.claim(job_id, "worker") is not None
+        assert jobs.claim(job_id, new_token("worker")) is not None
         assert jobs.sweep() == ()
 
 
@@ -82,7 +83,7 @@ def test_a_lost_message_is_found_behind_a_queue_that_never_empties(make_store, n
     lost, *others = [jobs.create(new).id for _ in range(4)]
     messages.put(3)
     assert jobs.sweep() == ()
-    assert jobs.claim(others[0], "worker") is not None
+    assert jobs.claim(others[0], new_token("worker")) is not None
     assert jobs.sweep() == (lost,)
 
 
@@ -90,10 +91,10 @@ def test_a_job_that_was_sent_again_does_not_make_the_others_look_lost(make_store
     jobs = make_store(resend_after_s=0)
     first, *_ = [jobs.create(new).id for _ in range(4)]
     messages.put(4)
-    assert jobs.claim(first, "worker") is not None
+    assert jobs.claim(first, new_token("worker")) is not None
     assert jobs.retry(first, 1, why)
     assert jobs.sweep() == (first,)
-    assert jobs.claim(first, "worker") is not None
+    assert jobs.claim(first, new_token("worker")) is not None
     assert jobs.sweep() == ()
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from state.errors import JobNotFound
+from state.records import new_token
 
 STATES = ("queued", "running", "succeeded", "failed", "canceled")
 
@@ -28,7 +29,7 @@ TABLE = {
 @pytest.fixture
 def call(jobs, summary, why):
     return {
-        "claim": lambda job_id, _: jobs.claim(job_id, "another") is not None,
+        "claim": lambda job_id, _: jobs.claim(job_id, new_token("another")) is not None,
         "heartbeat": jobs.heartbeat,
         "finish": lambda job_id, fence: jobs.finish(job_id, fence, summary),
         "fail": lambda job_id, fence: jobs.fail(job_id, fence, why),
@@ -113,7 +114,7 @@ def test_a_failed_job_tells_why(jobs, reach, why):
 def test_a_job_given_back_is_claimed_under_the_next_fence(jobs, reach, why):
     job_id = reach("running")
     assert jobs.retry(job_id, 1, why)
-    claim = jobs.claim(job_id, "another")
+    claim = jobs.claim(job_id, new_token("another"))
     assert claim is not None
     assert (claim.fence, claim.record.attempt, claim.record.error) == (2, 2, None)
 
@@ -122,7 +123,7 @@ def test_an_attempt_that_ends_because_its_worker_stops_does_not_count(make_store
     jobs = make_store(max_attempts=1)
     job_id = jobs.create(new).id
     for fence in (1, 2, 3):
-        claim = jobs.claim(job_id, "worker")
+        claim = jobs.claim(job_id, new_token("worker"))
         assert claim is not None
         assert (claim.fence, claim.record.attempt) == (fence, 1)
         assert jobs.release(job_id, fence)
@@ -136,7 +137,7 @@ def test_giving_back_the_last_attempt_fails_the_job_with_its_reason(make_store, 
     job_id = jobs.create(new).id
     for fence in (1, 2):
         assert jobs.get(job_id).state == "queued"
-        assert jobs.claim(job_id, "worker") is not None
+        assert jobs.claim(job_id, new_token("worker")) is not None
         assert jobs.retry(job_id, fence, why)
     record = jobs.get(job_id)
     assert (record.state, record.attempt, record.error) == ("failed", 2, why)

@@ -5,7 +5,7 @@ from collections import defaultdict
 
 import pytest
 
-from state.records import Idempotency
+from state.records import Idempotency, new_token
 
 STEPS = 120
 ENDED = {"succeeded", "failed", "canceled"}
@@ -39,7 +39,7 @@ class Walk:
             self.ids.append(job_id)
 
     def claim(self, jobs) -> None:
-        if self.ids and (claim := jobs.claim(self.random.choice(self.ids), "worker")):
+        if self.ids and (claim := jobs.claim(self.random.choice(self.ids), new_token("worker"))):
             self.fences[claim.record.id].append(claim.fence)
             self.held.append((claim.record.id, claim.fence))
 
