@@ -27,7 +27,7 @@ class Progress(Output):
     """How far a job has come."""
 
     layers_done: int = Field(description="Layers finished.", examples=[12])
-    layers_total: int = Field(description="Layers selected; 0 until the job has started.", examples=[36])
+    layers_total: int = Field(description="Layers selected; 0 until the job has started.", examples=[37])
     layer: str | None = Field(description="The layer at hand.", examples=["encoder.layer.3.output.dense"])
     fraction: float = Field(description="Between 0 and 1, by the work each layer costs.", examples=[0.33])
 

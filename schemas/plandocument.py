@@ -45,14 +45,14 @@ class PlannedLayer(Output):
 class PlanTotals(Output):
     """Sums over every tensor of the checkpoint."""
 
-    parameters_before: int = Field(description="Elements of all tensors before.", examples=[22713216])
-    parameters_after: int = Field(description="Elements of all tensors after.", examples=[17404800])
-    parameter_savings: float = Field(description="1 - after/before.", examples=[0.2337])
-    compression_factor: float = Field(description="before/after.", examples=[1.305])
-    bytes_before: int = Field(description="Bytes of all tensors before.", examples=[90852864])
-    bytes_after: int = Field(description="Bytes of all tensors after.", examples=[69619200])
-    layers_factored: int = Field(description="Selected weights that would be factored.", examples=[36])
-    layers_kept: int = Field(description="Selected weights that would be kept dense.", examples=[1])
+    parameters_before: int = Field(description="Elements of all tensors before.", examples=[22713728])
+    parameters_after: int = Field(description="Elements of all tensors after.", examples=[17317760])
+    parameter_savings: float = Field(description="1 - after/before.", examples=[0.2376])
+    compression_factor: float = Field(description="before/after.", examples=[1.312])
+    bytes_before: int = Field(description="Bytes of all tensors before.", examples=[90856960])
+    bytes_after: int = Field(description="Bytes of all tensors after.", examples=[69273088])
+    layers_factored: int = Field(description="Selected weights that would be factored.", examples=[37])
+    layers_kept: int = Field(description="Selected weights that would be kept dense.", examples=[0])
     exact: bool = Field(
         description="False where a rank depends on a spectrum: sums after are upper bounds.", examples=[True]
     )

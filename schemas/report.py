@@ -25,7 +25,7 @@ class FileReport(Output):
     """One file of a checkpoint."""
 
     name: str = Field(description="The file's name.", examples=["model.safetensors"])
-    size_bytes: int = Field(description="Its size.", examples=[90864192])
+    size_bytes: int = Field(description="Its size.", examples=[90868376])
     sha256: str = Field(description="The SHA-256 of its bytes, in hex.", examples=["9f86d081884c7d65…"])
 
 
@@ -33,25 +33,25 @@ class CheckpointReport(Output):
     """One side of the work: the input or the output."""
 
     files: tuple[FileReport, ...] = Field(description="The files, the index included.")
-    parameters: int = Field(description="Elements of all tensors.", examples=[22713216])
-    bytes: int = Field(description="Size of all files.", examples=[90864192])
+    parameters: int = Field(description="Elements of all tensors.", examples=[22713728])
+    bytes: int = Field(description="Size of all files.", examples=[90868376])
 
 
 class Totals(Output):
     """Sums over every tensor of the checkpoint."""
 
-    parameters_before: int = Field(description="Elements of all tensors before.", examples=[22713216])
-    parameters_after: int = Field(description="Elements of all tensors after.", examples=[17404800])
-    parameter_savings: float = Field(description="1 - after/before.", examples=[0.2337])
-    compression_factor: float = Field(description="before/after.", examples=[1.305])
-    bytes_before: int = Field(description="Bytes of all tensors before.", examples=[90852864])
-    bytes_after: int = Field(description="Bytes of all tensors after.", examples=[69619200])
+    parameters_before: int = Field(description="Elements of all tensors before.", examples=[22713728])
+    parameters_after: int = Field(description="Elements of all tensors after.", examples=[17317760])
+    parameter_savings: float = Field(description="1 - after/before.", examples=[0.2376])
+    compression_factor: float = Field(description="before/after.", examples=[1.312])
+    bytes_before: int = Field(description="Bytes of all tensors before.", examples=[90856960])
+    bytes_after: int = Field(description="Bytes of all tensors after.", examples=[69273088])
     relative_error: float = Field(
         description="sqrt(sum of squared errors / sum of squared norms) over the factored layers.",
         examples=[0.48],
     )
-    layers_factored: int = Field(description="Selected weights that were factored.", examples=[36])
-    layers_kept: int = Field(description="Selected weights that were kept dense.", examples=[1])
+    layers_factored: int = Field(description="Selected weights that were factored.", examples=[37])
+    layers_kept: int = Field(description="Selected weights that were kept dense.", examples=[0])
     seconds: float = Field(description="Work time of the attempt that finished.", examples=[4.2])
 
 
