@@ -14,23 +14,27 @@ log = logging.getLogger("eckart.service")
 
 
 async def reap_forever(services: Services) -> None:
-    """Sweep at once and then at every turn; a store that is away is tried again at the next."""
+    """Take every step at once and then at every turn; one that fails stops neither the other nor the next."""
     every_s = services.settings.reaper_s
     while True:
-        try:
-            services.metrics.requeued.inc(await run_in_threadpool(reap, services))
-        except StoreUnavailable:
-            log.warning("the reaper cannot reach Redis; it tries again in %g s", every_s)
-        except Exception:
-            log.exception("the reaper failed; it tries again in %g s", every_s)
+        for what, step in (("send jobs again", send_again), ("tidy up", tidy_up)):
+            try:
+                await run_in_threadpool(step, services)
+            except StoreUnavailable:
+                log.warning("the reaper cannot reach Redis; it tries again in %g s", every_s)
+            except Exception:
+                log.exception("the reaper failed to %s; it tries again in %g s", what, every_s)
         await asyncio.sleep(every_s)
 
 
-def reap(services: Services) -> int:
-    """Remove what killed uploads left, send again what needs it, and say how many jobs that were."""
-    services.checkpoints.sweep_parts(LEFT_OVER_S)
-    due = services.jobs.sweep()
-    for job_id in due:
+def send_again(services: Services) -> None:
+    """Queue jobs whose worker or message was lost."""
+    for job_id in services.jobs.sweep():
         services.queue.send(job_id)
+        services.metrics.requeued.inc()
         log.info("sent job %s again", job_id)
-    return len(due)
+
+
+def tidy_up(services: Services) -> None:
+    """Remove what killed uploads left."""
+    services.checkpoints.sweep_parts(LEFT_OVER_S)

@@ -61,6 +61,6 @@ def test_leftovers_that_cannot_be_swept_away_keep_no_job_waiting(start, tmp_path
     os.utime(stuck, (old, old))
     service = start(reaper_s=0.1, lease_s=0.3)
     job = service.submit(service.stored(MODEL)).json()["id"]
-    service.jobs.claim(job, "dies")
+    service.jobs.claim(job, new_token("dies"))
 
     until(lambda: service.jobs.get(job).state == "queued")
