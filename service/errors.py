@@ -28,7 +28,6 @@ Refusal
 │   ├── PartialBody
 │   ├── DigestMismatch
 │   └── IdempotencyMismatch
-├── TooManyRequests 429
 ├── HeadersTooLarge 431
 ├── InternalError 500
 ├── Unavailable 503
@@ -51,7 +50,11 @@ class Refusal(Exception):  # noqa: N818 - the tree reads better without "Error" 
     title: ClassVar[str]
     status: ClassVar[int]
     advice: ClassVar[str]
+    example: ClassVar[str]  # a detail as it may be given, shown in the documentation; the advice if not said
     headers: ClassVar[Mapping[str, str]] = {}
+
+    def __init_subclass__(cls) -> None:
+        cls.example = vars(cls).get("example", cls.advice)
 
     def __init__(
         self,
@@ -120,7 +123,8 @@ class RequestTimeout(Refusal):
     slug = "request-timeout"
     title = "The body stopped arriving"
     status = HTTPStatus.REQUEST_TIMEOUT
-    advice = "Nothing arrived for 60 s, so what had come was dropped; send the request again."
+    advice = "Nothing arrived for too long, so what had come was dropped; send the request again."
+    example = "Nothing arrived for 60 s, so what had come was dropped; send it again."
 
 
 class Conflict(Refusal):
@@ -139,7 +143,8 @@ class ContentConflict(Conflict):
 class CheckpointIncomplete(Conflict):
     slug = "checkpoint-incomplete"
     title = "The checkpoint lacks files"
-    advice = "Upload the missing files first: model-00002-of-00002.safetensors."
+    advice = "Upload the missing files first; GET the checkpoint names them."
+    example = "Upload the missing files first: model-00002-of-00002.safetensors."
 
 
 class CheckpointInUse(Conflict):
@@ -157,7 +162,8 @@ class CheckpointGone(Conflict):
 class NoResult(Conflict):
     slug = "no-result"
     title = "The job has no result"
-    advice = "The job is running; its result exists once it has succeeded. Ask again later."
+    advice = "A result exists once its job has succeeded; GET the job says how it stands."
+    example = "The job is running; its result exists once it has succeeded. Ask again later."
 
 
 class ShardedResult(Conflict):
@@ -170,7 +176,8 @@ class TooLarge(Refusal):
     slug = "too-large"
     title = "The body is over a limit"
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-    advice = "The body may hold at most 107374182400 bytes."
+    advice = "Send less, or have the limit raised."
+    example = "The body may hold at most 107374182400 bytes."
 
 
 class UnsupportedMediaType(Refusal):
@@ -198,31 +205,36 @@ class InvalidRequest(Refusal):
     slug = "invalid-request"
     title = "The request is not valid"
     status = HTTPStatus.UNPROCESSABLE_ENTITY
-    advice = "1 field of the request is not valid; mend it and send the request again."
+    advice = "The request breaks a rule of this address; /docs has the rules."
+    example = "1 field of the request is not valid; mend what errors lists and send the request again."
 
 
 class InvalidJson(InvalidRequest):
     slug = "invalid-json"
     title = "The text is not strict JSON"
-    advice = "The JSON is broken at character 12; mend it and send the request again."
+    advice = "Mend the JSON and send the request again."
+    example = "The JSON is broken at character 12 (line 1, column 13); mend it and send the request again."
 
 
 class InvalidMultipart(InvalidRequest):
     slug = "invalid-multipart"
     title = "The multipart body is malformed"
-    advice = "The body ends before its closing boundary; send all of it."
+    advice = "Leave the boundaries and the heads of the parts to your client, and send all of it."
+    example = "The body ends before its closing boundary; send all of it."
 
 
 class InvalidSpec(InvalidRequest):
     slug = "invalid-spec"
     title = "The spec is not valid"
-    advice = "1 field of the spec is not valid; mend it and send the request again."
+    advice = "Mend the spec and send the request again."
+    example = "1 field of the spec is not valid; mend what errors lists and send the request again."
 
 
 class InvalidCheckpoint(InvalidRequest):
     slug = "invalid-checkpoint"
     title = "The checkpoint is not valid"
-    advice = "The file is shorter than its header says; upload the whole file."
+    advice = "Write the file again with the safetensors library and upload the whole of it."
+    example = "The file is shorter than its header says; upload the whole file."
 
     def __init__(self, code: str, detail: str, *, pointer: str | None = None) -> None:
         where = (FieldProblem(pointer=pointer, detail=detail),) if pointer is not None else ()
@@ -246,14 +258,6 @@ class IdempotencyMismatch(InvalidRequest):
     slug = "idempotency-mismatch"
     title = "The idempotency key was used for another request"
     advice = "Give each request its own Idempotency-Key; repeat one only with the same spec and checkpoint."
-
-
-class TooManyRequests(Refusal):
-    slug = "too-many-requests"
-    title = "Over a quota"
-    status = HTTPStatus.TOO_MANY_REQUESTS
-    advice = "Try again later."
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "30"}
 
 
 class HeadersTooLarge(Refusal):
@@ -289,7 +293,8 @@ class StoreUnavailable(Unavailable):
 class NotReady(Unavailable):
     slug = "not-ready"
     title = "Not ready for work"
-    advice = "Missing: workers. See errors for each."
+    advice = "Something that work needs is missing; see errors for each."
+    example = "Missing: workers. See errors for each."
 
 
 class OutOfSpace(Refusal):

@@ -41,7 +41,7 @@ def _response(kinds: list[type[errors.Refusal]]) -> dict[str, Any]:
 
 
 def _example(kind: type[errors.Refusal]) -> dict[str, Any]:
-    shown = kind("not-json", kind.advice) if kind is errors.InvalidCheckpoint else kind()
+    shown = kind("not-json", kind.example) if kind is errors.InvalidCheckpoint else kind(kind.example)
     return shown.problem().model_dump(mode="json")
 
 
@@ -132,7 +132,12 @@ class DocumentedApp(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         """Return the document, made at the first call."""
-        document = super().openapi()
+        if self.openapi_schema is None:
+            self._complete(super().openapi())
+        assert self.openapi_schema is not None
+        return self.openapi_schema
+
+    def _complete(self, document: dict[str, Any]) -> None:
         models: list[tuple[Any, Any]] = [(JobRequest, "validation"), (Problem, "validation")]
         _, added = models_json_schema(models, ref_template=REFERENCE)
         schemas = document["components"]["schemas"]
@@ -143,4 +148,3 @@ class DocumentedApp(FastAPI):
             # FastAPI adds it wherever there are parameters, even those that nothing can be wrong with.
             if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                 del operation["responses"]["422"]
-        return document

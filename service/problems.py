@@ -1,6 +1,5 @@
 """Turning whatever was raised into a problem+json answer: one table, one handler."""
 
-import errno
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,11 +14,11 @@ from schemas.checkpoint import CheckpointError
 from schemas.problem import field_problems
 from service import errors
 from state import errors as state
+from state.blobs import FULL
 
 MAX_FIELD_PROBLEMS = 50
 CLIENT_CLOSED_REQUEST = 499
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
-NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 log = logging.getLogger("eckart.service")
 
@@ -69,7 +68,7 @@ def _said(kind: type[errors.Refusal]) -> Callable[[Exception], errors.Refusal]:
 
 
 def _of_os(error: OSError) -> errors.Refusal:
-    if error.errno in NO_SPACE:
+    if error.errno in FULL:
         return errors.OutOfSpace()
     log.error("the file system failed", exc_info=error)
     return errors.InternalError()

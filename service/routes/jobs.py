@@ -34,7 +34,6 @@ SUBMIT_REFUSALS = (
     errors.InvalidSpec,
     errors.InvalidMultipart,
     errors.IdempotencyMismatch,
-    errors.TooManyRequests,
     errors.StoreUnavailable,
 )
 

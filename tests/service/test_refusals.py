@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import re
 import socket
 
 import pytest
@@ -36,6 +37,19 @@ def test_every_refusal_has_a_status_a_name_and_advice(kind):
     assert 400 <= said.status < 600
     assert said.title
     assert said.detail.endswith((".", "}"))
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_what_is_sent_by_default_holds_no_number_of_a_case_that_is_another(kind):
+    general = re.sub(r"HTTP/1.1|SHA-256|/v1/", "", kind.advice)
+
+    assert not any(character.isdigit() for character in general)
+    assert kind.example
+
+
+def test_an_example_is_the_kinds_own_or_its_advice():
+    assert errors.TooLarge.example != errors.TooLarge.advice
+    assert errors.PartialBody.example == errors.PartialBody.advice
 
 
 def test_no_two_refusals_share_a_name():
