@@ -10,10 +10,11 @@ from fastapi import FastAPI
 
 from service.main import create_app
 from service.protocol import EckartProtocol
+from service.requestid import WithRequestId
 from service.settings import Settings
 
 QUIET_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
-FORMAT = "%(asctime)s %(levelname)s %(message)s"
+FORMAT = "%(asctime)s %(levelname)s [%(request_id)s] %(message)s"
 
 
 class WithoutProbes(logging.Filter):
@@ -29,14 +30,19 @@ LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": FORMAT}},
-    "filters": {"without_probes": {"()": WithoutProbes}},
+    "filters": {"with_request_id": {"()": WithRequestId}, "without_probes": {"()": WithoutProbes}},
     "handlers": {
-        "stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"},
+        "stderr": {
+            "class": "logging.StreamHandler",
+            "formatter": "line",
+            "stream": "ext://sys.stderr",
+            "filters": ["with_request_id"],
+        },
         "access": {
             "class": "logging.StreamHandler",
             "formatter": "line",
             "stream": "ext://sys.stderr",
-            "filters": ["without_probes"],
+            "filters": ["with_request_id", "without_probes"],
         },
     },
     "root": {"level": "WARNING", "handlers": ["stderr"]},

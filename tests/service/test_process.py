@@ -9,9 +9,11 @@ import time
 import urllib.request
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.service.files import big_checkpoint
+from tests.service.files import big_checkpoint, checkpoint_bytes
+from tests.service.running import assert_problem
 
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
@@ -104,6 +106,34 @@ def test_it_stops_when_told_to_and_its_log_has_no_probes_and_no_bodies(process):
     assert "livez" not in log
     assert "secret" not in log
     assert "Traceback" not in log
+
+
+def spoil_manifest(manifest):
+    manifest.write_text("not JSON")
+
+
+def make_manifest_unreadable(manifest):
+    manifest.unlink()
+    manifest.mkdir()
+
+
+@pytest.mark.parametrize("fault", [spoil_manifest, make_manifest_unreadable])
+def test_the_log_has_the_cause_of_an_unexpected_error_under_the_requests_id(process, tmp_path, fault):
+    url = f"http://127.0.0.1:{process.port}/v1/checkpoints/m"
+    assert httpx.put(f"{url}/model.safetensors", content=checkpoint_bytes()).status_code == 201
+    fault(tmp_path / "data" / "checkpoints" / "m" / ".manifest.json")
+
+    assert_problem(httpx.get(url, headers={"X-Request-ID": "this-one"}), 500, "internal-error")
+    httpx.get(f"http://127.0.0.1:{process.port}/nothing", headers={"X-Request-ID": "another"})
+    process.terminate()
+    process.wait(20)
+
+    lines = process.stderr.read().splitlines()
+    causes = [lines[i - 1] for i, line in enumerate(lines) if line.startswith("Traceback")]
+    assert causes
+    assert all(" ERROR [this-one] " in cause for cause in causes)
+    assert any("[another]" in line and "GET /nothing" in line for line in lines)
+    assert any("INFO [-] " in line for line in lines)
 
 
 def test_importing_the_service_imports_no_library_of_the_worker():
