@@ -38,7 +38,7 @@ def download(file: ResultFile, if_none_match: str | None) -> Response:
         filename=file.path.name,
         media_type=media_type,
         headers=headers,
-        stat_result=file.path.stat(),
+        stat_result=file.status,
     )
 
 

@@ -1,6 +1,7 @@
 """Finding the files that a job has made."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +27,7 @@ class ResultFile:
 
     path: Path
     sha256: str
+    status: os.stat_result
 
 
 def finished_job(services: Services, job_id: str) -> JobRecord:
@@ -41,10 +43,14 @@ def result_file(services: Services, record: JobRecord, name: str) -> ResultFile:
     """Find a file that the report names, or the report itself."""
     assert record.result_fence is not None
     directory = Layout(services.settings.data_dir).result(record.id, record.result_fence)
-    sha256 = _digests(directory).get(name)
-    if sha256 is None:
-        raise errors.FileNotFound
-    return ResultFile(directory / name, sha256)
+    try:
+        sha256 = _digests(directory).get(name)
+        if sha256 is None:
+            raise errors.FileNotFound
+        return ResultFile(directory / name, sha256, (directory / name).stat())
+    except FileNotFoundError:
+        # A result only ever goes with its job, which was deleted after its record was read.
+        raise errors.JobNotFound from None
 
 
 @lru_cache(maxsize=256)

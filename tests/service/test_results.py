@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import shutil
 
 import pytest
 
@@ -176,3 +177,14 @@ def test_a_file_of_another_attempt_is_never_served(service, job):
     service.finish(job, {"model.safetensors": MODEL})
 
     assert service.http.get(f"/v1/jobs/{job}/checkpoint").content == MODEL
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_job_that_is_deleted_while_its_file_is_asked_for_is_not_found(service, here, path, seen):
+    """The record was read; the files go before they are."""
+    if seen:
+        assert service.http.get(f"{here}/report").status_code == 200
+    shutil.rmtree(service.data_dir / "jobs" / here.rpartition("/")[2])
+
+    assert_problem(service.http.get(f"{here}/{path}"), 404, "job-not-found")
