@@ -27,17 +27,15 @@ from state.queue import JobQueue
 from state.workers import WorkerRegistry
 
 SUMMARY = "Makes model checkpoints smaller: safetensors in, low-rank safetensors and a report out."
-DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 
 
 def open_services(settings: Settings) -> Services:
-    """Make what routes stand on; nothing is connected yet."""
-    redis_url = settings.redis_url or DEFAULT_REDIS_URL
-    client = redis_client(redis_url)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    """Make what routes stand on; nothing is connected or written yet."""
+    assert settings.redis_url is not None  # `python -m service` refuses to start without it
+    client = redis_client(settings.redis_url)
     space = Space(settings.data_dir, settings.min_free_bytes)
     jobs = JobStore(client, settings.data_dir, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
-    queue = JobQueue(redis_url)
+    queue = JobQueue(settings.redis_url)
     workers = WorkerRegistry(client)
     return Services(
         settings=settings,
@@ -52,13 +50,13 @@ def open_services(settings: Settings) -> Services:
     )
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Put the application together."""
-    settings = settings or Settings()
+def create_app(settings: Settings) -> FastAPI:
+    """Put the application together; its lifespan is the first to touch anything."""
     services = open_services(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
         reaper = asyncio.create_task(reap_forever(services))
         yield {"services": services}
         reaper.cancel()

@@ -12,7 +12,11 @@ GOOD = {"200", "201", "202", "204", "206", "304"}
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory):
-    return create_app(Settings(data_dir=tmp_path_factory.mktemp("data"))).openapi()
+    """Make it as the documentation does: without Redis, and without a trace on the disk."""
+    data_dir = tmp_path_factory.mktemp("nothing") / "data"
+    document = create_app(Settings(data_dir=data_dir, redis_url="redis://nowhere")).openapi()
+    assert not data_dir.exists()
+    return document
 
 
 @pytest.fixture(scope="module")

@@ -136,6 +136,25 @@ def test_the_log_has_the_cause_of_an_unexpected_error_under_the_requests_id(proc
     assert any("INFO [-] " in line for line in lines)
 
 
+def test_without_redis_it_says_so_and_does_not_start(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "ECKART_REDIS_URL"}
+    environment["ECKART_DATA_DIR"] = str(tmp_path / "data")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "service"],
+        cwd=ROOT,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("ECKART_REDIS_URL is not set; ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
 def test_importing_the_service_imports_no_library_of_the_worker():
     script = (
         "import sys, service.main, service.server, service.settings\n"
