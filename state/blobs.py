@@ -29,13 +29,6 @@ def disk_errors() -> Iterator[None]:
         raise
 
 
-def free_bytes(path: Path) -> int:
-    """Return what is left for us on the file system of the path, or of the nearest parent that exists."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
-
-
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY)

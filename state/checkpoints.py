@@ -8,7 +8,7 @@ from pathlib import Path
 
 from schemas.checkpoint import CHECKPOINT_ID, FILE_NAME, CheckpointError, ShardIndex
 from schemas.report import FileReport
-from state.blobs import PART_ENDING, Part, banish, disk_errors, empty, free_bytes, left_over, make_directory
+from state.blobs import PART_ENDING, Part, banish, disk_errors, empty, left_over, make_directory
 from state.errors import CheckpointNotFound, ContentConflict, TooLarge
 from state.layout import Layout
 from state.locks import locked
@@ -56,7 +56,11 @@ class CheckpointStore:
         chosen = {name: files[name] for name in files if only is None or name in only}
         if not chosen:
             raise CheckpointNotFound
-        return read_shelf(checkpoint_id, self._layout.checkpoint(checkpoint_id), chosen)
+        try:
+            return read_shelf(checkpoint_id, self._layout.checkpoint(checkpoint_id), chosen)
+        except FileNotFoundError as error:
+            # Deleted since the manifest was read.
+            raise CheckpointNotFound from error
 
     def exists(self, checkpoint_id: str) -> bool:
         """Say whether any file is stored under the id."""
@@ -91,18 +95,11 @@ class CheckpointStore:
     def sweep_parts(self, older_than_s: float) -> int:
         """Remove what killed processes have left; return how many things that were."""
         limit = time.time() - older_than_s
-        parts = [path for path in self._layout.parts.glob("*" + PART_ENDING) if _older(path, limit)]
-        stale = [path for path in parts if left_over(path)]
-        for path in stale:
-            path.unlink(missing_ok=True)
+        parts = list(self._layout.parts.glob("*" + PART_ENDING))
         trash = [path for path in self._layout.trash.glob("*") if _older(path, limit)]
         for path in trash:
             empty(path)
-        return len(stale) + len(trash)
-
-    def free_bytes(self) -> int:
-        """Return how much more can be stored."""
-        return free_bytes(self._layout.root)
+        return sum(_swept(path, limit) for path in parts) + len(trash)
 
     def _lock(self, checkpoint_id: str) -> AbstractContextManager[None]:
         return locked(self._layout.lock("checkpoint", checkpoint_id))
@@ -123,8 +120,19 @@ class CheckpointStore:
         return True
 
 
+def _swept(part: Path, limit: float) -> bool:
+    """Remove a part that belongs to nobody; what is no file, or not ours to remove, stays."""
+    try:
+        if not (part.is_file() and _older(part, limit) and left_over(part)):
+            return False
+        part.unlink()
+    except OSError:
+        return False
+    return True
+
+
 def _older(path: Path, limit: float) -> bool:
     try:
         return path.stat().st_mtime < limit
-    except FileNotFoundError:
+    except OSError:
         return False

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -32,3 +32,14 @@ class StateSettings(BaseSettings):
     max_attempts: int = Field(
         default=3, ge=1, description="How often a job is started before it fails as `worker-lost`."
     )
+
+    @field_validator("heartbeat_s")
+    @classmethod
+    def _heartbeat_fits_lease(cls, heartbeat_s: float, info: ValidationInfo) -> float:
+        lease_s = info.data.get("lease_s", heartbeat_s * 2)
+        if heartbeat_s > lease_s / 2:
+            raise ValueError(
+                f"{heartbeat_s:g} s are too long: at most half of ECKART_LEASE_S ({lease_s:g} s) is safe, "
+                f"since a heartbeat may be lost; set it to {lease_s / 2:g} or less, or lengthen the lease"
+            )
+        return heartbeat_s

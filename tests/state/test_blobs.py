@@ -2,12 +2,13 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 
 import pytest
 
-from state.blobs import FLUSH_BYTES, Part, free_bytes, write_atomic
+from state.blobs import FLUSH_BYTES, Part, write_atomic
 from state.errors import NoSpace
 
 UPLOADER = """
@@ -59,6 +60,26 @@ def test_a_deletion_that_was_killed_is_finished_by_the_sweep(checkpoints, tmp_pa
     (tmp_path / "trash" / "0123" / "deep").mkdir(parents=True)
     assert checkpoints.sweep_parts(-1) == 1
     assert not any((tmp_path / "trash").iterdir())
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda path: path.mkdir(),
+        lambda path: path.symlink_to(path),
+        os.mkfifo,
+        lambda path: os.mknod(path, 0o600 | stat.S_IFSOCK),
+    ],
+    ids=["a directory", "a link to itself", "a pipe", "a socket"],
+)
+def test_what_is_no_part_is_left_where_it_lies_and_the_rest_is_swept(checkpoints, tmp_path, put):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    put(folder / "a.part")
+    for name in ("0.part", "b.part"):
+        (folder / name).write_bytes(b"left over")
+    assert checkpoints.sweep_parts(-1) == 2
+    assert parts(tmp_path) == ["a.part"]
 
 
 def test_a_sweep_of_nothing_finds_nothing(checkpoints):
@@ -119,7 +140,3 @@ def test_a_replaced_file_is_whole_and_alone(tmp_path):
         write_atomic(tmp_path / "file", content)
     assert (tmp_path / "file").read_bytes() == b"new"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_free_space_is_known_before_the_directory_is(tmp_path):
-    assert free_bytes(tmp_path / "not" / "yet") > 0

@@ -318,3 +318,16 @@ def test_ids_of_the_server_are_valid_and_differ(send, checkpoints, safetensors):
     for checkpoint_id in list(ids)[:3]:
         send(checkpoint_id, PLAIN, safetensors())
         assert checkpoints.exists(checkpoint_id)
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_not_found(send, checkpoints, safetensors):
+    class Deleting(frozenset):
+        """Names that take the checkpoint away when they are asked for, after the manifest was read."""
+
+        def __contains__(self, name):
+            checkpoints.delete("m")
+            return super().__contains__(name)
+
+    send("m", PLAIN, safetensors())
+    with pytest.raises(CheckpointNotFound):
+        checkpoints.get("m", only=Deleting({PLAIN}))

@@ -11,10 +11,10 @@ from state.settings import StateSettings
 
 def test_settings_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("ECKART_DATA_DIR", "/somewhere")
-    monkeypatch.setenv("ECKART_LEASE_S", "7.5")
+    monkeypatch.setenv("ECKART_LEASE_S", "37.5")
     monkeypatch.setenv("ECKART_UNKNOWN", "ignored")
     settings = StateSettings()
-    assert (settings.data_dir, settings.lease_s) == (Path("/somewhere"), 7.5)
+    assert (settings.data_dir, settings.lease_s) == (Path("/somewhere"), 37.5)
 
 
 def test_settings_cannot_be_changed():
@@ -26,6 +26,17 @@ def test_settings_cannot_be_changed():
 def test_a_setting_that_cannot_work_is_refused(name):
     with pytest.raises(ValidationError, match=name):
         StateSettings(**{name: 0})
+
+
+@pytest.mark.parametrize(("lease_s", "heartbeat_s"), [(60, 30.1), (3, 15), (29, 15), (60, float("inf"))])
+def test_a_lease_that_one_lost_heartbeat_would_end_is_refused_with_what_to_do(lease_s, heartbeat_s):
+    with pytest.raises(ValidationError, match=r"(?s)heartbeat_s.*at most half of ECKART_LEASE_S.*set it to"):
+        StateSettings(lease_s=lease_s, heartbeat_s=heartbeat_s)
+
+
+@pytest.mark.parametrize(("lease_s", "heartbeat_s"), [(60, 30), (3, 0.5), (1, 0.5)])
+def test_a_lease_of_two_heartbeats_or_more_is_taken(lease_s, heartbeat_s):
+    assert StateSettings(lease_s=lease_s, heartbeat_s=heartbeat_s).lease_s == lease_s
 
 
 def test_every_setting_is_described():
