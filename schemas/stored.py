@@ -1,6 +1,6 @@
 """A stored checkpoint as a client sees it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from schemas.planning import is_candidate, make_plan
 from schemas.ranks import break_even_rank
 from schemas.report import FileReport
 
-# Which weights a spec selects when it says nothing of patterns; the rank does not matter for that.
+# The defaults of everything but the rank: at rank 1 every weight is factored that can be at any.
 DEFAULT_SPEC = CompressionSpec(rank=1)
 
 
@@ -23,7 +23,7 @@ class StoredTensor(Output):
     shape: tuple[int, ...] = Field(description="Its shape.", examples=[[384, 384]])
     parameters: int = Field(description="Its elements.", examples=[147456])
     selected: bool = Field(
-        description="Whether a spec with the default patterns selects it.", examples=[True]
+        description="Whether a spec that says nothing of layers would factor it.", examples=[True]
     )
     break_even_rank: int | None = Field(
         description="The largest rank at which two factors save a parameter; null where no rank can be.",
@@ -48,11 +48,17 @@ class Checkpoint(Output):
 
 
 def checkpoint_document(
-    checkpoint_id: str, files: Iterable[FileReport], missing: Iterable[str], tensors: Sequence[Tensor]
+    checkpoint_id: str,
+    files: Iterable[FileReport],
+    missing: Iterable[str],
+    tensors: Sequence[Tensor],
+    *,
+    factored: Collection[str] = frozenset(),
 ) -> Checkpoint:
-    """Describe a checkpoint; nothing missing means that it is complete."""
+    """Describe a checkpoint; nothing missing means that it is complete; `factored` is as in `make_plan`."""
     files, missing = tuple(files), tuple(missing)
-    selected = {layer.tensor for layer in make_plan(tensors, DEFAULT_SPEC).layers}
+    layers = make_plan(tensors, DEFAULT_SPEC, factored=factored).layers
+    selected = {layer.tensor for layer in layers if layer.reason is None}
     return Checkpoint(
         id=checkpoint_id,
         files=files,

@@ -1,7 +1,10 @@
-"""Job records as clients see them."""
+"""Jobs and checkpoints as clients see them."""
 
 from schemas.job import TERMINAL, Job, JobList, Links
+from schemas.manifest import factored_names
+from schemas.stored import Checkpoint, checkpoint_document
 from state.records import JobPage, JobView
+from state.shelf import StoredCheckpoint
 
 RETRY_AFTER_S = 1
 
@@ -43,3 +46,9 @@ def job_list(page: JobPage) -> JobList:
 def retry_after(view: JobView) -> dict[str, str]:
     """Say when to ask again, until the job has ended."""
     return {} if view.record.state in TERMINAL else {"Retry-After": str(RETRY_AFTER_S)}
+
+
+def stored_document(stored: StoredCheckpoint) -> Checkpoint:
+    """Show a checkpoint with all its tensors."""
+    factored = factored_names(header.metadata for header in stored.headers.values())
+    return checkpoint_document(stored.id, stored.files, stored.missing, stored.tensors, factored=factored)

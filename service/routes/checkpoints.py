@@ -7,14 +7,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from schemas.report import FileReport
+from schemas.stored import Checkpoint
 from service import errors
 from service.deps import IncomingDep, ServicesDep
 from service.digests import digest_headers, wanted_sha256
-from service.documents import CheckpointDocument, checkpoint_document
 from service.multipart import boundary_of
 from service.openapi import FILES_BODY, RAW_BODY, answers, refusals
 from service.params import CheckpointId, FileName, NewCheckpointId, ReprDigest
 from service.storing import begin_file, begin_form
+from service.views import stored_document
 
 router = APIRouter(prefix="/v1/checkpoints", tags=["checkpoints"])
 
@@ -64,9 +65,9 @@ async def put_file(
     "/{checkpoint_id}",
     status_code=201,
     summary="Store several files of a checkpoint at once",
-    response_model=CheckpointDocument,
+    response_model=Checkpoint,
     responses=refusals(*UPLOAD_REFUSALS, errors.UnsupportedMediaType, errors.InvalidMultipart)
-    | {200: {"model": CheckpointDocument, "description": "The same bytes again."}},
+    | {200: {"model": Checkpoint, "description": "The same bytes again."}},
     openapi_extra=FILES_BODY,
 )
 async def post_files(body: IncomingDep, services: ServicesDep, checkpoint_id: NewCheckpointId) -> Response:
@@ -76,7 +77,7 @@ async def post_files(body: IncomingDep, services: ServicesDep, checkpoint_id: Ne
     content = await body.stream(partial(begin_form, services, checkpoint_id, boundary, with_spec=False))
     stored = await run_in_threadpool(services.checkpoints.get, checkpoint_id)
     created = any(file.created for file in content.files)
-    return JSONResponse(checkpoint_document(stored).model_dump(mode="json"), 201 if created else 200)
+    return JSONResponse(stored_document(stored).model_dump(mode="json"), 201 if created else 200)
 
 
 @router.head("/{checkpoint_id}", include_in_schema=False)
@@ -85,9 +86,9 @@ async def post_files(body: IncomingDep, services: ServicesDep, checkpoint_id: Ne
     summary="List a checkpoint's files and tensors",
     responses=refusals(errors.CheckpointNotFound),
 )
-def get_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> CheckpointDocument:
+def get_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> Checkpoint:
     """Say what is stored, what is missing, and what would be factored."""
-    return checkpoint_document(services.checkpoints.get(checkpoint_id))
+    return stored_document(services.checkpoints.get(checkpoint_id))
 
 
 @router.delete(

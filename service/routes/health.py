@@ -2,15 +2,24 @@
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import Field
 from starlette.responses import RedirectResponse, Response
 
+from schemas.base import Output
 from service import errors
 from service.deps import ServicesDep
-from service.documents import HealthDocument
 from service.openapi import refusals
 from service.readiness import missing_parts
 
 router = APIRouter(tags=["health"])
+
+
+class HealthDocument(Output):
+    """That all is well."""
+
+    status: str = Field(description="`ok`.", examples=["ok"])
+
+
 OK = HealthDocument(status="ok")
 
 

@@ -11,7 +11,7 @@ def tensor(name: str, dtype: str, *shape: int) -> TensorInfo:
     return TensorInfo(name, dtype, shape, 0, 0)
 
 
-def test_each_tensor_says_whether_it_is_selected_and_up_to_which_rank_it_pays():
+def test_each_tensor_says_whether_it_would_be_factored_and_up_to_which_rank_it_pays():
     tensors = [
         tensor("a.weight", "F32", 384, 384),
         tensor("word_embeddings.weight", "F32", 100, 10),
@@ -30,11 +30,17 @@ def test_each_tensor_says_whether_it_is_selected_and_up_to_which_rank_it_pays():
         (False, None),
         (False, None),
         (False, None),
-        (True, 0),
+        (False, 0),
         (False, None),
     ]
     assert document.parameters == 384 * 384 + 1000 + 384 + 384 + 81 + 64 + 8 + 1
     assert (document.bytes, document.complete) == (1000, True)
+
+
+def test_factors_are_not_factored_again():
+    tensors = [tensor("a.0.weight", "F32", 64, 384), tensor("b.0.weight", "F32", 384, 384)]
+    document = checkpoint_document("m", [FILE], [], tensors, factored={"a"})
+    assert [t.selected for t in document.tensors] == [False, True]
 
 
 def test_nothing_missing_means_complete():
