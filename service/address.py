@@ -51,11 +51,17 @@ class Address:
 
     def answers(self, path: str) -> bool:
         """Tell whether a GET of `path` succeeds."""
+        answer = self.get(path)
+        return answer is not None and answer[0] == http.client.OK
+
+    def get(self, path: str) -> tuple[int, bytes] | None:
+        """Return the status and the body of `path`, or None where nobody answers."""
         connection = http.client.HTTPConnection(self.reachable_host, self.port, timeout=5)
         try:
             connection.request("GET", path)
-            return connection.getresponse().status == http.client.OK
+            response = connection.getresponse()
+            return response.status, response.read()
         except (OSError, http.client.HTTPException):
-            return False
+            return None
         finally:
             connection.close()

@@ -27,8 +27,10 @@ def _disk(services: Services) -> list[FieldProblem]:
         services.space.require(0)
         with tempfile.TemporaryFile(dir=services.settings.data_dir) as file:
             file.write(b"ready?")
-    except errors.OutOfSpace as full:
-        return [FieldProblem(pointer="/disk", detail=full.detail)]
+    except errors.OutOfSpace:
+        least = services.settings.min_free_bytes
+        detail = f"Less than {least} bytes are free; make room, or set ECKART_MIN_FREE_BYTES to less."
+        return [FieldProblem(pointer="/disk", detail=detail)]
     except OSError as error:
         return [
             FieldProblem(pointer="/disk", detail=f"The data directory is not writable: {error.strerror}.")

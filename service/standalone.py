@@ -20,6 +20,7 @@ from service.embedded import EmbeddedServerError, answers, find_server, log_path
 from service.rundir import DataDirectoryError, held
 from service.settings import Settings
 from service.supervisor import StartFailedError, Supervisor
+from service.waiting import Readiness
 from state.layout import Layout
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def api_child(environment: Mapping[str, str], address: Address, *, grace_s: floa
         name="api",
         command=(sys.executable, "-P", "-m", "service"),
         environment=environment,
-        ready=partial(address.answers, "/readyz"),
+        ready=Readiness(address),
         grace_s=grace_s,
     )
 
