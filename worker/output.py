@@ -12,7 +12,8 @@ from worker.checkpoint.index import write_index
 from worker.checkpoint.part import WrittenFile
 from worker.checkpoint.reader import CheckpointReader
 from worker.checkpoint.spool import LayerSpool, SpooledLayer
-from worker.checkpoint.writer import CheckpointWriter, TensorSpec
+from worker.checkpoint.arrangement import TensorSpec
+from worker.checkpoint.writer import CheckpointWriter
 from worker.layer import LayerOutcome
 from worker.plan import Copied, Source, Stored, WorkPlan, plan_output
 

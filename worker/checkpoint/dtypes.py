@@ -81,6 +81,19 @@ def alignment_bytes(name: str) -> int:
     """
     Return the number that the offsets of a safetensors dtype should be multiples of: its element's bytes.
 
-    Elements smaller than a byte fill whole bytes, so they count as one.
+    Parameters
+    ----------
+    name : str
+        A safetensors dtype, such as ``"BF16"``.
+
+    Returns
+    -------
+    int
+        1, 2, 4 or 8, in bytes. Elements smaller than a byte fill whole bytes, so they count as one.
+
+    Raises
+    ------
+    KeyError
+        If safetensors has no such dtype.
     """
     return max(1, DTYPE_BITS[name] // 8)

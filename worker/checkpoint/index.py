@@ -32,14 +32,23 @@ def write_index(
     metadata : mapping
         The input index's metadata. ``total_size`` is set; ``total_parameters`` is updated where it stands.
     total_size_bytes : int
-        The bytes of all tensors together.
+        The bytes of all tensors together, at least 0.
     total_parameters : int
-        The elements of all tensors together.
+        The elements of all tensors together, at least 0.
 
     Returns
     -------
     WrittenFile
         The published file.
+
+    Raises
+    ------
+    ValueError
+        If the metadata hold what JSON cannot: NaN, infinity or half of a surrogate pair.
+    FileExistsError
+        If another process began to write the same path meanwhile.
+    OSError
+        If the file cannot be written, forced to the disk or renamed.
     """
     totals = {"total_size": total_size_bytes}
     if "total_parameters" in metadata:

@@ -42,6 +42,14 @@ class PartFile:
     ----------
     size_bytes : int
         The bytes written so far.
+
+    Raises
+    ------
+    FileExistsError
+        When the block begins or ends, if another process began to write the same path meanwhile.
+    OSError
+        When the block begins, by `write` or when the block ends, if the file cannot be opened, written, forced
+        to the disk or renamed.
     """
 
     def __init__(self, path: Path, *, durable: bool = True) -> None:
@@ -72,7 +80,19 @@ class PartFile:
                 self._file.close()
 
     def write(self, piece: bytes | memoryview) -> None:
-        """Append bytes, counting and hashing them on the way."""
+        """
+        Append bytes, counting and hashing them on the way.
+
+        Parameters
+        ----------
+        piece : bytes or memoryview of bytes
+            Written or buffered when the call returns, so its memory may be used again.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        """
         self._file.write(piece)
         self._hash.update(piece)
         self.size_bytes += len(piece)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from schemas.checkpoint import CheckpointError, TensorInfo
+from worker.checkpoint.arrangement import MAX_OUTPUT_HEADER_BYTES, TensorSpec
 from worker.checkpoint.dtypes import dtype_name
 from worker.checkpoint.reader import CheckpointReader
-from worker.checkpoint.writer import MAX_OUTPUT_HEADER_BYTES, CheckpointWriter, TensorSpec
+from worker.checkpoint.writer import CheckpointWriter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +43,16 @@ class SpooledLayer:
     factors: tuple[TensorInfo, ...]
 
     def open(self) -> CheckpointReader:
-        """Open the file, to read factors or to copy them into a `CheckpointWriter`; the caller closes it."""
+        """
+        Open the file, to read factors or to copy them into a `CheckpointWriter`; the caller closes it.
+
+        Raises
+        ------
+        CheckpointError
+            If the file was damaged since it was found.
+        OSError
+            If the file is gone or cannot be opened.
+        """
         return CheckpointReader(self.path, max_header_bytes=MAX_OUTPUT_HEADER_BYTES)
 
 
@@ -69,11 +79,22 @@ class LayerSpool:
         Parameters
         ----------
         index : int
-            The layer's number; what was kept under it is replaced.
+            The layer's number, at least 0; what was kept under it is replaced.
         outcome_json : str
             What there is to say of it.
-        factors : sequence of Tensor
-            All of one dtype; none for a layer that stays dense.
+        factors : sequence of Tensor, each of any shape
+            All of one dtype, on any device, with any strides; none for a layer that stays dense.
+
+        Raises
+        ------
+        CheckpointError
+            With code ``dtype-not-writable``, if safetensors has no such dtype.
+        ValueError
+            If the factors differ in dtype and would have to be written in another order.
+        FileExistsError
+            If another process began to put the same layer meanwhile.
+        OSError
+            If the directory cannot be made or the file not be written.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         ready = [factor.detach().cpu().contiguous() for factor in factors]
@@ -93,12 +114,17 @@ class LayerSpool:
         Parameters
         ----------
         index : int
-            The layer's number.
+            The layer's number, at least 0.
 
         Returns
         -------
         SpooledLayer or None
             None if it was not kept or is damaged.
+
+        Raises
+        ------
+        OSError
+            If there is such a file but it cannot be opened or read.
         """
         path = self._path(index)
         try:
@@ -109,13 +135,6 @@ class LayerSpool:
         except (FileNotFoundError, CheckpointError):
             return None
         return SpooledLayer(path, metadata[_OUTCOME], infos) if whole and _OUTCOME in metadata else None
-
-    def clear(self) -> None:
-        """Remove every layer, and the directory if nothing else is in it."""
-        for path in self.directory.glob("layer-*.safetensors*"):
-            path.unlink(missing_ok=True)
-        if self.directory.is_dir() and not any(self.directory.iterdir()):
-            self.directory.rmdir()
 
     def _path(self, index: int) -> Path:
         return self.directory / f"layer-{index:05d}.safetensors"

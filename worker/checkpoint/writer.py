@@ -2,64 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import dataclass
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 
-from schemas.checkpoint import DTYPE_BITS, CheckpointError, Header, TensorInfo, parse_header
-from worker.checkpoint.dtypes import alignment_bytes, dtype_name
+from schemas.checkpoint import Header, TensorInfo, parse_header
+from worker.checkpoint.arrangement import aligned_order, header_json
+from worker.checkpoint.dtypes import dtype_name
 from worker.checkpoint.part import PartFile, WrittenFile
 from worker.checkpoint.reader import CHUNK_BYTES, CheckpointReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
     from types import TracebackType
 
-# The reference reader refuses longer headers.
-MAX_OUTPUT_HEADER_BYTES = 100_000_000
-_PADDING_BYTES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """A tensor to be written: its name, safetensors dtype and shape."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
-
-
-def aligned_order(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """
-    Order tensors so that each begins at a multiple of its element's size.
-
-    Readers that map the file would find other elements off their addresses, and some fail. An order that does
-    so is kept; else the tensors are sorted by element size, largest first, which always does so, and stably.
-
-    Parameters
-    ----------
-    specs : iterable of TensorSpec
-        The tensors in the order that is preferred.
-
-    Returns
-    -------
-    tuple of TensorSpec
-        The same tensors in the order to write them.
-    """
-    given = tuple(specs)
-    starts = accumulate((spec.nbytes for spec in given), initial=0)
-    if all(start % alignment_bytes(spec.dtype) == 0 for spec, start in zip(given, starts, strict=False)):
-        return given
-    return tuple(sorted(given, key=lambda spec: -alignment_bytes(spec.dtype)))
+    from worker.checkpoint.arrangement import TensorSpec
 
 
 class CheckpointWriter:
@@ -89,6 +47,8 @@ class CheckpointWriter:
     ------
     CheckpointError
         If a reader would refuse the header: a name repeats or is too long, or the header exceeds 100 MB.
+    KeyError
+        If a dtype is none of safetensors'.
 
     Examples
     --------
@@ -106,7 +66,7 @@ class CheckpointWriter:
         durable: bool = True,
     ) -> None:
         ordered = aligned_order(specs)
-        self._header_json = _header_json(ordered, metadata or {})
+        self._header_json = header_json(ordered, metadata or {})
         # What is written must be what would be accepted.
         self.header: Header = parse_header(
             self._header_json, file_bytes=8 + len(self._header_json) + sum(spec.nbytes for spec in ordered)
@@ -123,6 +83,18 @@ class CheckpointWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        """
+        Publish the file if the block ended well and wrote every tensor; else take the part file away.
+
+        Raises
+        ------
+        ValueError
+            If a tensor was not written, or the bytes written are not as many as the header says.
+        FileExistsError
+            If another process began to write the same file meanwhile.
+        OSError
+            If the file cannot be written to the disk or renamed.
+        """
         incomplete = self._incomplete() if error is None else None
         self._part.__exit__(kind, error or incomplete, traceback)
         if incomplete is not None:
@@ -152,6 +124,10 @@ class CheckpointWriter:
         ------
         ValueError
             If dtype or shape are not the next tensor's.
+        CheckpointError
+            With code ``dtype-not-writable``, if safetensors has no such dtype.
+        OSError
+            If the file cannot be written.
         """
         self._step(dtype_name(tensor.dtype), tuple(tensor.shape))
         flat = tensor.detach().cpu().contiguous().reshape(-1)
@@ -176,6 +152,8 @@ class CheckpointWriter:
             If dtype or shape are not the next tensor's.
         CheckpointError
             With code ``file-changed`` if the other file changed since it was opened.
+        OSError
+            If the other file cannot be read, or this one written.
         """
         self._step(info.dtype, info.shape)
         for piece in reader.chunks(info):
@@ -199,23 +177,3 @@ class CheckpointWriter:
                 f"{self._part.path.name} has {self._part.size_bytes} bytes, not {self.header.file_bytes}."
             )
         return None
-
-
-def _header_json(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
-    """Build the header, padded with spaces so that the data begins at a multiple of eight bytes."""
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    start = 0
-    for spec in specs:
-        if spec.name in entries:
-            raise CheckpointError("duplicate-name", f'The output would hold two tensors named "{spec.name}".')
-        end = start + spec.nbytes
-        entries[spec.name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (start, end)}
-        start = end
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    padded = text.ljust(-(-len(text) // _PADDING_BYTES) * _PADDING_BYTES)
-    if len(padded) > MAX_OUTPUT_HEADER_BYTES:
-        raise CheckpointError(
-            "output-header-too-large",
-            f"The output's header takes {len(padded)} bytes, but readers accept {MAX_OUTPUT_HEADER_BYTES}.",
-        )
-    return padded
