@@ -113,10 +113,6 @@ class JobStore:
         self.cancel(job_id)
         self._shadows.delete(job_id)
 
-    def checkpoint_in_use(self, checkpoint_id: str) -> bool:
-        """Say whether an unfinished job needs the checkpoint."""
-        return bool(self._ledger.run("in_use", checkpoint_id))
-
     @contextmanager
     def deleting_checkpoint(self, checkpoint_id: str) -> Iterator[None]:
         """Keep new jobs off a checkpoint while it is deleted, or raise `CheckpointInUse`."""

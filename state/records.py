@@ -49,7 +49,6 @@ class NewJob(Stored):
     spec: CompressionSpec
     files: tuple[FileReport, ...] = ()
     warnings: tuple[str, ...] = ()
-    parameters_total: int = 0
 
 
 class JobRecord(NewJob):

@@ -21,7 +21,6 @@ GUARDED = (
     "finish",
     "guard",
     "heartbeat",
-    "in_use",
     "page",
     "read",
     "release",
@@ -78,6 +77,11 @@ class Scripts:
         with translated():
             members: Any = self.client.smembers(PREFIX + name)
             return set(members)
+
+    def leased(self, job_id: str) -> bool:
+        """Say whether an attempt may be at work on the job, or at work still though it has been canceled."""
+        with translated():
+            return self.client.zscore(f"{PREFIX}leases", job_id) is not None
 
     def ready(self) -> bool:
         """Say whether guarded scripts can run."""

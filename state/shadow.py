@@ -4,9 +4,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
+from schemas.job import TERMINAL
 from state.blobs import banish, disk_errors, empty, make_directory, write_atomic
 from state.errors import NoSpace
 from state.layout import Layout
+from state.leavings import remove_leavings
 from state.locks import locked
 from state.records import JOB_ID, JobRecord, from_fields, to_fields
 from state.scripts import Scripts, Wiped
@@ -43,7 +45,7 @@ class Shadows:
             return None
 
     def write(self, job_id: str) -> JobRecord | None:
-        """Bring job.json up to the record and return the record; None where it is gone."""
+        """Bring the job's files up to the record and return the record; None where it is gone."""
         with self.lock(job_id):
             return self.write_locked(job_id)
 
@@ -65,6 +67,9 @@ class Shadows:
             # Redis was set back unnoticed and went on from there: what is on disk was answered first.
             self._restore(on_disk)
             raise Wiped
+        # First, since it makes room on a full disk.
+        if record.state in TERMINAL and not self._scripts.leased(job_id):
+            remove_leavings(self._layout, record)
         if on_disk != record:
             with disk_errors():
                 make_directory(self._layout.job(job_id))

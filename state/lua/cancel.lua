@@ -2,5 +2,9 @@
 if not alive() then return 'wiped' end
 local state = field(ARGV[1], 'state')
 if not state then return 'missing' end
-if not TERMINAL[state] then enter(ARGV[1], 'canceled') end
+if TERMINAL[state] then return 'done' end
+local ends = redis.call('ZSCORE', LEASES, ARGV[1])
+enter(ARGV[1], 'canceled')
+-- The attempt works on until it notices, and its files stay for so long.
+if ends then redis.call('ZADD', LEASES, ends, ARGV[1]) end
 return 'done'

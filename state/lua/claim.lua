@@ -12,7 +12,7 @@ if state == 'running' then
   local ends = redis.call('ZSCORE', LEASES, id)
   if ends and tonumber(ends) > now then return 'refused' end
 end
-if tonumber(field(id, 'attempt')) >= tonumber(most) then
+if used_up(id, most) then
   fail(id, problem)
   return 'failed'
 end

@@ -5,11 +5,12 @@
 -- waiting              zset: queued ids by the microsecond their message was last sent
 -- unsent               set: queued ids whose message is to be sent at the next sweep
 -- frontier             when the youngest job that was ever claimed was created
--- leases               zset: running ids by the microsecond their lease ends
+-- leases               zset: running ids, and canceled ones whose attempt may work on, by the microsecond
+--                      their lease ends
 -- users:<checkpoint>   set: unfinished ids that need the checkpoint
 -- deleting:<checkpoint>   no new job may need it
 -- idempotency:<digest> hash: job, fingerprint
--- unshadowed           set: ids whose job.json is behind
+-- unshadowed           set: ids whose files are behind: job.json, or what is to be removed
 -- alive                absent: Redis was wiped, and the records are to be rebuilt from disk
 local PREFIX = 'eckart:'
 local ALL, WAITING, UNSENT = PREFIX .. 'jobs:all', PREFIX .. 'waiting', PREFIX .. 'unsent'
@@ -30,6 +31,8 @@ local function lease(id, lease_us) redis.call('ZADD', LEASES, text(now + lease_u
 local function mine(id, fence)
   return field(id, 'state') == 'running' and field(id, 'fence') == fence
 end
+
+local function used_up(id, most) return tonumber(field(id, 'attempt')) >= tonumber(most) end
 
 local function wait(id, since, unsent)
   redis.call('ZADD', WAITING, text(since), id)
@@ -57,6 +60,13 @@ end
 local function fail(id, problem)
   redis.call('HSET', job(id), 'error', problem)
   enter(id, 'failed')
+end
+
+-- What becomes of a job whose attempt came to nothing: it waits for the next one, if there is one left.
+local function give_back(id, most, problem)
+  if used_up(id, most) then return fail(id, problem) end
+  enter(id, 'queued')
+  wait(id, now, true)
 end
 
 -- A job and every trace of it.

@@ -5,10 +5,5 @@ local state = field(id, 'state')
 if not state then return 'missing' end
 if (state == 'queued' or state == 'failed') and field(id, 'fence') == fence then return 'done' end -- said twice
 if not mine(id, fence) then return 'lost' end
-if tonumber(field(id, 'attempt')) >= tonumber(most) then
-  fail(id, problem)
-else
-  enter(id, 'queued')
-  wait(id, now, true)
-end
+give_back(id, most, problem)
 return 'done'

@@ -4,11 +4,11 @@ local most, problem, grace_us, list = unpack(ARGV)
 local BATCH = 1000
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', text(now), 'LIMIT', 0, BATCH)) do
-  if tonumber(field(id, 'attempt')) >= tonumber(most) then
-    fail(id, problem)
-  else
-    enter(id, 'queued')
-    wait(id, now, true)
+  if field(id, 'state') == 'running' then
+    give_back(id, most, problem)
+  else -- canceled: whatever its attempt has left can go, when job.json is looked after
+    redis.call('ZREM', LEASES, id)
+    redis.call('SADD', UNSHADOWED, id)
   end
 end
 

@@ -10,6 +10,7 @@ from schemas.problem import Problem, problem
 from schemas.report import FileReport, Totals
 from state.checkpoints import CheckpointStore
 from state.connection import redis_client
+from state.errors import CheckpointInUse
 from state.jobs import JobStore
 from state.records import JobRecord, NewJob, new_token
 from state.uploads import StoredFile
@@ -80,6 +81,20 @@ def reach(jobs, new, summary, why) -> Callable[[str], str]:
         return job_id
 
     return bring
+
+
+@pytest.fixture
+def in_use(jobs) -> Callable[[], bool]:
+    """Return what says whether a job needs the checkpoint, which then cannot be deleted."""
+
+    def look() -> bool:
+        try:
+            with jobs.deleting_checkpoint("my-model"):
+                return False
+        except CheckpointInUse:
+            return True
+
+    return look
 
 
 @pytest.fixture

@@ -13,17 +13,17 @@ STATES = ("queued", "running", "succeeded", "failed", "canceled")
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_a_checkpoint_is_in_use_while_a_job_is_unfinished(jobs, reach, state):
+def test_a_checkpoint_is_in_use_while_a_job_is_unfinished(jobs, reach, state, in_use):
     job_id = reach(state)
     unfinished = state in {"queued", "running"}
-    assert jobs.checkpoint_in_use("my-model") is unfinished
+    assert in_use() is unfinished
     if unfinished:
         with pytest.raises(CheckpointInUse, match="cancel the job"), jobs.deleting_checkpoint("my-model"):
             pytest.fail("a job needs it")
         jobs.cancel(job_id)
     with jobs.deleting_checkpoint("my-model"):
         pass
-    assert not jobs.checkpoint_in_use("my-model")
+    assert not in_use()
 
 
 def test_no_job_is_made_for_a_checkpoint_while_it_is_deleted(jobs, new):

@@ -45,7 +45,6 @@ def test_a_record_survives_both_of_its_forms(spec, state, summary, why):
         spec=spec,
         files=(FileReport(name="model.safetensors", size_bytes=2**53 + 1, sha256="0" * 64),),
         warnings=("include: the pattern 'ü*' matches no layer",),
-        parameters_total=2**40,
         created_at="2026-01-02T03:04:05.678901Z",
         started_at=None if state == "queued" else "2026-01-02T03:04:06.000000Z",
         finished_at="2026-01-02T03:04:07.000001Z" if state in {"succeeded", "failed", "canceled"} else None,
@@ -80,4 +79,4 @@ def test_ids_fit_their_pattern_and_differ():
 
 def test_a_new_job_needs_no_more_than_a_checkpoint_and_a_spec():
     new = NewJob(checkpoint="m", spec=SPECS[0])
-    assert (new.files, new.warnings, new.parameters_total) == ((), (), 0)
+    assert (new.files, new.warnings) == ((), ())

@@ -49,21 +49,21 @@ def test_a_lease_that_could_not_be_renewed_while_the_server_was_away_starts_anew
 
 
 @pytest.mark.parametrize("state", ENDED)
-def test_an_ended_job_is_the_same_after_a_wipe(jobs, reach, redis_server, state):
+def test_an_ended_job_is_the_same_after_a_wipe(jobs, reach, redis_server, state, in_use):
     before = jobs.view(reach(state))
     redis_server.wipe()
     assert jobs.view(before.record.id) == before
-    assert not jobs.checkpoint_in_use("my-model")
+    assert not in_use()
 
 
 @pytest.mark.parametrize("state", ["queued", "running"])
-def test_an_unfinished_job_runs_again_after_a_wipe(jobs, reach, redis_server, state):
+def test_an_unfinished_job_runs_again_after_a_wipe(jobs, reach, redis_server, state, in_use):
     before = jobs.get(reach(state))
     redis_server.wipe()
     view = jobs.view(before.id)
     assert (view.record.state, view.queue_position) == ("queued", 0)
     assert (view.record.attempt, view.record.fence) == (before.attempt, before.fence)
-    assert jobs.checkpoint_in_use("my-model")
+    assert in_use()
     assert jobs.sweep() == (before.id,)
 
 
@@ -93,9 +93,11 @@ def test_a_fence_is_never_given_out_twice_however_often_the_server_is_wiped(make
 
 @pytest.mark.parametrize(
     "first_call",
-    ["get", "view", "list", "cancel", "claim", "create", "checkpoint_in_use", "sweep", "delete", "rebuild"],
+    ["get", "view", "list", "cancel", "claim", "create", "deleting_checkpoint", "sweep", "delete", "rebuild"],
 )
-def test_the_first_call_after_a_wipe_finds_everything(make_store, reach, new, redis_server, first_call):
+def test_the_first_call_after_a_wipe_finds_everything(
+    make_store, reach, new, redis_server, first_call, in_use
+):
     queued, ended = reach("queued"), reach("succeeded")
     redis_server.wipe()
     jobs = make_store()
@@ -106,7 +108,7 @@ def test_the_first_call_after_a_wipe_finds_everything(make_store, reach, new, re
         "cancel": lambda: jobs.cancel(queued).state == "canceled",
         "claim": lambda: jobs.claim(queued, new_token("worker")) is not None,
         "create": lambda: jobs.create(new).state == "queued",
-        "checkpoint_in_use": lambda: jobs.checkpoint_in_use("my-model"),
+        "deleting_checkpoint": in_use,
         "sweep": lambda: jobs.sweep() == (queued,),
         "delete": lambda: jobs.delete(queued) is None,
         "rebuild": lambda: jobs.rebuild() is None,

@@ -142,9 +142,9 @@ def test_a_job_fails_at_its_claim_though_its_shadow_cannot_be_written(make_store
     assert jobs.get(job_id).state == "failed"
 
 
-def test_a_job_that_cannot_be_made_durable_is_not_accepted(jobs, new, tmp_path):
+def test_a_job_that_cannot_be_made_durable_is_not_accepted(jobs, new, tmp_path, in_use):
     (tmp_path / "jobs").write_text("not a directory")
     with pytest.raises(OSError, match="jobs"):
         jobs.create(new)
     assert jobs.list().jobs == ()
-    assert not jobs.checkpoint_in_use("my-model")
+    assert not in_use()

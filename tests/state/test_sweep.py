@@ -37,7 +37,7 @@ def test_a_job_whose_lease_holds_is_left_alone(jobs, reach):
     assert jobs.sweep() == ()
 
 
-def test_a_lapsed_lease_with_no_attempts_left_fails_the_job(make_store, new):
+def test_a_lapsed_lease_with_no_attempts_left_fails_the_job(make_store, new, in_use):
     jobs = make_store(lease_s=0, max_attempts=1)
     job_id = jobs.create(new).id
     assert jobs.claim(job_id, new_token("worker")) is not None
@@ -47,7 +47,7 @@ def test_a_lapsed_lease_with_no_attempts_left_fails_the_job(make_store, new):
     assert record.error is not None
     assert record.error.type == "urn:eckart:problem:worker-lost"
     assert "1 attempts" in record.error.detail
-    assert not jobs.checkpoint_in_use("my-model")
+    assert not in_use()
 
 
 def test_a_job_given_back_is_sent_again_at_once(jobs, reach, why):
