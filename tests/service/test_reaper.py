@@ -1,8 +1,13 @@
 """The reaper mends what was lost: workers, messages, and itself when Redis goes."""
 
+import asyncio
 import os
 import time
 
+import pytest
+
+from service.reaper import take_turn
+from state.errors import StoreUnavailable
 from state.records import new_token
 from tests.service.files import checkpoint_bytes
 
@@ -22,7 +27,7 @@ def queued_messages(redis_server):
 
 
 def test_a_job_whose_worker_died_is_queued_and_rung_for_again(redis_server, start):
-    service = start(reaper_s=0.1, lease_s=0.3)
+    service = start(reaper_s=0.1, lease_s=0.3, heartbeat_s=0.1)
     job = service.submit(service.stored(MODEL)).json()["id"]
     redis_server.client().delete("eckart:broker:eckart")
     service.jobs.claim(job, new_token("dies"))
@@ -32,7 +37,7 @@ def test_a_job_whose_worker_died_is_queued_and_rung_for_again(redis_server, star
 
 
 def test_the_reaper_survives_a_redis_that_goes_and_comes_back(redis_server, start):
-    service = start(reaper_s=0.5, lease_s=0.3)
+    service = start(reaper_s=0.5, lease_s=0.3, heartbeat_s=0.1)
     job = service.submit(service.stored(MODEL)).json()["id"]
     service.jobs.claim(job, new_token("dies"))
     redis_server.kill()
@@ -54,13 +59,15 @@ def test_uploads_that_a_killed_process_left_are_swept_away_at_start(start, tmp_p
     until(lambda: not stray.exists())
 
 
-def test_leftovers_that_cannot_be_swept_away_keep_no_job_waiting(start, tmp_path):
-    stuck = tmp_path / "parts" / "stuck.part"
-    stuck.mkdir(parents=True)  # no file, so it cannot be unlinked
-    old = time.time() - 10_000
-    os.utime(stuck, (old, old))
-    service = start(reaper_s=0.1, lease_s=0.3)
-    job = service.submit(service.stored(MODEL)).json()["id"]
-    service.jobs.claim(job, new_token("dies"))
+@pytest.mark.parametrize("fault", [StoreUnavailable(), OSError("the disk is away"), RuntimeError("a bug")])
+def test_a_step_that_fails_keeps_no_other_from_its_turn_and_is_logged(fault, caplog):
+    taken = []
 
-    until(lambda: service.jobs.get(job).state == "queued")
+    def fail():
+        raise fault
+
+    steps = {"fail": fail, "go on": lambda: taken.append("went on")}
+    asyncio.run(take_turn(steps))
+
+    assert taken == ["went on"]
+    assert "the reaper" in caplog.text
