@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from eckart import JobFailed
 
-LAYERS = 14
+LAYERS = 30
 SPEC = {"method": "svd", "rank": {"ratio": 0.3}}
 
 
