@@ -74,7 +74,6 @@ def _submit(
         spec=spec,
         files=stored.files,
         warnings=bounded_plan(stored, spec).warnings,
-        parameters_total=stored.parameters,
     )
     record = services.jobs.create(new, idempotency=idempotency)
     _ring(services, record)
