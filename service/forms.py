@@ -1,16 +1,19 @@
 """What multipart bodies are made of: checkpoint files, and for a job its spec."""
 
-from collections.abc import Callable
+import contextlib
 from dataclasses import dataclass
 
-from schemas.checkpoint import FILE_NAME
+from schemas.checkpoint import FILE_NAME, INDEX_ENDING, HeaderScan
 from schemas.compression import CompressionSpec
 from service import errors
+from service.fit import Content, check_fit, check_one_index
 from service.multipart import CappedText, Part, PartHead
 from service.strictjson import parse_model
 from service.uploads import Space
 from state.checkpoints import CheckpointStore
-from state.uploads import StoredFile, Upload
+from state.errors import CheckpointNotFound
+from state.shelf import StoredCheckpoint
+from state.uploads import IndexScan, StoredFile, Upload
 
 NAME_ADVICE = (
     "A file name starts with a letter or digit, goes on with those and . _ -, has at most 128 characters "
@@ -35,36 +38,41 @@ class FormContent:
 
 
 class FilePart:
-    """A checkpoint file on its way to the store."""
+    """A checkpoint file on its way to the store: whole at its part's end, seen at the form's."""
 
-    def __init__(self, upload: Upload, *, space: Space, keep: Callable[[StoredFile], None]) -> None:
+    def __init__(self, upload: Upload, *, space: Space) -> None:
+        self.content: Content | None = None
         self._upload = upload
         self._space = space
-        self._keep = keep
+        self._scan = IndexScan() if upload.name.endswith(INDEX_ENDING) else HeaderScan()
 
     def write(self, block: bytes | memoryview) -> None:
         """Take the next bytes, as long as there is room."""
         self._space.require(0)
         self._upload.write(block)
+        self._scan.feed(block)
 
     def end(self) -> None:
-        """Publish the file."""
-        self._keep(self._upload.commit(None))
+        """Check that the file is whole."""
+        self.content = self._scan.finish(self._upload.size_bytes)
+
+    def publish(self) -> StoredFile:
+        """Give the file its name."""
+        return self._upload.commit(None)
 
     def abort(self) -> None:
-        """Leave nothing; harmless after the end."""
+        """Leave nothing, unless it is published."""
         self._upload.abort()
 
 
 class CheckpointForm:
-    """Stores the files of a form under one id; `with_spec`: the form is a whole job."""
+    """Stores the files of a form under one id; `with_spec`: the form is a whole job, and the id its own."""
 
     def __init__(
         self,
         store: CheckpointStore,
         checkpoint_id: str,
         *,
-        withdraw: Callable[[list[str]], None],
         space: Space,
         limit_bytes: int,
         spec_limit_bytes: int,
@@ -72,13 +80,11 @@ class CheckpointForm:
     ) -> None:
         self._store = store
         self._id = checkpoint_id
-        self._withdraw = withdraw
         self._space = space
         self._limit_bytes = limit_bytes
         self._spec_limit_bytes = spec_limit_bytes
         self._with_spec = with_spec
-        self._files: list[StoredFile] = []
-        self._open: FilePart | None = None
+        self._files: dict[str, FilePart] = {}
         self._spec: CompressionSpec | None = None
 
     def part(self, head: PartHead) -> Part:
@@ -91,7 +97,11 @@ class CheckpointForm:
         raise errors.InvalidMultipart(f"A part has a name that is not known here; the parts are {names}.")
 
     def commit(self) -> FormContent:
-        """Give what came, provided that nothing is missing."""
+        """Publish what came, provided that nothing is missing and all of it fits.
+
+        What can still stop it halfway is the disk, or another client that stores other files under the id
+        right now. Then what is published stays: somebody may have been told of it.
+        """
         if not self._files:
             raise errors.InvalidMultipart(
                 "The part `checkpoint` is missing; send the safetensors file in it."
@@ -100,23 +110,37 @@ class CheckpointForm:
             raise errors.InvalidMultipart(
                 "The part `spec` is missing; send what is to be done in it, as JSON."
             )
-        return FormContent(self._id, tuple(self._files), self._spec)
+        stored = self._stored()
+        check_fit({name: file.content for name, file in self._files.items() if file.content}, stored)
+        # A file that is there is repeated or refused, neither of which changes anything, so these come first.
+        known = {file.name for file in stored.files} if stored else set()
+        order = sorted(self._files, key=lambda name: name not in known)
+        return FormContent(self._id, tuple(self._files[name].publish() for name in order), self._spec)
 
     def abort(self) -> None:
-        """Remove what this form brought, and nothing else."""
-        if self._open is not None:
-            self._open.abort()
-        if created := [file.name for file in self._files if file.created]:
-            self._withdraw(created)
+        """Remove what is not published, and all of what is a job's own."""
+        for file in self._files.values():
+            file.abort()
+        if self._with_spec:
+            with contextlib.suppress(CheckpointNotFound):
+                self._store.delete(self._id)
+
+    def _stored(self) -> StoredCheckpoint | None:
+        try:
+            return self._store.get(self._id)
+        except CheckpointNotFound:
+            return None
 
     def _file(self, filename: str | None) -> Part:
         if filename is None:
             raise errors.InvalidMultipart("The part `checkpoint` must be a file; give it a file name.")
-        upload = self._store.receive(
-            self._id, check_file_name(filename), content_bytes=None, limit_bytes=self._limit_bytes
-        )
-        self._open = FilePart(upload, space=self._space, keep=self._files.append)
-        return self._open
+        name = check_file_name(filename)
+        if name in self._files:
+            raise errors.InvalidMultipart(f"The file {name} came twice; send it once.")
+        check_one_index([*self._files, name])
+        upload = self._store.receive(self._id, name, content_bytes=None, limit_bytes=self._limit_bytes)
+        self._files[name] = FilePart(upload, space=self._space)
+        return self._files[name]
 
     def _keep_spec(self, text: bytes) -> None:
         if self._spec is not None:

@@ -2,6 +2,7 @@
 
 import logging
 import logging.config
+import resource
 import socket
 from typing import Any
 
@@ -89,4 +90,7 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 def serve(settings: Settings) -> None:
     """Run until told to stop."""
     logging.config.dictConfig(LOGGING)
+    # A form keeps each of its files open until its end.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     Server(settings).run()

@@ -1,11 +1,8 @@
 """Beginning to store what a request brings; runs in the upload's own thread."""
 
-from functools import partial
-
 from service.deps import Services
 from service.forms import CheckpointForm, FormContent, RawFile, check_file_name
 from service.multipart import MultipartSink
-from service.withdrawal import withdraw
 
 
 def begin_file(
@@ -34,7 +31,6 @@ def begin_form(
     form = CheckpointForm(
         services.checkpoints,
         checkpoint_id,
-        withdraw=partial(withdraw, services.checkpoints, services.jobs, checkpoint_id),
         space=services.space,
         limit_bytes=settings.max_upload_bytes,
         spec_limit_bytes=settings.max_spec_bytes,

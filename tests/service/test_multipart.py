@@ -256,27 +256,114 @@ def test_the_printed_curl_line_makes_a_job(service, tmp_path):
     assert job["spec"]["rank"] == {"ratio": 0.5}
 
 
-def test_a_refused_form_leaves_what_a_job_has_begun_to_need(service):
-    """A job may have been made of a published file before the next part of the form was refused."""
-    name, files = fresh_id(), sharded_set(2)
-    first, second, index = files
-    service.put(name, first, files[first])
-    service.put(name, index, files[index])
-    head = part("checkpoint", files[second], filename=second)
-    rest = part("checkpoint", MODEL[:-1], filename="other.safetensors") + END
-    jobs = []
+def test_a_refused_form_takes_nothing_from_another_client(service):
+    """What somebody was told is stored stays, though a form that brought the same bytes is refused."""
+    name = fresh_id()
+    told = []
 
     def slowly():
-        yield head + b"--xyz\r\n"
-        until(lambda: service.http.get(f"/v1/checkpoints/{name}").json()["complete"])
-        jobs.append(service.submit(name).json()["id"])
-        yield rest.removeprefix(b"--xyz\r\n")
+        yield FILE + b"--xyz\r\n"
+        until(lambda: service.leftovers() != [])
+        assert service.http.get(f"/v1/checkpoints/{name}").status_code == 404
+        told.append(service.put(name, "model.safetensors", MODEL))
+        told.append(service.submit(name))
+        yield part("checkpoint", MODEL[:-1], filename="other.safetensors").removeprefix(b"--xyz\r\n") + END
 
     refused = httpx.post(f"{service.url}/v1/checkpoints/{name}", content=slowly(), headers=FORM)
 
-    assert refused.status_code == 422
+    assert_problem(refused, 422, "invalid-checkpoint:truncated")
+    assert [answer.status_code for answer in told] == [201, 202]
     assert service.http.get(f"/v1/checkpoints/{name}").json()["complete"] is True
-    assert service.jobs.get(jobs[0]).state == "queued"
+    assert service.leftovers() == []
+
+
+def test_the_files_of_a_form_appear_together(service):
+    name, files = fresh_id(), sharded_set(2)
+    first, *others = files
+
+    def slowly():
+        yield part("checkpoint", files[first], filename=first) + b"--xyz\r\n"
+        until(lambda: service.leftovers() != [])
+        assert service.http.get(f"/v1/checkpoints/{name}").status_code == 404
+        rest = b"".join(part("checkpoint", files[other], filename=other) for other in others)
+        yield rest.removeprefix(b"--xyz\r\n") + END
+
+    stored = httpx.post(f"{service.url}/v1/checkpoints/{name}", content=slowly(), headers=FORM)
+
+    assert stored.status_code == 201
+    assert stored.json()["complete"] is True
+    assert service.leftovers() == []
+
+
+STRAY = {"stray.safetensors": checkpoint_bytes({"stray.weight": (2, 2)})}
+SHARDS = sharded_set(2)
+FIRST, SECOND, INDEX = SHARDS
+OTHER = {FIRST: checkpoint_bytes({"layer.9.weight": (8, 8)})}
+WRONG = {SECOND: checkpoint_bytes({"layer.0.weight": (8, 8)})}
+
+
+@pytest.mark.parametrize(
+    ("before", "sent", "status", "slug"),
+    [
+        ({}, {**STRAY, **SHARDS}, 422, "invalid-checkpoint:shard-extra"),
+        ({}, {**SHARDS, **WRONG}, 422, "invalid-checkpoint:tensor-in-two-shards"),
+        ({}, {**SHARDS, **OTHER}, 422, "invalid-checkpoint:tensor-missing"),
+        (
+            {},
+            {**SHARDS, "b.safetensors.index.json": SHARDS[INDEX]},
+            422,
+            "invalid-checkpoint:second-index",
+        ),
+        (
+            {INDEX: SHARDS[INDEX]},
+            {FIRST: SHARDS[FIRST], "b.safetensors.index.json": SHARDS[INDEX]},
+            422,
+            "invalid-checkpoint:second-index",
+        ),
+        ({INDEX: SHARDS[INDEX]}, {FIRST: SHARDS[FIRST], **STRAY}, 422, "invalid-checkpoint:shard-extra"),
+        (
+            {INDEX: SHARDS[INDEX], FIRST: SHARDS[FIRST]},
+            WRONG,
+            422,
+            "invalid-checkpoint:tensor-in-two-shards",
+        ),
+        (STRAY, {FIRST: SHARDS[FIRST], INDEX: SHARDS[INDEX]}, 422, "invalid-checkpoint:shard-extra"),
+        ({SECOND: SHARDS[SECOND]}, {FIRST: SHARDS[FIRST], **WRONG}, 409, "content-conflict"),
+    ],
+)
+def test_a_form_whose_files_do_not_fit_stores_none_of_them(service, before, sent, status, slug):
+    name = fresh_id()
+    for filename, content in before.items():
+        assert service.put(name, filename, content).status_code == 201
+
+    parts = [("checkpoint", (filename, content)) for filename, content in sent.items()]
+    refused = service.http.post(f"/v1/checkpoints/{name}", files=parts)
+
+    assert_problem(refused, status, slug)
+    if before:
+        document = service.http.get(f"/v1/checkpoints/{name}").json()
+        assert [file["name"] for file in document["files"]] == sorted(before)
+    else:
+        assert_problem(service.http.get(f"/v1/checkpoints/{name}"), 404, "checkpoint-not-found")
+    assert service.leftovers() == []
+
+
+def test_a_form_may_bring_the_rest_of_a_set(service):
+    name = fresh_id()
+    assert service.put(name, INDEX, SHARDS[INDEX]).status_code == 201
+    assert service.put(name, SECOND, SHARDS[SECOND]).status_code == 201
+
+    parts = [("checkpoint", (filename, content)) for filename, content in SHARDS.items()]
+    stored = service.http.post(f"/v1/checkpoints/{name}", files=parts)
+
+    assert stored.status_code == 201
+    assert stored.json()["complete"] is True
+
+
+def test_a_file_that_comes_twice_in_a_form_is_refused(service):
+    refused = service.http.post(f"/v1/checkpoints/{fresh_id()}", content=FILE + FILE + END, headers=FORM)
+
+    assert "twice" in assert_problem(refused, 422, "invalid-multipart")["detail"]
 
 
 def until(holds, limit_s=10):
