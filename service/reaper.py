@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 
@@ -14,17 +16,22 @@ log = logging.getLogger("eckart.service")
 
 
 async def reap_forever(services: Services) -> None:
-    """Take every step at once and then at every turn; one that fails stops neither the other nor the next."""
-    every_s = services.settings.reaper_s
+    """Take a turn at once and then again and again."""
+    steps = {"send jobs again": partial(send_again, services), "tidy up": partial(tidy_up, services)}
     while True:
-        for what, step in (("send jobs again", send_again), ("tidy up", tidy_up)):
-            try:
-                await run_in_threadpool(step, services)
-            except StoreUnavailable:
-                log.warning("the reaper cannot reach Redis; it tries again in %g s", every_s)
-            except Exception:
-                log.exception("the reaper failed to %s; it tries again in %g s", what, every_s)
-        await asyncio.sleep(every_s)
+        await take_turn(steps)
+        await asyncio.sleep(services.settings.reaper_s)
+
+
+async def take_turn(steps: Mapping[str, Callable[[], None]]) -> None:
+    """Take every step; one that fails stops neither the others nor the next turn."""
+    for what, step in steps.items():
+        try:
+            await run_in_threadpool(step)
+        except StoreUnavailable:
+            log.warning("the reaper cannot reach Redis; it tries again")
+        except Exception:
+            log.exception("the reaper failed to %s; it tries again", what)
 
 
 def send_again(services: Services) -> None:
