@@ -76,22 +76,6 @@ class CheckpointStore:
             place = banish(self._layout.checkpoint(checkpoint_id), self._layout.trash)
         empty(place)
 
-    def discard(self, checkpoint_id: str, names: Collection[str]) -> None:
-        """Take back files that were published a moment ago, and the checkpoint if nothing else is in it."""
-        if CHECKPOINT_ID.fullmatch(checkpoint_id) is None:
-            raise CheckpointNotFound
-        folder, place = self._layout.checkpoint(checkpoint_id), None
-        with self._lock(checkpoint_id):
-            files = read_manifest(self._layout, checkpoint_id)
-            rest = {name: file for name, file in files.items() if name not in names}
-            if rest:
-                write_manifest(self._layout, checkpoint_id, rest)
-                for name in files.keys() - rest.keys():
-                    (folder / name).unlink(missing_ok=True)
-            else:
-                place = banish(folder, self._layout.trash)
-        empty(place)
-
     def sweep_parts(self, older_than_s: float) -> int:
         """Remove what killed processes have left; return how many things that were."""
         limit = time.time() - older_than_s

@@ -245,20 +245,6 @@ def test_a_deleted_checkpoint_is_gone_and_its_id_is_free(send, checkpoints, safe
     assert send("m", PLAIN, safetensors(**{"v.weight": (1, 1)})).created
 
 
-def test_files_taken_back_leave_the_others_alone(send, checkpoints, safetensors, left):
-    send("m", "a.safetensors", safetensors())
-    send("m", "b.safetensors", safetensors())
-    checkpoints.discard("m", ["b.safetensors", "never-there.safetensors", ".manifest.json"])
-    assert [file.name for file in checkpoints.get("m").files] == ["a.safetensors"]
-    assert left() == {"checkpoints/m/a.safetensors", "checkpoints/m/.manifest.json"}
-    checkpoints.discard("m", ["a.safetensors"])
-    assert not checkpoints.exists("m")
-    assert left() == set()
-    checkpoints.discard("m", ["a.safetensors"])
-    with pytest.raises(CheckpointNotFound):
-        checkpoints.discard("..", [])
-
-
 def test_an_upload_outlives_the_deletion_of_what_was_there(send, checkpoints, safetensors):
     send("m", "a.safetensors", safetensors())
     with checkpoints.receive("m", "b.safetensors", content_bytes=None, limit_bytes=1 << 20) as upload:
