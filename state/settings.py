@@ -24,7 +24,7 @@ class StateSettings(BaseSettings):
         default=60, gt=0, description="Seconds without a heartbeat after which a job goes to another worker."
     )
     heartbeat_s: float = Field(
-        default=15, gt=0, description="Seconds between two heartbeats; well below the lease."
+        default=15, gt=0, description="Seconds between two heartbeats; at most half of the lease."
     )
     reaper_s: float = Field(
         default=10, gt=0, description="Seconds between two looks for jobs whose worker or message was lost."
