@@ -8,11 +8,11 @@ from pathlib import Path
 from schemas.checkpoint import Header, TensorInfo
 from schemas.manifest import METADATA_KEY, FactoredLayer, Manifest, factored_layers
 from schemas.report import FileReport
+from worker.checkpoint.arrangement import TensorSpec
 from worker.checkpoint.index import write_index
 from worker.checkpoint.part import WrittenFile
 from worker.checkpoint.reader import CheckpointReader
 from worker.checkpoint.spool import LayerSpool, SpooledLayer
-from worker.checkpoint.arrangement import TensorSpec
 from worker.checkpoint.writer import CheckpointWriter
 from worker.layer import LayerOutcome
 from worker.plan import Copied, Source, Stored, WorkPlan, plan_output

@@ -28,3 +28,16 @@ def test_an_index_is_written_with_its_totals(tmp_path, metadata, expected):
     assert list(found.weight_map.items()) == list(weight_map.items())
     assert list(found.metadata.items()) == list(expected.items())
     assert [path.name for path in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800"])
+def test_metadata_that_json_cannot_hold_are_not_written(tmp_path, value):
+    with pytest.raises(ValueError, match=r"JSON|surrogates"):
+        write_index(
+            tmp_path / "model.safetensors.index.json",
+            {"a": "a.safetensors"},
+            metadata={"note": value},
+            total_size_bytes=20,
+            total_parameters=5,
+        )
+    assert list(tmp_path.iterdir()) == []

@@ -4,8 +4,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from worker.checkpoint.arrangement import TensorSpec
 from worker.checkpoint.spool import LayerSpool
-from worker.checkpoint.writer import CheckpointWriter, TensorSpec
+from worker.checkpoint.writer import CheckpointWriter
 
 OUTCOME = '{"rank": 2, "name": "é"}'
 LEFT, RIGHT = torch.arange(6.0).reshape(3, 2), torch.arange(8.0).reshape(2, 4)
@@ -102,16 +103,3 @@ def test_a_half_written_layer_is_not_there(spool, tmp_path):
     path = tmp_path / "layers" / "layer-00000.safetensors"
     path.rename(path.with_name("layer-00000.safetensors.part"))
     assert spool.get(0) is None
-
-
-def test_clearing_removes_layers_and_nothing_else(spool, tmp_path):
-    spool.clear()
-    spool.put(0, OUTCOME, (LEFT,))
-    (tmp_path / "layers" / "layer-00001.safetensors.part").write_bytes(b"half")
-    keep = tmp_path / "layers" / "notes.txt"
-    keep.write_text("mine")
-    spool.clear()
-    assert names_in(tmp_path / "layers") == ["notes.txt"]
-    keep.unlink()
-    spool.clear()
-    assert names_in(tmp_path) == []

@@ -48,8 +48,8 @@ class PartFile:
     FileExistsError
         When the block begins or ends, if another process began to write the same path meanwhile.
     OSError
-        When the block begins, by `write` or when the block ends, if the file cannot be opened, written, forced
-        to the disk or renamed.
+        When the block begins or ends and by `write`, if the file cannot be opened, written, forced to the
+        disk or renamed.
     """
 
     def __init__(self, path: Path, *, durable: bool = True) -> None:

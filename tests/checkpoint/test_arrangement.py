@@ -1,0 +1,32 @@
+"""Tensors lie where readers that map the file want them."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.checkpoint import DTYPE_BITS
+from worker.checkpoint.arrangement import TensorSpec, aligned_order
+from worker.checkpoint.dtypes import alignment_bytes
+
+BYTE_DTYPES = sorted(dtype for dtype, bits in DTYPE_BITS.items() if bits >= 8)
+
+
+@given(st.lists(st.tuples(st.sampled_from(BYTE_DTYPES), st.integers(0, 9)), max_size=8))
+@settings(deadline=None)
+def test_an_aligned_order_is_aligned_stable_and_settled(drawn):
+    given_specs = [TensorSpec(str(at), dtype, (size,)) for at, (dtype, size) in enumerate(drawn)]
+    ordered = aligned_order(given_specs)
+    start = 0
+    for spec in ordered:
+        assert start % alignment_bytes(spec.dtype) == 0
+        start += spec.nbytes
+    assert sorted(ordered, key=lambda spec: int(spec.name)) == given_specs
+    for dtype in DTYPE_BITS:
+        names = [int(spec.name) for spec in ordered if spec.dtype == dtype]
+        assert names == sorted(names)
+    assert aligned_order(ordered) == ordered
+
+
+def test_a_dtype_that_safetensors_lacks_has_no_place():
+    with pytest.raises(KeyError, match="F128"):
+        aligned_order([TensorSpec("w", "F128", (2,))])
