@@ -6,6 +6,7 @@ import torch
 
 from tests.lowrank.matrices import error, gaussian, optimum, spectrum, with_spectrum
 from worker.lowrank import SELECTORS, FactorRequest, cur, cx, factor, relative_error
+from worker.lowrank.lstsq import PseudoInverse
 
 SHAPES = [(1, 9), (9, 1), (40, 40), (90, 24), (24, 90)]
 SPECTRA = [
@@ -178,6 +179,13 @@ def test_sampling_draws_by_the_weights_of_its_paper(selector, weight_of_0):
     expected = weight_of_0 + 29 * other * weight_of_0 / (1 - other)  # Drawn first, or second.
 
     assert sum(0 in columns for columns in drawn) / len(drawn) == pytest.approx(expected, abs=0.08)
+
+
+def test_a_fit_that_does_not_converge_is_an_arithmetic_error():
+    beyond_lapack = torch.full((6, 3), math.nan)
+
+    with pytest.raises(ArithmeticError, match="did not converge by any method"):
+        PseudoInverse.of(beyond_lapack, 0)
 
 
 @pytest.mark.parametrize("method", [cx, cur])

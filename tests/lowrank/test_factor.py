@@ -106,10 +106,6 @@ def test_a_weight_is_kept_for_its_reason(weight, request_, reason):
     assert found.singular_values is None or bool(found.singular_values.isfinite().all())
 
 
-def test_every_reason_is_explained():
-    assert all(reason.explanation.endswith(".") for reason in Reason)
-
-
 def test_float32_factors_of_a_large_or_small_float16_weight_are_in_range():
     for scale in (1e-7, 3e4):
         weight = (gaussian(20, 20).clamp(-2, 2) * scale).half()
@@ -200,7 +196,9 @@ def test_a_request_that_makes_no_sense_is_refused(change, message):
         asked(**change)
 
 
-@pytest.mark.parametrize("weight", [torch.ones(4), torch.ones(4, 4, 4), torch.ones(4, 4, dtype=torch.int32)])
+@pytest.mark.parametrize(
+    "weight", [torch.tensor(4.0), torch.ones(4), torch.ones(4, 4, 4), torch.ones(4, 4, dtype=torch.int32)]
+)
 def test_what_is_no_real_matrix_is_refused(weight):
     with pytest.raises(ValueError, match="a weight must be"):
         factor(weight, asked(rank=1))

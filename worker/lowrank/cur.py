@@ -55,7 +55,8 @@ def cur(weight: torch.Tensor, rank: int, *, selector: Selector = "qdeim", seed: 
     ValueError
         If an argument is out of its range or the weight is not finite.
     ArithmeticError
-        If singular vectors are needed and no method converged.
+        If no method found the singular vectors of the weight, where the selector needs them, or of what was
+        chosen, which the fit needs.
 
     Examples
     --------
@@ -81,16 +82,46 @@ def cur(weight: torch.Tensor, rank: int, *, selector: Selector = "qdeim", seed: 
 
 
 def take_rows(weight: torch.Tensor, rows: tuple[int, ...]) -> torch.Tensor:
-    """Return the chosen rows [k, n], bit for bit."""
+    """Return the chosen rows, bit for bit.
+
+    Parameters
+    ----------
+    weight : Tensor [m, n]
+        Any dtype.
+    rows : tuple of int
+        k indices, each in [0, m).
+
+    Returns
+    -------
+    Tensor [k, n]
+        A copy of the weight's dtype, the rows in the order given.
+
+    Raises
+    ------
+    IndexError
+        If an index is out of its range.
+    """
     return weight.index_select(0, torch.tensor(rows, device=weight.device))
 
 
 def fit_u(
     scaled: torch.Tensor, c_inverse: PseudoInverse, r_inverse: PseudoInverse, *, cutoff: float = 0.0
 ) -> torch.Tensor:
-    """Return U = C⁺WR⁺ [k, k] in float64, all three of C, W and R scaled; `r_inverse` is that of Rᵀ [n, k].
+    """Return U = C⁺WR⁺, all three of C, W and R scaled; for the unscaled C and R it is 2^-exponent of it.
 
-    The U for the unscaled C and R is 2^-exponent of it.
+    Parameters
+    ----------
+    scaled : Tensor [m, n]
+        2^-exponent · W.
+    c_inverse, r_inverse : PseudoInverse
+        Of C [m, k], and of Rᵀ [n, k].
+    cutoff : float
+        In [0, 1); see :meth:`worker.lowrank.lstsq.PseudoInverse.solve`.
+
+    Returns
+    -------
+    Tensor [k, k]
+        U, in float64.
     """
     x = c_inverse.solve(scaled, cutoff=cutoff)  # [k, n]
     return r_inverse.solve(x.mT, cutoff=cutoff).mT  # [k, k]

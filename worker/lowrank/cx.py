@@ -52,7 +52,8 @@ def cx(weight: torch.Tensor, rank: int, *, selector: Selector = "qdeim", seed: i
     ValueError
         If an argument is out of its range or the weight is not finite.
     ArithmeticError
-        If singular vectors are needed and no method converged.
+        If no method found the singular vectors of the weight, where the selector needs them, or of what was
+        chosen, which the fit needs.
 
     Examples
     --------
@@ -73,5 +74,23 @@ def cx(weight: torch.Tensor, rank: int, *, selector: Selector = "qdeim", seed: i
 
 
 def take_columns(weight: torch.Tensor, columns: tuple[int, ...]) -> torch.Tensor:
-    """Return the chosen columns [m, k], bit for bit."""
+    """Return the chosen columns, bit for bit.
+
+    Parameters
+    ----------
+    weight : Tensor [m, n]
+        Any dtype.
+    columns : tuple of int
+        k indices, each in [0, n).
+
+    Returns
+    -------
+    Tensor [m, k]
+        A copy of the weight's dtype, the columns in the order given.
+
+    Raises
+    ------
+    IndexError
+        If an index is out of its range.
+    """
     return weight.index_select(1, torch.tensor(columns, device=weight.device))

@@ -4,10 +4,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import scipy.linalg
 import torch
 
+from worker.lowrank.lapack import NotConvergedError, failures, full_spectrum, full_svd
 from worker.lowrank.ranks import RankRule, least_rank, optimal_error
 from worker.lowrank.scale import scaled_copy, working_dtype
 
@@ -16,11 +15,6 @@ QR_ASPECT = 1.6
 # A float32 decomposition is an exact one of W + E with ‖E‖ ≈ 1e-6‖W‖, which raises the error of a truncation
 # by about (‖E‖/tail)²/2: under 1e-4 where the tail is at least this part of ‖W‖, with room to spare.
 FLOAT32_TAIL = 1e-2
-
-LINALG_ERRORS: tuple[type[Exception], ...] = (
-    torch.linalg.LinAlgError,  # type: ignore[attr-defined]  # Public, but re-exported without saying so.
-    np.linalg.LinAlgError,
-)
 
 
 @dataclass(frozen=True)
@@ -73,13 +67,28 @@ class Decomposition:
 def decompositions(weight: torch.Tensor, exponent: int, *, vectors: bool = True) -> Iterator[Decomposition]:
     """Yield decompositions of 2^-exponent · W, each made more carefully than the one before.
 
-    Divide and conquer in the working dtype, then in float64, then QR iteration (LAPACK's gesvd) in float64. A
-    step that does not converge is passed over; the caller goes on until one is good enough, or none is left.
+    Divide and conquer in the working dtype, then in float64 (LAPACK's gesdd), then QR iteration (gesvd) in
+    float64; a long weight is first reduced by QR (Chan 1982). A step that does not converge is passed over,
+    and the caller goes on until one is good enough, or none is left.
+
+    Parameters
+    ----------
+    weight : Tensor [m, n]
+        W; float64, float32, float16 or bfloat16. Its device is where the work is done.
+    exponent : int
+        Its scale (see :func:`worker.lowrank.scale.exponent_of`).
+    vectors : bool
+        Whether singular vectors are needed; without them only `singular_values` may be used.
+
+    Yields
+    ------
+    Decomposition
+        At most three, all of finite singular values; none where nothing converged.
     """
     for dtype, iterate in _steps(weight):
         try:
             found = _decompose(scaled_copy(weight, exponent, dtype), vectors=vectors, iterate=iterate)
-        except _failures(weight.device):
+        except failures(weight.device):
             continue
         if bool(torch.isfinite(found.singular_values).all()):
             yield found
@@ -87,25 +96,17 @@ def decompositions(weight: torch.Tensor, exponent: int, *, vectors: bool = True)
 
 
 def resolved(weight: torch.Tensor, exponent: int, rank: int) -> Decomposition:
-    """Return the first decomposition that resolves this rank; ArithmeticError if none converged."""
+    """Return the first of :func:`decompositions` that resolves this rank.
+
+    Raises
+    ------
+    NotConvergedError
+        An ArithmeticError: if none does.
+    """
     for decomposition in decompositions(weight, exponent):
         if decomposition.resolves(rank):
             return decomposition
-    raise ArithmeticError("the singular value decomposition did not converge by any method")
-
-
-def full_svd(
-    matrix: torch.Tensor, *, iterate: bool = False
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return U [m, p], diag(Σ) [p], Vᵀ [p, n] by divide and conquer, or by QR iteration on the CPU."""
-    if not iterate:
-        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-        return u, s, vh
-    parts = scipy.linalg.svd(
-        matrix.cpu().numpy(), full_matrices=False, lapack_driver="gesvd", check_finite=False
-    )
-    u, s, vh = (torch.from_numpy(np.ascontiguousarray(part)).to(matrix.device) for part in parts)
-    return u, s, vh
+    raise NotConvergedError
 
 
 def _decompose(matrix: torch.Tensor, *, vectors: bool, iterate: bool) -> Decomposition:
@@ -121,32 +122,15 @@ def _decompose(matrix: torch.Tensor, *, vectors: bool, iterate: bool) -> Decompo
     del matrix, tall
     dtype = core.dtype
     if not vectors:
-        return Decomposition(_singular_values(core, iterate=iterate).to("cpu", torch.float64), dtype)
+        return Decomposition(full_spectrum(core, iterate=iterate).to("cpu", torch.float64), dtype)
     u, s, vh = full_svd(core, iterate=iterate)
     return Decomposition(s.to("cpu", torch.float64), dtype, u, vh, reflectors, transposed)
-
-
-def _singular_values(matrix: torch.Tensor, *, iterate: bool) -> torch.Tensor:
-    if not iterate:
-        values: torch.Tensor = torch.linalg.svdvals(matrix)
-        return values
-    iterated = scipy.linalg.svd(
-        matrix.cpu().numpy(), compute_uv=False, lapack_driver="gesvd", check_finite=False
-    )
-    return torch.from_numpy(iterated)
 
 
 def _steps(weight: torch.Tensor) -> list[tuple[torch.dtype, bool]]:
     first = working_dtype(weight)
     in_float64 = [(torch.float64, False), (torch.float64, True)]
     return in_float64 if first == torch.float64 else [(first, False), *in_float64]
-
-
-def _failures(device: torch.device) -> tuple[type[Exception], ...]:
-    if device.type == "cpu":
-        return LINALG_ERRORS
-    # cuSOLVER also gives up with plain RuntimeErrors; the last step then computes on the CPU.
-    return (RuntimeError, np.linalg.LinAlgError)
 
 
 def _apply_reflectors(reflectors: tuple[torch.Tensor, torch.Tensor], core: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 
 import torch
 
-from worker.lowrank.decomposition import LINALG_ERRORS, Decomposition, decompositions
+from worker.lowrank.decomposition import Decomposition, decompositions
 from worker.lowrank.edge import check_weight
+from worker.lowrank.lapack import NotConvergedError
 from worker.lowrank.outcome import Factored, FactorRequest, Kept, Reason
 from worker.lowrank.ranks import ErrorRank, optimal_error
 from worker.lowrank.scale import exponent_of, times_power
@@ -48,9 +49,8 @@ def factor(weight: torch.Tensor, request: FactorRequest) -> Factored | Kept:
     >>> factor(torch.ones(4, 4), request).relative_error < 1e-6
     True
     """
-    ceiling = min(request.max_rank, *weight.shape)
     least_rank = request.rank if isinstance(request.rank, int) else 1
-    if least_rank > ceiling:
+    if least_rank > request.ceiling(weight):
         return Kept(reason=Reason.NO_SAVING)
     check_weight(weight)
     weight = weight.detach()
@@ -64,15 +64,14 @@ def settle(
     weight: torch.Tensor, exponent: int, request: FactorRequest, ladder: Iterable[Decomposition]
 ) -> Factored | Kept:
     """Body of :func:`factor`: take the first step of the ladder that is accurate enough, if any is."""
-    ceiling = min(request.max_rank, *weight.shape)
     for decomposition in ladder:
         try:
-            outcome = _outcome(Bench(weight, exponent, request, decomposition), ceiling)
+            outcome = _outcome(Bench(weight, exponent, request, decomposition))
         except OutOfRangeError:
             spectrum = _spectrum(decomposition, exponent)
             known = spectrum if bool(spectrum.isfinite().all()) else None
             return Kept(reason=Reason.OUT_OF_RANGE, singular_values=known)
-        except LINALG_ERRORS:
+        except NotConvergedError:
             continue
         if outcome is not None:
             return outcome
@@ -80,12 +79,13 @@ def settle(
     return Kept(reason=Reason.NOT_CONVERGED)
 
 
-def _outcome(bench: Bench, ceiling: int) -> Factored | Kept | None:
+def _outcome(bench: Bench) -> Factored | Kept | None:
     """Return what comes of this decomposition, or None where a more careful one is needed."""
     rule, decomposition = bench.request.rank, bench.decomposition
     rank = rule if isinstance(rule, int) else decomposition.decide(rule)
     if rank is None or not decomposition.resolves(rank):
         return None
+    ceiling = bench.request.ceiling(bench.weight)
     no_saving = Kept(reason=Reason.NO_SAVING, singular_values=_spectrum(decomposition, bench.exponent))
     if rank > ceiling:
         return no_saving

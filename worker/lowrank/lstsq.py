@@ -1,12 +1,13 @@
 """Least squares on chosen columns, by orthogonal factors and never by normal equations."""
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 
-from worker.lowrank.decomposition import LINALG_ERRORS, full_svd
+from worker.lowrank.lapack import LINALG_ERRORS, NotConvergedError, failures, full_svd
 from worker.lowrank.scale import times_power
 
 EPS = sys.float_info.epsilon
@@ -25,21 +26,49 @@ class PseudoInverse:
 
     @classmethod
     def of(cls, c: torch.Tensor, exponent: int) -> Self:
-        """Factor 2^-exponent · C [m, k], m ≥ k, by QR and then an SVD of the small factor."""
+        """Factor 2^-exponent · C by QR and then an SVD of the small factor.
+
+        Golub and Van Loan 2013, Matrix Computations, section 5.5.
+
+        Parameters
+        ----------
+        c : Tensor [m, k]
+            C, m ≥ k ≥ 1.
+        exponent : int
+            The scale of the weight that C is of (see :func:`worker.lowrank.scale.exponent_of`).
+
+        Returns
+        -------
+        PseudoInverse
+            In float64, on the device of C.
+
+        Raises
+        ------
+        NotConvergedError
+            An ArithmeticError: if neither divide and conquer nor QR iteration found that SVD.
+        """
         c = times_power(c.to(torch.float64), -exponent)
         norms = torch.linalg.vector_norm(c, dim=0)  # [k]
         scale = torch.ldexp(torch.ones_like(norms), torch.frexp(norms).exponent)
         q, r = torch.linalg.qr(c / scale)  # [m, k], [k, k]
-        try:
-            u, s, vh = full_svd(r)
-        except LINALG_ERRORS:
-            u, s, vh = full_svd(r, iterate=True)
+        u, s, vh = _careful_svd(r)
         return cls(q @ u, s, vh, scale)
 
     def solve(self, rhs: torch.Tensor, *, cutoff: float = 0.0) -> torch.Tensor:
-        """Return the X [k, j] of least norm that minimises ‖C X - rhs‖_F, in float64.
+        """Return the X of least ‖D X‖_F that minimises ‖C X - rhs‖_F, C scaled as in :meth:`of`.
 
-        Directions of C with a singular value under `cutoff` (or under rounding) of its largest are left out.
+        Parameters
+        ----------
+        rhs : Tensor [m, j]
+            The right-hand side, scaled like C.
+        cutoff : float
+            In [0, 1): directions with a singular value under this part of the largest, or under rounding, are
+            left out.
+
+        Returns
+        -------
+        Tensor [k, j]
+            X, in float64.
         """
         floor = max(cutoff, EPS * max(self.basis.shape)) * float(self.s[0])
         keep = int((self.s > floor).sum())
@@ -49,3 +78,12 @@ class PseudoInverse:
             dim=1,
         )  # [keep, j]
         return (self.vh[:keep].mT @ (projected / self.s[:keep, None])) / self.column_scale[:, None]
+
+
+def _careful_svd(r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    with suppress(*failures(r.device)):
+        return full_svd(r)
+    try:
+        return full_svd(r, iterate=True)
+    except LINALG_ERRORS as error:
+        raise NotConvergedError from error

@@ -22,19 +22,6 @@ class Reason(StrEnum):
     NOT_CONVERGED = "not_converged"
     OUT_OF_RANGE = "out_of_range"
 
-    @property
-    def explanation(self) -> str:
-        """One sentence for people."""
-        return _EXPLANATIONS[self]
-
-
-_EXPLANATIONS = {
-    Reason.NO_SAVING: "At the rank that was asked for, the factors would hold no fewer parameters.",
-    Reason.NOT_FINITE: "The weight holds NaN or infinite values.",
-    Reason.NOT_CONVERGED: "No method found the weight's singular values to full accuracy.",
-    Reason.OUT_OF_RANGE: "The dtype of the factors cannot hold their values; ask for a wider one.",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class FactorRequest:
@@ -45,9 +32,9 @@ class FactorRequest:
     method : {"svd", "cur", "cx"}
         The decomposition.
     rank : int, EnergyRank or ErrorRank
-        The rank, or the rule that finds it.
+        The rank, ≥ 1, or the rule that finds it.
     max_rank : int
-        The largest rank that saves parameters; 0 where none does.
+        ≥ 0: the largest rank that saves parameters; 0 where none does.
     dtype : torch.dtype
         Of the stored factors.
     selector : Selector
@@ -56,6 +43,11 @@ class FactorRequest:
         For ``cur``: R, U and C, or U·R and C.
     seed : int
         ≥ 0, for selectors that use chance.
+
+    Raises
+    ------
+    ValueError
+        If a field is out of its range.
     """
 
     method: Literal["svd", "cur", "cx"]
@@ -84,6 +76,11 @@ class FactorRequest:
     def needs_vectors(self) -> bool:
         """Whether singular values alone would not do."""
         return self.method == "svd" or self.selector in SPECTRAL
+
+    def ceiling(self, weight: torch.Tensor) -> int:
+        """Return the largest rank that this weight can have and that saves parameters; 0 where none does."""
+        shape: tuple[int, ...] = weight.shape
+        return min((self.max_rank, *shape))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,15 +40,20 @@ def select(
         ``linear_time``: sampling by squared norms (Drineas, Kannan and Mahoney 2006, LinearTimeCUR).
         Both samplings draw without replacement, so that no rank is wasted on an index twice.
     rank : int
-        k, at most min(m, n).
+        k, 1 ≤ k ≤ min(m, n).
     axis : {"columns", "rows"}
         What to choose.
     matrix : Tensor [m, n]
-        A.
+        A; float64 or float32, finite.
     decomposition : Decomposition or None
         Of A; needed by ``qdeim`` and ``leverage``.
     seed : int
-        The chance in the samplings.
+        ≥ 0; the chance in the samplings.
+
+    Returns
+    -------
+    tuple of int
+        k distinct indices, ascending, each in [0, n) for columns or in [0, m) for rows.
     """
     if selector in SPECTRAL:
         assert decomposition is not None

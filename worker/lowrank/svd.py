@@ -7,6 +7,7 @@ import torch
 
 from worker.lowrank.decomposition import Decomposition, decompositions
 from worker.lowrank.edge import check_rank, check_seed, finite_exponent
+from worker.lowrank.lapack import NotConvergedError
 from worker.lowrank.ranks import optimal_error
 from worker.lowrank.residual import measure
 from worker.lowrank.scale import times_power
@@ -48,7 +49,7 @@ def svd(weight: torch.Tensor, rank: int, *, solver: str = "auto", seed: int = 0)
         Both are the exact decomposition: float32 first, float64 where the error left is so small that float32
         would be seen in it, then QR iteration where divide and conquer fails.
     seed : int
-        For solvers that use chance; none does yet.
+        ≥ 0; for solvers that use chance; none does yet.
 
     Returns
     -------
@@ -60,7 +61,7 @@ def svd(weight: torch.Tensor, rank: int, *, solver: str = "auto", seed: int = 0)
     ValueError
         If an argument is out of its range or the weight is not finite.
     ArithmeticError
-        If no step of the ladder converged.
+        If no step of the ladder converged and passed the check of its error.
 
     Examples
     --------
@@ -82,11 +83,27 @@ def svd(weight: torch.Tensor, rank: int, *, solver: str = "auto", seed: int = 0)
             residual = measure(weight, found.factors, exponent)
             if is_optimal(residual.relative, decomposition, rank):
                 return found
-    raise ArithmeticError("the singular value decomposition did not converge by any method")
+    raise NotConvergedError
 
 
 def truncate(decomposition: Decomposition, rank: int, exponent: int) -> LowRank:
-    """Return the leading `rank` terms of a decomposition, scaled back."""
+    """Return the leading terms of a decomposition, scaled back (Eckart and Young 1936).
+
+    Parameters
+    ----------
+    decomposition : Decomposition
+        Of 2^-exponent · W [m, n], with vectors.
+    rank : int
+        k, 1 ≤ k ≤ min(m, n).
+    exponent : int
+        Even (see :func:`worker.lowrank.scale.exponent_of`).
+
+    Returns
+    -------
+    LowRank
+        left [m, k] and right [k, n] in the dtype of the decomposition, the spectrum [min(m, n)] in float64;
+        infinite where these cannot hold W's scale.
+    """
     left, right = decomposition.vectors(rank)  # [m, k], [k, n]
     roots = decomposition.singular_values[:rank].sqrt().to(left)
     root_scale = math.ldexp(1.0, exponent // 2)

@@ -45,7 +45,15 @@ class Bench:
     decomposition: Decomposition
 
     def attempt(self, rank: int) -> Trial:
-        """Factor the weight at one rank; OutOfRangeError where the dtype cannot hold the factors."""
+        """Factor the weight at one rank, 1 ≤ k ≤ min(m, n).
+
+        Raises
+        ------
+        OutOfRangeError
+            If the dtype cannot hold the factors.
+        NotConvergedError
+            If the fit to columns and rows was not found.
+        """
         return self._svd(rank) if self.request.method == "svd" else self._skeleton(rank)
 
     def _svd(self, rank: int) -> Trial:

@@ -1,0 +1,76 @@
+"""Singular values and vectors by LAPACK, and by cuSOLVER on a GPU; how each says that it failed."""
+
+import numpy as np
+import scipy.linalg
+import torch
+
+LINALG_ERRORS: tuple[type[Exception], ...] = (
+    torch.linalg.LinAlgError,  # type: ignore[attr-defined]  # Public, but re-exported without saying so.
+    np.linalg.LinAlgError,
+)
+
+
+class NotConvergedError(ArithmeticError):
+    """No method found a singular value decomposition that was needed."""
+
+    def __init__(self) -> None:
+        super().__init__("the singular value decomposition did not converge by any method")
+
+
+def full_svd(
+    matrix: torch.Tensor, *, iterate: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the thin singular value decomposition by LAPACK, or by cuSOLVER on a GPU.
+
+    Parameters
+    ----------
+    matrix : Tensor [m, n]
+        float64 or float32.
+    iterate : bool
+        Whether by QR iteration (gesvd), always on the CPU, and not by divide and conquer (gesdd).
+
+    Returns
+    -------
+    u, s, vh : Tensor [m, p], [p], [p, n]
+        p = min(m, n), on the device and in the dtype of the matrix; s descends and is ≥ 0.
+
+    Raises
+    ------
+    LinAlgError
+        torch's or numpy's, if it did not converge or the matrix is not finite.
+    RuntimeError
+        If cuSOLVER gave up in a way of its own.
+    """
+    if not iterate:
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        return u, s, vh
+    parts = scipy.linalg.svd(
+        matrix.cpu().numpy(), full_matrices=False, lapack_driver="gesvd", check_finite=False
+    )
+    u, s, vh = (torch.from_numpy(np.ascontiguousarray(part)).to(matrix.device) for part in parts)
+    return u, s, vh
+
+
+def full_spectrum(matrix: torch.Tensor, *, iterate: bool = False) -> torch.Tensor:
+    """Return the singular values alone: parameters and errors are those of :func:`full_svd`.
+
+    Returns
+    -------
+    Tensor [min(m, n)]
+        Descending and ≥ 0, in the dtype of the matrix; on the CPU by QR iteration, else on its device.
+    """
+    if not iterate:
+        values: torch.Tensor = torch.linalg.svdvals(matrix)
+        return values
+    iterated = scipy.linalg.svd(
+        matrix.cpu().numpy(), compute_uv=False, lapack_driver="gesvd", check_finite=False
+    )
+    return torch.from_numpy(iterated)
+
+
+def failures(device: torch.device) -> tuple[type[Exception], ...]:
+    """Return what a decomposition on this device may raise where it does not converge."""
+    if device.type == "cpu":
+        return LINALG_ERRORS
+    # cuSOLVER also gives up with plain RuntimeErrors; the last step then computes on the CPU.
+    return (RuntimeError, np.linalg.LinAlgError)
