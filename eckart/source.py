@@ -19,10 +19,11 @@ from schemas.checkpoint import (
     parse_index,
     read_header,
 )
+from schemas.fault import listed
 from schemas.problem import FieldProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 ENDING = ".safetensors"
 PathOrId = str | os.PathLike[str]
@@ -77,7 +78,7 @@ def _open_found(path: Path, *, name: str) -> Source:
         index = parse_index(path.read_bytes())
         shards = tuple(path.parent / shard for shard in index.shards)
         if missing := [shard.name for shard in shards if not shard.is_file()]:
-            raise InputError(f"{path} names files that are not beside it: {_some(missing)}")
+            raise InputError(f"{path} names files that are not beside it: {listed(missing)}")
         headers = {shard.name: _header(shard) for shard in shards}
         check_shards(index, headers)
     except CheckpointError as error:
@@ -103,7 +104,7 @@ def _in_directory(path: Path) -> Path:
     if not found:
         raise InputError(f"{path} holds no {ENDING} file")
     if len(found) > 1:
-        raise InputError(f"{path} holds {_some([file.name for file in found])}; say which one you mean")
+        raise InputError(f"{path} holds {listed([file.name for file in found])}; say which one you mean")
     return found[0]
 
 
@@ -112,16 +113,11 @@ def _refuse_strays(source: Source, directory: Path) -> None:
     strays = sorted(set(directory.glob(f"*{ENDING}")) - set(source.files))
     if strays:
         raise InputError(
-            f"{source.index} does not name {_some([file.name for file in strays])}; to leave such files out, "
-            "give the index itself instead of its directory"
+            f"{source.index} does not name {listed([file.name for file in strays])}; to leave such files "
+            "out, give the index itself instead of its directory"
         )
 
 
 def _refusal(path: Path, error: CheckpointError) -> InputError:
     fields = (FieldProblem(pointer=error.pointer, detail=error.detail),) if error.pointer else ()
     return InputError(f"{path}: {error.detail}", errors=fields)
-
-
-def _some(names: Sequence[str]) -> str:
-    listed = ", ".join(names[:5])
-    return listed if len(names) <= 5 else f"{listed} and {len(names) - 5} more"

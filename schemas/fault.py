@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SHOWN_CHARACTERS = 80
+NAMES_LISTED = 5
 
 
 class CheckpointError(ValueError):
@@ -30,6 +35,12 @@ def quoted(text: str) -> str:
     """Foreign text made safe to print, as a JSON string."""
     short = _shortened(text)
     return json.dumps(short, ensure_ascii=not short.isprintable())
+
+
+def listed(names: Sequence[str]) -> str:
+    """Name the first five, and count the rest."""
+    first = ", ".join(names[:NAMES_LISTED])
+    return first if len(names) <= NAMES_LISTED else f"{first} and {len(names) - NAMES_LISTED} more"
 
 
 def _shortened(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from schemas.fault import CheckpointError, pointer, quoted, shown
+from schemas.fault import CheckpointError, listed, pointer, quoted, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,13 +35,13 @@ def _check_files(index: ShardIndex, headers: Mapping[str, Header]) -> None:
     if missing := sorted(named - headers.keys()):
         raise CheckpointError(
             "shard-missing",
-            f"The index names files that are not there: {_some(missing)}. Send them too.",
+            f"The index names files that are not there: {listed(missing)}. Send them too.",
             "/weight_map",
         )
     if extra := sorted(headers.keys() - named):
         raise CheckpointError(
             "shard-extra",
-            f"The index does not name these files: {_some(extra)}. Leave them out.",
+            f"The index does not name these files: {listed(extra)}. Leave them out.",
             "/weight_map",
         )
 
@@ -73,8 +73,3 @@ def _check_total(index: ShardIndex, found_bytes: int) -> None:
         f"total_size is {shown(str(said))}, but the tensors take {found_bytes} bytes. Correct it.",
         "/metadata/total_size",
     )
-
-
-def _some(names: list[str]) -> str:
-    listed = ", ".join(names[:5])
-    return listed if len(names) <= 5 else f"{listed} and {len(names) - 5} more"

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from schemas.fault import CheckpointError, pointer, quoted, shown
-from schemas.jsonscan import JsonScan, NumberText
+from schemas.fault import CheckpointError, pointer, quoted
+from schemas.offsets import MAX_SIZE, bad_integer, parse_offsets, told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from schemas.jsonscan import JsonScan
+
 MAX_DIMENSIONS = 8
 MAX_NAME_BYTES = 1024
-# Sizes and offsets are read as signed 64-bit integers by torch and by file systems.
-MAX_SIZE = 2**63 - 1
 
 # fmt: off
 DTYPE_BITS: Mapping[str, int] = MappingProxyType({
@@ -88,7 +87,7 @@ def parse_entry(scan: JsonScan, name: str) -> TensorInfo:
     if fields.keys() != _ENTRY_KEYS or len(value) != len(_ENTRY_KEYS):
         raise _wrong_keys(name, value)
     dtype, shape = _dtype(name, fields["dtype"]), _shape(name, fields["shape"])
-    start, end = _offsets(name, fields["data_offsets"])
+    start, end = parse_offsets(name, fields["data_offsets"])
     _check_size(name, dtype, shape, end - start)
     return TensorInfo(name, dtype, shape, start, end)
 
@@ -117,7 +116,7 @@ def _dtype(name: str, value: Any) -> str:
     if type(value) is not str or value not in DTYPE_BITS:
         raise CheckpointError(
             "unknown-dtype",
-            f"Tensor {quoted(name)} has the unknown dtype {_told(value)}; known are {', '.join(DTYPE_BITS)}.",
+            f"Tensor {quoted(name)} has the unknown dtype {told(value)}; known are {', '.join(DTYPE_BITS)}.",
             pointer(name, "dtype"),
         )
     return value
@@ -127,7 +126,7 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
     if type(value) is not list:
         raise CheckpointError(
             "bad-shape",
-            f"Tensor {quoted(name)}: shape must be a list of sizes, not {_told(value)}.",
+            f"Tensor {quoted(name)}: shape must be a list of sizes, not {told(value)}.",
             pointer(name, "shape"),
         )
     if len(value) > MAX_DIMENSIONS:
@@ -138,45 +137,10 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
         )
     for axis, size in enumerate(value):
         if type(size) is not int or not 0 <= size <= MAX_SIZE:
-            raise _bad_integer(
+            raise bad_integer(
                 "bad-shape", f"Tensor {quoted(name)}: shape[{axis}]", size, pointer(name, "shape", axis)
             )
     return tuple(value)
-
-
-def _offsets(name: str, value: Any) -> tuple[int, int]:
-    if type(value) is list and len(value) == 2:
-        start, end = value
-        if type(start) is int and type(end) is int and 0 <= start <= end <= MAX_SIZE:
-            return start, end
-    raise _bad_offsets(name, value)
-
-
-def _bad_offsets(name: str, value: Any) -> CheckpointError:
-    place = pointer(name, "data_offsets")
-    subject = f"Tensor {quoted(name)}: data_offsets"
-    if type(value) is not list or len(value) != 2:
-        return CheckpointError(
-            "bad-offsets", f"{subject} must be a list of two integers, begin and end.", place
-        )
-    for side, offset in zip(("begin", "end"), value, strict=True):
-        if type(offset) is int and offset < 0:
-            return CheckpointError("negative-offset", f"{subject} have a negative {side}, {offset}.", place)
-        if type(offset) is not int or offset > MAX_SIZE:
-            return _bad_integer("bad-offsets", f"{subject} {side}", offset, place)
-    start, end = value
-    return CheckpointError(
-        "reversed-offsets", f"{subject} end at {end}, before they begin at {start}.", place
-    )
-
-
-def _bad_integer(code: str, subject: str, value: Any, place: str) -> CheckpointError:
-    digits = str(value).lstrip("-")
-    if type(value) in {int, NumberText} and digits.isdigit() and int(digits[:20]) > MAX_SIZE:
-        return CheckpointError(
-            "integer-too-large", f"{subject} is {shown(str(value))}, which exceeds 2^63 - 1.", place
-        )
-    return CheckpointError(code, f"{subject} must be an integer of at least 0, not {_told(value)}.", place)
 
 
 def _check_size(name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> None:
@@ -201,12 +165,3 @@ def _check_size(name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> N
             f"Tensor {quoted(name)}: {dtype} {list(shape)} needs {bits // 8} bytes; offsets span {nbytes}.",
             pointer(name, "data_offsets"),
         )
-
-
-def _told(value: Any) -> str:
-    """Tell a JSON value in a few words."""
-    if isinstance(value, tuple | list):
-        return "an object" if isinstance(value, tuple) else "a list"
-    if isinstance(value, NumberText):
-        return shown(value)
-    return quoted(value) if isinstance(value, str) else json.dumps(value)
