@@ -23,9 +23,9 @@ class Phases:
 
     total: float
     plan: float
-    factor: float
-    wait: float  # for the next weight to be read and the last one to be spooled, beyond what overlaps
+    layers: float  # reading, factoring and spooling, which overlap
     output: float
+    factor: float  # summed over the layers; more than `layers` where some are factored side by side
 
 
 def bare_loop(source: Path, target: Path, spec: CompressionSpec, *, threads: int) -> float:
@@ -56,10 +56,10 @@ def bare_loop(source: Path, target: Path, spec: CompressionSpec, *, threads: int
 def pipeline(source: Path, target: Path, spec: CompressionSpec, *, threads: int) -> Phases:
     """Run the worker's pipeline: spool, output with untouched tensors and digests, fsync, report."""
     torch.set_num_threads(threads)
-    marks: list[float] = []
+    marks: list[tuple[str | None, float]] = []
 
-    def observe(_: Progress) -> None:
-        marks.append(time.perf_counter())
+    def observe(progress: Progress) -> None:
+        marks.append((progress.layer, time.perf_counter()))
 
     begun = time.perf_counter()
     request = Request(
@@ -68,11 +68,12 @@ def pipeline(source: Path, target: Path, spec: CompressionSpec, *, threads: int)
     report = compress(request, device=torch.device("cpu"), observe=observe)
     ended = time.perf_counter()
     shutil.rmtree(target)
-    factor_s = sum(layer.seconds for layer in report.layers)
+    planned = marks[0][1]
+    finished = next(at for layer, at in marks if layer is None)
     return Phases(
         total=ended - begun,
-        plan=marks[0] - begun,
-        factor=factor_s,
-        wait=marks[-1] - marks[0] - factor_s,
-        output=ended - marks[-1],
+        plan=planned - begun,
+        layers=finished - planned,
+        output=ended - finished,
+        factor=sum(layer.seconds for layer in report.layers),
     )

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import time
+from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, dataclass, field
 from datetime import datetime
@@ -27,9 +28,9 @@ MOST_LONG_ROUNDS = 3
 
 @dataclass(slots=True)
 class Times:
-    """All rounds of one input, in seconds."""
+    """All rounds of one input, in seconds; the bare loop's by its number of threads."""
 
-    bare: list[float] = field(default_factory=list)
+    bare: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     job: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
     phases: list[Phases] = field(default_factory=list)
@@ -37,15 +38,16 @@ class Times:
 
 def ask(options: Options) -> None:
     """Take both inputs, each with a fresh service."""
-    _compare("MiniLM, float32", minilm(), options, rounds=min(options.rounds, MOST_ROUNDS))
+    # Threads that wait for each other make small layers erratic, so a bare loop on one thread runs beside.
+    counts = sorted({options.threads, 1}, reverse=True)
+    _compare("MiniLM, float32", minilm(), options, counts, rounds=min(options.rounds, MOST_ROUNDS))
     index = write_llama(options.place / "llama", blocks=blocks_for(LLAMA_BYTES * options.scale))
     title = "Llama-shaped, bfloat16, embedding and blocks of 2048/5632"
-    _compare(title, index, options, rounds=min(options.rounds, MOST_LONG_ROUNDS))
+    _compare(title, index, options, [options.threads], rounds=min(options.rounds, MOST_LONG_ROUNDS))
 
 
-def _compare(title: str, source: Path, options: Options, *, rounds: int) -> None:
-    times, target = Times(), options.place / "peer"
-    spawn = multiprocessing.get_context("spawn")
+def _compare(title: str, source: Path, options: Options, counts: list[int], *, rounds: int) -> None:
+    times, spawn = Times(), multiprocessing.get_context("spawn")
     place = options.place / source.parent.name
     place.mkdir(exist_ok=True)
     with (
@@ -54,20 +56,33 @@ def _compare(title: str, source: Path, options: Options, *, rounds: int) -> None
         Client(service.url) as client,
     ):
         checkpoint = client.upload(source)
-        for at in range(-1, rounds):
-            bare_s = peer.submit(bare_loop, source, target, SPEC, threads=options.threads).result()
-            os.sync()
-            job_s, wall_s = _run_job(client, checkpoint)
-            os.sync()
-            phases = peer.submit(pipeline, source, target, SPEC, threads=options.threads).result()
-            os.sync()
-            print(f"{'warm-up' if at < 0 else f'round {at + 1}'}: {bare_s:.2f} bare, {job_s:.2f} job")
-            if at >= 0:
-                times.bare.append(bare_s)
-                times.job.append(job_s)
-                times.wall.append(wall_s)
-                times.phases.append(phases)
+        _take_round(Times(), source, options, counts, peer, client, checkpoint)  # cold, and not counted
+        for _ in range(rounds):
+            _take_round(times, source, options, counts, peer, client, checkpoint)
+            bare = ", ".join(f"{spent[-1]:.2f} bare on {count}" for count, spent in times.bare.items())
+            print(f"{bare}, {times.phases[-1].total:.2f} pipeline, {times.job[-1]:.2f} job")
     _show(title, times)
+
+
+def _take_round(
+    times: Times,
+    source: Path,
+    options: Options,
+    counts: list[int],
+    peer: ProcessPoolExecutor,
+    client: Client,
+    checkpoint: str,
+) -> None:
+    target = options.place / "peer"
+    for count in counts:
+        os.sync()
+        times.bare[count].append(peer.submit(bare_loop, source, target, SPEC, threads=count).result())
+    os.sync()
+    job_s, wall_s = _run_job(client, checkpoint)
+    times.job.append(job_s)
+    times.wall.append(wall_s)
+    os.sync()
+    times.phases.append(peer.submit(pipeline, source, target, SPEC, threads=options.threads).result())
 
 
 def _run_job(client: Client, checkpoint: str) -> tuple[float, float]:
@@ -87,9 +102,9 @@ def run_seconds(job: Job) -> float:
 
 
 def _show(title: str, times: Times) -> None:
-    peer_s = median(times.bare)
-    ways = {
-        "bare loop": times.bare,
+    bare = {f"bare loop, threads: {count}": spent for count, spent in times.bare.items()}
+    peer_s = min(map(median, bare.values()))
+    ways = bare | {
         "pipeline alone": [phases.total for phases in times.phases],
         "job, claim to finish": times.job,
         "job, as the client waits": times.wall,
@@ -98,12 +113,13 @@ def _show(title: str, times: Times) -> None:
         (name, f"{median(spent):.2f}", f"{median(spent) / peer_s:.3f}", seconds(spent))
         for name, spent in ways.items()
     ]
-    show(f"{title}; target: claim to finish at most 1.15", ("way", "median s", "ratio", "rounds, s"), rows)
+    ask_for = "claim to finish at most 1.15 of the faster bare loop"
+    show(f"{title}; target: {ask_for}", ("way", "median s", "ratio", "rounds, s"), rows)
     _show_phases(times)
 
 
 def _show_phases(times: Times) -> None:
-    names = ("pipeline", "plan", "factor", "wait for read and spool", "output and report")
+    names = ("pipeline", "plan", "layers", "output and report", "factor, summed over layers")
     columns = zip(*map(astuple, times.phases), strict=True)
     middle = [median(column) for column in columns]
     service_s = median(times.job) - middle[0]
