@@ -2,13 +2,20 @@
 
 import sys
 
+from pydantic import ValidationError
+
 from service.server import serve
 from service.settings import Settings
+from state.settings import setting_faults
 
 
 def main() -> int:
     """Serve until told to stop."""
-    settings = Settings()
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        sys.stderr.writelines(f"{fault}\n" for fault in setting_faults(error))
+        return 1
     if settings.redis_url is None:
         sys.stderr.write("ECKART_REDIS_URL is not set; give it, or run `eckart serve`, which sets it\n")
         return 2

@@ -22,6 +22,7 @@ from service.settings import Settings
 from service.supervisor import StartFailedError, Supervisor
 from service.waiting import Readiness
 from state.layout import Layout
+from state.settings import setting_faults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,8 +33,8 @@ def main() -> int:
     try:
         serve(Settings())
     except ValidationError as error:
-        for fault in error.errors():
-            say(f"ECKART_{'_'.join(map(str, fault['loc'])).upper()}: {fault['msg']}")
+        for fault in setting_faults(error):
+            say(fault)
         return 1
     except (AddressUnavailableError, DataDirectoryError, EmbeddedServerError, StartFailedError) as error:
         say(str(error))

@@ -1,15 +1,19 @@
 """What the memory needs to know, from environment variables, read once."""
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "ECKART_"
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket")
 
 
 class StateSettings(BaseSettings):
     """Settings that the service and the worker share."""
 
-    model_config = SettingsConfigDict(env_prefix="ECKART_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     data_dir: Path = Field(
         default=Path("data"),
@@ -21,10 +25,16 @@ class StateSettings(BaseSettings):
         "Unset: standalone starts its own.",
     )
     lease_s: float = Field(
-        default=60, gt=0, description="Seconds without a heartbeat after which a job goes to another worker."
+        default=60,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds without a heartbeat after which a job goes to another worker.",
     )
     heartbeat_s: float = Field(
-        default=15, gt=0, description="Seconds between two heartbeats; at most half of the lease."
+        default=None,
+        validate_default=True,
+        gt=0,
+        description="Seconds between two heartbeats; at most half of the lease. Unset: a quarter of it.",
     )
     reaper_s: float = Field(
         default=10, gt=0, description="Seconds between two looks for jobs whose worker or message was lost."
@@ -32,6 +42,21 @@ class StateSettings(BaseSettings):
     max_attempts: int = Field(
         default=3, ge=1, description="How often a job is started before it fails as `worker-lost`."
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_is_within_reach(cls, redis_url: str | None) -> str | None:
+        if redis_url and not redis_url.startswith(tuple(f"{scheme}://" for scheme in REDIS_SCHEMES)):
+            schemes = ", ".join(f"{scheme}://" for scheme in REDIS_SCHEMES)
+            raise ValueError(
+                f"no Redis-compatible server has such an address; begin it with one of {schemes}"
+            )
+        return redis_url or None
+
+    @field_validator("heartbeat_s", mode="before")
+    @classmethod
+    def _heartbeat_follows_lease(cls, heartbeat_s: Any, info: ValidationInfo) -> Any:
+        return info.data.get("lease_s", 60) / 4 if heartbeat_s is None else heartbeat_s
 
     @field_validator("heartbeat_s")
     @classmethod
@@ -43,3 +68,12 @@ class StateSettings(BaseSettings):
                 f"since a heartbeat may be lost; set it to {lease_s / 2:g} or less, or lengthen the lease"
             )
         return heartbeat_s
+
+
+def setting_faults(error: ValidationError) -> list[str]:
+    """Say each fault in one line that begins with the environment variable, and never shows its value."""
+    return [_fault(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors()]
+
+
+def _fault(place: str, message: str) -> str:
+    return f"{PREFIX}{place.upper()}: {message.removeprefix('Value error, ')}"

@@ -49,5 +49,9 @@ def test_a_data_directory_that_is_a_file_is_refused(start, tmp_path):
     assert "ECKART_DATA_DIR" in start(ECKART_DATA_DIR=str(tmp_path / "file"))
 
 
+def test_a_redis_that_cannot_be_one_is_refused(start):
+    assert "ECKART_REDIS_URL: " in start(ECKART_REDIS_URL="http://x")
+
+
 def test_a_setting_that_makes_no_sense_is_named(start):
     assert start(ECKART_PORT="high").startswith("eckart: ECKART_PORT: ")

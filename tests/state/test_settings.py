@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from state.layout import LOCK_STRIPES, Layout
-from state.settings import StateSettings
+from state.settings import StateSettings, setting_faults
 
 
 def test_settings_come_from_the_environment(monkeypatch):
@@ -37,6 +37,38 @@ def test_a_lease_that_one_lost_heartbeat_would_end_is_refused_with_what_to_do(le
 @pytest.mark.parametrize(("lease_s", "heartbeat_s"), [(60, 30), (3, 0.5), (1, 0.5)])
 def test_a_lease_of_two_heartbeats_or_more_is_taken(lease_s, heartbeat_s):
     assert StateSettings(lease_s=lease_s, heartbeat_s=heartbeat_s).lease_s == lease_s
+
+
+@pytest.mark.parametrize(("lease_s", "heartbeat_s"), [(60, 15), (5, 1.25), (0.4, 0.1)])
+def test_a_heartbeat_that_is_not_given_follows_the_lease(lease_s, heartbeat_s):
+    assert StateSettings(lease_s=lease_s).heartbeat_s == pytest.approx(heartbeat_s)
+
+
+@pytest.mark.parametrize("url", ["redis://h:1/0", "rediss://h", "unix:///s?db=1", "redis+socket:///s", None])
+def test_an_address_that_a_client_takes_is_kept(url):
+    assert StateSettings(redis_url=url).redis_url == url
+
+
+def test_an_empty_address_is_none():
+    assert StateSettings(redis_url="").redis_url is None
+
+
+@pytest.mark.parametrize("url", ["http://x", "localhost:6379", "redis:/x", "REDIS://x", "/run/redis.sock"])
+def test_an_address_that_is_no_redis_s_is_refused(url):
+    with pytest.raises(ValidationError, match=r"(?s)redis_url.*begin it with one of redis://"):
+        StateSettings(redis_url=url)
+
+
+def test_each_fault_is_one_line_that_names_the_variable_and_keeps_its_value_secret():
+    with pytest.raises(ValidationError) as refusal:
+        StateSettings(redis_url="http://:secret@x", lease_s="long", heartbeat_s=0)
+    faults = setting_faults(refusal.value)
+    assert [fault.partition(": ")[0] for fault in faults] == [
+        "ECKART_REDIS_URL",
+        "ECKART_LEASE_S",
+        "ECKART_HEARTBEAT_S",
+    ]
+    assert not any("\n" in fault or "secret" in fault or "Value error" in fault for fault in faults)
 
 
 def test_every_setting_is_described():
