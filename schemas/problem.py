@@ -49,7 +49,16 @@ def problem(
 
 def field_problems(errors: Iterable[Mapping[str, Any]]) -> tuple[FieldProblem, ...]:
     """Turn pydantic's errors into pointers and sentences, without the offending values."""
-    return tuple(FieldProblem(pointer=_pointer(e["loc"]), detail=str(e["msg"])) for e in errors)
+    return tuple(FieldProblem(pointer=_pointer(e["loc"]), detail=_sentence(e)) for e in errors)
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    """Say in our words what pydantic says in those of a program."""
+    if error["type"] == "extra_forbidden":
+        return "there is no such field; is it misspelled, or in the wrong place?"
+    if "integer" in error["loc"] and error["type"].startswith("int_"):
+        return 'give a whole number such as 64, or a rule such as {"ratio": 0.5}'
+    return str(error["msg"])
 
 
 def _pointer(path: Iterable[int | str]) -> str:

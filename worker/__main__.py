@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,20 +13,38 @@ from schemas.compression import CompressionSpec
 from schemas.job import Progress
 from schemas.problem import field_problems
 from schemas.report import Report
+from state.settings import setting_faults
 from worker.settings import Settings
+
+# In a process of its own: a parent that has touched CUDA must not be forked.
+NO_CUDA = "import sys, torch; sys.exit(not torch.cuda.is_available())"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; without one, the worker."""
     options = _parser().parse_args(arguments)
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        print(*setting_faults(error), sep="\n", file=sys.stderr)
+        return 2
     if options.command == "compress":
-        return _compress(options.input, options.output, options.spec)
-    from worker.tasks import run_worker
+        return _compress(options.input, options.output, options.spec, settings)
+    return _serve(settings)
 
-    settings = Settings()
+
+def _serve(settings: Settings) -> int:
     if settings.redis_url is None:
         print("ECKART_REDIS_URL is not set; give it, or run `eckart serve`, which sets it", file=sys.stderr)
         return 2
+    if (
+        settings.device == "cuda"
+        and subprocess.run([sys.executable, "-P", "-c", NO_CUDA], check=False).returncode
+    ):
+        print("ECKART_DEVICE=cuda, but torch finds no CUDA device; use auto or cpu", file=sys.stderr)
+        return 2
+    from worker.tasks import run_worker
+
     run_worker(settings, settings.redis_url)
     return 0
 
@@ -42,10 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _compress(source: Path, target: Path, spec_text: str) -> int:
+def _compress(source: Path, target: Path, spec_text: str, settings: Settings) -> int:
     try:
-        settings, spec = Settings(), _spec(spec_text)
-        report = _work(source, target, spec, settings)
+        report = _work(source, target, _spec(spec_text), settings)
     except ValidationError as error:
         for fault in field_problems(error.errors()):
             print(f"spec{fault.pointer}: {fault.detail}", file=sys.stderr)

@@ -115,7 +115,12 @@ def _multiplied_out(weight: torch.Tensor, result: Factored, dtype: torch.dtype) 
         return Kept(reason=Reason.OUT_OF_RANGE, singular_values=result.singular_values)
     error = relative_error(weight, (product,))
     return replace(
-        result, factors=(product,), relative_error=error, squared_error=error**2 * result.squared_norm
+        result,
+        factors=(product,),
+        relative_error=error,
+        squared_error=error**2 * result.squared_norm,
+        # Both are known to some digits only; the least error is never above one that was reached.
+        optimal_error=min(result.optimal_error, error),
     )
 
 

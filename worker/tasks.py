@@ -5,9 +5,11 @@ import multiprocessing
 import os
 import socket
 import threading
+import warnings
 from contextlib import suppress
 
 from celery import Celery, signals
+from celery.exceptions import SecurityWarning
 
 from state.connection import redis_client
 from state.errors import StoreUnavailable
@@ -30,6 +32,8 @@ def run_worker(settings: Settings, redis_url: str) -> None:
     set_up_logging()
     # Connected, this keeps Celery from setting up logging of its own, here and in the children.
     signals.setup_logging.connect(_stay_as_it_is, weak=False)
+    # Root in a container of its own is an operator's choice; six lines at every start do not change it.
+    warnings.simplefilter("ignore", SecurityWarning)
     app = make_app(redis_url, workers=settings.workers)
     register(app, settings, redis_url)
     signals.worker_process_init.connect(_preload, weak=False)

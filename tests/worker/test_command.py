@@ -1,10 +1,12 @@
 """`python -m worker compress` as a user types it."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 SPEC = '{"rank": {"ratio": 0.5}}'
@@ -57,6 +59,32 @@ def test_what_cannot_be_done_is_said_in_a_line(save, gaussian, tmp_path, source,
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("ECKART_WORKERS", "0", "ECKART_WORKERS: "),
+        ("ECKART_DEVICE", "gpu", "ECKART_DEVICE: "),
+        ("ECKART_DEVICE", "cuda", "ECKART_DEVICE=cuda, but torch finds no CUDA device"),
+        ("ECKART_REDIS_URL", "http://x", "ECKART_REDIS_URL: "),
+        ("ECKART_REDIS_URL", None, "ECKART_REDIS_URL is not set"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_in_a_line(name, value, words):
+    environment = (
+        os.environ | {"ECKART_REDIS_URL": "redis://127.0.0.1:1/0"} | ({name: value} if value else {})
+    )
+    if value is None:
+        del environment[name]
+    if value == "cuda" and torch.cuda.is_available():
+        return
+    command = [sys.executable, "-m", "worker"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(words)
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_sharded_checkpoint_does_not_become_a_single_file(save_sharded, gaussian, tmp_path):
