@@ -4,24 +4,43 @@ from __future__ import annotations
 
 from schemas.fault import CheckpointError
 
+_CONVERT = "convert it to safetensors first"
+_DECOMPRESS = "decompress it first"
+_NO_PICTURE = "send the checkpoint's .safetensors file instead"
+
 _BINARY = (
-    (b"PK\x03\x04", "a zip archive, such as a PyTorch .pt file"),
-    (b"GGUF", "a GGUF file"),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, such as a Keras .h5 file"),
-    (b"\x1f\x8b", "gzip-compressed data"),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed data"),
-    (b"\xfd7zXZ\x00", "xz-compressed data"),
-    (b"BZh", "bzip2-compressed data"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (b"\x93NUMPY", "a NumPy .npy file"),
-    *((bytes((0x80, protocol)), "a Python pickle, such as a PyTorch .bin file") for protocol in range(2, 6)),
+    (b"PK\x03\x04", "it looks like a zip archive, such as a PyTorch .pt file", _CONVERT),
+    (b"GGUF", "it looks like a GGUF file", _CONVERT),
+    (b"\x89HDF\r\n\x1a\n", "it looks like an HDF5 file, such as a Keras .h5 file", _CONVERT),
+    (b"\x1f\x8b", "it looks like gzip-compressed data", _DECOMPRESS),
+    (b"\x28\xb5\x2f\xfd", "it looks like zstd-compressed data", _DECOMPRESS),
+    (b"\xfd7zXZ\x00", "it looks like xz-compressed data", _DECOMPRESS),
+    (b"BZh", "it looks like bzip2-compressed data", _DECOMPRESS),
+    (b"7z\xbc\xaf\x27\x1c", "it looks like a 7z archive", _DECOMPRESS),
+    (b"\x93NUMPY", "it looks like a NumPy .npy file", _CONVERT),
+    (b"\x89PNG\r\n\x1a\n", "this is a picture (PNG)", _NO_PICTURE),
+    (b"\xff\xd8\xff", "this is a picture (JPEG)", _NO_PICTURE),
+    (b"GIF87a", "this is a picture (GIF)", _NO_PICTURE),
+    (b"GIF89a", "this is a picture (GIF)", _NO_PICTURE),
+    *(
+        (bytes((0x80, protocol)), "it looks like a Python pickle, such as a PyTorch .bin file", _CONVERT)
+        for protocol in range(2, 6)
+    ),
 )
 # A header's length may begin with one of these characters, but is never eight characters of text.
 _TEXT = (
-    (b"version ", "a git-LFS pointer instead of the file it points to; run `git lfs pull`"),
-    (b"<", "an HTML or XML page, perhaps the error page of a download"),
-    (b"{", "a JSON text without the eight bytes of length before it"),
-    (b"", "a text file"),
+    (
+        b"version ",
+        "it looks like a git-LFS pointer instead of the file it points to",
+        "run `git lfs pull` and send the real file",
+    ),
+    (
+        b"<",
+        "it looks like an HTML or XML page, perhaps the error page of a download",
+        "download the file again",
+    ),
+    (b"{", "it looks like a JSON text without the eight bytes of length before it", _CONVERT),
+    (b"", "it looks like a text file", _CONVERT),
 )
 _PRINTABLE = frozenset(b"\t\n\r" + bytes(range(32, 127)))
 # Faults that a file of another format shows as well.
@@ -43,15 +62,13 @@ _ALIKE = frozenset(
 
 def recognised(first: bytes, fault: CheckpointError) -> CheckpointError:
     """Return `fault`, or the fault of being another format if the first eight bytes look like one."""
-    found = looks_like(first) if fault.code in _ALIKE else None
-    if found is None:
-        return fault
-    return CheckpointError(
-        "other-format", f"This is not safetensors: it looks like {found}. Convert it first."
-    )
+    found = _hint(first) if fault.code in _ALIKE else None
+    return CheckpointError("other-format", f"This is not safetensors: {found}.") if found else fault
 
 
-def looks_like(first: bytes) -> str | None:
+def _hint(first: bytes) -> str | None:
+    """Say what it is and what to do about it."""
     is_text = bool(first) and _PRINTABLE.issuperset(first)
     known = (*_BINARY, *_TEXT) if is_text else _BINARY
-    return next((told for start, told in known if first.lstrip().startswith(start)), None)
+    found = ((told, advice) for start, told, advice in known if first.lstrip().startswith(start))
+    return next((f"{told}; {advice}" for told, advice in found), None)

@@ -314,28 +314,47 @@ ATTACKS = [
         str(2**59 - 4),
     ),
     # Files of other formats.
-    Attack("zip", b"PK\3\4\x14\0\0\0\x08\x08" + b"\0" * 40, "other-format", "PyTorch .pt"),
+    Attack(
+        "zip", b"PK\3\4\x14\0\0\0\x08\x08" + b"\0" * 40, "other-format", "convert it to safetensors first"
+    ),
     Attack("pickle", b"\x80\x02}q\0X\4\0\0\0aaaaq\1.", "other-format", "pickle"),
     Attack("small framed pickle", b"\x80\4\x95\1\0\0\0\0\0\0\0}\x94.", "other-format", "pickle"),
-    Attack("GGUF", b"GGUF\3\0\0\0" + b"\0" * 16, "other-format", "GGUF"),
+    Attack(
+        "GGUF", b"GGUF\3\0\0\0" + b"\0" * 16, "other-format", "a GGUF file; convert it to safetensors first"
+    ),
     Attack("HDF5", b"\x89HDF\r\n\x1a\n" + b"\0" * 16, "other-format", "HDF5"),
-    Attack("gzip", b"\x1f\x8b\x08\0\0\0\0\0\0\3" + b"\1" * 40, "other-format", "gzip"),
-    Attack("zstd", b"\x28\xb5\x2f\xfd\x04\0\0\0" + b"\1" * 40, "other-format", "zstd"),
+    Attack(
+        "gzip",
+        b"\x1f\x8b\x08\0\0\0\0\0\0\3" + b"\1" * 40,
+        "other-format",
+        "gzip-compressed data; decompress it first",
+    ),
+    Attack(
+        "zstd",
+        b"\x28\xb5\x2f\xfd\x04\0\0\0" + b"\1" * 40,
+        "other-format",
+        "zstd-compressed data; decompress it first",
+    ),
     Attack("xz", b"\xfd7zXZ\0\0\4" + b"\1" * 40, "other-format", "xz"),
     Attack("bzip2", b"BZh91AY&SY" + b"\1" * 40, "other-format", "bzip2"),
     Attack("7z", b"7z\xbc\xaf\x27\x1c\0\4" + b"\1" * 40, "other-format", "7z"),
     Attack("npy", b"\x93NUMPY\1\0v\0" + b"\1" * 40, "other-format", "NumPy"),
-    Attack("HTML", b"<!DOCTYPE html><title>404</title>", "other-format", "HTML"),
+    Attack("PNG", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\1" * 40, "other-format", "this is a picture (PNG)"),
+    Attack("JPEG", b"\xff\xd8\xff\xe0\0\x10JFIF\0" + b"\1" * 40, "other-format", "this is a picture (JPEG)"),
+    Attack("GIF", b"GIF89a\1\0\1\0" + b"\1" * 40, "other-format", "this is a picture (GIF)"),
+    Attack("HTML", b"<!DOCTYPE html><title>404</title>", "other-format", "download the file again"),
     Attack("HTML after newlines", b"\n\n  <html><body>404</body></html>", "other-format", "HTML"),
     Attack("short XML", b"<Error/>", "other-format", "HTML or XML"),
     Attack(
         "git-LFS pointer",
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
         "other-format",
-        "git lfs pull",
+        "run `git lfs pull` and send the real file",
     ),
     Attack("JSON", b'{"metadata": {"total_size": 1}}', "other-format", "JSON"),
-    Attack("text", b"Not found: no such model here", "other-format", "text"),
+    Attack(
+        "text", b"Not found: no such model here", "other-format", "text file; convert it to safetensors first"
+    ),
 ]
 
 
