@@ -5,6 +5,7 @@ import json
 import logging
 
 from schemas.compression import CompressionSpec
+from schemas.fault import listed
 from schemas.job import NO_PROGRESS, JobRequest
 from schemas.manifest import factored_names
 from schemas.plan import Plan
@@ -25,7 +26,8 @@ log = logging.getLogger("eckart.service")
 def submit_stored(services: Services, request: JobRequest, key: str | None) -> JobView:
     """Accept a job for a checkpoint that is already stored."""
     stored = complete_checkpoint(services, request.checkpoint)
-    record = _submit(services, stored, request.spec, _idempotency(key, request.spec, request.checkpoint))
+    idempotency = _idempotency(key, request.spec, request.checkpoint)
+    record = _submit(services, stored, request.spec, idempotency, one_shot=False)
     return _view(services, record)
 
 
@@ -36,9 +38,10 @@ def submit_form(services: Services, content: FormContent, key: str | None) -> Jo
     try:
         stored = services.checkpoints.get(content.checkpoint_id)
         if not stored.complete:
-            raise errors.InvalidCheckpoint("missing-files", f"The upload lacks {', '.join(stored.missing)}.")
+            raise errors.InvalidCheckpoint("missing-files", _lacking_upload(stored))
         files = sorted((file.name, file.sha256) for file in stored.files)
-        record = _submit(services, stored, content.spec, _idempotency(key, content.spec, files))
+        idempotency = _idempotency(key, content.spec, files)
+        record = _submit(services, stored, content.spec, idempotency, one_shot=True)
         kept = record.checkpoint == content.checkpoint_id
         return _view(services, record)
     finally:
@@ -50,7 +53,7 @@ def complete_checkpoint(services: Services, checkpoint_id: str) -> StoredCheckpo
     """Find a checkpoint that work can begin on."""
     stored = services.checkpoints.get(checkpoint_id)
     if not stored.complete:
-        raise errors.CheckpointIncomplete(f"Upload the missing files first: {', '.join(stored.missing)}.")
+        raise errors.CheckpointIncomplete(_lacking(stored))
     return stored
 
 
@@ -66,14 +69,42 @@ def bounded_plan(stored: StoredCheckpoint, spec: CompressionSpec) -> Plan:
     return make_plan(tensors, spec, factored=factored)
 
 
+def _lacking(stored: StoredCheckpoint) -> str:
+    if stored.unrelated:
+        return (
+            f"It holds {_together(stored.unrelated)} but no index: "
+            "upload their index, or store each file under an id of its own."
+        )
+    return f"Upload the missing files first: {', '.join(stored.missing)}."
+
+
+def _lacking_upload(stored: StoredCheckpoint) -> str:
+    if stored.unrelated:
+        return (
+            f"The upload holds {_together(stored.unrelated)} but no index: "
+            "send their index with them, or each file in a request of its own."
+        )
+    return f"The upload lacks {', '.join(stored.missing)}."
+
+
+def _together(names: tuple[str, ...]) -> str:
+    return " and ".join(names) if len(names) == 2 else listed(names)
+
+
 def _submit(
-    services: Services, stored: StoredCheckpoint, spec: CompressionSpec, idempotency: Idempotency | None
+    services: Services,
+    stored: StoredCheckpoint,
+    spec: CompressionSpec,
+    idempotency: Idempotency | None,
+    *,
+    one_shot: bool,
 ) -> JobRecord:
     new = NewJob(
         checkpoint=stored.id,
         spec=spec,
         files=stored.files,
         warnings=bounded_plan(stored, spec).warnings,
+        one_shot=one_shot,
     )
     record = services.jobs.create(new, idempotency=idempotency)
     _ring(services, record)

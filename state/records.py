@@ -49,6 +49,7 @@ class NewJob(Stored):
     spec: CompressionSpec
     files: tuple[FileReport, ...] = ()
     warnings: tuple[str, ...] = ()
+    one_shot: bool = False  # its checkpoint came in the same request, under an id that the service made
 
 
 class JobRecord(NewJob):

@@ -40,6 +40,11 @@ class StoredCheckpoint:
         return not self.missing
 
     @property
+    def unrelated(self) -> tuple[str, ...]:
+        """Files that lie side by side without an index, though their names do not make them shards."""
+        return tuple(self.headers) if self.missing == (AN_INDEX,) else ()
+
+    @property
     def tensors(self) -> tuple[TensorInfo, ...]:
         """All tensors, in the order of the files' names and then of their bytes."""
         return tuple(info for header in self.headers.values() for info in header.tensors)

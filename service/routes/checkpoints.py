@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from schemas.report import FileReport
 from schemas.stored import Checkpoint
-from service import errors
+from service import deletion, errors
 from service.deps import IncomingDep, ServicesDep
 from service.digests import digest_headers, wanted_sha256
 from service.multipart import boundary_of
@@ -99,5 +99,4 @@ def get_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> Checkp
 )
 def delete_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> None:
     """Remove all its files, unless a job needs them."""
-    with services.jobs.deleting_checkpoint(checkpoint_id):
-        services.checkpoints.delete(checkpoint_id)
+    deletion.delete_checkpoint(services, checkpoint_id)

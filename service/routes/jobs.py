@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from schemas.job import Job, JobList, JobRequest
-from service import errors
+from service import deletion, errors
 from service.bodytypes import is_multipart
 from service.deps import Incoming, IncomingDep, Services, ServicesDep
 from service.multipart import boundary_of
@@ -122,5 +122,8 @@ def cancel_job(services: ServicesDep, job_id: JobId) -> Response:
     responses=refusals(errors.JobNotFound, errors.StoreUnavailable),
 )
 def delete_job(services: ServicesDep, job_id: JobId) -> None:
-    """Cancel it if need be and remove all of it."""
-    services.jobs.delete(job_id)
+    """Cancel it if need be and remove all of it, with the checkpoint that came in its own request.
+
+    It stays if another queued or running job needs it; a checkpoint stored by itself always stays.
+    """
+    deletion.delete_job(services, job_id)

@@ -167,6 +167,27 @@ def test_an_incomplete_checkpoint_is_a_conflict_that_names_what_is_missing(servi
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/plans"])
+def test_files_side_by_side_without_an_index_are_a_conflict_that_names_both_ways_out(service, path):
+    name = service.stored(MODEL, "a.safetensors")
+    assert service.put(name, "b.safetensors", MODEL).status_code == 201
+
+    refused = service.http.post(path, json={"checkpoint": name, "spec": SPEC})
+
+    assert assert_problem(refused, 409, "checkpoint-incomplete")["detail"] == (
+        "It holds a.safetensors and b.safetensors but no index: "
+        "upload their index, or store each file under an id of its own."
+    )
+
+
+def test_a_job_of_files_without_an_index_is_refused_with_both_ways_out(service):
+    refused = service.one_shot({"a.safetensors": MODEL, "b.safetensors": MODEL})
+
+    detail = assert_problem(refused, 422, "invalid-checkpoint:missing-files")["detail"]
+    assert "a.safetensors and b.safetensors but no index" in detail
+    assert "each file in a request of its own" in detail
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/plans"])
 def test_json_by_another_name_is_refused(service, path):
     body = json.dumps({"checkpoint": "a", "spec": SPEC})
 
@@ -329,6 +350,51 @@ def test_cancelling_ends_a_job_and_changes_nothing_of_one_that_has_ended(service
     assert states == {queued: "canceled", running: "canceled", done: "succeeded"}
     assert service.jobs.heartbeat(running, claim.fence) is False
     assert service.http.post(f"/v1/jobs/{queued}/cancel").status_code == 200
+
+
+@pytest.fixture
+def brought(service):
+    """Make a job that brings its checkpoint."""
+    return service.one_shot(FILES).json()
+
+
+@pytest.mark.parametrize("end", ["queued", "succeeded"])
+def test_a_deleted_job_takes_the_checkpoint_that_it_brought(service, brought, end):
+    if end == "succeeded":
+        service.finish(brought["id"], FILES)
+
+    assert service.http.delete(f"/v1/jobs/{brought['id']}").status_code == 204
+
+    assert_problem(service.http.get(f"/v1/jobs/{brought['id']}"), 404, "job-not-found")
+    assert_problem(service.http.get(f"/v1/checkpoints/{brought['checkpoint']}"), 404, "checkpoint-not-found")
+
+
+def test_a_deleted_job_leaves_a_checkpoint_that_another_job_needs(service, brought):
+    other = service.submit(brought["checkpoint"]).json()
+
+    assert service.http.delete(f"/v1/jobs/{brought['id']}").status_code == 204
+
+    assert service.http.get(f"/v1/checkpoints/{brought['checkpoint']}").json()["complete"] is True
+    assert service.http.get(f"/v1/jobs/{other['id']}").json()["state"] == "queued"
+
+
+def test_a_deleted_job_leaves_a_checkpoint_that_it_did_not_bring(service, stored, job, brought):
+    guest = service.submit(brought["checkpoint"]).json()
+
+    assert service.http.delete(f"/v1/jobs/{job['id']}").status_code == 204
+    assert service.http.delete(f"/v1/jobs/{guest['id']}").status_code == 204
+
+    assert service.http.get(f"/v1/checkpoints/{stored}").status_code == 200
+    assert service.http.get(f"/v1/checkpoints/{brought['checkpoint']}").status_code == 200
+
+
+def test_a_job_is_deleted_though_its_checkpoint_is_gone_already(service, brought):
+    service.http.post(f"/v1/jobs/{brought['id']}/cancel")
+    assert service.http.delete(f"/v1/checkpoints/{brought['checkpoint']}").status_code == 204
+
+    assert service.http.delete(f"/v1/jobs/{brought['id']}").status_code == 204
+
+    assert_problem(service.http.get(f"/v1/jobs/{brought['id']}"), 404, "job-not-found")
 
 
 def test_a_deleted_job_is_gone_with_its_files(service, job):
