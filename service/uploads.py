@@ -1,6 +1,7 @@
 """Request bodies on their way to disk: gathered on the event loop, written by one thread for each request."""
 
 import asyncio
+import logging
 import shutil
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -8,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
+from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -17,6 +19,8 @@ FIRST_BLOCK_BYTES = 64 * 2**10
 BLOCK_BYTES = 4 * 2**20
 QUEUED_BLOCKS = 2
 PAUSE_S = 0.05
+
+log = logging.getLogger("eckart.service")
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -77,6 +81,8 @@ class Body:
 
     def __init__(self, request: Request, *, limit_bytes: int, idle_timeout_s: float) -> None:
         self._receive = request.receive
+        self._client = request.client
+        self._path = request.url.path
         self._limit_bytes = limit_bytes
         self._idle_timeout_s = idle_timeout_s
         self._seen_bytes = 0
@@ -115,6 +121,11 @@ class Body:
         if self._seen_bytes > self._limit_bytes:
             raise over_limit(self._limit_bytes)
         return chunk
+
+    def log_interruption(self) -> None:
+        """Say whose upload of what ended before its end; its request leaves no other line."""
+        client = f"{self._client.host}:{self._client.port}" if self._client else "a client"
+        log.info("%s left its upload to %s after %d bytes", client, quote(self._path), self._seen_bytes)
 
     def _silent(self) -> errors.Refusal:
         return errors.RequestTimeout(
@@ -168,7 +179,11 @@ class Writer(Generic[T]):
 async def receive_body(body: Body, begin: Callable[[], Sink[T]], *, count: Callable[[int], object]) -> T:
     """Stream a body into a sink; whatever goes wrong, the client's leaving included, leaves nothing."""
     async with Writer(begin) as writer:
-        async for block in body.blocks():
-            count(sum(map(len, block)))
-            await writer.put(block)
+        try:
+            async for block in body.blocks():
+                count(sum(map(len, block)))
+                await writer.put(block)
+        except ClientDisconnect:
+            body.log_interruption()
+            raise
         return await writer.commit()

@@ -53,6 +53,16 @@ def wait_until_alive(running):
             time.sleep(0.05)
 
 
+def wait_until_received(running, nbytes):
+    end = time.monotonic() + 30
+    while (
+        f"eckart_upload_bytes_total {float(nbytes)}\n"
+        not in httpx.get(f"http://127.0.0.1:{running.port}/metrics").text
+    ):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def anonymous_bytes(pid):
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
@@ -153,6 +163,47 @@ def test_without_redis_it_says_so_and_does_not_start(tmp_path):
     assert done.stderr.startswith("ECKART_REDIS_URL is not set; ")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "data").exists()
+
+
+def test_bad_settings_are_named_one_a_line(tmp_path):
+    wrong = {"ECKART_REDIS_URL": "http://x", "ECKART_PORT": "high", "ECKART_DATA_DIR": str(tmp_path / "data")}
+
+    done = subprocess.run(
+        [sys.executable, "-m", "service"],
+        cwd=ROOT,
+        env=os.environ | wrong,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 1
+    assert [line.partition(": ")[0] for line in done.stderr.splitlines()] == [
+        "ECKART_REDIS_URL",
+        "ECKART_PORT",
+    ]
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_upload_that_is_broken_off_is_logged_once_with_who_what_and_how_much(process):
+    head = big_checkpoint(MIB)
+    with socket.create_connection(("127.0.0.1", process.port), timeout=10) as connection:
+        connection.sendall(
+            b"PUT /v1/checkpoints/broken/model.safetensors HTTP/1.1\r\nHost: x\r\nX-Request-ID: this-one\r\n"
+            + f"Content-Length: {len(head) + MIB}\r\n\r\n".encode()
+            + head
+        )
+        who = "{}:{}".format(*connection.getsockname())
+        wait_until_received(process, len(head))
+    said = next(line for line in process.stderr if "broken" in line)
+    process.terminate()
+    process.wait(20)
+
+    assert " INFO [this-one] " in said
+    assert (
+        f"{who} left its upload to /v1/checkpoints/broken/model.safetensors after {len(head)} bytes" in said
+    )
+    assert "broken" not in process.stderr.read()
 
 
 def test_importing_the_service_imports_no_library_of_the_worker():
