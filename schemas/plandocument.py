@@ -7,7 +7,7 @@ from pydantic import Field
 from schemas.base import Output
 from schemas.compression import Method, RankRule
 from schemas.plan import LayerPlan, Plan, Tensor
-from schemas.report import KeptReason, Outcome
+from schemas.report import KeptReason, Outcome, Savings
 
 
 class RankBounds(Output):
@@ -42,17 +42,9 @@ class PlannedLayer(Output):
     )
 
 
-class PlanTotals(Output):
-    """Sums over every tensor of the checkpoint."""
+class PlanTotals(Savings):
+    """What would be saved."""
 
-    parameters_before: int = Field(description="Elements of all tensors before.", examples=[22713728])
-    parameters_after: int = Field(description="Elements of all tensors after.", examples=[17317760])
-    parameter_savings: float = Field(description="1 - after/before.", examples=[0.2376])
-    compression_factor: float = Field(description="before/after.", examples=[1.312])
-    bytes_before: int = Field(description="Bytes of all tensors before.", examples=[90856960])
-    bytes_after: int = Field(description="Bytes of all tensors after.", examples=[69273088])
-    layers_factored: int = Field(description="Selected weights that would be factored.", examples=[37])
-    layers_kept: int = Field(description="Selected weights that would be kept dense.", examples=[0])
     exact: bool = Field(
         description="False where a rank depends on a spectrum: sums after are upper bounds.", examples=[True]
     )

@@ -37,8 +37,8 @@ class CheckpointReport(Output):
     bytes: int = Field(description="Size of all files.", examples=[90868376])
 
 
-class Totals(Output):
-    """Sums over every tensor of the checkpoint."""
+class Savings(Output):
+    """Sums over every tensor of the checkpoint, before and after."""
 
     parameters_before: int = Field(description="Elements of all tensors before.", examples=[22713728])
     parameters_after: int = Field(description="Elements of all tensors after.", examples=[17317760])
@@ -46,12 +46,17 @@ class Totals(Output):
     compression_factor: float = Field(description="before/after.", examples=[1.312])
     bytes_before: int = Field(description="Bytes of all tensors before.", examples=[90856960])
     bytes_after: int = Field(description="Bytes of all tensors after.", examples=[69273088])
+    layers_factored: int = Field(description="Selected weights that were factored.", examples=[37])
+    layers_kept: int = Field(description="Selected weights that were kept dense.", examples=[0])
+
+
+class Totals(Savings):
+    """What was saved, at what error, in what time."""
+
     relative_error: float = Field(
         description="sqrt(sum of squared errors / sum of squared norms) over the factored layers.",
         examples=[0.48],
     )
-    layers_factored: int = Field(description="Selected weights that were factored.", examples=[37])
-    layers_kept: int = Field(description="Selected weights that were kept dense.", examples=[0])
     seconds: float = Field(description="Work time of the attempt that finished.", examples=[4.2])
 
 
