@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from eckart.errors import LoadError
 from eckart.manifest import read_manifest
 from eckart.source import Source, open_source
+from schemas.fault import listed
 
 if TYPE_CHECKING:
     import os
@@ -26,7 +27,6 @@ Model = TypeVar("Model", bound=nn.Module)
 WEIGHT = ".weight"
 BIAS = ".bias"
 MOST_FACTORS = 3
-NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +151,9 @@ def _check_names(model: nn.Module, swaps: Iterable[Swap], shapes: Shapes, aliase
         wanted.pop(swap.name + BIAS, None)
         wanted |= swap.shapes
     if missing := [name for name in wanted if name not in shapes]:
-        raise LoadError(f"the checkpoint lacks what the model needs: {_some(missing)}")
+        raise LoadError(f"the checkpoint lacks what the model needs: {listed(missing)}")
     if extra := [name for name in shapes if name not in wanted]:
-        raise LoadError(f"the model has no place for what the checkpoint holds: {_some(extra)}")
+        raise LoadError(f"the model has no place for what the checkpoint holds: {listed(extra)}")
     for name, shape in wanted.items():
         if shape != shapes[name]:
             raise LoadError(
@@ -180,8 +180,3 @@ def _chain(swap: Swap) -> nn.Sequential:
     )
     chain.to_empty(device=old.weight.device).to(old.weight.dtype)
     return chain.requires_grad_(old.weight.requires_grad).train(old.training)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -15,6 +15,7 @@ Storage = Literal["three", "two"]
 Layout = Literal["factored", "dense"]
 FactorDtype = Literal["keep", "float32", "float16", "bfloat16"]
 
+DEFAULT_INCLUDE = ("*",)
 DEFAULT_EXCLUDE = ("*embed*", "*wte*", "*wpe*", "*norm*")
 
 
@@ -142,7 +143,10 @@ class CompressionSpec(Input):
         examples=[{"ratio": 0.5}, 64],
     )
     include: tuple[Pattern, ...] = Field(
-        default=("*",), max_length=10_000, description="Module names that may be factored.", examples=[["*"]]
+        default=DEFAULT_INCLUDE,
+        max_length=10_000,
+        description="Module names that may be factored.",
+        examples=[["*"]],
     )
     exclude: tuple[Pattern, ...] = Field(
         default=DEFAULT_EXCLUDE,

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from schemas.compression import DEFAULT_EXCLUDE, CompressionSpec, Override, RankRule
+from schemas.compression import DEFAULT_EXCLUDE, DEFAULT_INCLUDE, CompressionSpec, Override, RankRule
 from schemas.plan import BIAS, STORED, WEIGHT, LayerPlan, Plan, Tensor
 from schemas.ranks import break_even_rank, ratio_rank
 from schemas.report import KeptReason
@@ -104,9 +104,11 @@ def _names_taken(layer: LayerPlan, taken: frozenset[str]) -> bool:
 def _warnings(tensors: Sequence[Tensor], spec: CompressionSpec, layers: Sequence[LayerPlan]) -> Iterable[str]:
     weights = [_module(tensor) for tensor in tensors if tensor.name.endswith(WEIGHT)]
     matrices = [_module(tensor) for tensor in tensors if is_candidate(tensor)]
+    # What was not asked for is not warned of.
+    asked_include = () if spec.include == DEFAULT_INCLUDE else spec.include
     asked_exclude = () if spec.exclude == DEFAULT_EXCLUDE else spec.exclude
     for field, patterns, names in (
-        ("include", spec.include, matrices),
+        ("include", asked_include, matrices),
         ("exclude", asked_exclude, weights),
         ("overrides", tuple(o.match for o in spec.overrides), [layer.name for layer in layers]),
     ):

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from schemas.report import Report
+from schemas.report import REPORT_NAME, Report
 from service import errors
 from service.deps import Services
 from state.layout import Layout
 from state.records import JobRecord
 
-REPORT = "report.json"
 ADVICE = {
     "queued": "The job is queued; its result exists once it has succeeded. Ask again later.",
     "running": "The job is running; its result exists once it has succeeded. Ask again later.",
@@ -56,7 +55,7 @@ def result_file(services: Services, record: JobRecord, name: str) -> ResultFile:
 @lru_cache(maxsize=256)
 def _digests(directory: Path) -> dict[str, str]:
     """Digests by name; a published result never changes."""
-    text = (directory / REPORT).read_bytes()
+    text = (directory / REPORT_NAME).read_bytes()
     report = Report.model_validate_json(text)
     listed = {file.name: file.sha256 for file in report.output.files}
-    return {**listed, REPORT: hashlib.sha256(text).hexdigest()}
+    return {**listed, REPORT_NAME: hashlib.sha256(text).hexdigest()}

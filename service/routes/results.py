@@ -3,13 +3,13 @@
 from fastapi import APIRouter, Response
 from starlette.requests import Request
 
-from schemas.report import Report
+from schemas.report import REPORT_NAME, Report
 from service import errors
 from service.deps import ServicesDep
 from service.downloads import download, require_json_accepted
 from service.openapi import BINARY, RANGE_PARAMETER, Responses, answers, refusals
 from service.params import IfNoneMatch, JobId, ResultName
-from service.resultfiles import REPORT, finished_job, result_file
+from service.resultfiles import finished_job, result_file
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["results"])
 
@@ -42,7 +42,7 @@ def get_report(
     """Send report.json."""
     record = finished_job(services, job_id)
     require_json_accepted(request)
-    return download(result_file(services, record, REPORT), if_none_match)
+    return download(result_file(services, record, REPORT_NAME), if_none_match)
 
 
 @router.head("/checkpoint", include_in_schema=False)

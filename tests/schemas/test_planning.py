@@ -126,6 +126,12 @@ def test_a_pattern_that_matches_nothing_is_a_warning(spec, warning):
     assert plan.warnings == ((warning,) if warning else ())
 
 
+def test_a_checkpoint_without_matrices_is_told_so_and_nothing_that_was_not_asked():
+    plan = planned([Named("norm.weight", shape=(64,))])
+
+    assert plan.warnings == ("no layer is selected: the output equals the input",)
+
+
 def test_a_plan_document_counts_every_tensor():
     tensors = [Named("a.weight"), Named("a.bias", (64,)), Named("b.weight", dtype="BF16")]
     spec = CompressionSpec.model_validate({"rank": 4, "dtype": "float16"})
