@@ -25,7 +25,7 @@ serve: $(READY) ## run API, worker and an embedded Redis-compatible server on ht
 	@exec $(BIN)/eckart serve
 
 demo: $(READY) ## compress a real model over HTTP and print the report
-	@$(BIN)/python examples/demo.py
+	@$(BIN)/python -m examples.demo
 
 test: lint types contracts unit ## lint, types, import contracts and all tests: what CI runs
 

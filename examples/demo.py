@@ -17,13 +17,13 @@ from pathlib import Path
 
 import httpx
 import torch
-from minilm import MiniLM, installed, token_ids
 from safetensors.torch import load_file
 
 from eckart import Client, EckartError
 from eckart.progress import ProgressLine
 from eckart.table import report_table
 from eckart.torch import load_compressed
+from examples.minilm import MiniLM, installed, token_ids
 
 ROOT = Path(__file__).parent.parent
 PLACE = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "demo").absolute()

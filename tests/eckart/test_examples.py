@@ -15,7 +15,11 @@ def test_the_demo_compresses_a_real_model_and_loads_it_back(tmp_path):
     result.mkdir()
     (result / "model.safetensors").write_bytes(b"older")
     done = subprocess.run(
-        [sys.executable, ROOT / "examples" / "demo.py", tmp_path], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "examples.demo", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
     assert done.returncode == 0, done.stderr
