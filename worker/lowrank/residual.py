@@ -93,25 +93,27 @@ def measure(
 def _measure_in(
     dtype: torch.dtype, weight: torch.Tensor, factors: Sequence[torch.Tensor], exponent: int
 ) -> Residual:
-    pair = _as_pair([factor.to(dtype) for factor in factors])  # [j, n], [m, j]
+    pair = as_pair([factor.to(dtype) for factor in factors])  # [j, n], [m, j]
     rows = max(1, BLOCK_ELEMENTS // weight.shape[1])
     scaled_error = scaled_norm = 0.0
     for start in range(0, weight.shape[0], rows):
         block = times_power(weight[start : start + rows].to(dtype), -exponent)  # [rows, n]
         scaled_norm += _squared_norm(block)
-        block -= _product_rows(pair, slice(start, start + rows), exponent)
+        block -= product_rows(pair, slice(start, start + rows), exponent)
         scaled_error += _squared_norm(block)
     return Residual(scaled_error, scaled_norm, exponent)
 
 
-def _product_rows(pair: tuple[torch.Tensor, torch.Tensor | None], rows: slice, exponent: int) -> torch.Tensor:
+def product_rows(pair: tuple[torch.Tensor, torch.Tensor | None], rows: slice, exponent: int) -> torch.Tensor:
+    """Return these rows of 2^-exponent times the product of what :func:`as_pair` gave."""
     right, left = pair
     if left is None:
         return times_power(right[rows], -exponent)  # [rows, n]
     return times_power(left[rows], -exponent) @ right  # [rows, n]
 
 
-def _as_pair(factors: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+def as_pair(factors: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return two factors, input side first, for three; the small sides are multiplied first."""
     if len(factors) == 1:
         return factors[0], None
     if len(factors) == 2:
