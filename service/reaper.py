@@ -2,22 +2,32 @@
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 
 from service.deps import Services
+from state.decompositions import DecompositionStore
 from state.errors import StoreUnavailable
 
 LEFT_OVER_S = 600.0
+# Only a process that was killed leaves orphans, and to find them every manifest is read.
+ORPHANS_S = 3600.0
 
 log = logging.getLogger("eckart.service")
 
 
 async def reap_forever(services: Services) -> None:
     """Take a turn at once and then again and again."""
-    steps = {"send jobs again": partial(send_again, services), "tidy up": partial(tidy_up, services)}
+    steps: dict[str, Callable[[], None]] = {
+        "send jobs again": partial(send_again, services),
+        "tidy up": partial(tidy_up, services),
+        "trim the cache": partial(trim_cache, services),
+        "remove orphans": seldom(services.checkpoints.remove_orphans, every_s=ORPHANS_S),
+    }
     while True:
         await take_turn(steps)
         await asyncio.sleep(services.settings.reaper_s)
@@ -45,3 +55,22 @@ def send_again(services: Services) -> None:
 def tidy_up(services: Services) -> None:
     """Remove what killed uploads left."""
     services.checkpoints.sweep_parts(LEFT_OVER_S)
+
+
+def trim_cache(services: Services) -> None:
+    """Give the disk back what uploads and results need more."""
+    settings = services.settings
+    DecompositionStore.shared(settings.data_dir, limit_bytes=settings.cache_bytes).trim()
+
+
+def seldom(step: Callable[[], None], *, every_s: float) -> Callable[[], None]:
+    """Return a step that is taken at once, and then not again for so long."""
+    due_s = -math.inf
+
+    def take() -> None:
+        nonlocal due_s
+        if time.monotonic() >= due_s:
+            step()
+            due_s = time.monotonic() + every_s
+
+    return take

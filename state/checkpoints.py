@@ -9,6 +9,7 @@ from pathlib import Path
 from schemas.checkpoint import CHECKPOINT_ID, FILE_NAME, CheckpointError, ShardIndex
 from schemas.report import FileReport
 from state.blobs import PART_ENDING, Part, banish, disk_errors, empty, left_over, make_directory
+from state.decompositions import DecompositionStore
 from state.errors import CheckpointNotFound, ContentConflict, TooLarge
 from state.layout import Layout
 from state.locks import locked
@@ -27,6 +28,7 @@ class CheckpointStore:
 
     def __init__(self, data_dir: Path) -> None:
         self._layout = Layout(data_dir)
+        self._decompositions = DecompositionStore.shared(data_dir, limit_bytes=None)
 
     def receive(
         self, checkpoint_id: str, name: str, *, content_bytes: int | None, limit_bytes: int
@@ -75,6 +77,11 @@ class CheckpointStore:
                 raise CheckpointNotFound
             place = banish(self._layout.checkpoint(checkpoint_id), self._layout.trash)
         empty(place)
+        self.remove_orphans()
+
+    def remove_orphans(self) -> None:
+        """Remove decompositions of files that no checkpoint holds any more."""
+        self._decompositions.remove_orphans(self._digests)
 
     def sweep_parts(self, older_than_s: float) -> int:
         """Remove what killed processes have left; return how many things that were."""
@@ -84,6 +91,10 @@ class CheckpointStore:
         for path in trash:
             empty(path)
         return sum(_swept(path, limit) for path in parts) + len(trash)
+
+    def _digests(self) -> set[str]:
+        ids = [folder.name for folder in self._layout.checkpoints.iterdir()]
+        return {file.sha256 for name in ids for file in read_manifest(self._layout, name).values()}
 
     def _lock(self, checkpoint_id: str) -> AbstractContextManager[None]:
         return locked(self._layout.lock("checkpoint", checkpoint_id))

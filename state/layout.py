@@ -48,6 +48,11 @@ class Layout:
         """Names, sizes and digests of the published files; no file name starts with a dot."""
         return self.checkpoint(checkpoint_id) / ".manifest.json"
 
+    @property
+    def decompositions(self) -> Path:
+        """Decompositions kept for further jobs, in a directory for each stored file, by its digest."""
+        return self.root / "decompositions"
+
     def job(self, job_id: str) -> Path:
         return self.jobs / job_id
 

@@ -42,6 +42,12 @@ class StateSettings(BaseSettings):
     max_attempts: int = Field(
         default=3, ge=1, description="How often a job is started before it fails as `worker-lost`."
     )
+    cache_bytes: int = Field(
+        default=32 * 2**30,
+        ge=0,
+        description="The most bytes of decompositions kept for further jobs, and never more than the disk "
+        "has free; 0: none are kept.",
+    )
 
     @field_validator("redis_url")
     @classmethod

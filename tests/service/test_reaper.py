@@ -59,6 +59,40 @@ def test_uploads_that_a_killed_process_left_are_swept_away_at_start(start, tmp_p
     until(lambda: not stray.exists())
 
 
+@pytest.fixture
+def decomposition(tmp_path):
+    """Put a kept decomposition of some file where the cache has it."""
+
+    def put(sha256, name="a.decomposition"):
+        path = tmp_path / "decompositions" / sha256 / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(1000))
+        return path
+
+    return put
+
+
+def test_decompositions_of_files_that_nobody_has_are_removed_at_start(start, decomposition):
+    service = start(reaper_s=0.1)
+    kept = decomposition(service.checkpoints.get(service.stored(MODEL)).files[0].sha256)
+    orphan = decomposition("ab" * 32)
+    start(reaper_s=0.1)
+
+    until(lambda: not orphan.exists())
+    assert kept.exists()
+
+
+def test_the_cache_is_kept_within_its_bounds(start, decomposition):
+    service = start(reaper_s=0.1, cache_bytes=1500)
+    sha256 = service.checkpoints.get(service.stored(MODEL)).files[0].sha256
+    old = decomposition(sha256)
+    os.utime(old, (1, 1))
+    new = decomposition(sha256, "b.decomposition")
+
+    until(lambda: not old.exists() or not new.exists())
+    assert new.exists()
+
+
 @pytest.mark.parametrize("fault", [StoreUnavailable(), OSError("the disk is away"), RuntimeError("a bug")])
 def test_a_step_that_fails_keeps_no_other_from_its_turn_and_is_logged(fault, caplog):
     taken = []

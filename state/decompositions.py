@@ -1,0 +1,157 @@
+"""Decompositions kept for further jobs on the same bytes: a cache that nobody need trust or clean."""
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from state.blobs import PART_ENDING
+from state.decompositionfile import DamagedFile, DecompositionFile, Head, front
+from state.eviction import make_room
+from state.layout import Layout
+from state.locks import locked
+
+if TYPE_CHECKING:
+    from array import array
+
+log = logging.getLogger("eckart.state")
+ENDING = ".decomposition"
+
+
+@dataclass(frozen=True, slots=True)
+class DecompositionKey:
+    """What was decomposed, by its content; the digests of stored files are known already."""
+
+    file_sha256: str
+    tensor: str
+    dtype: str
+    shape: tuple[int, ...]
+    transposed: bool = False
+    calibration_sha256: str | None = None
+
+    @property
+    def digest(self) -> bytes:
+        """The SHA-256 of all of it."""
+        return hashlib.sha256(json.dumps(astuple(self)).encode()).digest()
+
+
+class DecompositionStore:
+    """Files below one folder, for any number of processes; the least recently used go first.
+
+    Nothing here is forced to the disk: what a loss of power tears is found out by checksums. Trouble with the
+    disk is logged and never passed on, since what is not there can be computed again.
+    """
+
+    def __init__(self, folder: Path, parts: Path, *, limit_bytes: int | None) -> None:
+        self._folder = folder
+        self._parts = parts
+        self._limit_bytes = limit_bytes
+
+    @classmethod
+    def shared(cls, data_dir: Path, *, limit_bytes: int | None) -> Self:
+        """Return the one that lies in the data directory."""
+        layout = Layout(data_dir)
+        return cls(layout.decompositions, layout.parts, limit_bytes=limit_bytes)
+
+    def could_hold(self, nbytes: int) -> bool:
+        """Say whether so much could be kept at once.
+
+        It hangs on the setting and not on what the disk holds today, so that a job is always done alike.
+        """
+        return self._limit_bytes is None or nbytes <= self._limit_bytes
+
+    def open(self, key: DecompositionKey) -> DecompositionFile | None:
+        """Return the file, marked as used, for the caller to close; None where none is there and whole."""
+        path = self._path(key)
+        try:
+            file = DecompositionFile(path, key.digest)
+        except FileNotFoundError:
+            return None
+        except DamagedFile as damage:
+            self.discard(key, damage)
+            return None
+        except OSError:
+            log.warning("the decomposition of %s cannot be read", key.tensor, exc_info=True)
+            return None
+        with suppress(OSError):
+            os.utime(path)
+        return file
+
+    def spectra(self, keys: Iterable[DecompositionKey]) -> "dict[str, array[float]]":
+        """Return the singular values of those that are kept, by tensor; what is damaged is left out."""
+        found = {}
+        for key in keys:
+            with suppress(OSError, DamagedFile), DecompositionFile(self._path(key), key.digest) as file:
+                found[key.tensor] = file.head.scaled_spectrum()
+        return found
+
+    def discard(self, key: DecompositionKey, damage: DamagedFile) -> None:
+        """Remove what was found damaged."""
+        log.warning("the decomposition of %s is dropped: %s", key.tensor, damage)
+        with suppress(OSError):
+            self._path(key).unlink()
+
+    def put(self, key: DecompositionKey, head: Head, basis: memoryview, *, source: Path) -> bool:
+        """Keep a decomposition in place of what is there, and return whether it is kept.
+
+        `source` is the file that was decomposed: where it was deleted meanwhile, nothing of it stays.
+        """
+        begin = front(head, basis)
+        path = self._path(key)
+        try:
+            with self._lock():
+                if not make_room(self._folder, len(begin) + len(basis), limit_bytes=self._limit_bytes):
+                    return False
+                self._publish(path, begin, basis)
+            if source.exists():
+                return True
+        except OSError:
+            log.warning("the decomposition of %s cannot be kept", key.tensor, exc_info=True)
+            return False
+        self.remove([key.file_sha256])
+        return False
+
+    def trim(self) -> None:
+        """Keep within the bounds, which other files on the disk may have narrowed."""
+        if self._folder.is_dir():
+            with self._lock():
+                make_room(self._folder, 0, limit_bytes=self._limit_bytes)
+
+    def remove(self, digests: Iterable[str]) -> None:
+        """Remove all that was made of these files."""
+        for digest in digests:
+            shutil.rmtree(self._folder / digest, ignore_errors=True)
+
+    def remove_orphans(self, held: Callable[[], Collection[str]]) -> None:
+        """Remove all that was made of files that nobody has any more; `held` is asked only if need be."""
+        with suppress(FileNotFoundError):
+            kept = [entry.name for entry in self._folder.iterdir() if entry.is_dir()]
+            if kept:
+                self.remove(set(kept) - set(held()))
+
+    def _publish(self, path: Path, begin: bytes, basis: memoryview) -> None:
+        self._parts.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
+        part = self._parts / (secrets.token_hex(16) + PART_ENDING)
+        try:
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(begin)
+                file.write(basis)
+            part.rename(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    def _lock(self) -> AbstractContextManager[None]:
+        return locked(self._folder / ".lock")
+
+    def _path(self, key: DecompositionKey) -> Path:
+        return self._folder / key.file_sha256 / (key.digest.hex() + ENDING)

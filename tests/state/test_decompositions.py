@@ -1,0 +1,422 @@
+"""Kept decompositions: whole or absent, within bounds, and gone with what they were made of."""
+
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from array import array
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from state.decompositionfile import BLOCK_ROWS, MAGIC, DamagedFile, Head, front
+from state.decompositions import DecompositionKey, DecompositionStore
+from state.eviction import make_room
+from state.layout import Layout
+
+SHA = "ab" * 32
+KEY = DecompositionKey(SHA, "a.weight", "F32", (400, 300))
+ORIGIN = b"o" * 32
+
+
+def made(key=KEY, *, rows=300, length=300, item_bytes=4, seed=0, exponent=2):
+    """Return a head and a basis of that shape, full of noise."""
+    chance = random.Random(seed)
+    spectrum = array("d", sorted((chance.random() for _ in range(min(key.shape))), reverse=True))
+    head = Head(key.digest, ORIGIN, exponent, 1e-9, "columns", item_bytes, rows, length, spectrum)
+    return head, memoryview(chance.randbytes(rows * length * item_bytes))
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Return what makes stores on the same folder, as several processes have them."""
+
+    def store(limit_bytes=1 << 30):
+        return DecompositionStore.shared(tmp_path, limit_bytes=limit_bytes)
+
+    return store
+
+
+@pytest.fixture
+def store(make):
+    return make()
+
+
+def path_of(store, key=KEY):
+    return store._path(key)
+
+
+def read(store, key=KEY, rows=None):
+    """Return head and leading rows as a reader gets them, or None where there is nothing whole."""
+    file = store.open(key)
+    if file is None:
+        return None
+    with file:
+        count = file.rows_of_blocks(file.head.rows if rows is None else rows)
+        buffer = bytearray(count * file.head.row_bytes)
+        try:
+            file.read_into(memoryview(buffer))
+        except DamagedFile as damage:
+            store.discard(key, damage)
+            return None
+        return file.head, bytes(buffer)
+
+
+def files(tmp_path):
+    return sorted(path.name for path in (tmp_path / "decompositions").glob("*/*"))
+
+
+def folders(tmp_path):
+    return [path for path in (tmp_path / "decompositions").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("item_bytes", [4, 8])
+@pytest.mark.parametrize("rows", [1, BLOCK_ROWS - 1, BLOCK_ROWS, BLOCK_ROWS + 1, 300])
+def test_what_is_kept_comes_back_whole(store, source, tmp_path, rows, item_bytes):
+    head, basis = made(rows=rows, item_bytes=item_bytes)
+
+    assert store.put(KEY, head, basis, source=source)
+    assert read(store) == (head, bytes(basis))
+    assert store.spectra([KEY]) == {"a.weight": array("d", (4 * value for value in head.spectrum))}
+    assert not list((tmp_path / "parts").iterdir())
+
+
+@pytest.mark.parametrize(("rows", "read_rows"), [(1, 128), (128, 128), (129, 256), (256, 256), (257, 300)])
+def test_a_small_rank_reads_the_blocks_that_hold_it(store, source, rows, read_rows):
+    head, basis = made()
+    store.put(KEY, head, basis, source=source)
+
+    assert read(store, rows=rows) == (head, bytes(basis[: read_rows * head.row_bytes]))
+
+
+def test_what_was_never_kept_is_absent(store):
+    assert store.open(KEY) is None
+    assert store.spectra([KEY]) == {}
+    store.trim()
+    store.remove([SHA])
+    store.remove_orphans(lambda: pytest.fail("nobody need be asked"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"tensor": "b.weight"},
+        {"dtype": "BF16"},
+        {"shape": (300, 400)},
+        {"transposed": True},
+        {"calibration_sha256": "cd" * 32},
+        {"file_sha256": "cd" * 32},
+    ],
+)
+def test_another_content_is_another_key(store, source, other):
+    store.put(KEY, *made(), source=source)
+
+    assert store.open(replace(KEY, **other)) is None
+    assert read(store) is not None
+
+
+# Where each region of the file of a basis of 300 rows lies: see state/decompositionfile.py.
+HEAD_BYTES = 12 + 90 + 4 * 3 + 8 * 300
+REGIONS = {
+    "magic": range(8),
+    "checksum of the head": range(8, 12),
+    "key": range(12, 44),
+    "origin": range(44, 76),
+    "numbers": range(76, 102),
+    "checksums of the blocks": range(102, 114),
+    "spectrum": range(114, HEAD_BYTES),
+    "first block": range(4096, 4096 + 128 * 1200),
+    "last block": range(4096 + 256 * 1200, 4096 + 300 * 1200),
+}
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_a_flipped_bit_anywhere_makes_it_absent_and_it_is_removed(store, source, tmp_path, region):
+    places = REGIONS[region]
+    for at in {places[0], places[-1], *random.Random(1).choices(places, k=8)}:
+        store.put(KEY, *made(), source=source)
+        content = bytearray(path_of(store).read_bytes())
+        content[at] ^= 1 << at % 8
+        path_of(store).write_bytes(content)
+
+        if at < HEAD_BYTES:
+            assert store.spectra([KEY]) == {}
+        assert read(store) is None
+        assert files(tmp_path) == []
+
+
+def test_damage_beyond_the_rank_does_not_matter_to_it(store, source):
+    head, basis = made()
+    store.put(KEY, head, basis, source=source)
+    content = bytearray(path_of(store).read_bytes())
+    content[-1] ^= 1
+    path_of(store).write_bytes(content)
+
+    assert read(store, rows=256) == (head, bytes(basis[: 256 * head.row_bytes]))
+    assert read(store, rows=257) is None
+
+
+@pytest.mark.parametrize("size", [0, 7, 11, 50, 110, 1000, HEAD_BYTES, 4096, 100_000, -1])
+def test_a_truncated_file_is_absent_and_removed(store, source, tmp_path, size):
+    store.put(KEY, *made(), source=source)
+    path_of(store).write_bytes(path_of(store).read_bytes()[:size])
+
+    assert store.spectra([KEY]) == {}
+    assert read(store) is None
+    assert files(tmp_path) == []
+
+
+def test_a_file_that_goes_on_is_absent(store, source):
+    store.put(KEY, *made(), source=source)
+    with path_of(store).open("ab") as file:
+        file.write(b"\0")
+
+    assert read(store) is None
+
+
+def test_a_file_cut_short_while_it_is_read_is_damaged(store, source):
+    store.put(KEY, *made(), source=source)
+    file = store.open(KEY)
+    os.truncate(path_of(store), 5000)
+
+    with file, pytest.raises(DamagedFile, match="too soon"):
+        file.read_into(memoryview(bytearray(300 * 1200)))
+
+
+@pytest.mark.parametrize("other", [{"tensor": "b.weight"}, {"dtype": "BF16"}, {"shape": (300, 400)}])
+def test_a_file_under_another_ones_name_is_absent(store, source, other):
+    key = replace(KEY, **other)
+    store.put(key, *made(key), source=source)
+    path_of(store, key).rename(path_of(store))
+
+    assert read(store) is None
+    assert not path_of(store).exists()
+
+
+def test_a_file_of_another_version_is_absent(store, source):
+    store.put(KEY, *made(), source=source)
+    content = path_of(store).read_bytes()
+    path_of(store).write_bytes(MAGIC[:-1] + bytes([MAGIC[-1] + 1]) + content[8:])
+
+    assert read(store) is None
+
+
+@pytest.mark.parametrize("place", ["directory", "pipe", "loop"])
+def test_what_is_no_file_is_absent_and_keeps_nobody_waiting(store, source, place):
+    store.put(KEY, *made(), source=source)
+    path = path_of(store)
+    path.unlink()
+    {"directory": path.mkdir, "pipe": lambda: os.mkfifo(path), "loop": lambda: path.symlink_to(path)}[place]()
+
+    assert store.open(KEY) is None
+    assert store.spectra([KEY]) == {}
+
+
+@pytest.mark.parametrize(("exponent", "value"), [(1024, math.inf), (-1072, 0.0), (4, 16.0)])
+def test_a_spectrum_comes_in_the_scale_of_the_weight(store, source, exponent, value):
+    key = replace(KEY, shape=(300, 1))
+    head, basis = made(key, rows=1, length=1, exponent=exponent)
+    head = replace(head, spectrum=array("d", [1.0 if exponent != 1024 else 2.0]))
+    store.put(key, head, basis, source=source)
+
+    found = store.spectra([key])["a.weight"][0]
+    assert found == value if exponent != -1072 else 0 < found < 1e-300
+
+
+def numbered(count):
+    return [replace(KEY, tensor=f"l{i}.weight", file_sha256=f"{i % 2:064d}") for i in range(count)]
+
+
+SIZE = len(front(*made())) + 300 * 1200
+
+
+def test_the_least_recently_used_goes_first(make, source, tmp_path):
+    keys, store = numbered(4), make(limit_bytes=3 * SIZE)
+    for key in keys[:3]:
+        store.put(key, *made(key), source=source)
+        time.sleep(0.01)
+    store.open(keys[0]).close()
+    store.put(keys[3], *made(keys[3]), source=source)
+
+    assert [store.open(key) is not None for key in keys] == [True, False, True, True]
+
+
+def test_it_never_takes_more_than_its_limit(make, source, tmp_path):
+    store = make(limit_bytes=3 * SIZE + SIZE // 2)
+    for key in numbered(10):
+        assert store.put(key, *made(key), source=source)
+        assert sum(path.stat().st_size for path in (tmp_path / "decompositions").glob("*/*")) <= 3.5 * SIZE
+    assert len(files(tmp_path)) == 3
+
+
+def test_it_never_takes_more_than_it_leaves_free(tmp_path):
+    free_bytes = shutil.disk_usage(tmp_path).free
+
+    assert make_room(tmp_path, free_bytes // 4, limit_bytes=1 << 62)
+    assert not make_room(tmp_path, free_bytes * 3 // 4, limit_bytes=1 << 62)
+
+
+@pytest.mark.parametrize("limit_bytes", [0, SIZE - 1])
+def test_what_could_never_fit_is_not_kept_and_drives_nothing_out(make, source, tmp_path, limit_bytes):
+    small = replace(KEY, shape=(300, 1))
+    store = make(limit_bytes=limit_bytes)
+    kept = store.put(small, *made(small, rows=1, length=1), source=source)
+
+    assert kept == (limit_bytes > 0)
+    assert not store.put(KEY, *made(), source=source)
+    assert len(files(tmp_path)) == kept
+    assert store.could_hold(limit_bytes)
+    assert not store.could_hold(limit_bytes + 1)
+
+
+def test_a_lower_limit_holds_from_the_next_look_on(make, source, tmp_path):
+    for key in numbered(4):
+        make().put(key, *made(key), source=source)
+    make(limit_bytes=2 * SIZE).trim()
+    assert len(files(tmp_path)) == 2
+    make(limit_bytes=0).trim()
+    assert folders(tmp_path) == []
+
+
+def test_an_evicted_file_that_is_open_stays_readable(make, source):
+    store = make()
+    head, basis = made()
+    store.put(KEY, head, basis, source=source)
+    with store.open(KEY) as file:
+        make(limit_bytes=0).trim()
+        assert store.open(KEY) is None
+        buffer = bytearray(len(basis))
+        file.read_into(memoryview(buffer))
+        assert buffer == basis
+
+
+def test_what_replaces_a_file_does_not_disturb_who_reads_it(store, source):
+    old, new = made(seed=1), made(seed=2)
+    store.put(KEY, *old, source=source)
+    with store.open(KEY) as file:
+        store.put(KEY, *new, source=source)
+        buffer = bytearray(len(old[1]))
+        file.read_into(memoryview(buffer))
+        assert buffer == old[1]
+    assert read(store) == (new[0], bytes(new[1]))
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from tests.state.test_decompositions import SIZE, made, numbered, read
+from state.decompositions import DecompositionStore
+root, writer = Path(sys.argv[1]), int(sys.argv[2])
+store = DecompositionStore.shared(root, limit_bytes=3 * SIZE)
+keys = numbered(5)
+whole = {key: [made(key, seed=seed) for seed in (0, 1)] for key in keys}
+seen = 0
+for turn in range(40):
+    key = keys[(turn + writer) % 5]
+    store.put(key, *whole[key][writer], source=root)
+    for key in keys:
+        found = read(store, key)
+        seen += found is not None
+        assert found is None or found in [(head, bytes(basis)) for head, basis in whole[key]]
+assert seen > 40
+print("done")
+"""
+
+
+def run(code, *arguments):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+
+
+def test_processes_that_write_read_and_evict_the_same_files_see_whole_ones_or_none(tmp_path):
+    running = [run(WRITER, tmp_path, writer) for writer in (0, 1)]
+
+    assert [process.communicate()[0] for process in running] == [b"done\n", b"done\n"]
+    assert len(files(tmp_path)) == 3
+
+
+def test_a_full_disk_is_no_trouble_and_leaves_nothing(tmp_path):
+    code = """
+import resource, signal, sys
+from pathlib import Path
+from tests.state.test_decompositions import KEY, made
+from state.decompositions import DecompositionStore
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+store = DecompositionStore.shared(Path(sys.argv[1]), limit_bytes=1 << 30)
+assert store.put(KEY, *made(), source=Path(sys.argv[1])) is False
+"""
+    process = run(code, tmp_path)
+    out, _ = process.communicate()
+
+    assert process.returncode == 0, out
+    assert b"cannot be kept" in out
+    assert files(tmp_path) == []
+    assert not list((tmp_path / "parts").iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_no_trouble(store, source, tmp_path, caplog):
+    (tmp_path / "decompositions").write_text("in the way")
+
+    assert not store.put(KEY, *made(), source=source)
+    assert store.open(KEY) is None
+    assert "cannot be kept" in caplog.text
+
+
+def test_what_is_deleted_while_it_is_decomposed_leaves_nothing(store, source, tmp_path):
+    source.unlink()
+
+    assert not store.put(KEY, *made(), source=source)
+    assert files(tmp_path) == []
+
+
+@pytest.fixture
+def decomposed(store, store_file, checkpoints, tmp_path):
+    """Return what stores a checkpoint and keeps a decomposition of its file; returns the key."""
+
+    def keep(checkpoint_id):
+        file = store_file(checkpoint_id, "model.safetensors")
+        key = replace(KEY, file_sha256=file.sha256)
+        source = Layout(tmp_path).checkpoint(checkpoint_id) / file.name
+        assert store.put(key, *made(key), source=source)
+        return key
+
+    return keep
+
+
+def test_a_deleted_checkpoint_takes_its_decompositions(decomposed, checkpoints, tmp_path):
+    decomposed("m")
+    checkpoints.delete("m")
+
+    assert folders(tmp_path) == []
+
+
+def test_decompositions_stay_while_another_checkpoint_has_the_same_file(decomposed, checkpoints, store):
+    key = decomposed("m")
+    decomposed("n")
+    checkpoints.delete("m")
+    assert store.open(key) is not None
+    checkpoints.delete("n")
+    assert store.open(key) is None
+
+
+def test_what_a_killed_deletion_left_is_removed(decomposed, checkpoints, store, tmp_path):
+    key = decomposed("m")
+    checkpoints.remove_orphans()
+    assert store.open(key) is not None
+    (tmp_path / "checkpoints" / "m" / ".manifest.json").unlink()
+    checkpoints.remove_orphans()
+    assert store.open(key) is None
+    assert folders(tmp_path) == []
