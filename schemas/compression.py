@@ -8,6 +8,7 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from schemas.base import Input
+from schemas.index import CHECKPOINT_ID
 
 Method = Literal["svd", "cur", "cx"]
 Selector = Literal["qdeim", "cpqr", "leverage", "linear_time"]
@@ -21,6 +22,10 @@ DEFAULT_EXCLUDE = ("*embed*", "*wte*", "*wpe*", "*norm*")
 
 def _absent(value: object) -> bool:
     return value is None
+
+
+def _empty(value: tuple[object, ...]) -> bool:
+    return not value
 
 
 def _not_available(value: object) -> None:
@@ -182,7 +187,20 @@ class CompressionSpec(Input):
         description="Seeds whatever is sampled: the same input and spec give the same bytes.",
         examples=[0],
     )
-    calibration: Unavailable = None
+    calibration: Annotated[str, Field(pattern=CHECKPOINT_ID.pattern)] | None = Field(
+        default=None,
+        exclude_if=_absent,
+        description="The id of a stored checkpoint that holds `<module>.gram` [n, n], the sum of x·xᵀ over "
+        "the inputs x of a layer: the error of those layers' outputs is then minimised.",
+        examples=["my-grams"],
+    )
+    transposed: tuple[Pattern, ...] = Field(
+        default=(),
+        exclude_if=_empty,
+        max_length=10_000,
+        description="Module names whose weight is stored as [inputs, outputs], as GPT-2's Conv1D stores it.",
+        examples=[["transformer.h.*"]],
+    )
 
     def canonical(self) -> str:
         """Return the spec as one JSON string that is equal for equal specs."""

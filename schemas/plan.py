@@ -33,7 +33,8 @@ class LayerPlan:
     """One selected weight and what is to be done with it.
 
     `rank` is an integer where the shape alone gives it, a rule where the spectrum is needed, and None where
-    `reason` says why the weight stays dense.
+    `reason` says why the weight stays dense. `rows` are outputs and `columns` inputs, also where the weight
+    is stored `transposed`; `calibrated` says that a Gram matrix of its inputs is there.
     """
 
     name: str
@@ -47,11 +48,18 @@ class LayerPlan:
     dense_layout: bool
     rank: int | RankRule | None
     reason: KeptReason | None
+    transposed: bool = False
+    calibrated: bool = False
 
     @property
     def tensor(self) -> str:
         """The weight's name in the input."""
         return self.name + WEIGHT
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The weight's shape as it is stored."""
+        return self._stored(self.rows, self.columns)
 
     @property
     def break_even_rank(self) -> int:
@@ -80,9 +88,9 @@ class LayerPlan:
         return self.parameters_after(rank) * DTYPE_BITS[dtype] // 8
 
     def factor_shapes(self, rank: int) -> tuple[tuple[int, int], ...]:
-        """Shapes of the factors, input side first, as a stock Sequential holds them."""
+        """Shapes of the factors, input side first, as a stock Sequential of such layers holds them."""
         core = ((rank, rank),) if self.factors == 3 else ()
-        return ((rank, self.columns), *core, (self.rows, rank))
+        return (self._stored(rank, self.columns), *core, self._stored(self.rows, rank))
 
     def factor_names(self) -> tuple[str, ...]:
         """Names of the factors, input side first."""
@@ -91,6 +99,9 @@ class LayerPlan:
     def bias_name(self) -> str:
         """Name of the bias beside the last factor."""
         return f"{self.name}.{self.factors - 1}{BIAS}"
+
+    def _stored(self, outputs: int, inputs: int) -> tuple[int, int]:
+        return (inputs, outputs) if self.transposed else (outputs, inputs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,13 @@ class PlannedLayer(Output):
 
     name: str = Field(description="The module's name.", examples=["encoder.layer.0.output.dense"])
     tensor: str = Field(description="The tensor's name.", examples=["encoder.layer.0.output.dense.weight"])
-    shape: tuple[int, ...] = Field(description="Rows and columns.", examples=[[384, 384]])
+    shape: tuple[int, ...] = Field(description="Rows and columns, as stored.", examples=[[384, 384]])
+    transposed: bool = Field(
+        description="Whether it is stored as [inputs, outputs], and its factors too.", examples=[False]
+    )
+    calibrated: bool = Field(
+        description="Whether the calibration holds the Gram matrix of its inputs.", examples=[False]
+    )
     dtype: str = Field(description="The storage dtype in the input.", examples=["F32"])
     outcome: Outcome = Field(description="`factored` or `kept`.", examples=["factored"])
     reason: KeptReason | None = Field(description="Why it would be kept; null otherwise.", examples=[None])
@@ -85,7 +91,9 @@ def _planned(layer: LayerPlan) -> PlannedLayer:
     return PlannedLayer(
         name=layer.name,
         tensor=layer.tensor,
-        shape=(layer.rows, layer.columns),
+        shape=layer.shape,
+        transposed=layer.transposed,
+        calibrated=layer.calibrated,
         dtype=layer.dtype,
         outcome="factored" if layer.reason is None else "kept",
         reason=layer.reason,

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+from schemas.calibration import GramInfo, calibrated
 from schemas.compression import DEFAULT_EXCLUDE, DEFAULT_INCLUDE, CompressionSpec, Override, RankRule
 from schemas.plan import BIAS, STORED, WEIGHT, LayerPlan, Plan, Tensor
 from schemas.ranks import break_even_rank, ratio_rank
@@ -22,11 +23,16 @@ FACTOR = re.compile(r"(?P<module>.*)\.[0-2]\.weight")
 
 
 def make_plan(
-    tensors: Sequence[Tensor], spec: CompressionSpec, *, factored: Collection[str] = frozenset()
+    tensors: Sequence[Tensor],
+    spec: CompressionSpec,
+    *,
+    factored: Collection[str] = frozenset(),
+    grams: Sequence[GramInfo] | None = None,
 ) -> Plan:
     """Decide for each tensor of a whole checkpoint, in order.
 
-    Modules that are `factored` already stay as they are: a loader could not nest their factors.
+    Modules that are `factored` already stay as they are: a loader could not nest their factors. `grams` is
+    what the calibration checkpoint holds, if there is one; what does not fit raises a `CalibrationError`.
     """
     taken = frozenset(tensor.name for tensor in tensors)
     tensors = [tensor for tensor in tensors if not _is_factor(tensor.name, factored)]
@@ -35,7 +41,11 @@ def make_plan(
         for tensor in tensors
         if is_candidate(tensor) and _selected(_module(tensor), spec)
     )
-    return Plan(layers, tuple(_warnings(tensors, spec, layers)))
+    warnings = tuple(_warnings(tensors, spec, layers))
+    if grams is None:
+        return Plan(layers, warnings)
+    modules = {name.removesuffix(WEIGHT) for name in taken if name.endswith(WEIGHT)} | set(factored)
+    return calibrated(Plan(layers, warnings), grams, modules)
 
 
 def _is_factor(name: str, factored: Collection[str]) -> bool:
@@ -61,7 +71,8 @@ def _plan_layer(tensor: Tensor, spec: CompressionSpec, taken: frozenset[str]) ->
     method = rule.method or spec.method
     storage = (rule.cur or spec.cur).storage
     factors = 3 if method == "cur" and storage == "three" else 2
-    rows, columns = tensor.shape
+    transposed = _matches(name, spec.transposed)
+    rows, columns = reversed(tensor.shape) if transposed else tensor.shape
     rank, reason = _rank(rows, columns, rule.rank or spec.rank, factors)
     layer = LayerPlan(
         name=name,
@@ -75,6 +86,7 @@ def _plan_layer(tensor: Tensor, spec: CompressionSpec, taken: frozenset[str]) ->
         dense_layout=spec.layout == "dense",
         rank=rank,
         reason=reason,
+        transposed=transposed,
     )
     if reason is None and not layer.dense_layout and _names_taken(layer, taken):
         return replace(layer, rank=None, reason="names_taken")
@@ -111,6 +123,7 @@ def _warnings(tensors: Sequence[Tensor], spec: CompressionSpec, layers: Sequence
         ("include", asked_include, matrices),
         ("exclude", asked_exclude, weights),
         ("overrides", tuple(o.match for o in spec.overrides), [layer.name for layer in layers]),
+        ("transposed", spec.transposed, matrices),
     ):
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):

@@ -27,7 +27,12 @@ from schemas.problem import field_problems
         ({"rank": {"rato": 0.5}}, "/rank/rato", "no such field"),
         ({"rank": {"budget": 0.5}}, "/rank/budget", "does not offer it yet"),
         ({"rank": {"budget_bytes": 5}}, "/rank/budget_bytes", "does not offer it yet"),
-        ({"rank": 4, "calibration": "grams"}, "/calibration", "does not offer it yet"),
+        ({"rank": 4, "calibration": "../grams"}, "/calibration", "match pattern"),
+        ({"rank": 4, "calibration": ""}, "/calibration", "match pattern"),
+        ({"rank": 4, "calibration": 7}, "/calibration", "valid string"),
+        ({"rank": 4, "transposed": "h.*"}, "/transposed", "valid tuple"),
+        ({"rank": 4, "transposed": [""]}, "/transposed/0", "at least 1 character"),
+        ({"rank": 4, "transposed": ["x"] * 10_001}, "/transposed", "at most 10000"),
         ({"rank": 4, "method": "qr"}, "/method", "'svd', 'cur' or 'cx'"),
         ({"rank": 4, "selector": "best"}, "/selector", "qdeim"),
         ({"rank": 4, "cur": {"storage": "one"}}, "/cur/storage", "three"),
@@ -58,6 +63,7 @@ def test_a_bad_spec_is_refused_with_the_pointer_and_the_reason(document, pointer
         {"rank": {"energy": 1}},
         {"rank": {"error": 0.1}, "method": "cur", "cur": {"storage": "two"}, "selector": "cpqr"},
         {"rank": 8, "overrides": [{"match": "a.*", "rank": {"ratio": 0.1}, "method": "cx"}]},
+        {"rank": 8, "calibration": "my-grams.2", "transposed": ["h.*", "*.c_attn"]},
     ],
 )
 def test_a_spec_survives_being_written_and_read(document):
@@ -74,3 +80,7 @@ def test_specs_that_mean_the_same_are_written_the_same():
     )
 
     assert short.canonical() == long.canonical()
+
+
+def test_what_is_not_given_of_calibration_is_not_in_the_document():
+    assert CompressionSpec(rank=4).document().keys().isdisjoint({"calibration", "transposed"})

@@ -107,7 +107,8 @@ def test_broken_json_is_refused(service, path, body, slug):
         ({"checkpoint": "a", "spec": {"rank": {"ratio": True}}}, ["/spec/rank/ratio"]),
         ({"checkpoint": "a", "spec": {"rank": {"budget": 0.5}}}, ["/spec/rank/budget"]),
         ({"checkpoint": "a", "spec": {"rank": {"budget_bytes": 9}}}, ["/spec/rank/budget_bytes"]),
-        ({"checkpoint": "a", "spec": {"rank": 4, "calibration": "x"}}, ["/spec/calibration"]),
+        ({"checkpoint": "a", "spec": {"rank": 4, "calibration": "../x"}}, ["/spec/calibration"]),
+        ({"checkpoint": "a", "spec": {"rank": 4, "transposed": "x"}}, ["/spec/transposed"]),
         ({"checkpoint": "a", "spec": {"rank": 4, "metod": "nobody-knows"}}, ["/spec/metod"]),
         ({"checkpoint": "a", "spec": {"rank": 4, "a/b~": 1}}, ["/spec/a~1b~0"]),
         (

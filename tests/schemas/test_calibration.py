@@ -1,0 +1,127 @@
+"""Gram matrices against the layers they are for, and weights that are stored transposed."""
+
+from dataclasses import dataclass
+from math import prod
+
+import pytest
+
+from schemas.calibration import CalibrationError
+from schemas.compression import CompressionSpec
+from schemas.plandocument import plan_document
+from schemas.planning import make_plan
+from schemas.tensor import DTYPE_BITS
+
+
+@dataclass(frozen=True)
+class Named:
+    name: str
+    shape: tuple[int, ...] = (64, 64)
+    dtype: str = "F32"
+
+    @property
+    def parameters(self):
+        return prod(self.shape)
+
+    @property
+    def nbytes(self):
+        return self.parameters * DTYPE_BITS[self.dtype] // 8
+
+
+MODEL = (
+    Named("h.0.up.weight", (96, 32)),
+    Named("h.0.down.weight", (32, 96)),
+    Named("h.0.conv.weight", (32, 96)),
+    Named("wte.weight", (100, 32)),
+    Named("h.0.norm.weight", (32,)),
+    Named("old.0.weight", (4, 32)),
+    Named("old.1.weight", (32, 4)),
+)
+
+
+def planned(*grams, **spec):
+    spec = CompressionSpec.model_validate({"rank": 4, "transposed": ["*.conv"]} | spec)
+    return make_plan(MODEL, spec, factored={"old"}, grams=grams)
+
+
+def plain(**spec):
+    """Plan without any calibration."""
+    return make_plan(MODEL, CompressionSpec.model_validate({"rank": 4, "transposed": ["*.conv"]} | spec))
+
+
+def test_layers_with_a_gram_matrix_are_calibrated_and_the_others_are_not():
+    plan = planned(
+        Named("h.0.up.gram", (32, 32)),
+        Named("h.0.conv.gram", (32, 32), "F64"),
+    )
+
+    assert {layer.name: layer.calibrated for layer in plan.layers} == {
+        "h.0.up": True,
+        "h.0.down": False,
+        "h.0.conv": True,
+    }
+    assert plan.warnings == ()
+    document = plan_document("m", MODEL, plan)
+    assert [layer.calibrated for layer in document.layers] == [True, False, True]
+
+
+@pytest.mark.parametrize("module", ["wte", "h.0.norm", "old", "h.0.down"])
+def test_a_gram_matrix_of_a_layer_that_is_not_selected_is_a_warning(module):
+    plan = planned(Named(f"{module}.gram", (7, 5)), Named("h.0.up.gram", (32, 32)), exclude=["w*", "*.down"])
+
+    assert plan.warnings == (f"calibration: not selected, so not used: {module}",)
+
+
+def test_tensors_that_are_no_gram_matrices_are_a_warning():
+    plan = planned(Named("h.0.up.gram", (32, 32)), Named("samples", (1,), "I64"))
+
+    assert plan.warnings == ("calibration: not named `<module>.gram`, so not used: samples",)
+
+
+@pytest.mark.parametrize(
+    ("grams", "code", "words"),
+    [
+        ([], "no-grams", ["eckart.calibrate"]),
+        ([Named("h.0.up.weight")], "no-grams", ["<module>.gram"]),
+        ([Named("h.9.up.gram", (32, 32))], "unknown-layer", ['"h.9.up"', "leave it out"]),
+        ([Named("model.h.0.up.gram", (32, 32))], "unknown-layer", ['"model.h.0.up"', 'meant for "h.0.up"?']),
+        ([Named("up.gram", (32, 32))], "unknown-layer", ['"up"', 'meant for "h.0.up"?']),
+        ([Named("h.0.up.gram", (32, 32), "BF16")], "gram-dtype", ['"h.0.up"', "BF16", "F32 or F64"]),
+        ([Named("h.0.up.gram", (32, 31))], "gram-shape", ['"h.0.up"', "[32, 31]", "[32, 32]", "again"]),
+        ([Named("h.0.up.gram", (32,))], "gram-shape", ['"h.0.up"', "again"]),
+        ([Named("h.0.up.gram", (96, 96))], "gram-shape", ['Name "h.0.up" in `transposed`']),
+        ([Named("h.0.conv.gram", (96, 96))], "gram-shape", ['Take "h.0.conv" out of `transposed`']),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_layer_with_the_remedy(grams, code, words):
+    with pytest.raises(CalibrationError) as refusal:
+        planned(*grams)
+
+    assert refusal.value.code == code
+    for word in words:
+        assert word in refusal.value.detail
+
+
+def test_a_transposed_weight_is_planned_as_the_map_it_is_and_shown_as_it_is_stored():
+    conv = next(layer for layer in plain().layers if layer.name == "h.0.conv")
+
+    assert (conv.rows, conv.columns, conv.shape) == (96, 32, (32, 96))
+    assert conv.factor_shapes(4) == ((32, 4), (4, 96))
+    assert conv.break_even_rank == plain(transposed=[]).layers[2].break_even_rank
+    shown = plan_document("m", MODEL, plain(include=["h.*"])).layers
+    assert [(layer.shape, layer.transposed) for layer in shown] == [
+        ((96, 32), False),
+        ((32, 96), False),
+        ((32, 96), True),
+    ]
+
+
+def test_three_transposed_factors_chain_from_the_inputs_to_the_outputs():
+    conv = plain(method="cur", include=["*.conv"]).layers[0]
+
+    assert conv.factor_shapes(4) == ((32, 4), (4, 4), (4, 96))
+
+
+def test_a_transposed_pattern_that_matches_nothing_is_a_warning():
+    assert plain(transposed=["*.conv", "*.c_attn"]).warnings == (
+        "transposed: the pattern '*.c_attn' matches no layer",
+    )
