@@ -15,6 +15,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.uploads import Body, Sink, Space, declared_bytes, receive_body
 from state.checkpoints import CheckpointStore
+from state.decompositions import DecompositionStore
 from state.jobs import JobStore
 from state.queue import JobQueue
 from state.workers import WorkerRegistry
@@ -30,6 +31,7 @@ class Services:
     redis: Redis
     space: Space
     checkpoints: CheckpointStore
+    decompositions: DecompositionStore
     jobs: JobStore
     queue: JobQueue
     workers: WorkerRegistry

@@ -22,6 +22,7 @@ from service.settings import Settings
 from service.uploads import Space
 from state.checkpoints import CheckpointStore
 from state.connection import redis_client
+from state.decompositions import DecompositionStore
 from state.jobs import JobStore
 from state.queue import JobQueue
 from state.workers import WorkerRegistry
@@ -33,7 +34,8 @@ def open_services(settings: Settings) -> Services:
     """Make what routes stand on; nothing is connected or written yet."""
     assert settings.redis_url is not None  # `python -m service` refuses to start without it
     client = redis_client(settings.redis_url)
-    space = Space(settings.data_dir, settings.min_free_bytes)
+    decompositions = DecompositionStore.shared(settings.data_dir, limit_bytes=settings.cache_bytes)
+    space = Space(settings.data_dir, settings.min_free_bytes, decompositions)
     jobs = JobStore(client, settings.data_dir, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
     queue = JobQueue(settings.redis_url)
     workers = WorkerRegistry(client)
@@ -42,6 +44,7 @@ def open_services(settings: Settings) -> Services:
         redis=client,
         space=space,
         checkpoints=CheckpointStore(settings.data_dir),
+        decompositions=decompositions,
         jobs=jobs,
         queue=queue,
         workers=workers,

@@ -10,7 +10,6 @@ from functools import partial
 from starlette.concurrency import run_in_threadpool
 
 from service.deps import Services
-from state.decompositions import DecompositionStore
 from state.errors import StoreUnavailable
 
 LEFT_OVER_S = 600.0
@@ -25,7 +24,7 @@ async def reap_forever(services: Services) -> None:
     steps: dict[str, Callable[[], None]] = {
         "send jobs again": partial(send_again, services),
         "tidy up": partial(tidy_up, services),
-        "trim the cache": partial(trim_cache, services),
+        "trim the cache": services.decompositions.trim,
         "remove orphans": seldom(services.checkpoints.remove_orphans, every_s=ORPHANS_S),
     }
     while True:
@@ -55,12 +54,6 @@ def send_again(services: Services) -> None:
 def tidy_up(services: Services) -> None:
     """Remove what killed uploads left."""
     services.checkpoints.sweep_parts(LEFT_OVER_S)
-
-
-def trim_cache(services: Services) -> None:
-    """Give the disk back what uploads and results need more."""
-    settings = services.settings
-    DecompositionStore.shared(settings.data_dir, limit_bytes=settings.cache_bytes).trim()
 
 
 def seldom(step: Callable[[], None], *, every_s: float) -> Callable[[], None]:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from starlette.requests import ClientDisconnect, Request
 
 from service import errors
+from state.decompositions import DecompositionStore
 
 FIRST_BLOCK_BYTES = 64 * 2**10
 BLOCK_BYTES = 4 * 2**20
@@ -45,15 +46,21 @@ class Space:
 
     path: Path
     min_free_bytes: int
+    cache: DecompositionStore
 
     def free_bytes(self) -> int:
         """Bytes that this process may still write."""
         return shutil.disk_usage(self.path).free
 
     def require(self, nbytes: int) -> None:
-        """Refuse where that many more would leave too little."""
-        if self.free_bytes() - nbytes < self.min_free_bytes:
+        """Refuse where that many more would leave too little, even with what the cache can give back."""
+        if self._lacking_bytes(nbytes) > 0:
+            self.cache.give_back(self._lacking_bytes(nbytes))
+        if self._lacking_bytes(nbytes) > 0:
             raise errors.OutOfSpace
+
+    def _lacking_bytes(self, nbytes: int) -> int:
+        return nbytes + self.min_free_bytes - self.free_bytes()
 
 
 def declared_bytes(request: Request, *, limit_bytes: int) -> int | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from state.blobs import PART_ENDING
 from state.decompositionfile import DamagedFile, DecompositionFile, Head, front
-from state.eviction import make_room
+from state.eviction import give_back, make_room
 from state.layout import Layout
 from state.locks import locked
 
@@ -123,6 +123,12 @@ class DecompositionStore:
         if self._folder.is_dir():
             with self._lock():
                 make_room(self._folder, 0, limit_bytes=self._limit_bytes)
+
+    def give_back(self, nbytes: int) -> None:
+        """Leave so much more of the disk to what cannot be computed again, where that is possible at all."""
+        if self._folder.is_dir():
+            with self._lock():
+                give_back(self._folder, nbytes)
 
     def remove(self, digests: Iterable[str]) -> None:
         """Remove all that was made of these files."""

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +30,26 @@ def make_room(root: Path, nbytes: int, *, limit_bytes: int | None) -> bool:
     most = min(limit_bytes, (used_bytes + shutil.disk_usage(root).free) // SHARE)
     if nbytes > most:
         return False
+    _evict(kept, used_bytes + nbytes - most)
+    return True
+
+
+def give_back(root: Path, nbytes: int) -> None:
+    """Remove files until so many bytes more are free; none at all where that cannot be."""
+    kept = sorted(_files(root))
+    if sum(file.size_bytes for file in kept) >= nbytes:
+        _evict(kept, nbytes)
+
+
+def _evict(kept: Sequence[_Kept], nbytes: int) -> None:
     for file in kept:
-        if used_bytes + nbytes <= most:
+        if nbytes <= 0:
             break
         with suppress(FileNotFoundError):
             os.unlink(file.path)  # noqa: PTH108 - as scandir gave it
         with suppress(OSError):
             os.rmdir(os.path.dirname(file.path))  # noqa: PTH106, PTH120 - unless others are left there
-        used_bytes -= file.size_bytes
-    return True
+        nbytes -= file.size_bytes
 
 
 def _files(root: Path) -> Iterator[_Kept]:

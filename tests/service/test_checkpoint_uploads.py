@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import secrets
 import socket
 import subprocess
@@ -10,6 +11,9 @@ import time
 
 import pytest
 
+from service.errors import OutOfSpace
+from service.uploads import Space
+from state.decompositions import DecompositionStore
 from tests.service.files import big_checkpoint, checkpoint_bytes, sharded_set
 from tests.service.running import assert_problem
 
@@ -265,6 +269,19 @@ def test_an_upload_that_would_fill_the_disk_is_refused(start):
     assert_problem(service.put("full", "model.safetensors", MODEL), 507, "out-of-space")
     assert_problem(service.put("full", "model.safetensors", iter([MODEL])), 507, "out-of-space")
     assert_problem(service.one_shot({"model.safetensors": MODEL}), 507, "out-of-space")
+
+
+def test_an_upload_takes_the_room_of_the_cache(tmp_path):
+    kept = tmp_path / "decompositions" / "ab" / "a.decomposition"
+    kept.parent.mkdir(parents=True)
+    with kept.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 512 << 20)
+    space = Space(tmp_path, 0, DecompositionStore.shared(tmp_path, limit_bytes=1 << 40))
+    with pytest.raises(OutOfSpace):
+        space.require(space.free_bytes() + (1 << 40))
+    assert kept.exists()
+    space.require(space.free_bytes() + (256 << 20))
+    assert not kept.exists()
 
 
 @pytest.mark.parametrize(

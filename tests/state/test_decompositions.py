@@ -289,6 +289,17 @@ def test_a_lower_limit_holds_from_the_next_look_on(make, source, tmp_path):
     assert folders(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("nbytes", "left"), [(0, 3), (1, 2), (SIZE, 2), (SIZE + 1, 1), (3 * SIZE, 0), (3 * SIZE + 1, 3)]
+)
+def test_it_gives_back_what_others_need_if_that_helps_them(make, source, tmp_path, nbytes, left):
+    for key in numbered(3):
+        make().put(key, *made(key), source=source)
+    make().give_back(nbytes)
+
+    assert len(files(tmp_path)) == left
+
+
 def test_an_evicted_file_that_is_open_stays_readable(make, source):
     store = make()
     head, basis = made()
