@@ -1,8 +1,12 @@
 """The sentence encoder all-MiniLM-L6-v2 in stock torch modules, and where its files are."""
 
+import re
+from collections.abc import Container
+from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
+from unicodedata import category, normalize
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +89,28 @@ class MiniLM(nn.Module):
 
 
 def token_ids(sentence: str) -> Tensor:
-    """Look up a sentence of plain words; a word that is not in the vocabulary raises a KeyError."""
+    """Cut a sentence into words and marks, and those into the longest pieces that the vocabulary has."""
+    known = vocabulary()
+    bare = "".join(sign for sign in normalize("NFD", sentence.lower()) if category(sign) != "Mn")
+    words = re.findall(r"[^\W_]+|\S", bare)
+    pieces = [piece for word in words for piece in _pieces(word, known)]
+    return torch.tensor([known[piece] for piece in ("[CLS]", *pieces, "[SEP]")])
+
+
+@cache
+def vocabulary() -> dict[str, int]:
     words = installed("vocab.txt").read_text("utf-8").splitlines()
-    ids = {word: i for i, word in enumerate(words)}
-    return torch.tensor([ids[word] for word in ("[CLS]", *sentence.lower().split(), "[SEP]")])
+    return {word: i for i, word in enumerate(words)}
+
+
+def _pieces(word: str, known: Container[str]) -> list[str]:
+    found: list[str] = []
+    while word:
+        mark = "##" if found else ""
+        ends = (end for end in range(len(word), 0, -1) if mark + word[:end] in known)
+        end = next(ends, None)
+        if end is None:
+            return ["[UNK]"]
+        found.append(mark + word[:end])
+        word = word[end:]
+    return found

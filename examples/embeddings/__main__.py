@@ -1,0 +1,64 @@
+"""The study of MiniLM: `python -m examples.embeddings`, or `make study` with the other one.
+
+Has a service of its own compress the encoder to shares of its parameters, by one ratio for every layer, by a
+budget over all layers, and by a budget that knows the layers' inputs; then compares sentence vectors.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.standalone import running
+from eckart import Client, EckartError
+from examples.embeddings.result import similarity_chart, similarity_table
+from examples.embeddings.study import KEPT, RULES, Measured, Study, original, sentences, vectors
+from examples.minilm import installed
+from examples.page import publish
+
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> int:
+    given = _parser().parse_args()
+    torch.set_num_threads(given.threads)
+    given.into.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    measured: list[Measured] = []
+    model, texts = original(), sentences("evaluation")
+    with running(given.into, threads=given.threads) as service, Client(service.url) as client:
+        study = Study(
+            client=client,
+            checkpoint=client.upload(installed("model.safetensors")),
+            calibration="",
+            texts=texts,
+            before=vectors(model, texts),
+            place=given.into / "result",
+        )
+        for one in study.measure(RULES, KEPT):
+            measured.append(one)
+            print(f"{time.monotonic() - began:6.0f} s  {one}", flush=True)
+    tables, picture = similarity_table(measured), similarity_chart(measured)
+    publish(given.into, "minilm", tables=tables, picture=picture, docs=given.docs)
+    print(f"\nTable and chart are in {given.into}; all of it took {time.monotonic() - began:.0f} s")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m examples.embeddings", description=__doc__)
+    parser.add_argument("--into", type=Path, default=ROOT / "study", help="where to leave everything")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--docs", action="store_true", help="renew table and chart in docs/ too")
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except EckartError as error:
+        sys.exit(f"embeddings: {error}")
+    except KeyboardInterrupt:
+        sys.exit("embeddings: interrupted")
