@@ -22,7 +22,8 @@ class Acceptance:
         digest, fingerprint = (idempotency.digest, idempotency.fingerprint) if idempotency else ("", "")
         fixed = fixed_document(new, job_id, idempotency)
         with self._shadows.lock(job_id):
-            answer = str(self._scripts.run("create", job_id, new.checkpoint, digest, fingerprint, fixed))
+            needed = (new.checkpoint, new.spec.calibration or "")
+            answer = str(self._scripts.run("create", job_id, *needed, digest, fingerprint, fixed))
             if answer == "created":
                 return self._make_durable(job_id, new)
         if answer == "conflict":
@@ -33,7 +34,10 @@ class Acceptance:
 
     def _make_durable(self, job_id: str, new: NewJob) -> JobRecord:
         try:
-            if not holds(self._layout, new.checkpoint, new.files):
+            calibration = new.spec.calibration
+            if not holds(self._layout, new.checkpoint, new.files) or (
+                calibration is not None and not holds(self._layout, calibration, new.calibration_files)
+            ):
                 # Deleted or replaced after it was planned on and before the job was known.
                 raise CheckpointGone  # noqa: TRY301 - it undoes what is undone for every other reason
             return _present(self._shadows.write_locked(job_id))

@@ -48,6 +48,7 @@ class NewJob(Stored):
     checkpoint: str
     spec: CompressionSpec
     files: tuple[FileReport, ...] = ()
+    calibration_files: tuple[FileReport, ...] = ()  # those of the checkpoint that the spec names
     warnings: tuple[str, ...] = ()
     one_shot: bool = False  # its checkpoint came in the same request, under an id that the service made
 
@@ -141,6 +142,8 @@ def to_fields(record: JobRecord) -> dict[str, str]:
     document = json.loads(record.document())
     fixed = fixed_document(record, record.id, record.idempotency)
     fields = {"fixed": fixed, "checkpoint": record.checkpoint}
+    if record.spec.calibration is not None:
+        fields["calibration"] = record.spec.calibration
     if record.idempotency:
         fields["idempotency"] = record.idempotency.digest
     fields |= {name: str(document[name]) for name in PLAIN if name in document}

@@ -7,7 +7,7 @@
 -- frontier             when the youngest job that was ever claimed was created
 -- leases               zset: running ids, and canceled ones whose attempt may work on, by the microsecond
 --                      their lease ends
--- users:<checkpoint>   set: unfinished ids that need the checkpoint
+-- users:<checkpoint>   set: unfinished ids that need the checkpoint, as their input or their calibration
 -- deleting:<checkpoint>   no new job may need it
 -- idempotency:<digest> hash: job, fingerprint
 -- unshadowed           set: ids whose files are behind: job.json, or what is to be removed
@@ -32,6 +32,12 @@ local function mine(id, fence)
   return field(id, 'state') == 'running' and field(id, 'fence') == fence
 end
 
+-- What a job keeps from deletion: its checkpoint, and its calibration if it has one.
+local function needs(id)
+  local calibration = field(id, 'calibration')
+  return { field(id, 'checkpoint'), calibration or nil }
+end
+
 local function used_up(id, most) return tonumber(field(id, 'attempt')) >= tonumber(most) end
 
 local function wait(id, since, unsent)
@@ -52,7 +58,7 @@ local function enter(id, state)
   if state ~= 'running' then redis.call('HDEL', job(id), 'worker') end
   if TERMINAL[state] then
     redis.call('HSET', job(id), 'finished_us', text(now))
-    redis.call('SREM', users(field(id, 'checkpoint')), id)
+    for _, checkpoint in ipairs(needs(id)) do redis.call('SREM', users(checkpoint), id) end
   end
   redis.call('SADD', UNSHADOWED, id)
 end
@@ -71,7 +77,7 @@ end
 
 -- A job and every trace of it.
 local function forget(id)
-  local state, checkpoint, key = unpack(redis.call('HMGET', job(id), 'state', 'checkpoint', 'idempotency'))
+  local state, key = unpack(redis.call('HMGET', job(id), 'state', 'idempotency'))
   if not state then return false end
   redis.call('ZREM', index(state), id)
   redis.call('ZREM', ALL, id)
@@ -79,7 +85,7 @@ local function forget(id)
   redis.call('ZREM', LEASES, id)
   redis.call('SREM', UNSENT, id)
   redis.call('SREM', UNSHADOWED, id)
-  redis.call('SREM', users(checkpoint), id)
+  for _, checkpoint in ipairs(needs(id)) do redis.call('SREM', users(checkpoint), id) end
   if key and redis.call('HGET', PREFIX .. 'idempotency:' .. key, 'job') == id then
     redis.call('DEL', PREFIX .. 'idempotency:' .. key)
   end

@@ -1,7 +1,7 @@
--- id, checkpoint, idempotency digest or '', fingerprint, fixed document
+-- id, checkpoint, calibration or '', idempotency digest or '', fingerprint, fixed document
 -- -> 'created' | 'conflict' | 'gone' | 'replay:<id of the first job>'
 if not alive() then return 'wiped' end
-local id, checkpoint, key, fingerprint, fixed = unpack(ARGV)
+local id, checkpoint, calibration, key, fingerprint, fixed = unpack(ARGV)
 if field(id, 'state') then return 'created' end -- the answer to the first call was lost
 if key ~= '' then
   local first, theirs = unpack(redis.call('HMGET', PREFIX .. 'idempotency:' .. key, 'job', 'fingerprint'))
@@ -10,7 +10,9 @@ if key ~= '' then
     return 'replay:' .. first
   end
 end
-if redis.call('EXISTS', PREFIX .. 'deleting:' .. checkpoint) == 1 then return 'gone' end
+for _, needed in ipairs({ checkpoint, calibration }) do
+  if redis.call('EXISTS', PREFIX .. 'deleting:' .. needed) == 1 then return 'gone' end
+end
 
 -- No two jobs are of the same microsecond, and a clock set back does not reorder them: lists can be paged.
 local newest = redis.call('ZREVRANGE', ALL, 0, 0, 'WITHSCORES')[2]
@@ -18,7 +20,8 @@ local created = math.max(now, (tonumber(newest) or 0) + 1)
 redis.call('HSET', job(id), 'fixed', fixed, 'checkpoint', checkpoint, 'state', 'queued',
   'created_us', text(created), 'version', 0, 'attempt', 0, 'fence', 0)
 redis.call('ZADD', ALL, text(created), id)
-redis.call('SADD', users(checkpoint), id)
+if calibration ~= '' then redis.call('HSET', job(id), 'calibration', calibration) end
+for _, needed in ipairs(needs(id)) do redis.call('SADD', users(needed), id) end
 if key ~= '' then
   redis.call('HSET', job(id), 'idempotency', key)
   redis.call('HSET', PREFIX .. 'idempotency:' .. key, 'job', id, 'fingerprint', fingerprint)

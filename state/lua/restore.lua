@@ -22,7 +22,7 @@ if TERMINAL[shadow.state] then
   redis.call('ZADD', index(shadow.state), shadow.created_us, id)
 else
   -- Nobody knows whether its worker lives: it runs again, under a fence that the worker does not have.
-  redis.call('SADD', users(shadow.checkpoint), id)
+  for _, needed in ipairs(needs(id)) do redis.call('SADD', users(needed), id) end
   enter(id, 'queued')
   wait(id, shadow.created_us, true)
 end

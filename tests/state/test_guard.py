@@ -7,7 +7,14 @@ import pytest
 from schemas.report import FileReport
 from state.checkpoints import CheckpointStore
 from state.errors import CheckpointGone, CheckpointInUse, CheckpointNotFound
-from state.records import NewJob
+from state.records import NewJob, new_token
+
+
+@pytest.fixture
+def calibrated(new):
+    """Return a job that needs a second checkpoint for its calibration."""
+    return new.model_copy(update={"spec": new.spec.model_copy(update={"calibration": "my-grams"})})
+
 
 STATES = ("queued", "running", "succeeded", "failed", "canceled")
 
@@ -24,6 +31,56 @@ def test_a_checkpoint_is_in_use_while_a_job_is_unfinished(jobs, reach, state, in
     with jobs.deleting_checkpoint("my-model"):
         pass
     assert not in_use()
+
+
+@pytest.mark.parametrize("wiped", [False, True])
+@pytest.mark.parametrize("end", ["finish", "fail", "cancel", "delete"])
+def test_a_calibration_is_in_use_as_long_as_the_checkpoint(
+    jobs, calibrated, summary, why, end, wiped, redis_server
+):
+    job_id = jobs.create(calibrated).id
+    if wiped:
+        redis_server.wipe()
+    fence = jobs.claim(job_id, new_token("worker")).fence
+    for name in ("my-model", "my-grams"):
+        with pytest.raises(CheckpointInUse), jobs.deleting_checkpoint(name):
+            pytest.fail("a job needs it")
+    {
+        "finish": lambda: jobs.finish(job_id, fence, summary),
+        "fail": lambda: jobs.fail(job_id, fence, why),
+        "cancel": lambda: jobs.cancel(job_id),
+        "delete": lambda: jobs.delete(job_id),
+    }[end]()
+    for name in ("my-model", "my-grams"):
+        with jobs.deleting_checkpoint(name):
+            pass
+
+
+def test_a_checkpoint_that_is_its_own_calibration_is_free_again_at_the_end(jobs, calibrated):
+    itself = calibrated.spec.model_copy(update={"calibration": "my-model"})
+    job_id = jobs.create(calibrated.model_copy(update={"spec": itself})).id
+    with pytest.raises(CheckpointInUse), jobs.deleting_checkpoint("my-model"):
+        pytest.fail("a job needs it")
+    jobs.cancel(job_id)
+    with jobs.deleting_checkpoint("my-model"):
+        pass
+
+
+def test_no_job_is_made_for_a_calibration_while_it_is_deleted(jobs, calibrated):
+    with jobs.deleting_checkpoint("my-grams"), pytest.raises(CheckpointGone):
+        jobs.create(calibrated)
+    assert jobs.create(calibrated).state == "queued"
+
+
+def test_a_job_is_made_with_the_grams_it_was_planned_with_or_not_at_all(jobs, calibrated, store_file):
+    file = store_file("my-grams", "grams.safetensors")
+    assert jobs.create(calibrated.model_copy(update={"calibration_files": (file,)})).calibration_files == (
+        file,
+    )
+    other = file.model_copy(update={"sha256": "0" * 64})
+    with pytest.raises(CheckpointGone):
+        jobs.create(calibrated.model_copy(update={"calibration_files": (other,)}))
+    assert len(jobs.list().jobs) == 1
 
 
 def test_no_job_is_made_for_a_checkpoint_while_it_is_deleted(jobs, new):

@@ -31,6 +31,7 @@ SPECS = [
         ),
         exclude=(),
     ),
+    CompressionSpec(rank=64, calibration="my-grams", transposed=("h.*",)),
 ]
 
 
@@ -44,6 +45,7 @@ def test_a_record_survives_both_of_its_forms(spec, state, summary, why):
         checkpoint="my-model",
         spec=spec,
         files=(FileReport(name="model.safetensors", size_bytes=2**53 + 1, sha256="0" * 64),),
+        calibration_files=(FileReport(name="grams.safetensors", size_bytes=1, sha256="1" * 64),),
         warnings=("include: the pattern 'ü*' matches no layer",),
         created_at="2026-01-02T03:04:05.678901Z",
         started_at=None if state == "queued" else "2026-01-02T03:04:06.000000Z",
@@ -79,4 +81,4 @@ def test_ids_fit_their_pattern_and_differ():
 
 def test_a_new_job_needs_no_more_than_a_checkpoint_and_a_spec():
     new = NewJob(checkpoint="m", spec=SPECS[0])
-    assert (new.files, new.warnings) == ((), ())
+    assert (new.files, new.calibration_files, new.warnings) == ((), (), ())
