@@ -1,0 +1,238 @@
+"""A budget is spent as well as it can be: compared with the exact optimum by dynamic programming."""
+
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from schemas.allocation import allocate
+from schemas.curve import make_curve, squared_tails
+from schemas.ranks import break_even_rank, factor_parameters
+
+BUDGETS = (0.2, 0.3, 0.5, 0.7, 0.85, 0.95)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a small model: its curve, and the ratio rule for comparison."""
+
+    rows: int
+    columns: int
+    curve: object
+
+    @property
+    def dense_cost(self):
+        return self.rows * self.columns
+
+
+def spectrum(rng, count):
+    kind = rng.choice(["power", "exponential", "random", "flat", "low rank"])
+    if kind == "power":
+        exponent = rng.uniform(0.2, 1.5)
+        return [(i + 1) ** -exponent for i in range(count)]
+    if kind == "exponential":
+        rate = rng.uniform(0.02, 0.3)
+        return [math.exp(-rate * i) for i in range(count)]
+    if kind == "random":
+        return sorted((rng.random() for _ in range(count)), reverse=True)
+    return [1.0 if kind == "flat" or i < count / 4 else 0.0 for i in range(count)]
+
+
+def make_layer(rng, name, *, factors=2, align=1, least=1, low=8, high=48):
+    rows, columns = rng.randint(low, high), rng.randint(low, high)
+    tails = squared_tails(spectrum(rng, min(rows, columns)), 1.0)
+    first = -(-least // align) * align
+    ranks = range(first, break_even_rank(rows, columns, factors=factors) + 1, align)
+    costs = [factor_parameters(rows, columns, rank, factors=factors) for rank in ranks]
+    errors = [tails[rank] / tails[0] for rank in ranks]
+    return Layer(rows, columns, make_curve(name, ranks, costs, rows * columns, errors))
+
+
+def model(rng, count=5, **kind):
+    return [make_layer(rng, f"layer.{i}", **kind) for i in range(count)]
+
+
+def spent(layers, ranks):
+    """Return cost and error of what was chosen."""
+    cost, error = 0, 0.0
+    for layer in layers:
+        curve = layer.curve
+        rank = ranks[curve.name]
+        at = curve.dense if rank is None else curve.ranks.index(rank)
+        cost, error = cost + curve.costs[at], error + curve.errors[at]
+    return cost, error
+
+
+def optimum(layers, capacity):
+    """Find the least error by dynamic programming over every cost."""
+    best = np.zeros(capacity + 1)
+    for layer in layers:
+        following = np.full(capacity + 1, np.inf)
+        for cost, error in zip(layer.curve.costs, layer.curve.errors, strict=True):
+            if cost <= capacity:
+                following[cost:] = np.minimum(following[cost:], best[: capacity + 1 - cost] + error)
+        best = following
+    return float(best[capacity])
+
+
+def capacity_of(layers, budget):
+    return int(budget * sum(layer.dense_cost for layer in layers))
+
+
+KINDS = [{}, {"factors": 3}, {"align": 4}, {"least": 5}, {"low": 4, "high": 12}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_the_error_of_a_small_model_is_the_least_there_is(budget, kind):
+    compared = 0
+    for seed in range(40):
+        layers = model(random.Random(seed), **kind)
+        capacity = capacity_of(layers, budget)
+        if sum(layer.curve.costs[0] for layer in layers) > capacity:
+            continue
+        cost, error = spent(layers, allocate([layer.curve for layer in layers], capacity))
+        best = optimum(layers, capacity)
+        assert cost <= capacity
+        assert error == pytest.approx(best, rel=1e-8, abs=1e-12)
+        compared += 1
+
+    assert compared or budget < 0.3
+
+
+@pytest.mark.parametrize("budget", [0.3, 0.5, 0.8])
+def test_the_error_of_many_layers_is_close_to_a_bound_that_none_can_beat(budget):
+    layers = model(random.Random(11), 100, low=60, high=200)
+    capacity = capacity_of(layers, budget)
+    _, error = spent(layers, allocate([layer.curve for layer in layers], capacity))
+
+    def bound(price):
+        """Return what it costs at least, by duality: whoever pays a price for the cost buys the cheapest."""
+        curves = [layer.curve for layer in layers]
+        paid = (min(np.array(curve.errors) + price * np.array(curve.costs)) for curve in curves)
+        return sum(paid) - price * capacity
+
+    assert error <= 1.002 * max(bound(10**exponent) for exponent in np.arange(-9, -2, 0.01))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_step_of_any_layer_fits_into_what_is_left(kind):
+    for seed in range(100):
+        rng = random.Random(seed)
+        layers = model(rng, rng.randint(1, 12), **kind)
+        least = sum(layer.curve.costs[0] for layer in layers)
+        capacity = rng.randint(least, capacity_of(layers, 1.1) + least)
+        ranks = allocate([layer.curve for layer in layers], capacity)
+        left = capacity - spent(layers, ranks)[0]
+        assert left >= 0
+        for layer in layers:
+            curve = layer.curve
+            rank = ranks[curve.name]
+            if rank is not None:
+                at = curve.ranks.index(rank)
+                gains = curve.errors[at] > curve.errors[at + 1]
+                assert not gains or curve.costs[at + 1] - curve.costs[at] > left
+
+
+def test_it_is_never_worse_than_the_same_ratio_for_every_layer():
+    for seed in range(200):
+        rng = random.Random(seed)
+        layers = model(rng, rng.randint(2, 8))
+        budget = rng.uniform(0.1, 1.0)
+        uniform = {}
+        for layer in layers:
+            fitting = [
+                k
+                for k, cost in zip(layer.curve.ranks, layer.curve.costs, strict=False)
+                if cost <= budget * layer.dense_cost
+            ]
+            uniform[layer.curve.name] = fitting[-1] if fitting else layer.curve.ranks[0]
+        cost, error = spent(layers, uniform)
+        capacity = max(cost, capacity_of(layers, budget))
+        assert spent(layers, allocate([x.curve for x in layers], capacity))[1] <= error * (1 + 1e-12)
+
+
+def test_more_budget_never_makes_it_worse():
+    for seed in range(60):
+        rng = random.Random(seed)
+        layers = model(rng)
+        capacity = capacity_of(layers, 0.25)
+        curves = [layer.curve for layer in layers]
+        if sum(curve.costs[0] for curve in curves) > capacity:
+            continue
+        before = math.inf
+        while capacity < capacity_of(layers, 1):
+            error = spent(layers, allocate(curves, capacity))[1]
+            assert error <= before * (1 + 1e-12)
+            before, capacity = error, capacity + rng.randint(1, 400)
+
+
+def test_the_order_of_the_layers_does_not_matter():
+    for seed in range(50):
+        rng = random.Random(seed)
+        # Twins make ties.
+        curves = [layer.curve for layer in model(rng, 4)]
+        curves += [
+            make_curve(c.name + "'", c.ranks, c.costs[:-1], c.costs[-1], c.errors[:-1]) for c in curves
+        ]
+        capacity = sum(curve.costs[-1] for curve in curves) // 2
+        ranks = allocate(curves, capacity)
+        assert allocate(rng.sample(curves, len(curves)), capacity) == ranks
+
+
+def test_a_layer_that_weighs_more_gets_no_less():
+    for seed in range(50):
+        rng = random.Random(seed)
+        layers = model(rng)
+        curves = [layer.curve for layer in layers]
+        first = curves[0]
+        heavy = make_curve(
+            first.name,
+            first.ranks,
+            first.costs[:-1],
+            first.costs[-1],
+            [100 * error for error in first.errors[:-1]],
+        )
+        capacity = capacity_of(layers, 0.5)
+        plain, weighed = (allocate([one, *curves[1:]], capacity)[first.name] for one in (first, heavy))
+        assert weighed is None or (plain is not None and weighed >= plain)
+
+
+def test_enough_for_everything_keeps_everything_dense():
+    layers = model(random.Random(3), 6)
+    ranks = allocate([layer.curve for layer in layers], capacity_of(layers, 1))
+
+    assert all(spent([layer], {layer.curve.name: ranks[layer.curve.name]})[1] == 0 for layer in layers)
+
+
+def test_what_gains_nothing_is_not_bought():
+    zero = make_curve("zero", range(1, 5), [16, 32, 48, 60], 64, [0.0] * 4)
+    exact = make_curve("exact", range(1, 5), [16, 32, 48, 60], 64, [0.5, 0.0, 0.0, 0.0])
+
+    assert allocate([zero, exact], 10_000) == {"zero": 1, "exact": 2}
+
+
+def test_a_layer_without_a_rank_is_dense_and_nothing_is_nothing():
+    only_dense = make_curve("dense", range(0), [], 64, [])
+    dearer = make_curve("dearer", range(1, 3), [64, 80], 64, [0.5, 0.1])
+
+    assert allocate([only_dense, dearer], 128) == {"dense": None, "dearer": None}
+    assert allocate([], 0) == {}
+
+
+def test_a_budget_below_the_cheapest_choices_is_refused():
+    curve = make_curve("a", range(1, 3), [16, 32], 64, [0.5, 0.1])
+
+    assert allocate([curve], 16) == {"a": 1}
+    with pytest.raises(ValueError, match="more than the capacity"):
+        allocate([curve], 15)
+
+
+def test_the_tails_are_the_squared_errors_that_truncation_leaves():
+    tails = squared_tails([3e200, 4e100, 1.0], 1e200)
+
+    assert len(tails) == 4
+    assert tails[0] == pytest.approx(9.0)
+    assert tails[1:].tolist() == [pytest.approx(16e-200), 0.0, 0.0]
