@@ -24,7 +24,9 @@ Refusal
 │   ├── InvalidJson
 │   ├── InvalidMultipart
 │   ├── InvalidSpec
-│   ├── InvalidCheckpoint
+│   ├── InvalidContent
+│   │   ├── InvalidCheckpoint
+│   │   └── InvalidCalibration
 │   ├── PartialBody
 │   ├── DigestMismatch
 │   └── IdempotencyMismatch
@@ -230,16 +232,34 @@ class InvalidSpec(InvalidRequest):
     example = "1 field of the spec is not valid; mend what errors lists and send the request again."
 
 
-class InvalidCheckpoint(InvalidRequest):
-    slug = "invalid-checkpoint"
-    title = "The checkpoint is not valid"
-    advice = "Write the file again with the safetensors library and upload the whole of it."
-    example = "The file is shorter than its header says; upload the whole file."
+class InvalidContent(InvalidRequest):
+    """What a file holds; the type names the fault after a further colon."""
+
+    fault: ClassVar[str]  # one that may be named, shown in the documentation
 
     def __init__(self, code: str, detail: str, *, pointer: str | None = None) -> None:
         where = (FieldProblem(pointer=pointer, detail=detail),) if pointer is not None else ()
         super().__init__(detail, errors=where)
-        self.slug = f"invalid-checkpoint:{code}"
+        self.slug = f"{type(self).slug}:{code}"
+
+
+class InvalidCheckpoint(InvalidContent):
+    slug = "invalid-checkpoint"
+    title = "The checkpoint is not valid"
+    advice = "Write the file again with the safetensors library and upload the whole of it."
+    example = "The file is shorter than its header says; upload the whole file."
+    fault = "not-json"
+
+
+class InvalidCalibration(InvalidContent):
+    slug = "invalid-calibration"
+    title = "The calibration does not fit"
+    advice = "Make the Gram matrices anew, from the model that the checkpoint is of."
+    example = (
+        'The Gram matrix of "encoder.layer.0.output.dense" is [384, 384], but the layer has 1536 inputs, so '
+        "[1536, 1536] is needed. Calibrate again, with the model that this checkpoint is of."
+    )
+    fault = "gram-shape"
 
 
 class PartialBody(InvalidRequest):

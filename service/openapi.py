@@ -41,8 +41,9 @@ def _response(kinds: list[type[errors.Refusal]]) -> dict[str, Any]:
 
 
 def _example(kind: type[errors.Refusal]) -> dict[str, Any]:
-    shown = kind("not-json", kind.example) if kind is errors.InvalidCheckpoint else kind(kind.example)
-    return shown.problem().model_dump(mode="json")
+    if issubclass(kind, errors.InvalidContent):
+        return kind(kind.fault, kind.example).problem().model_dump(mode="json")
+    return kind(kind.example).problem().model_dump(mode="json")
 
 
 def _header(description: str, example: object, kind: str = "string") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from schemas.manifest import factored_names
 from schemas.plan import Plan
 from schemas.planning import make_plan
 from service import errors
+from service.calibration import IN_FORM, IN_REQUEST, Calibration, find_calibration
 from service.deps import Services
 from service.forms import FormContent
 from state.errors import StoreUnavailable
@@ -26,8 +27,9 @@ log = logging.getLogger("eckart.service")
 def submit_stored(services: Services, request: JobRequest, key: str | None) -> JobView:
     """Accept a job for a checkpoint that is already stored."""
     stored = complete_checkpoint(services, request.checkpoint)
-    idempotency = _idempotency(key, request.spec, request.checkpoint)
-    record = _submit(services, stored, request.spec, idempotency, one_shot=False)
+    calibration = find_calibration(services, request.spec, pointer=IN_REQUEST)
+    idempotency = _idempotency(key, request.spec, request.checkpoint, calibration)
+    record = _submit(services, stored, request.spec, calibration, idempotency, one_shot=False)
     return _view(services, record)
 
 
@@ -40,8 +42,9 @@ def submit_form(services: Services, content: FormContent, key: str | None) -> Jo
         if not stored.complete:
             raise errors.InvalidCheckpoint("missing-files", _lacking_upload(stored))
         files = sorted((file.name, file.sha256) for file in stored.files)
-        idempotency = _idempotency(key, content.spec, files)
-        record = _submit(services, stored, content.spec, idempotency, one_shot=True)
+        calibration = find_calibration(services, content.spec, pointer=IN_FORM)
+        idempotency = _idempotency(key, content.spec, files, calibration)
+        record = _submit(services, stored, content.spec, calibration, idempotency, one_shot=True)
         kept = record.checkpoint == content.checkpoint_id
         return _view(services, record)
     finally:
@@ -57,16 +60,19 @@ def complete_checkpoint(services: Services, checkpoint_id: str) -> StoredCheckpo
     return stored
 
 
-def bounded_plan(stored: StoredCheckpoint, spec: CompressionSpec) -> Plan:
+def bounded_plan(stored: StoredCheckpoint, spec: CompressionSpec, calibration: Calibration | None) -> Plan:
     """Plan, unless matching every pattern with every tensor would keep this process busy for long."""
     tensors = stored.tensors
-    patterns = len(spec.include) + len(spec.exclude) + len(spec.overrides)
+    patterns = sum(map(len, (spec.include, spec.exclude, spec.overrides, spec.transposed)))
     if patterns * len(tensors) > MAX_MATCHES:
         raise errors.InvalidSpec(
             f"{patterns} patterns for {len(tensors)} tensors are too many; let each stand for many layers."
         )
     factored = factored_names(header.metadata for header in stored.headers.values())
-    return make_plan(tensors, spec, factored=factored)
+    if calibration is None:
+        return make_plan(tensors, spec, factored=factored)
+    with calibration.pointed():
+        return make_plan(tensors, spec, factored=factored, grams=calibration.tensors)
 
 
 def _lacking(stored: StoredCheckpoint) -> str:
@@ -95,6 +101,7 @@ def _submit(
     services: Services,
     stored: StoredCheckpoint,
     spec: CompressionSpec,
+    calibration: Calibration | None,
     idempotency: Idempotency | None,
     *,
     one_shot: bool,
@@ -103,7 +110,8 @@ def _submit(
         checkpoint=stored.id,
         spec=spec,
         files=stored.files,
-        warnings=bounded_plan(stored, spec).warnings,
+        calibration_files=calibration.files if calibration else (),
+        warnings=bounded_plan(stored, spec, calibration).warnings,
         one_shot=one_shot,
     )
     record = services.jobs.create(new, idempotency=idempotency)
@@ -129,8 +137,13 @@ def _ring(services: Services, record: JobRecord) -> None:
         log.warning("job %s is accepted, but its message could not be sent; the reaper will", record.id)
 
 
-def _idempotency(key: str | None, spec: CompressionSpec, content: object) -> Idempotency | None:
+def _idempotency(
+    key: str | None, spec: CompressionSpec, content: object, calibration: Calibration | None
+) -> Idempotency | None:
     if key is None:
         return None
-    asked = json.dumps([spec.canonical(), content]).encode()
+    parts = [spec.canonical(), content]
+    if calibration is not None:
+        parts.append(sorted((file.name, file.sha256) for file in calibration.files))
+    asked = json.dumps(parts).encode()
     return Idempotency(key=key, fingerprint=hashlib.sha256(asked).hexdigest())

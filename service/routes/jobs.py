@@ -32,6 +32,7 @@ SUBMIT_REFUSALS = (
     errors.UnsupportedMediaType,
     errors.InvalidJson,
     errors.InvalidSpec,
+    errors.InvalidCalibration,
     errors.InvalidMultipart,
     errors.IdempotencyMismatch,
     errors.StoreUnavailable,

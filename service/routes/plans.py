@@ -6,6 +6,7 @@ from starlette.concurrency import run_in_threadpool
 from schemas.job import JobRequest
 from schemas.plandocument import PlanDocument, plan_document
 from service import errors
+from service.calibration import IN_REQUEST, find_calibration
 from service.deps import IncomingDep, Services, ServicesDep
 from service.openapi import JSON_BODY, refusals
 from service.strictjson import parse_model
@@ -26,6 +27,7 @@ router = APIRouter(prefix="/v1/plans", tags=["plans"])
         errors.EncodedBody,
         errors.InvalidJson,
         errors.InvalidSpec,
+        errors.InvalidCalibration,
     ),
     openapi_extra=JSON_BODY,
 )
@@ -37,4 +39,5 @@ async def plan_job(body: IncomingDep, services: ServicesDep) -> PlanDocument:
 
 def _plan(services: Services, asked: JobRequest) -> PlanDocument:
     stored = complete_checkpoint(services, asked.checkpoint)
-    return plan_document(stored.id, stored.tensors, bounded_plan(stored, asked.spec))
+    calibration = find_calibration(services, asked.spec, pointer=IN_REQUEST)
+    return plan_document(stored.id, stored.tensors, bounded_plan(stored, asked.spec, calibration))

@@ -1,0 +1,146 @@
+"""Jobs and plans with a calibration: what fits is taken, what does not is named with its remedy."""
+
+import json
+import secrets
+import struct
+
+import pytest
+
+from tests.service.files import checkpoint_bytes, sharded_set
+from tests.service.running import assert_problem
+
+MODEL = checkpoint_bytes({"h.up.weight": (64, 32), "h.down.weight": (32, 64), "wte.weight": (100, 32)})
+FILES = {"model.safetensors": MODEL}
+GRAMS = checkpoint_bytes({"h.up.gram": (32, 32)})
+
+
+def halves(name, shape):
+    """Make a file of one BF16 tensor."""
+    nbytes = 2 * shape[0] * shape[1]
+    header = json.dumps({name: {"dtype": "BF16", "shape": shape, "data_offsets": [0, nbytes]}}).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(nbytes)
+
+
+@pytest.fixture
+def model(service):
+    return service.stored(MODEL)
+
+
+@pytest.fixture
+def grams(service):
+    return service.stored(GRAMS, "grams.safetensors")
+
+
+def spec(calibration, **fields):
+    return {"rank": 4, "calibration": calibration, **fields}
+
+
+def test_a_plan_says_which_layers_are_calibrated(service, model, grams):
+    plan = service.http.post("/v1/plans", json={"checkpoint": model, "spec": spec(grams)})
+
+    assert plan.status_code == 200
+    assert {x["name"]: x["calibrated"] for x in plan.json()["layers"]} == {"h.up": True, "h.down": False}
+    assert plan.json()["warnings"] == []
+
+
+def test_a_job_keeps_its_calibration_until_it_has_ended(service, model, grams):
+    job = service.submit(model, spec(grams))
+    assert job.status_code == 202
+    assert job.json()["spec"]["calibration"] == grams
+
+    assert_problem(service.http.delete(f"/v1/checkpoints/{grams}"), 409, "checkpoint-in-use")
+    service.http.post(f"/v1/jobs/{job.json()['id']}/cancel")
+    assert service.http.delete(f"/v1/checkpoints/{grams}").status_code == 204
+    assert_problem(service.submit(model, spec(grams)), 404, "checkpoint-not-found")
+
+
+def test_a_job_with_its_own_files_may_name_a_stored_calibration_and_leaves_it(service, grams):
+    job = service.one_shot(FILES, spec(grams))
+    assert job.status_code == 202
+    record = service.jobs.get(job.json()["id"])
+    assert [file.name for file in record.calibration_files] == ["grams.safetensors"]
+
+    service.http.delete(f"/v1/jobs/{record.id}")
+    assert service.http.get(f"/v1/checkpoints/{grams}").status_code == 200
+
+
+REQUESTS = {
+    "job": lambda service, model, asked: service.submit(model, asked),
+    "plan": lambda service, model, asked: service.http.post(
+        "/v1/plans", json={"checkpoint": model, "spec": asked}
+    ),
+    "form": lambda service, _model, asked: service.one_shot(FILES, asked),
+}
+POINTERS = {"job": "/spec/calibration", "plan": "/spec/calibration", "form": "/calibration"}
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_an_unknown_calibration_is_not_found_where_it_was_named(service, model, request_):
+    refused = REQUESTS[request_](service, model, spec("nobody"))
+
+    body = assert_problem(refused, 404, "checkpoint-not-found")
+    assert "nobody" in body["detail"]
+    assert [error["pointer"] for error in body["errors"]] == [POINTERS[request_]]
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_a_calibration_that_lacks_files_is_a_conflict_that_names_them(service, model, request_):
+    first, second, index = files = sharded_set(2)
+    name = service.stored(files[first], first)
+    service.put(name, index, files[index])
+
+    body = assert_problem(REQUESTS[request_](service, model, spec(name)), 409, "checkpoint-incomplete")
+    assert second in body["detail"]
+    assert [error["pointer"] for error in body["errors"]] == [POINTERS[request_]]
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+@pytest.mark.parametrize(
+    ("content", "fields", "fault", "words"),
+    [
+        (checkpoint_bytes({"h.up.act": (32, 32)}), {}, "no-grams", ["<module>.gram", "eckart.calibrate"]),
+        (checkpoint_bytes({"h.9.gram": (32, 32)}), {}, "unknown-layer", ['"h.9"', "leave it out"]),
+        (checkpoint_bytes({"up.gram": (32, 32)}), {}, "unknown-layer", ['"up"', '"h.up"']),
+        (checkpoint_bytes({"h.up.gram": (32, 31)}), {}, "gram-shape", ['"h.up"', "[32, 32]", "Calibrate"]),
+        (checkpoint_bytes({"h.up.gram": (32,)}), {}, "gram-shape", ['"h.up"', "[32, 32]"]),
+        (checkpoint_bytes({"h.up.gram": (64, 64)}), {}, "gram-shape", ['"h.up"', "in `transposed`"]),
+        (GRAMS, {"transposed": ["h.up"]}, "gram-shape", ['"h.up"', "out of `transposed`"]),
+        (halves("h.up.gram", (32, 32)), {}, "gram-dtype", ['"h.up"', "BF16", "F32 or F64"]),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_layer_with_its_remedy(
+    service, model, request_, content, fields, fault, words
+):
+    asked = spec(service.stored(content, "grams.safetensors"), **fields)
+    before = len(service.http.get("/v1/jobs").json()["jobs"])
+
+    body = assert_problem(REQUESTS[request_](service, model, asked), 422, f"invalid-calibration:{fault}")
+    assert all(word in body["detail"] for word in words)
+    assert [error["pointer"] for error in body["errors"]] == [POINTERS[request_]]
+    assert len(service.http.get("/v1/jobs").json()["jobs"]) == before
+
+
+def test_a_gram_matrix_of_a_layer_that_is_not_selected_is_a_warning(service, model):
+    asked = spec(service.stored(checkpoint_bytes({"wte.gram": (2, 2), "h.up.gram": (32, 32)})))
+
+    assert service.submit(model, asked).json()["warnings"] == ["calibration: not selected, so not used: wte"]
+
+
+def test_the_same_key_with_other_grams_under_the_same_id_is_another_request(service, model):
+    name, key = service.stored(GRAMS, "grams.safetensors"), secrets.token_hex(8)
+    first = service.submit(model, spec(name), **{"Idempotency-Key": key})
+    again = service.submit(model, spec(name), **{"Idempotency-Key": key})
+    assert first.json()["id"] == again.json()["id"]
+
+    service.http.post(f"/v1/jobs/{first.json()['id']}/cancel")
+    assert service.http.delete(f"/v1/checkpoints/{name}").status_code == 204
+    service.put(name, "grams.safetensors", checkpoint_bytes({"h.up.gram": (32, 32)}, fill=2))
+    other = service.submit(model, spec(name), **{"Idempotency-Key": key})
+    assert_problem(other, 422, "idempotency-mismatch")
+
+
+def test_transposed_patterns_count_among_those_to_be_matched(service):
+    name = service.stored(checkpoint_bytes({f"layer.{i}.weight": (1, 1) for i in range(2000)}))
+    refused = service.submit(name, {"rank": 4, "transposed": ["x"] * 10_000})
+
+    assert "patterns" in assert_problem(refused, 422, "invalid-spec")["detail"]
