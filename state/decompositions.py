@@ -8,7 +8,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("eckart.state")
 ENDING = ".decomposition"
+# How many decompositions there may be of one tensor, each made more carefully than the one before.
+STEPS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class DecompositionKey:
-    """What was decomposed, by its content; the digests of stored files are known already."""
+    """What was decomposed, by its content, and how carefully; digests of stored files are known already."""
 
     file_sha256: str
     tensor: str
@@ -35,6 +37,7 @@ class DecompositionKey:
     shape: tuple[int, ...]
     transposed: bool = False
     calibration_sha256: str | None = None
+    step: int = 0
 
     @property
     def digest(self) -> bytes:
@@ -69,9 +72,8 @@ class DecompositionStore:
 
     def open(self, key: DecompositionKey) -> DecompositionFile | None:
         """Return the file, marked as used, for the caller to close; None where none is there and whole."""
-        path = self._path(key)
         try:
-            file = DecompositionFile(path, key.digest)
+            file = self._file(key)
         except FileNotFoundError:
             return None
         except DamagedFile as damage:
@@ -81,15 +83,16 @@ class DecompositionStore:
             log.warning("the decomposition of %s cannot be read", key.tensor, exc_info=True)
             return None
         with suppress(OSError):
-            os.utime(path)
+            os.utime(self._path(key))
         return file
 
     def spectra(self, keys: Iterable[DecompositionKey]) -> "dict[str, array[float]]":
-        """Return the singular values of those that are kept, by tensor; what is damaged is left out."""
-        found = {}
+        """Return the singular values of those that are kept whole, by tensor; the first step there counts."""
+        found: dict[str, array[float]] = {}
         for key in keys:
-            with suppress(OSError, DamagedFile), DecompositionFile(self._path(key), key.digest) as file:
-                found[key.tensor] = file.head.scaled_spectrum()
+            for step in reversed(range(STEPS)):
+                with suppress(OSError, DamagedFile), self._file(replace(key, step=step)) as file:
+                    found[key.tensor] = file.head.scaled_spectrum()
         return found
 
     def discard(self, key: DecompositionKey, damage: DamagedFile) -> None:
@@ -155,6 +158,9 @@ class DecompositionStore:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
+
+    def _file(self, key: DecompositionKey) -> DecompositionFile:
+        return DecompositionFile(self._path(key), key.digest)
 
     def _lock(self) -> AbstractContextManager[None]:
         return locked(self._folder / ".lock")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from state.decompositionfile import BLOCK_ROWS, MAGIC, DamagedFile, Head, front
-from state.decompositions import DecompositionKey, DecompositionStore
+from state.decompositions import STEPS, DecompositionKey, DecompositionStore
 from state.eviction import make_room
 from state.layout import Layout
 
@@ -117,6 +117,7 @@ def test_what_was_never_kept_is_absent(store):
         {"transposed": True},
         {"calibration_sha256": "cd" * 32},
         {"file_sha256": "cd" * 32},
+        {"step": 1},
     ],
 )
 def test_another_content_is_another_key(store, source, other):
@@ -232,6 +233,14 @@ def test_a_spectrum_comes_in_the_scale_of_the_weight(store, source, exponent, va
 
     found = store.spectra([key])["a.weight"][0]
     assert found == value if exponent != -1072 else 0 < found < 1e-300
+
+
+def test_a_spectrum_is_that_of_the_first_step_that_is_kept(store, source):
+    steps = [made(replace(KEY, step=step), seed=step) for step in range(STEPS)]
+    for step in (2, 1):
+        store.put(replace(KEY, step=step), *steps[step], source=source)
+        (found,) = store.spectra([KEY]).values()
+        assert found == steps[step][0].scaled_spectrum()
 
 
 def numbered(count):
