@@ -24,8 +24,7 @@ Refusal
 │   ├── InvalidJson
 │   ├── InvalidMultipart
 │   ├── InvalidSpec
-│   ├── InvalidContent
-│   │   ├── InvalidCheckpoint
+│   ├── InvalidCheckpoint
 │   │   └── InvalidCalibration
 │   ├── PartialBody
 │   ├── DigestMismatch
@@ -232,10 +231,12 @@ class InvalidSpec(InvalidRequest):
     example = "1 field of the spec is not valid; mend what errors lists and send the request again."
 
 
-class InvalidContent(InvalidRequest):
-    """What a file holds; the type names the fault after a further colon."""
-
-    fault: ClassVar[str]  # one that may be named, shown in the documentation
+class InvalidCheckpoint(InvalidRequest):
+    slug = "invalid-checkpoint"
+    title = "The checkpoint is not valid"
+    advice = "Write the file again with the safetensors library and upload the whole of it."
+    example = "The file is shorter than its header says; upload the whole file."
+    fault: ClassVar[str] = "not-json"  # one that the type may name, shown in the documentation
 
     def __init__(self, code: str, detail: str, *, pointer: str | None = None) -> None:
         where = (FieldProblem(pointer=pointer, detail=detail),) if pointer is not None else ()
@@ -243,15 +244,7 @@ class InvalidContent(InvalidRequest):
         self.slug = f"{type(self).slug}:{code}"
 
 
-class InvalidCheckpoint(InvalidContent):
-    slug = "invalid-checkpoint"
-    title = "The checkpoint is not valid"
-    advice = "Write the file again with the safetensors library and upload the whole of it."
-    example = "The file is shorter than its header says; upload the whole file."
-    fault = "not-json"
-
-
-class InvalidCalibration(InvalidContent):
+class InvalidCalibration(InvalidCheckpoint):
     slug = "invalid-calibration"
     title = "The calibration does not fit"
     advice = "Make the Gram matrices anew, from the model that the checkpoint is of."

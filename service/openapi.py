@@ -41,7 +41,7 @@ def _response(kinds: list[type[errors.Refusal]]) -> dict[str, Any]:
 
 
 def _example(kind: type[errors.Refusal]) -> dict[str, Any]:
-    if issubclass(kind, errors.InvalidContent):
+    if issubclass(kind, errors.InvalidCheckpoint):
         return kind(kind.fault, kind.example).problem().model_dump(mode="json")
     return kind(kind.example).problem().model_dump(mode="json")
 

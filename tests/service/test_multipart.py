@@ -141,7 +141,7 @@ def test_ids_of_jobs_and_of_their_checkpoints_are_long_and_never_the_same(servic
         (part("spec", b"{") + FILE + END, "invalid-json"),
         (FILE + part("spec", b"\xff") + END, "invalid-json"),
         (FILE + part("spec", b"{}") + END, "invalid-spec"),
-        (FILE + part("spec", b'{"rank": 4, "calibration": "x"}') + END, "invalid-spec"),
+        (FILE + part("spec", b'{"rank": 4, "calibration": "../x"}') + END, "invalid-spec"),
         (
             part("checkpoint", MODEL[:-1], filename="model.safetensors") + SPEC_PART + END,
             "invalid-checkpoint:truncated",

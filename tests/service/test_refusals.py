@@ -29,7 +29,7 @@ REFUSALS = [kind for kind in all_of(errors.Refusal) if kind is not errors.Refusa
 
 @pytest.mark.parametrize("kind", REFUSALS)
 def test_every_refusal_has_a_status_a_name_and_advice(kind):
-    refusal = kind("not-json", kind.advice) if kind is errors.InvalidCheckpoint else kind()
+    refusal = kind(kind.fault, kind.advice) if issubclass(kind, errors.InvalidCheckpoint) else kind()
 
     said = refusal.problem()
 
