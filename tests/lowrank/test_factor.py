@@ -1,9 +1,10 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.lowrank.matrices import gaussian, spectrum, with_spectrum
+from tests.lowrank.matrices import gaussian, optimum, spectrum, with_spectrum
 from worker.lowrank import (
     SELECTORS,
     EnergyRank,
@@ -15,9 +16,9 @@ from worker.lowrank import (
     factor,
     relative_error,
 )
-from worker.lowrank.decomposition import Decomposition, decompositions
-from worker.lowrank.factor import settle
-from worker.lowrank.scale import exponent_of
+from worker.lowrank.factor import decompose, settle
+from worker.lowrank.ladder import decompositions
+from worker.lowrank.scale import ScaledWeight, exponent_of
 
 METHODS = ["svd", "cx", "cur"]
 
@@ -121,62 +122,95 @@ def test_columns_of_a_float16_weight_survive_even_under_the_normal_range():
     assert torch.equal(found.factors[-1], weight[:, list(found.columns)])
 
 
-@pytest.mark.parametrize("vectors", [True, False])
-@pytest.mark.parametrize("shape", [(40, 40), (90, 24), (24, 90)], ids=str)
-def test_every_step_of_the_ladder_finds_the_same_decomposition(shape, vectors):
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("shape", [(200, 200), (450, 150), (150, 450)], ids=str)
+def test_every_step_of_the_ladder_finds_the_same_decomposition(shape, whole):
     weight = torch.from_numpy(with_spectrum(*shape, spectrum("slow", min(shape)))).float()
-    exponent = exponent_of(weight)
-    steps = list(decompositions(weight, exponent, vectors=vectors))
-    expected = torch.linalg.svdvals(weight.double()) * 2.0**-exponent
+    scaled = scaled_weight(weight)
+    steps = list(decompositions(scaled.matrix, extent=6, whole=whole))
+    expected = torch.linalg.svdvals(weight.double()) * 2.0**-scaled.exponent
 
-    assert [step.dtype for step in steps] == [torch.float32, torch.float64, torch.float64]
+    assert [step.basis.dtype for step in steps] == [torch.float32, *3 * [torch.float64]]
+    assert [step.noise > 0 for step in steps] == [True, True, False, False]
     for step in steps:
-        torch.testing.assert_close(step.singular_values, expected, rtol=1e-5, atol=1e-6)
-        if vectors:
-            left, right = step.vectors(6)
-            middle = (left.double().mT @ weight.double() @ right.double().mT) * 2.0**-exponent
-            torch.testing.assert_close(middle, torch.diag(expected[:6]), rtol=1e-5, atol=1e-5)
+        known = expected if whole or step.noise == 0 else expected[:6]
+        torch.testing.assert_close(step.singular_values, known, rtol=2e-5, atol=1e-6)
+        assert step.tail(6) == pytest.approx(float(expected[6:].norm() / expected.norm()), rel=1e-5)
+        left, right = step.vectors(scaled.matrix, 6)
+        middle = (left.double().mT @ weight.double() @ right.double().mT) * 2.0**-scaled.exponent
+        torch.testing.assert_close(middle, torch.diag(expected[:6]), rtol=1e-5, atol=1e-5)
+        for side in (left.mT, right):
+            torch.testing.assert_close(side @ side.mT, torch.eye(6).to(side), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("vectors", [True, False])
-@pytest.mark.parametrize("shape", [(40, 40), (90, 24)], ids=str)
-def test_steps_that_do_not_converge_are_passed_over(shape, vectors):
-    beyond_lapack = torch.full(shape, math.nan)
-
-    assert list(decompositions(beyond_lapack, 0, vectors=vectors)) == []
+@pytest.mark.parametrize("shape", [(40, 40), (300, 150)], ids=str)
+def test_steps_that_do_not_converge_are_passed_over(shape):
+    assert list(decompositions(torch.full(shape, math.nan), extent=3, whole=True)) == []
 
 
 @pytest.mark.parametrize("method", ["cx", "cur"])
 def test_a_weight_is_kept_where_the_fit_does_not_converge(method):
     weight = gaussian(30, 24).float()
-    ladder = list(decompositions(weight, exponent_of(weight)))
+    ladder = list(decompositions(scaled_weight(weight).matrix, extent=24, whole=True))
     so_wrong_that_scaled_columns_overflow = -1900
 
-    found = settle(weight, so_wrong_that_scaled_columns_overflow, asked(method), ladder)
+    found = settle(ScaledWeight(weight, so_wrong_that_scaled_columns_overflow), asked(method), ladder)
     assert found == Kept(reason=Reason.NOT_CONVERGED)
 
 
-def spoilt(decomposition):
-    u, vh = decomposition.vectors(decomposition.singular_values.numel())
-    return Decomposition(decomposition.singular_values, decomposition.dtype, u.roll(1, dims=1), vh)
+def scaled_weight(weight):
+    return ScaledWeight(weight, exponent_of(weight))
 
 
-def test_a_decomposition_whose_error_does_not_fit_its_spectrum_is_passed_over():
-    weight = gaussian(30, 24).float()
-    first, second, third = decompositions(weight, exponent_of(weight))
+def turned(decomposition):
+    return replace(decomposition, basis=decomposition.basis.roll(1, dims=1))
 
-    found = settle(weight, exponent_of(weight), asked(), iter([spoilt(first), spoilt(second), third]))
+
+def repeated(decomposition):
+    return replace(decomposition, basis=decomposition.basis[:1].expand_as(decomposition.basis))
+
+
+@pytest.mark.parametrize("spoilt", [turned, repeated])
+def test_a_decomposition_whose_error_does_not_fit_its_spectrum_is_passed_over(spoilt):
+    scaled = scaled_weight(gaussian(200, 150).float())
+    first, *others, last = decompositions(scaled.matrix, extent=150, whole=True)
+
+    found = settle(scaled, asked(), [spoilt(first), *map(spoilt, others), last])
     assert found.relative_error == pytest.approx(found.optimal_error, rel=1e-5)
+    assert found.decomposition is last
 
 
+@pytest.mark.parametrize("spoilt", [turned, repeated])
 @pytest.mark.parametrize("rank", [4, EnergyRank(0.5), ErrorRank(0.7)])
-def test_a_weight_is_kept_where_no_decomposition_is_accurate(rank):
-    weight = gaussian(30, 24).float()
-    ladder = [spoilt(step) for step in decompositions(weight, exponent_of(weight))]
+def test_a_weight_is_kept_where_no_decomposition_is_accurate(rank, spoilt):
+    scaled = scaled_weight(gaussian(200, 150).float())
+    ladder = [spoilt(step) for step in decompositions(scaled.matrix, extent=150, whole=True)]
 
-    request = asked(rank=rank, max_rank=24)
-    assert settle(weight, exponent_of(weight), request, ladder) == Kept(reason=Reason.NOT_CONVERGED)
-    assert settle(weight, exponent_of(weight), request, []) == Kept(reason=Reason.NOT_CONVERGED)
+    request = asked(rank=rank, max_rank=150)
+    assert settle(scaled, request, ladder) == Kept(reason=Reason.NOT_CONVERGED)
+    assert settle(scaled, request, []) == Kept(reason=Reason.NOT_CONVERGED)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_known_serves_any_later_request(method):
+    weight = gaussian(200, 150).float()
+    known = decompose(weight, extent=80)
+    for rank in (5, 60, EnergyRank(0.5), ErrorRank(0.9)):
+        request = asked(method, rank=rank, max_rank=80, extent=80)
+        fresh, again = factor(weight, request), factor(weight, request, known=known)
+
+        assert again.decomposition is known
+        assert all(map(torch.equal, fresh.factors, again.factors))
+        assert again == replace(fresh, factors=again.factors, singular_values=again.singular_values)
+
+
+def test_what_is_known_but_wrong_is_not_believed():
+    weight = gaussian(200, 150).float()
+    known = decompose(gaussian(200, 150, seed=1).float(), extent=150)
+    found = factor(weight, asked(rank=20, max_rank=80, extent=80), known=known)
+
+    assert found.decomposition is not known
+    assert found.relative_error == pytest.approx(optimum(weight.double().numpy(), 20) / float(weight.norm()))
 
 
 @pytest.mark.parametrize(

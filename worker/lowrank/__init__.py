@@ -2,7 +2,8 @@
 
 from worker.lowrank.cur import CUR, cur
 from worker.lowrank.cx import CX, cx
-from worker.lowrank.factor import factor
+from worker.lowrank.decomposition import Decomposition
+from worker.lowrank.factor import decompose, factor
 from worker.lowrank.outcome import Factored, FactorRequest, Kept, Reason
 from worker.lowrank.ranks import EnergyRank, ErrorRank
 from worker.lowrank.residual import relative_error
@@ -13,6 +14,7 @@ __all__ = [
     "CUR",
     "CX",
     "SELECTORS",
+    "Decomposition",
     "EnergyRank",
     "ErrorRank",
     "FactorRequest",
@@ -23,6 +25,7 @@ __all__ = [
     "Selector",
     "cur",
     "cx",
+    "decompose",
     "factor",
     "relative_error",
     "svd",

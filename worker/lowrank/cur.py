@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from worker.lowrank.cx import take_columns
-from worker.lowrank.decomposition import resolved
 from worker.lowrank.edge import check_rank, check_seed, check_selector, finite_exponent
+from worker.lowrank.ladder import resolved
 from worker.lowrank.lstsq import PseudoInverse
 from worker.lowrank.scale import scaled_copy, times_power, working_dtype
 from worker.lowrank.selectors import SPECTRAL, Selector, select
@@ -69,8 +69,8 @@ def cur(weight: torch.Tensor, rank: int, *, selector: Selector = "qdeim", seed: 
     weight = weight.detach()
     exponent = finite_exponent(weight)
     check_rank(rank, weight)
-    decomposition = resolved(weight, exponent, rank) if selector in SPECTRAL else None
     scaled = scaled_copy(weight, exponent, working_dtype(weight))  # [m, n]
+    decomposition = resolved(scaled, rank) if selector in SPECTRAL else None
     columns, rows = (
         select(selector, rank, axis=axis, matrix=scaled, decomposition=decomposition, seed=seed)
         for axis in ("columns", "rows")

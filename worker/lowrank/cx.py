@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.lowrank.decomposition import resolved
 from worker.lowrank.edge import check_rank, check_seed, check_selector, finite_exponent
+from worker.lowrank.ladder import resolved
 from worker.lowrank.lstsq import PseudoInverse
 from worker.lowrank.scale import scaled_copy, working_dtype
 from worker.lowrank.selectors import SPECTRAL, Selector, select
@@ -65,8 +65,8 @@ def cx(weight: torch.Tensor, rank: int, *, selector: Selector = "qdeim", seed: i
     weight = weight.detach()
     exponent = finite_exponent(weight)
     check_rank(rank, weight)
-    decomposition = resolved(weight, exponent, rank) if selector in SPECTRAL else None
     scaled = scaled_copy(weight, exponent, working_dtype(weight))  # [m, n]
+    decomposition = resolved(scaled, rank) if selector in SPECTRAL else None
     columns = select(selector, rank, axis="columns", matrix=scaled, decomposition=decomposition, seed=seed)
     c = take_columns(weight, columns).to(scaled.dtype)  # [m, k]
     x = PseudoInverse.of(c, exponent).solve(scaled)  # [k, n]

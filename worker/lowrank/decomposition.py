@@ -1,145 +1,102 @@
-"""The singular value decomposition of a weight, by a ladder of ever more careful methods."""
+"""What is known of a weight's singular values and vectors, and what follows from it."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from worker.lowrank.lapack import NotConvergedError, failures, full_spectrum, full_svd
-from worker.lowrank.ranks import RankRule, least_rank, optimal_error
-from worker.lowrank.scale import scaled_copy, working_dtype
+from worker.lowrank.blas import product
+from worker.lowrank.ranks import RankRule, least_rank, tail_energies
 
-# From this aspect ratio on, a QR first is cheaper than a direct SVD, and leaves the long side unformed.
-QR_ASPECT = 1.6
-# A float32 decomposition is an exact one of W + E with ‖E‖ ≈ 1e-6‖W‖, which raises the error of a truncation
-# by about (‖E‖/tail)²/2: under 1e-4 where the tail is at least this part of ‖W‖, with room to spare.
-FLOAT32_TAIL = 1e-2
+# How far rounding may raise the error of a truncation over the optimum, as a part of it.
+ROUNDING_EXCESS = 1e-4
+# Vectors of singular values under this part of the largest are made orthogonal anew: rounding has bent them.
+WEAK = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decomposition:
-    """2^-exponent · W = U Σ Vᵀ, the long factor kept as Householder reflectors where a QR came first.
+    """Singular values of A = 2^-exponent · W [m, n] and the leading singular vectors of one of its sides.
+
+    The best approximation of rank k is the projection of A on the first k vectors, so one side is enough.
+    Where the layer is calibrated (see :mod:`worker.lowrank.weighted`), the values are those of A·S.
 
     Attributes
     ----------
     singular_values : Tensor [p], float64, on the CPU
-        p = min(m, n), descending, of the scaled weight.
-    dtype : torch.dtype
-        What it was computed in.
+        Descending: all min(m, n) of them, or where `rest` is not 0 only the leading ones.
+    basis : Tensor [r, n] or [r, m], float32 or float64
+        Orthonormal rows, each with its largest entry positive: right singular vectors for the side "columns",
+        left ones for "rows".
+    side : {"columns", "rows"}
+        Whose vectors these are.
+    noise : float
+        The part of Σσ² that rounding may have moved; 0 where float64 can do no better.
+    rest : float
+        Σσ² over the singular values that are not given.
+    weighted : bool
+        Whether the values are those of A·S, so that they say nothing of the size of A's own directions.
     """
 
     singular_values: torch.Tensor
-    dtype: torch.dtype
-    _u: torch.Tensor | None = None
-    _vh: torch.Tensor | None = None
-    _reflectors: tuple[torch.Tensor, torch.Tensor] | None = None
-    _transposed: bool = False
+    basis: torch.Tensor
+    side: Literal["columns", "rows"]
+    noise: float
+    rest: float = 0.0
+    weighted: bool = False
 
-    def vectors(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return U_k [m, k] and V_kᵀ [k, n]; each row of V_kᵀ has its largest entry positive."""
-        assert self._u is not None
-        assert self._vh is not None
-        left = self._u[:, :rank]  # [p or m, k]
-        right = self._vh[:rank]  # [k, p or n]
-        if self._reflectors is not None:
-            left = _apply_reflectors(self._reflectors, left)  # [m, k]
-        if self._transposed:
-            left, right = right.mT, left.mT
-        signs = _signs(right)  # [k]
-        return left * signs, right * signs[:, None]
+    def tail(self, rank: int) -> float:
+        """Return min ‖A - Â‖_F/‖A‖_F over all Â of this rank (Eckart and Young 1936); 0 for zero."""
+        tails = tail_energies(self.singular_values)
+        total = float(tails[0]) + self.rest
+        return math.sqrt((float(tails[rank]) + self.rest) / total) if total > 0 else 0.0
 
     def decide(self, rule: RankRule) -> int | None:
         """Return the rank by a rule, or None where it hangs on the rounding of this decomposition."""
-        if self.dtype == torch.float64:
+        if self.rest > 0:
+            return None
+        if self.noise == 0:
             return least_rank(self.singular_values, rule)
-        rounding = torch.finfo(self.dtype).eps * math.sqrt(self.singular_values.numel())
-        least = least_rank(self.singular_values, rule, slack=rounding)
-        return least if least == least_rank(self.singular_values, rule, slack=-rounding) else None
+        least = least_rank(self.singular_values, rule, slack=self.noise)
+        return least if least == least_rank(self.singular_values, rule, slack=-self.noise) else None
 
     def resolves(self, rank: int) -> bool:
-        """Say whether the error left at this rank stands clear of the rounding of this decomposition."""
-        if self.dtype == torch.float64 or not bool(self.singular_values.any()):
-            return True
-        return optimal_error(self.singular_values, rank) > FLOAT32_TAIL
+        """Say whether there are as many vectors, and the error they leave stands clear of rounding."""
+        if rank > len(self.basis):
+            return False
+        # An error of (1 + x)ε lies 2xε² above the optimum ε in its square.
+        return self.noise <= 2 * ROUNDING_EXCESS * self.tail(rank) ** 2 or self.noise == 0
 
+    def pair(self, matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return left [m, k] and right [k, n], this side orthonormal; their product is A's projection.
 
-def decompositions(weight: torch.Tensor, exponent: int, *, vectors: bool = True) -> Iterator[Decomposition]:
-    """Yield decompositions of 2^-exponent · W, each made more carefully than the one before.
+        Parameters
+        ----------
+        matrix : Tensor [m, n]
+            A, float32 or float64.
+        rank : int
+            k, at most the number of vectors.
+        """
+        basis = self.basis[:rank]
+        dtype = torch.promote_types(matrix.dtype, basis.dtype)
+        matrix, basis = matrix.to(dtype), basis.to(matrix.device, dtype)
+        if self.side == "columns":
+            return product(matrix, basis.mT), basis
+        return basis.mT, product(basis, matrix)
 
-    Divide and conquer in the working dtype, then in float64 (LAPACK's gesdd), then QR iteration (gesvd) in
-    float64; a long weight is first reduced by QR (Chan 1982). A step that does not converge is passed over,
-    and the caller goes on until one is good enough, or none is left.
+    def vectors(self, matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return orthonormal U_k [m, k] and V_kᵀ [k, n] of A, float32 or float64 [m, n]."""
+        left, right = self.pair(matrix, rank)
+        if self.side == "columns":
+            return self._normalized(left), right
+        return left, self._normalized(right.mT).mT
 
-    Parameters
-    ----------
-    weight : Tensor [m, n]
-        W; float64, float32, float16 or bfloat16. Its device is where the work is done.
-    exponent : int
-        Its scale (see :func:`worker.lowrank.scale.exponent_of`).
-    vectors : bool
-        Whether singular vectors are needed; without them only `singular_values` may be used.
-
-    Yields
-    ------
-    Decomposition
-        At most three, all of finite singular values; none where nothing converged.
-    """
-    for dtype, iterate in _steps(weight):
-        try:
-            found = _decompose(scaled_copy(weight, exponent, dtype), vectors=vectors, iterate=iterate)
-        except failures(weight.device):
-            continue
-        if bool(torch.isfinite(found.singular_values).all()):
-            yield found
-        del found  # The next step needs the room.
-
-
-def resolved(weight: torch.Tensor, exponent: int, rank: int) -> Decomposition:
-    """Return the first of :func:`decompositions` that resolves this rank.
-
-    Raises
-    ------
-    NotConvergedError
-        An ArithmeticError: if none does.
-    """
-    for decomposition in decompositions(weight, exponent):
-        if decomposition.resolves(rank):
-            return decomposition
-    raise NotConvergedError
-
-
-def _decompose(matrix: torch.Tensor, *, vectors: bool, iterate: bool) -> Decomposition:
-    transposed = matrix.shape[0] < matrix.shape[1]
-    tall = matrix.mT if transposed else matrix
-    reflectors = None
-    core = matrix
-    if tall.shape[0] >= QR_ASPECT * tall.shape[1]:
-        reflectors = torch.geqrf(tall)
-        core = reflectors[0][: tall.shape[1]].triu()  # [p, p]
-    else:
-        transposed = False
-    del matrix, tall
-    dtype = core.dtype
-    if not vectors:
-        return Decomposition(full_spectrum(core, iterate=iterate).to("cpu", torch.float64), dtype)
-    u, s, vh = full_svd(core, iterate=iterate)
-    return Decomposition(s.to("cpu", torch.float64), dtype, u, vh, reflectors, transposed)
-
-
-def _steps(weight: torch.Tensor) -> list[tuple[torch.dtype, bool]]:
-    first = working_dtype(weight)
-    in_float64 = [(torch.float64, False), (torch.float64, True)]
-    return in_float64 if first == torch.float64 else [(first, False), *in_float64]
-
-
-def _apply_reflectors(reflectors: tuple[torch.Tensor, torch.Tensor], core: torch.Tensor) -> torch.Tensor:
-    a, tau = reflectors
-    padded = core.new_zeros(a.shape[0], core.shape[1])  # [m, k]
-    padded[: core.shape[0]] = core
-    return torch.ormqr(a, tau, padded)
-
-
-def _signs(right: torch.Tensor) -> torch.Tensor:
-    largest = right.abs().argmax(dim=1, keepdim=True)  # [k, 1]
-    return torch.where(right.gather(1, largest).squeeze(1) < 0, -1.0, 1.0).to(right)  # [k]
+    def _normalized(self, projected: torch.Tensor) -> torch.Tensor:
+        norms: torch.Tensor = torch.linalg.vector_norm(projected, dim=0)  # [k]
+        if bool(norms.min() > WEAK * norms.max()):
+            return projected / norms
+        # Where A has no directions left, any will do.
+        q, r = torch.linalg.qr(projected)
+        turned: torch.Tensor = q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)
+        return turned

@@ -1,30 +1,34 @@
 """The door for one weight: a request in, an outcome out."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 
-from worker.lowrank.decomposition import Decomposition, decompositions
+from worker.lowrank.decomposition import Decomposition
 from worker.lowrank.edge import check_weight
+from worker.lowrank.krylov import sketched
+from worker.lowrank.ladder import decompositions
 from worker.lowrank.lapack import NotConvergedError
 from worker.lowrank.outcome import Factored, FactorRequest, Kept, Reason
-from worker.lowrank.ranks import ErrorRank, optimal_error
-from worker.lowrank.scale import exponent_of, times_power
+from worker.lowrank.ranks import ErrorRank
+from worker.lowrank.scale import ScaledWeight, exponent_of, times_power
 from worker.lowrank.search import least
 from worker.lowrank.trial import Bench, OutOfRangeError, Trial
 
 
-def factor(weight: torch.Tensor, request: FactorRequest) -> Factored | Kept:
+def factor(
+    weight: torch.Tensor, request: FactorRequest, *, known: Decomposition | None = None
+) -> Factored | Kept:
     """Factor one weight as asked, or say why it stays dense.
 
     Numerical trouble is an outcome and never an exception. Each step of the ladder (see
-    :func:`worker.lowrank.decomposition.decompositions`) is taken only where the one before did not converge
-    or was not accurate enough for the rank asked for.
+    :func:`worker.lowrank.ladder.decompositions`) is taken only where the one before did not converge or was
+    not accurate enough for the rank asked for.
 
     For svd the error of the factors, before a cast to half precision, exceeds the optimum by at most 1e-4 of
-    it. Rounding the factors to the stored dtype has an error of its own, added in squares: about 4e-8 of ‖W‖
-    in float32, 1e-16 in float64, 3e-4 in float16 and 2e-3 in bfloat16.
+    it, or 1e-3 where a sketch was enough. Rounding the factors to the stored dtype has an error of its own,
+    added in squares: about 4e-8 of ‖W‖ in float32, 1e-16 in float64, 3e-4 in float16 and 2e-3 in bfloat16.
 
     Parameters
     ----------
@@ -32,6 +36,8 @@ def factor(weight: torch.Tensor, request: FactorRequest) -> Factored | Kept:
         float64, float32, float16 or bfloat16; its device is where the work is done. It is not changed.
     request : FactorRequest
         Method, rank or rank rule, selector, and how the factors are stored.
+    known : Decomposition or None
+        One of this weight from before; it is tried first.
 
     Returns
     -------
@@ -57,20 +63,50 @@ def factor(weight: torch.Tensor, request: FactorRequest) -> Factored | Kept:
     exponent = exponent_of(weight)
     if exponent is None:
         return Kept(reason=Reason.NOT_FINITE)
-    return settle(weight, exponent, request, decompositions(weight, exponent, vectors=request.needs_vectors))
+    scaled = ScaledWeight(weight, exponent)
+    return settle(scaled, request, _ladder(scaled, request, known))
 
 
-def settle(
-    weight: torch.Tensor, exponent: int, request: FactorRequest, ladder: Iterable[Decomposition]
-) -> Factored | Kept:
+def decompose(weight: torch.Tensor, *, extent: int) -> Decomposition | Kept:
+    """Decompose one weight for any request that may come, or say why it stays dense.
+
+    Parameters
+    ----------
+    weight : Tensor [m, n]
+        As for :func:`factor`.
+    extent : int
+        How many singular vectors, 1 ≤ r ≤ min(m, n).
+
+    Returns
+    -------
+    Decomposition or Kept
+        With all singular values.
+
+    Raises
+    ------
+    ValueError
+        If the weight is not a matrix, or of a dtype that is not supported.
+    """
+    check_weight(weight)
+    weight = weight.detach()
+    exponent = exponent_of(weight)
+    if exponent is None:
+        return Kept(reason=Reason.NOT_FINITE)
+    scaled = ScaledWeight(weight, exponent)
+    found = None
+    for found in decompositions(scaled.matrix, extent=extent, whole=True):
+        if found.resolves(extent):
+            break
+    return found or Kept(reason=Reason.NOT_CONVERGED)
+
+
+def settle(scaled: ScaledWeight, request: FactorRequest, ladder: Iterable[Decomposition]) -> Factored | Kept:
     """Body of :func:`factor`: take the first step of the ladder that is accurate enough, if any is."""
     for decomposition in ladder:
         try:
-            outcome = _outcome(Bench(weight, exponent, request, decomposition))
+            outcome = _outcome(Bench(scaled, request, decomposition))
         except OutOfRangeError:
-            spectrum = _spectrum(decomposition, exponent)
-            known = spectrum if bool(spectrum.isfinite().all()) else None
-            return Kept(reason=Reason.OUT_OF_RANGE, singular_values=known)
+            return _kept(Reason.OUT_OF_RANGE, decomposition, scaled.exponent)
         except NotConvergedError:
             continue
         if outcome is not None:
@@ -79,16 +115,33 @@ def settle(
     return Kept(reason=Reason.NOT_CONVERGED)
 
 
+def _ladder(
+    scaled: ScaledWeight, request: FactorRequest, known: Decomposition | None
+) -> Iterator[Decomposition]:
+    if known is not None:
+        yield known
+    if request.extent is not None:
+        yield from decompositions(scaled.matrix, extent=request.extent, whole=True)
+    elif isinstance(request.rank, int):
+        if (found := sketched(scaled.matrix, request.rank, seed=request.seed)) is not None:
+            yield found
+        yield from decompositions(scaled.matrix, extent=request.rank, whole=False)
+    else:
+        yield from decompositions(scaled.matrix, extent=request.ceiling(scaled.weight), whole=True)
+
+
 def _outcome(bench: Bench) -> Factored | Kept | None:
     """Return what comes of this decomposition, or None where a more careful one is needed."""
     rule, decomposition = bench.request.rank, bench.decomposition
     rank = rule if isinstance(rule, int) else decomposition.decide(rule)
-    if rank is None or not decomposition.resolves(rank):
+    if rank is None:
         return None
-    ceiling = bench.request.ceiling(bench.weight)
-    no_saving = Kept(reason=Reason.NO_SAVING, singular_values=_spectrum(decomposition, bench.exponent))
+    ceiling = bench.request.ceiling(bench.scaled.weight)
+    no_saving = _kept(Reason.NO_SAVING, decomposition, bench.scaled.exponent)
     if rank > ceiling:
         return no_saving
+    if not decomposition.resolves(rank):
+        return None
 
     def holds(trial: Trial) -> bool:
         return not isinstance(rule, ErrorRank) or rule.allows(trial.residual.relative)
@@ -103,7 +156,6 @@ def _factored(trial: Trial, bench: Bench) -> Factored:
     residual = trial.residual
     if not math.isfinite(residual.squared_norm):
         raise OutOfRangeError
-    best = optimal_error(bench.decomposition.singular_values, trial.rank)
     return Factored(
         factors=trial.factors,
         rank=trial.rank,
@@ -111,12 +163,15 @@ def _factored(trial: Trial, bench: Bench) -> Factored:
         squared_error=residual.squared_error,
         squared_norm=residual.squared_norm,
         # Any factors of this rank bound the optimum from above; only rounding could say otherwise.
-        optimal_error=min(best, residual.relative),
-        singular_values=_spectrum(bench.decomposition, bench.exponent),
+        optimal_error=min(bench.decomposition.tail(trial.rank), residual.relative),
+        singular_values=times_power(bench.decomposition.singular_values, bench.scaled.exponent),
+        decomposition=bench.decomposition,
         columns=trial.columns,
         rows=trial.rows,
     )
 
 
-def _spectrum(decomposition: Decomposition, exponent: int) -> torch.Tensor:
-    return times_power(decomposition.singular_values, exponent)
+def _kept(reason: Reason, decomposition: Decomposition, exponent: int) -> Kept:
+    spectrum = times_power(decomposition.singular_values, exponent)
+    known = spectrum if bool(spectrum.isfinite().all()) else None
+    return Kept(reason=reason, singular_values=known, decomposition=decomposition)

@@ -51,23 +51,6 @@ def full_svd(
     return u, s, vh
 
 
-def full_spectrum(matrix: torch.Tensor, *, iterate: bool = False) -> torch.Tensor:
-    """Return the singular values alone: parameters and errors are those of :func:`full_svd`.
-
-    Returns
-    -------
-    Tensor [min(m, n)]
-        Descending and ≥ 0, in the dtype of the matrix; on the CPU by QR iteration, else on its device.
-    """
-    if not iterate:
-        values: torch.Tensor = torch.linalg.svdvals(matrix)
-        return values
-    iterated = scipy.linalg.svd(
-        matrix.cpu().numpy(), compute_uv=False, lapack_driver="gesvd", check_finite=False
-    )
-    return torch.from_numpy(iterated)
-
-
 def failures(device: torch.device) -> tuple[type[Exception], ...]:
     """Return what a decomposition on this device may raise where it does not converge."""
     if device.type == "cpu":

@@ -1,14 +1,15 @@
 """What is asked of one weight, and what comes of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
 import torch
 
+from worker.lowrank.decomposition import Decomposition
 from worker.lowrank.edge import DTYPES, check_seed, check_selector
 from worker.lowrank.ranks import EnergyRank, ErrorRank
-from worker.lowrank.selectors import SPECTRAL, Selector
+from worker.lowrank.selectors import Selector
 
 METHODS = ("svd", "cur", "cx")
 STORAGES = ("three", "two")
@@ -42,7 +43,10 @@ class FactorRequest:
     storage : {"three", "two"}
         For ``cur``: R, U and C, or U·R and C.
     seed : int
-        ≥ 0, for selectors that use chance.
+        ≥ 0, for selectors that use chance, and for sketches.
+    extent : int or None
+        How many singular vectors a decomposition is to hold, with all singular values, so that it serves
+        other requests too; None: what this request needs, as fast as it can be had.
 
     Raises
     ------
@@ -57,6 +61,7 @@ class FactorRequest:
     selector: Selector = "qdeim"
     storage: Literal["three", "two"] = "three"
     seed: int = 0
+    extent: int | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -71,11 +76,6 @@ class FactorRequest:
             raise ValueError(f"factors cannot be stored as {self.dtype}")
         check_selector(self.selector)
         check_seed(self.seed)
-
-    @property
-    def needs_vectors(self) -> bool:
-        """Whether singular values alone would not do."""
-        return self.method == "svd" or self.selector in SPECTRAL
 
     def ceiling(self, weight: torch.Tensor) -> int:
         """Return the largest rank that this weight can have and that saves parameters; 0 where none does."""
@@ -100,8 +100,10 @@ class Factored:
         ‖W - Ŵ‖_F² and ‖W‖_F².
     optimal_error : float
         The relative error of the best Ŵ of this rank.
-    singular_values : Tensor [min(m, n)]
-        float64 on the CPU, descending: the full spectrum.
+    singular_values : Tensor [p]
+        float64 on the CPU, descending: all min(m, n) of them, or the leading ones where no more were needed.
+    decomposition : Decomposition
+        What they were made with; it may be given to :func:`worker.lowrank.factor` for another request.
     columns, rows : tuple of int, or None
         What cur and cx chose, ascending.
     """
@@ -113,13 +115,15 @@ class Factored:
     squared_norm: float
     optimal_error: float
     singular_values: torch.Tensor
+    decomposition: Decomposition = field(compare=False, repr=False)
     columns: tuple[int, ...] | None = None
     rows: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """A weight that stays dense, the reason, and its spectrum where that is known."""
+    """A weight that stays dense, the reason, and its spectrum and decomposition where they are known."""
 
     reason: Reason
     singular_values: torch.Tensor | None = None
+    decomposition: Decomposition | None = field(default=None, compare=False, repr=False)

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 
-from worker.lowrank.scale import exponent_of, times_power
+from worker.lowrank.scale import exponent_of, squared_norm, times_power
 
 # Elements of one block of rows: the dense product never stands whole in memory.
 BLOCK_ELEMENTS = 1 << 21
@@ -98,9 +98,9 @@ def _measure_in(
     scaled_error = scaled_norm = 0.0
     for start in range(0, weight.shape[0], rows):
         block = times_power(weight[start : start + rows].to(dtype), -exponent)  # [rows, n]
-        scaled_norm += _squared_norm(block)
+        scaled_norm += squared_norm(block)
         block -= product_rows(pair, slice(start, start + rows), exponent)
-        scaled_error += _squared_norm(block)
+        scaled_error += squared_norm(block)
     return Residual(scaled_error, scaled_norm, exponent)
 
 
@@ -122,10 +122,6 @@ def as_pair(factors: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | N
     if left.shape[0] < right.shape[1]:
         return right, left @ middle
     return middle @ right, left
-
-
-def _squared_norm(block: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(block, dtype=torch.float64)) ** 2
 
 
 def _ldexp(value: float, exponent: int) -> float:

@@ -1,8 +1,31 @@
 """Powers of two that bring any weight to order one, exactly."""
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+
+# Elements of one block of rows whose squares are summed in float64.
+BLOCK_ELEMENTS = 1 << 21
+
+
+@dataclass(frozen=True, eq=False)
+class ScaledWeight:
+    """A finite weight W [m, n] and what scales it to order one: see :func:`exponent_of`."""
+
+    weight: torch.Tensor
+    exponent: int
+
+    @cached_property
+    def matrix(self) -> torch.Tensor:
+        """A = 2^-exponent · W [m, n] in the dtype to compute in."""
+        return scaled_copy(self.weight, self.exponent, working_dtype(self.weight))
+
+    @cached_property
+    def energy(self) -> float:
+        """‖A‖_F²."""
+        return squared_norm(self.matrix)
 
 
 def working_dtype(weight: torch.Tensor) -> torch.dtype:
@@ -77,3 +100,18 @@ def scaled_copy(weight: torch.Tensor, exponent: int, dtype: torch.dtype) -> torc
     copy = weight.to(dtype, copy=True)
     root = math.ldexp(1.0, -exponent // 2)
     return copy.mul_(root).mul_(root)
+
+
+def squared_norm(matrix: torch.Tensor) -> float:
+    """Return ‖A‖_F², summed in float64 by blocks of rows.
+
+    Parameters
+    ----------
+    matrix : Tensor [m, n]
+        A; real and floating, of at least one element.
+    """
+    rows = max(1, BLOCK_ELEMENTS // matrix.shape[1])
+    norms = (
+        float(torch.linalg.vector_norm(block, dtype=torch.float64)) for block in torch.split(matrix, rows)
+    )
+    return sum(norm**2 for norm in norms)

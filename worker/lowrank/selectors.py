@@ -57,7 +57,7 @@ def select(
     """
     if selector in SPECTRAL:
         assert decomposition is not None
-        left, right = decomposition.vectors(rank)  # [m, k], [k, n]
+        left, right = decomposition.vectors(matrix, rank)  # [m, k], [k, n]
         basis = right if axis == "columns" else left.mT  # [k, n or m]
     else:
         basis = matrix if axis == "columns" else matrix.mT

@@ -1,18 +1,20 @@
 """The truncated singular value decomposition: the best approximation of a matrix at a given rank."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from worker.lowrank.decomposition import Decomposition, decompositions
+from worker.lowrank.decomposition import Decomposition
 from worker.lowrank.edge import check_rank, check_seed, finite_exponent
+from worker.lowrank.krylov import sketched
+from worker.lowrank.ladder import decompositions, directly
 from worker.lowrank.lapack import NotConvergedError
-from worker.lowrank.ranks import optimal_error
-from worker.lowrank.residual import measure
-from worker.lowrank.scale import times_power
+from worker.lowrank.projection import project
+from worker.lowrank.scale import ScaledWeight, times_power
 
-SOLVERS = ("auto", "exact")
+SOLVERS = ("auto", "gram", "exact")
 # How far the measured error of a truncation may stand above the tail of its own spectrum.
 EXCESS = 5e-5
 # What float64 may leave where the optimum is zero, relative to ‖W‖, per √p.
@@ -23,7 +25,7 @@ FLOAT64_NOISE = 1e-14
 class LowRank:
     """W ≈ left · right, the singular values split evenly: left = U_k √Σ_k [m, k], right = √Σ_k V_kᵀ [k, n].
 
-    ``singular_values`` is the full spectrum [min(m, n)], float64, descending.
+    ``singular_values`` are all that are known, float64, descending: at least k, at most min(m, n).
     """
 
     left: torch.Tensor
@@ -45,11 +47,13 @@ def svd(weight: torch.Tensor, rank: int, *, solver: str = "auto", seed: int = 0)
         Finite; float64, float32, float16 or bfloat16.
     rank : int
         1 ≤ k ≤ min(m, n).
-    solver : {"auto", "exact"}
-        Both are the exact decomposition: float32 first, float64 where the error left is so small that float32
-        would be seen in it, then QR iteration where divide and conquer fails.
+    solver : {"auto", "gram", "exact"}
+        ``auto`` begins with a random block Krylov space, where that is faster and certain to come within 1e-3
+        of the optimum (see :func:`worker.lowrank.krylov.sketched`). Else, and with ``gram``, it is eigenpairs
+        of a Gram matrix, to 1e-4. Where they are not good enough for the error left, and with ``exact``, it
+        is the SVD in float64 (see :func:`worker.lowrank.ladder.decompositions`).
     seed : int
-        ≥ 0; for solvers that use chance; none does yet.
+        ≥ 0; of the sketch.
 
     Returns
     -------
@@ -68,56 +72,35 @@ def svd(weight: torch.Tensor, rank: int, *, solver: str = "auto", seed: int = 0)
     >>> found = svd(torch.diag(torch.tensor([4.0, 3.0, 0.5, 1.0])), 2)
     >>> found.left.shape, found.right.shape
     (torch.Size([4, 2]), torch.Size([2, 4]))
-    >>> found.singular_values.tolist()
+    >>> [round(value, 6) for value in found.singular_values.tolist()]
     [4.0, 3.0, 1.0, 0.5]
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")
     check_seed(seed)
-    weight = weight.detach()
-    exponent = finite_exponent(weight)
+    scaled = ScaledWeight(weight.detach(), finite_exponent(weight.detach()))
     check_rank(rank, weight)
-    for decomposition in decompositions(weight, exponent):
+    for decomposition in _attempts(scaled.matrix, rank, solver, seed):
         if decomposition.resolves(rank):
-            found = truncate(decomposition, rank, exponent)
-            residual = measure(weight, found.factors, exponent)
-            if is_optimal(residual.relative, decomposition, rank):
-                return found
+            working = torch.promote_types(scaled.matrix.dtype, decomposition.basis.dtype)
+            found = project(scaled, decomposition, rank, dtype=working)
+            if found is not None and is_optimal(found.residual.relative, decomposition, rank):
+                right, left = found.factors
+                return LowRank(left, right, times_power(decomposition.singular_values, scaled.exponent))
     raise NotConvergedError
 
 
-def truncate(decomposition: Decomposition, rank: int, exponent: int) -> LowRank:
-    """Return the leading terms of a decomposition, scaled back (Eckart and Young 1936).
-
-    Parameters
-    ----------
-    decomposition : Decomposition
-        Of 2^-exponent · W [m, n], with vectors.
-    rank : int
-        k, 1 ≤ k ≤ min(m, n).
-    exponent : int
-        Even (see :func:`worker.lowrank.scale.exponent_of`).
-
-    Returns
-    -------
-    LowRank
-        left [m, k] and right [k, n] in the dtype of the decomposition, the spectrum [min(m, n)] in float64;
-        infinite where these cannot hold W's scale.
-    """
-    left, right = decomposition.vectors(rank)  # [m, k], [k, n]
-    roots = decomposition.singular_values[:rank].sqrt().to(left)
-    root_scale = math.ldexp(1.0, exponent // 2)
-    return LowRank(
-        left.mul_(roots).mul_(root_scale),
-        right.mul_(roots[:, None]).mul_(root_scale),
-        times_power(decomposition.singular_values, exponent),
-    )
+def _attempts(matrix: torch.Tensor, rank: int, solver: str, seed: int) -> Iterator[Decomposition]:
+    if solver == "exact":
+        yield from directly(matrix, extent=rank)
+        return
+    if solver != "gram" and (found := sketched(matrix, rank, seed=seed)) is not None:
+        yield found
+    yield from decompositions(matrix, extent=rank, whole=False)
 
 
-def is_optimal(relative: float, decomposition: Decomposition, rank: int) -> bool:
-    """Say whether a truncation's measured relative error is the tail of its spectrum, as it must be."""
-    tail = optimal_error(decomposition.singular_values, rank)
-    noise = 0.0
-    if decomposition.dtype == torch.float64:
-        noise = FLOAT64_NOISE * math.sqrt(decomposition.singular_values.numel())
-    return relative <= math.hypot(tail * (1 + EXCESS), noise)
+def is_optimal(relative: float, decomposition: Decomposition, rank: int, *, rounding: float = 0.0) -> bool:
+    """Say whether a truncation's relative error is the tail of its spectrum, but for some rounding."""
+    if decomposition.basis.dtype == torch.float64:
+        rounding = max(rounding, FLOAT64_NOISE * math.sqrt(decomposition.singular_values.numel()))
+    return relative <= math.hypot(decomposition.tail(rank) * (1 + EXCESS), rounding)

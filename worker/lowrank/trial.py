@@ -2,21 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
 from worker.lowrank.cur import fit_u, take_rows
 from worker.lowrank.cx import take_columns
 from worker.lowrank.decomposition import Decomposition
+from worker.lowrank.lapack import NotConvergedError
 from worker.lowrank.lstsq import PseudoInverse
 from worker.lowrank.outcome import FactorRequest
+from worker.lowrank.projection import project
 from worker.lowrank.ranks import ErrorRank
 from worker.lowrank.residual import Residual, measure
-from worker.lowrank.scale import scaled_copy, times_power, working_dtype
+from worker.lowrank.scale import ScaledWeight, times_power
 from worker.lowrank.selectors import Axis, Indices, select
-from worker.lowrank.storage import Factors, fits, least_rounded, stored
-from worker.lowrank.svd import is_optimal, truncate
+from worker.lowrank.storage import Factors, fits, least_rounded
+from worker.lowrank.svd import is_optimal
 
 
 class OutOfRangeError(ArithmeticError):
@@ -39,8 +40,7 @@ class Trial:
 class Bench:
     """One weight, one request and one decomposition, on which ranks are tried."""
 
-    weight: torch.Tensor
-    exponent: int
+    scaled: ScaledWeight
     request: FactorRequest
     decomposition: Decomposition
 
@@ -52,20 +52,22 @@ class Bench:
         OutOfRangeError
             If the dtype cannot hold the factors.
         NotConvergedError
-            If the fit to columns and rows was not found.
+            If the decomposition has too few vectors, or the fit to columns and rows was not found.
         """
+        if rank > len(self.decomposition.basis):
+            raise NotConvergedError
         return self._svd(rank) if self.request.method == "svd" else self._skeleton(rank)
 
     def _svd(self, rank: int) -> Trial:
-        exact = truncate(self.decomposition, rank, self.exponent).factors
-        factors = stored(exact, self.request.dtype)
-        if factors is None:
+        dtype = self.request.dtype
+        found = project(self.scaled, self.decomposition, rank, dtype=dtype)
+        if found is None:
             raise OutOfRangeError
-        residual = self._measured(exact)
-        accurate = is_optimal(residual.relative, self.decomposition, rank)
-        if self.request.dtype != exact[0].dtype:
-            residual = self._measured(factors)
-        return Trial(rank, factors, residual, accurate)
+        working = torch.promote_types(self.scaled.matrix.dtype, self.decomposition.basis.dtype)
+        rounding = 0.0 if dtype == working else torch.finfo(dtype).eps
+        accurate = is_optimal(found.residual.relative, self.decomposition, rank, rounding=rounding)
+        residual = self._measured(found.factors) if self._promised else found.residual
+        return Trial(rank, found.factors, residual, accurate)
 
     def _skeleton(self, rank: int) -> Trial:
         columns = self._select(rank, "columns")
@@ -78,18 +80,18 @@ class Bench:
 
     def _fit(self, columns: Indices, rows: Indices | None) -> Callable[[float], Factors]:
         # The fit is to the columns and rows as they are stored, so that it makes up for their rounding too.
-        c = self._held(take_columns(self.weight, columns))  # [m, k]
-        c_inverse = PseudoInverse.of(c, self.exponent)
+        c = self._held(take_columns(self.scaled.weight, columns))  # [m, k]
+        c_inverse = PseudoInverse.of(c, self.scaled.exponent)
         if rows is None:
-            return lambda cutoff: (c_inverse.solve(self._scaled, cutoff=cutoff), c)
-        r = self._held(take_rows(self.weight, rows))  # [k, n]
-        r_inverse = PseudoInverse.of(r.mT, self.exponent)
+            return lambda cutoff: (c_inverse.solve(self.scaled.matrix, cutoff=cutoff), c)
+        r = self._held(take_rows(self.scaled.weight, rows))  # [k, n]
+        r_inverse = PseudoInverse.of(r.mT, self.scaled.exponent)
 
         def fit(cutoff: float) -> Factors:
-            u = fit_u(self._scaled, c_inverse, r_inverse, cutoff=cutoff)  # [k, k]
+            u = fit_u(self.scaled.matrix, c_inverse, r_inverse, cutoff=cutoff)  # [k, k]
             if self.request.storage == "two":
-                return u @ times_power(r.to(torch.float64), -self.exponent), c
-            return r, times_power(u, -self.exponent), c
+                return u @ times_power(r.to(torch.float64), -self.scaled.exponent), c
+            return r, times_power(u, -self.scaled.exponent), c
 
         return fit
 
@@ -103,16 +105,15 @@ class Bench:
             self.request.selector,
             rank,
             axis=axis,
-            matrix=self._scaled,
+            matrix=self.scaled.matrix,
             decomposition=self.decomposition,
             seed=self.request.seed,
         )
 
     def _measured(self, factors: Factors) -> Residual:
-        # An error that is held against a promise is measured to the last digit.
-        in_float64 = isinstance(self.request.rank, ErrorRank)
-        return measure(self.weight, factors, self.exponent, in_float64=in_float64)
+        return measure(self.scaled.weight, factors, self.scaled.exponent, in_float64=self._promised)
 
-    @cached_property
-    def _scaled(self) -> torch.Tensor:
-        return scaled_copy(self.weight, self.exponent, working_dtype(self.weight))  # [m, n]
+    @property
+    def _promised(self) -> bool:
+        """Whether the error is held against a promise, and so is measured to the last digit."""
+        return isinstance(self.request.rank, ErrorRank)

@@ -1,0 +1,107 @@
+"""Products of matrices by the faster of the BLAS libraries at hand: torch's own, or scipy's OpenBLAS."""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import scipy.linalg.blas
+import torch
+
+CPU_INFO = Path("/proc/cpuinfo")
+# Elements of one block of rows that is taken to a wider dtype.
+BLOCK_ELEMENTS = 1 << 22
+TILE = 512
+
+
+@cache
+def prefers_scipy() -> bool:
+    """Say whether products on the CPU are scipy's: by a table, since timing would change the bytes.
+
+    The MKL in torch takes slower paths on processors that are not Intel's: on AMD's it needs about twice the
+    time of OpenBLAS. Only scipy's copy of OpenBLAS is used and never numpy's, because the threads of each
+    library wait busily for a while after each call, and would take the processors from the other's.
+    """
+    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        return "AuthenticAMD" in CPU_INFO.read_text()
+    except OSError:
+        return False
+
+
+def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return left · right.
+
+    Parameters
+    ----------
+    left : Tensor [m, j]
+        float32 or float64, on any device.
+    right : Tensor [j, n]
+        Of the same dtype and device.
+
+    Returns
+    -------
+    Tensor [m, n]
+        Contiguous.
+    """
+    if left.device.type != "cpu" or not prefers_scipy():
+        return left @ right
+    # Column by column the same memory reads as the transpose, so Rᵀ · Lᵀ comes out without a copy.
+    first, first_flipped = _fortran(right.mT)
+    second, second_flipped = _fortran(left.mT)
+    gemm = scipy.linalg.blas.dgemm if left.dtype == torch.float64 else scipy.linalg.blas.sgemm
+    return torch.from_numpy(gemm(1.0, first, second, trans_a=first_flipped, trans_b=second_flipped).T)
+
+
+def gram(tall: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return AᵀA, summed in a dtype that may be wider than A's, at most a few million elements of A widened.
+
+    Parameters
+    ----------
+    tall : Tensor [m, n]
+        A; float32 or float64.
+    dtype : torch.dtype
+        float32 or float64, at least as wide as A's.
+
+    Returns
+    -------
+    Tensor [n, n]
+        Symmetric to the last bit.
+    """
+    n = tall.shape[1]
+    if tall.device.type != "cpu" or not prefers_scipy():
+        total = torch.zeros(n, n, dtype=dtype, device=tall.device)
+        for block in _blocks(tall, dtype):
+            total.addmm_(block.mT, block)
+        return mirrored(total)
+    syrk = scipy.linalg.blas.dsyrk if dtype == torch.float64 else scipy.linalg.blas.ssyrk
+    sums = np.zeros((n, n), dtype=np.float64 if dtype == torch.float64 else np.float32, order="F")
+    for block in _blocks(tall, dtype):
+        a, flipped = _fortran(block)
+        sums = syrk(1.0, a, beta=1.0, c=sums, trans=1 - flipped, lower=0, overwrite_c=1)
+    return mirrored(torch.from_numpy(sums.T))
+
+
+def mirrored(lower: torch.Tensor) -> torch.Tensor:
+    """Copy the lower triangle of a square matrix over its upper one, in place, and return it."""
+    n = len(lower)
+    for start in range(0, n, TILE):
+        stop = min(start + TILE, n)
+        lower[:start, start:stop] = lower[start:stop, :start].mT
+        tile = lower[start:stop, start:stop]
+        tile.copy_(tile.tril() + tile.tril(-1).mT)
+    return lower
+
+
+def _blocks(tall: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    rows = len(tall) if tall.dtype == dtype else max(1, BLOCK_ELEMENTS // tall.shape[1])
+    for block in torch.split(tall, rows):
+        yield block.to(dtype)
+
+
+def _fortran(matrix: torch.Tensor) -> tuple[npt.NDArray[np.floating], int]:
+    """Return an array in Fortran order, and 1 if it is the transpose of the matrix."""
+    array = matrix.detach().numpy()
+    return (array, 0) if array.flags.f_contiguous else (array.T, 1)

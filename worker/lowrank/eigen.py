@@ -1,0 +1,56 @@
+"""Leading eigenpairs of a symmetric matrix, by LAPACK or by cuSOLVER on a GPU."""
+
+import scipy.linalg
+import torch
+
+from worker.lowrank.blas import prefers_scipy
+
+# Up to this share of all pairs, computing only those is the faster way.
+FEW = 0.3
+
+
+def leading_pairs(matrix: torch.Tensor, count: int, *, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the largest eigenvalues and their eigenvectors.
+
+    Few pairs come by bisection and inverse iteration on the tridiagonal form (LAPACK syevr), many by divide
+    and conquer (syevd).
+
+    Parameters
+    ----------
+    matrix : Tensor [n, n]
+        Symmetric; float32 or float64.
+    count : int
+        How many eigenvectors, 1 ≤ k ≤ n.
+    whole : bool
+        Whether all eigenvalues are wanted, and not the largest k alone.
+
+    Returns
+    -------
+    values : Tensor [k or n], float64, on the CPU
+        Descending.
+    vectors : Tensor [k, n]
+        Orthonormal rows, each with its largest entry positive; in the dtype and on the device of the matrix.
+
+    Raises
+    ------
+    LinAlgError
+        torch's or numpy's, if it did not converge.
+    RuntimeError
+        If cuSOLVER gave up in a way of its own.
+    """
+    n = len(matrix)
+    few = not whole and count <= FEW * n
+    if matrix.device.type == "cpu" and (few or prefers_scipy()):
+        driver, subset = ("evr", (n - count, n - 1)) if few else ("evd", None)
+        found = scipy.linalg.eigh(matrix.numpy(), driver=driver, subset_by_index=subset, check_finite=False)
+        values, columns = (torch.from_numpy(part) for part in found)
+    else:
+        values, columns = torch.linalg.eigh(matrix)
+    rows = columns.mT.flip(0)[:count].contiguous()  # [k, n]
+    return values.flip(0).to("cpu", torch.float64), oriented(rows)
+
+
+def oriented(rows: torch.Tensor) -> torch.Tensor:
+    """Turn each row so that its largest entry is positive: no sign is left to the library."""
+    largest = rows.abs().argmax(dim=1, keepdim=True)  # [k, 1]
+    return torch.where(rows.gather(1, largest) < 0, -rows, rows)
