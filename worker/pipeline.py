@@ -13,7 +13,7 @@ from worker.checkpoint.spool import LayerSpool
 from worker.layers import finish_layers
 from worker.output import write_output
 from worker.plan import InputCheckpoint, plan_work
-from worker.progress import Observer
+from worker.progress import Meter, Observer
 from worker.report import FileSet, make_report
 
 
@@ -54,7 +54,9 @@ def compress(request: Request, *, device: torch.device, observe: Observer) -> Re
     begun = time.perf_counter()
     work = plan_work(request.checkpoint, request.spec)
     spool = LayerSpool(request.spool_dir)
-    outcomes, meter = finish_layers(work, spool, seed=request.spec.seed, device=device, observe=observe)
+    meter = Meter(work.tasks, observe)
+    outcomes = finish_layers(work, spool, meter, seed=request.spec.seed, device=device)
+    meter.end_all()
     output = write_output(work, outcomes, spool, request.result_dir, go_on=meter.end_all)
     report = make_report(
         work,

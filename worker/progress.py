@@ -1,38 +1,48 @@
 """How far the work has come, by what each layer costs, since layers differ a thousandfold."""
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from schemas.job import Progress
 from worker.plan import LayerTask
 
 Observer = Callable[[Progress], None]
+# Of the work on a layer whose rank is decided among all, this part comes before that decision.
+SURVEY_SHARE = 0.8
 
 
 class Meter:
     """Tells an observer of each layer that begins and of the end of all, from any thread.
 
-    Once the observer has raised, every later word raises the same: work that is stopped stays stopped.
+    What it tells never goes back. Once the observer has raised, every later word raises the same: work that
+    is stopped stays stopped.
     """
 
-    def __init__(self, tasks: Sequence[LayerTask], observe: Observer, *, finished: Collection[int]) -> None:
+    def __init__(self, tasks: Sequence[LayerTask], observe: Observer) -> None:
         self._observe = observe
         self._lock = threading.Lock()
         self._stop: BaseException | None = None
-        self._layers_total = len(tasks)
-        self._cost_total = sum(task.cost for task in tasks)
-        self._layers_done = len(finished)
-        self._cost_done = sum(task.cost for task in tasks if task.number in finished)
+        # As they are at first: what is decided later does not change what was told before.
+        self._costs = {task.number: task.cost for task in tasks}
+        self._cost_total = sum(self._costs.values())
+        self._cost_done = 0
+        self._counted: dict[int, int] = {}
+        self._done: set[int] = set()
 
     def begin(self, task: LayerTask) -> None:
         """Say which layer is at hand."""
         self._tell(task.layer.name)
 
+    def end_survey(self, task: LayerTask) -> None:
+        """Count what comes before the decision on a layer as done."""
+        with self._lock:
+            self._count(task.number, int(SURVEY_SHARE * self._costs[task.number]))
+
     def end(self, task: LayerTask) -> None:
         """Count a layer as finished."""
         with self._lock:
-            self._layers_done += 1
-            self._cost_done += task.cost
+            self._count(task.number, self._costs[task.number])
+            self._done.add(task.number)
 
     def end_all(self) -> None:
         """Say that no layer is left."""
@@ -48,8 +58,13 @@ class Meter:
                 self._stop = error
                 raise
 
+    def _count(self, number: int, cost: int) -> None:
+        before = self._counted.get(number, 0)
+        self._counted[number] = max(before, cost)
+        self._cost_done += self._counted[number] - before
+
     def _progress(self, layer: str | None) -> Progress:
         fraction = self._cost_done / self._cost_total if self._cost_total else 1.0
         return Progress(
-            layers_done=self._layers_done, layers_total=self._layers_total, layer=layer, fraction=fraction
+            layers_done=len(self._done), layers_total=len(self._costs), layer=layer, fraction=fraction
         )
