@@ -13,3 +13,8 @@ class Output(BaseModel):
     """Something we say: every field is always there, so a generated client has no false optionals."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+def absent(value: object) -> bool:
+    """Say of an optional field that it was not given, so that it is not written either."""
+    return value is None

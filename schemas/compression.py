@@ -3,98 +3,38 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from schemas.base import Input
+from schemas.base import Input, absent
 from schemas.index import CHECKPOINT_ID
+from schemas.rankrules import LayerRank, Rank, SpecRule
 
 Method = Literal["svd", "cur", "cx"]
 Selector = Literal["qdeim", "cpqr", "leverage", "linear_time"]
 Storage = Literal["three", "two"]
 Layout = Literal["factored", "dense"]
 FactorDtype = Literal["keep", "float32", "float16", "bfloat16"]
+Objective = Literal["relative", "absolute"]
 
 DEFAULT_INCLUDE = ("*",)
 DEFAULT_EXCLUDE = ("*embed*", "*wte*", "*wpe*", "*norm*")
-
-
-def _absent(value: object) -> bool:
-    return value is None
 
 
 def _empty(value: tuple[object, ...]) -> bool:
     return not value
 
 
-def _not_available(value: object) -> None:
-    if value is None:
-        return
-    raise PydanticCustomError(
-        "not_available",
-        "this version does not offer it yet; leave it out and give a rank, a ratio, an energy or an error",
-    )
+def _is_one(value: object) -> bool:
+    return value == 1
 
 
-Unavailable = SkipJsonSchema[Annotated[None, BeforeValidator(_not_available), Field(exclude_if=_absent)]]
+def _is_relative(value: object) -> bool:
+    return value == "relative"
+
+
+Multiple = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 Pattern = Annotated[str, Field(min_length=1, max_length=1024)]
-
-
-class RankRule(Input):
-    """Exactly one rule that gives each layer its rank."""
-
-    ratio: float | None = Field(
-        default=None,
-        exclude_if=_absent,
-        gt=0,
-        le=1,
-        allow_inf_nan=False,
-        description="The largest rank whose factors hold at most this share of the weight's parameters.",
-        examples=[0.5],
-    )
-    energy: float | None = Field(
-        default=None,
-        exclude_if=_absent,
-        gt=0,
-        le=1,
-        allow_inf_nan=False,
-        description="The least rank that keeps this share of the squared singular values.",
-        examples=[0.95],
-    )
-    error: float | None = Field(
-        default=None,
-        exclude_if=_absent,
-        gt=0,
-        lt=1,
-        allow_inf_nan=False,
-        description="The least rank whose relative Frobenius error is at most this.",
-        examples=[0.1],
-    )
-    budget: Unavailable = None
-    budget_bytes: Unavailable = None
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> "RankRule":
-        given = [name for name in ("ratio", "energy", "error") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise PydanticCustomError(
-                "one_rule",
-                "give exactly one of ratio, energy and error; {count} are given",
-                {"count": len(given)},
-            )
-        return self
-
-
-def _rank_tag(value: object) -> str:
-    return "rule" if isinstance(value, dict | RankRule) else "integer"
-
-
-Rank = Annotated[
-    Annotated[int, Field(strict=True, ge=1, le=2**31 - 1, examples=[64]), Tag("integer")]
-    | Annotated[RankRule, Tag("rule")],
-    Discriminator(_rank_tag),
-]
 
 
 class CurOptions(Input):
@@ -114,23 +54,41 @@ class Override(Input):
         description="A shell pattern on the module name, that is the tensor's name without `.weight`.",
         examples=["*.attention.*"],
     )
-    rank: Rank | None = Field(
-        default=None, exclude_if=_absent, description="The rank or rank rule for these layers.", examples=[64]
+    rank: LayerRank | None = Field(
+        default=None,
+        exclude_if=absent,
+        description="The rank or rank rule for these layers; what they cost is part of a budget.",
+        examples=[64],
     )
     method: Method | None = Field(
-        default=None, exclude_if=_absent, description="The method for these layers.", examples=["cx"]
+        default=None, exclude_if=absent, description="The method for these layers.", examples=["cx"]
     )
     selector: Selector | None = Field(
         default=None,
-        exclude_if=_absent,
+        exclude_if=absent,
         description="The column and row selector for these layers.",
         examples=["cpqr"],
     )
     cur: CurOptions | None = Field(
         default=None,
-        exclude_if=_absent,
+        exclude_if=absent,
         description="CUR storage for these layers.",
         examples=[{"storage": "two"}],
+    )
+    align: Multiple | None = Field(
+        default=None, exclude_if=absent, description="What the ranks are multiples of here.", examples=[16]
+    )
+    min_rank: Multiple | None = Field(
+        default=None, exclude_if=absent, description="The least rank here.", examples=[8]
+    )
+    weight: float | None = Field(
+        default=None,
+        exclude_if=absent,
+        gt=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="How much the squared errors of these layers count under a budget; 1 if not given.",
+        examples=[4.0],
     )
 
 
@@ -144,8 +102,28 @@ class CompressionSpec(Input):
         examples=["svd"],
     )
     rank: Rank = Field(
-        description="An integer, or exactly one of `ratio`, `energy` and `error`.",
+        description="An integer, or exactly one of `ratio`, `energy`, `error`, `budget` and `budget_bytes`.",
         examples=[{"ratio": 0.5}, 64],
+    )
+    objective: Objective = Field(
+        default="relative",
+        exclude_if=_is_relative,
+        description="What a budget makes least: the sum of the layers' squared errors, each `relative` to "
+        "its weight's squared norm, or `absolute`.",
+        examples=["relative"],
+    )
+    align: Multiple = Field(
+        default=1,
+        exclude_if=_is_one,
+        description="Ranks are multiples of this: a ratio is rounded down to one, an integer, an energy and "
+        "an error up.",
+        examples=[8],
+    )
+    min_rank: Multiple = Field(
+        default=1,
+        exclude_if=_is_one,
+        description="No layer is factored at a lower rank; where the rule allows none, it stays dense.",
+        examples=[8],
     )
     include: tuple[Pattern, ...] = Field(
         default=DEFAULT_INCLUDE,
@@ -189,7 +167,7 @@ class CompressionSpec(Input):
     )
     calibration: Annotated[str, Field(pattern=CHECKPOINT_ID.pattern)] | None = Field(
         default=None,
-        exclude_if=_absent,
+        exclude_if=absent,
         description="The id of a stored checkpoint that holds `<module>.gram` [n, n], the sum of x·xᵀ over "
         "the inputs x of a layer: the error of those layers' outputs is then minimised.",
         examples=["my-grams"],
@@ -201,6 +179,17 @@ class CompressionSpec(Input):
         description="Module names whose weight is stored as [inputs, outputs], as GPT-2's Conv1D stores it.",
         examples=[["transformer.h.*"]],
     )
+
+    @field_validator("layout")
+    @classmethod
+    def _has_bytes_to_save(cls, layout: Layout, given: ValidationInfo) -> Layout:
+        rank = given.data.get("rank")
+        if layout == "dense" and isinstance(rank, SpecRule) and rank.budget_bytes is not None:
+            raise PydanticCustomError(
+                "dense_bytes",
+                "a dense layout saves no bytes; give budget instead of budget_bytes, or leave this out",
+            )
+        return layout
 
     def canonical(self) -> str:
         """Return the spec as one JSON string that is equal for equal specs."""

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from schemas.compression import Method, RankRule, Selector
-from schemas.ranks import break_even_rank, factor_parameters
+from schemas.compression import Method, Selector
+from schemas.rankrules import RankRule
+from schemas.ranks import allowed_ranks, break_even_rank, factor_parameters
 from schemas.report import KeptReason
 from schemas.tensor import DTYPE_BITS
 
@@ -34,7 +35,8 @@ class LayerPlan:
 
     `rank` is an integer where the shape alone gives it, a rule where the spectrum is needed, and None where
     `reason` says why the weight stays dense. `rows` are outputs and `columns` inputs, also where the weight
-    is stored `transposed`; `calibrated` says that a Gram matrix of its inputs is there.
+    is stored `transposed`; `calibrated` says that a Gram matrix of its inputs is there. Ranks are multiples
+    of `align` and at least `min_rank`; `weight` is how much the squared error counts under a budget.
     """
 
     name: str
@@ -50,6 +52,9 @@ class LayerPlan:
     reason: KeptReason | None
     transposed: bool = False
     calibrated: bool = False
+    align: int = 1
+    min_rank: int = 1
+    weight: float = 1.0
 
     @property
     def tensor(self) -> str:
@@ -65,6 +70,13 @@ class LayerPlan:
     def break_even_rank(self) -> int:
         """The largest rank that saves a parameter."""
         return break_even_rank(self.rows, self.columns, factors=self.factors)
+
+    @property
+    def ranks(self) -> range:
+        """The ranks it may have, ascending."""
+        return allowed_ranks(
+            self.rows, self.columns, factors=self.factors, align=self.align, least=self.min_rank
+        )
 
     @property
     def parameters_before(self) -> int:

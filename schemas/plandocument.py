@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from schemas.base import Output
-from schemas.compression import Method, RankRule
+from schemas.compression import Method
 from schemas.plan import LayerPlan, Plan, Tensor
+from schemas.rankrules import RankRule
 from schemas.report import KeptReason, Outcome, Savings
 
 

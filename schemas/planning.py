@@ -6,10 +6,13 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from schemas.calibration import GramInfo, calibrated
-from schemas.compression import DEFAULT_EXCLUDE, DEFAULT_INCLUDE, CompressionSpec, Override, RankRule
+from schemas.compression import DEFAULT_EXCLUDE, DEFAULT_INCLUDE, CompressionSpec, Override
+from schemas.fault import quoted
 from schemas.plan import BIAS, STORED, WEIGHT, LayerPlan, Plan, Tensor
-from schemas.ranks import break_even_rank, ratio_rank
+from schemas.rankrules import RankRule, SpecRule
+from schemas.ranks import ratio_rank
 from schemas.report import KeptReason
+from schemas.specerror import SpecError
 from schemas.tensor import FLOAT_DTYPES
 
 
@@ -33,6 +36,7 @@ def make_plan(
 
     Modules that are `factored` already stay as they are: a loader could not nest their factors. `grams` is
     what the calibration checkpoint holds, if there is one; what does not fit raises a `CalibrationError`.
+    A `SpecError` is raised where no layer has a rank that `align` and `min_rank` allow.
     """
     taken = frozenset(tensor.name for tensor in tensors)
     tensors = [tensor for tensor in tensors if not _is_factor(tensor.name, factored)]
@@ -41,6 +45,7 @@ def make_plan(
         for tensor in tensors
         if is_candidate(tensor) and _selected(_module(tensor), spec)
     )
+    _check_ranks(layers, spec)
     warnings = tuple(_warnings(tensors, spec, layers))
     if grams is None:
         return Plan(layers, warnings)
@@ -67,13 +72,12 @@ def _selected(module: str, spec: CompressionSpec) -> bool:
 
 def _plan_layer(tensor: Tensor, spec: CompressionSpec, taken: frozenset[str]) -> LayerPlan:
     name = _module(tensor)
-    rule = next((o for o in spec.overrides if fnmatchcase(name, o.match)), NO_OVERRIDE)
+    _, rule = _override(name, spec)
     method = rule.method or spec.method
     storage = (rule.cur or spec.cur).storage
     factors = 3 if method == "cur" and storage == "three" else 2
     transposed = _matches(name, spec.transposed)
     rows, columns = reversed(tensor.shape) if transposed else tensor.shape
-    rank, reason = _rank(rows, columns, rule.rank or spec.rank, factors)
     layer = LayerPlan(
         name=name,
         rows=rows,
@@ -84,26 +88,52 @@ def _plan_layer(tensor: Tensor, spec: CompressionSpec, taken: frozenset[str]) ->
         selector=rule.selector or spec.selector,
         factors=factors,
         dense_layout=spec.layout == "dense",
-        rank=rank,
-        reason=reason,
+        rank=None,
+        reason=None,
         transposed=transposed,
+        align=rule.align or spec.align,
+        min_rank=rule.min_rank or spec.min_rank,
+        weight=rule.weight or 1.0,
     )
+    rank, reason = _rank(layer, rule.rank or spec.rank)
     if reason is None and not layer.dense_layout and _names_taken(layer, taken):
-        return replace(layer, rank=None, reason="names_taken")
-    return layer
+        rank, reason = None, "names_taken"
+    return replace(layer, rank=rank, reason=reason)
 
 
-def _rank(
-    rows: int, columns: int, rank: int | RankRule, factors: int
-) -> tuple[int | RankRule | None, KeptReason | None]:
-    most = break_even_rank(rows, columns, factors=factors)
+def _rank(layer: LayerPlan, rank: int | RankRule) -> tuple[int | RankRule | None, KeptReason | None]:
+    """Settle what the shape alone settles: a ratio goes down to a rank that is allowed, an integer up."""
+    ranks = layer.ranks
     if isinstance(rank, RankRule) and rank.ratio is not None:
-        rank = ratio_rank(rows, columns, rank.ratio, factors=factors)
-        if rank == 0:
-            return None, "rank_zero" if most else "no_saving"
-    if most == 0 or (isinstance(rank, int) and rank > most):
+        most = ratio_rank(layer.rows, layer.columns, rank.ratio, factors=layer.factors)
+        if most < ranks.start:
+            return None, "rank_zero" if ranks else "no_saving"
+        rank = most - most % layer.align
+    elif isinstance(rank, int):
+        rank = max(ranks.start, -(-rank // layer.align) * layer.align)
+    if not ranks or (isinstance(rank, int) and rank not in ranks):
         return None, "no_saving"
     return rank, None
+
+
+def _check_ranks(layers: Sequence[LayerPlan], spec: CompressionSpec) -> None:
+    """Refuse an `align` or a `min_rank` that would keep everything dense."""
+    best = max(layers, key=lambda layer: layer.break_even_rank, default=None)
+    if best is None or best.break_even_rank == 0 or any(layer.ranks for layer in layers):
+        return
+    field = "align" if best.align > 1 else "min_rank"
+    number, rule = _override(best.name, spec)
+    raise SpecError(
+        f"/{field}" if getattr(rule, field) is None else f"/overrides/{number}/{field}",
+        f"No layer could be factored. The largest break-even rank is {best.break_even_rank}, that of "
+        f"{quoted(best.name)}, but its ranks would be multiples of {best.align} from {best.ranks.start} on. "
+        f"Lower {field}, so that there is one up to {best.break_even_rank}.",
+    )
+
+
+def _override(name: str, spec: CompressionSpec) -> tuple[int, Override]:
+    matching = ((i, o) for i, o in enumerate(spec.overrides) if fnmatchcase(name, o.match))
+    return next(matching, (-1, NO_OVERRIDE))
 
 
 def _names_taken(layer: LayerPlan, taken: frozenset[str]) -> bool:
@@ -130,3 +160,14 @@ def _warnings(tensors: Sequence[Tensor], spec: CompressionSpec, layers: Sequence
                 yield f"{field}: the pattern {pattern!r} matches no layer"
     if not layers:
         yield "no layer is selected: the output equals the input"
+    if not (isinstance(spec.rank, SpecRule) and spec.rank.is_budget):
+        yield from _idle(spec)
+
+
+def _idle(spec: CompressionSpec) -> Iterable[str]:
+    """Name what only a budget would heed."""
+    if spec.objective != "relative":
+        yield "objective: it has no effect without a budget"
+    for override in spec.overrides:
+        if override.weight is not None:
+            yield f"overrides: the weight of {override.match!r} has no effect without a budget"

@@ -31,3 +31,9 @@ def ratio_rank(rows: int, columns: int, ratio: float, *, factors: int) -> int:
     The ratio is taken as the decimal it was written as: 0.1 of 1000 is 100, not 100.00000000000000555.
     """
     return largest_rank(rows, columns, math.floor(Fraction(repr(ratio)) * rows * columns), factors=factors)
+
+
+def allowed_ranks(rows: int, columns: int, *, factors: int, align: int = 1, least: int = 1) -> range:
+    """Return the multiples of `align` from `least` on that still save a parameter, ascending."""
+    first = -(-least // align) * align
+    return range(first, break_even_rank(rows, columns, factors=factors) + 1, align)

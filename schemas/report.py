@@ -12,13 +12,16 @@ REPORT_NAME = "report.json"
 
 KEPT_REASONS = {
     "no_saving": "Factors of the rank asked for would hold as many parameters as the weight, or more.",
-    "rank_zero": "The ratio leaves no room for factors of rank 1.",
+    "rank_zero": "The ratio leaves no room for factors of the least rank that is allowed.",
     "not_finite": "The weight holds NaN or infinity.",
     "not_converged": "No method of the ladder gave factors that pass the check.",
     "out_of_range": "The factors do not fit the range of the storage dtype.",
     "names_taken": "The checkpoint already has a tensor under one of the factors' names.",
+    "kept_by_budget": "The budget is spent best where this weight is kept whole.",
 }
-KeptReason = Literal["no_saving", "rank_zero", "not_finite", "not_converged", "out_of_range", "names_taken"]
+KeptReason = Literal[
+    "no_saving", "rank_zero", "not_finite", "not_converged", "out_of_range", "names_taken", "kept_by_budget"
+]
 
 
 class FileReport(Output):

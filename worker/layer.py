@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from schemas.compression import RankRule
+from schemas.rankrules import RankRule
 from schemas.report import KeptReason, LayerReport
 from worker.checkpoint.dtypes import torch_dtype
 from worker.lowrank import (

@@ -25,8 +25,17 @@ from schemas.problem import field_problems
         ({"rank": {"energy": 0}}, "/rank/energy", "greater than 0"),
         ({"rank": {"error": 1}}, "/rank/error", "less than 1"),
         ({"rank": {"rato": 0.5}}, "/rank/rato", "no such field"),
-        ({"rank": {"budget": 0.5}}, "/rank/budget", "does not offer it yet"),
-        ({"rank": {"budget_bytes": 5}}, "/rank/budget_bytes", "does not offer it yet"),
+        ({"rank": {"budget": 0}}, "/rank/budget", "greater than 0"),
+        ({"rank": {"budget": 1.01}}, "/rank/budget", "less than or equal to 1"),
+        ({"rank": {"budget_bytes": 0}}, "/rank/budget_bytes", "greater than or equal to 1"),
+        ({"rank": {"budget_bytes": 1e6}}, "/rank/budget_bytes", "valid integer"),
+        ({"rank": {"budget": 0.5, "budget_bytes": 5}}, "/rank", "energy, error, budget and budget_bytes; 2"),
+        ({"rank": {"budget": 0.5, "ratio": 0.5}}, "/rank", "exactly one"),
+        ({"rank": {"budget_bytes": 5}, "layout": "dense"}, "/layout", "saves no bytes"),
+        ({"rank": {"budget": 0.5}, "objective": "squared"}, "/objective", "absolute"),
+        ({"rank": 4, "align": 0}, "/align", "greater than or equal to 1"),
+        ({"rank": 4, "align": 8.0}, "/align", "valid integer"),
+        ({"rank": 4, "min_rank": 0}, "/min_rank", "greater than or equal to 1"),
         ({"rank": 4, "calibration": "../grams"}, "/calibration", "match pattern"),
         ({"rank": 4, "calibration": ""}, "/calibration", "match pattern"),
         ({"rank": 4, "calibration": 7}, "/calibration", "valid string"),
@@ -43,6 +52,19 @@ from schemas.problem import field_problems
         ({"rank": 4, "include": [""]}, "/include/0", "at least 1 character"),
         ({"rank": 4, "overrides": [{"rank": 2}]}, "/overrides/0/match", "required"),
         ({"rank": 4, "overrides": [{"match": "*", "rank": {"ratio": 7}}]}, "/overrides/0/rank/ratio", "less"),
+        ({"rank": 4, "overrides": [{"match": "*", "rank": {}}]}, "/overrides/0/rank", "energy and error; 0"),
+        (
+            {"rank": 4, "overrides": [{"match": "*", "rank": {"budget": 0.5}}]},
+            "/overrides/0/rank/budget",
+            "shared by all",
+        ),
+        (
+            {"rank": 4, "overrides": [{"match": "*", "rank": {"budget_bytes": 5}}]},
+            "/overrides/0/rank/budget_bytes",
+            "shared by all",
+        ),
+        ({"rank": 4, "overrides": [{"match": "*", "weight": 0}]}, "/overrides/0/weight", "greater than 0"),
+        ({"rank": 4, "overrides": [{"match": "*", "align": 0}]}, "/overrides/0/align", "greater than or eq"),
         ({"rank": 4, "overrides": [{"match": "*", "a/b~c": 7}]}, "/overrides/0/a~1b~0c", "no such field"),
     ],
 )
@@ -63,6 +85,8 @@ def test_a_bad_spec_is_refused_with_the_pointer_and_the_reason(document, pointer
         {"rank": {"energy": 1}},
         {"rank": {"error": 0.1}, "method": "cur", "cur": {"storage": "two"}, "selector": "cpqr"},
         {"rank": 8, "overrides": [{"match": "a.*", "rank": {"ratio": 0.1}, "method": "cx"}]},
+        {"rank": {"budget": 0.5}, "objective": "absolute", "align": 8, "min_rank": 16},
+        {"rank": {"budget_bytes": 10**9}, "overrides": [{"match": "a", "weight": 2.0, "align": 4}]},
         {"rank": 8, "calibration": "my-grams.2", "transposed": ["h.*", "*.c_attn"]},
     ],
 )
@@ -84,3 +108,14 @@ def test_specs_that_mean_the_same_are_written_the_same():
 
 def test_what_is_not_given_of_calibration_is_not_in_the_document():
     assert CompressionSpec(rank=4).document().keys().isdisjoint({"calibration", "transposed"})
+
+
+def test_what_has_no_effect_is_not_written():
+    plain = CompressionSpec.model_validate({"rank": {"budget": 0.5}})
+    said = CompressionSpec.model_validate(
+        {"rank": {"budget": 0.5}, "objective": "relative", "align": 1, "min_rank": 1}
+    )
+
+    assert plain.canonical() == said.canonical()
+    assert not plain.document().keys() & {"objective", "align", "min_rank"}
+    assert plain.document()["rank"] == {"budget": 0.5}

@@ -6,6 +6,7 @@ import pytest
 from schemas.compression import CompressionSpec
 from schemas.plandocument import plan_document
 from schemas.planning import make_plan
+from schemas.specerror import SpecError
 from schemas.tensor import DTYPE_BITS
 
 
@@ -81,6 +82,66 @@ def test_a_layer_is_factored_only_where_that_saves_parameters(shape, spec, rank,
     assert (layer.rank, layer.reason) == (rank, reason)
 
 
+@pytest.mark.parametrize(
+    ("spec", "rank", "reason"),
+    [
+        ({"rank": 9, "align": 8}, 16, None),
+        ({"rank": 16, "align": 8}, 16, None),
+        ({"rank": 25, "align": 8}, None, "no_saving"),
+        ({"rank": 3, "min_rank": 5}, 5, None),
+        ({"rank": 3, "min_rank": 5, "align": 4}, 8, None),
+        ({"rank": {"ratio": 0.45}, "align": 8}, 8, None),
+        ({"rank": {"ratio": 0.2}, "align": 8}, None, "rank_zero"),
+        ({"rank": {"ratio": 0.2}, "min_rank": 7}, None, "rank_zero"),
+        ({"rank": {"ratio": 0.2}, "min_rank": 6}, 6, None),
+        ({"rank": {"ratio": 1.0}, "align": 8}, None, "no_saving"),
+        ({"rank": 1, "align": 31}, 31, None),
+        ({"rank": 9, "align": 8, "overrides": [{"match": "layer", "align": 5}]}, 10, None),
+        ({"rank": 9, "overrides": [{"match": "layer", "min_rank": 12}]}, 12, None),
+    ],
+)
+def test_an_integer_goes_up_to_a_rank_that_is_allowed_and_a_ratio_down(spec, rank, reason):
+    (layer,) = planned([Named("layer.weight")], **spec).layers
+
+    assert (layer.rank, layer.reason) == (rank, reason)
+
+
+@pytest.mark.parametrize(
+    ("spec", "pointer"),
+    [
+        ({"align": 32}, "/align"),
+        ({"min_rank": 32}, "/min_rank"),
+        ({"align": 20, "min_rank": 25}, "/align"),
+        ({"rank": {"energy": 0.5}, "align": 64}, "/align"),
+        ({"rank": {"budget": 0.5}, "align": 64}, "/align"),
+        ({"overrides": [{"match": "x"}, {"match": "*", "align": 64}]}, "/overrides/1/align"),
+        ({"overrides": [{"match": "*", "min_rank": 64}]}, "/overrides/0/min_rank"),
+        ({"min_rank": 64, "overrides": [{"match": "*", "rank": 4}]}, "/min_rank"),
+    ],
+)
+def test_an_alignment_above_every_break_even_is_refused_by_name(spec, pointer):
+    tensors = [Named("small.weight", (16, 16)), Named("layer.weight"), Named("row.weight", (1, 64))]
+
+    with pytest.raises(SpecError) as refusal:
+        planned(tensors, **spec)
+
+    assert refusal.value.pointer == pointer
+    assert '"layer"' in refusal.value.detail
+    assert "up to 31" in refusal.value.detail
+
+
+def test_an_alignment_above_some_break_evens_keeps_those_layers_dense():
+    layers = planned([Named("small.weight", (16, 16)), Named("layer.weight")], align=16).layers
+
+    assert [(layer.rank, layer.reason) for layer in layers] == [(None, "no_saving"), (16, None)]
+
+
+def test_what_cannot_be_factored_anyway_is_no_matter_of_alignment():
+    (layer,) = planned([Named("row.weight", (1, 64))], align=64).layers
+
+    assert layer.reason == "no_saving"
+
+
 def test_the_first_matching_override_wins():
     overrides = [{"match": "a.*", "rank": 7}, {"match": "*", "rank": 9, "method": "cx", "selector": "cpqr"}]
     layers = planned([Named("a.b.weight"), Named("c.weight")], overrides=overrides).layers
@@ -117,6 +178,13 @@ def test_a_layer_whose_new_names_are_taken_stays_dense(others, method, reason):
         ({"exclude": ["layer.norm"]}, None),
         ({"overrides": [{"match": "nope", "rank": 2}]}, "overrides: the pattern 'nope' matches no layer"),
         ({"exclude": ["*"]}, "no layer is selected: the output equals the input"),
+        ({"objective": "absolute"}, "objective: it has no effect without a budget"),
+        ({"rank": {"budget": 0.5}, "objective": "absolute"}, None),
+        (
+            {"overrides": [{"match": "*", "weight": 2}]},
+            "overrides: the weight of '*' has no effect without a budget",
+        ),
+        ({"rank": {"budget": 0.5}, "overrides": [{"match": "*", "weight": 2}]}, None),
         ({}, None),
     ],
 )

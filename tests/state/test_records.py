@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.compression import CompressionSpec, CurOptions, Override, RankRule
+from schemas.compression import CompressionSpec, CurOptions, Override
+from schemas.rankrules import LayerRule, SpecRule
 from schemas.report import FileReport
 from state.records import (
     JOB_ID,
@@ -20,13 +21,13 @@ from state.records import (
 
 SPECS = [
     CompressionSpec(rank=64),
-    CompressionSpec(method="cx", rank=RankRule(energy=0.1 + 0.2), seed=2**63 - 1, include=("ü*",)),
+    CompressionSpec(method="cx", rank=SpecRule(energy=0.1 + 0.2), seed=2**63 - 1, include=("ü*",)),
     CompressionSpec(
         method="cur",
-        rank=RankRule(ratio=0.5),
+        rank=SpecRule(ratio=0.5),
         cur=CurOptions(storage="two"),
         overrides=(
-            Override(match="*.attention.*", rank=RankRule(error=0.1)),
+            Override(match="*.attention.*", rank=LayerRule(error=0.1)),
             Override(match="b", method="svd"),
         ),
         exclude=(),
