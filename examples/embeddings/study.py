@@ -12,7 +12,8 @@ from torch import Tensor
 
 from eckart import Client
 from eckart.torch import load_compressed
-from examples.minilm import MiniLM, installed, token_ids
+from examples.minilm import INNER, WIDTH, MiniLM, installed, token_ids
+from schemas.ranks import ratio_rank
 
 HERE = Path(__file__).parent
 KEPT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -20,18 +21,35 @@ KEPT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 LAYERS = "encoder.*"
 
 
+# Each kind of layer, and the shape of its weight or of its transpose.
+SHAPES = {
+    "*.attention.*": (WIDTH, WIDTH),
+    "*.intermediate.dense": (INNER, WIDTH),
+    "*.output.dense": (WIDTH, INNER),
+}
+FLOOR = 0.75
+
+
 @dataclass(frozen=True)
 class Rule:
-    """A way of giving the layers their ranks, and whether the inputs of the layers count."""
+    """A way of giving the layers their ranks; calibrated, it counts the errors of their outputs."""
 
     name: str
     kind: str
     calibrated: bool = False
+    floor: bool = False
 
     def spec(self, kept: float, calibration: str) -> dict[str, Any]:
-        """Ask for a share of the parameters to be kept."""
-        spec = {"method": "svd", "include": [LAYERS], "rank": {self.kind: kept}}
-        return spec | {"calibration": calibration} if self.calibrated else spec
+        """Ask for a share of the parameters; a floor is three quarters of the uniform rank."""
+        spec: dict[str, Any] = {"method": "svd", "include": [LAYERS], "rank": {self.kind: kept}}
+        if self.calibrated:
+            spec["calibration"] = calibration
+        if self.floor:
+            spec["overrides"] = [
+                {"match": match, "min_rank": int(FLOOR * ratio_rank(*shape, kept, factors=2))}
+                for match, shape in SHAPES.items()
+            ]
+        return spec
 
 
 RULES = (
@@ -39,6 +57,7 @@ RULES = (
     Rule("budget", "budget"),
     Rule("calibrated ratio", "ratio", calibrated=True),
     Rule("calibrated budget", "budget", calibrated=True),
+    Rule("calibrated budget, floor", "budget", calibrated=True, floor=True),
 )
 
 

@@ -1,0 +1,74 @@
+"""The study of MiniLM: no sentence is on both sides, and what it measures is what it says."""
+
+from xml.etree import ElementTree as ET
+
+import pytest
+import torch
+
+from benchmarks.standalone import running
+from eckart import Client
+from eckart.spec import as_spec
+from examples.embeddings.result import similarity_chart, similarity_table
+from examples.embeddings.study import KEPT, RULES, Study, nearest, original, sentences, vectors
+from examples.minilm import installed, token_ids
+
+UNIFORM = RULES[0]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Keep half, and nearly all, of the encoder by one ratio for every layer, through a service."""
+    place = tmp_path_factory.mktemp("study")
+    texts = sentences("evaluation")[:10]
+    with running(place, threads=1) as service, Client(service.url) as client:
+        checkpoint = client.upload(installed("model.safetensors"))
+        study = Study(client, checkpoint, "", texts, vectors(original(), texts), place / "result")
+        return list(study.measure([UNIFORM], [0.5, 0.95]))
+
+
+def test_no_sentence_is_in_both_lists_nor_twice_in_one():
+    calibration, evaluation = sentences("calibration"), sentences("evaluation")
+
+    assert len(calibration) >= 200
+    assert len(evaluation) >= 100
+    assert len({*calibration, *evaluation}) == len(calibration) + len(evaluation)
+
+
+def test_every_word_is_known():
+    unknown = token_ids("\u2603")[1]
+
+    for text in (*sentences("calibration"), *sentences("evaluation")):
+        assert unknown not in token_ids(text), text
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_every_spec_of_the_study_is_one(rule):
+    for kept in KEPT:
+        as_spec(rule.spec(kept, "some-id"))
+
+
+def test_more_parameters_keep_the_vectors_nearer(measured):
+    half, most = measured
+
+    assert (half.rule, half.asked, most.asked) == ("uniform ratio", 0.5, 0.95)
+    assert 0.49 < half.kept <= 0.5
+    assert 0.94 < most.kept <= 0.95
+    assert half.relative_error > most.relative_error
+    assert half.mean < most.mean
+    assert all(-1 <= one.least <= one.mean <= 1 + 1e-6 for one in measured)
+    assert all(0 <= one.same_nearest <= 1 for one in measured)
+
+
+def test_a_vector_is_not_its_own_nearest():
+    vectors = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
+
+    assert nearest(vectors).tolist() == [1, 0, 1, 2]
+
+
+def test_table_and_chart_show_every_job(measured):
+    lines = similarity_table(measured).splitlines()
+    root = ET.fromstring(similarity_chart(measured))
+
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["0.5", "0.95"]
+    assert {line.count("|") for line in lines} == {8}
+    assert "uniform ratio" in {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
