@@ -14,9 +14,19 @@ import torch
 
 from benchmarks.standalone import running
 from eckart import Client, EckartError
+from eckart.calibration import calibrate
 from examples.embeddings.result import similarity_chart, similarity_table
-from examples.embeddings.study import KEPT, RULES, Measured, Study, original, sentences, vectors
-from examples.minilm import installed
+from examples.embeddings.study import (
+    KEPT,
+    LAYERS,
+    RULES,
+    Measured,
+    Study,
+    original,
+    sentences,
+    vectors,
+)
+from examples.minilm import installed, token_ids
 from examples.page import publish
 
 ROOT = Path(__file__).parents[2]
@@ -29,11 +39,13 @@ def main() -> int:
     began = time.monotonic()
     measured: list[Measured] = []
     model, texts = original(), sentences("evaluation")
+    inputs = (token_ids(text) for text in sentences("calibration"))
+    grams = calibrate(model, inputs, given.into / "calibration.safetensors", include=[LAYERS])
     with running(given.into, threads=given.threads) as service, Client(service.url) as client:
         study = Study(
             client=client,
             checkpoint=client.upload(installed("model.safetensors")),
-            calibration="",
+            calibration=client.upload(grams),
             texts=texts,
             before=vectors(model, texts),
             place=given.into / "result",
