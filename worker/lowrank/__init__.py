@@ -2,7 +2,7 @@
 
 from worker.lowrank.cur import CUR, cur
 from worker.lowrank.cx import CX, cx
-from worker.lowrank.decomposition import Decomposition
+from worker.lowrank.decomposition import Decomposition, Memo
 from worker.lowrank.factor import decompose, factor
 from worker.lowrank.outcome import Factored, FactorRequest, Kept, Reason
 from worker.lowrank.ranks import EnergyRank, ErrorRank
@@ -21,6 +21,7 @@ __all__ = [
     "Factored",
     "Kept",
     "LowRank",
+    "Memo",
     "Reason",
     "Selector",
     "cur",

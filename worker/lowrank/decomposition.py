@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
@@ -100,3 +100,13 @@ class Decomposition:
         q, r = torch.linalg.qr(projected)
         turned: torch.Tensor = q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)
         return turned
+
+
+class Memo(Protocol):
+    """Decompositions of one weight, by the step of the ladder that made them: a dict will do.
+
+    What is in it may have fewer vectors than the ladder would make, but as many as the request needs.
+    """
+
+    def get(self, step: int, /) -> Decomposition | None: ...
+    def __setitem__(self, step: int, decomposition: Decomposition, /) -> None: ...

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from worker.lowrank.decomposition import Decomposition
+from worker.lowrank.decomposition import Decomposition, Memo
 from worker.lowrank.edge import check_weight
 from worker.lowrank.krylov import sketched
 from worker.lowrank.ladder import decompositions
@@ -17,9 +17,7 @@ from worker.lowrank.search import least
 from worker.lowrank.trial import Bench, OutOfRangeError, Trial
 
 
-def factor(
-    weight: torch.Tensor, request: FactorRequest, *, known: Decomposition | None = None
-) -> Factored | Kept:
+def factor(weight: torch.Tensor, request: FactorRequest, *, memo: Memo | None = None) -> Factored | Kept:
     """Factor one weight as asked, or say why it stays dense.
 
     Numerical trouble is an outcome and never an exception. Each step of the ladder (see
@@ -36,8 +34,9 @@ def factor(
         float64, float32, float16 or bfloat16; its device is where the work is done. It is not changed.
     request : FactorRequest
         Method, rank or rank rule, selector, and how the factors are stored.
-    known : Decomposition or None
-        One of this weight from before; it is tried first.
+    memo : Memo or None
+        Decompositions of this weight from before, where the request says to what extent they are made; those
+        that are computed are put there. The bytes that come are the same whatever is in it.
 
     Returns
     -------
@@ -64,10 +63,10 @@ def factor(
     if exponent is None:
         return Kept(reason=Reason.NOT_FINITE)
     scaled = ScaledWeight(weight, exponent)
-    return settle(scaled, request, _ladder(scaled, request, known))
+    return settle(scaled, request, _ladder(scaled, request, memo))
 
 
-def decompose(weight: torch.Tensor, *, extent: int) -> Decomposition | Kept:
+def decompose(weight: torch.Tensor, *, extent: int, memo: Memo | None = None) -> Decomposition | Kept:
     """Decompose one weight for any request that may come, or say why it stays dense.
 
     Parameters
@@ -76,6 +75,8 @@ def decompose(weight: torch.Tensor, *, extent: int) -> Decomposition | Kept:
         As for :func:`factor`.
     extent : int
         How many singular vectors, 1 ≤ r ≤ min(m, n).
+    memo : Memo or None
+        As for :func:`factor`.
 
     Returns
     -------
@@ -94,7 +95,7 @@ def decompose(weight: torch.Tensor, *, extent: int) -> Decomposition | Kept:
         return Kept(reason=Reason.NOT_FINITE)
     scaled = ScaledWeight(weight, exponent)
     found = None
-    for found in decompositions(scaled.matrix, extent=extent, whole=True):
+    for found in decompositions(scaled.matrix, extent=extent, whole=True, memo=memo):
         if found.resolves(extent):
             break
     return found or Kept(reason=Reason.NOT_CONVERGED)
@@ -115,13 +116,9 @@ def settle(scaled: ScaledWeight, request: FactorRequest, ladder: Iterable[Decomp
     return Kept(reason=Reason.NOT_CONVERGED)
 
 
-def _ladder(
-    scaled: ScaledWeight, request: FactorRequest, known: Decomposition | None
-) -> Iterator[Decomposition]:
-    if known is not None:
-        yield known
+def _ladder(scaled: ScaledWeight, request: FactorRequest, memo: Memo | None) -> Iterator[Decomposition]:
     if request.extent is not None:
-        yield from decompositions(scaled.matrix, extent=request.extent, whole=True)
+        yield from decompositions(scaled.matrix, extent=request.extent, whole=True, memo=memo)
     elif isinstance(request.rank, int):
         if (found := sketched(scaled.matrix, request.rank, seed=request.seed)) is not None:
             yield found

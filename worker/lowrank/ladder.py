@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from worker.lowrank.blas import gram
-from worker.lowrank.decomposition import Decomposition
+from worker.lowrank.decomposition import Decomposition, Memo
 from worker.lowrank.eigen import leading_pairs, oriented
 from worker.lowrank.lapack import NotConvergedError, failures, full_svd
 from worker.lowrank.scale import squared_norm
@@ -21,7 +21,9 @@ SMALL = 128
 GRAM_ROUNDING = 4
 
 
-def decompositions(matrix: torch.Tensor, *, extent: int, whole: bool) -> Iterator[Decomposition]:
+def decompositions(
+    matrix: torch.Tensor, *, extent: int, whole: bool, memo: Memo | None = None
+) -> Iterator[Decomposition]:
     """Yield decompositions of A, each made more carefully than the one before.
 
     The eigenpairs of the smaller Gram matrix AᵀA or AAᵀ, in float32 and then in float64: a small part of the
@@ -38,18 +40,20 @@ def decompositions(matrix: torch.Tensor, *, extent: int, whole: bool) -> Iterato
         How many singular vectors, 1 ≤ r ≤ min(m, n).
     whole : bool
         Whether all singular values are wanted, and not the largest r alone.
+    memo : Memo or None
+        What is known of A already: those steps are not taken again. What is computed is put there.
 
     Yields
     ------
     Decomposition
         At most four, all of finite singular values; none where nothing converged.
     """
-    yield from _climb(matrix, _steps(matrix), extent=extent, whole=whole)
+    yield from _climb(matrix, _steps(matrix), extent=extent, whole=whole, memo=memo)
 
 
 def directly(matrix: torch.Tensor, *, extent: int) -> Iterator[Decomposition]:
     """Yield the last two of :func:`decompositions`, which need no Gram matrix."""
-    yield from _climb(matrix, _direct_steps(), extent=extent, whole=True)
+    yield from _climb(matrix, _direct_steps(), extent=extent, whole=True, memo=None)
 
 
 def resolved(matrix: torch.Tensor, rank: int) -> Decomposition:
@@ -77,18 +81,23 @@ Step = Callable[[torch.Tensor, _Wanted], Decomposition]
 
 
 def _climb(
-    matrix: torch.Tensor, steps: Iterable[Step], *, extent: int, whole: bool
+    matrix: torch.Tensor, steps: Iterable[Step], *, extent: int, whole: bool, memo: Memo | None
 ) -> Iterator[Decomposition]:
     energy = squared_norm(matrix)
     if not energy < math.inf:  # Nor NaN: LAPACK may not come back from it.
         return
-    for step in steps:
-        try:
-            found = step(matrix, _Wanted(extent, whole, energy))
-        except failures(matrix.device):
-            continue
-        if bool(torch.isfinite(found.singular_values).all()):
-            yield found
+    for number, step in enumerate(steps):
+        found = memo.get(number) if memo is not None else None
+        if found is None:
+            try:
+                found = step(matrix, _Wanted(extent, whole, energy))
+            except failures(matrix.device):
+                continue
+            if not bool(torch.isfinite(found.singular_values).all()):
+                continue
+            if memo is not None:
+                memo[number] = found
+        yield found
         del found  # The next step needs the room.
 
 
