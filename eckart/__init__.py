@@ -1,5 +1,6 @@
 """The user's side of Eckart: compress checkpoints over HTTP. Loading the result is `eckart.torch`'s work."""
 
+from eckart.calibration import calibrate
 from eckart.client import Client
 from eckart.errors import (
     AnswerError,
@@ -30,4 +31,5 @@ __all__ = [
     "TransferError",
     "UnreachableError",
     "WaitTimeoutError",
+    "calibrate",
 ]

@@ -26,6 +26,7 @@ def test_the_public_names_are_these():
         "TransferError",
         "UnreachableError",
         "WaitTimeoutError",
+        "calibrate",
     ]
     assert all(hasattr(eckart, name) for name in eckart.__all__)
 

@@ -1,0 +1,86 @@
+"""Collecting the Gram matrices that a calibrated compression needs, from a model and batches of inputs."""
+
+from __future__ import annotations
+
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from eckart.errors import InputError
+from schemas.calibration import GRAM
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from torch import Tensor, nn
+
+DEFAULT_PATH = "calibration.safetensors"
+DTYPES = {"float32": ("F32", 4), "float64": ("F64", 8)}
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[object],
+    path: str | os.PathLike[str] = DEFAULT_PATH,
+    *,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    dtype: Literal["float32", "float64"] = "float32",
+    spill: bool = False,
+) -> Path:
+    """Run batches through a model and write `<module>.gram` = XXᵀ of the inputs X of each linear layer.
+
+    One pass, in eval mode and without gradients; a batch is a mapping (given as keywords), a tuple or list
+    (given in order) or one argument. Where a mapping holds `attention_mask` [batch, tokens], padding does not
+    count. Sums are in float64: 8 n² bytes for each distinct input of n features, whatever the number of
+    samples, and layers that take the same tensor (query, key and value) share one. `spill` keeps them in
+    files beside `path` instead of in memory. The file appears when it is whole; its path is returned.
+
+    Needs torch: `pip install 'eckart[torch]'`.
+    """
+    from eckart.grams import Collector  # torch is imported only here
+
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be float32 or float64, not {dtype!r}")
+    target = Path(path)
+    if not target.name.endswith(".safetensors"):
+        raise InputError(f"{target}: give a name that ends in .safetensors")
+
+    def chosen(name: str) -> bool:
+        return _matches(name, include) and not _matches(name, exclude)
+
+    with Collector(model, chosen, spill_beside=target if spill else None) as collector:
+        count = collector.run(batches)
+        if count == 0:
+            raise InputError("no batch came; give at least one, and a list if they are to be used again")
+        _write(target, collector.finish(), dtype)
+    return target
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _write(target: Path, grams: Mapping[str, Tensor], dtype: str) -> None:
+    """Write the matrices one at a time under a name of their own, then give the file its own."""
+    import torch
+
+    code, size = DTYPES[dtype]
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, gram in grams.items():
+        begin, end = end, end + size * gram.numel()
+        entries[name + GRAM] = {"dtype": code, "shape": list(gram.shape), "data_offsets": [begin, end]}
+    header = json.dumps(entries, ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    part = target.with_name(target.name + ".part")
+    try:
+        with part.open("wb") as stream:
+            stream.write(len(header).to_bytes(8, "little") + header)
+            for gram in grams.values():
+                stream.write(gram.to(getattr(torch, dtype)).contiguous().numpy().data)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
