@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -36,6 +37,27 @@ class ShardIndex:
     @property
     def shards(self) -> tuple[str, ...]:
         return tuple(sorted(set(self.weight_map.values())))
+
+
+def index_json(
+    weight_map: Mapping[str, str],
+    *,
+    metadata: Mapping[str, Any],
+    total_size_bytes: int,
+    total_parameters: int,
+) -> bytes:
+    """Build the text of an index: `total_size` is set, `total_parameters` is updated where it stands.
+
+    Raises
+    ------
+    ValueError
+        If the metadata hold what JSON cannot: NaN, infinity or half of a surrogate pair.
+    """
+    totals = {"total_size": total_size_bytes}
+    if "total_parameters" in metadata:
+        totals["total_parameters"] = total_parameters
+    index = {"metadata": {**metadata, **totals}, "weight_map": dict(weight_map)}
+    return json.dumps(index, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def parse_index(raw: bytes | bytearray, *, max_index_bytes: int = MAX_INDEX_BYTES) -> ShardIndex:

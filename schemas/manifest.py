@@ -39,6 +39,12 @@ def factored_layers(metadata: Mapping[str, str]) -> dict[str, FactoredLayer]:
         return {}
 
 
+def with_factored(metadata: Mapping[str, str], layers: Mapping[str, FactoredLayer]) -> dict[str, str]:
+    """Return a file's metadata with more layers said to be factored in it."""
+    manifest = Manifest(version=1, layers={**factored_layers(metadata), **layers})
+    return {**metadata, METADATA_KEY: manifest.model_dump_json()}
+
+
 def factored_names(files: Iterable[Mapping[str, str]]) -> frozenset[str]:
     """Return the modules that are factored already in any of the files with these metadata."""
     return frozenset(name for metadata in files for name in factored_layers(metadata))

@@ -54,6 +54,11 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
+def alignment_bytes(dtype: str) -> int:
+    """Return what a dtype's offsets should be multiples of: its element's bytes, or 1 if that is less."""
+    return max(1, DTYPE_BITS[dtype] // 8)
+
+
 def check_name(name: str, scan: JsonScan) -> None:
     """Check that a tensor's name is printable text of 1 to 1024 bytes."""
     try:

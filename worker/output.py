@@ -1,21 +1,20 @@
 """Putting the output together: finished layers and untouched tensors, file by file, in one streaming pass."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from schemas.checkpoint import Header, TensorInfo
-from schemas.manifest import METADATA_KEY, FactoredLayer, Manifest, factored_layers
+from schemas.outputplan import Copied, Stored, output_metadata, plan_output
 from schemas.report import FileReport
-from worker.checkpoint.arrangement import TensorSpec
 from worker.checkpoint.index import write_index
 from worker.checkpoint.part import WrittenFile
 from worker.checkpoint.reader import CheckpointReader
 from worker.checkpoint.spool import LayerSpool, SpooledLayer
 from worker.checkpoint.writer import CheckpointWriter
 from worker.layer import LayerOutcome
-from worker.plan import Copied, Source, Stored, WorkPlan, plan_output
+from worker.plan import Source, WorkPlan
 
 FindLayer = Callable[[int], SpooledLayer | None]
 
@@ -71,9 +70,11 @@ def _write_file(
     path: Path,
 ) -> tuple[WrittenFile, Header]:
     ranks = {number: outcome.rank for number, outcome in enumerate(outcomes) if outcome.rank is not None}
-    entries = {entry.name: entry for entry in plan_output(source, work.tasks, ranks)}
-    specs = [_spec(entry) for entry in entries.values()]
-    metadata = _metadata(source, work, outcomes, entries)
+    errors = {number: outcome.report.relative_error for number, outcome in enumerate(outcomes)}
+    planned = plan_output(source.header.tensors, work.layers, ranks)
+    metadata = output_metadata(source.header.metadata, planned, work.layers, ranks, errors)
+    entries = {entry.name: entry for entry in planned}
+    specs = [entry.spec for entry in planned]
     with CheckpointReader(source.path) as reader, CheckpointWriter(path, specs, metadata) as writer:
         # The writer may order tensors anew to keep them aligned, so it is asked what comes next.
         while (following := writer.next) is not None:
@@ -86,37 +87,9 @@ def _write_file(
     return writer.written, writer.header
 
 
-def _spec(entry: Copied | Stored) -> TensorSpec:
-    if isinstance(entry, Copied):
-        return TensorSpec(entry.name, entry.tensor.dtype, entry.tensor.shape)
-    return TensorSpec(entry.name, entry.dtype, entry.shape)
-
-
 def _copy_factor(entry: Stored, find: FindLayer, writer: CheckpointWriter) -> None:
     layer = find(entry.number)
     if layer is None:
         raise FileNotFoundError(f"the finished layer that holds {entry.name} is gone or damaged")
     with layer.open() as reader:
         writer.copy(reader, layer.factors[entry.position])
-
-
-def _metadata(
-    source: Source,
-    work: WorkPlan,
-    outcomes: Sequence[LayerOutcome],
-    entries: Mapping[str, Copied | Stored],
-) -> dict[str, str]:
-    """Keep the input's entries and say what is factored here, so that the file is enough to load itself."""
-    layers = factored_layers(source.header.metadata)
-    for task, outcome in zip(work.tasks, outcomes, strict=True):
-        report, layer = outcome.report, task.layer
-        if report.rank is not None and not layer.dense_layout and layer.factor_names()[0] in entries:
-            layers[layer.name] = FactoredLayer(
-                method=report.method,
-                rank=report.rank,
-                shape=(layer.rows, layer.columns),
-                dtype=layer.stored_dtype,
-                relative_error=report.relative_error,
-            )
-    manifest = Manifest(version=1, layers=layers)
-    return {**source.header.metadata, METADATA_KEY: manifest.model_dump_json()}

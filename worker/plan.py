@@ -1,13 +1,12 @@
 """Where everything goes: input files and spec in, a frozen order of work and of the output's tensors out."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from schemas.checkpoint import Header, ShardIndex, TensorInfo
 from schemas.compression import CompressionSpec
 from schemas.manifest import factored_names
-from schemas.plan import BIAS, LayerPlan
+from schemas.plan import LayerPlan
 from schemas.planning import make_plan
 
 
@@ -57,24 +56,10 @@ class WorkPlan:
     tasks: tuple[LayerTask, ...]
     warnings: tuple[str, ...]
 
-
-@dataclass(frozen=True, slots=True)
-class Copied:
-    """A tensor that goes over byte for byte, maybe under a new name."""
-
-    name: str
-    tensor: TensorInfo
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A tensor that was computed: factor `position` of layer `number`."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    number: int
-    position: int
+    @property
+    def layers(self) -> tuple[LayerPlan, ...]:
+        """What is to be done to each layer, in the order of their numbers."""
+        return tuple(task.layer for task in self.tasks)
 
 
 def plan_work(checkpoint: InputCheckpoint, spec: CompressionSpec) -> WorkPlan:
@@ -90,43 +75,3 @@ def plan_work(checkpoint: InputCheckpoint, spec: CompressionSpec) -> WorkPlan:
     ]
     tasks = tuple(LayerTask(number, *where) for number, where in enumerate(selected))
     return WorkPlan(checkpoint, tasks, plan.warnings)
-
-
-def plan_output(
-    source: Source, tasks: tuple[LayerTask, ...], ranks: Mapping[int, int]
-) -> tuple[Copied | Stored, ...]:
-    """Lay out one output file in its input's order.
-
-    Parameters
-    ----------
-    source
-        The input file.
-    tasks
-        The layers of the whole checkpoint: a bias may lie in another file than its weight.
-    ranks
-        The rank of each layer that was factored, by its number.
-    """
-    weights = {task.tensor.name: task for task in tasks if task.number in ranks}
-    biases = {
-        task.layer.name + BIAS: task.layer.bias_name()
-        for task in weights.values()
-        if not task.layer.dense_layout
-    }
-    entries: list[Copied | Stored] = []
-    for tensor in source.header.tensors:
-        if task := weights.get(tensor.name):
-            entries += _stored(task, ranks[task.number])
-        else:
-            entries.append(Copied(biases.get(tensor.name, tensor.name), tensor))
-    return tuple(entries)
-
-
-def _stored(task: LayerTask, rank: int) -> list[Stored]:
-    layer = task.layer
-    if layer.dense_layout:
-        return [Stored(layer.tensor, layer.stored_dtype, (layer.rows, layer.columns), task.number, 0)]
-    pairs = zip(layer.factor_names(), layer.factor_shapes(rank), strict=True)
-    return [
-        Stored(name, layer.stored_dtype, shape, task.number, position)
-        for position, (name, shape) in enumerate(pairs)
-    ]

@@ -10,8 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from schemas.arrangement import TensorSpec
 from schemas.checkpoint import CheckpointError, TensorInfo, read_header
-from worker.checkpoint.arrangement import TensorSpec
 from worker.checkpoint.dtypes import dtype_name
 from worker.checkpoint.reader import CheckpointReader
 from worker.checkpoint.writer import CheckpointWriter

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from schemas.checkpoint import DTYPE_BITS, CheckpointError
+from schemas.checkpoint import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,25 +75,3 @@ def dtype_name(dtype: torch.dtype) -> str:
     if dtype not in _NAMES:
         raise CheckpointError("dtype-not-writable", f"safetensors has no dtype for {dtype}.")
     return _NAMES[dtype]
-
-
-def alignment_bytes(name: str) -> int:
-    """
-    Return the number that the offsets of a safetensors dtype should be multiples of: its element's bytes.
-
-    Parameters
-    ----------
-    name : str
-        A safetensors dtype, such as ``"BF16"``.
-
-    Returns
-    -------
-    int
-        1, 2, 4 or 8, in bytes. Elements smaller than a byte fill whole bytes, so they count as one.
-
-    Raises
-    ------
-    KeyError
-        If safetensors has no such dtype.
-    """
-    return max(1, DTYPE_BITS[name] // 8)

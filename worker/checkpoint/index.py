@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
+from schemas.index import index_json
 from worker.checkpoint.part import PartFile, WrittenFile
 
 if TYPE_CHECKING:
@@ -50,10 +50,12 @@ def write_index(
     OSError
         If the file cannot be written, forced to the disk or renamed.
     """
-    totals = {"total_size": total_size_bytes}
-    if "total_parameters" in metadata:
-        totals["total_parameters"] = total_parameters
-    index = {"metadata": {**metadata, **totals}, "weight_map": dict(weight_map)}
+    text = index_json(
+        weight_map,
+        metadata=metadata,
+        total_size_bytes=total_size_bytes,
+        total_parameters=total_parameters,
+    )
     with PartFile(path) as part:
-        part.write(json.dumps(index, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        part.write(text)
     return part.written()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from schemas.arrangement import MAX_OUTPUT_HEADER_BYTES, TensorSpec
 from schemas.checkpoint import CheckpointError, TensorInfo
-from worker.checkpoint.arrangement import MAX_OUTPUT_HEADER_BYTES, TensorSpec
 from worker.checkpoint.dtypes import dtype_name
 from worker.checkpoint.reader import CheckpointReader
 from worker.checkpoint.writer import CheckpointWriter

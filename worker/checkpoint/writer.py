@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
+from schemas.arrangement import aligned_order, header_json
 from schemas.checkpoint import Header, TensorInfo, parse_header
-from worker.checkpoint.arrangement import aligned_order, header_json
 from worker.checkpoint.dtypes import dtype_name
 from worker.checkpoint.part import PartFile, WrittenFile
 from worker.checkpoint.reader import CHUNK_BYTES, CheckpointReader
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from worker.checkpoint.arrangement import TensorSpec
+    from schemas.arrangement import TensorSpec
 
 
 class CheckpointWriter:

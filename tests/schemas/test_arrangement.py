@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schemas.arrangement import TensorSpec, aligned_order
 from schemas.checkpoint import DTYPE_BITS
-from worker.checkpoint.arrangement import TensorSpec, aligned_order
-from worker.checkpoint.dtypes import alignment_bytes
+from schemas.tensor import alignment_bytes
 
 BYTE_DTYPES = sorted(dtype for dtype, bits in DTYPE_BITS.items() if bits >= 8)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from schemas.checkpoint import DTYPE_BITS, CheckpointError
-from worker.checkpoint.dtypes import alignment_bytes
+from schemas.fault import CheckpointError
+from schemas.tensor import DTYPE_BITS, alignment_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,18 +21,7 @@ _PADDING_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """
-    A tensor to be written.
-
-    Attributes
-    ----------
-    name : str
-        Its name; whether a reader would accept it is checked with the header.
-    dtype : str
-        A safetensors dtype, such as ``"BF16"``.
-    shape : tuple of int
-        The sizes, each at least 0; ``()`` for a scalar.
-    """
+    """A tensor to be written; whether a reader would accept its name is checked with the header."""
 
     name: str
     dtype: str
@@ -44,26 +33,10 @@ class TensorSpec:
 
 
 def aligned_order(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """
-    Order tensors so that each begins at a multiple of its element's size.
+    """Order tensors so that each begins at a multiple of its element's size.
 
     Readers that map the file would find other elements off their addresses, and some fail. An order that does
     so is kept; else the tensors are sorted by element size, largest first, which always does so, and stably.
-
-    Parameters
-    ----------
-    specs : iterable of TensorSpec
-        The tensors in the order that is preferred.
-
-    Returns
-    -------
-    tuple of TensorSpec
-        The same tensors in the order to write them.
-
-    Raises
-    ------
-    KeyError
-        If a dtype is none of safetensors'.
     """
     given = tuple(specs)
     starts = accumulate((spec.nbytes for spec in given), initial=0)
@@ -73,20 +46,9 @@ def aligned_order(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
 
 
 def header_json(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
-    """
-    Build the header of a file that holds these tensors one after another.
+    """Build the header of a file that holds these tensors one after another.
 
-    Parameters
-    ----------
-    specs : sequence of TensorSpec
-        The tensors in the order of their bytes.
-    metadata : mapping of str to str
-        The file's ``__metadata__``, left out where it is empty.
-
-    Returns
-    -------
-    bytes
-        JSON, padded with spaces so that the data begins at a multiple of eight bytes.
+    Spaces pad it so that the data begins at a multiple of eight bytes; empty metadata are left out.
 
     Raises
     ------
