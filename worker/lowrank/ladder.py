@@ -48,12 +48,12 @@ def decompositions(
     Decomposition
         At most four, all of finite singular values; none where nothing converged.
     """
-    yield from _climb(matrix, _steps(matrix), extent=extent, whole=whole, memo=memo)
+    yield from climb(matrix, _steps(matrix), extent=extent, whole=whole, memo=memo)
 
 
 def directly(matrix: torch.Tensor, *, extent: int) -> Iterator[Decomposition]:
     """Yield the last two of :func:`decompositions`, which need no Gram matrix."""
-    yield from _climb(matrix, _direct_steps(), extent=extent, whole=True, memo=None)
+    yield from climb(matrix, _direct_steps(), extent=extent, whole=True, memo=None)
 
 
 def resolved(matrix: torch.Tensor, rank: int) -> Decomposition:
@@ -71,18 +71,21 @@ def resolved(matrix: torch.Tensor, rank: int) -> Decomposition:
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class Wanted:
+    """How many singular vectors and whether all values of A are wanted, and ‖A‖_F²."""
+
     vectors: int
     all_values: bool
     energy: float
 
 
-Step = Callable[[torch.Tensor, _Wanted], Decomposition]
+Step = Callable[[torch.Tensor, Wanted], Decomposition]
 
 
-def _climb(
+def climb(
     matrix: torch.Tensor, steps: Iterable[Step], *, extent: int, whole: bool, memo: Memo | None
 ) -> Iterator[Decomposition]:
+    """Yield what each step makes of A; one that fails, or whose values are not finite, is passed over."""
     energy = squared_norm(matrix)
     if not energy < math.inf:  # Nor NaN: LAPACK may not come back from it.
         return
@@ -90,7 +93,7 @@ def _climb(
         found = memo.get(number) if memo is not None else None
         if found is None:
             try:
-                found = step(matrix, _Wanted(extent, whole, energy))
+                found = step(matrix, Wanted(extent, whole, energy))
             except failures(matrix.device):
                 continue
             if not bool(torch.isfinite(found.singular_values).all()):
@@ -116,7 +119,7 @@ def _steps(matrix: torch.Tensor) -> list[Step]:
     return [*by_gram, *_direct_steps()]
 
 
-def _by_gram(matrix: torch.Tensor, wanted: _Wanted, *, dtype: torch.dtype) -> Decomposition:
+def _by_gram(matrix: torch.Tensor, wanted: Wanted, *, dtype: torch.dtype) -> Decomposition:
     by_columns = matrix.shape[0] >= matrix.shape[1]
     products = gram(matrix if by_columns else matrix.mT, dtype)  # [p, p]
     values, basis = leading_pairs(products, wanted.vectors, whole=wanted.all_values)  # [p or r], [r, p]
@@ -130,7 +133,7 @@ def _by_gram(matrix: torch.Tensor, wanted: _Wanted, *, dtype: torch.dtype) -> De
     )
 
 
-def _by_svd(matrix: torch.Tensor, wanted: _Wanted, *, iterate: bool) -> Decomposition:
+def _by_svd(matrix: torch.Tensor, wanted: Wanted, *, iterate: bool) -> Decomposition:
     by_columns = matrix.shape[0] >= matrix.shape[1]
     tall = (matrix if by_columns else matrix.mT).to(torch.float64)
     if tall.shape[0] >= QR_ASPECT * tall.shape[1]:

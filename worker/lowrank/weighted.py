@@ -1,0 +1,188 @@
+"""The best factors for a layer's own inputs: ‖(W - Ŵ)X‖_F instead of ‖W - Ŵ‖_F, told by G = XXᵀ."""
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+
+from worker.lowrank.blas import gram as gram_of
+from worker.lowrank.blas import product
+from worker.lowrank.decomposition import Decomposition, Memo
+from worker.lowrank.eigen import leading_pairs, oriented
+from worker.lowrank.gram import BLOCK_ELEMENTS, RIDGES, Gram
+from worker.lowrank.ladder import Step, Wanted, climb
+from worker.lowrank.lapack import full_svd
+from worker.lowrank.residual import Residual, as_pair, product_rows
+from worker.lowrank.scale import scaled_copy, times_power
+
+EPS = sys.float_info.epsilon
+
+
+def weighted_decompositions(
+    weight: torch.Tensor, exponent: int, gram: torch.Tensor, *, extent: int, memo: Memo | None = None
+) -> Iterator[Decomposition]:
+    """Yield decompositions of 2^-exponent · W G^½, each made more carefully than the one before.
+
+    Ŵ = U_k U_kᵀ W with the leading left singular vectors U_k of W S, for any S with S Sᵀ = G, minimises
+    ‖(W - Ŵ)X‖_F over all Ŵ of rank k, and its square is Σ_{i>k} σᵢ² (Eckart and Young 1936 for W S; as in
+    SVD-LLM V2, Wang et al. 2025). No inverse of S is needed, so G may be of any rank. G is equilibrated and
+    ridged first: see :class:`worker.lowrank.gram.Gram`. All is done in float64: first by eigenvalues of the
+    smaller of the Gram matrices of W S, then, where their rounding shows, by QR and an SVD of W S itself.
+
+    Parameters
+    ----------
+    weight : Tensor [m, n]
+        W; float64, float32, float16 or bfloat16. Its device is where the work is done.
+    exponent : int
+        Its scale (see :func:`worker.lowrank.scale.exponent_of`).
+    gram : Tensor [n, n]
+        G, in which :func:`worker.lowrank.gram.gram_fault` finds no fault; float64 or float32.
+    extent : int
+        How many singular vectors are wanted, 1 ≤ extent ≤ min(m, n).
+    memo : Memo or None
+        As for :func:`worker.lowrank.ladder.decompositions`.
+
+    Yields
+    ------
+    Decomposition
+        Of side "rows", at most three; none where nothing converged. Its spectrum is without the ridge.
+    """
+    inputs = Gram.of(gram.to(weight.device))
+    taken = scaled_copy(weight, exponent, torch.float64).mul_(inputs.scale)  # [m, n]
+    steps: list[Step] = [
+        partial(_by_eigenvalues, inputs=inputs),
+        partial(_by_svd, inputs=inputs, iterate=False),
+        partial(_by_svd, inputs=inputs, iterate=True),
+    ]
+    yield from climb(taken, steps, extent=extent, whole=True, memo=memo)
+
+
+def measure_weighted(
+    weight: torch.Tensor, factors: Sequence[torch.Tensor], exponent: int, gram: torch.Tensor
+) -> Residual:
+    """Return ‖(W - Ŵ)X‖_F² = tr((W - Ŵ)G(W - Ŵ)ᵀ) and ‖WX‖_F² of 2^-exponent · W, measured in float64.
+
+    Parameters
+    ----------
+    weight : Tensor [m, n]
+        W; finite, any real floating dtype.
+    factors : sequence of Tensor
+        As for :func:`worker.lowrank.relative_error`.
+    exponent : int
+        The weight's scale.
+    gram : Tensor [n, n]
+        G = XXᵀ; float64 or float32, on any device.
+
+    Returns
+    -------
+    Residual
+        Of blocks of rows, one at a time. Neither is under 0, though rounding in G could say so.
+    """
+    inputs = Gram.of(gram.to(weight.device))
+    pair = as_pair([factor.to(torch.float64) for factor in factors])  # [j, n], [m, j]
+    error = norm = 0.0
+    for rows in _row_blocks(*weight.shape):
+        block = times_power(weight[rows].to(torch.float64), -exponent) * inputs.scale  # [rows, n]
+        norm += _energy(block, inputs.core)
+        block -= product_rows(pair, rows, exponent) * inputs.scale
+        error += _energy(block, inputs.core)
+    return Residual(max(error, 0.0), max(norm, 0.0), exponent)
+
+
+def weighted_matrix(weight: torch.Tensor, exponent: int, gram: torch.Tensor) -> torch.Tensor:
+    """Return 2^-exponent · W D C^½ [m, n] in float64 for G = D C D, ridged: its columns stand for those of W.
+
+    For selectors: rows, and columns as the inputs bring them to bear, in one matrix. Parameters are those of
+    :func:`weighted_decompositions`.
+
+    Raises
+    ------
+    LinAlgError
+        torch's, if the eigenvalues of G were not found.
+    """
+    inputs = Gram.of(gram.to(weight.device))
+    vectors, values = _root(inputs)
+    taken = scaled_copy(weight, exponent, torch.float64).mul_(inputs.scale)
+    return product(product(taken, vectors).mul_((values + inputs.ridge).sqrt()), vectors.mT)
+
+
+def _by_eigenvalues(taken: torch.Tensor, wanted: Wanted, *, inputs: Gram) -> Decomposition:
+    wide = taken.shape[0] <= taken.shape[1]
+    energies, basis = (_left_of_wide if wide else _left_of_tall)(taken, inputs, wanted.vectors)
+    total = float(energies.clamp_min(0).sum())
+    reach = wanted.energy * float(torch.linalg.matrix_norm(inputs.core)) / total if total > 0 else 0.0
+    noise = EPS * math.sqrt(max(taken.shape)) * reach
+    # What float32 has rounded away of G, no care brings back.
+    return _decomposition(energies, basis, noise=noise if inputs.ridge == RIDGES[torch.float64] else 0.0)
+
+
+def _left_of_wide(taken: torch.Tensor, inputs: Gram, extent: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decompose A (C + δI) Aᵀ [m, m]; no eigenvalues of the larger C are needed."""
+    plain = gram_of(taken.mT, torch.float64)  # [m, m]
+    ridged = torch.empty_like(plain)
+    for rows in _row_blocks(*taken.shape):
+        ridged[rows] = product(product(taken[rows], inputs.core), taken.mT)
+    ridged.add_(plain, alpha=inputs.ridge)
+    ridged = ridged.add_(ridged.mT.clone()).mul_(0.5)
+    values, rows_of = leading_pairs(ridged, len(ridged), whole=True)  # [m], [m, m]
+    del ridged
+    energies = values - inputs.ridge * (product(rows_of, plain) * rows_of).sum(1).cpu()
+    return energies, rows_of[:extent]
+
+
+def _left_of_tall(taken: torch.Tensor, inputs: Gram, extent: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decompose (A S)ᵀ A S [n, n], and take the right vectors over to the left."""
+    matrix, share = _rooted(taken, inputs)
+    values, right = leading_pairs(gram_of(matrix, torch.float64), matrix.shape[1], whole=True)  # [n], [n, n]
+    energies = values * (right.square() @ share).cpu()
+    left = torch.linalg.qr(product(matrix, right[:extent].mT)).Q  # [m, extent]
+    return energies, left.mT
+
+
+def _by_svd(taken: torch.Tensor, wanted: Wanted, *, inputs: Gram, iterate: bool) -> Decomposition:
+    """Decompose A S by QR and an SVD of the small factor: no squares are taken."""
+    matrix, share = _rooted(taken, inputs)
+    if matrix.shape[0] <= matrix.shape[1]:
+        core = torch.linalg.qr(matrix.mT, mode="r").R.mT  # [m, m]
+        left = full_svd(core, iterate=iterate)[0]  # [m, m]
+    else:
+        orthonormal, core = torch.linalg.qr(matrix)  # [m, n], [n, n]
+        left = product(orthonormal, full_svd(core, iterate=iterate)[0])  # [m, n]
+        del orthonormal
+    energies = (product(left.mT, matrix).square_() @ share).cpu()  # [p]
+    return _decomposition(energies, left[:, : wanted.vectors].mT, noise=0.0)
+
+
+def _decomposition(energies: torch.Tensor, basis: torch.Tensor, *, noise: float) -> Decomposition:
+    """Put it together; energies that only rounding takes under 0 are 0."""
+    return Decomposition(
+        singular_values=energies.clamp_min(0).sqrt().sort(descending=True).values,
+        basis=oriented(basis.contiguous()),
+        side="rows",
+        noise=noise,
+        weighted=True,
+    )
+
+
+def _root(inputs: Gram) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the eigenvectors of C [n, n] and its eigenvalues [n], those that rounding took under 0 as 0."""
+    values, rows = leading_pairs(inputs.core, len(inputs.scale), whole=True)
+    return rows.mT, values.clamp_min(0).to(rows.device)
+
+
+def _rooted(taken: torch.Tensor, inputs: Gram) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A S [m, n] with S Sᵀ = C + δI, and which part [n] of each column's energy is not δ's."""
+    vectors, values = _root(inputs)
+    ridged = values + inputs.ridge
+    return product(taken, vectors).mul_(ridged.sqrt()), values / ridged
+
+
+def _energy(block: torch.Tensor, core: torch.Tensor) -> float:
+    return float((product(block, core) * block).sum())
+
+
+def _row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    step = max(1, BLOCK_ELEMENTS // columns)
+    return (slice(start, start + step) for start in range(0, rows, step))
