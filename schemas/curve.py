@@ -62,7 +62,7 @@ def make_curve(
     return Curve(name, ranks[:cheaper], costs, errors, array("d", falls))
 
 
-def squared_tails(spectrum: Sequence[float], scale: float) -> "array[float]":
+def squared_tails(spectrum: Sequence[float], scale: float = 1.0) -> "array[float]":
     """Return the sums of the squares of all but the first 0, 1, … singular values, in units of scale².
 
     They are summed from the small end, as the numerics do.
