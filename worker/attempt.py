@@ -11,8 +11,9 @@ from schemas.checkpoint import INDEX_ENDING, CheckpointError
 from schemas.job import TERMINAL, Progress
 from schemas.problem import Problem, problem
 from schemas.report import Report
-from state.blobs import sync_directory
+from state.blobs import FULL, sync_directory
 from state.checkpoints import CheckpointStore
+from state.decompositions import DecompositionStore
 from state.errors import CheckpointNotFound, JobNotFound, NoSpace, StoreUnavailable
 from state.jobs import JobStore
 from state.layout import Layout
@@ -61,6 +62,7 @@ def run_attempt(
         _persist(lambda: jobs.fail(job_id, claim.fence, fault))
     except Exception as error:
         log.exception("job %s: attempt %d broke off", job_id, claim.record.attempt)
+        _make_room(error, settings)
         trouble = _trouble(error)
         _persist(lambda: jobs.retry(job_id, claim.fence, trouble))
     else:
@@ -84,6 +86,7 @@ def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
         spool_dir=layout.work(record.id),
         result_dir=_part(layout, claim),
         job_id=record.id,
+        decompositions=_decompositions(settings),
     )
 
     def observe(progress: Progress) -> None:
@@ -93,6 +96,16 @@ def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
             log.info("job %s: layer %s (%s)", record.id, progress.layer, count)
 
     return compress(request, device=choose_device(settings.device), observe=observe)
+
+
+def _decompositions(settings: Settings) -> DecompositionStore:
+    return DecompositionStore.shared(settings.data_dir, limit_bytes=settings.cache_bytes)
+
+
+def _make_room(error: Exception, settings: Settings) -> None:
+    """Where the disk was full, give the next attempt all that the cache has taken of it."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        DecompositionStore.shared(settings.data_dir, limit_bytes=0).trim()
 
 
 def _publish(claim: Claim, report: Report, jobs: JobStore, settings: Settings) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from schemas.rankrules import RankRule
 from schemas.report import KeptReason, LayerReport
 from worker.checkpoint.dtypes import torch_dtype
+from worker.decompositions import LayerMemo
 from worker.lowrank import (
     EnergyRank,
     ErrorRank,
@@ -46,7 +47,12 @@ def kept_outcome(task: LayerTask, reason: KeptReason) -> LayerOutcome:
 
 
 def factor_layer(
-    task: LayerTask, weight: torch.Tensor, *, seed: int, device: torch.device
+    task: LayerTask,
+    weight: torch.Tensor,
+    *,
+    seed: int,
+    device: torch.device,
+    memo: LayerMemo | None = None,
 ) -> tuple[LayerOutcome, tuple[torch.Tensor, ...]]:
     """Factor a weight as planned; numerical trouble comes back as a kept layer with its reason.
 
@@ -60,6 +66,8 @@ def factor_layer(
         Seeds the sampling selectors.
     device
         Where the numerics run; the factors come back on the CPU.
+    memo
+        What is known of the layer's decomposition, and what is to be kept of it.
 
     Returns
     -------
@@ -69,7 +77,8 @@ def factor_layer(
     """
     begun = time.perf_counter()
     weight = weight.to(device)
-    result = factor(weight, _request(task, weight, seed=seed))
+    request = _request(task, weight, seed=seed, extent=memo.extent if memo else None)
+    result = factor(weight, request, memo=memo)
     if isinstance(result, Factored) and task.layer.dense_layout:
         result = _multiplied_out(weight, result, torch_dtype(task.layer.stored_dtype))
     seconds = time.perf_counter() - begun
@@ -80,7 +89,7 @@ def factor_layer(
     return _outcome(task, None, result.singular_values, reason=reason, seconds=seconds), ()
 
 
-def _request(task: LayerTask, weight: torch.Tensor, *, seed: int) -> FactorRequest:
+def _request(task: LayerTask, weight: torch.Tensor, *, seed: int, extent: int | None) -> FactorRequest:
     layer = task.layer
     stored = torch_dtype(layer.stored_dtype)
     # Factors that are only multiplied out are not rounded first.
@@ -93,6 +102,7 @@ def _request(task: LayerTask, weight: torch.Tensor, *, seed: int) -> FactorReque
         storage="three" if layer.factors == 3 else "two",
         dtype=dtype,
         seed=seed,
+        extent=extent,
     )
 
 

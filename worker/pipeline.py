@@ -8,11 +8,13 @@ import torch
 
 from schemas.compression import CompressionSpec
 from schemas.report import REPORT_NAME, FileReport, Report
+from state.decompositions import DecompositionStore
 from worker.checkpoint.part import PartFile
 from worker.checkpoint.spool import LayerSpool
+from worker.decompositions import Shelf, needed_bytes
 from worker.layers import finish_layers
 from worker.output import write_output
-from worker.plan import InputCheckpoint, plan_work
+from worker.plan import InputCheckpoint, WorkPlan, plan_work
 from worker.progress import Meter, Observer
 from worker.report import FileSet, make_report
 
@@ -21,7 +23,8 @@ from worker.report import FileSet, make_report
 class Request:
     """One compression: what to read, what to do, and where the finished layers and the results go.
 
-    `input_files` are the input's sizes and digests as they were taken when it was stored.
+    `input_files` are the input's sizes and digests as they were taken when it was stored. `decompositions` is
+    what other jobs left and find, or None.
     """
 
     checkpoint: InputCheckpoint
@@ -30,6 +33,7 @@ class Request:
     spool_dir: Path
     result_dir: Path
     job_id: str | None = None
+    decompositions: DecompositionStore | None = None
 
 
 def compress(request: Request, *, device: torch.device, observe: Observer) -> Report:
@@ -55,7 +59,8 @@ def compress(request: Request, *, device: torch.device, observe: Observer) -> Re
     work = plan_work(request.checkpoint, request.spec)
     spool = LayerSpool(request.spool_dir)
     meter = Meter(work.tasks, observe)
-    outcomes = finish_layers(work, spool, meter, seed=request.spec.seed, device=device)
+    shelf = _shelf(request, work, device)
+    outcomes = finish_layers(work, spool, shelf, meter, seed=request.spec.seed, device=device)
     meter.end_all()
     output = write_output(work, outcomes, spool, request.result_dir, go_on=meter.end_all)
     report = make_report(
@@ -71,3 +76,14 @@ def compress(request: Request, *, device: torch.device, observe: Observer) -> Re
     with PartFile(request.result_dir / REPORT_NAME) as part:
         part.write(report.model_dump_json(indent=1).encode() + b"\n")
     return report
+
+
+def _shelf(request: Request, work: WorkPlan, device: torch.device) -> Shelf | None:
+    """Return where decompositions are found and kept; None where all of them could not be kept at once.
+
+    A few of them would only drive each other out.
+    """
+    store = request.decompositions
+    if store is None or not store.could_hold(needed_bytes(work.tasks)):
+        return None
+    return Shelf.of(store, work, request.input_files, device)

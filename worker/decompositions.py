@@ -1,0 +1,188 @@
+"""Decompositions of a checkpoint's layers, kept by what they were made of and found again."""
+
+import hashlib
+import platform
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Self
+
+import torch
+
+from schemas.plan import LayerPlan
+from schemas.ranks import break_even_rank
+from schemas.report import FileReport
+from state.decompositionfile import ALIGNMENT_BYTES, DamagedFile, DecompositionFile, Head
+from state.decompositions import STEPS, DecompositionKey, DecompositionStore
+from worker.lowrank import Decomposition
+from worker.plan import LayerTask, WorkPlan
+
+# A release whose numerics give other bits than those of the one before has the next number.
+NUMERICS = 1
+PACKAGES = ("torch", "numpy", "scipy")
+BASIS_DTYPES = {4: torch.float32, 8: torch.float64}
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Where the decompositions of these layers lie, by number.
+
+    What was computed by other means than `origin` says is passed over: a job gives the same bytes whether it
+    finds anything or not.
+    """
+
+    store: DecompositionStore
+    keys: Mapping[int, DecompositionKey]
+    origin: bytes
+
+    @classmethod
+    def of(
+        cls, store: DecompositionStore, work: WorkPlan, files: Iterable[FileReport], device: torch.device
+    ) -> Self:
+        """Return the place of all layers that are to be factored; `files` tell the digests of the input's."""
+        digests = {file.name: file.sha256 for file in files}
+        keys = {
+            task.number: _key(task, digests[task.source.path.name])
+            for task in work.tasks
+            if task.layer.reason is None
+        }
+        return cls(store, keys, origin_of(device))
+
+    def memo(self, task: LayerTask) -> "LayerMemo":
+        """Return what the ladder asks and tells about one layer."""
+        rank = task.layer.rank if isinstance(task.layer.rank, int) else None
+        return LayerMemo(self, task, rank)
+
+    def spectra(self, task: LayerTask) -> dict[int, Decomposition]:
+        """Return what is known of a layer by step, without the vectors: of those only the number is known."""
+        found = ((step, self.load(task, step, rank=0)) for step in range(STEPS))
+        return {step: decomposition for step, decomposition in found if decomposition is not None}
+
+    def load(self, task: LayerTask, step: int, rank: int | None) -> Decomposition | None:
+        """Read a decomposition with `rank` vectors at least, all where it is None, or none where it is 0."""
+        key = replace(self.keys[task.number], step=step)
+        file = self.store.open(key)
+        if file is None:
+            return None
+        with file:
+            try:
+                return read_decomposition(file, rank) if file.head.origin == self.origin else None
+            except DamagedFile as damage:
+                self.store.discard(key, damage)
+                return None
+
+    def keep(self, task: LayerTask, step: int, decomposition: Decomposition, exponent: int) -> None:
+        """Put a decomposition of 2^-exponent · W there, if it can be kept."""
+        key = replace(self.keys[task.number], step=step)
+        basis = decomposition.basis.detach().cpu().contiguous()
+        head = Head(
+            key=key.digest,
+            origin=self.origin,
+            exponent=exponent,
+            noise=decomposition.noise,
+            side=decomposition.side,
+            item_bytes=basis.element_size(),
+            rows=basis.shape[0],
+            length=basis.shape[1],
+            spectrum=array("d", decomposition.singular_values.tolist()),
+        )
+        self.store.put(key, head, _bytes(basis), source=task.source.path)
+
+
+def needed_bytes(tasks: Iterable[LayerTask]) -> int:
+    """Say how much disk the decompositions of these layers take, about."""
+    return sum(_file_bytes(task.layer) for task in tasks if task.layer.reason is None)
+
+
+class LayerMemo:
+    """One layer's decompositions by step: what is known is read when it is asked for."""
+
+    def __init__(self, shelf: Shelf, task: LayerTask, rank: int | None) -> None:
+        self._shelf = shelf
+        self._task = task
+        self._rank = rank
+        self._known: dict[int, Decomposition | None] = {}
+        self._new: dict[int, Decomposition] = {}
+
+    def get(self, step: int) -> Decomposition | None:
+        """Return what is known of a step."""
+        if step not in self._known:
+            self._known[step] = self._shelf.load(self._task, step, self._rank)
+        return self._known[step]
+
+    def __setitem__(self, step: int, decomposition: Decomposition) -> None:
+        """Take what was computed, for `write`."""
+        self._new[step] = decomposition
+
+    @property
+    def extent(self) -> int:
+        """How many vectors a decomposition is to have."""
+        return full_extent(self._task.layer)
+
+    @property
+    def found(self) -> bool:
+        """Whether nothing had to be computed."""
+        return not self._new
+
+    def write(self, exponent: int) -> None:
+        """Keep what is new."""
+        for step, decomposition in self._new.items():
+            self._shelf.keep(self._task, step, decomposition, exponent)
+
+
+def full_extent(layer: LayerPlan) -> int:
+    """Return how many vectors serve every request: no factors of a higher rank save parameters."""
+    return max(1, break_even_rank(layer.rows, layer.columns, factors=2))
+
+
+def _file_bytes(layer: LayerPlan) -> int:
+    in_float64 = layer.dtype == "F64" or layer.calibrated
+    length = layer.rows if layer.calibrated else min(layer.rows, layer.columns)
+    return (
+        full_extent(layer) * length * (8 if in_float64 else 4)
+        + 8 * min(layer.rows, layer.columns)
+        + ALIGNMENT_BYTES
+    )
+
+
+def _key(task: LayerTask, sha256: str) -> DecompositionKey:
+    return DecompositionKey(
+        sha256, task.tensor.name, task.tensor.dtype, task.tensor.shape, task.layer.transposed
+    )
+
+
+def read_decomposition(file: DecompositionFile, rank: int | None) -> Decomposition:
+    """Read at least `rank` leading vectors, or all, each block against its checksum; for 0 none are read.
+
+    Raises
+    ------
+    DamagedFile
+        If a block does not match.
+    OSError
+        If the file cannot be read.
+    """
+    head = file.head
+    dtype = BASIS_DTYPES[head.item_bytes]
+    spectrum = torch.frombuffer(head.spectrum, dtype=torch.float64)  # [p]
+    if rank == 0:
+        basis = torch.empty(head.rows, head.length, dtype=dtype, device="meta")  # [r, s]
+    else:
+        rows = head.rows if rank is None else file.rows_of_blocks(rank)
+        basis = torch.empty(rows, head.length, dtype=dtype)
+        file.read_into(_bytes(basis))
+    return Decomposition(spectrum, basis, head.side, head.noise)
+
+
+def origin_of(device: torch.device) -> bytes:
+    """Return a digest of what the bits of a decomposition hang on besides the weight."""
+    words = [str(NUMERICS), *(version(package) for package in PACKAGES)]
+    words += [platform.machine(), torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())]
+    words += [torch.cuda.get_device_name(device) if device.type == "cuda" else device.type]
+    return hashlib.sha256("\n".join(words).encode()).digest()
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor."""
+    view: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return view
