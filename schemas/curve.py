@@ -30,6 +30,10 @@ class Curve:
         """Return the rank at a position, or None for dense."""
         return self.ranks[position] if position < self.dense else None
 
+    def cost(self, rank: int | None) -> int:
+        """Return what a rank costs, or dense."""
+        return self.costs[self.dense if rank is None else self.ranks.index(rank)]
+
     def fall(self, position: int) -> float:
         """Return how fast the error falls from a position to the next, which may be dense."""
         gained = self.errors[position + 1] - self.errors[position]
