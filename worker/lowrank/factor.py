@@ -10,11 +10,12 @@ from worker.lowrank.edge import check_weight
 from worker.lowrank.krylov import sketched
 from worker.lowrank.ladder import decompositions
 from worker.lowrank.lapack import NotConvergedError
-from worker.lowrank.outcome import Factored, FactorRequest, Kept, Reason
+from worker.lowrank.outcome import Factored, FactorRequest, Kept, Reason, Weighted
 from worker.lowrank.ranks import ErrorRank
 from worker.lowrank.scale import ScaledWeight, exponent_of, times_power
 from worker.lowrank.search import least
 from worker.lowrank.trial import Bench, OutOfRangeError, Trial
+from worker.lowrank.weighted import weighted_decompositions
 
 
 def factor(weight: torch.Tensor, request: FactorRequest, *, memo: Memo | None = None) -> Factored | Kept:
@@ -27,6 +28,7 @@ def factor(weight: torch.Tensor, request: FactorRequest, *, memo: Memo | None = 
     For svd the error of the factors, before a cast to half precision, exceeds the optimum by at most 1e-4 of
     it, or 1e-3 where a sketch was enough. Rounding the factors to the stored dtype has an error of its own,
     added in squares: about 4e-8 of ‖W‖ in float32, 1e-16 in float64, 3e-4 in float16 and 2e-3 in bfloat16.
+    With a Gram matrix the same is said of the error of the outputs, as far as that matrix tells it.
 
     Parameters
     ----------
@@ -66,7 +68,9 @@ def factor(weight: torch.Tensor, request: FactorRequest, *, memo: Memo | None = 
     return settle(scaled, request, _ladder(scaled, request, memo))
 
 
-def decompose(weight: torch.Tensor, *, extent: int, memo: Memo | None = None) -> Decomposition | Kept:
+def decompose(
+    weight: torch.Tensor, *, extent: int, memo: Memo | None = None, gram: torch.Tensor | None = None
+) -> Decomposition | Kept:
     """Decompose one weight for any request that may come, or say why it stays dense.
 
     Parameters
@@ -77,6 +81,8 @@ def decompose(weight: torch.Tensor, *, extent: int, memo: Memo | None = None) ->
         How many singular vectors, 1 ≤ r ≤ min(m, n).
     memo : Memo or None
         As for :func:`factor`.
+    gram : Tensor [n, n] or None
+        As in :class:`worker.lowrank.FactorRequest`.
 
     Returns
     -------
@@ -94,8 +100,12 @@ def decompose(weight: torch.Tensor, *, extent: int, memo: Memo | None = None) ->
     if exponent is None:
         return Kept(reason=Reason.NOT_FINITE)
     scaled = ScaledWeight(weight, exponent)
+    if gram is None:
+        ladder = decompositions(scaled.matrix, extent=extent, whole=True, memo=memo)
+    else:
+        ladder = weighted_decompositions(weight, exponent, gram, extent=extent, memo=memo)
     found = None
-    for found in decompositions(scaled.matrix, extent=extent, whole=True, memo=memo):
+    for found in ladder:
         if found.resolves(extent):
             break
     return found or Kept(reason=Reason.NOT_CONVERGED)
@@ -117,7 +127,12 @@ def settle(scaled: ScaledWeight, request: FactorRequest, ladder: Iterable[Decomp
 
 
 def _ladder(scaled: ScaledWeight, request: FactorRequest, memo: Memo | None) -> Iterator[Decomposition]:
-    if request.extent is not None:
+    if request.gram is not None:
+        extent = request.extent or request.ceiling(scaled.weight)
+        yield from weighted_decompositions(
+            scaled.weight, scaled.exponent, request.gram, extent=extent, memo=memo if request.extent else None
+        )
+    elif request.extent is not None:
         yield from decompositions(scaled.matrix, extent=request.extent, whole=True, memo=memo)
     elif isinstance(request.rank, int):
         if (found := sketched(scaled.matrix, request.rank, seed=request.seed)) is not None:
@@ -141,7 +156,7 @@ def _outcome(bench: Bench) -> Factored | Kept | None:
         return None
 
     def holds(trial: Trial) -> bool:
-        return not isinstance(rule, ErrorRank) or rule.allows(trial.residual.relative)
+        return not isinstance(rule, ErrorRank) or rule.allows(trial.judged.relative)
 
     trial = least(rank, ceiling, bench.attempt, holds)
     if not (trial.accurate and decomposition.resolves(trial.rank)):
@@ -150,17 +165,27 @@ def _outcome(bench: Bench) -> Factored | Kept | None:
 
 
 def _factored(trial: Trial, bench: Bench) -> Factored:
-    residual = trial.residual
-    if not math.isfinite(residual.squared_norm):
+    residual, judged = trial.residual, trial.judged
+    if not (math.isfinite(residual.squared_norm) and math.isfinite(judged.squared_norm)):
         raise OutOfRangeError
+    # Any factors of this rank bound the optimum from above; only rounding could say otherwise.
+    optimum = min(bench.decomposition.tail(trial.rank), judged.relative)
+    weighted = None
+    if trial.weighted is not None:
+        weighted = Weighted(
+            relative_error=judged.relative,
+            squared_error=judged.squared_error,
+            squared_norm=judged.squared_norm,
+            optimal_error=optimum,
+        )
     return Factored(
         factors=trial.factors,
         rank=trial.rank,
         relative_error=residual.relative,
         squared_error=residual.squared_error,
         squared_norm=residual.squared_norm,
-        # Any factors of this rank bound the optimum from above; only rounding could say otherwise.
-        optimal_error=min(bench.decomposition.tail(trial.rank), residual.relative),
+        optimal_error=optimum if weighted is None else None,
+        weighted=weighted,
         singular_values=times_power(bench.decomposition.singular_values, bench.scaled.exponent),
         decomposition=bench.decomposition,
         columns=trial.columns,

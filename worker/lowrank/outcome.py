@@ -47,6 +47,9 @@ class FactorRequest:
     extent : int or None
         How many singular vectors a decomposition is to hold, with all singular values, so that it serves
         other requests too; None: what this request needs, as fast as it can be had.
+    gram : Tensor [n, n] or None
+        G = XXᵀ of the inputs X of W [m, n], without a fault (see :func:`worker.lowrank.gram_fault`): then it
+        is ‖(W - Ŵ)X‖_F that svd and the fit of cur minimise, and that ranks by energy and error are told by.
 
     Raises
     ------
@@ -62,6 +65,7 @@ class FactorRequest:
     storage: Literal["three", "two"] = "three"
     seed: int = 0
     extent: int | None = None
+    gram: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -84,6 +88,16 @@ class FactorRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Weighted:
+    """The error of the outputs WX, measured: ‖(W - Ŵ)X‖_F/‖WX‖_F, its squares, and the least of this rank."""
+
+    relative_error: float
+    squared_error: float
+    squared_norm: float
+    optimal_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Factored:
     """A weight W [m, n] in factors of rank k, measured as stored.
 
@@ -98,10 +112,13 @@ class Factored:
         ‖W - Ŵ‖_F/‖W‖_F of the factors after the cast; 0 for the zero matrix.
     squared_error, squared_norm : float
         ‖W - Ŵ‖_F² and ‖W‖_F².
-    optimal_error : float
-        The relative error of the best Ŵ of this rank.
+    optimal_error : float or None
+        The relative error of the best Ŵ of this rank; None where it was another error that was minimised.
+    weighted : Weighted or None
+        The error of the outputs, where there is a Gram matrix.
     singular_values : Tensor [p]
-        float64 on the CPU, descending: all min(m, n) of them, or the leading ones where no more were needed.
+        float64 on the CPU, descending: all min(m, n) of them, or the leading ones where no more were needed;
+        those of W G^½ where there is a Gram matrix.
     decomposition : Decomposition
         What they were made with; it may be given to :func:`worker.lowrank.factor` for another request.
     columns, rows : tuple of int, or None
@@ -113,11 +130,12 @@ class Factored:
     relative_error: float
     squared_error: float
     squared_norm: float
-    optimal_error: float
+    optimal_error: float | None
     singular_values: torch.Tensor
     decomposition: Decomposition = field(compare=False, repr=False)
     columns: tuple[int, ...] | None = None
     rows: tuple[int, ...] | None = None
+    weighted: Weighted | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def relative_error(weight: torch.Tensor, factors: Sequence[torch.Tensor]) -> flo
     ValueError
         If the shapes do not chain to that of the weight, or the weight is not finite.
     """
-    _check_chain(weight, factors)
+    check_chain(weight, factors)
     exponent = exponent_of(weight.detach())
     if exponent is None:
         raise ValueError("the weight holds NaN or infinite values; its relative error is not defined")
@@ -131,7 +131,8 @@ def _ldexp(value: float, exponent: int) -> float:
         return math.inf
 
 
-def _check_chain(weight: torch.Tensor, factors: Sequence[torch.Tensor]) -> None:
+def check_chain(weight: torch.Tensor, factors: Sequence[torch.Tensor]) -> None:
+    """Refuse factors whose shapes do not multiply to that of the weight."""
     shapes = [tuple(factor.shape) for factor in factors]
     chained = (
         len(shapes) in (1, 2, 3)

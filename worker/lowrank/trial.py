@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
+from worker.lowrank.blas import product
 from worker.lowrank.cur import fit_u, take_rows
 from worker.lowrank.cx import take_columns
 from worker.lowrank.decomposition import Decomposition
-from worker.lowrank.lapack import NotConvergedError
+from worker.lowrank.lapack import NotConvergedError, failures
 from worker.lowrank.lstsq import PseudoInverse
 from worker.lowrank.outcome import FactorRequest
 from worker.lowrank.projection import project
@@ -18,6 +20,7 @@ from worker.lowrank.scale import ScaledWeight, times_power
 from worker.lowrank.selectors import Axis, Indices, select
 from worker.lowrank.storage import Factors, fits, least_rounded
 from worker.lowrank.svd import is_optimal
+from worker.lowrank.weighted import input_root, measure_weighted, weighted_floor
 
 
 class OutOfRangeError(ArithmeticError):
@@ -34,6 +37,12 @@ class Trial:
     accurate: bool = True
     columns: Indices | None = None
     rows: Indices | None = None
+    weighted: Residual | None = None
+
+    @property
+    def judged(self) -> Residual:
+        """The error that was to be small: that of the outputs where there is a Gram matrix."""
+        return self.weighted or self.residual
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,11 @@ class Bench:
         found = project(self.scaled, self.decomposition, rank, dtype=dtype)
         if found is None:
             raise OutOfRangeError
+        if self.request.gram is not None:
+            weighted = self._weighted(found.factors)
+            floor = weighted_floor(self.scaled, self.request.gram, weighted, rounding=torch.finfo(dtype).eps)
+            accurate = is_optimal(weighted.relative, self.decomposition, rank, rounding=floor)
+            return Trial(rank, found.factors, found.residual, accurate, weighted=weighted)
         working = torch.promote_types(self.scaled.matrix.dtype, self.decomposition.basis.dtype)
         rounding = 0.0 if dtype == working else torch.finfo(dtype).eps
         accurate = is_optimal(found.residual.relative, self.decomposition, rank, rounding=rounding)
@@ -72,10 +86,15 @@ class Bench:
     def _skeleton(self, rank: int) -> Trial:
         columns = self._select(rank, "columns")
         rows = self._select(rank, "rows") if self.request.method == "cur" else None
-        best = least_rounded(self._fit(columns, rows), self.request.dtype, self._measured)
+        calibrated = self.request.gram is not None
+        judge = self._weighted if calibrated else self._measured
+        best = least_rounded(self._fit(columns, rows), self.request.dtype, judge)
         if best is None:
             raise OutOfRangeError
         factors, residual = best
+        if calibrated:
+            plain = self._measured(factors)
+            return Trial(rank, factors, plain, columns=columns, rows=rows, weighted=residual)
         return Trial(rank, factors, residual, columns=columns, rows=rows)
 
     def _fit(self, columns: Indices, rows: Indices | None) -> Callable[[float], Factors]:
@@ -85,15 +104,31 @@ class Bench:
         if rows is None:
             return lambda cutoff: (c_inverse.solve(self.scaled.matrix, cutoff=cutoff), c)
         r = self._held(take_rows(self.scaled.weight, rows))  # [k, n]
-        r_inverse = PseudoInverse.of(r.mT, self.scaled.exponent)
+        whole, inverted = self._inputs_applied(r)
+        r_inverse = PseudoInverse.of(inverted.mT, self.scaled.exponent)
 
         def fit(cutoff: float) -> Factors:
-            u = fit_u(self.scaled.matrix, c_inverse, r_inverse, cutoff=cutoff)  # [k, k]
+            u = fit_u(whole, c_inverse, r_inverse, cutoff=cutoff)  # [k, k]
             if self.request.storage == "two":
                 return u @ times_power(r.to(torch.float64), -self.scaled.exponent), c
             return r, times_power(u, -self.scaled.exponent), c
 
         return fit
+
+    def _inputs_applied(self, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return A and R, or A·S and R·S where there is a Gram matrix S·Sᵀ: U is the best between them."""
+        if self._input_root is None:
+            return self.scaled.matrix, r
+        whole = product(self.scaled.matrix.to(torch.float64), self._input_root)  # [m, n]
+        return whole, product(r.to(torch.float64), self._input_root)
+
+    @cached_property
+    def _input_root(self) -> torch.Tensor | None:
+        gram, device = self.request.gram, self.scaled.weight.device
+        try:
+            return None if gram is None else input_root(gram, device)
+        except failures(device) as error:
+            raise NotConvergedError from error
 
     def _held(self, taken: torch.Tensor) -> torch.Tensor:
         if not fits(taken, self.request.dtype):
@@ -112,6 +147,10 @@ class Bench:
 
     def _measured(self, factors: Factors) -> Residual:
         return measure(self.scaled.weight, factors, self.scaled.exponent, in_float64=self._promised)
+
+    def _weighted(self, factors: Factors) -> Residual:
+        assert self.request.gram is not None
+        return measure_weighted(self.scaled.weight, factors, self.scaled.exponent, self.request.gram)
 
     @property
     def _promised(self) -> bool:

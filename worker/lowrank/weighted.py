@@ -10,12 +10,13 @@ import torch
 from worker.lowrank.blas import gram as gram_of
 from worker.lowrank.blas import product
 from worker.lowrank.decomposition import Decomposition, Memo
+from worker.lowrank.edge import finite_exponent
 from worker.lowrank.eigen import leading_pairs, oriented
 from worker.lowrank.gram import BLOCK_ELEMENTS, RIDGES, Gram
 from worker.lowrank.ladder import Step, Wanted, climb
 from worker.lowrank.lapack import full_svd
-from worker.lowrank.residual import Residual, as_pair, product_rows
-from worker.lowrank.scale import scaled_copy, times_power
+from worker.lowrank.residual import Residual, as_pair, check_chain, product_rows
+from worker.lowrank.scale import ScaledWeight, scaled_copy, times_power
 
 EPS = sys.float_info.epsilon
 
@@ -91,21 +92,61 @@ def measure_weighted(
     return Residual(max(error, 0.0), max(norm, 0.0), exponent)
 
 
-def weighted_matrix(weight: torch.Tensor, exponent: int, gram: torch.Tensor) -> torch.Tensor:
-    """Return 2^-exponent · W D C^½ [m, n] in float64 for G = D C D, ridged: its columns stand for those of W.
+def weighted_error(weight: torch.Tensor, factors: Sequence[torch.Tensor], gram: torch.Tensor) -> float:
+    """Return ‖(W - Ŵ)X‖_F/‖WX‖_F for the factors exactly as they are stored; see :func:`measure_weighted`.
 
-    For selectors: rows, and columns as the inputs bring them to bear, in one matrix. Parameters are those of
-    :func:`weighted_decompositions`.
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit each other, or the weight is not finite.
+    """
+    check_chain(weight, factors)
+    exponent = finite_exponent(weight.detach())
+    if tuple(gram.shape) != (weight.shape[1], weight.shape[1]):
+        raise ValueError(f"a weight of shape {tuple(weight.shape)} has no inputs of {tuple(gram.shape)}")
+    return measure_weighted(weight.detach(), factors, exponent, gram).relative
+
+
+def weighted_floor(scaled: ScaledWeight, gram: torch.Tensor, measured: Residual, *, rounding: float) -> float:
+    """Return the relative error of the outputs that G cannot tell from none, or that rounding may make.
+
+    Parameters
+    ----------
+    scaled : ScaledWeight
+        The weight.
+    gram : Tensor [n, n]
+        G.
+    measured : Residual
+        Of the outputs.
+    rounding : float
+        Relative to ‖W‖_F, of the stored factors.
+    """
+    if measured.scaled_norm == 0:
+        return math.inf
+    # ‖E X‖ ≤ ‖E‖ ‖X‖_F for whatever error E of the factors.
+    spread = math.sqrt(scaled.energy * float(gram.diagonal().double().sum()) / measured.scaled_norm)
+    return max(math.sqrt(RIDGES[gram.dtype]), rounding * spread)
+
+
+def input_root(gram: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return R = D C^½ [n, n] in float64, G = D C D ridged: R Rᵀ = G, so ‖E X‖_F = ‖E R‖_F for any E.
+
+    Parameters
+    ----------
+    gram : Tensor [n, n]
+        As for :func:`weighted_decompositions`.
+    device : torch.device
+        Where the work is done.
 
     Raises
     ------
     LinAlgError
-        torch's, if the eigenvalues of G were not found.
+        torch's or numpy's, if the eigenvalues of G were not found.
     """
-    inputs = Gram.of(gram.to(weight.device))
+    inputs = Gram.of(gram.to(device))
     vectors, values = _root(inputs)
-    taken = scaled_copy(weight, exponent, torch.float64).mul_(inputs.scale)
-    return product(product(taken, vectors).mul_((values + inputs.ridge).sqrt()), vectors.mT)
+    core = product(vectors * (values + inputs.ridge).sqrt(), vectors.mT.contiguous())
+    return core.mul_(inputs.scale[:, None])
 
 
 def _by_eigenvalues(taken: torch.Tensor, wanted: Wanted, *, inputs: Gram) -> Decomposition:
