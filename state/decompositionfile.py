@@ -7,7 +7,6 @@ The head is laid out in the byte order of the machine, which a reader of another
 From the next multiple of 4096 bytes on come the rows of the basis.
 """
 
-import math
 import os
 import struct
 import zlib
@@ -15,6 +14,8 @@ from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
+
+from schemas.spectrum import Spectrum
 
 Side = Literal["rows", "columns"]
 
@@ -68,12 +69,10 @@ class Head:
     def row_bytes(self) -> int:
         return self.length * self.item_bytes
 
-    def scaled_spectrum(self) -> "array[float]":
-        """Return the singular values of W itself; infinite where float64 cannot hold them."""
-        # In two steps, since 2^exponent alone may be out of range.
-        half = self.exponent // 2
-        first, second = math.ldexp(1.0, half), math.ldexp(1.0, self.exponent - half)
-        return array("d", (value * first * second for value in self.spectrum))
+    @property
+    def singular_values(self) -> Spectrum:
+        """What planning needs of it."""
+        return Spectrum(self.spectrum, self.exponent, self.noise)
 
 
 def front(head: Head, basis: memoryview) -> bytes:

@@ -6,20 +6,18 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
+from schemas.spectrum import Spectrum
 from state.blobs import PART_ENDING
 from state.decompositionfile import DamagedFile, DecompositionFile, Head, front
 from state.eviction import give_back, make_room
 from state.layout import Layout
 from state.locks import locked
-
-if TYPE_CHECKING:
-    from array import array
 
 log = logging.getLogger("eckart.state")
 ENDING = ".decomposition"
@@ -86,14 +84,19 @@ class DecompositionStore:
             os.utime(self._path(key))
         return file
 
-    def spectra(self, keys: Iterable[DecompositionKey]) -> "dict[str, array[float]]":
-        """Return the singular values of those that are kept whole, by tensor; the first step there counts."""
-        found: dict[str, array[float]] = {}
-        for key in keys:
-            for step in reversed(range(STEPS)):
-                with suppress(OSError, DamagedFile), self._file(replace(key, step=step)) as file:
-                    found[key.tensor] = file.head.scaled_spectrum()
-        return found
+    def spectra(self, keys: Iterable[DecompositionKey]) -> dict[str, tuple[Spectrum, ...]]:
+        """Return the spectra that are kept whole, by tensor: those of the steps up to the first missing."""
+        found = {key.tensor: tuple(self._spectra(key)) for key in keys}
+        return {tensor: steps for tensor, steps in found.items() if steps}
+
+    def _spectra(self, key: DecompositionKey) -> Iterator[Spectrum]:
+        for step in range(STEPS):
+            try:
+                with self._file(replace(key, step=step)) as file:
+                    spectrum = file.head.singular_values
+            except (OSError, DamagedFile):
+                return
+            yield spectrum
 
     def discard(self, key: DecompositionKey, damage: DamagedFile) -> None:
         """Remove what was found damaged."""

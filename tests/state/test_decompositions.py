@@ -1,6 +1,5 @@
 """Kept decompositions: whole or absent, within bounds, and gone with what they were made of."""
 
-import math
 import os
 import random
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from schemas.spectrum import Spectrum
 from state.decompositionfile import BLOCK_ROWS, MAGIC, DamagedFile, Head, front
 from state.decompositions import STEPS, DecompositionKey, DecompositionStore
 from state.eviction import make_room
@@ -88,7 +88,7 @@ def test_what_is_kept_comes_back_whole(store, source, tmp_path, rows, item_bytes
 
     assert store.put(KEY, head, basis, source=source)
     assert read(store) == (head, bytes(basis))
-    assert store.spectra([KEY]) == {"a.weight": array("d", (4 * value for value in head.spectrum))}
+    assert store.spectra([KEY]) == {"a.weight": (Spectrum(head.spectrum, head.exponent, head.noise),)}
     assert not list((tmp_path / "parts").iterdir())
 
 
@@ -224,23 +224,12 @@ def test_what_is_no_file_is_absent_and_keeps_nobody_waiting(store, source, place
     assert store.spectra([KEY]) == {}
 
 
-@pytest.mark.parametrize(("exponent", "value"), [(1024, math.inf), (-1072, 0.0), (4, 16.0)])
-def test_a_spectrum_comes_in_the_scale_of_the_weight(store, source, exponent, value):
-    key = replace(KEY, shape=(300, 1))
-    head, basis = made(key, rows=1, length=1, exponent=exponent)
-    head = replace(head, spectrum=array("d", [1.0 if exponent != 1024 else 2.0]))
-    store.put(key, head, basis, source=source)
-
-    found = store.spectra([key])["a.weight"][0]
-    assert found == value if exponent != -1072 else 0 < found < 1e-300
-
-
-def test_a_spectrum_is_that_of_the_first_step_that_is_kept(store, source):
+def test_spectra_are_those_of_the_steps_up_to_the_first_that_is_missing(store, source):
     steps = [made(replace(KEY, step=step), seed=step) for step in range(STEPS)]
-    for step in (2, 1):
+    for step, known in ((1, 0), (0, 2), (3, 2), (2, 4)):
         store.put(replace(KEY, step=step), *steps[step], source=source)
-        (found,) = store.spectra([KEY]).values()
-        assert found == steps[step][0].scaled_spectrum()
+        found = store.spectra([KEY]).get(KEY.tensor, ())
+        assert found == tuple(head.singular_values for head, _ in steps[:known])
 
 
 def numbered(count):
