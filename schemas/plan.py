@@ -72,6 +72,11 @@ class LayerPlan:
         return break_even_rank(self.rows, self.columns, factors=self.factors)
 
     @property
+    def extent(self) -> int:
+        """How many singular vectors serve whatever is asked: no factors of a higher rank save a parameter."""
+        return max(1, break_even_rank(self.rows, self.columns, factors=2))
+
+    @property
     def ranks(self) -> range:
         """The ranks it may have, ascending."""
         return allowed_ranks(

@@ -4,18 +4,20 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from schemas.account import ParameterAccount
 from schemas.base import Output
+from schemas.budget import shares_budget
 from schemas.compression import Method
 from schemas.plan import LayerPlan, Plan, Tensor
-from schemas.rankrules import RankRule
+from schemas.rankrules import RankRule, SpecRule
 from schemas.report import KeptReason, Outcome, Savings
 
 
 class RankBounds(Output):
-    """Between which ranks a rule that needs the spectrum will land, if the layer is factored at all."""
+    """Between which ranks a rule that needs the spectra will land, if the layer is factored at all."""
 
     least: int = Field(description="The least possible rank.", examples=[1])
-    most: int = Field(description="The largest rank that saves a parameter.", examples=[191])
+    most: int = Field(description="The largest possible rank.", examples=[191])
 
 
 class PlannedLayer(Output):
@@ -72,18 +74,31 @@ def plan_document(checkpoint: str, tensors: Sequence[Tensor], plan: Plan) -> Pla
     parameters = sum(tensor.parameters for tensor in tensors)
     after = parameters + sum(x.parameters_after - x.parameters_before for x in layers)
     nbytes = sum(tensor.nbytes for tensor in tensors)
+    bytes_after = nbytes + sum(x.bytes_after - x.bytes_before for x in layers)
+    open_budget = next((layer.rank for layer in plan.layers if shares_budget(layer)), None)
+    if isinstance(open_budget, SpecRule):
+        after = min(after, parameters - _spared(plan, open_budget))
+        bytes_after = min(bytes_after, open_budget.budget_bytes or bytes_after)
     totals = PlanTotals(
         parameters_before=parameters,
         parameters_after=after,
         parameter_savings=1 - after / parameters if parameters else 0.0,
         compression_factor=parameters / after if after else 1.0,
         bytes_before=nbytes,
-        bytes_after=nbytes + sum(x.bytes_after - x.bytes_before for x in layers),
+        bytes_after=bytes_after,
         layers_factored=sum(x.outcome == "factored" for x in layers),
         layers_kept=sum(x.outcome == "kept" for x in layers),
         exact=all(x.rank_bounds is None for x in layers),
     )
     return PlanDocument(checkpoint=checkpoint, warnings=plan.warnings, layers=layers, totals=totals)
+
+
+def _spared(plan: Plan, rule: SpecRule) -> int:
+    """Return how many parameters a budget spares at least, where it is one of parameters that are stored."""
+    if rule.budget is None or any(layer.dense_layout for layer in plan.layers):
+        return 0
+    account = ParameterAccount(plan.layers, rule.budget)
+    return account.total({}) - account.limit
 
 
 def _planned(layer: LayerPlan) -> PlannedLayer:
@@ -100,7 +115,7 @@ def _planned(layer: LayerPlan) -> PlannedLayer:
         reason=layer.reason,
         method=layer.method,
         rank=rank,
-        rank_bounds=RankBounds(least=1, most=layer.break_even_rank) if open_rank else None,
+        rank_bounds=RankBounds(least=layer.ranks[0], most=layer.ranks[-1]) if open_rank else None,
         break_even_rank=layer.break_even_rank,
         parameters_before=layer.parameters_before,
         parameters_after=layer.parameters_after(rank),
@@ -111,4 +126,4 @@ def _planned(layer: LayerPlan) -> PlannedLayer:
 
 def _bytes_bound(layer: LayerPlan) -> int:
     """Bound the bytes where the rank is open: a wider storage dtype may outweigh the parameters saved."""
-    return max(layer.bytes_after(None), layer.bytes_after(layer.break_even_rank))
+    return max(layer.bytes_after(None), layer.bytes_after(layer.ranks[-1]))

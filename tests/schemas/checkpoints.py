@@ -1,0 +1,40 @@
+"""Headers of small checkpoints, and spectra for their layers."""
+
+import random
+
+from schemas.arrangement import TensorSpec, header_json
+from schemas.header import parse_header
+from schemas.index import ShardIndex
+from schemas.outputsize import InputFiles
+
+SHAPES = {"a": (64, 64), "b": (48, 96), "c": (96, 48), "d": (64, 64)}
+
+
+def header_of(shapes, dtype="F32", metadata=None):
+    specs = [TensorSpec(name, dtype, shape) for name, shape in shapes.items()]
+    text = header_json(specs, metadata or {})
+    return parse_header(text, file_bytes=8 + len(text) + sum(spec.nbytes for spec in specs))
+
+
+def files_of(shapes=None, dtype="F32", shards=1):
+    """Make a checkpoint's headers: linear layers with a bias, and an embedding."""
+    tensors = {f"{name}.weight": shape for name, shape in (shapes or SHAPES).items()}
+    tensors |= {f"{name}.bias": (shape[0],) for name, shape in (shapes or SHAPES).items()}
+    tensors["embeddings.weight"] = (100, 16)
+    if shards == 1:
+        return InputFiles({"model.safetensors": header_of(tensors, dtype, {"format": "pt"})}, None)
+    names = [f"model-{i + 1:05d}-of-{shards:05d}.safetensors" for i in range(shards)]
+    parts = [dict(list(tensors.items())[i::shards]) for i in range(shards)]
+    weight_map = {tensor: name for name, part in zip(names, parts, strict=True) for tensor in part}
+    headers = {name: header_of(part, dtype) for name, part in zip(names, parts, strict=True)}
+    return InputFiles(headers, ShardIndex(weight_map, {"total_size": 1, "total_parameters": 1}))
+
+
+def spectra_of(files, seed=0):
+    rng = random.Random(seed)
+    found = {}
+    for tensor in files.tensors:
+        if len(tensor.shape) == 2:
+            exponent, norm = rng.uniform(0.1, 1.5), 10 ** rng.uniform(-3, 3)
+            found[tensor.name] = [norm * (i + 1) ** -exponent for i in range(min(tensor.shape))]
+    return found
