@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from worker.lowrank.blas import one_pool
 from worker.lowrank.cx import take_columns
 from worker.lowrank.edge import check_rank, check_seed, check_selector, finite_exponent
 from worker.lowrank.ladder import resolved
@@ -28,6 +29,7 @@ class CUR:
         return self.r, self.u, self.c
 
 
+@one_pool()
 def cur(weight: torch.Tensor, rank: int, *, selector: Selector = "qdeim", seed: int = 0) -> CUR:
     """Return W ≈ C U R with U = C⁺WR⁺, the best U for these columns and rows in the Frobenius norm.
 
@@ -40,7 +42,7 @@ def cur(weight: torch.Tensor, rank: int, *, selector: Selector = "qdeim", seed: 
         Finite; float64, float32, float16 or bfloat16.
     rank : int
         1 ≤ k ≤ min(m, n).
-    selector : {"qdeim", "cpqr", "leverage", "linear_time"}
+    selector : {"qdeim", "deim", "cpqr", "osinsky", "leverage", "linear_time"}
         How columns and rows are chosen: see :func:`worker.lowrank.selectors.select`.
     seed : int
         ≥ 0; the chance in ``leverage`` and ``linear_time``.

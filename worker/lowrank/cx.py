@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from worker.lowrank.blas import one_pool
 from worker.lowrank.edge import check_rank, check_seed, check_selector, finite_exponent
 from worker.lowrank.ladder import resolved
 from worker.lowrank.lstsq import PseudoInverse
@@ -25,6 +26,7 @@ class CX:
         return self.x, self.c
 
 
+@one_pool()
 def cx(weight: torch.Tensor, rank: int, *, selector: Selector = "qdeim", seed: int = 0) -> CX:
     """Return W ≈ C X with C of k columns of W and X = C⁺W, the best X for them in the Frobenius norm.
 
@@ -37,7 +39,7 @@ def cx(weight: torch.Tensor, rank: int, *, selector: Selector = "qdeim", seed: i
         Finite; float64, float32, float16 or bfloat16.
     rank : int
         1 ≤ k ≤ min(m, n).
-    selector : {"qdeim", "cpqr", "leverage", "linear_time"}
+    selector : {"qdeim", "deim", "cpqr", "osinsky", "leverage", "linear_time"}
         How columns are chosen: see :func:`worker.lowrank.selectors.select`.
     seed : int
         ≥ 0; the chance in ``leverage`` and ``linear_time``.

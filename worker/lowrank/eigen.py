@@ -6,7 +6,7 @@ import torch
 from worker.lowrank.blas import prefers_scipy
 
 # Up to this share of all pairs, computing only those is the faster way.
-FEW = 0.3
+FEW = 0.45
 
 
 def leading_pairs(matrix: torch.Tensor, count: int, *, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +47,8 @@ def leading_pairs(matrix: torch.Tensor, count: int, *, whole: bool) -> tuple[tor
     else:
         values, columns = torch.linalg.eigh(matrix)
     rows = columns.mT.flip(0)[:count].contiguous()  # [k, n]
-    return values.flip(0).to("cpu", torch.float64), oriented(rows)
+    descending = values.flip(0).to("cpu", torch.float64)
+    return descending if whole else descending[:count], oriented(rows)
 
 
 def oriented(rows: torch.Tensor) -> torch.Tensor:

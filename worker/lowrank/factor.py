@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from worker.lowrank.blas import one_pool
 from worker.lowrank.decomposition import Decomposition, Memo
 from worker.lowrank.edge import check_weight
 from worker.lowrank.krylov import sketched
@@ -18,6 +19,7 @@ from worker.lowrank.trial import Bench, OutOfRangeError, Trial
 from worker.lowrank.weighted import weighted_decompositions
 
 
+@one_pool()
 def factor(weight: torch.Tensor, request: FactorRequest, *, memo: Memo | None = None) -> Factored | Kept:
     """Factor one weight as asked, or say why it stays dense.
 
@@ -68,6 +70,7 @@ def factor(weight: torch.Tensor, request: FactorRequest, *, memo: Memo | None = 
     return settle(scaled, request, _ladder(scaled, request, memo))
 
 
+@one_pool()
 def decompose(
     weight: torch.Tensor, *, extent: int, memo: Memo | None = None, gram: torch.Tensor | None = None
 ) -> Decomposition | Kept:

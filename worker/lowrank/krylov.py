@@ -11,15 +11,17 @@ from worker.lowrank.scale import squared_norm
 
 # How far the error of a truncation may lie above the optimum, as a part of it.
 EXCESS = 1e-3
-# Times what the residuals say is missed: over all spectra of the tests 7.3 times as much was.
-SAFETY = 8
-# The space is looked at when it has 1.5 times the rank, then after as many more as the last look promises.
-FIRST_LOOK = 1.5
-NEXT_LOOKS = ((2e-2, 1.0), (5e-3, 0.75), (0.0, 0.5))
+# How many times as much may be missed as is estimated; up to 2.1 times as much was seen.
+SAFETY = 2.5
+# The space is looked at when it has 1.75 times the rank, then after steps that the last two looks suggest.
+FIRST_LOOK = 1.75
+LEAST_STEP, UNTOLD_STEP, MOST_STEP = 0.25, 0.5, 1.0
 # A space larger than this part of the whole costs more than the eigenpairs of the whole.
 LARGEST_SPACE = 0.7
 # A short side from which on, and a part of it as rank up to which, the space is the faster way.
 SHORTEST, LARGEST_RANK = 1024, 0.26
+# Where the spectrum is flat (Σσ² spread over more than this part of the directions) only up to this rank.
+FLAT, LARGEST_FLAT_RANK = 0.3, 0.15
 # Vectors to a block: a quarter of the rank, in steps that suit the processor.
 BLOCK_STEP, BLOCK_LEAST = 16, 32
 # The part of Σσ² that rounding may have moved: a Gram matrix in float32, as in the ladder.
@@ -54,12 +56,13 @@ def sketched(matrix: torch.Tensor, rank: int, *, seed: int) -> Decomposition | N
         return None
     by_columns = matrix.shape[0] >= matrix.shape[1]
     energy = squared_norm(matrix)
-    space = _Space(gram(matrix if by_columns else matrix.mT, torch.float32), rank)
-    multiple = FIRST_LOOK
-    found = space.start(seed)
-    while found and multiple * rank <= LARGEST_SPACE * short:
-        if not space.grow(math.ceil(multiple * rank)):
-            return None
+    products = gram(matrix if by_columns else matrix.mT, torch.float32)
+    if energy == 0 or (rank > LARGEST_FLAT_RANK * short and _spread(products, energy) > FLAT * short):
+        return None
+    space = _Space(products, rank)
+    looks: list[tuple[float, float]] = []
+    multiple = FIRST_LOOK if space.start(seed) else math.inf
+    while multiple * rank <= LARGEST_SPACE * short and space.grow(math.ceil(multiple * rank)):
         values, ritz = leading_pairs(space.projected, rank, whole=False)  # [k], [k, q]
         tail = energy - float(values.sum())
         excess = SAFETY * space.missed(values, ritz) / (2 * tail) if tail > 0 else math.inf
@@ -71,8 +74,25 @@ def sketched(matrix: torch.Tensor, rank: int, *, seed: int) -> Decomposition | N
                 noise=NOISE,
                 rest=tail,
             )
-        multiple += next(more for least, more in NEXT_LOOKS if excess > least)
+        looks.append((multiple, excess))
+        multiple = _next_look(looks)
     return None
+
+
+def _spread(products: torch.Tensor, energy: float) -> float:
+    """Return (Σλ)²/Σλ²: over how many directions the energy is spread, were it spread evenly."""
+    return energy**2 / squared_norm(products)
+
+
+def _next_look(looks: list[tuple[float, float]]) -> float:
+    """Return at which multiple of the rank the excess may be small enough, should it fall on so."""
+    multiple, better = looks[-1]
+    before, worse = looks[-2] if len(looks) > 1 else (0.0, math.inf)
+    if worse == math.inf:
+        return multiple + UNTOLD_STEP
+    rate = math.log(worse / better) / (multiple - before) if better < worse else 0.0
+    step = math.log(better / EXCESS) / rate if rate > 0 else MOST_STEP
+    return multiple + min(max(step, LEAST_STEP), MOST_STEP)
 
 
 class _Space:
@@ -86,8 +106,8 @@ class _Space:
         self._rows = matrix.new_empty(most, n)
         self._projected = matrix.new_zeros(most, most)
         self._size = 0
-        # The next block, of which nothing is in the space yet, and what it was before it was orthonormal.
-        self._next = matrix.new_empty(0, n)
+        # The next block, of which nothing is in the space yet, G times it, and what made it orthonormal.
+        self._next = self._image = matrix.new_empty(0, n)
         self._beyond = matrix.new_empty(0, 0)
 
     def start(self, seed: int) -> bool:
@@ -102,15 +122,15 @@ class _Space:
         while self._size < size:
             start, stop = self._size, self._size + self._width
             self._rows[start:stop] = self._next
-            block, rows = self._next, self._rows[:stop]
-            image = product(block, self._matrix)  # [b, n]
-            within = product(image, rows.mT)  # [b, stop]
-            image -= product(within, rows)
-            again = product(image, rows.mT)
-            image -= product(again, rows)
-            # Farther than one block back, only rounding would stand here.
+            rows, image = self._rows[:stop], self._image  # [stop, n], [b, n]
+            # The image has large parts on the last two blocks alone; what one pass over all leaves of the
+            # others is rounding.
             near = max(0, start - self._width)
-            self._projected[start:stop, near:stop] = (within + again)[:, near:]
+            within = product(image, rows[near:].mT)  # [b, 2b]
+            image -= product(within, rows[near:])
+            again = product(image, rows.mT)  # [b, stop]
+            image -= product(again, rows)
+            self._projected[start:stop, near:stop] = within + again[:, near:]
             self._size = stop
             if not self._orthonormalize(image):
                 return False
@@ -127,20 +147,45 @@ class _Space:
         return self._projected[: self._size, : self._size].contiguous()
 
     def missed(self, values: torch.Tensor, ritz: torch.Tensor) -> float:
-        """Return Σ‖Gv - θv‖²/θ over the Ritz pairs: to first order what Σθ may lie under Σλ."""
+        """Return Σ‖Gv - θv‖²/(θ - μ) over the Ritz pairs: to second order what Σθ lies under Σλ.
+
+        μ is the largest eigenvalue outside the space, here of what the next block sees of it (Parlett 1998,
+        The Symmetric Eigenvalue Problem, section 11.7).
+        """
         residuals = ritz[:, -self._width :] @ self._beyond  # [k, b]
         squares = torch.linalg.vector_norm(residuals, dim=1, dtype=torch.float64).square().cpu()
-        return float((squares / values).sum())
+        outside = torch.linalg.eigvalsh(product(self._next, self._image.mT))
+        gaps = values - float(outside[-1])
+        return float((squares / gaps).sum()) if float(gaps.min()) > 0 else math.inf
 
     def _orthonormalize(self, block: torch.Tensor) -> bool:
-        # Cholesky QR, twice (Yamamoto et al. 2015): nearly all of it products.
-        self._beyond = torch.eye(self._width, dtype=block.dtype, device=block.device)
-        for _ in range(2):
-            lower, failed = torch.linalg.cholesky_ex(product(block, block.mT))
-            if int(failed) or not bool(torch.isfinite(lower).all()):
-                return False
-            eye = torch.eye(self._width, dtype=block.dtype, device=block.device)
-            block = product(torch.linalg.solve_triangular(lower, eye, upper=False), block)
-            self._beyond = self._beyond @ lower
-        self._next = block
+        found = _by_cholesky(block) or _by_reflections(block)
+        if found is None:
+            return False
+        self._next, self._beyond = found
+        self._image = product(self._next, self._matrix)
         return True
+
+
+Orthonormal = tuple[torch.Tensor, torch.Tensor]
+
+
+def _by_cholesky(block: torch.Tensor) -> Orthonormal | None:
+    """Return Q and L of block = L Q by Cholesky QR, twice (Yamamoto et al. 2015): nearly all products."""
+    eye = torch.eye(len(block), dtype=block.dtype, device=block.device)
+    whole = eye
+    for _ in range(2):
+        lower, failed = torch.linalg.cholesky_ex(product(block, block.mT))
+        if int(failed) or not bool(torch.isfinite(lower).all()):
+            return None
+        block = product(torch.linalg.solve_triangular(lower, eye, upper=False), block)
+        whole = whole @ lower
+    return block, whole
+
+
+def _by_reflections(block: torch.Tensor) -> Orthonormal | None:
+    """Return the same of rows that are nearly dependent, or None where they are dependent."""
+    q, r = torch.linalg.qr(block.mT)
+    sizes = r.diagonal().abs()
+    dependent = not float(sizes.min()) > torch.finfo(block.dtype).eps * float(sizes.max())
+    return None if dependent else (q.mT.contiguous(), r.mT)

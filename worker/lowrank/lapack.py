@@ -4,6 +4,8 @@ import numpy as np
 import scipy.linalg
 import torch
 
+from worker.lowrank.blas import prefers_scipy
+
 LINALG_ERRORS: tuple[type[Exception], ...] = (
     torch.linalg.LinAlgError,  # type: ignore[attr-defined]  # Public, but re-exported without saying so.
     np.linalg.LinAlgError,
@@ -41,11 +43,14 @@ def full_svd(
     RuntimeError
         If cuSOLVER gave up in a way of its own.
     """
-    if not iterate:
+    if not (iterate or (matrix.device.type == "cpu" and prefers_scipy())):
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         return u, s, vh
+    if not bool(torch.isfinite(matrix).all()):
+        raise np.linalg.LinAlgError("the matrix is not finite")
+    driver = "gesvd" if iterate else "gesdd"
     parts = scipy.linalg.svd(
-        matrix.cpu().numpy(), full_matrices=False, lapack_driver="gesvd", check_finite=False
+        matrix.cpu().numpy(), full_matrices=False, lapack_driver=driver, check_finite=False
     )
     u, s, vh = (torch.from_numpy(np.ascontiguousarray(part)).to(matrix.device) for part in parts)
     return u, s, vh

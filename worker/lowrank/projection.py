@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.lowrank.blas import product
+from worker.lowrank.blas import gram, product
 from worker.lowrank.decomposition import Decomposition
 from worker.lowrank.residual import Residual, measure
 from worker.lowrank.scale import ScaledWeight
@@ -58,13 +58,15 @@ def project(
         return None
     held = kept[0].to(working) / root  # [k, s]
     image = product(matrix, held.mT)  # [l, k]
-    core = product(held, held.mT)  # [k, k]
-    fitted = stored((_fit(image, core) * root,), dtype)
+    core = gram(held.mT, working)  # [k, k]
+    # As wide as they were computed, the rows are still orthogonal.
+    other = image / _positive(core.diagonal()) if dtype == working else _fit(image, core)
+    fitted = stored((other * root,), dtype)
     if fitted is None:
         return None
     other = fitted[0].to(working) / root  # [l, k]
     crossed = float(torch.sum(other * image, dtype=torch.float64))
-    squared = float(torch.sum(product(other.mT, other) * core, dtype=torch.float64))
+    squared = float(torch.sum(gram(other, working) * core, dtype=torch.float64))
     residual = Residual(scaled.energy - 2 * crossed + squared, scaled.energy, scaled.exponent)
     factors = (kept[0], fitted[0]) if by_columns else (fitted[0].mT.contiguous(), kept[0].mT.contiguous())
     if residual.scaled_error < LEAST_DIFFERENCE[working] * scaled.energy:
@@ -77,10 +79,13 @@ def _lengths(matrix: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     return lengths  # [k]
 
 
+def _positive(sizes: torch.Tensor) -> torch.Tensor:
+    return torch.where(sizes > 0, sizes, 1.0)
+
+
 def _fit(image: torch.Tensor, core: torch.Tensor) -> torch.Tensor:
     """Return the L [l, k] of least ‖A - LR‖_F, given ARᵀ and RRᵀ; R's rows are nearly orthogonal."""
-    lengths = core.diagonal().sqrt()  # [k]
-    lengths = torch.where(lengths > 0, lengths, 1.0)
+    lengths = _positive(core.diagonal().sqrt())  # [k]
     even = core / lengths / lengths[:, None]
     even.diagonal().clamp_(min=1.0)  # Rows of zeros alone: their coefficients are zero.
     lower, failed = torch.linalg.cholesky_ex(even)

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 
+from worker.lowrank.blas import product
 from worker.lowrank.scale import exponent_of, squared_norm, times_power
 
 # Elements of one block of rows: the dense product never stands whole in memory.
@@ -109,7 +110,7 @@ def product_rows(pair: tuple[torch.Tensor, torch.Tensor | None], rows: slice, ex
     right, left = pair
     if left is None:
         return times_power(right[rows], -exponent)  # [rows, n]
-    return times_power(left[rows], -exponent) @ right  # [rows, n]
+    return product(times_power(left[rows], -exponent), right)  # [rows, n]
 
 
 def as_pair(factors: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -120,8 +121,8 @@ def as_pair(factors: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | N
         return factors[0], factors[1]
     right, middle, left = factors  # [k, n], [k, k], [m, k]
     if left.shape[0] < right.shape[1]:
-        return right, left @ middle
-    return middle @ right, left
+        return right, product(left, middle)
+    return product(middle, right), left
 
 
 def _ldexp(value: float, exponent: int) -> float:

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 
 # Elements of one block of rows whose squares are summed in float64.
-BLOCK_ELEMENTS = 1 << 21
+BLOCK_ELEMENTS = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)

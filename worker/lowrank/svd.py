@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from worker.lowrank.blas import one_pool
 from worker.lowrank.decomposition import Decomposition
 from worker.lowrank.edge import check_rank, check_seed, finite_exponent
 from worker.lowrank.krylov import sketched
@@ -38,6 +39,7 @@ class LowRank:
         return self.right, self.left
 
 
+@one_pool()
 def svd(weight: torch.Tensor, rank: int, *, solver: str = "auto", seed: int = 0) -> LowRank:
     """Return the best approximation of rank k in the Frobenius norm (Eckart and Young 1936).
 
