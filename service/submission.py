@@ -7,19 +7,15 @@ import logging
 from schemas.compression import CompressionSpec
 from schemas.fault import listed
 from schemas.job import NO_PROGRESS, JobRequest
-from schemas.manifest import factored_names
 from schemas.plan import Plan
-from schemas.planning import make_plan
 from service import errors
 from service.calibration import IN_FORM, IN_REQUEST, Calibration, find_calibration
 from service.deps import Services
 from service.forms import FormContent
+from service.planning import SPEC_IN_FORM, SPEC_IN_REQUEST, bounded_plan
 from state.errors import StoreUnavailable
 from state.records import Idempotency, JobRecord, JobView, NewJob
 from state.shelf import StoredCheckpoint
-
-# A match takes half a microsecond, or ten for a pattern made to be slow.
-MAX_MATCHES = 10_000_000
 
 log = logging.getLogger("eckart.service")
 
@@ -29,7 +25,8 @@ def submit_stored(services: Services, request: JobRequest, key: str | None) -> J
     stored = complete_checkpoint(services, request.checkpoint)
     calibration = find_calibration(services, request.spec, pointer=IN_REQUEST)
     idempotency = _idempotency(key, request.spec, request.checkpoint, calibration)
-    record = _submit(services, stored, request.spec, calibration, idempotency, one_shot=False)
+    plan = bounded_plan(stored, request.spec, calibration, place=SPEC_IN_REQUEST)
+    record = _submit(services, stored, request.spec, plan, calibration, idempotency, one_shot=False)
     return _view(services, record)
 
 
@@ -44,7 +41,8 @@ def submit_form(services: Services, content: FormContent, key: str | None) -> Jo
         files = sorted((file.name, file.sha256) for file in stored.files)
         calibration = find_calibration(services, content.spec, pointer=IN_FORM)
         idempotency = _idempotency(key, content.spec, files, calibration)
-        record = _submit(services, stored, content.spec, calibration, idempotency, one_shot=True)
+        plan = bounded_plan(stored, content.spec, calibration, place=SPEC_IN_FORM)
+        record = _submit(services, stored, content.spec, plan, calibration, idempotency, one_shot=True)
         kept = record.checkpoint == content.checkpoint_id
         return _view(services, record)
     finally:
@@ -58,21 +56,6 @@ def complete_checkpoint(services: Services, checkpoint_id: str) -> StoredCheckpo
     if not stored.complete:
         raise errors.CheckpointIncomplete(_lacking(stored))
     return stored
-
-
-def bounded_plan(stored: StoredCheckpoint, spec: CompressionSpec, calibration: Calibration | None) -> Plan:
-    """Plan, unless matching every pattern with every tensor would keep this process busy for long."""
-    tensors = stored.tensors
-    patterns = sum(map(len, (spec.include, spec.exclude, spec.overrides, spec.transposed)))
-    if patterns * len(tensors) > MAX_MATCHES:
-        raise errors.InvalidSpec(
-            f"{patterns} patterns for {len(tensors)} tensors are too many; let each stand for many layers."
-        )
-    factored = factored_names(header.metadata for header in stored.headers.values())
-    if calibration is None:
-        return make_plan(tensors, spec, factored=factored)
-    with calibration.pointed():
-        return make_plan(tensors, spec, factored=factored, grams=calibration.tensors)
 
 
 def _lacking(stored: StoredCheckpoint) -> str:
@@ -101,6 +84,7 @@ def _submit(
     services: Services,
     stored: StoredCheckpoint,
     spec: CompressionSpec,
+    plan: Plan,
     calibration: Calibration | None,
     idempotency: Idempotency | None,
     *,
@@ -111,7 +95,7 @@ def _submit(
         spec=spec,
         files=stored.files,
         calibration_files=calibration.files if calibration else (),
-        warnings=bounded_plan(stored, spec, calibration).warnings,
+        warnings=plan.warnings,
         one_shot=one_shot,
     )
     record = services.jobs.create(new, idempotency=idempotency)

@@ -9,8 +9,9 @@ from service import errors
 from service.calibration import IN_REQUEST, find_calibration
 from service.deps import IncomingDep, Services, ServicesDep
 from service.openapi import JSON_BODY, refusals
+from service.planning import foreseen_plan
 from service.strictjson import parse_model
-from service.submission import bounded_plan, complete_checkpoint
+from service.submission import complete_checkpoint
 
 router = APIRouter(prefix="/v1/plans", tags=["plans"])
 
@@ -32,7 +33,7 @@ router = APIRouter(prefix="/v1/plans", tags=["plans"])
     openapi_extra=JSON_BODY,
 )
 async def plan_job(body: IncomingDep, services: ServicesDep) -> PlanDocument:
-    """Plan from the headers alone; nothing is computed or kept."""
+    """Plan from the headers and from what earlier jobs found out; nothing is computed or kept."""
     asked = parse_model(JobRequest, await body.json_text(), kind=errors.InvalidSpec, subject="request")
     return await run_in_threadpool(_plan, services, asked)
 
@@ -40,4 +41,5 @@ async def plan_job(body: IncomingDep, services: ServicesDep) -> PlanDocument:
 def _plan(services: Services, asked: JobRequest) -> PlanDocument:
     stored = complete_checkpoint(services, asked.checkpoint)
     calibration = find_calibration(services, asked.spec, pointer=IN_REQUEST)
-    return plan_document(stored.id, stored.tensors, bounded_plan(stored, asked.spec, calibration))
+    plan = foreseen_plan(services, stored, asked.spec, calibration)
+    return plan_document(stored.id, stored.tensors, plan)

@@ -1,0 +1,99 @@
+"""Plans for stored checkpoints: bounded in work, checked, and exact where the spectra are known."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from schemas.budget import check_budget
+from schemas.calibration import GRAM
+from schemas.compression import CompressionSpec
+from schemas.foresight import foreseen
+from schemas.manifest import factored_names
+from schemas.outputsize import InputFiles
+from schemas.plan import Plan
+from schemas.planning import make_plan
+from schemas.problem import FieldProblem
+from schemas.rankrules import RankRule
+from schemas.specerror import SpecError
+from service import errors
+from service.calibration import Calibration
+from service.deps import Services
+from state.decompositions import DecompositionKey
+from state.shelf import StoredCheckpoint
+
+# A match takes half a microsecond, or ten for a pattern made to be slow.
+MAX_MATCHES = 10_000_000
+# Where the spec stands in the JSON request of a job or plan, and in a form.
+SPEC_IN_REQUEST = "/spec"
+SPEC_IN_FORM = ""
+
+
+def bounded_plan(
+    stored: StoredCheckpoint, spec: CompressionSpec, calibration: Calibration | None, *, place: str
+) -> Plan:
+    """Plan, unless matching every pattern with every tensor would keep this process busy for long."""
+    tensors = stored.tensors
+    patterns = sum(map(len, (spec.include, spec.exclude, spec.overrides, spec.transposed)))
+    if patterns * len(tensors) > MAX_MATCHES:
+        raise errors.InvalidSpec(
+            f"{patterns} patterns for {len(tensors)} tensors are too many; let each stand for many layers."
+        )
+    factored = factored_names(header.metadata for header in stored.headers.values())
+    with _placed(place):
+        if calibration is None:
+            plan = make_plan(tensors, spec, factored=factored)
+        else:
+            with calibration.pointed():
+                plan = make_plan(tensors, spec, factored=factored, grams=calibration.tensors)
+        check_budget(plan, spec, InputFiles(stored.headers, stored.index))
+    return plan
+
+
+def foreseen_plan(
+    services: Services, stored: StoredCheckpoint, spec: CompressionSpec, calibration: Calibration | None
+) -> Plan:
+    """Plan with whatever the decompositions of earlier jobs settle."""
+    plan = bounded_plan(stored, spec, calibration, place=SPEC_IN_REQUEST)
+    spectra = services.decompositions.spectra(_keys(stored, plan, calibration))
+    with _placed(SPEC_IN_REQUEST):
+        return foreseen(plan, spec, InputFiles(stored.headers, stored.index), spectra)
+
+
+@contextmanager
+def _placed(place: str) -> Iterator[None]:
+    """Say of what a spec asks in vain where it was asked for."""
+    try:
+        yield
+    except SpecError as error:
+        where = FieldProblem(pointer=place + error.pointer, detail=error.detail)
+        raise errors.InvalidSpec(error.detail, errors=(where,)) from error
+
+
+def _keys(stored: StoredCheckpoint, plan: Plan, calibration: Calibration | None) -> list[DecompositionKey]:
+    """Name the decompositions of the layers whose ranks hang on them."""
+    waiting = {layer.tensor: layer for layer in plan.layers if isinstance(layer.rank, RankRule)}
+    digests = {file.name: file.sha256 for file in stored.files}
+    grams = _gram_digests(calibration.stored) if calibration else {}
+    return [
+        DecompositionKey(
+            digests[name],
+            tensor.name,
+            tensor.dtype,
+            tensor.shape,
+            waiting[tensor.name].transposed,
+            grams.get(waiting[tensor.name].name),
+        )
+        for name, header in stored.headers.items()
+        for tensor in header.tensors
+        if tensor.name in waiting
+    ]
+
+
+def _gram_digests(calibration: StoredCheckpoint) -> dict[str, str]:
+    """Return the digest of the file that holds a layer's Gram matrix, by the layer's name."""
+    digests = {file.name: file.sha256 for file in calibration.files}
+    return {
+        tensor.name.removesuffix(GRAM): digests[name]
+        for name, header in calibration.headers.items()
+        for tensor in header.tensors
+        if tensor.name.endswith(GRAM)
+    }
