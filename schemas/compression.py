@@ -11,7 +11,7 @@ from schemas.index import CHECKPOINT_ID
 from schemas.rankrules import LayerRank, Rank, SpecRule
 
 Method = Literal["svd", "cur", "cx"]
-Selector = Literal["qdeim", "cpqr", "leverage", "linear_time"]
+Selector = Literal["qdeim", "deim", "cpqr", "osinsky", "leverage", "linear_time"]
 Storage = Literal["three", "two"]
 Layout = Literal["factored", "dense"]
 FactorDtype = Literal["keep", "float32", "float16", "bfloat16"]

@@ -190,7 +190,7 @@ def test_a_fit_that_does_not_converge_is_an_arithmetic_error():
 
 @pytest.mark.parametrize("method", [cx, cur])
 def test_cx_and_cur_refuse_what_they_cannot_do(method):
-    with pytest.raises(ValueError, match="selector must be one of qdeim, cpqr"):
+    with pytest.raises(ValueError, match="selector must be one of qdeim, deim, cpqr, osinsky"):
         method(torch.ones(4, 6), 2, selector="best")
     with pytest.raises(ValueError, match="rank must lie between"):
         method(torch.ones(4, 6), 5)

@@ -136,11 +136,11 @@ def test_every_step_of_the_ladder_finds_the_same_decomposition(shape, whole):
         known = expected if whole or step.noise == 0 else expected[:6]
         torch.testing.assert_close(step.singular_values, known, rtol=2e-5, atol=1e-6)
         assert step.tail(6) == pytest.approx(float(expected[6:].norm() / expected.norm()), rel=1e-5)
-        left, right = step.vectors(scaled.matrix, 6)
-        middle = (left.double().mT @ weight.double() @ right.double().mT) * 2.0**-scaled.exponent
+        left, right = (step.vectors(scaled.matrix, 6, axis=axis) for axis in ("rows", "columns"))
+        middle = (left.double().mT @ weight.double() @ right.double()) * 2.0**-scaled.exponent
         torch.testing.assert_close(middle, torch.diag(expected[:6]), rtol=1e-5, atol=1e-5)
-        for side in (left.mT, right):
-            torch.testing.assert_close(side @ side.mT, torch.eye(6).to(side), rtol=1e-5, atol=1e-5)
+        for side in (left, right):
+            torch.testing.assert_close(side.mT @ side, torch.eye(6).to(side), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (300, 150)], ids=str)

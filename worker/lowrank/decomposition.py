@@ -85,16 +85,28 @@ class Decomposition:
             return product(matrix, basis.mT), basis
         return basis.mT, product(basis, matrix)
 
-    def vectors(self, matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return orthonormal U_k [m, k] and V_kᵀ [k, n] of A, float32 or float64 [m, n]."""
+    def vectors(self, matrix: torch.Tensor, rank: int, *, axis: Literal["columns", "rows"]) -> torch.Tensor:
+        """Return the leading singular vectors of one side of A as orthonormal columns [n or m, k].
+
+        Where the values are those of A·S, the other side's span what the vectors known make of `matrix`.
+
+        Parameters
+        ----------
+        matrix : Tensor [m, n]
+            A, float32 or float64.
+        rank : int
+            k, at most the number of vectors.
+        axis : {"columns", "rows"}
+            Whether V_k [n, k] is wanted, which weighs columns, or U_k [m, k].
+        """
+        if axis == self.side:
+            return self.basis[:rank].to(matrix.device).mT
         left, right = self.pair(matrix, rank)
-        if self.side == "columns":
-            return self._normalized(left), right
-        return left, self._normalized(right.mT).mT
+        return self._normalized(left if axis == "rows" else right.mT)
 
     def _normalized(self, projected: torch.Tensor) -> torch.Tensor:
         norms: torch.Tensor = torch.linalg.vector_norm(projected, dim=0)  # [k]
-        if bool(norms.min() > WEAK * norms.max()):
+        if not self.weighted and bool(norms.min() > WEAK * norms.max()):
             return projected / norms
         # Where A has no directions left, any will do.
         q, r = torch.linalg.qr(projected)

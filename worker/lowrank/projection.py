@@ -56,6 +56,7 @@ def project(
     kept = stored((basis * (lengths.to(basis).sqrt() * root)[:, None],), dtype)
     if kept is None:
         return None
+    kept = (_whole(kept[0]),)
     held = kept[0].to(working) / root  # [k, s]
     image = product(matrix, held.mT)  # [l, k]
     core = gram(held.mT, working)  # [k, k]
@@ -77,6 +78,12 @@ def project(
 def _lengths(matrix: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     lengths: torch.Tensor = torch.linalg.vector_norm(product(matrix, basis.to(matrix.dtype).mT), dim=0)
     return lengths  # [k]
+
+
+def _whole(rows: torch.Tensor) -> torch.Tensor:
+    # A row under the normal range has lost its direction, and a fit to it could be of any size.
+    largest = rows.abs().amax(dim=1, keepdim=True)  # [k, 1]
+    return torch.where(largest >= torch.finfo(rows.dtype).tiny, rows, 0)
 
 
 def _positive(sizes: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,108 @@
+"""Columns within the best bound there is: ‖A - CC⁺A‖_F² ≤ (k + 1)·‖A - A_k‖_F² for any matrix."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from worker.lowrank.blocks import BLOCK, candidates, combined, products, slack, squared_norms
+
+# A vector whose part in the basis, 1 at most, has shrunk to this is not told from a dependent one.
+THIN = 1e-10
+# Roundings of the matrix under which a vector's part outside the basis is not told from none.
+ROUNDINGS = 4
+
+
+def osinsky(vectors: torch.Tensor, basis: torch.Tensor) -> list[int]:
+    """Return k indices of vectors whose span is off by at most √(k + 1) times what the basis is off.
+
+    Of the columns a_j of A, with B = V_kᵀ of orthonormal rows and E = A - A BᵀB, any k with B_J regular leave
+    ‖A - CC⁺A‖² ≤ ‖E - E_J B_J⁻¹ B‖². Choosing column j turns b_j's direction out of the rows of B, which stay
+    orthonormal, and e_j out of E along them, which adds ‖e_j‖²/‖b_j‖² to ‖E‖². With t chosen Σ‖b_j‖² = k - t,
+    so the least such quotient is ‖E‖²/(k - t) at most, and k least ones let ‖E‖² grow by no more than
+    (k + 1)/k · k/(k - 1) ⋯ 2/1 = k + 1 (Osinsky 2023, Close to optimal column approximations with a single
+    SVD). No k columns of some matrices do better (Deshpande and Rademacher 2006).
+
+    It goes by blocks: among the candidates the least quotient is taken as long as it is at most ‖E‖²/(k - t),
+    which is all that the bound needs, and none outside was clearly less when the block began.
+
+    Parameters
+    ----------
+    vectors : Tensor [n, d]
+        The columns of A as rows; float64 or float32, finite. They are not changed.
+    basis : Tensor [n, k]
+        V_k, orthonormal columns, n ≥ k ≥ 1; float64 or float32.
+
+    Returns
+    -------
+    list of int
+        k distinct indices in [0, n), in the order of their choice.
+    """
+    n, rank = basis.shape
+    inside = torch.linalg.qr(basis.to(vectors.device, torch.float64)).Q  # B's columns as rows [n, k]
+    outside, floor = _outside(vectors, inside, torch.promote_types(vectors.dtype, basis.dtype))
+    dead = torch.zeros(n, dtype=torch.bool, device=vectors.device)
+    chosen: list[int] = []
+    while (remaining := rank - len(chosen)) > 0:
+        errors, parts = squared_norms(outside).clamp_min_(floor), squared_norms(inside)  # [n], [n]
+        gains = torch.where(dead | (parts <= THIN), torch.inf, errors / parts)
+        pool, limit = candidates(-gains)
+        grams = products(outside[pool]), products(inside[pool])  # [c, c] both
+        picked = pool[_picks(*grams, floor, -limit, total=float(errors.sum()), remaining=remaining)]  # [b]
+        _eliminate(outside, inside, picked)
+        dead[picked] = True
+        chosen += picked.tolist()
+    return chosen
+
+
+def _outside(vectors: torch.Tensor, inside: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, float]:
+    """Return E's columns as rows [n, d], and what counts as none of ‖e_j‖²."""
+    vectors, inside = vectors.to(dtype), inside.to(dtype)
+    energy = float(squared_norms(vectors).mean())
+    floor = (ROUNDINGS * torch.finfo(dtype).eps) ** 2 * energy
+    # Where there is no error at all, the largest parts in the basis are taken.
+    return vectors - inside @ (inside.mT @ vectors), floor or 1.0
+
+
+def _eliminate(outside: torch.Tensor, inside: torch.Tensor, picked: torch.Tensor) -> None:
+    q, r = torch.linalg.qr(inside[picked].mT)  # [k, b], [b, b]
+    shares = inside @ q  # [n, b]
+    inside.addmm_(shares, q.mT, alpha=-1)
+    weights = torch.linalg.solve_triangular(r.mT, shares, upper=False, left=False)  # [n, b]
+    outside.addmm_(weights.to(outside.dtype), outside[picked], alpha=-1)
+
+
+def _picks(
+    outside: npt.NDArray[np.float64],
+    inside: npt.NDArray[np.float64],
+    floor: float,
+    limit: float,
+    *,
+    total: float,
+    remaining: int,
+) -> list[int]:
+    """Take the least quotients by EᵀE and BᵀB of the candidates [c, c], as far as they are low enough."""
+    errors, parts = outside.diagonal().copy(), inside.diagonal().copy()  # [c]
+    most = min(BLOCK, remaining)
+    turned = np.empty((most, len(parts)))  # bᵀB/‖b‖² of those taken
+    halves = np.empty_like(turned)  # so that EᵀE changes by turnedᵀ · halves and the transpose of it
+    sizes = np.empty(most)
+    picked: list[int] = []
+    while (done := len(picked)) < most:
+        gains = np.where(parts > THIN, np.maximum(errors, floor) / np.maximum(parts, THIN), np.inf)
+        gains[picked] = np.inf
+        best = int(gains.argmin())
+        if picked and gains[best] > min(limit / slack(done), total / (remaining - done)):
+            break
+        before = turned[:done]
+        part = inside[best] - combined(sizes[:done] * before[:, best], before)
+        error = (
+            outside[best] - combined(halves[:done, best], before) - combined(before[:, best], halves[:done])
+        )
+        sizes[done] = part[best]
+        turned[done] = part / part[best]
+        halves[done] = error - error[best] / 2 * turned[done]
+        parts -= part * turned[done]
+        errors -= 2 * turned[done] * halves[done]
+        total += gains[best]
+        picked.append(best)
+    return picked
