@@ -12,15 +12,14 @@ from eckart.connection import Call, Connection, parse
 from eckart.download import download
 from eckart.errors import InputError, JobFailed, WaitTimeoutError
 from eckart.patience import retry_after_s
+from eckart.planning import plan_source
 from eckart.progress import silent
 from eckart.source import find_source, open_source
 from eckart.spec import as_spec
 from eckart.upload import upload
 from schemas.checkpoint import CHECKPOINT_ID
 from schemas.job import TERMINAL, Job, JobList
-from schemas.manifest import factored_names
-from schemas.plandocument import PlanDocument, plan_document
-from schemas.planning import make_plan
+from schemas.plandocument import PlanDocument
 from schemas.report import Report
 
 if TYPE_CHECKING:
@@ -153,9 +152,7 @@ class Client:
         checked = as_spec(spec)
         source = find_source(path_or_id)
         if source is not None:
-            factored = factored_names(header.metadata for header in source.headers.values())
-            plan = make_plan(source.tensors, checked, factored=factored)
-            return plan_document(source.name, source.tensors, plan)
+            return plan_source(source, checked)
         body = {"checkpoint": str(path_or_id), "spec": checked.document()}
         return parse(PlanDocument, self._connection.ask(Call("POST", "/v1/plans", json=body)))
 

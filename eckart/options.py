@@ -6,13 +6,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from eckart.spec import as_spec
-from schemas.compression import CompressionSpec, FactorDtype, Layout, Method, Selector
+from schemas.compression import CompressionSpec, FactorDtype, Layout, Method, Objective, Selector
 
 if TYPE_CHECKING:
     import argparse
 
-RULES = ("ratio", "energy", "error")
-FIELDS = ("method", "selector", "include", "exclude", "layout", "dtype", "seed")
+RULES = ("ratio", "energy", "error", "budget", "budget_bytes")
+FIELDS = (
+    "method",
+    "selector",
+    "include",
+    "exclude",
+    "objective",
+    "align",
+    "min_rank",
+    "layout",
+    "dtype",
+    "seed",
+)
 
 
 def add_spec_options(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +36,10 @@ def add_spec_options(parser: argparse.ArgumentParser) -> None:
     )
     rank.add_argument("--energy", type=float, metavar="E", help="at least this share of the squared spectrum")
     rank.add_argument("--error", type=float, metavar="E", help="at most this relative error for each layer")
+    rank.add_argument(
+        "--budget", type=float, metavar="R", help="at most this share of all layers' parameters together"
+    )
+    rank.add_argument("--budget-bytes", type=int, metavar="N", help="at most this many bytes of output")
     rank.add_argument("--spec", metavar="FILE|JSON", help="a whole spec, as a JSON file or as JSON text")
     group.add_argument("--method", choices=get_args(Method), help="default: svd")
     group.add_argument("--selector", choices=get_args(Selector), help="of columns and rows, for cur and cx")
@@ -34,6 +49,13 @@ def add_spec_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--exclude", action="append", metavar="PATTERN", help="layers to keep; may be repeated"
     )
+    group.add_argument(
+        "--objective",
+        choices=get_args(Objective),
+        help="the errors that a budget keeps low; default: relative",
+    )
+    group.add_argument("--align", type=int, metavar="N", help="ranks are multiples of this; default: 1")
+    group.add_argument("--min-rank", type=int, metavar="K", help="no layer is factored at a lower rank")
     group.add_argument("--layout", choices=get_args(Layout), help="default: factored")
     group.add_argument("--dtype", choices=get_args(FactorDtype), help="of the factors; default: keep")
     group.add_argument("--seed", type=int, metavar="N", help="default: 0")
@@ -44,7 +66,8 @@ def spec_from(options: argparse.Namespace, parser: argparse.ArgumentParser) -> C
     given = {name: getattr(options, name) for name in FIELDS if getattr(options, name) is not None}
     if options.spec is not None:
         if given:
-            parser.error(f"--spec says everything; leave out --{', --'.join(given)}")
+            options_given = ", ".join("--" + name.replace("_", "-") for name in given)
+            parser.error(f"--spec says everything; leave out {options_given}")
         is_json = options.spec.lstrip().startswith("{")
         return as_spec(options.spec if is_json else Path(options.spec).read_bytes())
     return as_spec({**given, "rank": _rank(options)})

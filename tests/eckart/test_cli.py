@@ -123,9 +123,28 @@ def test_every_option_reaches_the_spec(model, serve, job, capsys):
     }
 
 
-@pytest.mark.parametrize("rule", ["ratio", "energy", "error"])
+@pytest.mark.parametrize("rule", ["ratio", "energy", "error", "budget"])
 def test_each_rule_can_be_given(model, capsys, rule):
-    assert main(["plan", str(model), f"--{rule}", "0.25"]) == 0
+    assert main(["plan", str(model), f"--{rule}", "0.4"]) == 0
+
+
+def test_a_number_of_bytes_can_be_given_with_what_goes_with_it(model, capsys):
+    line = f"plan {model} --budget-bytes 1000000 --objective absolute --align 2 --min-rank 2"
+
+    assert main(line.split()) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--budget-bytes 8", "/rank/budget_bytes: The output takes "),
+        ("--budget 0.0001", "/rank/budget: The selected layers need "),
+        ("--rank 2 --align 10000", "/align: No layer could be factored."),
+    ],
+)
+def test_what_cannot_be_met_is_said_without_a_service(model, capsys, options, said):
+    assert main(["plan", str(model), *options.split()]) == 1
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("as_file", [True, False])
@@ -181,12 +200,15 @@ def test_what_is_refused_ends_with_1_and_a_sentence(model, capsys, line, said):
         ("", "COMMAND"),
         ("shrink x", "invalid choice"),
         ("compress", "CHECKPOINT"),
-        ("compress x", "one of the arguments --rank --ratio --energy --error --spec is required"),
+        (
+            "compress x",
+            "one of the arguments --rank --ratio --energy --error --budget --budget-bytes --spec is required",
+        ),
         ("plan x", "is required"),
         ("compress x --rank 2 --ratio 0.5", "not allowed with"),
         ("compress x --rank two", "invalid int value"),
         ("compress x --rank 2 --method lu", "invalid choice"),
-        ("compress x --spec {} --method svd --seed 1", "leave out --method, --seed"),
+        ("compress x --spec {} --method svd --min-rank 1", "leave out --method, --min-rank"),
     ],
 )
 def test_what_is_not_asked_rightly_ends_with_2_and_the_usage(capsys, line, said):

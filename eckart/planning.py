@@ -1,0 +1,32 @@
+"""Planning what is on disk, without a service."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eckart.errors import InputError
+from schemas.budget import check_budget
+from schemas.checkpoint import parse_index
+from schemas.manifest import factored_names
+from schemas.outputsize import InputFiles
+from schemas.plandocument import PlanDocument, plan_document
+from schemas.planning import make_plan
+from schemas.problem import FieldProblem
+from schemas.specerror import SpecError
+
+if TYPE_CHECKING:
+    from eckart.source import Source
+    from schemas.compression import CompressionSpec
+
+
+def plan_source(source: Source, spec: CompressionSpec) -> PlanDocument:
+    """Say what would be done; ranks that need spectra are bounds, since nothing is computed."""
+    factored = factored_names(header.metadata for header in source.headers.values())
+    index = parse_index(source.index.read_bytes()) if source.index else None
+    try:
+        plan = make_plan(source.tensors, spec, factored=factored)
+        check_budget(plan, spec, InputFiles(source.headers, index))
+    except SpecError as error:
+        field = FieldProblem(pointer=error.pointer, detail=error.detail)
+        raise InputError(f"{source.name} cannot meet the spec", errors=(field,)) from error
+    return plan_document(source.name, source.tensors, plan)
