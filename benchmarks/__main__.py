@@ -7,11 +7,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import memory, overhead, upload
+from benchmarks import again, growth, memory, overhead, peers, upload
 from benchmarks.machine import describe_machine, free_kernels
 from benchmarks.options import Options
 
-QUESTIONS = {"upload": upload.ask, "overhead": overhead.ask, "memory": memory.ask}
+QUESTIONS = {
+    "upload": upload.ask,
+    "overhead": overhead.ask,
+    "memory": memory.ask,
+    "peers": peers.ask,
+    "growth": growth.ask,
+    "again": again.ask,
+}
 
 
 def main() -> int:

@@ -30,14 +30,14 @@ def blocks_for(nbytes: float) -> int:
     return max(1, -int(-rest // block))
 
 
-def write_llama(folder: Path, *, blocks: int) -> Path:
+def write_llama(folder: Path, *, blocks: int, key_width: int = WIDTH) -> Path:
     """Write a bfloat16 set shard by shard, the same bytes each time; return the index.
 
     Its weights are Gaussian: their spectra are flat, the hard case for whoever looks for a few directions.
     """
     folder.mkdir()
     shards: dict[int, list[tuple[int, str, Shape]]] = {}
-    tensors = list(_tensors(blocks))
+    tensors = list(_tensors(blocks, key_width))
     ends = accumulate(ELEMENT_BYTES * prod(shape) for _, shape in tensors)
     for seed, ((name, shape), end) in enumerate(zip(tensors, ends, strict=True)):
         shards.setdefault(end // SHARD_BYTES, []).append((seed, name, shape))
@@ -61,13 +61,12 @@ def _gaussian(shape: Shape, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=chance).mul_(SPREAD).bfloat16()
 
 
-def _tensors(blocks: int) -> Iterator[tuple[str, Shape]]:
+def _tensors(blocks: int, key_width: int = WIDTH) -> Iterator[tuple[str, Shape]]:
     yield "model.embed_tokens.weight", (WORDS, WIDTH)
     for block in range(blocks):
         prefix = f"model.layers.{block}"
-        yield from (
-            (f"{prefix}.self_attn.{name}_proj.weight", (WIDTH, WIDTH)) for name in ("q", "k", "v", "o")
-        )
+        for name, rows in (("q", WIDTH), ("k", key_width), ("v", key_width), ("o", WIDTH)):
+            yield f"{prefix}.self_attn.{name}_proj.weight", (rows, WIDTH)
         yield f"{prefix}.mlp.gate_proj.weight", (INNER, WIDTH)
         yield f"{prefix}.mlp.up_proj.weight", (INNER, WIDTH)
         yield f"{prefix}.mlp.down_proj.weight", (WIDTH, INNER)
