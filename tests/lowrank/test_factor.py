@@ -60,6 +60,20 @@ def test_the_same_weight_and_request_give_the_same_bytes(method, selector):
     assert once.relative_error == again.relative_error
 
 
+@pytest.mark.parametrize("rule", [EnergyRank(0.5), ErrorRank(0.75)])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_rank_by_a_rule_goes_up_to_one_that_is_allowed(method, rule):
+    weight = gaussian(60, 60)
+    free = factor(weight, asked(method, rule, 29)).rank
+    for align, min_rank in ((1, 1), (4, 1), (7, 1), (1, free + 3), (5, free + 1)):
+        found = factor(weight, asked(method, rule, 29, align=align, min_rank=min_rank))
+        allowed = [k for k in range(align, 30, align) if k >= max(free, min_rank)]
+        assert found.rank == allowed[0]
+        if isinstance(rule, ErrorRank):
+            assert found.relative_error <= 0.75
+    assert factor(weight, asked(method, rule, 29, align=30)).reason is Reason.NO_SAVING
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_weight_is_left_as_it_was(method):
     weight = gaussian(30, 24).requires_grad_()
@@ -236,6 +250,7 @@ def test_what_is_known_but_wrong_is_not_believed():
         ({"storage": "one"}, "storage must be one of three, two"),
         ({"rank": 0}, "rank must be at least 1"),
         ({"max_rank": -1}, "max_rank must be at least 0"),
+        ({"align": 0}, "align and min_rank must be at least 1"),
         ({"dtype": torch.int8}, "factors cannot be stored as"),
         ({"selector": "best"}, "selector must be one of"),
         ({"seed": -1}, "seed must be"),

@@ -148,9 +148,11 @@ def _ladder(scaled: ScaledWeight, request: FactorRequest, memo: Memo | None) -> 
 def _outcome(bench: Bench) -> Factored | Kept | None:
     """Return what comes of this decomposition, or None where a more careful one is needed."""
     rule, decomposition = bench.request.rank, bench.decomposition
-    rank = rule if isinstance(rule, int) else decomposition.decide(rule)
-    if rank is None:
+    decided = rule if isinstance(rule, int) else decomposition.decide(rule)
+    if decided is None:
         return None
+    align = 1 if isinstance(rule, int) else bench.request.align
+    rank = decided if isinstance(rule, int) else bench.request.aligned(decided)
     ceiling = bench.request.ceiling(bench.scaled.weight)
     no_saving = _kept(Reason.NO_SAVING, decomposition, bench.scaled.exponent)
     if rank > ceiling:
@@ -161,7 +163,7 @@ def _outcome(bench: Bench) -> Factored | Kept | None:
     def holds(trial: Trial) -> bool:
         return not isinstance(rule, ErrorRank) or rule.allows(trial.judged.relative)
 
-    trial = least(rank, ceiling, bench.attempt, holds)
+    trial = least(rank // align, ceiling // align, lambda times: bench.attempt(times * align), holds)
     if not (trial.accurate and decomposition.resolves(trial.rank)):
         return None
     return _factored(trial, bench) if holds(trial) else no_saving

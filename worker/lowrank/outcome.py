@@ -44,6 +44,8 @@ class FactorRequest:
         For ``cur``: R, U and C, or U·R and C.
     seed : int
         ≥ 0, for selectors that use chance, and for sketches.
+    align, min_rank : int
+        ≥ 1: a rank that a rule finds goes up to the next multiple of `align`, and to `min_rank` at least.
     extent : int or None
         How many singular vectors a decomposition is to hold, with all singular values, so that it serves
         other requests too; None: what this request needs, as fast as it can be had.
@@ -64,6 +66,8 @@ class FactorRequest:
     selector: Selector = "qdeim"
     storage: Literal["three", "two"] = "three"
     seed: int = 0
+    align: int = 1
+    min_rank: int = 1
     extent: int | None = None
     gram: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
@@ -74,6 +78,8 @@ class FactorRequest:
             raise ValueError(f"storage must be one of {', '.join(STORAGES)}, not {self.storage!r}")
         if isinstance(self.rank, int) and self.rank < 1:
             raise ValueError(f"rank must be at least 1, not {self.rank}")
+        if min(self.align, self.min_rank) < 1:
+            raise ValueError(f"align and min_rank must be at least 1, not {self.align} and {self.min_rank}")
         if self.max_rank < 0:
             raise ValueError(f"max_rank must be at least 0, not {self.max_rank}")
         if self.dtype not in DTYPES:
@@ -85,6 +91,10 @@ class FactorRequest:
         """Return the largest rank that this weight can have and that saves parameters; 0 where none does."""
         shape: tuple[int, ...] = weight.shape
         return min((self.max_rank, *shape))
+
+    def aligned(self, rank: int) -> int:
+        """Return the least rank that is allowed from this one on."""
+        return -(-max(rank, self.min_rank) // self.align) * self.align
 
 
 @dataclass(frozen=True, kw_only=True)
