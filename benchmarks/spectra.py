@@ -25,7 +25,7 @@ def minilm_values(count: int) -> Values:
 
 SPECTRA: dict[str, Callable[[int], Values] | None] = {
     "exponential": lambda p: np.exp(-10 * np.arange(p) / p),
-    "power law": lambda p: np.arange(1, p + 1) ** -0.5,
+    "power law": lambda p: np.asarray(np.arange(1, p + 1) ** -0.5, dtype=np.float64),
     "Gaussian": None,
     "MiniLM": minilm_values,
 }
