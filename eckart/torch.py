@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -16,7 +19,7 @@ from schemas.fault import listed
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from schemas.manifest import FactoredLayer
 
@@ -26,26 +29,32 @@ Model = TypeVar("Model", bound=nn.Module)
 
 WEIGHT = ".weight"
 BIAS = ".bias"
-MOST_FACTORS = 3
+LEAST_FACTORS, MOST_FACTORS = 2, 3
 
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """One Linear and the sizes that the chain in its place goes through, input first."""
+    """One Linear or Conv1D, and the sizes that the chain in its place goes through, input first."""
 
     name: str
-    linear: nn.Linear
+    layer: nn.Module
     sizes: tuple[int, ...]
+    transposed: bool
+
+    @property
+    def steps(self) -> tuple[tuple[int, int], ...]:
+        """Inputs and outputs of each part of the chain."""
+        return tuple(pairwise(self.sizes))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """What the chain adds to the model's state dict."""
-        steps = list(zip(self.sizes[1:], self.sizes, strict=False))
         shapes: dict[str, tuple[int, ...]] = {
-            f"{self.name}.{i}{WEIGHT}": step for i, step in enumerate(steps)
+            f"{self.name}.{i}{WEIGHT}": step if self.transposed else step[::-1]
+            for i, step in enumerate(self.steps)
         }
-        if self.linear.bias is not None:
-            shapes[f"{self.name}.{len(steps) - 1}{BIAS}"] = (self.linear.out_features,)
+        if self.layer.bias is not None:
+            shapes[f"{self.name}.{len(self.steps) - 1}{BIAS}"] = self.sizes[-1:]
         return shapes
 
 
@@ -53,8 +62,9 @@ def load_compressed(model: Model, path: str | os.PathLike[str]) -> Model:
     """Load a compressed checkpoint, a file, an index or a directory, into the model it was made from.
 
     Each factored `nn.Linear` gives way to an `nn.Sequential` of two or three, on the same device, of the same
-    dtype and mode; then everything is loaded strictly. The model is changed in place and returned. Whatever
-    does not fit raises a LoadError before anything is changed.
+    dtype and mode, and so does each `Conv1D` whose weight was factored as `transposed`; then everything is
+    loaded strictly. The model is changed in place and returned. Whatever does not fit raises a LoadError
+    before anything is changed.
     """
     source = open_source(Path(path))
     shapes = {tensor.name: tensor.shape for tensor in source.tensors}
@@ -85,33 +95,43 @@ def _factored(source: Source) -> dict[str, FactoredLayer]:
 
 
 def _plan_swap(model: nn.Module, name: str, entry: FactoredLayer, shapes: Shapes) -> Swap:
-    linear = _linear(model, name)
-    if entry.shape != (linear.out_features, linear.in_features):
+    layer = _layer(model, name, transposed=entry.transposed)
+    own = layer.weight
+    assert isinstance(own, Tensor)
+    if entry.shape != tuple(own.shape):
         raise LoadError(
-            f"{name} is a Linear of shape {[linear.out_features, linear.in_features]} in the model, but of "
+            f"{name} is a {type(layer).__name__} of shape {list(own.shape)} in the model, but of "
             f"{list(entry.shape)} in the checkpoint; build the model with the checkpoint's own configuration"
         )
-    shared = [other for other, weight in _parameters(model) if weight is linear.weight]
+    shared = [other for other, weight in _parameters(model) if weight is own]
     if shared != [name + WEIGHT]:
         raise LoadError(
             f"the weight of {name} is tied: it is {' and '.join(shared)} in one. A factored layer cannot "
             f"share its weight; untie it, or compress again with {name!r} excluded"
         )
-    return Swap(name, linear, _sizes(name, entry, shapes))
+    return Swap(name, layer, _sizes(name, entry, shapes), entry.transposed)
 
 
-def _linear(model: nn.Module, name: str) -> nn.Linear:
+def _layer(model: nn.Module, name: str, *, transposed: bool) -> nn.Module:
     try:
         module = model.get_submodule(name) if name else None
     except AttributeError:
         module = None
     if module is None:
         raise LoadError(f"the checkpoint holds factors of {name!r}, but the model has no such module")
-    if type(module) is nn.Linear:
-        return module
     kind = type(module).__name__
+    if kind == "Conv1D" and not transposed:
+        raise LoadError(
+            f"{name} is a Conv1D, which stores its weight transposed; compress again with {name!r} among the "
+            "`transposed`"
+        )
+    if type(module) is nn.Linear and transposed:
+        raise LoadError(
+            f"{name} is a Linear, but was factored as `transposed`; compress again without {name!r} there"
+        )
+    if type(module) is nn.Linear or kind == "Conv1D":
+        return module
     why = {
-        "Conv1D": "which stores its weight transposed and cannot be swapped yet",
         "NonDynamicallyQuantizableLinear": "whose weight nn.MultiheadAttention uses by itself",
     }.get(kind, "not a plain nn.Linear, so nothing can take its place")
     raise LoadError(f"{name} is a {kind}, {why}; compress again with {name!r} excluded, or with layout dense")
@@ -121,14 +141,15 @@ def _sizes(name: str, entry: FactoredLayer, shapes: Shapes) -> tuple[int, ...]:
     """Check that the factors chain from the layer's inputs to its outputs through its rank."""
     names = [f"{name}.{i}{WEIGHT}" for i in range(MOST_FACTORS)]
     found = [shapes[factor] for factor in names if factor in shapes]
-    rows, columns = entry.shape
-    core = [(entry.rank, entry.rank)] * (len(found) - 2)
-    if found != [(entry.rank, columns), *core, (rows, entry.rank)] or names[len(found) - 1] not in shapes:
+    outputs, inputs = reversed(entry.shape) if entry.transposed else entry.shape
+    sizes = (inputs, *(entry.rank for _ in found[1:]), outputs)
+    wanted = [step if entry.transposed else step[::-1] for step in pairwise(sizes)]
+    if len(found) < LEAST_FACTORS or found != wanted or names[len(found) - 1] not in shapes:
         raise LoadError(
             f"the factors of {name} have the shapes {[list(shape) for shape in found]}, which do not make up "
             f"{list(entry.shape)} at rank {entry.rank}; the file is damaged, compress the checkpoint again"
         )
-    return (columns, *(entry.rank for _ in found[1:]), rows)
+    return sizes
 
 
 def _parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
@@ -169,14 +190,30 @@ def _state_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _chain(swap: Swap) -> nn.Sequential:
-    """Build the Linears that take a Linear's place, unfilled; only the last has a bias, if that one had."""
-    old = swap.linear
-    last = len(swap.sizes) - 2
-    chain = nn.Sequential(
-        *(
-            nn.Linear(inputs, outputs, bias=i == last and old.bias is not None, device="meta")
-            for i, (inputs, outputs) in enumerate(zip(swap.sizes, swap.sizes[1:], strict=False))
-        )
-    )
+    """Build the layers that take one's place, unfilled; only the last has a bias, if that one had."""
+    old = swap.layer
+    assert isinstance(old.weight, Tensor)
+    biases = [False] * (len(swap.steps) - 1) + [old.bias is not None]
+    parts = zip(swap.steps, biases, strict=True)
+    make = partial(_conv1d, type(old)) if swap.transposed else _linear
+    with torch.device("meta"):
+        chain = nn.Sequential(*(make(*step, bias=bias) for step, bias in parts))
     chain.to_empty(device=old.weight.device).to(old.weight.dtype)
+    for part, bias in zip(chain, biases, strict=True):
+        if swap.transposed and not bias:
+            assert isinstance(part.bias, Tensor)
+            part.bias.zero_()
     return chain.requires_grad_(old.weight.requires_grad).train(old.training)
+
+
+def _linear(inputs: int, outputs: int, *, bias: bool) -> nn.Module:
+    return nn.Linear(inputs, outputs, bias=bias)
+
+
+def _conv1d(kind: Callable[[int, int], nn.Module], inputs: int, outputs: int, *, bias: bool) -> nn.Module:
+    """Build one more of the model's own class, which needs a bias: zeros that are no part of the state."""
+    part = kind(outputs, inputs)
+    if not bias:
+        del part.bias
+        part.register_buffer("bias", torch.empty(outputs), persistent=False)
+    return part

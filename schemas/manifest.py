@@ -20,6 +20,8 @@ class FactoredLayer(BaseModel):
     shape: tuple[Size, Size]
     dtype: str
     relative_error: float | None = None
+    # `shape` is then [inputs, outputs], and so are the factors'.
+    transposed: bool = Field(default=False, exclude_if=lambda value: not value)
 
 
 class Manifest(BaseModel):

@@ -87,9 +87,10 @@ def output_metadata(
             layer.name: FactoredLayer(
                 method=layer.method,
                 rank=ranks[number],
-                shape=(layer.rows, layer.columns),
+                shape=layer.shape,
                 dtype=layer.stored_dtype,
                 relative_error=errors[number],
+                transposed=layer.transposed,
             )
             for number, layer in enumerate(layers)
             if number in here and not layer.dense_layout

@@ -60,6 +60,12 @@ class Totals(Savings):
         description="sqrt(sum of squared errors / sum of squared norms) over the factored layers.",
         examples=[0.48],
     )
+    # Jobs that a release before this field has finished lack it.
+    weighted_error: float | None = Field(
+        default=None,
+        description="The same of the outputs, over the calibrated layers; null where there are none.",
+        examples=[0.31],
+    )
     seconds: float = Field(description="Work time of the attempt that finished.", examples=[4.2])
 
 
@@ -70,7 +76,13 @@ class LayerReport(Output):
     tensor: str = Field(
         description="The tensor's name.", examples=["encoder.layer.0.attention.self.query.weight"]
     )
-    shape: tuple[int, ...] = Field(description="Rows and columns.", examples=[[384, 384]])
+    shape: tuple[int, ...] = Field(description="Rows and columns, as stored.", examples=[[384, 384]])
+    transposed: bool = Field(
+        description="Whether it is stored as [inputs, outputs], and its factors too.", examples=[False]
+    )
+    calibrated: bool = Field(
+        description="Whether the error of its outputs was minimised, by the calibration.", examples=[False]
+    )
     dtype: str = Field(description="The storage dtype in the input.", examples=["F32"])
     outcome: Outcome = Field(description="`factored` or `kept`.", examples=["factored"])
     reason: KeptReason | None = Field(
@@ -88,18 +100,32 @@ class LayerReport(Output):
         description="Frobenius norm of the difference over that of the weight, of the factors as stored.",
         examples=[0.46],
     )
-    optimal_error: float | None = Field(description="The best possible at that rank.", examples=[0.46])
+    optimal_error: float | None = Field(
+        description="The best possible at that rank; null where it is not known, as for calibrated layers.",
+        examples=[0.46],
+    )
+    weighted_error: float | None = Field(
+        description="Frobenius norm of the difference of the outputs over that of the outputs, by the "
+        "calibration; null where the layer is not calibrated.",
+        examples=[0.21],
+    )
+    optimal_weighted_error: float | None = Field(
+        description="The best possible error of the outputs at that rank.", examples=[0.21]
+    )
     singular_values: tuple[float, ...] | None = Field(
-        description="A sample of the spectrum, at most 256 points.", examples=[[3.1, 2.9, 2.2]]
+        description="A sample of the spectrum, at most 256 points; of W·G^(1/2) where calibrated.",
+        examples=[[3.1, 2.9, 2.2]],
     )
     singular_value_indices: tuple[int, ...] | None = Field(
         description="Which singular values these are, from 0; null where they are all of them.",
         examples=[None],
     )
     columns: tuple[int, ...] | None = Field(
-        description="The columns that cur or cx chose, ascending.", examples=[None]
+        description="The inputs whose columns cur or cx chose, ascending.", examples=[None]
     )
-    rows: tuple[int, ...] | None = Field(description="The rows that cur chose, ascending.", examples=[None])
+    rows: tuple[int, ...] | None = Field(
+        description="The outputs whose rows cur chose, ascending.", examples=[None]
+    )
     seconds: float = Field(description="Time spent on this weight.", examples=[0.03])
 
 
@@ -119,6 +145,9 @@ class Report(Output):
         description="What is likely not meant, such as a pattern that matches nothing.", examples=[[]]
     )
     input: CheckpointReport = Field(description="What came in.")
+    calibration: tuple[FileReport, ...] | None = Field(
+        description="The files of the calibration; null where there was none.", examples=[None]
+    )
     output: CheckpointReport = Field(description="What goes out; the report itself is not counted.")
     totals: Totals = Field(description="Sums over every tensor of the checkpoint.")
     layers: tuple[LayerReport, ...] = Field(description="Every selected weight.")

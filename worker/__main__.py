@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from schemas.calibration import CalibrationError
 from schemas.checkpoint import CheckpointError
 from schemas.compression import CompressionSpec
 from schemas.job import Progress
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(*setting_faults(error), sep="\n", file=sys.stderr)
         return 2
     if options.command == "compress":
-        return _compress(options.input, options.output, options.spec, settings)
+        return _compress(options, settings)
     return _serve(settings)
 
 
@@ -58,18 +59,26 @@ def _parser() -> argparse.ArgumentParser:
         "output", type=Path, help="a new directory for the files and report.json, or a new .safetensors file"
     )
     compress.add_argument("--spec", required=True, help="the spec as JSON, or a file that holds it")
+    compress.add_argument(
+        "--calibration",
+        type=Path,
+        help="Gram matrices of the layers' inputs, as eckart.calibrate writes them",
+    )
     return parser
 
 
-def _compress(source: Path, target: Path, spec_text: str, settings: Settings) -> int:
+def _compress(options: argparse.Namespace, settings: Settings) -> int:
     try:
-        report = _work(source, target, _spec(spec_text), settings)
+        report = _work(options, _spec(options.spec), settings)
     except ValidationError as error:
         for fault in field_problems(error.errors()):
             print(f"spec{fault.pointer}: {fault.detail}", file=sys.stderr)
         return 1
+    except CalibrationError as error:
+        print(f"{options.calibration}: {error}", file=sys.stderr)
+        return 1
     except CheckpointError as error:
-        print(f"{source}: {error}", file=sys.stderr)
+        print(f"{options.input}: {error}", file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
@@ -78,13 +87,20 @@ def _compress(source: Path, target: Path, spec_text: str, settings: Settings) ->
     return 0
 
 
-def _work(source: Path, target: Path, spec: CompressionSpec, settings: Settings) -> Report:
+def _work(options: argparse.Namespace, spec: CompressionSpec, settings: Settings) -> Report:
     from worker.device import choose_device, set_threads
     from worker.local import compress_local
 
     set_threads(settings.threads)
     device = choose_device(settings.device)
-    return compress_local(source, target, spec, device=device, observe=_show_progress)
+    return compress_local(
+        options.input,
+        options.output,
+        spec,
+        calibration=options.calibration,
+        device=device,
+        observe=_show_progress,
+    )
 
 
 def _spec(text: str) -> CompressionSpec:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from schemas.calibration import CalibrationError
 from schemas.checkpoint import INDEX_ENDING, CheckpointError
 from schemas.job import TERMINAL, Progress
-from schemas.problem import Problem, problem
+from schemas.problem import FieldProblem, Problem, problem
 from schemas.report import Report
 from state.blobs import FULL, sync_directory
 from state.checkpoints import CheckpointStore
@@ -17,7 +18,7 @@ from state.decompositions import DecompositionStore
 from state.errors import CheckpointNotFound, JobNotFound, NoSpace, StoreUnavailable
 from state.jobs import JobStore
 from state.layout import Layout
-from state.records import Claim, new_token
+from state.records import Claim, JobRecord, new_token
 from state.shelf import StoredCheckpoint
 from worker.device import choose_device, set_threads
 from worker.lease import Lease, LeaseLost, StopSignal, WorkerStopping
@@ -77,7 +78,8 @@ def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
     for old in layout.job(record.id).glob("result-*"):
         shutil.rmtree(old, ignore_errors=True)
     names = [file.name for file in record.files]
-    stored = CheckpointStore(settings.data_dir).get(record.checkpoint, only=names)
+    checkpoints = CheckpointStore(settings.data_dir)
+    stored = checkpoints.get(record.checkpoint, only=names)
     set_threads(settings.threads)
     request = Request(
         checkpoint=_input(stored),
@@ -87,6 +89,8 @@ def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
         result_dir=_part(layout, claim),
         job_id=record.id,
         decompositions=_decompositions(settings),
+        calibration=_calibration(record, checkpoints),
+        calibration_files=record.calibration_files,
     )
 
     def observe(progress: Progress) -> None:
@@ -147,6 +151,16 @@ def _input(stored: StoredCheckpoint) -> InputCheckpoint:
     return InputCheckpoint(sources, stored.path(index) if index else None, stored.index)
 
 
+def _calibration(record: JobRecord, checkpoints: CheckpointStore) -> InputCheckpoint | None:
+    if record.spec.calibration is None:
+        return None
+    names = [file.name for file in record.calibration_files]
+    try:
+        return _input(checkpoints.get(record.spec.calibration, only=names))
+    except CheckpointNotFound as error:
+        raise CalibrationError("gone", "The calibration is not there any more.") from error
+
+
 def _persist(transition: Callable[[], T]) -> T:
     """Try until Redis is back: what was done must be said, however long it takes."""
     while True:
@@ -158,6 +172,11 @@ def _persist(transition: Callable[[], T]) -> T:
 
 
 def _input_fault(error: CheckpointError | CheckpointNotFound) -> Problem:
+    if isinstance(error, CalibrationError):
+        detail = f"{error} Store a calibration that fits, and start a new job."
+        where = FieldProblem(pointer="/spec/calibration", detail=detail)
+        kind = f"invalid-calibration:{error.code}"
+        return problem(kind, "The calibration does not fit", 422, detail, errors=(where,))
     return problem(
         "unusable-checkpoint",
         "The checkpoint cannot be read",

@@ -38,15 +38,17 @@ class Shelf:
 
     @classmethod
     def of(
-        cls, store: DecompositionStore, work: WorkPlan, files: Iterable[FileReport], device: torch.device
+        cls,
+        store: DecompositionStore,
+        work: WorkPlan,
+        files: Iterable[FileReport],
+        calibration_files: Iterable[FileReport],
+        device: torch.device,
     ) -> Self:
-        """Return the place of all layers that are to be factored; `files` tell the digests of the input's."""
+        """Return the place of all layers that are to be factored; the files' digests are in their keys."""
         digests = {file.name: file.sha256 for file in files}
-        keys = {
-            task.number: _key(task, digests[task.source.path.name])
-            for task in work.tasks
-            if task.layer.reason is None
-        }
+        grams = {file.name: file.sha256 for file in calibration_files}
+        keys = {task.number: _key(task, digests, grams) for task in work.tasks if task.layer.reason is None}
         return cls(store, keys, origin_of(device))
 
     def memo(self, task: LayerTask) -> "LayerMemo":
@@ -67,10 +69,11 @@ class Shelf:
             return None
         with file:
             try:
-                return read_decomposition(file, rank) if file.head.origin == self.origin else None
+                known = read_decomposition(file, rank) if file.head.origin == self.origin else None
             except DamagedFile as damage:
                 self.store.discard(key, damage)
                 return None
+        return replace(known, weighted=True) if known and task.gram else known
 
     def keep(self, task: LayerTask, step: int, decomposition: Decomposition, exponent: int) -> None:
         """Put a decomposition of 2^-exponent · W there, if it can be kept."""
@@ -146,9 +149,14 @@ def _file_bytes(layer: LayerPlan) -> int:
     )
 
 
-def _key(task: LayerTask, sha256: str) -> DecompositionKey:
+def _key(task: LayerTask, digests: Mapping[str, str], grams: Mapping[str, str]) -> DecompositionKey:
     return DecompositionKey(
-        sha256, task.tensor.name, task.tensor.dtype, task.tensor.shape, task.layer.transposed
+        digests[task.source.path.name],
+        task.tensor.name,
+        task.tensor.dtype,
+        task.tensor.shape,
+        task.layer.transposed,
+        None if task.gram is None else grams[task.gram[0].path.name],
     )
 
 

@@ -49,7 +49,7 @@ class Hands(Generic[Given, Made]):
         return made
 
     def _is_small(self, task: LayerTask) -> bool:
-        few = task.layer.parameters_before <= SMALL_ELEMENTS
+        few = task.elements <= SMALL_ELEMENTS
         return self._device.type == "cpu" and few and task.cost <= SMALL_WORK
 
     def _one_by_one(self, tasks: Sequence[LayerTask]) -> dict[int, Made]:

@@ -18,8 +18,10 @@ from worker.lowrank import (
     FactorRequest,
     Kept,
     Reason,
+    Weighted,
     factor,
     relative_error,
+    weighted_error,
 )
 from worker.plan import LayerTask
 
@@ -34,6 +36,8 @@ class LayerOutcome(BaseModel):
     report: LayerReport
     squared_error: float
     squared_norm: float
+    squared_weighted_error: float = 0.0
+    squared_weighted_norm: float = 0.0
 
     @property
     def rank(self) -> int | None:
@@ -49,6 +53,7 @@ def kept_outcome(task: LayerTask, reason: KeptReason) -> LayerOutcome:
 def factor_layer(
     task: LayerTask,
     weight: torch.Tensor,
+    gram: torch.Tensor | None = None,
     *,
     seed: int,
     device: torch.device,
@@ -61,7 +66,9 @@ def factor_layer(
     task
         What is to be done.
     weight : Tensor [rows, columns]
-        The weight as it lies in the checkpoint.
+        The weight as the map it is, transposed where it is stored so.
+    gram : Tensor [columns, columns] or None
+        XXᵀ of its inputs X, where it is calibrated.
     seed
         Seeds the sampling selectors.
     device
@@ -72,24 +79,27 @@ def factor_layer(
     Returns
     -------
     outcome, factors
-        The factors in the order of a stock Sequential, input side first; in the dense layout their product
-        alone; nothing for a kept layer.
+        The factors in the order of a stock Sequential, input side first, transposed where the weight is
+        stored so; in the dense layout their product alone; nothing for a kept layer.
     """
     begun = time.perf_counter()
-    weight = weight.to(device)
-    request = _request(task, weight, seed=seed, extent=memo.extent if memo else None)
+    weight, gram = weight.to(device), None if gram is None else gram.to(device)
+    request = _request(task, weight, gram, seed=seed, extent=memo.extent if memo else None)
     result = factor(weight, request, memo=memo)
     if isinstance(result, Factored) and task.layer.dense_layout:
-        result = _multiplied_out(weight, result, torch_dtype(task.layer.stored_dtype))
+        result = _multiplied_out(weight, gram, result, torch_dtype(task.layer.stored_dtype))
     seconds = time.perf_counter() - begun
     if isinstance(result, Factored):
-        factors = tuple(part.cpu() for part in result.factors)
+        parts = (part.mT if task.layer.transposed else part for part in result.factors)
+        factors = tuple(part.cpu().contiguous() for part in parts)
         return _outcome(task, result, result.singular_values, reason=None, seconds=seconds), factors
     reason: KeptReason = result.reason.value
     return _outcome(task, None, result.singular_values, reason=reason, seconds=seconds), ()
 
 
-def _request(task: LayerTask, weight: torch.Tensor, *, seed: int, extent: int | None) -> FactorRequest:
+def _request(
+    task: LayerTask, weight: torch.Tensor, gram: torch.Tensor | None, *, seed: int, extent: int | None
+) -> FactorRequest:
     layer = task.layer
     stored = torch_dtype(layer.stored_dtype)
     # Factors that are only multiplied out are not rounded first.
@@ -102,7 +112,10 @@ def _request(task: LayerTask, weight: torch.Tensor, *, seed: int, extent: int | 
         storage="three" if layer.factors == 3 else "two",
         dtype=dtype,
         seed=seed,
+        align=layer.align,
+        min_rank=layer.min_rank,
         extent=extent,
+        gram=gram,
     )
 
 
@@ -116,7 +129,9 @@ def _rank(rank: int | RankRule | None) -> int | EnergyRank | ErrorRank:
     return ErrorRank(rank.error)
 
 
-def _multiplied_out(weight: torch.Tensor, result: Factored, dtype: torch.dtype) -> Factored | Kept:
+def _multiplied_out(
+    weight: torch.Tensor, gram: torch.Tensor | None, result: Factored, dtype: torch.dtype
+) -> Factored | Kept:
     product = result.factors[0]  # [k, n]
     for part in result.factors[1:]:
         product = part @ product  # [k, n], at last [m, n]
@@ -124,13 +139,29 @@ def _multiplied_out(weight: torch.Tensor, result: Factored, dtype: torch.dtype) 
     if not bool(torch.isfinite(product).all()):
         return Kept(reason=Reason.OUT_OF_RANGE, singular_values=result.singular_values)
     error = relative_error(weight, (product,))
+    optimum = result.optimal_error
     return replace(
         result,
         factors=(product,),
         relative_error=error,
         squared_error=error**2 * result.squared_norm,
         # Both are known to some digits only; the least error is never above one that was reached.
-        optimal_error=min(result.optimal_error, error),
+        optimal_error=None if optimum is None else min(optimum, error),
+        weighted=_weighted_anew(weight, gram, result.weighted, product),
+    )
+
+
+def _weighted_anew(
+    weight: torch.Tensor, gram: torch.Tensor | None, before: Weighted | None, product: torch.Tensor
+) -> Weighted | None:
+    if before is None or gram is None:
+        return None
+    error = weighted_error(weight, (product,), gram)
+    return replace(
+        before,
+        relative_error=error,
+        squared_error=error**2 * before.squared_norm,
+        optimal_error=min(before.optimal_error, error),
     )
 
 
@@ -144,11 +175,14 @@ def _outcome(
 ) -> LayerOutcome:
     layer = task.layer
     rank = done.rank if done else None
+    weighted = done.weighted if done else None
     values, indices = _sample(spectrum)
     report = LayerReport(
         name=layer.name,
         tensor=layer.tensor,
-        shape=(layer.rows, layer.columns),
+        shape=layer.shape,
+        transposed=layer.transposed,
+        calibrated=layer.calibrated,
         dtype=layer.dtype,
         outcome="factored" if done else "kept",
         reason=reason,
@@ -162,6 +196,8 @@ def _outcome(
         bytes_after=layer.bytes_after(rank),
         relative_error=done.relative_error if done else None,
         optimal_error=done.optimal_error if done else None,
+        weighted_error=weighted.relative_error if weighted else None,
+        optimal_weighted_error=weighted.optimal_error if weighted else None,
         singular_values=values,
         singular_value_indices=indices,
         columns=done.columns if done else None,
@@ -172,6 +208,8 @@ def _outcome(
         report=report,
         squared_error=done.squared_error if done else 0.0,
         squared_norm=done.squared_norm if done else 0.0,
+        squared_weighted_error=weighted.squared_error if weighted else 0.0,
+        squared_weighted_norm=weighted.squared_norm if weighted else 0.0,
     )
 
 

@@ -1,13 +1,12 @@
 """Finishing all layers: each is taken from the spool, or done and put there."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from pydantic import ValidationError
 
-from worker.checkpoint.reader import CheckpointReader
 from worker.checkpoint.spool import LayerSpool
 from worker.decompositions import LayerMemo, Shelf
 from worker.hands import Hands
@@ -15,13 +14,21 @@ from worker.layer import LayerOutcome, factor_layer, kept_outcome
 from worker.lowrank.scale import exponent_of
 from worker.plan import LayerTask, WorkPlan
 from worker.progress import Meter
+from worker.sources import Sources
 
-ReadWeight = Callable[[LayerTask], torch.Tensor]
-WithMemo = tuple[torch.Tensor, LayerMemo | None]
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a layer is made of: weight [outputs, inputs], Gram matrix of its inputs, and what is known."""
+
+    weight: torch.Tensor
+    gram: torch.Tensor | None
+    memo: LayerMemo | None
 
 
 def finish_layers(
     work: WorkPlan,
+    sources: Sources,
     spool: LayerSpool,
     shelf: Shelf | None,
     meter: Meter,
@@ -35,6 +42,8 @@ def finish_layers(
     ----------
     work
         The plan.
+    sources
+        Where the layers are read.
     spool
         Where finished layers are; a layer counts as done once it is there.
     shelf
@@ -57,10 +66,10 @@ def finish_layers(
             meter.end(task)
     todo = [task for task in work.tasks if task.number not in outcomes]
 
-    def do(task: LayerTask, given: WithMemo) -> tuple[LayerOutcome, Callable[[], None]]:
-        weight, memo = given
-        outcome, factors = factor_layer(task, weight, seed=seed, device=device, memo=memo)
-        exponent = exponent_of(weight) if memo and not memo.found else None
+    def do(task: LayerTask, given: Given) -> tuple[LayerOutcome, Callable[[], None]]:
+        memo = given.memo
+        outcome, factors = factor_layer(task, given.weight, given.gram, seed=seed, device=device, memo=memo)
+        exponent = exponent_of(given.weight) if memo and not memo.found else None
 
         def write() -> None:
             if memo and exponent is not None:
@@ -69,26 +78,17 @@ def finish_layers(
 
         return outcome, write
 
-    with weights() as read_weight:
-        read = partial(_read, read_weight, shelf)
-        hands = Hands(read, do, begin=meter.begin, end=meter.end, device=device)
-        outcomes |= hands.go_through(todo)
+    read = partial(_read, sources, shelf)
+    hands = Hands(read, do, begin=meter.begin, end=meter.end, device=device)
+    outcomes |= hands.go_through(todo)
     return tuple(outcomes[task.number] for task in work.tasks)
 
 
-def _read(read_weight: ReadWeight, shelf: Shelf | None, task: LayerTask) -> WithMemo:
+def _read(sources: Sources, shelf: Shelf | None, task: LayerTask) -> Given:
     memo = shelf.memo(task) if shelf else None
     if memo:
         memo.get(0)
-    return read_weight(task), memo
-
-
-@contextmanager
-def weights() -> Iterator[ReadWeight]:
-    """Yield what reads a layer's weight; each file is opened and its header parsed once."""
-    with ExitStack() as readers:
-        open_file = cache(lambda path: readers.enter_context(CheckpointReader(path)))
-        yield lambda task: open_file(task.source.path).read(task.tensor.name)
+    return Given(sources.weight(task), sources.gram(task), memo)
 
 
 def _known(task: LayerTask, spool: LayerSpool) -> LayerOutcome | None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from schemas.checkpoint import INDEX_ENDING, check_shards, parse_index, read_header
+from schemas.calibration import CalibrationError
+from schemas.checkpoint import INDEX_ENDING, CheckpointError, check_shards, parse_index, read_header
 from schemas.compression import CompressionSpec
 from schemas.report import REPORT_NAME, FileReport, Report
 from worker.pipeline import Request, compress
@@ -19,7 +20,13 @@ FILE_SUFFIX = ".safetensors"
 
 
 def compress_local(
-    source: Path, target: Path, spec: CompressionSpec, *, device: torch.device, observe: Observer
+    source: Path,
+    target: Path,
+    spec: CompressionSpec,
+    *,
+    calibration: Path | None = None,
+    device: torch.device,
+    observe: Observer,
 ) -> Report:
     """Compress into a new place, which appears when all of it is there.
 
@@ -31,18 +38,23 @@ def compress_local(
         A directory that does not exist yet; or, for a single file, a name that ends in `.safetensors`, with
         the report beside it as `.report.json`. Finished layers wait beside it in `<target>.work` until the
         end, so that a broken run goes on where it was.
+    calibration
+        A safetensors file, an index or a directory with the Gram matrices of the layers' inputs.
 
     Raises
     ------
     CheckpointError
-        If an input file or the index is malformed, or they do not fit together.
+        If an input file or the index is malformed, or they do not fit together; CalibrationError, if that is
+        so of the calibration.
     FileExistsError
         If the target exists.
     FileNotFoundError
         If the input does not.
     ValueError
-        If a sharded checkpoint is to become a single file.
+        If a sharded checkpoint is to become a single file, or the spec names a calibration by an id.
     """
+    if spec.calibration is not None:
+        raise ValueError("the spec names a calibration that a service holds; give its file instead")
     if target.exists():
         raise FileExistsError(f"{target} exists; name a new place")
     checkpoint = open_checkpoint(source)
@@ -52,9 +64,19 @@ def compress_local(
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     files = tuple(_file_report(path) for path in _paths(checkpoint))
+    grams = None if calibration is None else _open_calibration(calibration)
+    gram_files = () if grams is None else tuple(_file_report(path) for path in _paths(grams))
     # Layers of another input or spec must not be taken for this one's.
-    spool_dir = work / _fingerprint(files, spec)
-    request = Request(checkpoint, files, spec, spool_dir=spool_dir, result_dir=part)
+    spool_dir = work / _fingerprint((*files, *gram_files), spec)
+    request = Request(
+        checkpoint,
+        files,
+        spec,
+        spool_dir=spool_dir,
+        result_dir=part,
+        calibration=grams,
+        calibration_files=gram_files,
+    )
     report = compress(request, device=device, observe=observe)
     _publish(part, target)
     shutil.rmtree(work, ignore_errors=True)
@@ -89,6 +111,13 @@ def open_checkpoint(path: Path) -> InputCheckpoint:
     check_shards(index, headers)
     sources = tuple(Source(path.with_name(name), header) for name, header in headers.items())
     return InputCheckpoint(sources, index_path, index)
+
+
+def _open_calibration(path: Path) -> InputCheckpoint:
+    try:
+        return open_checkpoint(path)
+    except CheckpointError as error:
+        raise CalibrationError(error.code, error.detail, error.pointer) from error
 
 
 def _paths(checkpoint: InputCheckpoint) -> Iterable[Path]:

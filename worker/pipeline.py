@@ -9,6 +9,7 @@ import torch
 from schemas.compression import CompressionSpec
 from schemas.report import REPORT_NAME, FileReport, Report
 from state.decompositions import DecompositionStore
+from worker.calibration import check_grams
 from worker.checkpoint.part import PartFile
 from worker.checkpoint.spool import LayerSpool
 from worker.decompositions import Shelf, needed_bytes
@@ -17,14 +18,15 @@ from worker.output import write_output
 from worker.plan import InputCheckpoint, WorkPlan, plan_work
 from worker.progress import Meter, Observer
 from worker.report import FileSet, make_report
+from worker.sources import Sources
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One compression: what to read, what to do, and where the finished layers and the results go.
 
-    `input_files` are the input's sizes and digests as they were taken when it was stored. `decompositions` is
-    what other jobs left and find, or None.
+    `input_files` and `calibration_files` are sizes and digests as they were taken when the files were stored.
+    `decompositions` is what other jobs left and find, or None.
     """
 
     checkpoint: InputCheckpoint
@@ -34,6 +36,8 @@ class Request:
     result_dir: Path
     job_id: str | None = None
     decompositions: DecompositionStore | None = None
+    calibration: InputCheckpoint | None = None
+    calibration_files: tuple[FileReport, ...] = ()
 
 
 def compress(request: Request, *, device: torch.device, observe: Observer) -> Report:
@@ -51,23 +55,26 @@ def compress(request: Request, *, device: torch.device, observe: Observer) -> Re
     Raises
     ------
     CheckpointError
-        If an input file is not what its header says.
+        If an input file is not what its header says, or the calibration does not fit (CalibrationError).
     OSError
         If a disk fails or fills.
     """
     begun = time.perf_counter()
-    work = plan_work(request.checkpoint, request.spec)
+    work = plan_work(request.checkpoint, request.spec, request.calibration)
     spool = LayerSpool(request.spool_dir)
     meter = Meter(work.tasks, observe)
     shelf = _shelf(request, work, device)
-    outcomes = finish_layers(work, spool, shelf, meter, seed=request.spec.seed, device=device)
+    with Sources() as sources:
+        check_grams(work.tasks, sources, device=device, go_on=meter.end_all)
+        outcomes = finish_layers(work, sources, spool, shelf, meter, seed=request.spec.seed, device=device)
     meter.end_all()
     output = write_output(work, outcomes, spool, request.result_dir, go_on=meter.end_all)
+    calibration = request.calibration_files if request.calibration else None
     report = make_report(
         work,
         request.spec,
         outcomes,
-        before=FileSet(request.input_files, request.checkpoint.tensors),
+        before=FileSet(request.input_files, request.checkpoint.tensors, calibration),
         after=FileSet(output.files, output.tensors),
         job_id=request.job_id,
         device=device,
@@ -86,4 +93,4 @@ def _shelf(request: Request, work: WorkPlan, device: torch.device) -> Shelf | No
     store = request.decompositions
     if store is None or not store.could_hold(needed_bytes(work.tasks)):
         return None
-    return Shelf.of(store, work, request.input_files, device)
+    return Shelf.of(store, work, request.input_files, request.calibration_files, device)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from schemas.calibration import GRAM
 from schemas.checkpoint import Header, ShardIndex, TensorInfo
 from schemas.compression import CompressionSpec
 from schemas.manifest import factored_names
@@ -34,18 +35,27 @@ class InputCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class LayerTask:
-    """One selected weight, where it lies, and what is to be done with it."""
+    """One selected weight, where it lies, and what is to be done with it; `gram` is for calibrated ones."""
 
     number: int
     source: Source
     tensor: TensorInfo
     layer: LayerPlan
+    gram: tuple[Source, TensorInfo] | None = None
+
+    @property
+    def elements(self) -> int:
+        """Elements of what is to be read."""
+        return self.layer.parameters_before + (self.layer.columns**2 if self.gram else 0)
 
     @property
     def cost(self) -> int:
         """Work in proportion to the flops of a decomposition; 1 at least, so that progress always moves."""
+        if self.layer.reason is not None:
+            return 1
         rows, columns = self.layer.rows, self.layer.columns
-        return max(1, rows * columns * min(rows, columns)) if self.layer.reason is None else 1
+        # Where there is a Gram matrix it is multiplied with the weight.
+        return max(1, rows * columns * (min(rows, columns) + (columns if self.gram else 0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +72,35 @@ class WorkPlan:
         return tuple(task.layer for task in self.tasks)
 
 
-def plan_work(checkpoint: InputCheckpoint, spec: CompressionSpec) -> WorkPlan:
-    """Decide for the whole checkpoint at once, since names must not collide across shards."""
+def plan_work(
+    checkpoint: InputCheckpoint, spec: CompressionSpec, calibration: InputCheckpoint | None = None
+) -> WorkPlan:
+    """Decide for the whole checkpoint at once, since names must not collide across shards.
+
+    Raises
+    ------
+    CalibrationError
+        If the calibration does not fit the checkpoint.
+    """
     factored = factored_names(source.header.metadata for source in checkpoint.sources)
-    plan = make_plan(checkpoint.tensors, spec, factored=factored)
+    grams = None if calibration is None else calibration.tensors
+    plan = make_plan(checkpoint.tensors, spec, factored=factored, grams=grams)
+    found = {} if calibration is None else _grams(calibration)
     layers = {layer.tensor: layer for layer in plan.layers}
     selected = [
-        (source, tensor, layers[tensor.name])
+        (source, tensor, layers[tensor.name], found.get(layers[tensor.name].name))
         for source in checkpoint.sources
         for tensor in source.header.tensors
         if tensor.name in layers
     ]
     tasks = tuple(LayerTask(number, *where) for number, where in enumerate(selected))
     return WorkPlan(checkpoint, tasks, plan.warnings)
+
+
+def _grams(calibration: InputCheckpoint) -> dict[str, tuple[Source, TensorInfo]]:
+    return {
+        tensor.name.removesuffix(GRAM): (source, tensor)
+        for source in calibration.sources
+        for tensor in source.header.tensors
+        if tensor.name.endswith(GRAM)
+    }

@@ -18,10 +18,11 @@ from worker.plan import WorkPlan
 
 @dataclass(frozen=True, slots=True)
 class FileSet:
-    """The files of one side, and the tensors in them."""
+    """The files of one side, and the tensors in them; for the input, the files of its calibration."""
 
     files: tuple[FileReport, ...]
     tensors: tuple[TensorInfo, ...]
+    calibration: tuple[FileReport, ...] | None = None
 
     @property
     def parameters(self) -> int:
@@ -59,6 +60,7 @@ def make_report(
         environment=_environment(device),
         warnings=work.warnings,
         input=before.report(),
+        calibration=before.calibration,
         output=after.report(),
         totals=_totals(before, after, outcomes, seconds=seconds),
         layers=tuple(outcome.report for outcome in outcomes),
@@ -69,6 +71,9 @@ def _totals(before: FileSet, after: FileSet, outcomes: Sequence[LayerOutcome], *
     factored = [outcome for outcome in outcomes if outcome.report.outcome == "factored"]
     squared_norm = sum(outcome.squared_norm for outcome in factored)
     squared_error = sum(outcome.squared_error for outcome in factored)
+    weighted_norm = sum(outcome.squared_weighted_norm for outcome in factored)
+    weighted_error = sum(outcome.squared_weighted_error for outcome in factored)
+    calibrated = any(outcome.report.weighted_error is not None for outcome in factored)
     return Totals(
         parameters_before=before.parameters,
         parameters_after=after.parameters,
@@ -76,11 +81,16 @@ def _totals(before: FileSet, after: FileSet, outcomes: Sequence[LayerOutcome], *
         compression_factor=before.parameters / after.parameters if after.parameters else 1.0,
         bytes_before=before.nbytes,
         bytes_after=after.nbytes,
-        relative_error=sqrt(squared_error / squared_norm) if squared_norm else 0.0,
+        relative_error=_relative(squared_error, squared_norm),
+        weighted_error=_relative(weighted_error, weighted_norm) if calibrated else None,
         layers_factored=len(factored),
         layers_kept=len(outcomes) - len(factored),
         seconds=seconds,
     )
+
+
+def _relative(squared_error: float, squared_norm: float) -> float:
+    return sqrt(squared_error / squared_norm) if squared_norm else 0.0
 
 
 def _environment(device: torch.device) -> dict[str, str]:

@@ -97,7 +97,9 @@ def serve():
 def layer():
     """Make a layer of a report, factored unless a reason is given."""
 
-    def make(name, *, shape=(384, 384), rank=96, reason=None, error=0.25, best=0.25, method="svd"):
+    def make(
+        name, *, shape=(384, 384), rank=96, reason=None, error=0.25, best=0.25, weighted=None, method="svd"
+    ):
         kept = reason is not None
         before = shape[0] * shape[1]
         after = before if kept else rank * sum(shape)
@@ -105,6 +107,8 @@ def layer():
             "name": name,
             "tensor": f"{name}.weight",
             "shape": shape,
+            "transposed": False,
+            "calibrated": weighted is not None,
             "dtype": "F32",
             "outcome": "kept" if kept else "factored",
             "reason": reason,
@@ -117,7 +121,9 @@ def layer():
             "bytes_before": 4 * before,
             "bytes_after": 4 * after,
             "relative_error": None if kept else error,
-            "optimal_error": None if kept else best,
+            "optimal_error": None if kept or weighted is not None else best,
+            "weighted_error": None if kept else weighted,
+            "optimal_weighted_error": None if kept else weighted,
             "singular_values": None,
             "singular_value_indices": None,
             "columns": None,
@@ -147,6 +153,7 @@ def report():
             "environment": {"device": "cpu"},
             "warnings": [],
             "input": {"files": [], "parameters": before, "bytes": 4 * before},
+            "calibration": None,
             "output": {
                 "files": listed,
                 "parameters": after,
@@ -160,6 +167,7 @@ def report():
                 "bytes_before": 4 * before,
                 "bytes_after": 4 * after,
                 "relative_error": 0.25,
+                "weighted_error": None,
                 "layers_factored": sum(x["outcome"] == "factored" for x in layers),
                 "layers_kept": sum(x["outcome"] == "kept" for x in layers),
                 "seconds": 4.25,

@@ -34,10 +34,63 @@ class Net(nn.Module):
 class Conv1D(nn.Module):
     """A layer that stores its weight transposed, as GPT-2's do."""
 
+    def __init__(self, outputs=9, inputs=6):
+        super().__init__()
+        self.nf = outputs
+        self.weight = nn.Parameter(torch.ones(inputs, outputs))
+        self.bias = nn.Parameter(torch.ones(outputs))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x, self.weight)
+
+
+class Turned(nn.Module):
+    """A model of one such layer."""
+
     def __init__(self):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(6, 9))
-        self.bias = nn.Parameter(torch.ones(9))
+        self.mlp = Conv1D()
+
+    def forward(self, x):
+        return self.mlp(x)
+
+
+def turned_file(path, **changes):
+    """Write a file of the factors of such a layer."""
+    generator = torch.Generator().manual_seed(0)
+    first, second, bias = (torch.randn(*size, generator=generator) for size in ((6, 2), (2, 9), (9,)))
+    state = {"mlp.0.weight": first, "mlp.1.weight": second, "mlp.1.bias": bias}
+    entry = {"method": "svd", "rank": 2, "shape": [6, 9], "dtype": "F32", "transposed": True}
+    return write(path, state, {"mlp": entry | changes}), state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_conv1d_gives_way_to_a_chain_of_its_own_kind(tmp_path, dtype):
+    path, state = turned_file(tmp_path / "x.safetensors")
+    model = load_compressed(Turned().to(dtype).eval(), path)
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    first, second = (state[f"mlp.{i}.weight"].to(dtype) for i in (0, 1))
+    torch.testing.assert_close(model(x), x @ first @ second + state["mlp.1.bias"].to(dtype))
+    assert [type(part) for part in model.mlp] == [Conv1D, Conv1D]
+    assert [part.nf for part in model.mlp] == [2, 9]
+    assert model.state_dict().keys() == state.keys()
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize(
+    ("changes", "model", "words"),
+    [
+        ({"transposed": False}, Turned(), "compress again with 'mlp' among the `transposed`"),
+        ({}, nn.ModuleDict({"mlp": nn.Linear(6, 9)}), "mlp is a Linear, but was factored as `transposed`"),
+        ({"shape": [9, 6]}, Turned(), r"a Conv1D of shape \[6, 9\] in the model, but of \[9, 6\]"),
+        ({"rank": 3}, Turned(), "factors of mlp have the shapes"),
+    ],
+)
+def test_a_transposed_layer_that_does_not_fit_is_refused(tmp_path, changes, model, words):
+    path, _ = turned_file(tmp_path / "x.safetensors", **changes)
+    with pytest.raises(LoadError, match=words):
+        load_compressed(model, path)
 
 
 @pytest.fixture
@@ -249,7 +302,7 @@ def half_meta(net):
         (without, r"factors of 'head', but the model has no such module"),
         (wider, r"head is a Linear of shape \[5, 6\] in the model, but of \[4, 6\]"),
         (narrower_norm, r"norm.weight is \[5\] in the model, but \[6\]"),
-        (conv, r"head is a Conv1D, which stores its weight transposed"),
+        (conv, r"head is a Conv1D, .* compress again with 'head' among the `transposed`"),
         (attention, r"head is a NonDynamicallyQuantizableLinear, whose weight nn.MultiheadAttention uses"),
         (bilinear, r"head is a Bilinear, not a plain nn.Linear"),
         (biasless, r"no place for what the checkpoint holds: head.1.bias"),

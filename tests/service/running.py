@@ -128,6 +128,7 @@ def report_document(job_id, files):
         "environment": {"device": "cpu"},
         "warnings": [],
         "input": {"files": [], "parameters": 72, "bytes": 288},
+        "calibration": None,
         "output": {"files": listed, "parameters": 40, "bytes": 160},
         "totals": TOTALS.model_dump(),
         "layers": [],

@@ -30,10 +30,12 @@ def compress(tmp_path):
     """Compress locally into a new directory."""
     count = iter(range(1000))
 
-    def run(source, observe=lambda _progress: None, **spec):
+    def run(source, observe=lambda _progress: None, calibration=None, **spec):
         target = tmp_path / f"out-{next(count)}"
         spec = CompressionSpec.model_validate({"rank": {"ratio": 0.5}} | spec)
-        report = compress_local(source, target, spec, device=torch.device("cpu"), observe=observe)
+        report = compress_local(
+            source, target, spec, calibration=calibration, device=torch.device("cpu"), observe=observe
+        )
         return Result(target, report)
 
     return run
