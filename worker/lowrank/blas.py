@@ -88,6 +88,19 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(gemm(1.0, first, second, trans_a=first_flipped, trans_b=second_flipped).T)
 
 
+def subtract_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Take left · right off a contiguous matrix [m, n], in place; the rest is as for :func:`product`."""
+    assert target.is_contiguous()
+    if target.device.type != "cpu" or not prefers_scipy():
+        target.addmm_(left, right, alpha=-1)
+        return
+    first, first_flipped = _fortran(right.mT)
+    second, second_flipped = _fortran(left.mT)
+    gemm = scipy.linalg.blas.dgemm if left.dtype == torch.float64 else scipy.linalg.blas.sgemm
+    flips = {"trans_a": first_flipped, "trans_b": second_flipped}
+    gemm(-1.0, first, second, beta=1.0, c=target.numpy().T, overwrite_c=1, **flips)
+
+
 def gram(tall: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return AᵀA, summed in a dtype that may be wider than A's, at most a few million elements of A widened.
 

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from worker.lowrank.blas import product
+
 # Vectors that a block chooses among, and how many it chooses at most.
 CANDIDATES = 256
 BLOCK = 64
@@ -42,14 +44,14 @@ def slack(done: int) -> float:
 
 
 def squared_norms(vectors: torch.Tensor) -> torch.Tensor:
-    """Return the squared lengths of rows [n, d] as float64 [n]."""
-    norms: torch.Tensor = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
-    return norms.square_()
+    """Return the squared lengths of rows [n, d] as float64 [n], as exact as the dtype of the rows is."""
+    norms: torch.Tensor = torch.linalg.vector_norm(vectors, dim=1)
+    return norms.to(torch.float64).square_()
 
 
 def products(vectors: torch.Tensor) -> npt.NDArray[np.float64]:
     """Return the inner products of rows [c, d] as float64 [c, c]."""
-    return np.asarray((vectors @ vectors.mT).to("cpu", torch.float64).numpy())
+    return np.asarray(product(vectors, vectors.mT).to("cpu", torch.float64).numpy())
 
 
 def combined(weights: npt.NDArray[Any], rows: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from worker.lowrank.blas import product, subtract_product
 from worker.lowrank.blocks import BLOCK, candidates, combined, products, slack, squared_norms
 
 # A vector whose part in the basis, 1 at most, has shrunk to this is not told from a dependent one.
@@ -38,7 +39,8 @@ def osinsky(vectors: torch.Tensor, basis: torch.Tensor) -> list[int]:
         k distinct indices in [0, n), in the order of their choice.
     """
     n, rank = basis.shape
-    inside = torch.linalg.qr(basis.to(vectors.device, torch.float64)).Q  # B's columns as rows [n, k]
+    # B's columns as rows [n, k], orthonormal to the last digit.
+    inside = torch.linalg.qr(basis.to(vectors.device, torch.float64)).Q.contiguous()
     outside, floor = _outside(vectors, inside, torch.promote_types(vectors.dtype, basis.dtype))
     dead = torch.zeros(n, dtype=torch.bool, device=vectors.device)
     chosen: list[int] = []
@@ -60,15 +62,17 @@ def _outside(vectors: torch.Tensor, inside: torch.Tensor, dtype: torch.dtype) ->
     energy = float(squared_norms(vectors).mean())
     floor = (ROUNDINGS * torch.finfo(dtype).eps) ** 2 * energy
     # Where there is no error at all, the largest parts in the basis are taken.
-    return vectors - inside @ (inside.mT @ vectors), floor or 1.0
+    outside = vectors.clone(memory_format=torch.contiguous_format)
+    subtract_product(outside, inside, product(inside.mT, vectors))
+    return outside, floor or 1.0
 
 
 def _eliminate(outside: torch.Tensor, inside: torch.Tensor, picked: torch.Tensor) -> None:
     q, r = torch.linalg.qr(inside[picked].mT)  # [k, b], [b, b]
-    shares = inside @ q  # [n, b]
-    inside.addmm_(shares, q.mT, alpha=-1)
+    shares = product(inside, q)  # [n, b]
+    subtract_product(inside, shares, q.mT)
     weights = torch.linalg.solve_triangular(r.mT, shares, upper=False, left=False)  # [n, b]
-    outside.addmm_(weights.to(outside.dtype), outside[picked], alpha=-1)
+    subtract_product(outside, weights.to(outside.dtype), outside[picked])
 
 
 def _picks(

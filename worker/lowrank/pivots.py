@@ -5,6 +5,7 @@ import numpy.typing as npt
 import scipy.linalg
 import torch
 
+from worker.lowrank.blas import product, subtract_product
 from worker.lowrank.blocks import BLOCK, candidates, combined, products, slack, squared_norms
 
 # Multiply-adds from which QR goes by blocks: LAPACK's threads wait for each other at every single pivot.
@@ -74,8 +75,8 @@ def blocked(vectors: torch.Tensor, rank: int) -> list[int]:
         pool, limit = candidates(left)
         picked = pool[_picks(products(rest[pool]), limit, digits, most=min(BLOCK, rank - len(chosen)))]  # [b]
         basis = torch.linalg.qr(rest[picked].mT).Q  # [d, b]
-        shares = rest @ basis  # [n, b]
-        rest.addmm_(shares, basis.mT, alpha=-1)
+        shares = product(rest, basis)  # [n, b]
+        subtract_product(rest, shares, basis.mT)
         left -= squared_norms(shares)
         left[picked] = -torch.inf
         # Differences that have lost their digits are taken anew.
