@@ -104,23 +104,25 @@ class Bench:
         if rows is None:
             return lambda cutoff: (c_inverse.solve(self.scaled.matrix, cutoff=cutoff), c)
         r = self._held(take_rows(self.scaled.weight, rows))  # [k, n]
-        whole, inverted = self._inputs_applied(r)
-        r_inverse = PseudoInverse.of(inverted.mT, self.scaled.exponent)
+        r_inverse = PseudoInverse.of(self._applied_to(r).mT, self.scaled.exponent)
 
         def fit(cutoff: float) -> Factors:
-            u = fit_u(whole, c_inverse, r_inverse, cutoff=cutoff)  # [k, k]
+            u = fit_u(self._outputs, c_inverse, r_inverse, cutoff=cutoff)  # [k, k]
             if self.request.storage == "two":
                 return u @ times_power(r.to(torch.float64), -self.scaled.exponent), c
             return r, times_power(u, -self.scaled.exponent), c
 
         return fit
 
-    def _inputs_applied(self, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return A and R, or A·S and R·S where there is a Gram matrix S·Sᵀ: U is the best between them."""
-        if self._input_root is None:
-            return self.scaled.matrix, r
-        whole = product(self.scaled.matrix.to(torch.float64), self._input_root)  # [m, n]
-        return whole, product(r.to(torch.float64), self._input_root)
+    @cached_property
+    def _outputs(self) -> torch.Tensor:
+        """A, or A·S where there is a Gram matrix S·Sᵀ [m, n]."""
+        return self._applied_to(self.scaled.matrix)
+
+    def _applied_to(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows as the inputs bring them to bear: CUR's U is the best between A·S and R·S."""
+        root = self._input_root
+        return rows if root is None else product(rows.to(torch.float64), root)
 
     @cached_property
     def _input_root(self) -> torch.Tensor | None:
@@ -140,10 +142,21 @@ class Bench:
             self.request.selector,
             rank,
             axis=axis,
-            matrix=self.scaled.matrix,
+            matrix=self._outputs if axis == "rows" else self._sized,
             decomposition=self.decomposition,
             seed=self.request.seed,
         )
+
+    @property
+    def _sized(self) -> torch.Tensor:
+        """A, each column as large as its input makes it where there is a Gram matrix [m, n].
+
+        Columns of A·S would not do: they mix those of A where inputs are correlated.
+        """
+        if self.request.gram is None:
+            return self.scaled.matrix
+        sizes = self.request.gram.diagonal().to(self.scaled.matrix.device, torch.float64).sqrt()  # [n]
+        return self.scaled.matrix * (sizes / sizes.max()).to(self.scaled.matrix.dtype)
 
     def _measured(self, factors: Factors) -> Residual:
         return measure(self.scaled.weight, factors, self.scaled.exponent, in_float64=self._promised)
