@@ -14,6 +14,7 @@ from schemas.compression import CompressionSpec
 from schemas.job import Progress
 from schemas.problem import field_problems
 from schemas.report import Report
+from schemas.specerror import SpecError
 from state.settings import setting_faults
 from worker.settings import Settings
 
@@ -73,6 +74,9 @@ def _compress(options: argparse.Namespace, settings: Settings) -> int:
     except ValidationError as error:
         for fault in field_problems(error.errors()):
             print(f"spec{fault.pointer}: {fault.detail}", file=sys.stderr)
+        return 1
+    except SpecError as error:
+        print(f"spec{error.pointer}: {error}", file=sys.stderr)
         return 1
     except CalibrationError as error:
         print(f"{options.calibration}: {error}", file=sys.stderr)

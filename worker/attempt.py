@@ -12,6 +12,7 @@ from schemas.checkpoint import INDEX_ENDING, CheckpointError
 from schemas.job import TERMINAL, Progress
 from schemas.problem import FieldProblem, Problem, problem
 from schemas.report import Report
+from schemas.specerror import SpecError
 from state.blobs import FULL, sync_directory
 from state.checkpoints import CheckpointStore
 from state.decompositions import DecompositionStore
@@ -57,7 +58,7 @@ def run_attempt(
     except (WorkerStopping, SystemExit):
         log.info("job %s: back to the queue, this worker is stopping", job_id)
         _persist(lambda: jobs.release(job_id, claim.fence))
-    except (CheckpointError, CheckpointNotFound) as error:
+    except (CheckpointError, CheckpointNotFound, SpecError) as error:
         fault = _input_fault(error)
         log.info("job %s failed: %s", job_id, fault.detail)
         _persist(lambda: jobs.fail(job_id, claim.fence, fault))
@@ -171,7 +172,11 @@ def _persist(transition: Callable[[], T]) -> T:
             time.sleep(RETRY_S)
 
 
-def _input_fault(error: CheckpointError | CheckpointNotFound) -> Problem:
+def _input_fault(error: CheckpointError | CheckpointNotFound | SpecError) -> Problem:
+    if isinstance(error, SpecError):
+        # What headers do not say: a weight with NaN stays dense, and a budget no longer suffices.
+        field = FieldProblem(pointer="/spec" + error.pointer, detail=error.detail)
+        return problem("invalid-spec", "The spec is not valid", 422, error.detail, errors=(field,))
     if isinstance(error, CalibrationError):
         detail = f"{error} Store a calibration that fits, and start a new job."
         where = FieldProblem(pointer="/spec/calibration", detail=detail)

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from schemas.budget import check_budget
 from schemas.calibration import GRAM
 from schemas.checkpoint import Header, ShardIndex, TensorInfo
 from schemas.compression import CompressionSpec
 from schemas.manifest import factored_names
+from schemas.outputsize import InputFiles
 from schemas.plan import LayerPlan
 from schemas.planning import make_plan
 
@@ -26,6 +28,11 @@ class InputCheckpoint:
     sources: tuple[Source, ...]
     index_path: Path | None
     index: ShardIndex | None
+
+    @property
+    def files(self) -> InputFiles:
+        """What the size of an output hangs on."""
+        return InputFiles({source.path.name: source.header for source in self.sources}, self.index)
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
@@ -81,10 +88,13 @@ def plan_work(
     ------
     CalibrationError
         If the calibration does not fit the checkpoint.
+    SpecError
+        If the checkpoint cannot meet the spec.
     """
     factored = factored_names(source.header.metadata for source in checkpoint.sources)
     grams = None if calibration is None else calibration.tensors
     plan = make_plan(checkpoint.tensors, spec, factored=factored, grams=grams)
+    check_budget(plan, spec, checkpoint.files)
     found = {} if calibration is None else _grams(calibration)
     layers = {layer.tensor: layer for layer in plan.layers}
     selected = [
