@@ -13,7 +13,8 @@ from typing import Any
 from schemas.curve import Curve
 
 # Choices for the first layers that are kept, times the number of layers: so many that small models are solved
-# exactly, and that a model of hundreds of layers takes a second or two.
+# exactly, and that a model of hundreds of layers takes a second or two. Where that leaves fewer than the least
+# worth a search, the first guess is as good: one layer of thousands hardly counts.
 WORK = 50_000
 LEAST_KEPT = 32
 # How many ranks to either side of the best one at the price.
@@ -27,13 +28,15 @@ Choice = tuple[int, float, int]
 
 
 def search(curves: Sequence[Curve], price: float, capacity: int, *, below: float) -> tuple[int, ...] | None:
-    """Return the positions whose error is the least, if it is less than one that is known; else None.
+    """Return the positions whose error is the least, or None where none was found below one that is known.
 
     It is the least there is unless more choices stay within the bound than are kept.
     """
+    kept = WORK // max(1, len(curves))
+    if kept < LEAST_KEPT:
+        return None
     worths = [_worth(curve, curve.best(price), price) for curve in curves]
     allowed = below * (1 - ROUNDING) + price * capacity - sum(worths)
-    kept = max(LEAST_KEPT, WORK // max(1, len(curves)))
     limit = capacity - sum(curve.costs[0] for curve in curves)
     partials: list[Partial] = [(0, 0.0, None)]
     for curve, worth in zip(curves, worths, strict=True):
@@ -41,7 +44,8 @@ def search(curves: Sequence[Curve], price: float, capacity: int, *, below: float
         limit += curve.costs[0]
         choices = [choice for choice in _choices(curve, price, worth) if choice[1] < allowed]
         partials = _thinned(_efficient(_joined(partials, choices, allowed, limit), price), kept)
-    return _positions(partials[-1][2]) if partials else None
+    best = min(partials, key=lambda partial: partial[1] - price * partial[0], default=None)
+    return None if best is None else _positions(best[2])
 
 
 def _worth(curve: Curve, at: int, price: float) -> float:
@@ -68,7 +72,7 @@ def _joined(
 
 
 def _efficient(joined: dict[int, tuple[float, Any]], price: float) -> list[Partial]:
-    """Keep what has less error than all that costs less; the last one has the least error."""
+    """Keep what has less error than all that costs less."""
     efficient, least = [], inf
     for cost in sorted(joined):
         regret, path = joined[cost]
