@@ -13,8 +13,8 @@ from worker.lowrank.scale import squared_norm
 EXCESS = 1e-3
 # How many times as much may be missed as is estimated; up to 2.1 times as much was seen.
 SAFETY = 2.5
-# The space is looked at when it has 1.75 times the rank, then after steps that the last two looks suggest.
-FIRST_LOOK = 1.75
+# The space is looked at when it has so many times the rank, then after steps that the last looks suggest.
+FIRST_LOOK, FIRST_LOOK_AT_FLAT = 1.75, 3.25
 LEAST_STEP, UNTOLD_STEP, MOST_STEP = 0.25, 0.5, 1.0
 # A space larger than this part of the whole costs more than the eigenpairs of the whole.
 LARGEST_SPACE = 0.7
@@ -57,11 +57,14 @@ def sketched(matrix: torch.Tensor, rank: int, *, seed: int) -> Decomposition | N
     by_columns = matrix.shape[0] >= matrix.shape[1]
     energy = squared_norm(matrix)
     products = gram(matrix if by_columns else matrix.mT, torch.float32)
-    if energy == 0 or (rank > LARGEST_FLAT_RANK * short and _spread(products, energy) > FLAT * short):
+    flat = energy > 0 and _spread(products, energy) > FLAT * short
+    if energy == 0 or (flat and rank > LARGEST_FLAT_RANK * short):
         return None
     space = _Space(products, rank)
     looks: list[tuple[float, float]] = []
-    multiple = FIRST_LOOK if space.start(seed) else math.inf
+    multiple = FIRST_LOOK_AT_FLAT if flat else FIRST_LOOK
+    if not space.start(seed):
+        return None
     while multiple * rank <= LARGEST_SPACE * short and space.grow(math.ceil(multiple * rank)):
         values, ritz = leading_pairs(space.projected, rank, whole=False)  # [k], [k, q]
         tail = energy - float(values.sum())

@@ -13,6 +13,9 @@ from worker.lowrank.storage import Factors, stored
 
 # Below this part of ‖A‖_F² a difference of sums of that size has lost digits that the error is to have.
 LEAST_DIFFERENCE = {torch.float32: 2e-2, torch.float64: 1e-8}
+# Rounded to a precision under this part of the error left, the rows count as orthogonal still: what that
+# costs is the square of it, and the error is measured in any case.
+ROUNDING_SEEN = 0.03
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,14 @@ def project(
     held = kept[0].to(working) / root  # [k, s]
     image = product(matrix, held.mT)  # [l, k]
     core = gram(held.mT, working)  # [k, k]
-    # As wide as they were computed, the rows are still orthogonal.
-    other = image / _positive(core.diagonal()) if dtype == working else _fit(image, core)
+    seen = torch.finfo(dtype).eps > ROUNDING_SEEN * decomposition.tail(rank) and dtype != working
+    other = _fit(image, core) if seen else image / _positive(core.diagonal())
     fitted = stored((other * root,), dtype)
     if fitted is None:
         return None
     other = fitted[0].to(working) / root  # [l, k]
-    crossed = float(torch.sum(other * image, dtype=torch.float64))
-    squared = float(torch.sum(gram(other, working) * core, dtype=torch.float64))
-    residual = Residual(scaled.energy - 2 * crossed + squared, scaled.energy, scaled.exponent)
+    error = scaled.energy - 2 * _inner(other, image) + _inner(gram(other, working), core)
+    residual = Residual(error, scaled.energy, scaled.exponent)
     factors = (kept[0], fitted[0]) if by_columns else (fitted[0].mT.contiguous(), kept[0].mT.contiguous())
     if residual.scaled_error < LEAST_DIFFERENCE[working] * scaled.energy:
         residual = measure(scaled.weight, factors, scaled.exponent)
@@ -84,6 +86,11 @@ def _whole(rows: torch.Tensor) -> torch.Tensor:
     # A row under the normal range has lost its direction, and a fit to it could be of any size.
     largest = rows.abs().amax(dim=1, keepdim=True)  # [k, 1]
     return torch.where(largest >= torch.finfo(rows.dtype).tiny, rows, 0)
+
+
+def _inner(left: torch.Tensor, right: torch.Tensor) -> float:
+    rows: torch.Tensor = torch.linalg.vecdot(left, right)
+    return float(rows.to(torch.float64).sum())
 
 
 def _positive(sizes: torch.Tensor) -> torch.Tensor:

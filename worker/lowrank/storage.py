@@ -28,7 +28,8 @@ def fits(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
     bool
         Always True for finite entries where the dtype is the tensor's own.
     """
-    largest = float(tensor.abs().amax())
+    low, high = (float(extreme) for extreme in torch.aminmax(tensor))
+    largest = max(-low, high)
     limits = torch.finfo(dtype)
     return largest <= limits.max and (largest >= limits.tiny or largest == 0 or tensor.dtype == dtype)
 
