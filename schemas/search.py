@@ -12,9 +12,9 @@ from typing import Any
 
 from schemas.curve import Curve
 
-# Choices for the first layers that are kept, times the number of layers: so many that small models are solved
-# exactly, and that a model of hundreds of layers takes a second or two. Where that leaves fewer than the least
-# worth a search, the first guess is as good: one layer of thousands hardly counts.
+# Choices for the first layers that are kept, times the number of layers: small models are solved exactly, and
+# one of hundreds of layers takes a second or two. Where that leaves fewer than are worth a search, the first
+# guess is as good: one layer of thousands hardly counts.
 WORK = 50_000
 LEAST_KEPT = 32
 # How many ranks to either side of the best one at the price.
