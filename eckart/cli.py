@@ -57,9 +57,16 @@ def run(options: argparse.Namespace) -> int:
         return 0
     spec = spec_from(options, options.parser)
     if options.command == "plan":
-        commands.plan(options.source, spec, url=options.url, as_json=options.json)
+        commands.plan(options.source, spec, options.calibration, url=options.url, as_json=options.json)
     else:
-        commands.compress(options.source, spec, out=options.out, url=options.url, as_json=options.json)
+        commands.compress(
+            options.source,
+            spec,
+            options.calibration,
+            out=options.out,
+            url=options.url,
+            as_json=options.json,
+        )
     return 0
 
 

@@ -15,16 +15,17 @@ from eckart.patience import retry_after_s
 from eckart.planning import plan_source
 from eckart.progress import silent
 from eckart.source import find_source, open_source
-from eckart.spec import as_spec
+from eckart.spec import as_spec, refuse_two_calibrations
 from eckart.upload import upload
 from schemas.checkpoint import CHECKPOINT_ID
 from schemas.job import TERMINAL, Job, JobList
 from schemas.plandocument import PlanDocument
 from schemas.report import Report
+from schemas.stored import Checkpoint
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     import httpx
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from eckart.progress import Progress
     from eckart.source import PathOrId
     from eckart.spec import Spec
+    from schemas.calibration import GramInfo
+    from schemas.compression import CompressionSpec
     from schemas.job import JobState
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -87,11 +90,24 @@ class Client:
         return upload(self._connection, open_source(Path(path)), id, progress or silent)
 
     def compress(
-        self, path_or_id: PathOrId, spec: Spec, *, wait: bool = True, progress: Progress | None = None
+        self,
+        path_or_id: PathOrId,
+        spec: Spec,
+        *,
+        calibration: PathOrId | None = None,
+        wait: bool = True,
+        progress: Progress | None = None,
     ) -> Job:
-        """Compress what is on disk, or what is stored already, and wait for the end."""
+        """Compress what is on disk, or what is stored already, and wait for the end.
+
+        `calibration` is a file of Gram matrices as `eckart.calibrate` writes it, or the id of one that is
+        stored; a spec may name such an id itself.
+        """
         checked = as_spec(spec)
         source = find_source(path_or_id)
+        if source is not None and calibration is not None:
+            self.plan(path_or_id, checked, calibration=calibration)  # What does not fit is not sent.
+        checked = self._with_calibration(checked, calibration, progress or silent)
         checkpoint = upload(self._connection, source, None, progress or silent) if source else str(path_or_id)
         job = self.submit(checkpoint, checked)
         return self.wait(job.id, progress=progress) if wait else job
@@ -147,14 +163,42 @@ class Client:
                 return
             params["cursor"] = page.next_cursor
 
-    def plan(self, path_or_id: PathOrId, spec: Spec) -> PlanDocument:
-        """Say what would be done; for what is on disk that is worked out here, and nothing is sent."""
+    def plan(self, path_or_id: PathOrId, spec: Spec, *, calibration: PathOrId | None = None) -> PlanDocument:
+        """Say what would be done; for what is on disk that is worked out here, and nothing is sent.
+
+        A `calibration` on disk is stored first where the checkpoint is.
+        """
         checked = as_spec(spec)
         source = find_source(path_or_id)
         if source is not None:
-            return plan_source(source, checked)
+            return plan_source(source, checked, self._grams(checked, calibration))
+        checked = self._with_calibration(checked, calibration, silent)
         body = {"checkpoint": str(path_or_id), "spec": checked.document()}
         return parse(PlanDocument, self._connection.ask(Call("POST", "/v1/plans", json=body)))
+
+    def _with_calibration(
+        self, spec: CompressionSpec, calibration: PathOrId | None, progress: Progress
+    ) -> CompressionSpec:
+        """Name a calibration in the spec by its id, storing it where it is on disk."""
+        if calibration is None:
+            return spec
+        refuse_two_calibrations(spec)
+        source = find_source(calibration)
+        name = upload(self._connection, source, None, progress) if source else str(calibration)
+        return spec.model_copy(update={"calibration": name})
+
+    def _grams(self, spec: CompressionSpec, calibration: PathOrId | None) -> Sequence[GramInfo] | None:
+        """Look at the headers of a calibration, on disk or stored."""
+        if calibration is not None:
+            refuse_two_calibrations(spec)
+            source = find_source(calibration)
+            if source is not None:
+                return source.tensors
+        name = spec.calibration if calibration is None else str(calibration)
+        if name is None:
+            return None
+        call = Call("GET", f"/v1/checkpoints/{quote(name, safe='')}")
+        return parse(Checkpoint, self._connection.ask(call)).tensors
 
     def report(self, job_id: str) -> Report:
         headers = {"Accept": "application/json"}

@@ -22,12 +22,20 @@ if TYPE_CHECKING:
 OURS = frozenset({"service", "state", "schemas", "worker", "eckart"})
 
 
-def compress(given: str, spec: CompressionSpec, *, out: Path | None, url: str, as_json: bool) -> None:
+def compress(
+    given: str,
+    spec: CompressionSpec,
+    calibration: str | None,
+    *,
+    out: Path | None,
+    url: str,
+    as_json: bool,
+) -> None:
     """Send, wait, fetch, and show the report."""
     into = out or default_out(given)
     refuse_used(into)
     with Client(url) as client, closing(ProgressLine(sys.stderr)) as progress:
-        job = client.compress(given, spec, wait=False, progress=progress)
+        job = client.compress(given, spec, calibration=calibration, wait=False, progress=progress)
         progress.note(f"job {job.id}")
         client.wait(job.id, progress=progress)
         paths = client.download(job.id, into, progress=progress)
@@ -36,10 +44,10 @@ def compress(given: str, spec: CompressionSpec, *, out: Path | None, url: str, a
         sys.stdout.write("\n" + "".join(f"{path}\n" for path in paths))
 
 
-def plan(given: str, spec: CompressionSpec, *, url: str, as_json: bool) -> None:
+def plan(given: str, spec: CompressionSpec, calibration: str | None, *, url: str, as_json: bool) -> None:
     """Show what would be done."""
     with Client(url) as client:
-        document = client.plan(given, spec)
+        document = client.plan(given, spec, calibration=calibration)
     sys.stdout.write(document.model_dump_json(indent=2) + "\n" if as_json else plan_table(document))
 
 

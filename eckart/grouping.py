@@ -48,4 +48,5 @@ def grouped(layers: Iterable[Layer]) -> list[Group[Layer]]:
 
 def _likeness(layer: LayerReport | PlannedLayer) -> tuple[object, ...]:
     place = tuple("*" if part.isdecimal() else part for part in layer.name.split("."))
-    return (place, layer.shape, layer.dtype, layer.method, layer.outcome, layer.reason)
+    same = (layer.shape, layer.transposed, layer.calibrated, layer.dtype, layer.method, layer.outcome)
+    return (place, *same, layer.reason)

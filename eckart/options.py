@@ -17,6 +17,7 @@ FIELDS = (
     "selector",
     "include",
     "exclude",
+    "transposed",
     "objective",
     "align",
     "min_rank",
@@ -48,6 +49,17 @@ def add_spec_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--exclude", action="append", metavar="PATTERN", help="layers to keep; may be repeated"
+    )
+    group.add_argument(
+        "--transposed",
+        action="append",
+        metavar="PATTERN",
+        help="layers whose weight is stored as [inputs, outputs], as GPT-2's are; may be repeated",
+    )
+    group.add_argument(
+        "--calibration",
+        metavar="FILE|ID",
+        help="Gram matrices of the layers' inputs, as eckart.calibrate writes them, or the id of stored ones",
     )
     group.add_argument(
         "--objective",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from eckart.errors import InputError
 from schemas.budget import check_budget
+from schemas.calibration import CalibrationError
 from schemas.checkpoint import parse_index
 from schemas.manifest import factored_names
 from schemas.outputsize import InputFiles
@@ -15,17 +16,27 @@ from schemas.problem import FieldProblem
 from schemas.specerror import SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from eckart.source import Source
+    from schemas.calibration import GramInfo
     from schemas.compression import CompressionSpec
 
 
-def plan_source(source: Source, spec: CompressionSpec) -> PlanDocument:
-    """Say what would be done; ranks that need spectra are bounds, since nothing is computed."""
+def plan_source(
+    source: Source, spec: CompressionSpec, grams: Sequence[GramInfo] | None = None
+) -> PlanDocument:
+    """Say what would be done; ranks that need spectra are bounds, since nothing is computed.
+
+    `grams` is what the calibration holds, if there is one.
+    """
     factored = factored_names(header.metadata for header in source.headers.values())
     index = parse_index(source.index.read_bytes()) if source.index else None
     try:
-        plan = make_plan(source.tensors, spec, factored=factored)
+        plan = make_plan(source.tensors, spec, factored=factored, grams=grams)
         check_budget(plan, spec, InputFiles(source.headers, index))
+    except CalibrationError as error:
+        raise InputError(error.detail) from error
     except SpecError as error:
         field = FieldProblem(pointer=error.pointer, detail=error.detail)
         raise InputError(f"{source.name} cannot meet the spec", errors=(field,)) from error

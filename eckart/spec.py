@@ -25,3 +25,9 @@ def as_spec(given: Spec) -> CompressionSpec:
     except ValidationError as error:
         fields = field_problems(error.errors(include_url=False))
         raise InputError("the spec is not valid", errors=fields) from error
+
+
+def refuse_two_calibrations(spec: CompressionSpec) -> None:
+    """Refuse a calibration that is given beside one that the spec names."""
+    if spec.calibration is not None:
+        raise InputError(f"the spec names the calibration {spec.calibration}; leave one of the two out")

@@ -22,26 +22,24 @@ GAP = "  "
 def report_table(report: Report) -> str:
     """Show what was done: a row for layers that are alike, what was kept and why, and the sums."""
     groups = grouped(report.layers)
+    calibrated = report.totals.weighted_error is not None
+    errors = _both_errors if calibrated else _errors
     rows = [
-        (*_cells(group, _ranks(x.rank for x in group.layers)), f"{group.saved:.1%}", *_errors(group.layers))
+        (*_cells(group, _ranks(x.rank for x in group.layers)), f"{group.saved:.1%}", *errors(group.layers))
         for group in groups
         if group.first.outcome == "factored"
     ]
     totals = report.totals
     return _page(
         _wrapped(_title(report)),
-        _columns(("layers", "n", "shape", "method", "rank", "saved", "error", "best"), rows),
+        _columns(("layers", "n", "shape", "method", "rank", "saved", *_heads(calibrated=calibrated)), rows),
         _kept(groups),
         _sums(totals),
         _wrapped(
             f"{totals.layers_factored} factored with a relative error of {totals.relative_error:.4g}, "
             f"{totals.layers_kept} kept dense, in {totals.seconds:.1f} s"
         )
-        + (
-            _wrapped("error, best: of the row's worst layer, and the least possible at its rank")
-            if rows
-            else []
-        ),
+        + (_wrapped(_legend(totals)) if rows else []),
         _warnings(report.warnings),
     )
 
@@ -105,6 +103,25 @@ def _planned_saving(group: Group[PlannedLayer]) -> str:
 def _errors(layers: Sequence[LayerReport]) -> tuple[str, str]:
     worst = max(layers, key=lambda layer: layer.relative_error or 0.0)
     return _error(worst.relative_error), _error(worst.optimal_error)
+
+
+def _both_errors(layers: Sequence[LayerReport]) -> tuple[str, str, str]:
+    worst = max(layers, key=lambda layer: layer.weighted_error or layer.relative_error or 0.0)
+    best = worst.optimal_error if worst.weighted_error is None else worst.optimal_weighted_error
+    return _error(worst.relative_error), _error(worst.weighted_error), _error(best)
+
+
+def _heads(*, calibrated: bool) -> tuple[str, ...]:
+    return ("error", "outputs", "best") if calibrated else ("error", "best")
+
+
+def _legend(totals: Totals) -> str:
+    if totals.weighted_error is None:
+        return "error, best: of the row's worst layer, and the least possible at its rank"
+    return (
+        "error, outputs, best: of the row's worst layer, of its weight and of its outputs, "
+        f"and the least possible at its rank; of all outputs {totals.weighted_error:.4g}"
+    )
 
 
 def _kept(groups: Sequence[Group[Any]]) -> list[str]:

@@ -46,7 +46,8 @@ def calibrated(plan: Plan, tensors: Sequence[GramInfo], modules: Collection[str]
         if name in layers:
             _check(layers[name], info)
     marked = tuple(replace(layer, calibrated=layer.name in grams) for layer in plan.layers)
-    return Plan(marked, (*plan.warnings, *_warnings(tensors, grams, layers)))
+    warnings = (*plan.warnings, *_warnings(tensors, grams, layers))
+    return replace(plan, layers=marked, warnings=warnings)
 
 
 def _unknown(name: str, modules: Iterable[str]) -> str:

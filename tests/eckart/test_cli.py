@@ -105,7 +105,7 @@ def test_every_option_reaches_the_spec(model, serve, job, capsys):
         exchange.answer(422, {})
 
     options = "--method cur --rank 3 --selector cpqr --include a* --include b* --exclude c* --layout dense"
-    options += " --dtype bfloat16 --seed 7"
+    options += " --dtype bfloat16 --seed 7 --transposed h.* --transposed g --calibration my-grams"
     assert main(["compress", "my-model", *options.split(), "--url", serve(respond)]) == 1
 
     assert asked[0]["checkpoint"] == "my-model"
@@ -118,6 +118,8 @@ def test_every_option_reaches_the_spec(model, serve, job, capsys):
         "layout": "dense",
         "dtype": "bfloat16",
         "seed": 7,
+        "transposed": ["h.*", "g"],
+        "calibration": "my-grams",
         "overrides": [],
         "cur": {"storage": "three"},
     }

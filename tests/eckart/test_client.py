@@ -239,6 +239,93 @@ def test_a_plan_of_what_is_stored_is_asked_for(tmp_path):
     assert isinstance(document, PlanDocument)
 
 
+@pytest.fixture
+def calibrated(tmp_path):
+    """Save a model and the Gram matrix of its layer."""
+    save_file({"a.weight": torch.ones(8, 8)}, tmp_path / "x.safetensors")
+    save_file({"a.gram": torch.eye(8)}, tmp_path / "grams.safetensors")
+    return tmp_path / "x.safetensors", tmp_path / "grams.safetensors"
+
+
+def test_a_calibration_on_disk_is_stored_and_named_in_the_spec(serve, service, calibrated):
+    model, grams = calibrated
+    respond, stored = service({"x.safetensors": b"smaller"})
+    asked = []
+
+    def listen(exchange):
+        if exchange.method == "POST":
+            asked.append(json.loads(exchange.body))
+        respond(exchange)
+
+    with Client(serve(listen)) as c:
+        c.compress(model, SPEC, calibration=grams)
+
+    assert stored.keys() == {"x.safetensors", "grams.safetensors"}
+    assert asked[0]["spec"]["calibration"].startswith("grams-")
+    assert asked[0]["checkpoint"].startswith("x-")
+
+
+def test_a_calibration_that_is_stored_is_named_as_it_is(job):
+    answers = Answers(httpx.Response(202, json=job()))
+    with client(answers) as c:
+        c.compress("my-model", SPEC, calibration="my-grams", wait=False)
+
+    assert json.loads(answers.requests[0].content)["spec"]["calibration"] == "my-grams"
+
+
+def test_a_plan_with_a_calibration_on_disk_needs_no_service(calibrated):
+    model, grams = calibrated
+    answers = Answers(TransferError("not to be asked"))
+    with client(answers) as c:
+        plan = c.plan(model, {"rank": 2}, calibration=grams)
+
+    assert [layer.calibrated for layer in plan.layers] == [True]
+    assert answers.requests == []
+
+
+@pytest.mark.parametrize("where", ["argument", "spec"])
+def test_a_plan_with_a_stored_calibration_asks_what_it_holds(calibrated, where):
+    model, _ = calibrated
+    tensors = [{"name": "a.gram", "dtype": "F32", "shape": [8, 8], "parameters": 64}]
+    document = {
+        "id": "my-grams",
+        "files": [],
+        "complete": True,
+        "missing": [],
+        "parameters": 64,
+        "bytes": 256,
+        "tensors": [tensor | {"selected": False, "break_even_rank": None} for tensor in tensors],
+    }
+    answers = Answers(httpx.Response(200, json=document))
+    given = {"calibration": "my-grams"}
+    with client(answers) as c:
+        if where == "argument":
+            plan = c.plan(model, {"rank": 2}, **given)
+        else:
+            plan = c.plan(model, {"rank": 2, **given})
+
+    assert [layer.calibrated for layer in plan.layers] == [True]
+    (request,) = answers.requests
+    assert (request.method, request.url.path) == ("GET", "/v1/checkpoints/my-grams")
+
+
+@pytest.mark.parametrize(
+    ("gram", "spec", "words"),
+    [
+        (torch.eye(7), {"rank": 2}, r'Gram matrix of "a" is \[7, 7\]'),
+        (torch.eye(8), {"rank": 2, "calibration": "other"}, "names the calibration other; leave one"),
+    ],
+)
+def test_a_calibration_that_does_not_fit_is_refused_before_anything_is_sent(calibrated, gram, spec, words):
+    model, grams = calibrated
+    save_file({"a.gram": gram}, grams)
+    answers = Answers(httpx.Response(500))
+    with client(answers) as c, pytest.raises(InputError, match=words):
+        c.compress(model, spec, calibration=grams)
+
+    assert answers.requests == []
+
+
 def test_a_bad_spec_is_refused_before_anything_is_sent(tmp_path):
     save_file({"a.weight": torch.ones(8, 8)}, tmp_path / "x.safetensors")
     answers = Answers(httpx.Response(500))

@@ -87,6 +87,23 @@ def test_a_report_reads_like_this(table, layer):
     )
 
 
+def test_a_calibrated_report_shows_both_errors_of_the_layer_whose_outputs_are_worst(table, layer, report):
+    layers = [
+        layer("h.0.up", error=0.5, weighted=0.125),
+        layer("h.1.up", error=0.375, weighted=0.25),
+        layer("head", error=0.0625, best=0.0625),
+    ]
+    totals = report(layers)["totals"] | {"weighted_error": 0.2}
+
+    text = table(*layers, totals=totals)
+
+    lines = [line.split() for line in text.splitlines()]
+    assert ["layers", "n", "shape", "method", "rank", "saved", "error", "outputs", "best"] in lines
+    assert next(line for line in lines if line[:1] == ["h.*.up"])[-3:] == ["0.375", "0.250", "0.250"]
+    assert next(line for line in lines if line[:1] == ["head"])[-3:] == ["0.0625", "-", "0.0625"]
+    assert "of all outputs 0.2" in " ".join(text.split())
+
+
 def test_a_plan_reads_like_this():
     text = planned({"energy": 0.5}, *((f"m.{number}.a", (64, 64)) for number in range(3)), ("h", (1, 64)))
 
