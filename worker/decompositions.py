@@ -3,7 +3,7 @@
 import hashlib
 import platform
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Self
@@ -11,8 +11,8 @@ from typing import Self
 import torch
 
 from schemas.plan import LayerPlan
-from schemas.ranks import break_even_rank
 from schemas.report import FileReport
+from schemas.spectrum import Spectrum
 from state.decompositionfile import ALIGNMENT_BYTES, DamagedFile, DecompositionFile, Head
 from state.decompositions import STEPS, DecompositionKey, DecompositionStore
 from worker.lowrank import Decomposition
@@ -56,28 +56,46 @@ class Shelf:
         rank = task.layer.rank if isinstance(task.layer.rank, int) else None
         return LayerMemo(self, task, rank)
 
-    def spectra(self, task: LayerTask) -> dict[int, Decomposition]:
-        """Return what is known of a layer by step, without the vectors: of those only the number is known."""
-        found = ((step, self.load(task, step, rank=0)) for step in range(STEPS))
-        return {step: decomposition for step, decomposition in found if decomposition is not None}
+    def spectra(self, task: LayerTask) -> Iterator[Spectrum]:
+        """Yield the spectra that are known of a layer, one step after another up to the first missing."""
+        for step in range(STEPS):
+            file = self._open(task, step)
+            if file is None:
+                return
+            with file:
+                spectrum = file.head.singular_values
+            yield spectrum
 
     def load(self, task: LayerTask, step: int, rank: int | None) -> Decomposition | None:
-        """Read a decomposition with `rank` vectors at least, all where it is None, or none where it is 0."""
-        key = replace(self.keys[task.number], step=step)
-        file = self.store.open(key)
+        """Read a decomposition with at least `rank` vectors, or all, each block against its checksum."""
+        file = self._open(task, step)
         if file is None:
             return None
+        head = file.head
         with file:
+            rows = head.rows if rank is None else file.rows_of_blocks(rank)
+            basis = torch.empty(rows, head.length, dtype=BASIS_DTYPES[head.item_bytes])  # [r, s]
             try:
-                known = read_decomposition(file, rank) if file.head.origin == self.origin else None
+                file.read_into(_bytes(basis))
             except DamagedFile as damage:
-                self.store.discard(key, damage)
+                self.store.discard(self._key(task, step), damage)
                 return None
-        return replace(known, weighted=True) if known and task.gram else known
+        spectrum = torch.frombuffer(head.spectrum, dtype=torch.float64)  # [p]
+        return Decomposition(spectrum, basis, head.side, head.noise, weighted=task.gram is not None)
+
+    def _open(self, task: LayerTask, step: int) -> DecompositionFile | None:
+        file = self.store.open(self._key(task, step))
+        if file is not None and file.head.origin != self.origin:
+            file.close()
+            return None
+        return file
+
+    def _key(self, task: LayerTask, step: int) -> DecompositionKey:
+        return replace(self.keys[task.number], step=step)
 
     def keep(self, task: LayerTask, step: int, decomposition: Decomposition, exponent: int) -> None:
         """Put a decomposition of 2^-exponent · W there, if it can be kept."""
-        key = replace(self.keys[task.number], step=step)
+        key = self._key(task, step)
         basis = decomposition.basis.detach().cpu().contiguous()
         head = Head(
             key=key.digest,
@@ -121,7 +139,7 @@ class LayerMemo:
     @property
     def extent(self) -> int:
         """How many vectors a decomposition is to have."""
-        return full_extent(self._task.layer)
+        return self._task.layer.extent
 
     @property
     def found(self) -> bool:
@@ -134,16 +152,11 @@ class LayerMemo:
             self._shelf.keep(self._task, step, decomposition, exponent)
 
 
-def full_extent(layer: LayerPlan) -> int:
-    """Return how many vectors serve every request: no factors of a higher rank save parameters."""
-    return max(1, break_even_rank(layer.rows, layer.columns, factors=2))
-
-
 def _file_bytes(layer: LayerPlan) -> int:
     in_float64 = layer.dtype == "F64" or layer.calibrated
     length = layer.rows if layer.calibrated else min(layer.rows, layer.columns)
     return (
-        full_extent(layer) * length * (8 if in_float64 else 4)
+        layer.extent * length * (8 if in_float64 else 4)
         + 8 * min(layer.rows, layer.columns)
         + ALIGNMENT_BYTES
     )
@@ -158,28 +171,6 @@ def _key(task: LayerTask, digests: Mapping[str, str], grams: Mapping[str, str]) 
         task.layer.transposed,
         None if task.gram is None else grams[task.gram[0].path.name],
     )
-
-
-def read_decomposition(file: DecompositionFile, rank: int | None) -> Decomposition:
-    """Read at least `rank` leading vectors, or all, each block against its checksum; for 0 none are read.
-
-    Raises
-    ------
-    DamagedFile
-        If a block does not match.
-    OSError
-        If the file cannot be read.
-    """
-    head = file.head
-    dtype = BASIS_DTYPES[head.item_bytes]
-    spectrum = torch.frombuffer(head.spectrum, dtype=torch.float64)  # [p]
-    if rank == 0:
-        basis = torch.empty(head.rows, head.length, dtype=dtype, device="meta")  # [r, s]
-    else:
-        rows = head.rows if rank is None else file.rows_of_blocks(rank)
-        basis = torch.empty(rows, head.length, dtype=dtype)
-        file.read_into(_bytes(basis))
-    return Decomposition(spectrum, basis, head.side, head.noise)
 
 
 def origin_of(device: torch.device) -> bytes:

@@ -6,19 +6,23 @@ from pathlib import Path
 
 import torch
 
+from schemas.budget import shares_budget
 from schemas.compression import CompressionSpec
 from schemas.report import REPORT_NAME, FileReport, Report
 from state.decompositions import DecompositionStore
+from worker.budget import finish_within_budget
 from worker.calibration import check_grams
 from worker.checkpoint.part import PartFile
 from worker.checkpoint.spool import LayerSpool
 from worker.decompositions import Shelf, needed_bytes
+from worker.layer import LayerOutcome
 from worker.layers import finish_layers
 from worker.output import write_output
 from worker.plan import InputCheckpoint, WorkPlan, plan_work
 from worker.progress import Meter, Observer
 from worker.report import FileSet, make_report
 from worker.sources import Sources
+from worker.workshop import Workshop
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,8 @@ def compress(request: Request, *, device: torch.device, observe: Observer) -> Re
     shelf = _shelf(request, work, device)
     with Sources() as sources:
         check_grams(work.tasks, sources, device=device, go_on=meter.end_all)
-        outcomes = finish_layers(work, sources, spool, shelf, meter, seed=request.spec.seed, device=device)
+        shop = Workshop(sources, spool, shelf, meter, request.spec.seed, device)
+        work, outcomes = _finish(work, request.spec, shop)
     meter.end_all()
     output = write_output(work, outcomes, spool, request.result_dir, go_on=meter.end_all)
     calibration = request.calibration_files if request.calibration else None
@@ -86,11 +91,24 @@ def compress(request: Request, *, device: torch.device, observe: Observer) -> Re
 
 
 def _shelf(request: Request, work: WorkPlan, device: torch.device) -> Shelf | None:
-    """Return where decompositions are found and kept; None where all of them could not be kept at once.
+    """Return where decompositions are found and kept.
 
-    A few of them would only drive each other out.
+    Where the cache could not keep all of them at once, a few would only drive each other out. Layers that
+    share a budget are then kept with the finished ones; others are not.
     """
     store = request.decompositions
     if store is None or not store.could_hold(needed_bytes(work.tasks)):
-        return None
+        if not any(shares_budget(layer) for layer in work.layers):
+            return None
+        folder = request.spool_dir / "decompositions"
+        store = DecompositionStore(folder, folder, limit_bytes=None)
     return Shelf.of(store, work, request.input_files, request.calibration_files, device)
+
+
+def _finish(
+    work: WorkPlan, spec: CompressionSpec, shop: Workshop
+) -> tuple[WorkPlan, tuple[LayerOutcome, ...]]:
+    if any(shares_budget(layer) for layer in work.layers):
+        return finish_within_budget(work, spec, shop)
+    outcomes = finish_layers(work.tasks, shop)
+    return work, tuple(outcomes[task.number] for task in work.tasks)

@@ -1,0 +1,86 @@
+"""Layers that share a budget: all are looked at before the first of them is factored."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from schemas.budget import shares_budget, spend
+from schemas.compression import CompressionSpec
+from schemas.outputsize import InputFiles
+from schemas.plan import Plan
+from schemas.report import KeptReason
+from worker.layer import LayerOutcome
+from worker.layers import finish_layers, spooled_outcome
+from worker.plan import LayerTask, WorkPlan
+from worker.survey import survey
+from worker.workshop import Workshop
+
+# What is known of layers, by tensor: the rank of one that has a rule of its own, or why one stays dense.
+Known = Mapping[str, int | KeptReason]
+
+
+def finish_within_budget(
+    work: WorkPlan, spec: CompressionSpec, shop: Workshop
+) -> tuple[WorkPlan, tuple[LayerOutcome, ...]]:
+    """Finish layers that have rules of their own, look at the others, and spend what is left on them.
+
+    A layer that stays dense against the plan, since its dtype cannot hold the factors, say, costs more than
+    it was given. So the budget is spent again with that layer dense, until nothing surprises.
+
+    Returns
+    -------
+    work, outcomes
+        The plan with the ranks that were settled, and what came of each layer.
+
+    Raises
+    ------
+    SpecError
+        If the budget turns out not to suffice.
+    """
+    shared = [task for task in work.tasks if shares_budget(task.layer)]
+    own = [task for task in work.tasks if not shares_budget(task.layer)]
+    known: dict[str, int | KeptReason] = {
+        task.layer.tensor: _came_to(outcome) for task, outcome in _outcomes(own, shop)
+    }
+    # An attempt before this one may have been surprised already.
+    left = ((task, spooled_outcome(task, shop.spool)) for task in shared)
+    known |= {task.layer.tensor: _came_to(outcome) for task, outcome in left if outcome and not outcome.rank}
+    findings = survey([task for task in shared if task.layer.tensor not in known], shop)
+    spectra = {}
+    for task in shared:
+        finding = findings.get(task.number)
+        if isinstance(finding, str):
+            known[task.layer.tensor] = finding
+        elif finding is not None:
+            spectra[task.layer.tensor] = finding
+    while True:
+        settled = _spent(work, spec, spectra, known)
+        outcomes = _outcomes(settled.tasks, shop)
+        surprises = {
+            task.layer.tensor: _came_to(outcome)
+            for task, outcome in outcomes
+            if isinstance(task.layer.rank, int) and not outcome.rank and task.layer.tensor not in known
+        }
+        if not surprises:
+            return settled, tuple(outcome for _, outcome in outcomes)
+        known |= surprises
+
+
+def _outcomes(tasks: Sequence[LayerTask], shop: Workshop) -> list[tuple[LayerTask, LayerOutcome]]:
+    outcomes = finish_layers(tasks, shop)
+    return [(task, outcomes[task.number]) for task in tasks]
+
+
+def _came_to(outcome: LayerOutcome) -> int | KeptReason:
+    came_to = outcome.rank or outcome.report.reason
+    assert came_to is not None
+    return came_to
+
+
+def _spent(
+    work: WorkPlan, spec: CompressionSpec, spectra: Mapping[str, Sequence[float]], known: Known
+) -> WorkPlan:
+    headers = {source.path.name: source.header for source in work.checkpoint.sources}
+    files = InputFiles(headers, work.checkpoint.index)
+    plan = spend(Plan(work.layers, work.warnings), spec, files, spectra, known)
+    pairs = zip(work.tasks, plan.layers, strict=True)
+    return replace(work, tasks=tuple(replace(task, layer=layer) for task, layer in pairs))
