@@ -93,3 +93,38 @@ def test_a_sharded_checkpoint_does_not_become_a_single_file(save_sharded, gaussi
 
     assert done.returncode == 1
     assert "is sharded" in done.stderr
+
+
+def test_a_calibration_is_a_file_beside_the_checkpoint(save, gaussian, tmp_path):
+    source = save({"a.weight": gaussian(64, 48)})
+    x = gaussian(48, 200) * torch.logspace(0, -2, 48)[:, None]
+    grams = save({"a.gram": x @ x.T}, "grams.safetensors")
+    done = run(source, tmp_path / "out", "--spec", SPEC, "--calibration", grams)
+
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert 0 < json.loads(done.stdout)["weighted_error"] < report["totals"]["relative_error"]
+    assert [file["name"] for file in report["calibration"]] == ["grams.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("grams", "spec", "words"),
+    [
+        ({"b.gram": torch.eye(48)}, SPEC, 'grams.safetensors: The calibration has a Gram matrix for "b"'),
+        ({"a.gram": -torch.eye(48)}, SPEC, 'grams.safetensors: The Gram matrix of "a" is not positive'),
+        (None, SPEC, "grams.safetensors: This is not safetensors"),
+        ({"a.gram": torch.eye(48)}, '{"rank": 4, "calibration": "stored"}', "give its file instead"),
+    ],
+)
+def test_a_calibration_that_does_not_fit_is_said_in_a_line(save, gaussian, tmp_path, grams, spec, words):
+    source = save({"a.weight": gaussian(64, 48)})
+    if grams is None:
+        (tmp_path / "grams.safetensors").write_bytes(b"abc")
+    else:
+        save(grams, "grams.safetensors")
+    done = run(source, tmp_path / "out", "--spec", spec, "--calibration", tmp_path / "grams.safetensors")
+
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
