@@ -7,6 +7,7 @@ from typing import Self
 
 import torch
 
+from worker.lowrank.blas import product
 from worker.lowrank.lapack import LINALG_ERRORS, NotConvergedError, failures, full_svd
 from worker.lowrank.scale import times_power
 
@@ -52,7 +53,7 @@ class PseudoInverse:
         scale = torch.ldexp(torch.ones_like(norms), torch.frexp(norms).exponent)
         q, r = torch.linalg.qr(c / scale)  # [m, k], [k, k]
         u, s, vh = _careful_svd(r)
-        return cls(q @ u, s, vh, scale)
+        return cls(product(q, u), s, vh, scale)
 
     def solve(self, rhs: torch.Tensor, *, cutoff: float = 0.0) -> torch.Tensor:
         """Return the X of least ‖D X‖_F that minimises ‖C X - rhs‖_F, C scaled as in :meth:`of`.
@@ -74,10 +75,14 @@ class PseudoInverse:
         keep = int((self.s > floor).sum())
         step = max(1, BLOCK_ELEMENTS // rhs.shape[0])
         projected = torch.cat(
-            [self.basis[:, :keep].mT @ block.to(torch.float64) for block in torch.split(rhs, step, dim=1)],
+            [
+                product(self.basis[:, :keep].mT, block.to(torch.float64))
+                for block in torch.split(rhs, step, dim=1)
+            ],
             dim=1,
         )  # [keep, j]
-        return (self.vh[:keep].mT @ (projected / self.s[:keep, None])) / self.column_scale[:, None]
+        scaled = projected / self.s[:keep, None]
+        return product(self.vh[:keep].mT, scaled) / self.column_scale[:, None]
 
 
 def _careful_svd(r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from worker.lowrank.blas import product, subtract_product
+from worker.lowrank.blas import gram, product, subtract_product
 from worker.lowrank.blocks import BLOCK, candidates, combined, products, slack, squared_norms
 
 # A vector whose part in the basis, 1 at most, has shrunk to this is not told from a dependent one.
@@ -39,8 +39,7 @@ def osinsky(vectors: torch.Tensor, basis: torch.Tensor) -> list[int]:
         k distinct indices in [0, n), in the order of their choice.
     """
     n, rank = basis.shape
-    # B's columns as rows [n, k], orthonormal to the last digit.
-    inside = torch.linalg.qr(basis.to(vectors.device, torch.float64)).Q.contiguous()
+    inside = _orthonormal(basis.to(vectors.device))  # B's columns as rows [n, k]
     outside, floor = _outside(vectors, inside, torch.promote_types(vectors.dtype, basis.dtype))
     dead = torch.zeros(n, dtype=torch.bool, device=vectors.device)
     chosen: list[int] = []
@@ -54,6 +53,16 @@ def osinsky(vectors: torch.Tensor, basis: torch.Tensor) -> list[int]:
         dead[picked] = True
         chosen += picked.tolist()
     return chosen
+
+
+def _orthonormal(basis: torch.Tensor) -> torch.Tensor:
+    """Return a basis in float64, orthonormal to more digits than float32 has: one step of Newton's."""
+    widened = basis.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    if basis.dtype == torch.float64:
+        return widened
+    core = gram(widened, torch.float64).mul_(-0.5)  # [k, k]
+    core.diagonal().add_(1.5)
+    return product(widened, core)
 
 
 def _outside(vectors: torch.Tensor, inside: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, float]:
