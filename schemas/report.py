@@ -8,6 +8,7 @@ from schemas.base import Output
 from schemas.compression import Method, Selector
 
 Outcome = Literal["factored", "kept"]
+DecompositionOrigin = Literal["computed", "cached"]
 REPORT_NAME = "report.json"
 
 KEPT_REASONS = {
@@ -111,6 +112,11 @@ class LayerReport(Output):
     )
     optimal_weighted_error: float | None = Field(
         description="The best possible error of the outputs at that rank.", examples=[0.21]
+    )
+    decomposition: DecompositionOrigin | None = Field(
+        description="Whether the job `computed` its decomposition or found it `cached` by an earlier job; "
+        "null where it came to none.",
+        examples=["computed"],
     )
     singular_values: tuple[float, ...] | None = Field(
         description="A sample of the spectrum, at most 256 points; of W·G^(1/2) where calibrated.",

@@ -4,7 +4,7 @@ import hashlib
 import platform
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Self
 
@@ -35,6 +35,8 @@ class Shelf:
     store: DecompositionStore
     keys: Mapping[int, DecompositionKey]
     origin: bytes
+    # Seconds that this attempt has spent on a layer's decomposition before it factors the layer.
+    surveyed_s: dict[int, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -140,6 +142,11 @@ class LayerMemo:
     def extent(self) -> int:
         """How many vectors a decomposition is to have."""
         return self._task.layer.extent
+
+    @property
+    def surveyed_s(self) -> float | None:
+        """Seconds that this attempt has spent on the decomposition before; None where it found it."""
+        return self._shelf.surveyed_s.get(self._task.number)
 
     @property
     def found(self) -> bool:

@@ -176,7 +176,7 @@ def _outcome(
     layer = task.layer
     rank = done.rank if done else None
     weighted = done.weighted if done else None
-    values, indices = _sample(spectrum)
+    values, indices = _sample(spectrum, min(layer.rows, layer.columns))
     report = LayerReport(
         name=layer.name,
         tensor=layer.tensor,
@@ -198,6 +198,7 @@ def _outcome(
         optimal_error=done.optimal_error if done else None,
         weighted_error=weighted.relative_error if weighted else None,
         optimal_weighted_error=weighted.optimal_error if weighted else None,
+        decomposition=None if spectrum is None else "computed",
         singular_values=values,
         singular_value_indices=indices,
         columns=done.columns if done else None,
@@ -213,11 +214,14 @@ def _outcome(
     )
 
 
-def _sample(spectrum: torch.Tensor | None) -> tuple[tuple[float, ...] | None, tuple[int, ...] | None]:
+def _sample(
+    spectrum: torch.Tensor | None, size: int
+) -> tuple[tuple[float, ...] | None, tuple[int, ...] | None]:
+    """Return points of the leading part of a spectrum of that size, and their indices unless they are all."""
     if spectrum is None:
         return None, None
     count = len(spectrum)
-    if count <= SPECTRUM_POINTS:
+    if count == size <= SPECTRUM_POINTS:
         return tuple(spectrum.tolist()), None
     indices = np.unique(np.linspace(0, count - 1, SPECTRUM_POINTS).round().astype(int)).tolist()
     return tuple(spectrum[indices].tolist()), tuple(indices)

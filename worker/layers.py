@@ -51,10 +51,23 @@ def _finish(shop: Workshop, task: LayerTask, given: Given) -> tuple[LayerOutcome
         task, given.weight, given.gram, seed=shop.seed, device=shop.device, memo=memo
     )
     exponent = exponent_of(given.weight) if memo and not memo.found else None
+    if memo and memo.found:
+        outcome = _with_what_was_known(outcome, memo.surveyed_s)
+    text = outcome.model_dump_json()
 
     def write() -> None:
         if memo and exponent is not None:
             memo.write(exponent)
-        shop.spool.put(task.number, outcome.model_dump_json(), factors)
+        shop.spool.put(task.number, text, factors)
 
     return outcome, write
+
+
+def _with_what_was_known(outcome: LayerOutcome, surveyed_s: float | None) -> LayerOutcome:
+    """Say that the decomposition was there, or count the time that it took in the pass before this one."""
+    report = outcome.report
+    if surveyed_s is not None:
+        report = report.model_copy(update={"seconds": report.seconds + surveyed_s})
+    elif report.decomposition is not None:
+        report = report.model_copy(update={"decomposition": "cached"})
+    return outcome.model_copy(update={"report": report})

@@ -1,5 +1,6 @@
 """The first pass over layers that share a budget: a decomposition of each, kept for the second pass."""
 
+import time
 from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -35,7 +36,9 @@ def survey(tasks: Sequence[LayerTask], shop: Workshop) -> dict[int, Finding]:
 
 
 def _decompose(shop: Workshop, task: LayerTask, given: Given) -> tuple[Finding, Callable[[], None]]:
+    assert shop.shelf is not None
     assert given.memo is not None
+    begun = time.perf_counter()
     weight = given.weight.to(shop.device)
     gram = None if given.gram is None else given.gram.to(shop.device)
     found = decompose(weight, extent=task.layer.extent, memo=given.memo, gram=gram)
@@ -44,4 +47,5 @@ def _decompose(shop: Workshop, task: LayerTask, given: Given) -> tuple[Finding, 
     exponent = exponent_of(weight)
     assert exponent is not None  # or it could not have been decomposed
     values = array("d", found.singular_values.tolist())
+    shop.shelf.surveyed_s[task.number] = time.perf_counter() - begun
     return Spectrum(values, exponent, found.noise).scaled(), partial(given.memo.write, exponent)

@@ -126,6 +126,7 @@ def layer():
             "optimal_weighted_error": None if kept else weighted,
             "singular_values": None,
             "singular_value_indices": None,
+            "decomposition": "computed",
             "columns": None,
             "rows": None,
             "seconds": 0.5,
