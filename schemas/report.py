@@ -61,11 +61,17 @@ class Totals(Savings):
         description="sqrt(sum of squared errors / sum of squared norms) over the factored layers.",
         examples=[0.48],
     )
-    # Jobs that a release before this field has finished lack it.
+    # Jobs that a release before these two fields has finished lack them.
     weighted_error: float | None = Field(
         default=None,
         description="The same of the outputs, over the calibrated layers; null where there are none.",
         examples=[0.31],
+    )
+    error_over_optimal: float | None = Field(
+        default=None,
+        description="sqrt(sum of squared relative errors / sum of squares of the least possible at the same "
+        "ranks) over the factored layers, of the outputs where calibrated; null where all the least are 0.",
+        examples=[1.22],
     )
     seconds: float = Field(description="Work time of the attempt that finished.", examples=[4.2])
 

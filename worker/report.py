@@ -11,7 +11,7 @@ import torch
 
 from schemas.checkpoint import TensorInfo
 from schemas.compression import CompressionSpec
-from schemas.report import CheckpointReport, FileReport, Report, Totals
+from schemas.report import CheckpointReport, FileReport, LayerReport, Report, Totals
 from worker.layer import LayerOutcome
 from worker.plan import WorkPlan
 
@@ -83,6 +83,7 @@ def _totals(before: FileSet, after: FileSet, outcomes: Sequence[LayerOutcome], *
         bytes_after=after.nbytes,
         relative_error=_relative(squared_error, squared_norm),
         weighted_error=_relative(weighted_error, weighted_norm) if calibrated else None,
+        error_over_optimal=_over_optimal([outcome.report for outcome in factored]),
         layers_factored=len(factored),
         layers_kept=len(outcomes) - len(factored),
         seconds=seconds,
@@ -91,6 +92,21 @@ def _totals(before: FileSet, after: FileSet, outcomes: Sequence[LayerOutcome], *
 
 def _relative(squared_error: float, squared_norm: float) -> float:
     return sqrt(squared_error / squared_norm) if squared_norm else 0.0
+
+
+def _over_optimal(layers: Sequence[LayerReport]) -> float | None:
+    """Return the layers' errors over the SVD's at the same ranks, as one root of mean squares."""
+    reached = least = 0.0
+    for layer in layers:
+        error, optimum = (
+            (layer.relative_error, layer.optimal_error)
+            if layer.weighted_error is None
+            else (layer.weighted_error, layer.optimal_weighted_error)
+        )
+        if error is not None and optimum is not None:
+            reached += error**2
+            least += optimum**2
+    return sqrt(reached / least) if least > 0 else None
 
 
 def _environment(device: torch.device) -> dict[str, str]:

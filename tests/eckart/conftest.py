@@ -169,6 +169,7 @@ def report():
                 "bytes_after": 4 * after,
                 "relative_error": 0.25,
                 "weighted_error": None,
+                "error_over_optimal": None,
                 "layers_factored": sum(x["outcome"] == "factored" for x in layers),
                 "layers_kept": sum(x["outcome"] == "kept" for x in layers),
                 "seconds": 4.25,

@@ -104,6 +104,14 @@ def test_a_calibrated_report_shows_both_errors_of_the_layer_whose_outputs_are_wo
     assert "of all outputs 0.2" in " ".join(text.split())
 
 
+def test_a_report_says_what_a_method_loses_to_the_svd(table, layer, report):
+    layers = [layer("head", error=0.5, best=0.4, method="cx")]
+    known = report(layers)["totals"] | {"error_over_optimal": 1.25}
+
+    assert "over all layers 1.25 times the least possible" in " ".join(table(*layers, totals=known).split())
+    assert "times the least possible" not in table(*layers)
+
+
 def test_a_plan_reads_like_this():
     text = planned({"energy": 0.5}, *((f"m.{number}.a", (64, 64)) for number in range(3)), ("h", (1, 64)))
 

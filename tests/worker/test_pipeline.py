@@ -55,6 +55,7 @@ def test_the_report_says_what_anyone_recomputes_from_the_two_files(
     weights = {"a.weight": gaussian(40, 60, dtype=dtype), "b.weight": gaussian(70, 30, dtype=dtype)}
     result = compress(save(weights), **spec)
     tensors, squared_error, squared_norm = result.tensors(), 0.0, 0.0
+    reached, least = [], []
 
     for layer in result.report.layers:
         weight = weights[layer.tensor].double()
@@ -69,11 +70,24 @@ def test_the_report_says_what_anyone_recomputes_from_the_two_files(
         )
         squared_error += float((weight - dense).square().sum())
         squared_norm += float(weight.square().sum())
+        reached.append(relative_error(weight, dense))
+        least.append(optimum)
     totals = result.report.totals
+    over = np.linalg.norm(reached) / np.linalg.norm(least)
+    assert totals.error_over_optimal == pytest.approx(over, rel=1e-5)
+    assert (over < 1.001) == (spec["method"] == "svd")
     assert totals.relative_error == pytest.approx(sqrt(squared_error / squared_norm), rel=1e-5)
     assert totals.parameters_after == sum(tensor.numel() for tensor in tensors.values())
     assert totals.bytes_after == sum(tensor.nbytes for tensor in tensors.values())
     assert totals.parameter_savings == pytest.approx(1 - totals.parameters_after / totals.parameters_before)
+
+
+@pytest.mark.parametrize("rank", [3, 40])
+def test_there_is_no_error_over_an_optimum_of_zero(save, compress, rank):
+    report = compress(save({"a.weight": torch.zeros(40, 60)}), method="cx", rank=rank).report
+
+    assert report.totals.layers_factored == (rank == 3)
+    assert report.totals.error_over_optimal is None
 
 
 @pytest.mark.parametrize(("spec", "count"), METHODS)
