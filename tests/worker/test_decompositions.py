@@ -1,0 +1,261 @@
+"""What one job has decomposed serves the next on the same bytes, and no byte of a result hangs on it."""
+
+import hashlib
+import random
+import shutil
+
+import pytest
+import torch
+
+from schemas.compression import CompressionSpec
+from schemas.report import FileReport
+from state.decompositions import DecompositionStore
+from worker.local import open_checkpoint
+from worker.pipeline import Request
+from worker.pipeline import compress as run_pipeline
+
+CPU = torch.device("cpu")
+GENEROUS = 1 << 30
+
+
+class Bench:
+    """Jobs one after another on one data directory."""
+
+    def __init__(self, directory, source, limit_bytes=GENEROUS):
+        self.directory = directory
+        self.source = source
+        self.store = DecompositionStore.shared(directory, limit_bytes=limit_bytes)
+
+    def request(self, spec, *, cached=True):
+        file = FileReport(
+            name=self.source.name,
+            size_bytes=self.source.stat().st_size,
+            sha256=hashlib.sha256(self.source.read_bytes()).hexdigest(),
+        )
+        return Request(
+            checkpoint=open_checkpoint(self.source),
+            input_files=(file,),
+            spec=CompressionSpec.model_validate(spec),
+            spool_dir=self.directory / "spool",
+            result_dir=self.directory / "result",
+            decompositions=self.store if cached else None,
+        )
+
+    def run(self, spec, *, cached=True, observe=lambda _progress: None, fresh=True):
+        if fresh:
+            shutil.rmtree(self.directory / "spool", ignore_errors=True)
+        shutil.rmtree(self.directory / "result", ignore_errors=True)
+        return run_pipeline(self.request(spec, cached=cached), device=CPU, observe=observe)
+
+    def kept(self):
+        return sorted((self.directory / "decompositions").glob("*/*"))
+
+    def forget(self):
+        for path in self.kept():
+            path.unlink()
+
+
+def digests(report):
+    return [file.sha256 for file in report.output.files]
+
+
+def origins(report):
+    return {layer.decomposition for layer in report.layers}
+
+
+@pytest.fixture
+def weights(gaussian):
+    """Layers that take every way through the ladder: small and large, of a slow and of a fast spectrum."""
+    decay = torch.diag(torch.arange(1, 161, dtype=torch.float32) ** -1.5)
+    return {
+        "square.weight": gaussian(192, 192),
+        "tall.weight": gaussian(300, 140).to(torch.bfloat16),
+        "wide.weight": gaussian(150, 260).to(torch.float16),
+        "precise.weight": gaussian(150, 170).to(torch.float64),
+        "fast.weight": gaussian(200, 160) @ decay,
+        "small.weight": gaussian(40, 30),
+    }
+
+
+@pytest.fixture
+def make_bench(save, weights, tmp_path):
+    """Return what makes benches, each with a data directory of its own."""
+    source = save(weights)
+    count = iter(range(100))
+
+    def make(limit_bytes=GENEROUS):
+        directory = tmp_path / f"data-{next(count)}"
+        directory.mkdir()
+        return Bench(directory, source, limit_bytes)
+
+    return make
+
+
+@pytest.fixture
+def bench(make_bench):
+    return make_bench()
+
+
+SPECS = [
+    {"rank": {"ratio": 0.5}},
+    {"rank": {"ratio": 0.2}, "dtype": "bfloat16"},
+    {"rank": 7},
+    {"rank": {"energy": 0.9}},
+    {"rank": {"energy": 0.9999}},
+    {"rank": {"error": 0.5}},
+    {"rank": {"error": 0.01}},
+    {"rank": {"budget": 0.4}},
+    {"rank": {"ratio": 0.3}, "method": "cur"},
+    {"rank": {"error": 0.6}, "method": "cur", "cur": {"storage": "two"}},
+    {"rank": {"ratio": 0.3}, "method": "cx", "selector": "leverage"},
+    {"rank": {"ratio": 0.3}, "method": "cx", "selector": "cpqr"},
+    {"rank": {"ratio": 0.5}, "layout": "dense"},
+]
+
+
+def test_the_bytes_are_the_same_whatever_earlier_jobs_left(make_bench):
+    cold, warm = make_bench(), make_bench()
+    expected = {}
+    for number, spec in enumerate(SPECS):
+        cold.forget()
+        expected[number] = digests(cold.run(spec))
+    order = [*range(len(SPECS)), *random.Random(3).sample(range(len(SPECS)), len(SPECS))]
+    for number in order:
+        assert digests(warm.run(SPECS[number])) == expected[number], SPECS[number]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_job_that_is_done_again_decomposes_nothing(bench, spec):
+    first, second = bench.run(spec), bench.run(spec)
+
+    assert origins(first) <= {"computed", None}
+    assert origins(second) <= {"cached", None}
+    assert digests(first) == digests(second)
+    assert [layer.model_copy(update={"seconds": 0, "decomposition": None}) for layer in first.layers] == [
+        layer.model_copy(update={"seconds": 0, "decomposition": None}) for layer in second.layers
+    ]
+
+
+def test_a_further_rank_decomposes_nothing(bench):
+    bench.run({"rank": {"ratio": 0.5}})
+
+    for spec in ({"rank": 3}, {"rank": {"ratio": 0.9}}, {"rank": {"ratio": 0.4}, "method": "cur"}):
+        assert origins(bench.run(spec)) == {"cached"}
+
+
+def test_the_same_bytes_under_another_name_are_known(bench, tmp_path):
+    bench.run({"rank": 5})
+    bench.source = shutil.copy(bench.source, tmp_path / "again.safetensors")
+
+    assert origins(bench.run({"rank": 3})) == {"cached"}
+
+
+def test_another_tensor_is_not_taken_for_this_one(bench, save, weights):
+    bench.run({"rank": 5})
+    for name in ("small.weight", "square.weight"):
+        weights[name] = weights[name] + 1
+    bench.source = save(weights, name="other.safetensors")
+
+    assert origins(bench.run({"rank": 5})) == {"computed"}
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 4
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize("spoil", [flip, truncate])
+def test_what_is_damaged_is_computed_again_and_kept_again(bench, spoil):
+    expected = digests(bench.run({"rank": {"energy": 0.9}}))
+    names = bench.kept()
+    for path in names:
+        spoil(path)
+    again = bench.run({"rank": {"energy": 0.9}})
+
+    assert digests(again) == expected
+    assert origins(again) == {"computed"}
+    assert bench.kept() == names
+    assert origins(bench.run({"rank": {"energy": 0.9}})) == {"cached"}
+
+
+def test_what_another_number_of_threads_made_is_passed_over(bench):
+    bench.run({"rank": 5})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert origins(bench.run({"rank": 5})) == {"computed"}
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 100_000])
+def test_where_not_all_would_fit_none_is_kept(make_bench, limit_bytes):
+    bench = make_bench(limit_bytes)
+
+    assert origins(bench.run({"rank": 5})) == {"computed"}
+    assert bench.kept() == []
+    assert origins(bench.run({"rank": 5})) == {"computed"}
+
+
+def test_what_is_kept_is_about_what_was_foreseen(bench):
+    bench.run({"rank": 5})
+    total = sum(path.stat().st_size for path in bench.kept())
+
+    assert origins(Bench(bench.directory, bench.source, int(1.05 * total)).run({"rank": 4})) == {"cached"}
+    assert origins(Bench(bench.directory, bench.source, int(0.9 * total)).run({"rank": 4})) == {"computed"}
+
+
+def test_a_budget_gives_the_same_bytes_where_nothing_is_kept_for_other_jobs(bench):
+    spec = {"rank": {"budget": 0.5}}
+    alone = bench.run(spec, cached=False)
+
+    assert bench.kept() == []
+    assert digests(bench.run(spec)) == digests(alone)
+    assert digests(bench.run(spec)) == digests(alone)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("stop_after", [1, 3, 7, 9])
+def test_a_budget_that_is_broken_off_goes_on_where_it_was(bench, cached, stop_after):
+    spec = {"rank": {"budget": 0.5}}
+    expected = digests(bench.run(spec, cached=cached))
+    bench.forget()
+    shutil.rmtree(bench.directory / "spool")
+    begun, again = [], []
+
+    def pull_the_plug(progress):
+        begun.append(progress.layer)
+        if len(begun) > stop_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(spec, cached=cached, observe=pull_the_plug)
+    report = bench.run(spec, cached=cached, observe=lambda p: again.append(p.layer), fresh=False)
+
+    assert digests(report) == expected
+    # Both passes together begin each layer once more than the plug allowed, at most.
+    whole = [layer for layer in [*begun[:-1], *again] if layer]
+    assert len(whole) <= 2 * len(report.layers)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_progress_never_goes_back_over_both_passes(bench, warm):
+    seen = []
+    if warm:
+        bench.run({"rank": 3})
+    bench.run({"rank": {"budget": 0.5}}, observe=seen.append)
+    fractions, done = [p.fraction for p in seen], [p.layers_done for p in seen]
+
+    assert fractions == sorted(fractions)
+    assert done == sorted(done)
+    assert (done[0], done[-1], fractions[-1]) == (0, len(bench.request({"rank": 3}).checkpoint.tensors), 1.0)
+    if not warm:
+        assert fractions[0] == 0
+        # The first pass is most of the work, and no layer is finished in it.
+        assert any(p.fraction > 0.7 and p.layers_done < 3 for p in seen)
+
