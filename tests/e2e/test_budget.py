@@ -4,7 +4,8 @@ from math import floor
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 LAYERS = 37
 
@@ -99,3 +100,21 @@ def test_more_budget_is_never_worse(service, stored):
     ]
 
     assert errors == sorted(errors, reverse=True)
+
+
+def test_a_calibrated_plan_is_what_the_report_says_too(service, tmp_path):
+    generator = torch.Generator().manual_seed(3)
+    weights = {f"l{i}.weight": torch.randn(200, 150 + i, generator=generator) for i in range(4)}
+    inputs = {name: torch.randn(w.shape[1], 300, generator=generator) for name, w in weights.items()}
+    spread = {name: x * torch.logspace(0, -2, len(x))[:, None] for name, x in inputs.items()}
+    grams = {name.replace(".weight", ".gram"): x @ x.T for name, x in spread.items() if name != "l2.weight"}
+    save_file(weights, tmp_path / "model.safetensors")
+    save_file(grams, tmp_path / "grams.safetensors")
+    stored = service.client.upload(tmp_path / "model.safetensors", id="calibrated-budget")
+    calibration = service.client.upload(tmp_path / "grams.safetensors", id="budget-grams")
+    spec = {"rank": {"budget": 0.4}, "calibration": calibration}
+    plain, weighed = run(service, stored, {"rank": {"budget": 0.4}}), run(service, stored, spec)
+
+    assert ranks(service.client.plan(stored, spec).layers) == ranks(weighed.layers)
+    assert ranks(service.client.plan(stored, {"rank": {"budget": 0.4}}).layers) == ranks(plain.layers)
+    assert ranks(plain.layers) != ranks(weighed.layers)

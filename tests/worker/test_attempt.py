@@ -32,9 +32,10 @@ class Bench:
             upload.commit(None)
         self.stored = self.layout.checkpoint("m") / source.name
 
-    def accept(self):
+    def accept(self, rank=4):
         files = self.checkpoints.get("m").files
-        return self.jobs.create(NewJob(checkpoint="m", spec=CompressionSpec(rank=4), files=files)).id
+        spec = CompressionSpec.model_validate({"rank": rank})
+        return self.jobs.create(NewJob(checkpoint="m", spec=spec, files=files)).id
 
     def run(self, job_id, stopping=CALM):
         run_attempt(job_id, self.jobs, self.settings, worker="w", stopping=stopping)
@@ -97,6 +98,20 @@ def test_a_fault_of_the_input_fails_the_job_at_once(bench, spoil):
     assert record.error.type == "urn:eckart:problem:unusable-checkpoint"
     assert "Store the checkpoint again" in record.error.detail
     assert [path.name for path in bench.layout.job(job_id).iterdir()] == ["job.json"]
+
+
+def test_a_budget_that_turns_out_not_to_suffice_fails_the_job_with_the_layer_and_the_remedy(bench):
+    bench.stored.chmod(0o644)
+    tensors = load_file(bench.stored)
+    tensors["l3.weight"][0, 0] = float("nan")
+    save_file(tensors, bench.stored)
+    record = bench.run(bench.accept(rank={"budget": 0.1}))
+
+    assert (record.state, record.attempt) == ("failed", 1)
+    assert record.error.type == "urn:eckart:problem:invalid-spec"
+    assert [field.pointer for field in record.error.errors] == ["/spec/rank/budget"]
+    for words in ('"l3", kept dense (not_finite)', "Give a budget of at least 0.2367"):
+        assert words in record.error.detail
 
 
 def test_trouble_of_the_machine_is_tried_three_times(bench):

@@ -42,6 +42,12 @@ def test_a_file_is_compressed_into_a_directory_or_a_file(save, gaussian, tmp_pat
     [
         ("missing.safetensors", "out", SPEC, "missing.safetensors"),
         ("model.safetensors", "model.safetensors", SPEC, "name a new place"),
+        (
+            "model.safetensors",
+            "out",
+            '{"rank": {"budget": 0.01}}',
+            "spec/rank/budget: The selected layers need",
+        ),
         ("model.safetensors", "out", '{"rank": {"ratio": 2}}', "/rank/ratio"),
         ("model.safetensors", "out", '{"rank": 4, "colour": 1}', "/colour"),
         ("model.safetensors", "out", "{nonsense", "Invalid JSON"),
