@@ -160,14 +160,15 @@ def _warnings(tensors: Sequence[Tensor], spec: CompressionSpec, layers: Sequence
                 yield f"{field}: the pattern {pattern!r} matches no layer"
     if not layers:
         yield "no layer is selected: the output equals the input"
-    if not (isinstance(spec.rank, SpecRule) and spec.rank.is_budget):
-        yield from _idle(spec)
+    yield from _idle(spec)
 
 
 def _idle(spec: CompressionSpec) -> Iterable[str]:
     """Name what only a budget would heed."""
-    if spec.objective != "relative":
+    has_budget = isinstance(spec.rank, SpecRule) and spec.rank.is_budget
+    if spec.objective != "relative" and not has_budget:
         yield "objective: it has no effect without a budget"
     for override in spec.overrides:
-        if override.weight is not None:
-            yield f"overrides: the weight of {override.match!r} has no effect without a budget"
+        if override.weight is not None and not (has_budget and override.rank is None):
+            beside = "beside a rank" if has_budget else "without a budget"
+            yield f"overrides: the weight of {override.match!r} has no effect {beside}"

@@ -185,6 +185,10 @@ def test_a_layer_whose_new_names_are_taken_stays_dense(others, method, reason):
             "overrides: the weight of '*' has no effect without a budget",
         ),
         ({"rank": {"budget": 0.5}, "overrides": [{"match": "*", "weight": 2}]}, None),
+        (
+            {"rank": {"budget": 0.5}, "overrides": [{"match": "*", "weight": 2, "rank": 4}]},
+            "overrides: the weight of '*' has no effect beside a rank",
+        ),
         ({}, None),
     ],
 )
