@@ -6,7 +6,8 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from state.locks import locked
 
 log = logging.getLogger("eckart.state")
 ENDING = ".decomposition"
+SEPARATOR = "-"
 # How many decompositions there may be of one tensor, each made more carefully than the one before.
 STEPS = 4
 
@@ -41,6 +43,11 @@ class DecompositionKey:
     def digest(self) -> bytes:
         """The SHA-256 of all of it."""
         return hashlib.sha256(json.dumps(astuple(self)).encode()).digest()
+
+    @property
+    def folder(self) -> str:
+        """The digests of the files that it tells something of: where one is deleted, it goes too."""
+        return SEPARATOR.join(filter(None, (self.file_sha256, self.calibration_sha256)))
 
 
 class DecompositionStore:
@@ -104,10 +111,10 @@ class DecompositionStore:
         with suppress(OSError):
             self._path(key).unlink()
 
-    def put(self, key: DecompositionKey, head: Head, basis: memoryview, *, source: Path) -> bool:
+    def put(self, key: DecompositionKey, head: Head, basis: memoryview, *, sources: Iterable[Path]) -> bool:
         """Keep a decomposition in place of what is there, and return whether it is kept.
 
-        `source` is the file that was decomposed: where it was deleted meanwhile, nothing of it stays.
+        `sources` are the files that it was made of: where one was deleted meanwhile, nothing of it stays.
         """
         begin = front(head, basis)
         path = self._path(key)
@@ -116,12 +123,11 @@ class DecompositionStore:
                 if not make_room(self._folder, len(begin) + len(basis), limit_bytes=self._limit_bytes):
                     return False
                 self._publish(path, begin, basis)
-            if source.exists():
+            if all(source.exists() for source in sources):
                 return True
+            self._remove([key.folder])
         except OSError:
             log.warning("the decomposition of %s cannot be kept", key.tensor, exc_info=True)
-            return False
-        self.remove([key.file_sha256])
         return False
 
     def trim(self) -> None:
@@ -136,17 +142,17 @@ class DecompositionStore:
             with self._lock():
                 give_back(self._folder, nbytes)
 
-    def remove(self, digests: Iterable[str]) -> None:
-        """Remove all that was made of these files."""
-        for digest in digests:
-            shutil.rmtree(self._folder / digest, ignore_errors=True)
-
-    def remove_orphans(self, held: Callable[[], Collection[str]]) -> None:
+    def remove_orphans(self, held: Callable[[], AbstractSet[str]]) -> None:
         """Remove all that was made of files that nobody has any more; `held` is asked only if need be."""
         with suppress(FileNotFoundError):
             kept = [entry.name for entry in self._folder.iterdir() if entry.is_dir()]
             if kept:
-                self.remove(set(kept) - set(held()))
+                digests = held()
+                self._remove(name for name in kept if not digests >= set(name.split(SEPARATOR)))
+
+    def _remove(self, folders: Iterable[str]) -> None:
+        for folder in folders:
+            shutil.rmtree(self._folder / folder, ignore_errors=True)
 
     def _publish(self, path: Path, begin: bytes, basis: memoryview) -> None:
         self._parts.mkdir(parents=True, exist_ok=True)
@@ -169,4 +175,4 @@ class DecompositionStore:
         return locked(self._folder / ".lock")
 
     def _path(self, key: DecompositionKey) -> Path:
-        return self._folder / key.file_sha256 / (key.digest.hex() + ENDING)
+        return self._folder / key.folder / (key.digest.hex() + ENDING)

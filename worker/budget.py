@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from schemas.budget import shares_budget, spend
 from schemas.compression import CompressionSpec
-from schemas.outputsize import InputFiles
 from schemas.plan import Plan
 from schemas.report import KeptReason
 from worker.layer import LayerOutcome
@@ -79,8 +78,6 @@ def _came_to(outcome: LayerOutcome) -> int | KeptReason:
 def _spent(
     work: WorkPlan, spec: CompressionSpec, spectra: Mapping[str, Sequence[float]], known: Known
 ) -> WorkPlan:
-    headers = {source.path.name: source.header for source in work.checkpoint.sources}
-    files = InputFiles(headers, work.checkpoint.index)
-    plan = spend(Plan(work.layers, work.warnings), spec, files, spectra, known)
+    plan = spend(Plan(work.layers, work.warnings), spec, work.checkpoint.files, spectra, known)
     pairs = zip(work.tasks, plan.layers, strict=True)
     return replace(work, tasks=tuple(replace(task, layer=layer) for task, layer in pairs))

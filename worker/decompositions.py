@@ -99,6 +99,7 @@ class Shelf:
         """Put a decomposition of 2^-exponent · W there, if it can be kept."""
         key = self._key(task, step)
         basis = decomposition.basis.detach().cpu().contiguous()
+        sources = [task.source.path, *([task.gram[0].path] if task.gram else [])]
         head = Head(
             key=key.digest,
             origin=self.origin,
@@ -110,7 +111,7 @@ class Shelf:
             length=basis.shape[1],
             spectrum=array("d", decomposition.singular_values.tolist()),
         )
-        self.store.put(key, head, _bytes(basis), source=task.source.path)
+        self.store.put(key, head, _bytes(basis), sources=sources)
 
 
 def needed_bytes(tasks: Iterable[LayerTask]) -> int:

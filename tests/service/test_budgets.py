@@ -55,7 +55,7 @@ def keep_spectra(service, raw):
         key = DecompositionKey(hashlib.sha256(raw).hexdigest(), name, "F32", (64, 64))
         spectrum = array("d", [rate**i for i in range(64)])
         head = Head(key.digest, bytes(32), 3, 0.0, "columns", 4, 31, 64, spectrum)
-        assert store.put(key, head, memoryview(bytes(31 * 64 * 4)), source=source)
+        assert store.put(key, head, memoryview(bytes(31 * 64 * 4)), sources=[source])
 
 
 @pytest.mark.parametrize("rank", [{"budget": 0.5}, {"budget_bytes": 33_000}, {"energy": 0.9}])

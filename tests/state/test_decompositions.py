@@ -86,7 +86,7 @@ def folders(tmp_path):
 def test_what_is_kept_comes_back_whole(store, source, tmp_path, rows, item_bytes):
     head, basis = made(rows=rows, item_bytes=item_bytes)
 
-    assert store.put(KEY, head, basis, source=source)
+    assert store.put(KEY, head, basis, sources=[source])
     assert read(store) == (head, bytes(basis))
     assert store.spectra([KEY]) == {"a.weight": (Spectrum(head.spectrum, head.exponent, head.noise),)}
     assert not list((tmp_path / "parts").iterdir())
@@ -95,7 +95,7 @@ def test_what_is_kept_comes_back_whole(store, source, tmp_path, rows, item_bytes
 @pytest.mark.parametrize(("rows", "read_rows"), [(1, 128), (128, 128), (129, 256), (256, 256), (257, 300)])
 def test_a_small_rank_reads_the_blocks_that_hold_it(store, source, rows, read_rows):
     head, basis = made()
-    store.put(KEY, head, basis, source=source)
+    store.put(KEY, head, basis, sources=[source])
 
     assert read(store, rows=rows) == (head, bytes(basis[: read_rows * head.row_bytes]))
 
@@ -104,7 +104,6 @@ def test_what_was_never_kept_is_absent(store):
     assert store.open(KEY) is None
     assert store.spectra([KEY]) == {}
     store.trim()
-    store.remove([SHA])
     store.remove_orphans(lambda: pytest.fail("nobody need be asked"))
 
 
@@ -121,7 +120,7 @@ def test_what_was_never_kept_is_absent(store):
     ],
 )
 def test_another_content_is_another_key(store, source, other):
-    store.put(KEY, *made(), source=source)
+    store.put(KEY, *made(), sources=[source])
 
     assert store.open(replace(KEY, **other)) is None
     assert read(store) is not None
@@ -146,7 +145,7 @@ REGIONS = {
 def test_a_flipped_bit_anywhere_makes_it_absent_and_it_is_removed(store, source, tmp_path, region):
     places = REGIONS[region]
     for at in {places[0], places[-1], *random.Random(1).choices(places, k=8)}:
-        store.put(KEY, *made(), source=source)
+        store.put(KEY, *made(), sources=[source])
         content = bytearray(path_of(store).read_bytes())
         content[at] ^= 1 << at % 8
         path_of(store).write_bytes(content)
@@ -159,7 +158,7 @@ def test_a_flipped_bit_anywhere_makes_it_absent_and_it_is_removed(store, source,
 
 def test_damage_beyond_the_rank_does_not_matter_to_it(store, source):
     head, basis = made()
-    store.put(KEY, head, basis, source=source)
+    store.put(KEY, head, basis, sources=[source])
     content = bytearray(path_of(store).read_bytes())
     content[-1] ^= 1
     path_of(store).write_bytes(content)
@@ -170,7 +169,7 @@ def test_damage_beyond_the_rank_does_not_matter_to_it(store, source):
 
 @pytest.mark.parametrize("size", [0, 7, 11, 50, 110, 1000, HEAD_BYTES, 4096, 100_000, -1])
 def test_a_truncated_file_is_absent_and_removed(store, source, tmp_path, size):
-    store.put(KEY, *made(), source=source)
+    store.put(KEY, *made(), sources=[source])
     path_of(store).write_bytes(path_of(store).read_bytes()[:size])
 
     assert store.spectra([KEY]) == {}
@@ -179,7 +178,7 @@ def test_a_truncated_file_is_absent_and_removed(store, source, tmp_path, size):
 
 
 def test_a_file_that_goes_on_is_absent(store, source):
-    store.put(KEY, *made(), source=source)
+    store.put(KEY, *made(), sources=[source])
     with path_of(store).open("ab") as file:
         file.write(b"\0")
 
@@ -187,7 +186,7 @@ def test_a_file_that_goes_on_is_absent(store, source):
 
 
 def test_a_file_cut_short_while_it_is_read_is_damaged(store, source):
-    store.put(KEY, *made(), source=source)
+    store.put(KEY, *made(), sources=[source])
     file = store.open(KEY)
     os.truncate(path_of(store), 5000)
 
@@ -198,7 +197,7 @@ def test_a_file_cut_short_while_it_is_read_is_damaged(store, source):
 @pytest.mark.parametrize("other", [{"tensor": "b.weight"}, {"dtype": "BF16"}, {"shape": (300, 400)}])
 def test_a_file_under_another_ones_name_is_absent(store, source, other):
     key = replace(KEY, **other)
-    store.put(key, *made(key), source=source)
+    store.put(key, *made(key), sources=[source])
     path_of(store, key).rename(path_of(store))
 
     assert read(store) is None
@@ -206,7 +205,7 @@ def test_a_file_under_another_ones_name_is_absent(store, source, other):
 
 
 def test_a_file_of_another_version_is_absent(store, source):
-    store.put(KEY, *made(), source=source)
+    store.put(KEY, *made(), sources=[source])
     content = path_of(store).read_bytes()
     path_of(store).write_bytes(MAGIC[:-1] + bytes([MAGIC[-1] + 1]) + content[8:])
 
@@ -215,7 +214,7 @@ def test_a_file_of_another_version_is_absent(store, source):
 
 @pytest.mark.parametrize("place", ["directory", "pipe", "loop"])
 def test_what_is_no_file_is_absent_and_keeps_nobody_waiting(store, source, place):
-    store.put(KEY, *made(), source=source)
+    store.put(KEY, *made(), sources=[source])
     path = path_of(store)
     path.unlink()
     {"directory": path.mkdir, "pipe": lambda: os.mkfifo(path), "loop": lambda: path.symlink_to(path)}[place]()
@@ -227,7 +226,7 @@ def test_what_is_no_file_is_absent_and_keeps_nobody_waiting(store, source, place
 def test_spectra_are_those_of_the_steps_up_to_the_first_that_is_missing(store, source):
     steps = [made(replace(KEY, step=step), seed=step) for step in range(STEPS)]
     for step, known in ((1, 0), (0, 2), (3, 2), (2, 4)):
-        store.put(replace(KEY, step=step), *steps[step], source=source)
+        store.put(replace(KEY, step=step), *steps[step], sources=[source])
         found = store.spectra([KEY]).get(KEY.tensor, ())
         assert found == tuple(head.singular_values for head, _ in steps[:known])
 
@@ -242,10 +241,10 @@ SIZE = len(front(*made())) + 300 * 1200
 def test_the_least_recently_used_goes_first(make, source, tmp_path):
     keys, store = numbered(4), make(limit_bytes=3 * SIZE)
     for key in keys[:3]:
-        store.put(key, *made(key), source=source)
+        store.put(key, *made(key), sources=[source])
         time.sleep(0.01)
     store.open(keys[0]).close()
-    store.put(keys[3], *made(keys[3]), source=source)
+    store.put(keys[3], *made(keys[3]), sources=[source])
 
     assert [store.open(key) is not None for key in keys] == [True, False, True, True]
 
@@ -253,7 +252,7 @@ def test_the_least_recently_used_goes_first(make, source, tmp_path):
 def test_it_never_takes_more_than_its_limit(make, source, tmp_path):
     store = make(limit_bytes=3 * SIZE + SIZE // 2)
     for key in numbered(10):
-        assert store.put(key, *made(key), source=source)
+        assert store.put(key, *made(key), sources=[source])
         assert sum(path.stat().st_size for path in (tmp_path / "decompositions").glob("*/*")) <= 3.5 * SIZE
     assert len(files(tmp_path)) == 3
 
@@ -269,10 +268,10 @@ def test_it_never_takes_more_than_it_leaves_free(tmp_path):
 def test_what_could_never_fit_is_not_kept_and_drives_nothing_out(make, source, tmp_path, limit_bytes):
     small = replace(KEY, shape=(300, 1))
     store = make(limit_bytes=limit_bytes)
-    kept = store.put(small, *made(small, rows=1, length=1), source=source)
+    kept = store.put(small, *made(small, rows=1, length=1), sources=[source])
 
     assert kept == (limit_bytes > 0)
-    assert not store.put(KEY, *made(), source=source)
+    assert not store.put(KEY, *made(), sources=[source])
     assert len(files(tmp_path)) == kept
     assert store.could_hold(limit_bytes)
     assert not store.could_hold(limit_bytes + 1)
@@ -280,7 +279,7 @@ def test_what_could_never_fit_is_not_kept_and_drives_nothing_out(make, source, t
 
 def test_a_lower_limit_holds_from_the_next_look_on(make, source, tmp_path):
     for key in numbered(4):
-        make().put(key, *made(key), source=source)
+        make().put(key, *made(key), sources=[source])
     make(limit_bytes=2 * SIZE).trim()
     assert len(files(tmp_path)) == 2
     make(limit_bytes=0).trim()
@@ -292,7 +291,7 @@ def test_a_lower_limit_holds_from_the_next_look_on(make, source, tmp_path):
 )
 def test_it_gives_back_what_others_need_if_that_helps_them(make, source, tmp_path, nbytes, left):
     for key in numbered(3):
-        make().put(key, *made(key), source=source)
+        make().put(key, *made(key), sources=[source])
     make().give_back(nbytes)
 
     assert len(files(tmp_path)) == left
@@ -301,7 +300,7 @@ def test_it_gives_back_what_others_need_if_that_helps_them(make, source, tmp_pat
 def test_an_evicted_file_that_is_open_stays_readable(make, source):
     store = make()
     head, basis = made()
-    store.put(KEY, head, basis, source=source)
+    store.put(KEY, head, basis, sources=[source])
     with store.open(KEY) as file:
         make(limit_bytes=0).trim()
         assert store.open(KEY) is None
@@ -312,9 +311,9 @@ def test_an_evicted_file_that_is_open_stays_readable(make, source):
 
 def test_what_replaces_a_file_does_not_disturb_who_reads_it(store, source):
     old, new = made(seed=1), made(seed=2)
-    store.put(KEY, *old, source=source)
+    store.put(KEY, *old, sources=[source])
     with store.open(KEY) as file:
-        store.put(KEY, *new, source=source)
+        store.put(KEY, *new, sources=[source])
         buffer = bytearray(len(old[1]))
         file.read_into(memoryview(buffer))
         assert buffer == old[1]
@@ -333,7 +332,7 @@ whole = {key: [made(key, seed=seed) for seed in (0, 1)] for key in keys}
 seen = 0
 for turn in range(40):
     key = keys[(turn + writer) % 5]
-    store.put(key, *whole[key][writer], source=root)
+    store.put(key, *whole[key][writer], sources=[root])
     for key in keys:
         found = read(store, key)
         seen += found is not None
@@ -365,7 +364,7 @@ from state.decompositions import DecompositionStore
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 store = DecompositionStore.shared(Path(sys.argv[1]), limit_bytes=1 << 30)
-assert store.put(KEY, *made(), source=Path(sys.argv[1])) is False
+assert store.put(KEY, *made(), sources=[Path(sys.argv[1])]) is False
 """
     process = run(code, tmp_path)
     out, _ = process.communicate()
@@ -379,15 +378,13 @@ assert store.put(KEY, *made(), source=Path(sys.argv[1])) is False
 def test_a_folder_that_cannot_be_made_is_no_trouble(store, source, tmp_path, caplog):
     (tmp_path / "decompositions").write_text("in the way")
 
-    assert not store.put(KEY, *made(), source=source)
+    assert not store.put(KEY, *made(), sources=[source])
     assert store.open(KEY) is None
     assert "cannot be kept" in caplog.text
 
 
 def test_what_is_deleted_while_it_is_decomposed_leaves_nothing(store, source, tmp_path):
-    source.unlink()
-
-    assert not store.put(KEY, *made(), source=source)
+    assert not store.put(KEY, *made(), sources=[source, tmp_path / "deleted"])
     assert files(tmp_path) == []
 
 
@@ -399,7 +396,7 @@ def decomposed(store, store_file, checkpoints, tmp_path):
         file = store_file(checkpoint_id, "model.safetensors")
         key = replace(KEY, file_sha256=file.sha256)
         source = Layout(tmp_path).checkpoint(checkpoint_id) / file.name
-        assert store.put(key, *made(key), source=source)
+        assert store.put(key, *made(key), sources=[source])
         return key
 
     return keep
@@ -419,6 +416,20 @@ def test_decompositions_stay_while_another_checkpoint_has_the_same_file(decompos
     assert store.open(key) is not None
     checkpoints.delete("n")
     assert store.open(key) is None
+
+
+@pytest.mark.parametrize("gone", ["m", "grams"])
+def test_a_decomposition_goes_with_the_calibration_too(
+    decomposed, send, safetensors, checkpoints, store, gone
+):
+    plain = decomposed("m")
+    grams = send("grams", "grams.safetensors", safetensors(gram=(2, 2)))
+    calibrated = replace(plain, calibration_sha256=grams.sha256)
+    store.put(calibrated, *made(calibrated), sources=[])
+    checkpoints.delete(gone)
+
+    assert store.open(calibrated) is None
+    assert (store.open(plain) is None) == (gone == "m")
 
 
 def test_what_a_killed_deletion_left_is_removed(decomposed, checkpoints, store, tmp_path):
