@@ -88,7 +88,7 @@ class LayerReport(Output):
         description="Whether it is stored as [inputs, outputs], and its factors too.", examples=[False]
     )
     calibrated: bool = Field(
-        description="Whether the error of its outputs was minimised, by the calibration.", examples=[False]
+        description="Whether the calibration holds the Gram matrix of its inputs.", examples=[False]
     )
     dtype: str = Field(description="The storage dtype in the input.", examples=["F32"])
     outcome: Outcome = Field(description="`factored` or `kept`.", examples=["factored"])

@@ -33,3 +33,32 @@ def test_factoring_a_wide_weight_by_columns_takes_as_few():
     float32_mib = 512 * 20000 * 4 / 2**20
 
     assert growth_mib(512, 20000, "cx") < 6 * float32_mib
+
+
+MEASURE_CALIBRATED = """
+import resource, torch
+from worker.lowrank import FactorRequest, factor, gram_fault
+
+def peak_mib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def calibrated(weight):
+    gram = torch.eye(weight.shape[1])
+    assert gram_fault(gram) is None
+    factor(weight, FactorRequest(method="svd", rank=8, max_rank=400, dtype=torch.bfloat16, gram=gram))
+
+weight = torch.randn(256, 4096, dtype=torch.bfloat16)
+calibrated(weight[:, :64])
+before = peak_mib()
+calibrated(weight)
+print(peak_mib() - before)
+"""
+
+
+def test_a_gram_matrix_takes_a_few_copies_of_it():
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE_CALIBRATED], capture_output=True, text=True, check=True
+    )
+    float64_mib = 4096 * 4096 * 8 / 2**20  # 128
+
+    assert float(done.stdout) < 4 * float64_mib

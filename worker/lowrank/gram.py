@@ -5,6 +5,8 @@ from typing import Self
 
 import torch
 
+from worker.lowrank.blas import TILE, mirrored
+
 GRAM_DTYPES = (torch.float64, torch.float32)
 # Relative to each input's own size (see `Gram`): what the Gram matrix cannot tell from its rounding.
 RIDGES = {torch.float64: 1e-10, torch.float32: 1e-6}
@@ -41,14 +43,7 @@ class Gram:
         """Equilibrate G [n, n], float64 or float32, in which :func:`gram_fault` finds no fault."""
         scale = _scale(gram)
         core = gram.to(torch.float64, copy=True).div_(scale[:, None]).div_(scale)
-        return cls(scale, core.add_(core.mT.clone()).mul_(0.5), RIDGES[gram.dtype])
-
-    @property
-    def ridged(self) -> torch.Tensor:
-        """C + δI [n, n]."""
-        return self.core + self.ridge * torch.eye(
-            len(self.scale), dtype=torch.float64, device=self.core.device
-        )
+        return cls(scale, mirrored(core), RIDGES[gram.dtype])
 
 
 def gram_fault(gram: torch.Tensor) -> str | None:
@@ -57,7 +52,7 @@ def gram_fault(gram: torch.Tensor) -> str | None:
     Parameters
     ----------
     gram : Tensor [n, n]
-        float64 or float32. At most three copies of it in float64 are made at a time.
+        float64 or float32. At most two copies of it in float64 are made at a time.
 
     Returns
     -------
@@ -91,15 +86,17 @@ def _diagonal_fault(gram: torch.Tensor) -> str | None:
 def _core_fault(gram: torch.Tensor) -> str | None:
     scale = _scale(gram)
     core = gram.to(torch.float64, copy=True).div_(scale[:, None]).div_(scale)
-    worst = float((core - core.mT).abs_().max())
+    blocks = zip(torch.split(core, TILE), torch.split(core, TILE, dim=1), strict=True)
+    worst = max(float((rows - columns.mT).abs().max()) for rows, columns in blocks)
     if worst > TOLERANCE:
         return f"is not symmetric: mirrored entries differ by {worst:.1g} of their size; {_SYMMETRIC}"
     # A Cholesky decomposition costs a tenth of the eigenvalues and settles nearly every case.
-    allowed = TOLERANCE * float(core.square().sum()) / float(core.diagonal().sum())
-    shifted = core + allowed * torch.eye(len(core), dtype=core.dtype, device=core.device)
-    if int(torch.linalg.cholesky_ex(shifted).info) == 0:
+    squares = float(torch.linalg.vector_norm(core)) ** 2
+    allowed = TOLERANCE * squares / float(core.diagonal().sum())
+    core.diagonal().add_(allowed)
+    if int(torch.linalg.cholesky_ex(core).info) == 0:
         return None
-    del shifted
+    core.diagonal().sub_(allowed)
     values = torch.linalg.eigvalsh(core)
     least, most = float(values[0]), float(values[-1])
     if least >= -TOLERANCE * most:
