@@ -57,16 +57,17 @@ class DecompositionStore:
     disk is logged and never passed on, since what is not there can be computed again.
     """
 
-    def __init__(self, folder: Path, parts: Path, *, limit_bytes: int | None) -> None:
+    def __init__(self, folder: Path, parts: Path, *, limit_bytes: int | None, spare_bytes: int = 0) -> None:
         self._folder = folder
         self._parts = parts
         self._limit_bytes = limit_bytes
+        self._spare_bytes = spare_bytes
 
     @classmethod
-    def shared(cls, data_dir: Path, *, limit_bytes: int | None) -> Self:
-        """Return the one that lies in the data directory."""
+    def shared(cls, data_dir: Path, *, limit_bytes: int | None, spare_bytes: int = 0) -> Self:
+        """Return the one that lies in the data directory; it leaves `spare_bytes` of the disk to a job."""
         layout = Layout(data_dir)
-        return cls(layout.decompositions, layout.parts, limit_bytes=limit_bytes)
+        return cls(layout.decompositions, layout.parts, limit_bytes=limit_bytes, spare_bytes=spare_bytes)
 
     def could_hold(self, nbytes: int) -> bool:
         """Say whether so much could be kept at once.
@@ -120,7 +121,7 @@ class DecompositionStore:
         path = self._path(key)
         try:
             with self._lock():
-                if not make_room(self._folder, len(begin) + len(basis), limit_bytes=self._limit_bytes):
+                if not self._make_room(len(begin) + len(basis)):
                     return False
                 self._publish(path, begin, basis)
             if all(source.exists() for source in sources):
@@ -134,7 +135,7 @@ class DecompositionStore:
         """Keep within the bounds, which other files on the disk may have narrowed."""
         if self._folder.is_dir():
             with self._lock():
-                make_room(self._folder, 0, limit_bytes=self._limit_bytes)
+                self._make_room(0)
 
     def give_back(self, nbytes: int) -> None:
         """Leave so much more of the disk to what cannot be computed again, where that is possible at all."""
@@ -153,6 +154,9 @@ class DecompositionStore:
     def _remove(self, folders: Iterable[str]) -> None:
         for folder in folders:
             shutil.rmtree(self._folder / folder, ignore_errors=True)
+
+    def _make_room(self, nbytes: int) -> bool:
+        return make_room(self._folder, nbytes, limit_bytes=self._limit_bytes, spare_bytes=self._spare_bytes)
 
     def _publish(self, path: Path, begin: bytes, basis: memoryview) -> None:
         self._parts.mkdir(parents=True, exist_ok=True)

@@ -18,16 +18,17 @@ class _Kept:
     size_bytes: int
 
 
-def make_room(root: Path, nbytes: int, *, limit_bytes: int | None) -> bool:
+def make_room(root: Path, nbytes: int, *, limit_bytes: int | None, spare_bytes: int = 0) -> bool:
     """Remove files until so many bytes more may lie there, and return whether they may at all.
 
+    `spare_bytes` of the disk are not counted as free: they are for something else that is still to come.
     The caller holds a lock, so that two do not take the same room. A file that is open stays readable.
     """
     if limit_bytes is None:
         return True
     kept = sorted(_files(root))
     used_bytes = sum(file.size_bytes for file in kept)
-    most = min(limit_bytes, (used_bytes + shutil.disk_usage(root).free) // SHARE)
+    most = min(limit_bytes, (used_bytes + shutil.disk_usage(root).free - spare_bytes) // SHARE)
     if nbytes > most:
         return False
     _evict(kept, used_bytes + nbytes - most)

@@ -89,7 +89,7 @@ def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
         spool_dir=layout.work(record.id),
         result_dir=_part(layout, claim),
         job_id=record.id,
-        decompositions=_decompositions(settings),
+        decompositions=_decompositions(record, settings),
         calibration=_calibration(record, checkpoints),
         calibration_files=record.calibration_files,
     )
@@ -103,8 +103,12 @@ def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
     return compress(request, device=choose_device(settings.device), observe=observe)
 
 
-def _decompositions(settings: Settings) -> DecompositionStore:
-    return DecompositionStore.shared(settings.data_dir, limit_bytes=settings.cache_bytes)
+def _decompositions(record: JobRecord, settings: Settings) -> DecompositionStore:
+    # Finished layers and result are about as large as the input, each.
+    spare_bytes = 2 * sum(file.size_bytes for file in record.files)
+    return DecompositionStore.shared(
+        settings.data_dir, limit_bytes=settings.cache_bytes, spare_bytes=spare_bytes
+    )
 
 
 def _make_room(error: Exception, settings: Settings) -> None:

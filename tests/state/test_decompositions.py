@@ -262,6 +262,7 @@ def test_it_never_takes_more_than_it_leaves_free(tmp_path):
 
     assert make_room(tmp_path, free_bytes // 4, limit_bytes=1 << 62)
     assert not make_room(tmp_path, free_bytes * 3 // 4, limit_bytes=1 << 62)
+    assert not make_room(tmp_path, free_bytes // 4, limit_bytes=1 << 62, spare_bytes=free_bytes * 3 // 4)
 
 
 @pytest.mark.parametrize("limit_bytes", [0, SIZE - 1])

@@ -1,5 +1,7 @@
 """One attempt at a job, against a real server and a real data directory."""
 
+import errno
+import json
 import shutil
 import threading
 
@@ -166,6 +168,72 @@ def test_the_result_of_a_claim_that_was_lost_meanwhile_is_discarded(bench):
     assert (record.state, record.fence) == ("running", 3)
     directory = bench.layout.job(job_id)
     assert not list(directory.glob("result-*"))
+
+
+def origins(bench, record):
+    report = (bench.layout.result(record.id, record.result_fence) / "report.json").read_text()
+    return {layer["decomposition"] for layer in json.loads(report)["layers"]}
+
+
+def test_a_further_job_on_the_checkpoint_decomposes_nothing(bench):
+    first, second = (bench.run(bench.accept(rank)) for rank in (4, 9))
+
+    assert (origins(bench, first), origins(bench, second)) == ({"computed"}, {"cached"})
+
+
+def test_a_cache_of_no_bytes_keeps_nothing(bench):
+    bench.settings = bench.settings.model_copy(update={"cache_bytes": 0})
+    first, second = (bench.run(bench.accept(rank)) for rank in (4, 9))
+
+    assert origins(bench, first) == origins(bench, second) == {"computed"}
+    assert not list(bench.layout.decompositions.glob("*/*"))
+
+
+def test_a_checkpoint_that_is_deleted_under_a_canceled_job_leaves_no_decompositions(bench):
+    job_id = bench.accept()
+
+    class Deletion:
+        """A client that cancels the job and deletes its checkpoint while the second layer is at work."""
+
+        looks = 0
+
+        def is_set(self):
+            self.looks += 1
+            if self.looks == 2:
+                bench.jobs.cancel(job_id)
+                with bench.jobs.deleting_checkpoint("m"):
+                    bench.checkpoints.delete("m")
+            return False
+
+    record = bench.run(job_id, stopping=Deletion())
+
+    assert record.state == "canceled"
+    assert not list(bench.layout.decompositions.glob("*/*"))
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"), [(OSError(errno.ENOSPC, "full"), 0), (OSError(errno.EIO, "broken"), 5)]
+)
+def test_a_full_disk_takes_the_room_of_the_cache_before_the_next_attempt(bench, error, kept):
+    bench.run(bench.accept())
+    job_id = bench.accept(9)
+
+    class Disk:
+        """A disk that fails once, while a layer is at work."""
+
+        failed = False
+
+        def is_set(self):
+            if not self.failed:
+                self.failed = True
+                raise error
+            return False
+
+    disk = Disk()
+
+    assert bench.run(job_id, stopping=disk).state == "queued"
+    assert len(list(bench.layout.decompositions.glob("*/*"))) == kept
+    assert bench.run(job_id, stopping=disk).state == "succeeded"
 
 
 def record_trouble():

@@ -26,26 +26,23 @@ class Bench:
         self.source = source
         self.store = DecompositionStore.shared(directory, limit_bytes=limit_bytes)
 
-    def request(self, spec, *, cached=True):
-        file = FileReport(
-            name=self.source.name,
-            size_bytes=self.source.stat().st_size,
-            sha256=hashlib.sha256(self.source.read_bytes()).hexdigest(),
-        )
+    def request(self, spec, *, cached=True, grams=None):
         return Request(
             checkpoint=open_checkpoint(self.source),
-            input_files=(file,),
+            input_files=(file_report(self.source),),
             spec=CompressionSpec.model_validate(spec),
             spool_dir=self.directory / "spool",
             result_dir=self.directory / "result",
             decompositions=self.store if cached else None,
+            calibration=open_checkpoint(grams) if grams else None,
+            calibration_files=(file_report(grams),) if grams else (),
         )
 
-    def run(self, spec, *, cached=True, observe=lambda _progress: None, fresh=True):
+    def run(self, spec, *, cached=True, grams=None, observe=lambda _progress: None, fresh=True):
         if fresh:
             shutil.rmtree(self.directory / "spool", ignore_errors=True)
         shutil.rmtree(self.directory / "result", ignore_errors=True)
-        return run_pipeline(self.request(spec, cached=cached), device=CPU, observe=observe)
+        return run_pipeline(self.request(spec, cached=cached, grams=grams), device=CPU, observe=observe)
 
     def kept(self):
         return sorted((self.directory / "decompositions").glob("*/*"))
@@ -53,6 +50,11 @@ class Bench:
     def forget(self):
         for path in self.kept():
             path.unlink()
+
+
+def file_report(path):
+    content = path.read_bytes()
+    return FileReport(name=path.name, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def digests(report):
@@ -259,3 +261,36 @@ def test_progress_never_goes_back_over_both_passes(bench, warm):
         # The first pass is most of the work, and no layer is finished in it.
         assert any(p.fraction > 0.7 and p.layers_done < 3 for p in seen)
 
+
+@pytest.fixture
+def grams(save, weights, gaussian):
+    """Gram matrices for two of the layers."""
+
+    def gram(columns):
+        inputs = gaussian(columns, 3 * columns) * torch.arange(1, columns + 1)[:, None]
+        return inputs @ inputs.T
+
+    matrices = {f"{name}.gram": gram(weights[f"{name}.weight"].shape[1]) for name in ("square", "tall")}
+    return save(matrices, name="grams.safetensors")
+
+
+def test_a_calibrated_layer_is_not_taken_for_one_that_is_not(bench, grams):
+    plain = bench.run({"rank": 9})
+    calibrated = bench.run({"rank": 9}, grams=grams)
+    again, plain_again = bench.run({"rank": 9}, grams=grams), bench.run({"rank": 9})
+
+    assert {layer.name for layer in calibrated.layers if layer.decomposition == "computed"} == {
+        "square",
+        "tall",
+    }
+    assert origins(again) == origins(plain_again) == {"cached"}
+    assert digests(again) == digests(calibrated) != digests(plain)
+    assert digests(plain_again) == digests(plain)
+
+
+def test_a_calibrated_budget_gives_the_same_bytes_warm_and_cold(bench, grams):
+    spec = {"rank": {"budget": 0.4}}
+    cold = bench.run(spec, grams=grams)
+
+    assert digests(bench.run(spec, grams=grams)) == digests(cold)
+    assert digests(bench.run(spec, grams=grams, cached=False)) == digests(cold)
