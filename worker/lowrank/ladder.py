@@ -86,12 +86,13 @@ def climb(
     matrix: torch.Tensor, steps: Iterable[Step], *, extent: int, whole: bool, memo: Memo | None
 ) -> Iterator[Decomposition]:
     """Yield what each step makes of A; one that fails, or whose values are not finite, is passed over."""
-    energy = squared_norm(matrix)
-    if not energy < math.inf:  # Nor NaN: LAPACK may not come back from it.
-        return
+    energy = None
     for number, step in enumerate(steps):
         found = memo.get(number) if memo is not None else None
         if found is None:
+            energy = squared_norm(matrix) if energy is None else energy
+            if not energy < math.inf:  # Nor NaN: LAPACK may not come back from it.
+                return
             try:
                 found = step(matrix, Wanted(extent, whole, energy))
             except failures(matrix.device):
