@@ -17,6 +17,7 @@ SPECTRA = [
     "rank 3 and noise 1e-6",
     "graded over 1e-12",
 ]
+PIVOTED = [selector for selector in SELECTORS if selector not in ("leverage", "linear_time")]
 ORDER = [("svd", "two"), ("cx", "two"), ("cur", "two"), ("cur", "three")]
 
 
@@ -109,7 +110,7 @@ def test_scaling_the_weight_changes_no_choice_and_no_error(dtype, scale):
         assert (there.columns, there.rows) == (here.columns, here.rows)
 
 
-@pytest.mark.parametrize("selector", ["qdeim", "cpqr"])
+@pytest.mark.parametrize("selector", PIVOTED)
 def test_cur_of_the_transpose_swaps_rows_and_columns(selector):
     weight = torch.from_numpy(with_spectrum(40, 25, spectrum("slow", 25)))
     straight, transposed = cur(weight, 6, selector=selector), cur(weight.T, 6, selector=selector)
@@ -118,13 +119,40 @@ def test_cur_of_the_transpose_swaps_rows_and_columns(selector):
     torch.testing.assert_close(transposed.u, straight.u.T)
 
 
-@pytest.mark.parametrize("selector", ["qdeim", "cpqr"])
+@pytest.mark.parametrize("selector", PIVOTED)
+@pytest.mark.parametrize("shape", [(40, 25), (150, 330)], ids=str)
+def test_where_a_column_stands_does_not_matter(shape, selector):
+    weight = torch.from_numpy(with_spectrum(*shape, spectrum("slow", min(shape))))
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = (torch.randperm(side, generator=generator) for side in shape)
+    straight = cur(weight, 12, selector=selector)
+    shuffled = cur(weight[rows][:, columns], 12, selector=selector)
+
+    assert sorted(columns[list(shuffled.columns)].tolist()) == list(straight.columns)
+    assert sorted(rows[list(shuffled.rows)].tolist()) == list(straight.rows)
+
+
+@pytest.mark.parametrize("selector", PIVOTED)
 @pytest.mark.parametrize("name", ["slow", "fast"])
 def test_pivoted_choices_come_within_twice_the_optimum(name, selector):
     matrix = with_spectrum(80, 60, spectrum(name, 60))
     found = cx(torch.from_numpy(matrix), 12, selector=selector)
 
     assert error(matrix, found.factors) < 2 * optimum(matrix, 12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("shape", [*SHAPES, (160, 400)], ids=str)
+def test_osinsky_promises_the_root_of_k_plus_1_whatever_the_dtype(shape, name, dtype):
+    weight = torch.from_numpy(with_spectrum(*shape, spectrum(name, min(shape)))).to(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for rank in {1, max(1, min(shape) // 8), max(1, min(shape) // 3)}:
+        request = FactorRequest(method="cx", rank=rank, max_rank=99, dtype=wide, selector="osinsky")
+        found = factor(weight, request)
+
+        promised = math.sqrt(rank + 1) * found.optimal_error * (1 + 1e-4)
+        assert found.relative_error <= promised + 10 * torch.finfo(wide).eps
 
 
 @pytest.mark.parametrize("selector", SELECTORS)

@@ -8,8 +8,9 @@ import scipy.linalg
 import torch
 
 from tests.lowrank.matrices import gaussian, hadamard, optimum, spectrum, with_spectrum
+from worker.lowrank.ladder import resolved
 from worker.lowrank.osinsky import osinsky
-from worker.lowrank.pivots import blocked, lu_pivots, qr_pivots
+from worker.lowrank.pivots import BLOCKED_WORK, blocked, lu_pivots, qr_pivots
 from worker.lowrank.selectors import SELECTORS, select
 
 SPECTRA = ["flat", "slow", "fast", "graded over 1e-12", "tied in two", "rank 3 and noise 1e-6", "rank 3"]
@@ -150,6 +151,18 @@ def test_qr_by_blocks_has_the_pivots_of_lapack(shape, dtype):
     assert blocked(vectors, k) == expected
 
 
+def test_a_large_weight_has_the_columns_that_lapack_chooses():
+    weight = gaussian(1050, 1050).float()
+    chosen = select("cpqr", 256, axis="columns", matrix=weight, decomposition=None, seed=0)
+    expected = scipy.linalg.qr(weight.numpy(), mode="r", pivoting=True)[1][:256].tolist()
+
+    assert weight.numel() * 256 >= BLOCKED_WORK
+    # Rounding in float32 may decide between two columns of the same length.
+    assert len(set(chosen) & set(expected)) >= 240
+    matrix = weight.double().numpy()
+    assert cx_error(matrix, chosen) == pytest.approx(cx_error(matrix, expected), rel=1e-3)
+
+
 @pytest.mark.parametrize("name", [*SPECTRA, "one outlier"])
 def test_qr_by_blocks_never_takes_a_much_nearer_vector(name):
     vectors = columns_of(with_spectrum(120, 500, spectrum(name, 120)))
@@ -189,8 +202,6 @@ def test_blocks_choose_distinct_vectors_where_few_or_none_are_independent(rank_o
 
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_selectors_do_not_change_what_they_are_given(selector):
-    from worker.lowrank.ladder import resolved
-
     matrix = gaussian(300, 300)
     before, decomposition = matrix.clone(), resolved(matrix, 40)
     basis = decomposition.basis.clone()

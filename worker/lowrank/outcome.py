@@ -51,7 +51,8 @@ class FactorRequest:
         other requests too; None: what this request needs, as fast as it can be had.
     gram : Tensor [n, n] or None
         G = XXᵀ of the inputs X of W [m, n], without a fault (see :func:`worker.lowrank.gram_fault`): then it
-        is ‖(W - Ŵ)X‖_F that svd and the fit of cur minimise, and that ranks by energy and error are told by.
+        is ‖(W - Ŵ)X‖_F that svd and the fit of cur minimise, that columns and rows are chosen for, and that
+        ranks by energy and error are told by.
 
     Raises
     ------
