@@ -1,5 +1,6 @@
 """Stored checkpoints: files under a client's id, published once and never changed."""
 
+import logging
 import secrets
 import time
 from collections.abc import Collection
@@ -16,6 +17,8 @@ from state.locks import locked
 from state.manifest import read_manifest, write_manifest
 from state.shelf import StoredCheckpoint, check_addition, read_shelf
 from state.uploads import Upload
+
+log = logging.getLogger("eckart.state")
 
 
 def new_checkpoint_id() -> str:
@@ -77,7 +80,11 @@ class CheckpointStore:
                 raise CheckpointNotFound
             place = banish(self._layout.checkpoint(checkpoint_id), self._layout.trash)
         empty(place)
-        self.remove_orphans()
+        try:
+            self.remove_orphans()
+        except (OSError, ValueError):
+            # Another checkpoint's manifest, say; the reaper tries again.
+            log.exception("what was decomposed of checkpoint %s cannot be removed yet", checkpoint_id)
 
     def remove_orphans(self) -> None:
         """Remove decompositions of files that no checkpoint holds any more."""
@@ -93,7 +100,7 @@ class CheckpointStore:
         return sum(_swept(path, limit) for path in parts) + len(trash)
 
     def _digests(self) -> set[str]:
-        ids = [folder.name for folder in self._layout.checkpoints.iterdir()]
+        ids = [folder.name for folder in self._layout.checkpoints.glob("*")]
         return {file.sha256 for name in ids for file in read_manifest(self._layout, name).values()}
 
     def _lock(self, checkpoint_id: str) -> AbstractContextManager[None]:

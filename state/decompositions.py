@@ -82,11 +82,8 @@ class DecompositionStore:
             file = self._file(key)
         except FileNotFoundError:
             return None
-        except DamagedFile as damage:
-            self.discard(key, damage)
-            return None
-        except OSError:
-            log.warning("the decomposition of %s cannot be read", key.tensor, exc_info=True)
+        except (DamagedFile, OSError) as fault:
+            self.discard(key, fault)
             return None
         with suppress(OSError):
             os.utime(self._path(key))
@@ -106,11 +103,12 @@ class DecompositionStore:
                 return
             yield spectrum
 
-    def discard(self, key: DecompositionKey, damage: DamagedFile) -> None:
-        """Remove what was found damaged."""
-        log.warning("the decomposition of %s is dropped: %s", key.tensor, damage)
-        with suppress(OSError):
-            self._path(key).unlink()
+    def discard(self, key: DecompositionKey, fault: Exception) -> None:
+        """Say that it cannot be used, and remove it if the fault is its own."""
+        log.warning("the decomposition of %s cannot be used: %s", key.tensor, fault)
+        if isinstance(fault, DamagedFile):
+            with suppress(OSError):
+                self._path(key).unlink()
 
     def put(self, key: DecompositionKey, head: Head, basis: memoryview, *, sources: Iterable[Path]) -> bool:
         """Keep a decomposition in place of what is there, and return whether it is kept.

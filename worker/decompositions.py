@@ -79,8 +79,8 @@ class Shelf:
             basis = torch.empty(rows, head.length, dtype=BASIS_DTYPES[head.item_bytes])  # [r, s]
             try:
                 file.read_into(_bytes(basis))
-            except DamagedFile as damage:
-                self.store.discard(self._key(task, step), damage)
+            except (DamagedFile, OSError) as fault:
+                self.store.discard(self._key(task, step), fault)
                 return None
         spectrum = torch.frombuffer(head.spectrum, dtype=torch.float64)  # [p]
         return Decomposition(spectrum, basis, head.side, head.noise, weighted=task.gram is not None)

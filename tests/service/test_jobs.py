@@ -9,6 +9,7 @@ import pytest
 
 from schemas.job import Progress
 from schemas.problem import problem
+from state.layout import Layout
 from state.records import new_token
 from tests.service.files import checkpoint_bytes, sharded_set
 from tests.service.running import SPEC, assert_problem
@@ -368,6 +369,18 @@ def test_a_deleted_job_takes_the_checkpoint_that_it_brought(service, brought, en
 
     assert_problem(service.http.get(f"/v1/jobs/{brought['id']}"), 404, "job-not-found")
     assert_problem(service.http.get(f"/v1/checkpoints/{brought['checkpoint']}"), 404, "checkpoint-not-found")
+
+
+def test_a_deleted_job_takes_what_was_decomposed_of_the_checkpoint_that_it_brought(start, tmp_path):
+    service = start()
+    job = service.one_shot(FILES).json()
+    for file in service.checkpoints.get(job["checkpoint"]).files:
+        folder = Layout(tmp_path).decompositions / file.sha256
+        folder.mkdir(parents=True)
+        (folder / "a.decomposition").write_bytes(b"some bytes")
+
+    assert service.http.delete(f"/v1/jobs/{job['id']}").status_code == 204
+    assert not any(Layout(tmp_path).decompositions.iterdir())
 
 
 def test_a_deleted_job_leaves_a_checkpoint_that_another_job_needs(service, brought):

@@ -433,6 +433,22 @@ def test_a_decomposition_goes_with_the_calibration_too(
     assert (store.open(plain) is None) == (gone == "m")
 
 
+def test_a_manifest_that_cannot_be_read_does_not_keep_others_from_deletion(
+    decomposed, store_file, checkpoints, store, tmp_path, caplog
+):
+    key = decomposed("m")
+    store_file("n", "model.safetensors")
+    manifest = tmp_path / "checkpoints" / "n" / ".manifest.json"
+    manifest.write_text("nonsense")
+    checkpoints.delete("m")
+
+    assert not checkpoints.exists("m")
+    assert "cannot be removed yet" in caplog.text
+    manifest.unlink()
+    checkpoints.remove_orphans()
+    assert store.open(key) is None
+
+
 def test_what_a_killed_deletion_left_is_removed(decomposed, checkpoints, store, tmp_path):
     key = decomposed("m")
     checkpoints.remove_orphans()
