@@ -99,6 +99,9 @@ def scaled_copy(weight: torch.Tensor, exponent: int, dtype: torch.dtype) -> torc
     """
     copy = weight.to(dtype, copy=True)
     root = math.ldexp(1.0, -exponent // 2)
+    limits = torch.finfo(dtype)
+    if limits.tiny <= root * root <= limits.max:
+        return copy.mul_(root * root)
     return copy.mul_(root).mul_(root)
 
 
