@@ -12,16 +12,27 @@ import torch
 from safetensors.torch import save_file
 
 from eckart import JobFailed
+from tests.e2e.conftest import QUICK, Service
 
 LAYERS = 30
 SPEC = {"method": "svd", "rank": {"ratio": 0.3}}
+# With what earlier jobs have left, a job would be over before it could be killed.
+NO_CACHE = {"ECKART_CACHE_BYTES": "0"}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    running = Service(tmp_path_factory.mktemp("survivor"), QUICK | NO_CACHE)
+    running.start()
+    yield running
+    running.stop()
 
 
 @pytest.fixture(scope="module")
 def checkpoint(service, tmp_path_factory):
     generator = torch.Generator().manual_seed(3)
     path = tmp_path_factory.mktemp("survival") / "model.safetensors"
-    weights = {f"l{i:02d}.weight": torch.randn(512, 480, generator=generator) for i in range(LAYERS)}
+    weights = {f"l{i:02d}.weight": torch.randn(1100, 1000, generator=generator) for i in range(LAYERS)}
     save_file(weights, path)
     return service.client.upload(path, id="survival")
 
@@ -206,5 +217,6 @@ def run_second_worker(service, job_id):
         "ECKART_REDIS_URL": f"redis+socket://{socket}",
         "ECKART_DATA_DIR": str(service.data_dir),
         "ECKART_HEARTBEAT_S": "0.5",
+        **NO_CACHE,
     }
     subprocess.run([sys.executable, "-c", code, job_id], env=environment, check=True, timeout=60)

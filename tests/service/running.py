@@ -145,3 +145,10 @@ def assert_problem(response, status, slug):
     assert body["type"] == f"urn:eckart:problem:{slug}"
     assert body["detail"]
     return body
+
+
+def until(holds, limit_s=60):
+    end = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)

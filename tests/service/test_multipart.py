@@ -3,13 +3,12 @@
 import json
 import secrets
 import subprocess
-import time
 
 import httpx
 import pytest
 
 from tests.service.files import checkpoint_bytes, sharded_set
-from tests.service.running import SPEC, assert_problem
+from tests.service.running import SPEC, assert_problem, until
 
 MODEL = checkpoint_bytes()
 SPEC_TEXT = json.dumps(SPEC)
@@ -59,7 +58,7 @@ def test_if_one_file_of_a_form_is_refused_none_is_stored(service):
 
     assert refused.status_code == 422
     assert_problem(service.http.get(f"/v1/checkpoints/{name}"), 404, "checkpoint-not-found")
-    assert service.leftovers() == []
+    until(lambda: service.leftovers() == [])
     assert service.http.post(f"/v1/checkpoints/{name}", files=parts).status_code == 201
 
 
@@ -163,7 +162,7 @@ def test_a_form_that_cannot_be_a_job_is_refused_and_leaves_nothing(service, body
 
     assert_problem(refused, 422, slug)
     assert stored_ids(service) == before
-    assert service.leftovers() == []
+    until(lambda: service.leftovers() == [])
 
 
 @pytest.mark.parametrize(
@@ -196,7 +195,7 @@ def test_a_form_over_the_limit_is_refused(start):
     parts = {"checkpoint": ("model.safetensors", MODEL)}
 
     assert_problem(service.http.post("/v1/checkpoints/big", files=parts), 413, "too-large")
-    assert service.leftovers() == []
+    until(lambda: service.leftovers() == [])
     assert stored_ids(service) == set()
 
 
@@ -274,7 +273,7 @@ def test_a_refused_form_takes_nothing_from_another_client(service):
     assert_problem(refused, 422, "invalid-checkpoint:truncated")
     assert [answer.status_code for answer in told] == [201, 202]
     assert service.http.get(f"/v1/checkpoints/{name}").json()["complete"] is True
-    assert service.leftovers() == []
+    until(lambda: service.leftovers() == [])
 
 
 def test_the_files_of_a_form_appear_together(service):
@@ -292,7 +291,7 @@ def test_the_files_of_a_form_appear_together(service):
 
     assert stored.status_code == 201
     assert stored.json()["complete"] is True
-    assert service.leftovers() == []
+    until(lambda: service.leftovers() == [])
 
 
 STRAY = {"stray.safetensors": checkpoint_bytes({"stray.weight": (2, 2)})}
@@ -345,7 +344,7 @@ def test_a_form_whose_files_do_not_fit_stores_none_of_them(service, before, sent
         assert [file["name"] for file in document["files"]] == sorted(before)
     else:
         assert_problem(service.http.get(f"/v1/checkpoints/{name}"), 404, "checkpoint-not-found")
-    assert service.leftovers() == []
+    until(lambda: service.leftovers() == [])
 
 
 def test_a_form_may_bring_the_rest_of_a_set(service):
@@ -364,10 +363,3 @@ def test_a_file_that_comes_twice_in_a_form_is_refused(service):
     refused = service.http.post(f"/v1/checkpoints/{fresh_id()}", content=FILE + FILE + END, headers=FORM)
 
     assert "twice" in assert_problem(refused, 422, "invalid-multipart")["detail"]
-
-
-def until(holds, limit_s=10):
-    end = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)

@@ -10,15 +10,9 @@ from service.reaper import take_turn
 from state.errors import StoreUnavailable
 from state.records import new_token
 from tests.service.files import checkpoint_bytes
+from tests.service.running import until
 
 MODEL = checkpoint_bytes()
-
-
-def until(holds, limit_s=60):
-    end = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def queued_messages(redis_server):

@@ -14,7 +14,7 @@ from service import errors
 from service.problems import HANDLERS, translated
 from state import errors as state_errors
 from tests.service.files import checkpoint_bytes
-from tests.service.running import assert_problem
+from tests.service.running import assert_problem, until
 
 MODEL = checkpoint_bytes()
 UPLOAD = b"PUT /v1/checkpoints/a/m.safetensors HTTP/1.1\r\nHost: x\r\n"
@@ -171,7 +171,7 @@ def test_with_redis_away_jobs_are_refused_and_come_back_with_it(redis_server, st
         assert service.http.get("/metrics").status_code == 200
         missing = assert_problem(service.http.get("/readyz"), 503, "not-ready")["errors"]
         assert [part["pointer"] for part in missing] == ["/redis"]
-        assert service.leftovers() == []
+        until(lambda: service.leftovers() == [])
         assert {path.name for path in (service.data_dir / "checkpoints").iterdir()} == {stored, "away"}
     finally:
         redis_server.start()
@@ -231,7 +231,7 @@ def test_what_is_no_http_is_refused_as_a_problem(service, request_bytes):
     assert b"content-type: application/problem+json" in answer
     assert b"urn:eckart:problem:invalid-http" in answer
     assert service.http.get("/livez").status_code == 200
-    assert service.leftovers() == []
+    until(lambda: service.leftovers() == [])
 
 
 def test_a_transfer_that_is_compressed_is_refused(service):

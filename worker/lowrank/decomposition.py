@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 import torch
 
 from worker.lowrank.blas import product
+from worker.lowrank.lapack import thin_qr
 from worker.lowrank.ranks import RankRule, least_rank, tail_energies
 
 # How far rounding may raise the error of a truncation over the optimum, as a part of it.
@@ -109,7 +110,7 @@ class Decomposition:
         if not self.weighted and bool(norms.min() > WEAK * norms.max()):
             return projected / norms
         # Where A has no directions left, any will do.
-        q, r = torch.linalg.qr(projected)
+        q, r = thin_qr(projected)
         turned: torch.Tensor = q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)
         return turned
 

@@ -7,6 +7,7 @@ import torch
 from worker.lowrank.blas import gram, product
 from worker.lowrank.decomposition import Decomposition
 from worker.lowrank.eigen import leading_pairs, oriented
+from worker.lowrank.lapack import thin_qr
 from worker.lowrank.scale import squared_norm
 
 # How far the error of a truncation may lie above the optimum, as a part of it.
@@ -188,7 +189,7 @@ def _by_cholesky(block: torch.Tensor) -> Orthonormal | None:
 
 def _by_reflections(block: torch.Tensor) -> Orthonormal | None:
     """Return the same of rows that are nearly dependent, or None where they are dependent."""
-    q, r = torch.linalg.qr(block.mT)
+    q, r = thin_qr(block.mT)
     sizes = r.diagonal().abs()
     dependent = not float(sizes.min()) > torch.finfo(block.dtype).eps * float(sizes.max())
     return None if dependent else (q.mT.contiguous(), r.mT)

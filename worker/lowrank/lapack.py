@@ -56,6 +56,16 @@ def full_svd(
     return u, s, vh
 
 
+def thin_qr(tall: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return Q [m, n] and R [n, n] of a matrix [m, n], m ≥ n, float32 or float64 (Householder 1958)."""
+    if tall.device.type != "cpu" or not prefers_scipy():
+        q, r = torch.linalg.qr(tall)
+        return q, r
+    parts = scipy.linalg.qr(tall.numpy(), mode="economic", check_finite=False)
+    q, r = (torch.from_numpy(np.ascontiguousarray(part)) for part in parts)
+    return q, r
+
+
 def failures(device: torch.device) -> tuple[type[Exception], ...]:
     """Return what a decomposition on this device may raise where it does not converge."""
     if device.type == "cpu":

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 
 from worker.lowrank.blas import product
-from worker.lowrank.lapack import LINALG_ERRORS, NotConvergedError, failures, full_svd
+from worker.lowrank.lapack import LINALG_ERRORS, NotConvergedError, failures, full_svd, thin_qr
 from worker.lowrank.scale import times_power
 
 EPS = sys.float_info.epsilon
@@ -51,7 +51,7 @@ class PseudoInverse:
         c = times_power(c.to(torch.float64), -exponent)
         norms = torch.linalg.vector_norm(c, dim=0)  # [k]
         scale = torch.ldexp(torch.ones_like(norms), torch.frexp(norms).exponent)
-        q, r = torch.linalg.qr(c / scale)  # [m, k], [k, k]
+        q, r = thin_qr(c / scale)  # [m, k], [k, k]
         u, s, vh = _careful_svd(r)
         return cls(product(q, u), s, vh, scale)
 
