@@ -30,7 +30,7 @@ def main() -> int:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] # a long run shows where it is
     for name in [given.name] if given.name else QUESTIONS:
         with tempfile.TemporaryDirectory(prefix="eckart-bench-", dir=given.dir) as place:
-            options = Options(Path(place), scale=given.scale, rounds=given.rounds, threads=given.threads)
+            options = Options(Path(place), given.scale, given.rounds, given.threads, given.charts)
             print(f"\n## {name}\n\n{describe_machine(options, forced_kernels)}\n")
             QUESTIONS[name](options)
     return 0
@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     threads = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, default=threads, help="threads of the numerics, on both sides")
+    parser.add_argument("--charts", type=Path, help="a folder for the charts of peers and growth")
     parser.add_argument("--dir", help="where to put the files meanwhile; the disk under it is measured too")
     return parser
 

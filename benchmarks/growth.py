@@ -11,6 +11,7 @@ import torch
 from benchmarks.options import Options
 from benchmarks.spectra import matrix
 from benchmarks.table import show
+from examples.plot import COLOURS, Axis, Line, chart
 from worker.lowrank import FactorRequest, decompose, factor, svd
 
 SIZES = (512, 1024, 2048, 4096)
@@ -18,6 +19,7 @@ RANKS = (32, 64, 128, 256, 512)
 LAYERS = (1, 2, 4, 8)
 LAYER = 1024
 MOST_ROUNDS = 3
+CHART = "benchmarks-growth.svg"
 
 
 def ask(options: Options) -> None:
@@ -26,10 +28,15 @@ def ask(options: Options) -> None:
     rounds = min(options.rounds, MOST_ROUNDS)
     sizes = [math.ceil(size * options.scale) for size in SIZES]
     weights = {size: matrix("power law", size, size)[0] for size in sizes}
-    _grow("n, of svd at rank n/10", sizes, lambda n: svd(weights[n], max(1, n // 10)), rounds)
-    _grow(
-        "n, of a whole decomposition", sizes, lambda n: decompose(weights[n], extent=max(1, n // 2)), rounds
-    )
+    against_n: dict[str, Callable[[int], object]] = {
+        "svd at rank n/10": lambda n: svd(weights[n], max(1, n // 10)),
+        "svd at rank n/4": lambda n: svd(weights[n], max(1, n // 4)),
+        "whole, for any rank": lambda n: decompose(weights[n], extent=max(1, n // 2)),
+        "torch.linalg.svd": lambda n: torch.linalg.svd(weights[n], full_matrices=False),
+    }
+    spent = {name: _grow(f"n: {name}", sizes, work, rounds) for name, work in against_n.items()}
+    if options.charts:
+        (options.charts / CHART).write_text(_chart(sizes, spent))
     wide = weights[sizes[2]]
     ranks = [rank for rank in RANKS if rank <= sizes[2] // 4]
     _grow(f"k, of svd at n = {sizes[2]}", ranks, lambda k: svd(wide, k), rounds)
@@ -43,11 +50,20 @@ def ask(options: Options) -> None:
     _grow(f"layers of {LAYER} x {LAYER}", LAYERS, layers, rounds)
 
 
-def _grow(what: str, sizes: Sequence[int], work: Callable[[int], object], rounds: int) -> None:
+def _chart(sizes: Sequence[int], spent: dict[str, list[float]]) -> str:
+    across = Axis("n, of an n x n weight with singular values like i^-½", sizes[0], sizes[-1], sizes, True)
+    up = Axis("seconds", 0.001, 100, (0.001, 0.01, 0.1, 1, 10, 100), True)
+    named = zip(spent.items(), COLOURS, strict=False)
+    lines = [Line(name, list(zip(sizes, values, strict=True)), colour) for (name, values), colour in named]
+    return chart("Seconds of a decomposition", across, up, lines)
+
+
+def _grow(what: str, sizes: Sequence[int], work: Callable[[int], object], rounds: int) -> list[float]:
     spent = [_seconds(work, size, rounds) for size in sizes]
     exponent = np.polyfit(np.log(sizes), np.log(spent), 1)[0]
     rows = [(str(size), f"{seconds:.4f}") for size, seconds in zip(sizes, spent, strict=True)]
     show(f"Seconds against {what}: exponent {exponent:.2f}", ("size", "seconds"), rows)
+    return spent
 
 
 def _seconds(work: Callable[[int], object], size: int, rounds: int) -> float:

@@ -13,6 +13,7 @@ from sklearn.utils.extmath import randomized_svd
 from benchmarks.options import Options
 from benchmarks.spectra import SPECTRA, matrix
 from benchmarks.table import show
+from examples.plot import COLOURS, Axis, Line, chart
 from worker.lowrank import svd
 
 SHAPES = ((768, 768), (3072, 768), (2048, 2048), (4096, 1024), (4096, 4096), (11008, 4096))
@@ -24,6 +25,9 @@ OURS, PLAIN = "eckart", "torch.linalg.svd"
 INTERPOLATIVE_ELEMENTS = 1_000_000
 # A way that takes longer is taken once.
 LONG_S = 5.0
+CHARTED = (4096, 4096, "power law")
+CHART = "benchmarks-peers.svg"
+EXCESSES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1)
 # The threads of one library go on waiting busily for a while, and would slow the next one.
 REST_S = 0.2
 Factors = tuple[torch.Tensor, torch.Tensor]
@@ -77,6 +81,7 @@ def ask(options: Options) -> None:
     """Take every shape, spectrum and rank, all ways in turns."""
     torch.set_num_threads(options.threads)
     speed: list[float] = []
+    charted: dict[str, list[tuple[float, float]]] = {}
     beaten: list[str] = []
     for rows, columns in SHAPES:
         shape = (math.ceil(rows * options.scale), math.ceil(columns * options.scale))
@@ -86,9 +91,14 @@ def ask(options: Options) -> None:
                 lines += _lines(spectrum, rank, found)
                 if (rows, columns) in TARGET and spectrum != "MiniLM":
                     speed.append(found[PLAIN][0] / found[OURS][0])
+                if (rows, columns, spectrum) == CHARTED:
+                    for name, (spent, excess) in found.items():
+                        charted.setdefault(name, []).append((excess, found[PLAIN][0] / spent))
                 beaten += _beaten(f"{shape}, {spectrum}, {rank}", found)
         header = ("spectrum, rank", "way", "seconds", "times as fast as torch.linalg.svd", "excess")
         show(f"{shape[0]} x {shape[1]}", header, lines)
+    if options.charts:
+        (options.charts / CHART).write_text(draw(charted))
     print(f"2048² and 4096², three spectra: {_geometric_mean(speed):.1f} times as fast as {PLAIN}")
     print(f"slower and less accurate than a peer: {'; '.join(beaten) or 'nowhere'}")
 
@@ -143,6 +153,15 @@ def _beaten(case: str, found: dict[str, tuple[float, float]]) -> list[str]:
     spent, excess = found[OURS]
     peers = ("torch.svd_lowrank", "sklearn randomized_svd")
     return [f"{case} ({name})" for name in peers if found[name][0] < spent and found[name][1] < excess]
+
+
+def draw(ways: dict[str, list[tuple[float, float]]]) -> str:
+    """Draw speed against excess, each way as a line from one rank to the other."""
+    across = Axis("excess over the least error, at ranks n/10 and n/4", 1e-6, 1, EXCESSES, True)
+    up = Axis("times as fast as torch.linalg.svd", 0.5, 50, (0.5, 1, 2, 5, 10, 20, 50), True)
+    named = zip(ways.items(), COLOURS, strict=False)
+    lines = [Line(name, points, colour) for (name, points), colour in named]
+    return chart("4096 x 4096, singular values like i^-½", across, up, lines)
 
 
 def _geometric_mean(ratios: list[float]) -> float:
