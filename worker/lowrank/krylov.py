@@ -22,7 +22,7 @@ LARGEST_SPACE = 0.7
 # A short side from which on, and a part of it as rank up to which, the space is the faster way.
 SHORTEST, LARGEST_RANK = 1024, 0.26
 # Where the spectrum is flat (Σσ² spread over more than this part of the directions) only up to this rank.
-FLAT, LARGEST_FLAT_RANK = 0.3, 0.15
+FLAT, LARGEST_FLAT_RANK, PROBES = 0.3, 0.15, 8
 # Vectors to a block: a quarter of the rank, in steps that suit the processor.
 BLOCK_STEP, BLOCK_LEAST = 16, 32
 # The part of Σσ² that rounding may have moved: a Gram matrix in float32, as in the ladder.
@@ -57,11 +57,11 @@ def sketched(matrix: torch.Tensor, rank: int, *, seed: int) -> Decomposition | N
         return None
     by_columns = matrix.shape[0] >= matrix.shape[1]
     energy = squared_norm(matrix)
-    products = gram(matrix if by_columns else matrix.mT, torch.float32)
-    flat = energy > 0 and _spread(products, energy) > FLAT * short
+    tall = matrix if by_columns else matrix.mT
+    flat = energy > 0 and _spread(tall, energy, seed) > FLAT * short
     if energy == 0 or (flat and rank > LARGEST_FLAT_RANK * short):
         return None
-    space = _Space(products, rank)
+    space = _Space(gram(tall, torch.float32), rank)
     looks: list[tuple[float, float]] = []
     multiple = FIRST_LOOK_AT_FLAT if flat else FIRST_LOOK
     if not space.start(seed):
@@ -83,9 +83,11 @@ def sketched(matrix: torch.Tensor, rank: int, *, seed: int) -> Decomposition | N
     return None
 
 
-def _spread(products: torch.Tensor, energy: float) -> float:
-    """Return (Σλ)²/Σλ²: over how many directions the energy is spread, were it spread evenly."""
-    return energy**2 / squared_norm(products)
+def _spread(tall: torch.Tensor, energy: float, seed: int) -> float:
+    """Return about (Σλ)²/Σλ²: over how many directions the energy is spread, were it spread evenly."""
+    random = torch.randn(PROBES, tall.shape[1], generator=torch.Generator().manual_seed(seed)).to(tall)
+    probed = product(product(random, tall.mT), tall)  # each row has Σλ² as its mean square (Girard 1989)
+    return energy**2 * PROBES / squared_norm(probed)
 
 
 def _next_look(looks: list[tuple[float, float]]) -> float:
