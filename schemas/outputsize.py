@@ -33,7 +33,7 @@ class InputFiles:
 def output_bytes(files: InputFiles, layers: Sequence[LayerPlan], ranks: Mapping[int, int]) -> int:
     """Return what all output files take at most, headers and index included.
 
-    Only the errors in the headers are not known before the work: they take up to 24 bytes for each factored
+    Only the errors in the headers are not known before the work: they take up to 23 bytes for each factored
     layer, and that is what is counted. `ranks` holds the rank of each layer that is factored, by its number.
     """
     errors = dict.fromkeys(ranks, LONGEST_ERROR)

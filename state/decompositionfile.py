@@ -26,7 +26,6 @@ ALIGNMENT_BYTES = 4096
 PREFIX = struct.Struct("=8sI")
 FIELDS = struct.Struct("=32s32sdiIIIBB")
 SIDES: tuple[Side, ...] = ("rows", "columns")
-ITEM_BYTES = (4, 8)
 
 
 class DamagedFile(Exception):  # noqa: N818 - it says what happened

@@ -51,5 +51,5 @@ class Workshop:
         """Read all that a layer is made of."""
         memo = self.shelf.memo(task) if self.shelf else None
         if memo:
-            memo.get(0)
+            memo.get(0)  # Read ahead with the weight: it is what most layers ask for first.
         return Given(self.sources.weight(task), self.sources.gram(task), memo)

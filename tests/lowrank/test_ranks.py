@@ -6,7 +6,8 @@ import torch
 
 from tests.lowrank.matrices import gaussian, spectrum, with_spectrum
 from worker.lowrank import EnergyRank, ErrorRank, Factored, FactorRequest, Kept, Reason, factor
-from worker.lowrank.ranks import least_rank, optimal_error
+from worker.lowrank.decomposition import Decomposition
+from worker.lowrank.ranks import least_rank
 from worker.lowrank.search import least
 
 
@@ -116,12 +117,16 @@ def test_the_search_ends_at_the_ceiling_where_no_rank_holds():
     assert least(3, 9, lambda rank: rank, lambda rank: rank > 9) == 9
 
 
+def tail(values, rank):
+    return Decomposition(values, torch.eye(3), "columns", noise=0.0).tail(rank)
+
+
 def test_the_optimal_error_keeps_the_digits_of_a_small_tail():
     values = torch.tensor([1.0, 3e-12, 4e-12], dtype=torch.float64)
 
-    assert optimal_error(values, 1) == pytest.approx(5e-12, rel=1e-12)
-    assert optimal_error(values, 3) == 0.0
-    assert optimal_error(torch.zeros(3), 0) == 0.0
+    assert tail(values, 1) == pytest.approx(5e-12, rel=1e-12)
+    assert tail(values, 3) == 0.0
+    assert tail(torch.zeros(3), 0) == 0.0
 
 
 @pytest.mark.parametrize("energy", [0.0, -0.1, 1.1, math.nan])

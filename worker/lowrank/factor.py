@@ -201,4 +201,4 @@ def _factored(trial: Trial, bench: Bench) -> Factored:
 def _kept(reason: Reason, decomposition: Decomposition, exponent: int) -> Kept:
     spectrum = times_power(decomposition.singular_values, exponent)
     known = spectrum if bool(spectrum.isfinite().all()) else None
-    return Kept(reason=reason, singular_values=known, decomposition=decomposition)
+    return Kept(reason=reason, singular_values=known)

@@ -15,8 +15,6 @@ RIDGES = {torch.float64: 1e-10, torch.float32: 1e-6}
 TOLERANCE = 1e-4
 # Squares and sums of squares of what is weighted stay in float64's range.
 SMALLEST, LARGEST = 2.0**-800, 2.0**800
-# Elements of a block of rows in float64.
-BLOCK_ELEMENTS = 1 << 21
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ class Factored:
         float64 on the CPU, descending: all min(m, n) of them, or the leading ones where no more were needed;
         those of W G^½ where there is a Gram matrix.
     decomposition : Decomposition
-        What they were made with; it may be given to :func:`worker.lowrank.factor` for another request.
+        What they were made with.
     columns, rows : tuple of int, or None
         What cur and cx chose, ascending.
     """
@@ -151,8 +151,7 @@ class Factored:
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """A weight that stays dense, the reason, and its spectrum and decomposition where they are known."""
+    """A weight that stays dense, the reason, and its spectrum where it is known."""
 
     reason: Reason
     singular_values: torch.Tensor | None = None
-    decomposition: Decomposition | None = field(default=None, compare=False, repr=False)

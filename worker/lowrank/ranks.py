@@ -77,10 +77,3 @@ def tail_energies(singular_values: torch.Tensor) -> torch.Tensor:
     squares = singular_values.to("cpu", torch.float64).square()  # [p]
     zero = torch.zeros(1, dtype=torch.float64)
     return torch.cat((zero, squares.flip(0))).cumsum(0).flip(0)  # [p + 1], the last is 0
-
-
-def optimal_error(singular_values: torch.Tensor, rank: int) -> float:
-    """Return min ‖W - Ŵ‖_F/‖W‖_F over all Ŵ of this rank (Eckart and Young 1936); 0 for the zero matrix."""
-    tails = tail_energies(singular_values)
-    total = float(tails[0])
-    return math.sqrt(float(tails[rank]) / total) if total > 0 else 0.0

@@ -12,13 +12,15 @@ from worker.lowrank.blas import product
 from worker.lowrank.decomposition import Decomposition, Memo
 from worker.lowrank.edge import finite_exponent
 from worker.lowrank.eigen import leading_pairs, oriented
-from worker.lowrank.gram import BLOCK_ELEMENTS, RIDGES, Gram
+from worker.lowrank.gram import RIDGES, Gram
 from worker.lowrank.ladder import Step, Wanted, climb
 from worker.lowrank.lapack import full_svd
 from worker.lowrank.residual import Residual, as_pair, check_chain, product_rows
 from worker.lowrank.scale import ScaledWeight, scaled_copy, times_power
 
 EPS = sys.float_info.epsilon
+# Elements of a block of rows in float64.
+BLOCK_ELEMENTS = 1 << 21
 
 
 def weighted_decompositions(
