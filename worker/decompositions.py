@@ -16,6 +16,7 @@ from schemas.spectrum import Spectrum
 from state.decompositionfile import ALIGNMENT_BYTES, DamagedFile, DecompositionFile, Head
 from state.decompositions import STEPS, DecompositionKey, DecompositionStore
 from worker.lowrank import Decomposition
+from worker.lowrank.blas import kernels
 from worker.plan import LayerTask, WorkPlan
 
 # A release whose numerics give other bits than those of the one before has the next number.
@@ -184,7 +185,8 @@ def _key(task: LayerTask, digests: Mapping[str, str], grams: Mapping[str, str]) 
 def origin_of(device: torch.device) -> bytes:
     """Return a digest of what the bits of a decomposition hang on besides the weight."""
     words = [str(NUMERICS), *(version(package) for package in PACKAGES)]
-    words += [platform.machine(), torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())]
+    words += [platform.machine(), torch.backends.cpu.get_cpu_capability(), *kernels()]
+    words += [str(torch.get_num_threads())]
     words += [torch.cuda.get_device_name(device) if device.type == "cuda" else device.type]
     return hashlib.sha256("\n".join(words).encode()).digest()
 

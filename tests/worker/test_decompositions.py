@@ -1,8 +1,12 @@
 """What one job has decomposed serves the next on the same bytes, and no byte of a result hangs on it."""
 
 import hashlib
+import os
+import platform
 import random
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -193,6 +197,23 @@ def test_what_another_number_of_threads_made_is_passed_over(bench):
         assert origins(bench.run({"rank": 5})) == {"computed"}
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names cores of x86")
+def test_what_another_processor_made_is_of_another_origin():
+    ask = "import torch, worker.decompositions as w; print(w.origin_of(torch.device('cpu')).hex())"
+    origins = {
+        subprocess.run(
+            [sys.executable, "-c", ask],
+            env=os.environ | {"OPENBLAS_CORETYPE": core},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for core in ("Haswell", "Sandybridge")
+    }
+
+    assert len(origins) == 2
 
 
 @pytest.mark.parametrize("limit_bytes", [0, 100_000])

@@ -36,6 +36,11 @@ def prefers_scipy() -> bool:
         return False
 
 
+def kernels() -> tuple[str, ...]:
+    """Name what chooses the code of products, and so their last bits: the processor does, by these."""
+    return str(prefers_scipy()), *(library.architecture for library in _openblas())
+
+
 @contextmanager
 def one_pool() -> Iterator[None]:
     """Let one library's threads work at a time, as many as torch may use in this thread.
