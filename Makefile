@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # A further index to take torch from, for example one with CPU-only wheels: make setup TORCH_INDEX=https://…
 TORCH_INDEX ?=
 
-.PHONY: help setup serve demo test lint types contracts unit bench test-compose docs clean
+.PHONY: help setup serve demo test lint types contracts unit study bench test-compose docs clean
 
 help: ## print this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,8 +42,12 @@ contracts: $(READY) ## imports run one way
 unit: $(READY) ## the tests alone
 	$(BIN)/python -m pytest -m 'not docker'
 
+study: $(READY) ## what compression costs in accuracy, as docs/7-study.md tells it; leaves its files in study/
+	$(BIN)/python -m examples.vgg11
+	$(BIN)/python -m examples.embeddings
+
 bench: $(READY) ## the benchmarks, side by side; their tables are kept in docs/benchmarks.md
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --charts docs
 
 test-compose: $(READY) ## build the images and run a job through docker compose (needs a Docker engine)
 	$(BIN)/python -m pytest -m docker tests/e2e

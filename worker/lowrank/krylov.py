@@ -1,13 +1,14 @@
 """Leading singular vectors from a random block Krylov space, checked before they are believed."""
 
 import math
+from contextlib import suppress
 
 import torch
 
 from worker.lowrank.blas import gram, product
 from worker.lowrank.decomposition import Decomposition
 from worker.lowrank.eigen import leading_pairs, oriented
-from worker.lowrank.lapack import thin_qr
+from worker.lowrank.lapack import failures, thin_qr
 from worker.lowrank.scale import squared_norm
 
 # How far the error of a truncation may lie above the optimum, as a part of it.
@@ -55,6 +56,13 @@ def sketched(matrix: torch.Tensor, rank: int, *, seed: int) -> Decomposition | N
     short = min(matrix.shape)
     if matrix.dtype != torch.float32 or short < SHORTEST or rank > LARGEST_RANK * short:
         return None
+    with suppress(*failures(matrix.device)):
+        return _search(matrix, rank, seed)
+    return None
+
+
+def _search(matrix: torch.Tensor, rank: int, seed: int) -> Decomposition | None:
+    short = min(matrix.shape)
     by_columns = matrix.shape[0] >= matrix.shape[1]
     energy = squared_norm(matrix)
     tall = matrix if by_columns else matrix.mT
