@@ -53,7 +53,7 @@ def one_pool() -> Iterator[None]:
     threads = torch.get_num_threads()
     for library in _openblas():
         library.set_num_threads(threads)
-    _inside.already = True
+    _inside.already, _inside.threads = True, threads
     if prefers_scipy():
         torch.set_num_threads(1)
     try:
@@ -61,6 +61,17 @@ def one_pool() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         _inside.already = False
+
+
+@contextmanager
+def torch_pool() -> Iterator[None]:
+    """Give torch the threads back that :func:`one_pool` took from it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(getattr(_inside, "threads", threads) if prefers_scipy() else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @cache

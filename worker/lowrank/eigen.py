@@ -3,10 +3,13 @@
 import scipy.linalg
 import torch
 
-from worker.lowrank.blas import prefers_scipy
+from worker.lowrank.blas import prefers_scipy, torch_pool
 
 # Up to this share of all pairs, computing only those is the faster way.
 FEW = 0.45
+# Scipy's LAPACK keeps every other thread of the process waiting, and with them the heartbeat of a job. Up to
+# this size that is for seconds.
+LONGEST_UNHEARD = 6144
 
 
 def leading_pairs(matrix: torch.Tensor, count: int, *, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,12 +43,13 @@ def leading_pairs(matrix: torch.Tensor, count: int, *, whole: bool) -> tuple[tor
     """
     n = len(matrix)
     few = not whole and count <= FEW * n
-    if matrix.device.type == "cpu" and (few or prefers_scipy()):
+    if matrix.device.type == "cpu" and n <= LONGEST_UNHEARD and (few or prefers_scipy()):
         driver, subset = ("evr", (n - count, n - 1)) if few else ("evd", None)
         found = scipy.linalg.eigh(matrix.numpy(), driver=driver, subset_by_index=subset, check_finite=False)
         values, columns = (torch.from_numpy(part) for part in found)
     else:
-        values, columns = torch.linalg.eigh(matrix)
+        with torch_pool():
+            values, columns = torch.linalg.eigh(matrix)
     rows = columns.mT.flip(0)[:count].contiguous()  # [k, n]
     descending = values.flip(0).to("cpu", torch.float64)
     return descending if whole else descending[:count], oriented(rows)

@@ -4,12 +4,16 @@ import numpy as np
 import scipy.linalg
 import torch
 
-from worker.lowrank.blas import prefers_scipy
+from worker.lowrank.blas import prefers_scipy, torch_pool
 
 LINALG_ERRORS: tuple[type[Exception], ...] = (
     torch.linalg.LinAlgError,  # type: ignore[attr-defined]  # Public, but re-exported without saying so.
     np.linalg.LinAlgError,
 )
+
+
+# As in :mod:`worker.lowrank.eigen`: scipy's LAPACK keeps the heartbeat waiting, up to this size for seconds.
+LONGEST_UNHEARD = 2048
 
 
 class NotConvergedError(ArithmeticError):
@@ -43,8 +47,10 @@ def full_svd(
     RuntimeError
         If cuSOLVER gave up in a way of its own.
     """
-    if not (iterate or (matrix.device.type == "cpu" and prefers_scipy())):
-        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    by_scipy = matrix.device.type == "cpu" and prefers_scipy() and min(matrix.shape) <= LONGEST_UNHEARD
+    if not (iterate or by_scipy):
+        with torch_pool():
+            u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         return u, s, vh
     if not bool(torch.isfinite(matrix).all()):
         raise np.linalg.LinAlgError("the matrix is not finite")

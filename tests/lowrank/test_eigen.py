@@ -1,0 +1,24 @@
+import numpy as np
+import pytest
+import torch
+
+from tests.lowrank.matrices import spectrum, with_spectrum
+from worker.lowrank import eigen
+from worker.lowrank.eigen import leading_pairs
+
+
+@pytest.mark.parametrize("longest", [10, 10_000], ids=["by torch", "by scipy"])
+@pytest.mark.parametrize(("count", "whole"), [(5, False), (5, True), (60, False), (60, True)])
+def test_both_libraries_find_the_same_pairs(monkeypatch, longest, count, whole):
+    monkeypatch.setattr(eigen, "LONGEST_UNHEARD", longest)
+    root = with_spectrum(70, 60, spectrum("slow", 60))
+    matrix = torch.from_numpy(root.T @ root)
+    threads = torch.get_num_threads()
+    values, rows = leading_pairs(matrix, count, whole=whole)
+
+    expected = np.linalg.eigvalsh(matrix.numpy())[::-1]
+    np.testing.assert_allclose(values, expected[: 60 if whole else count], rtol=1e-10)
+    torch.testing.assert_close(rows @ matrix, values[:count, None] * rows, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(rows @ rows.mT, torch.eye(count, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert bool((rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)) > 0).all())
+    assert torch.get_num_threads() == threads
