@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import shutil
 import threading
 
@@ -90,6 +91,11 @@ def remove(bench):
     shutil.rmtree(bench.stored.parent)
 
 
+def spoil_work(bench):
+    (job,) = bench.layout.jobs.iterdir()
+    (job / "work").write_text("in the way")
+
+
 @pytest.mark.parametrize("spoil", [truncate, garble, remove])
 def test_a_fault_of_the_input_fails_the_job_at_once(bench, spoil):
     job_id = bench.accept()
@@ -168,6 +174,28 @@ def test_the_result_of_a_claim_that_was_lost_meanwhile_is_discarded(bench):
     assert (record.state, record.fence) == ("running", 3)
     directory = bench.layout.job(job_id)
     assert not list(directory.glob("result-*"))
+
+
+@pytest.mark.parametrize("spoil", [truncate, spoil_work])
+def test_an_attempt_that_meets_what_its_successor_did_says_only_that_it_is_not_wanted(bench, spoil, caplog):
+    job_id = bench.accept()
+    caplog.set_level(logging.INFO)
+
+    class Successor:
+        """Ends the job while this attempt sleeps through its lease, and what it worked on changes."""
+
+        looks = 0
+
+        def is_set(self):
+            self.looks += 1
+            if self.looks == 1:
+                bench.jobs.cancel(job_id)
+                spoil(bench)
+            return False
+
+    assert bench.run(job_id, stopping=Successor()).state == "canceled"
+    assert caplog.messages[-1] == f"job {job_id}: attempt 1 is no longer wanted"
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
 def origins(bench, record):
