@@ -7,10 +7,10 @@ from worker.lowrank import eigen
 from worker.lowrank.eigen import leading_pairs
 
 
-@pytest.mark.parametrize("longest", [10, 10_000], ids=["by torch", "by scipy"])
+@pytest.mark.parametrize("largest", [10, 10_000], ids=["by torch", "by scipy"])
 @pytest.mark.parametrize(("count", "whole"), [(5, False), (5, True), (60, False), (60, True)])
-def test_both_libraries_find_the_same_pairs(monkeypatch, longest, count, whole):
-    monkeypatch.setattr(eigen, "LONGEST_UNHEARD", longest)
+def test_both_libraries_find_the_same_pairs(monkeypatch, largest, count, whole):
+    monkeypatch.setattr(eigen, "LARGEST", largest)
     root = with_spectrum(70, 60, spectrum("slow", 60))
     matrix = torch.from_numpy(root.T @ root)
     threads = torch.get_num_threads()

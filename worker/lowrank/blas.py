@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import scipy.linalg.blas
 import threadpoolctl
 import torch
+
+from worker.lowrank import openblas
 
 CPU_INFO = Path("/proc/cpuinfo")
 # Elements of one block of rows that is taken to a wider dtype.
@@ -98,10 +98,7 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if left.device.type != "cpu" or not prefers_scipy():
         return left @ right
     # Column by column the same memory reads as the transpose, so Rᵀ · Lᵀ comes out without a copy.
-    first, first_flipped = _fortran(right.mT)
-    second, second_flipped = _fortran(left.mT)
-    gemm = scipy.linalg.blas.dgemm if left.dtype == torch.float64 else scipy.linalg.blas.sgemm
-    return torch.from_numpy(gemm(1.0, first, second, trans_a=first_flipped, trans_b=second_flipped).T)
+    return torch.from_numpy(openblas.gemm(1, right.detach().numpy().T, left.detach().numpy().T).T)
 
 
 def subtract_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
@@ -110,11 +107,7 @@ def subtract_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tens
     if target.device.type != "cpu" or not prefers_scipy():
         target.addmm_(left, right, alpha=-1)
         return
-    first, first_flipped = _fortran(right.mT)
-    second, second_flipped = _fortran(left.mT)
-    gemm = scipy.linalg.blas.dgemm if left.dtype == torch.float64 else scipy.linalg.blas.sgemm
-    flips = {"trans_a": first_flipped, "trans_b": second_flipped}
-    gemm(-1.0, first, second, beta=1.0, c=target.numpy().T, overwrite_c=1, **flips)
+    openblas.gemm(-1, right.detach().numpy().T, left.detach().numpy().T, beta=1, into=target.numpy().T)
 
 
 def gram(tall: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -138,11 +131,9 @@ def gram(tall: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         for block in _blocks(tall, dtype):
             total.addmm_(block.mT, block)
         return mirrored(total)
-    syrk = scipy.linalg.blas.dsyrk if dtype == torch.float64 else scipy.linalg.blas.ssyrk
     sums = np.zeros((n, n), dtype=np.float64 if dtype == torch.float64 else np.float32, order="F")
     for block in _blocks(tall, dtype):
-        a, flipped = _fortran(block)
-        sums = syrk(1.0, a, beta=1.0, c=sums, trans=1 - flipped, lower=0, overwrite_c=1)
+        openblas.syrk(block.detach().numpy(), sums)
     return mirrored(torch.from_numpy(sums.T))
 
 
@@ -161,9 +152,3 @@ def _blocks(tall: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:
     rows = len(tall) if tall.dtype == dtype else max(1, BLOCK_ELEMENTS // tall.shape[1])
     for block in torch.split(tall, rows):
         yield block.to(dtype)
-
-
-def _fortran(matrix: torch.Tensor) -> tuple[npt.NDArray[np.floating], int]:
-    """Return an array in Fortran order, and 1 if it is the transpose of the matrix."""
-    array = matrix.detach().numpy()
-    return (array, 0) if array.flags.f_contiguous else (array.T, 1)

@@ -1,15 +1,14 @@
 """Leading eigenpairs of a symmetric matrix, by LAPACK or by cuSOLVER on a GPU."""
 
-import scipy.linalg
 import torch
 
+from worker.lowrank import openblas
 from worker.lowrank.blas import prefers_scipy, torch_pool
 
 # Up to this share of all pairs, computing only those is the faster way.
 FEW = 0.45
-# Scipy's LAPACK keeps every other thread of the process waiting, and with them the heartbeat of a job. Up to
-# this size that is for seconds.
-LONGEST_UNHEARD = 6144
+# LAPACK counts its workspace, 2n² and a little, in 32 bits.
+LARGEST = 32_000
 
 
 def leading_pairs(matrix: torch.Tensor, count: int, *, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,7 +20,7 @@ def leading_pairs(matrix: torch.Tensor, count: int, *, whole: bool) -> tuple[tor
     Parameters
     ----------
     matrix : Tensor [n, n]
-        Symmetric; float32 or float64.
+        Symmetric, of which the lower triangle is read; float32 or float64.
     count : int
         How many eigenvectors, 1 ≤ k ≤ n.
     whole : bool
@@ -43,9 +42,9 @@ def leading_pairs(matrix: torch.Tensor, count: int, *, whole: bool) -> tuple[tor
     """
     n = len(matrix)
     few = not whole and count <= FEW * n
-    if matrix.device.type == "cpu" and n <= LONGEST_UNHEARD and (few or prefers_scipy()):
-        driver, subset = ("evr", (n - count, n - 1)) if few else ("evd", None)
-        found = scipy.linalg.eigh(matrix.numpy(), driver=driver, subset_by_index=subset, check_finite=False)
+    if matrix.device.type == "cpu" and n <= LARGEST and (few or prefers_scipy()):
+        array = matrix.numpy()
+        found = openblas.syevr(array, count) if few else openblas.syevd(array)
         values, columns = (torch.from_numpy(part) for part in found)
     else:
         with torch_pool():

@@ -4,6 +4,7 @@ import numpy as np
 import scipy.linalg
 import torch
 
+from worker.lowrank import openblas
 from worker.lowrank.blas import prefers_scipy, torch_pool
 
 LINALG_ERRORS: tuple[type[Exception], ...] = (
@@ -11,9 +12,8 @@ LINALG_ERRORS: tuple[type[Exception], ...] = (
     np.linalg.LinAlgError,
 )
 
-
-# As in :mod:`worker.lowrank.eigen`: scipy's LAPACK keeps the heartbeat waiting, up to this size for seconds.
-LONGEST_UNHEARD = 2048
+# LAPACK counts its workspace, 3p² and more, in 32 bits.
+LARGEST = 16_384
 
 
 class NotConvergedError(ArithmeticError):
@@ -47,17 +47,15 @@ def full_svd(
     RuntimeError
         If cuSOLVER gave up in a way of its own.
     """
-    by_scipy = matrix.device.type == "cpu" and prefers_scipy() and min(matrix.shape) <= LONGEST_UNHEARD
+    by_scipy = matrix.device.type == "cpu" and prefers_scipy() and min(matrix.shape) <= LARGEST
     if not (iterate or by_scipy):
         with torch_pool():
             u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         return u, s, vh
     if not bool(torch.isfinite(matrix).all()):
         raise np.linalg.LinAlgError("the matrix is not finite")
-    driver = "gesvd" if iterate else "gesdd"
-    parts = scipy.linalg.svd(
-        matrix.cpu().numpy(), full_matrices=False, lapack_driver=driver, check_finite=False
-    )
+    array = matrix.cpu().numpy()
+    parts = openblas.gesvd(array) if iterate else openblas.gesdd(array)
     u, s, vh = (torch.from_numpy(np.ascontiguousarray(part)).to(matrix.device) for part in parts)
     return u, s, vh
 
