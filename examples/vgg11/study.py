@@ -14,7 +14,7 @@ from examples.vgg11.network import VGG11, parameters
 from examples.vgg11.sweep import Point
 from examples.vgg11.training import accuracy, fit, outputs
 
-TRAIN_EPOCHS, TRAIN_RATE = 12, 2e-4
+TRAIN_EPOCHS, TRAIN_RATE = 16, 2e-4
 TUNE_EPOCHS, TUNE_RATE = 3, 1e-4
 SEED = 0
 
