@@ -10,7 +10,7 @@ import torch
 from worker.lowrank.blas import gram
 from worker.lowrank.decomposition import Decomposition, Memo
 from worker.lowrank.eigen import leading_pairs, oriented
-from worker.lowrank.lapack import NotConvergedError, failures, full_svd
+from worker.lowrank.lapack import NotConvergedError, failures, full_svd, triangle
 from worker.lowrank.scale import squared_norm
 
 # From this aspect ratio on, a QR first is cheaper than a direct SVD.
@@ -138,7 +138,7 @@ def _by_svd(matrix: torch.Tensor, wanted: Wanted, *, iterate: bool) -> Decomposi
     by_columns = matrix.shape[0] >= matrix.shape[1]
     tall = (matrix if by_columns else matrix.mT).to(torch.float64)
     if tall.shape[0] >= QR_ASPECT * tall.shape[1]:
-        tall = torch.linalg.qr(tall, mode="r").R  # [p, p]
+        tall = triangle(tall)  # [p, p]
     _, s, vh = full_svd(tall, iterate=iterate)
     return Decomposition(
         singular_values=s.to("cpu", torch.float64),

@@ -70,6 +70,15 @@ def thin_qr(tall: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return q, r
 
 
+def triangle(tall: torch.Tensor) -> torch.Tensor:
+    """Return R [n, n] of :func:`thin_qr` alone."""
+    if tall.device.type != "cpu" or not prefers_scipy():
+        found: torch.Tensor = torch.linalg.qr(tall, mode="r").R
+        return found
+    (r,) = scipy.linalg.qr(tall.numpy(), mode="r", check_finite=False)
+    return torch.from_numpy(np.ascontiguousarray(r[: tall.shape[1]]))
+
+
 def failures(device: torch.device) -> tuple[type[Exception], ...]:
     """Return what a decomposition on this device may raise where it does not converge."""
     if device.type == "cpu":

@@ -6,6 +6,7 @@ import torch
 
 from worker.lowrank.blas import gram, product, subtract_product
 from worker.lowrank.blocks import BLOCK, candidates, combined, products, slack, squared_norms
+from worker.lowrank.lapack import thin_qr
 
 # A vector whose part in the basis, 1 at most, has shrunk to this is not told from a dependent one.
 THIN = 1e-10
@@ -77,7 +78,7 @@ def _outside(vectors: torch.Tensor, inside: torch.Tensor, dtype: torch.dtype) ->
 
 
 def _eliminate(outside: torch.Tensor, inside: torch.Tensor, picked: torch.Tensor) -> None:
-    q, r = torch.linalg.qr(inside[picked].mT)  # [k, b], [b, b]
+    q, r = thin_qr(inside[picked].mT)  # [k, b], [b, b]
     shares = product(inside, q)  # [n, b]
     subtract_product(inside, shares, q.mT)
     weights = torch.linalg.solve_triangular(r.mT, shares, upper=False, left=False)  # [n, b]

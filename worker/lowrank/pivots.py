@@ -7,6 +7,7 @@ import torch
 
 from worker.lowrank.blas import product, subtract_product
 from worker.lowrank.blocks import BLOCK, candidates, combined, products, slack, squared_norms
+from worker.lowrank.lapack import thin_qr
 
 # Multiply-adds from which QR goes by blocks: LAPACK's threads wait for each other at every single pivot.
 BLOCKED_WORK = 1 << 28
@@ -74,7 +75,7 @@ def blocked(vectors: torch.Tensor, rank: int) -> list[int]:
     while len(chosen) < rank:
         pool, limit = candidates(left)
         picked = pool[_picks(products(rest[pool]), limit, digits, most=min(BLOCK, rank - len(chosen)))]  # [b]
-        basis = torch.linalg.qr(rest[picked].mT).Q  # [d, b]
+        basis, _ = thin_qr(rest[picked].mT)  # [d, b]
         shares = product(rest, basis)  # [n, b]
         subtract_product(rest, shares, basis.mT)
         left -= squared_norms(shares)

@@ -14,7 +14,7 @@ from worker.lowrank.edge import finite_exponent
 from worker.lowrank.eigen import leading_pairs, oriented
 from worker.lowrank.gram import RIDGES, Gram
 from worker.lowrank.ladder import Step, Wanted, climb
-from worker.lowrank.lapack import full_svd
+from worker.lowrank.lapack import full_svd, thin_qr, triangle
 from worker.lowrank.residual import Residual, as_pair, check_chain, product_rows
 from worker.lowrank.scale import ScaledWeight, scaled_copy, times_power
 
@@ -180,7 +180,7 @@ def _left_of_tall(taken: torch.Tensor, inputs: Gram, extent: int) -> tuple[torch
     matrix, share = _rooted(taken, inputs)
     values, right = leading_pairs(gram_of(matrix, torch.float64), matrix.shape[1], whole=True)  # [n], [n, n]
     energies = values * (right.square() @ share).cpu()
-    left = torch.linalg.qr(product(matrix, right[:extent].mT)).Q  # [m, extent]
+    left, _ = thin_qr(product(matrix, right[:extent].mT))  # [m, extent]
     return energies, left.mT
 
 
@@ -188,10 +188,10 @@ def _by_svd(taken: torch.Tensor, wanted: Wanted, *, inputs: Gram, iterate: bool)
     """Decompose A S by QR and an SVD of the small factor: no squares are taken."""
     matrix, share = _rooted(taken, inputs)
     if matrix.shape[0] <= matrix.shape[1]:
-        core = torch.linalg.qr(matrix.mT, mode="r").R.mT  # [m, m]
+        core = triangle(matrix.mT).mT  # [m, m]
         left = full_svd(core, iterate=iterate)[0]  # [m, m]
     else:
-        orthonormal, core = torch.linalg.qr(matrix)  # [m, n], [n, n]
+        orthonormal, core = thin_qr(matrix)  # [m, n], [n, n]
         left = product(orthonormal, full_svd(core, iterate=iterate)[0])  # [m, n]
         del orthonormal
     energies = (product(left.mT, matrix).square_() @ share).cpu()  # [p]
