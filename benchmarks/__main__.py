@@ -30,6 +30,8 @@ def main() -> int:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] # a long run shows where it is
     for name in [given.name] if given.name else QUESTIONS:
         with tempfile.TemporaryDirectory(prefix="eckart-bench-", dir=given.dir) as place:
+            if given.charts:
+                given.charts.mkdir(parents=True, exist_ok=True)
             options = Options(Path(place), given.scale, given.rounds, given.threads, given.charts)
             print(f"\n## {name}\n\n{describe_machine(options, forced_kernels)}\n")
             QUESTIONS[name](options)

@@ -52,7 +52,8 @@ def _compare(title: str, source: Path, options: Options, counts: list[int], *, r
     place.mkdir(exist_ok=True)
     with (
         ProcessPoolExecutor(1, mp_context=spawn) as peer,
-        running(place, threads=options.threads) as service,
+        # What one round has decomposed is not to be found by the next.
+        running(place, threads=options.threads, cache=False) as service,
         Client(service.url) as client,
     ):
         checkpoint = client.upload(source)

@@ -35,8 +35,8 @@ class Service:
 
 
 @contextmanager
-def running(place: Path, *, threads: int) -> Iterator[Service]:
-    """Run the whole service on a free port as long as the block lasts."""
+def running(place: Path, *, threads: int, cache: bool = True) -> Iterator[Service]:
+    """Run the whole service on a free port as long as the block lasts, with or without the cache."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     service = Service(port, place / "data")
@@ -46,6 +46,8 @@ def running(place: Path, *, threads: int) -> Iterator[Service]:
         "ECKART_DATA_DIR": str(service.data_dir),
         "ECKART_THREADS": str(threads),
     }
+    if not cache:
+        settings["ECKART_CACHE_BYTES"] = "0"
     log = place / "service.log"
     others = {name: value for name, value in os.environ.items() if not name.startswith("ECKART_")}
     with log.open("wb") as output:

@@ -54,31 +54,25 @@ def run_attempt(
             report = _work(claim, settings, lease)
             _publish(claim, report, jobs, settings)
     except LeaseLost:
-        _log_unwanted(claim)
+        mine = False
     except (WorkerStopping, SystemExit):
         log.info("job %s: back to the queue, this worker is stopping", job_id)
-        _persist(lambda: jobs.release(job_id, claim.fence))
+        mine = _persist(lambda: jobs.release(job_id, claim.fence))
     except (CheckpointError, CheckpointNotFound, SpecError) as error:
         fault = _input_fault(error)
-        if _persist(lambda: jobs.fail(job_id, claim.fence, fault)):
-            log.info("job %s failed: %s", job_id, fault.detail)
-        else:
-            _log_unwanted(claim)
+        log.info("job %s cannot be done: %s", job_id, fault.detail)
+        mine = _persist(lambda: jobs.fail(job_id, claim.fence, fault))
     except Exception as error:
+        log.exception("job %s: attempt %d broke off", job_id, claim.record.attempt)
         _make_room(error, settings)
         trouble = _trouble(error)
-        if _persist(lambda: jobs.retry(job_id, claim.fence, trouble)):
-            log.exception("job %s: attempt %d broke off", job_id, claim.record.attempt)
-        else:
-            # Whoever has the job now took away what this attempt was working on: no trouble of the machine.
-            _log_unwanted(claim)
+        mine = _persist(lambda: jobs.retry(job_id, claim.fence, trouble))
     else:
         return
+    if not mine:
+        # What this attempt ran into may be what its successor did.
+        log.info("job %s: attempt %d is no longer wanted", job_id, claim.record.attempt)
     _discard(claim, jobs, settings)
-
-
-def _log_unwanted(claim: Claim) -> None:
-    log.info("job %s: attempt %d is no longer wanted", claim.record.id, claim.record.attempt)
 
 
 def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:

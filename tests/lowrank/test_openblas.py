@@ -2,6 +2,7 @@
 
 import threading
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,8 +10,7 @@ import scipy.linalg
 import torch
 
 from worker.lowrank import openblas
-from worker.lowrank.lapack import thin_qr
-from worker.lowrank.pivots import qr_pivots
+from worker.lowrank.lapack import thin_qr, triangle
 
 DTYPES = [np.float32, np.float64]
 ORDERS = {
@@ -86,6 +86,16 @@ def test_singular_values_and_vectors_are_scipys_to_the_last_bit(dtype, order, sh
     assert np.array_equal(matrix, before)
 
 
+@pytest.mark.parametrize("shape", [(9, 1), (200, 50), (60, 60)])
+def test_the_triangle_of_a_qr_is_that_of_the_whole(shape):
+    tall = torch.from_numpy(random(*shape))
+    q, r = thin_qr(tall)
+
+    assert triangle(tall).equal(r)
+    torch.testing.assert_close(q @ r, tall)
+    assert r.equal(r.triu())
+
+
 def same(found, expected):
     return len(found) == len(expected) and all(map(np.array_equal, found, expected))
 
@@ -94,41 +104,74 @@ def same(found, expected):
 def test_what_does_not_converge_raises(routine):
     matrix = np.full((40, 40), np.nan)
 
-    with pytest.raises(np.linalg.LinAlgError, match="did not converge"):
+    with pytest.raises(np.linalg.LinAlgError, match="failed with info"):
         routine(matrix)
 
 
-SQUARE, LARGE = random(1000, 1000), random(3000, 3000)
+@pytest.mark.parametrize(
+    ("left", "right", "into"),
+    [
+        (random(4, 3), random(4, 3), None),
+        (random(4, 3), random(3, 2, np.float32), None),
+        (random(4, 3), random(3, 2), np.zeros((4, 3), order="F")),
+        (random(4, 3), random(3, 2), np.zeros((4, 2), np.float32, order="F")),
+        (random(4, 3), random(3, 2), np.zeros((4, 2))),
+    ],
+)
+def test_what_would_be_read_or_written_out_of_bounds_is_refused(left, right, into):
+    with pytest.raises(ValueError, match=r"have no product|cannot take a result"):
+        openblas.gemm(1, left, right, into=into)
+
+
+@pytest.mark.parametrize(
+    "into", [np.zeros((3, 4), order="F"), np.zeros((3, 3)), np.zeros((3, 3), np.float32)]
+)
+def test_a_gram_matrix_goes_nowhere_else(into):
+    with pytest.raises(ValueError, match="cannot take a result"):
+        openblas.syrk(random(4, 3), np.asfortranarray(into) if into.dtype == np.float32 else into)
+
+
+@pytest.mark.parametrize("routine", [openblas.syevd, openblas.gesdd, openblas.gesvd])
+def test_there_is_no_half_precision(routine):
+    with pytest.raises(KeyError, match="e"):
+        routine(np.eye(3, dtype=np.float16))
+
+
 WORK = {
-    "gemm": lambda: openblas.gemm(1, LARGE, LARGE),
-    "syrk": lambda: openblas.syrk(LARGE, np.zeros((3000, 3000), order="F")),
-    "syevd": lambda: openblas.syevd(SQUARE),
-    "syevr": lambda: openblas.syevr(SQUARE, 300),
-    "gesdd": lambda: openblas.gesdd(SQUARE),
-    "gesvd": lambda: openblas.gesvd(SQUARE),
-    "thin QR": lambda: thin_qr(torch.from_numpy(LARGE[:, :1200])),
-    "pivots": lambda: qr_pivots(torch.from_numpy(SQUARE), 200),
+    "gemm": lambda matrix: openblas.gemm(1, matrix, matrix),
+    "syrk": lambda matrix: openblas.syrk(matrix, np.zeros_like(matrix, order="F")),
+    "syevd": lambda matrix: openblas.syevd(matrix[:1200, :1200]),
+    "syevr": lambda matrix: openblas.syevr(matrix[:1200, :1200], 300),
+    "gesdd": lambda matrix: openblas.gesdd(matrix[:1200, :1200]),
+    "gesvd": lambda matrix: openblas.gesvd(matrix[:800, :800]),
+    "scipy's QR": lambda matrix: scipy.linalg.qr(matrix[:, :2000], mode="raw"),
+    "scipy's pivots": lambda matrix: scipy.linalg.qr(matrix[:1200, :1200], mode="raw", pivoting=True),
 }
 
 
+@pytest.fixture(scope="module")
+def large():
+    return np.asfortranarray(random(3000, 3000))
+
+
 @pytest.mark.parametrize("work", WORK.values(), ids=WORK.keys())
-def test_other_threads_go_on_meanwhile(work):
+def test_other_threads_go_on_meanwhile(large, work):
     ended, ticks = threading.Event(), []
 
     def tick():
-        while not ended.is_set():
+        while not ended.wait(0.001):
             ticks.append(time.monotonic())
-            time.sleep(0.001)
 
     clock = threading.Thread(target=tick)
     clock.start()
     try:
-        before = len(ticks)
-        work()
-        heard = len(ticks) - before
+        began = time.monotonic()
+        work(large)
+        over = time.monotonic()
     finally:
         ended.set()
         clock.join()
 
-    # A routine that kept the lock would let one or two through, as it begins and as it ends.
-    assert heard > 8
+    marks = [began, *(mark for mark in ticks if began < mark < over), over]
+    silence = max(later - before for before, later in pairwise(marks))
+    assert silence < (over - began) / 2

@@ -7,7 +7,7 @@ from worker.lowrank.blas import prefers_scipy, torch_pool
 
 # Up to this share of all pairs, computing only those is the faster way.
 FEW = 0.45
-# LAPACK counts its workspace, 2n² and a little, in 32 bits.
+# Syevd counts its workspace, 2n² and a little, in 32 bits.
 LARGEST = 32_000
 
 
@@ -42,7 +42,7 @@ def leading_pairs(matrix: torch.Tensor, count: int, *, whole: bool) -> tuple[tor
     """
     n = len(matrix)
     few = not whole and count <= FEW * n
-    if matrix.device.type == "cpu" and n <= LARGEST and (few or prefers_scipy()):
+    if matrix.device.type == "cpu" and (few or (prefers_scipy() and n <= LARGEST)):
         array = matrix.numpy()
         found = openblas.syevr(array, count) if few else openblas.syevd(array)
         values, columns = (torch.from_numpy(part) for part in found)

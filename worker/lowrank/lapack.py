@@ -12,7 +12,7 @@ LINALG_ERRORS: tuple[type[Exception], ...] = (
     np.linalg.LinAlgError,
 )
 
-# LAPACK counts its workspace, 3p² and more, in 32 bits.
+# LAPACK counts its workspace, 4p² and a little, in 32 bits.
 LARGEST = 16_384
 
 
@@ -61,7 +61,10 @@ def full_svd(
 
 
 def thin_qr(tall: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return Q [m, n] and R [n, n] of a matrix [m, n], m ≥ n, float32 or float64 (Householder 1958)."""
+    """Return Q [m, p] and R [p, n] of a matrix [m, n], p = min(m, n), float32 or float64 (Householder 1958).
+
+    scipy's own QR lets go of the interpreter's lock, so it needs no :mod:`worker.lowrank.openblas`.
+    """
     if tall.device.type != "cpu" or not prefers_scipy():
         q, r = torch.linalg.qr(tall)
         return q, r
@@ -71,12 +74,13 @@ def thin_qr(tall: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def triangle(tall: torch.Tensor) -> torch.Tensor:
-    """Return R [n, n] of :func:`thin_qr` alone."""
+    """Return R [n, n] of :func:`thin_qr` alone, m ≥ n."""
     if tall.device.type != "cpu" or not prefers_scipy():
         found: torch.Tensor = torch.linalg.qr(tall, mode="r").R
         return found
-    (r,) = scipy.linalg.qr(tall.numpy(), mode="r", check_finite=False)
-    return torch.from_numpy(np.ascontiguousarray(r[: tall.shape[1]]))
+    # As "raw" it is taken out of the packed form before anything as tall as the matrix is made of it.
+    _, r = scipy.linalg.qr(tall.numpy(), mode="raw", check_finite=False)
+    return torch.from_numpy(np.ascontiguousarray(r))
 
 
 def failures(device: torch.device) -> tuple[type[Exception], ...]:

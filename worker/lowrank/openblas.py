@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Matrix = npt.NDArray[np.floating]
+_Cell = ctypes.c_int64 | ctypes.c_float | ctypes.c_double
+_Argument = bytes | int | Matrix | npt.NDArray[np.int64] | _Cell
 
-_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_pointer.restype, _pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-_signature = ctypes.pythonapi.PyCapsule_GetName
-_signature.restype, _signature.argtypes = ctypes.c_char_p, (ctypes.py_object,)
+# The routines of each precision by their first letter, by numpy's character for the dtype.
+_PRECISION = {"f": "s", "d": "d"}
+_capsule_name = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", ctypes.pythonapi))
+_capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
 
 
 def gemm(alpha: float, left: Matrix, right: Matrix, *, beta: float = 0, into: Matrix | None = None) -> Matrix:
@@ -45,15 +49,23 @@ def gemm(alpha: float, left: Matrix, right: Matrix, *, beta: float = 0, into: Ma
     -------
     array [m, n]
         In Fortran order; `into`, if given.
+
+    Raises
+    ------
+    ValueError
+        If shapes, dtypes or the order of `into` do not fit.
     """
     (m, j), n = left.shape, right.shape[1]
     result = np.empty((m, n), left.dtype, order="F") if into is None else into
+    if len(right) != j or right.dtype != left.dtype:
+        raise ValueError(f"{_words(left)} and {_words(right)} have no product")
+    _check_target(result, (m, n), left)
     if 0 in (m, n):
         return result
     (a, a_flip), (b, b_flip) = _columns(left), _columns(right)
-    scalars = (_scalar(alpha, left), _scalar(beta, left))
-    sizes = (m, n, j)
-    _call("gemm", left, a_flip, b_flip, *sizes, scalars[0], a, _ld(a), b, _ld(b), scalars[1], result, m)
+    times_product = _scalar(alpha, left), a, _ld(a), b, _ld(b)
+    plus_target = _scalar(beta, left), result, m
+    _call("gemm", left, a_flip, b_flip, m, n, j, *times_product, *plus_target)
     return result
 
 
@@ -66,8 +78,14 @@ def syrk(tall: Matrix, into: Matrix) -> None:
         A; float32 or float64. One in neither C nor Fortran order is copied.
     into : array [n, n]
         Of the same dtype, in Fortran order; overwritten.
+
+    Raises
+    ------
+    ValueError
+        If shape, dtype or order of `into` do not fit.
     """
     m, n = tall.shape
+    _check_target(into, (n, n), tall)
     a, flip = _columns(tall)
     # The routine's own word for AᵀA is "T", and a flipped A is flipped once more.
     transposed = b"T" if flip == b"N" else b"N"
@@ -95,6 +113,8 @@ def syevd(matrix: Matrix) -> tuple[Matrix, Matrix]:
     ------
     LinAlgError
         If it did not converge.
+    KeyError
+        If the dtype is another; so in all that follow.
     """
     n = len(matrix)
     vectors = matrix.copy(order="F")
@@ -113,9 +133,11 @@ def syevr(matrix: Matrix, count: int) -> tuple[Matrix, Matrix]:
     values = np.empty(n, matrix.dtype)
     vectors = np.empty((n, count), matrix.dtype, order="F")
     zero, found, support = _scalar(0, matrix), _integer(0), np.empty(2 * n, np.int64)
-    which = (zero, zero, n - count + 1, n, zero, found)
-    out = (values, vectors, n, support)
+    which = zero, zero, n - count + 1, n, zero, found
+    out = values, vectors, n, support
     _solve("syevr", matrix, (b"V", b"I", b"L", n, matrix.copy(order="F"), n, *which, *out), integers=None)
+    if found.value != count:
+        raise np.linalg.LinAlgError(f"syevr found {found.value} eigenpairs of {count}")
     return values[:count], vectors
 
 
@@ -179,31 +201,28 @@ def _solve(name: str, like: Matrix, arguments: tuple[_Argument, ...], *, integer
     info = _integer(0)
     _call(name, like, *arguments, np.empty(length, like.dtype), length, *counts, info)
     if info.value:
-        raise np.linalg.LinAlgError(f"{name} did not converge ({ctypes.c_int32(info.value).value})")
-
-
-_Argument = bytes | int | Matrix | npt.NDArray[np.int64] | ctypes.c_int64 | ctypes.c_float | ctypes.c_double
+        raise np.linalg.LinAlgError(f"{name} failed with info {ctypes.c_int32(info.value).value}")
 
 
 def _call(name: str, like: Matrix, *arguments: _Argument) -> None:
     """Call a routine in the precision of a matrix; Fortran takes every argument by its address."""
-    routine = _routine(("s" if like.dtype == np.float32 else "d") + name)
+    routine = _routine(_PRECISION[like.dtype.char] + name)
     kept = [_integer(value) if isinstance(value, int) else value for value in arguments]
-    routine(*[value.ctypes if isinstance(value, np.ndarray) else _by_address(value) for value in kept])
+    routine(*[_address(value) for value in kept])
 
 
-def _by_address(value: bytes | ctypes.c_int64 | ctypes.c_float | ctypes.c_double) -> object:
-    return ctypes.c_char_p(value) if isinstance(value, bytes) else ctypes.byref(value)
+def _address(value: bytes | Matrix | npt.NDArray[np.int64] | _Cell) -> object:
+    if isinstance(value, np.ndarray):
+        return value.ctypes
+    return value if isinstance(value, bytes) else ctypes.byref(value)
 
 
 @cache
 def _routine(name: str) -> Callable[..., None]:
     offered = cython_blas.__pyx_capi__ if name[1:] in {"gemm", "syrk"} else cython_lapack.__pyx_capi__
-    capsule = offered[name]
-    signature = _signature(capsule)
-    address = _pointer(capsule, signature)
-    count = bytes(signature).count(b",") + 1
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * count)(address)
+    signature: bytes = _capsule_name(offered[name])
+    arguments = [ctypes.c_void_p] * (signature.count(b",") + 1)
+    return ctypes.CFUNCTYPE(None, *arguments)(_capsule_pointer(offered[name], signature))
 
 
 def _integer(value: int) -> ctypes.c_int64:
@@ -211,7 +230,7 @@ def _integer(value: int) -> ctypes.c_int64:
     return ctypes.c_int64(value)
 
 
-def _scalar(value: float, like: Matrix) -> ctypes.c_float | ctypes.c_double:
+def _scalar(value: float, like: Matrix) -> _Cell:
     return ctypes.c_float(value) if like.dtype == np.float32 else ctypes.c_double(value)
 
 
@@ -225,3 +244,13 @@ def _columns(matrix: Matrix) -> tuple[Matrix, bytes]:
 def _ld(columns: Matrix) -> int:
     rows: int = columns.shape[0]
     return max(1, rows)
+
+
+def _check_target(target: Matrix, shape: tuple[int, int], like: Matrix) -> None:
+    # Fortran writes wherever it is told to.
+    if target.shape != shape or target.dtype != like.dtype or not target.flags.f_contiguous:
+        raise ValueError(f"{_words(target)} cannot take a result of {shape}")
+
+
+def _words(matrix: Matrix) -> str:
+    return f"{matrix.dtype} {list(matrix.shape)}"
