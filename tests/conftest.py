@@ -17,7 +17,7 @@ START_LIMIT_S = 20
 
 
 def pytest_configure() -> None:
-    """Let the programs under test have their signals, also where a script in the background runs the tests."""
+    """Let the programs under test have their signals, though a script ran the tests in the background."""
     for number, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, action)
