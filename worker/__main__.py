@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +24,6 @@ NO_CUDA = "import sys, torch; sys.exit(not torch.cuda.is_available())"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; without one, the worker."""
-    # Torch then asks for huge pages: weights come and go, and touching new memory took longer than products.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     options = _parser().parse_args(arguments)
     try:
         settings = Settings()

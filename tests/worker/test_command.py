@@ -9,8 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from worker.__main__ import main
-
 SPEC = '{"rank": {"ratio": 0.5}}'
 
 
@@ -136,14 +134,3 @@ def test_a_calibration_that_does_not_fit_is_said_in_a_line(save, gaussian, tmp_p
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(("given", "found"), [(None, "1"), ("0", "0")])
-def test_torch_is_told_to_ask_for_huge_pages_unless_the_environment_says_something(monkeypatch, given, found):
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")  # So that it is put back, whatever becomes of it.
-    if given is None:
-        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
-    with pytest.raises(SystemExit):
-        main(["compress", "--help"])
-
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == found
