@@ -52,6 +52,9 @@ def one_pool() -> Iterator[None]:
         return
     threads = torch.get_num_threads()
     for library in _openblas():
+        # It listens to the first thread alone that set a number, until it is told to let go. OpenBLAS has one
+        # number for the whole process; layers side by side ask for the same.
+        library.clear_controlling_thread(force=True)
         library.set_num_threads(threads)
     _inside.already, _inside.threads = True, threads
     if prefers_scipy():
