@@ -160,7 +160,12 @@ def _warnings(tensors: Sequence[Tensor], spec: CompressionSpec, layers: Sequence
                 yield f"{field}: the pattern {pattern!r} matches no layer"
     if not layers:
         yield "no layer is selected: the output equals the input"
+    elif all(layer.reason for layer in layers):
+        yield "every selected layer stays dense: the output equals the input"
     yield from _idle(spec)
+    asked_selector = spec.selector != CompressionSpec.model_fields["selector"].default
+    if asked_selector and layers and all(layer.method == "svd" for layer in layers):
+        yield "selector: it has no effect on svd"
 
 
 def _idle(spec: CompressionSpec) -> Iterable[str]:

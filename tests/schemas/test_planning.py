@@ -189,6 +189,11 @@ def test_a_layer_whose_new_names_are_taken_stays_dense(others, method, reason):
             {"rank": {"budget": 0.5}, "overrides": [{"match": "*", "weight": 2, "rank": 4}]},
             "overrides: the weight of '*' has no effect beside a rank",
         ),
+        ({"rank": 99_999}, "every selected layer stays dense: the output equals the input"),
+        ({"rank": 30, "align": 25}, "every selected layer stays dense: the output equals the input"),
+        ({"selector": "osinsky"}, "selector: it has no effect on svd"),
+        ({"selector": "osinsky", "overrides": [{"match": "*", "method": "cx"}]}, None),
+        ({"selector": "qdeim", "method": "cur"}, None),
         ({}, None),
     ],
 )
