@@ -16,7 +16,7 @@ KEPT_REASONS = {
     "rank_zero": "The ratio leaves no room for factors of the least rank that is allowed.",
     "not_finite": "The weight holds NaN or infinity.",
     "not_converged": "No method of the ladder gave factors that pass the check.",
-    "out_of_range": "The factors do not fit the range of the storage dtype, or the squares of the weight that of float64.",
+    "out_of_range": "The factors do not fit the storage dtype's range, or W's squares that of float64.",
     "names_taken": "The checkpoint already has a tensor under one of the factors' names.",
     "kept_by_budget": "The budget is spent best where this weight is kept whole.",
 }
