@@ -77,8 +77,9 @@ def plan_document(checkpoint: str, tensors: Sequence[Tensor], plan: Plan) -> Pla
     bytes_after = nbytes + sum(x.bytes_after - x.bytes_before for x in layers)
     open_budget = next((layer.rank for layer in plan.layers if shares_budget(layer)), None)
     if isinstance(open_budget, SpecRule):
-        after = min(after, parameters - _spared(plan, open_budget))
-        bytes_after = min(bytes_after, open_budget.budget_bytes or bytes_after)
+        spared = _spared(plan, open_budget)
+        after = min(after, parameters - spared)
+        bytes_after = min(bytes_after, open_budget.budget_bytes or nbytes - spared * _least_item(plan))
     totals = PlanTotals(
         parameters_before=parameters,
         parameters_after=after,
@@ -99,6 +100,13 @@ def _spared(plan: Plan, rule: SpecRule) -> int:
         return 0
     account = ParameterAccount(plan.layers, rule.budget)
     return account.total({}) - account.limit
+
+
+def _least_item(plan: Plan) -> int:
+    """Return the least bytes of a parameter that is spared; 0 where factors may be wider than the weight."""
+    if any(layer.stored_dtype != layer.dtype for layer in plan.layers):
+        return 0
+    return min(layer.bytes_before // layer.parameters_before for layer in plan.layers)
 
 
 def _planned(layer: LayerPlan) -> PlannedLayer:

@@ -209,6 +209,25 @@ def test_a_checkpoint_without_matrices_is_told_so_and_nothing_that_was_not_asked
     assert plan.warnings == ("no layer is selected: the output equals the input",)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "spec", "least_spared"),
+    [
+        ("F32", {}, 4096 * 4),
+        ("BF16", {}, 4096 * 2),
+        ("BF16", {"dtype": "float32"}, 0),
+        ("F32", {"layout": "dense"}, 0),
+    ],
+)
+def test_an_open_budget_bounds_the_sums_of_a_plan(dtype, spec, least_spared):
+    tensors = [Named("a.weight"), Named("b.weight", dtype=dtype), Named("b.bias", (64,))]
+    asked = CompressionSpec.model_validate({"rank": {"budget": 0.5}, **spec})
+    totals = plan_document("m", tensors, make_plan(tensors, asked)).totals
+
+    assert totals.bytes_after == totals.bytes_before - least_spared
+    spared = 0 if "layout" in spec else 4096
+    assert totals.parameters_after == totals.parameters_before - spared
+
+
 def test_a_plan_document_counts_every_tensor():
     tensors = [Named("a.weight"), Named("a.bias", (64,)), Named("b.weight", dtype="BF16")]
     spec = CompressionSpec.model_validate({"rank": 4, "dtype": "float16"})
