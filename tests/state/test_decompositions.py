@@ -353,7 +353,8 @@ def test_processes_that_write_read_and_evict_the_same_files_see_whole_ones_or_no
     running = [run(WRITER, tmp_path, writer) for writer in (0, 1)]
 
     assert [process.communicate()[0] for process in running] == [b"done\n", b"done\n"]
-    assert len(files(tmp_path)) == 3
+    # Room is made before it is known that the other one has put the same file there, which is then replaced.
+    assert len(files(tmp_path)) in {2, 3}
 
 
 def test_a_full_disk_is_no_trouble_and_leaves_nothing(tmp_path):
