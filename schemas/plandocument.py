@@ -11,6 +11,7 @@ from schemas.compression import Method
 from schemas.plan import LayerPlan, Plan, Tensor
 from schemas.rankrules import RankRule, SpecRule
 from schemas.report import KeptReason, Outcome, Savings
+from schemas.tensor import DTYPE_BITS
 
 
 class RankBounds(Output):
@@ -106,7 +107,7 @@ def _least_item(plan: Plan) -> int:
     """Return the least bytes of a parameter that is spared; 0 where factors may be wider than the weight."""
     if any(layer.stored_dtype != layer.dtype for layer in plan.layers):
         return 0
-    return min(layer.bytes_before // layer.parameters_before for layer in plan.layers)
+    return min(DTYPE_BITS[layer.dtype] for layer in plan.layers) // 8
 
 
 def _planned(layer: LayerPlan) -> PlannedLayer:

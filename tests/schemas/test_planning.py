@@ -219,7 +219,12 @@ def test_a_checkpoint_without_matrices_is_told_so_and_nothing_that_was_not_asked
     ],
 )
 def test_an_open_budget_bounds_the_sums_of_a_plan(dtype, spec, least_spared):
-    tensors = [Named("a.weight"), Named("b.weight", dtype=dtype), Named("b.bias", (64,))]
+    tensors = [
+        Named("a.weight"),
+        Named("b.weight", dtype=dtype),
+        Named("b.bias", (64,)),
+        Named("c.weight", (0, 5)),
+    ]
     asked = CompressionSpec.model_validate({"rank": {"budget": 0.5}, **spec})
     totals = plan_document("m", tensors, make_plan(tensors, asked)).totals
 
