@@ -119,6 +119,8 @@ class DecompositionStore:
         path = self._path(key)
         try:
             with self._lock():
+                # What it replaces goes first, or room would be made for both.
+                path.unlink(missing_ok=True)
                 if not self._make_room(len(begin) + len(basis)):
                     return False
                 self._publish(path, begin, basis)

@@ -28,7 +28,23 @@ _capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c
 def solve(name: str, like: Matrix, arguments: tuple[Argument, ...], *, integers: int | None) -> None:
     """Call a LAPACK routine with the workspace that it asks for.
 
-    `integers` is the length of its integer workspace: 0 for none, None if it is asked for too.
+    Parameters
+    ----------
+    name : str
+        Without the letter of the precision.
+    like : array
+        Of the precision to compute in.
+    arguments : tuple
+        All up to the workspace, in the routine's order; their sizes must be what it expects.
+    integers : int or None
+        The length of its integer workspace: 0 for none, None if it is to be asked for too.
+
+    Raises
+    ------
+    LinAlgError
+        If the routine says that it failed.
+    KeyError
+        If the precision is neither float32 nor float64.
     """
     asked, asked_integers = np.zeros(1, like.dtype), np.zeros(1, np.int64)
     counts: tuple[Argument, ...] = ()
@@ -48,7 +64,10 @@ def solve(name: str, like: Matrix, arguments: tuple[Argument, ...], *, integers:
 
 
 def call(name: str, like: Matrix, *arguments: Argument) -> None:
-    """Call a routine in the precision of a matrix; Fortran takes every argument by its address."""
+    """Call a routine in the precision of a matrix; Fortran takes every argument by its address.
+
+    Parameters and errors are as for :func:`solve`, but `arguments` are all of them; nothing is checked.
+    """
     routine = _routine(_PRECISION[like.dtype.char] + name)
     kept = [integer(value) if isinstance(value, int) else value for value in arguments]
     routine(*[_address(value) for value in kept])
