@@ -1,9 +1,9 @@
 """BLAS and LAPACK routines of scipy's OpenBLAS, called so that every other thread of the process goes on.
 
 scipy.linalg keeps the interpreter's lock while these compute, half a second for the eigenpairs of 2048 x 2048
-and longer with the cube: no heartbeat is sent meanwhile, nothing read ahead or written behind. scipy offers the same routines to
-compiled code by their addresses (`scipy.linalg.cython_blas`, `scipy.linalg.cython_lapack`), and a call
-through ctypes lets go of the lock.
+and longer with the cube: no heartbeat is sent meanwhile, nothing read ahead or written behind. scipy offers
+the same routines to compiled code by their addresses (`scipy.linalg.cython_blas`,
+`scipy.linalg.cython_lapack`), and a call through ctypes lets go of the lock.
 """
 
 from __future__ import annotations
