@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from schemas.compression import CompressionSpec
 from schemas.job import Progress
-from schemas.planning import make_plan
+from schemas.planning.planner import make_plan
+from schemas.spec import CompressionSpec
 from worker.local import open_checkpoint
 from worker.lowrank import Factored, FactorRequest, factor
 from worker.pipeline import Request, compress

@@ -12,8 +12,8 @@ from benchmarks.sender import Upload, send
 from benchmarks.standalone import Service, running
 from benchmarks.table import mib, show
 from eckart import Client
-from schemas.compression import CompressionSpec
 from schemas.job import TERMINAL, Job
+from schemas.spec import CompressionSpec
 
 SET_BYTES = 3_000_000_000
 SPEC = CompressionSpec.model_validate({"method": "svd", "rank": {"ratio": 0.3}})

@@ -16,8 +16,8 @@ from benchmarks.options import Options
 from benchmarks.standalone import running
 from benchmarks.table import seconds, show
 from eckart import Client
-from schemas.compression import CompressionSpec
 from schemas.job import Job
+from schemas.spec import CompressionSpec
 
 SPEC = CompressionSpec.model_validate({"method": "svd", "rank": {"ratio": 0.5}})
 LLAMA_BYTES = 330_000_000  # the embedding and two blocks

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from eckart.errors import InputError
-from schemas.calibration import GRAM
+from schemas.planning.calibration import GRAM
 
 if TYPE_CHECKING:
     import os

@@ -17,11 +17,11 @@ from eckart.progress import silent
 from eckart.source import find_source, open_source
 from eckart.spec import as_spec, refuse_two_calibrations
 from eckart.upload import upload
-from schemas.checkpoint import CHECKPOINT_ID
+from schemas.checkpoint import Checkpoint
+from schemas.format.index import CHECKPOINT_ID
 from schemas.job import TERMINAL, Job, JobList
-from schemas.plandocument import PlanDocument
+from schemas.plan import PlanDocument
 from schemas.report import Report
-from schemas.stored import Checkpoint
 
 if TYPE_CHECKING:
     import os
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from eckart.progress import Progress
     from eckart.source import PathOrId
     from eckart.spec import Spec
-    from schemas.calibration import GramInfo
-    from schemas.compression import CompressionSpec
     from schemas.job import JobState
+    from schemas.planning.calibration import GramInfo
+    from schemas.spec import CompressionSpec
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 # The service holds an answer until the state changes; whoever watches wants to see the layers pass.

@@ -13,11 +13,11 @@ from eckart.client import Client
 from eckart.errors import InputError
 from eckart.progress import ProgressLine
 from eckart.table import plan_table, report_table
-from schemas.checkpoint import INDEX_ENDING
+from schemas.format.index import INDEX_ENDING
 from schemas.report import REPORT_NAME, Report
 
 if TYPE_CHECKING:
-    from schemas.compression import CompressionSpec
+    from schemas.spec import CompressionSpec
 
 OURS = frozenset({"service", "state", "schemas", "worker", "eckart"})
 

@@ -13,7 +13,7 @@ from eckart.digest import sha256_of
 from eckart.errors import AnswerError, DigestError, EckartError, InputError
 from eckart.part import PartFile
 from eckart.patience import Patience
-from schemas.checkpoint import FILE_NAME
+from schemas.format.index import FILE_NAME
 from schemas.report import REPORT_NAME, Report
 
 if TYPE_CHECKING:

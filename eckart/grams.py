@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eckart.errors import InputError
-from schemas.fault import listed
+from schemas.format.errors import listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from schemas.plandocument import PlannedLayer
+from schemas.plan import PlannedLayer
 from schemas.report import LayerReport
 
 if TYPE_CHECKING:

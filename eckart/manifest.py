@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 
 from eckart.errors import LoadError
-from schemas.manifest import METADATA_KEY, FactoredLayer, Manifest
+from schemas.format.metadata import METADATA_KEY, FactoredLayer, Manifest
 
 
 def read_manifest(file_name: str, metadata: Mapping[str, str]) -> dict[str, FactoredLayer]:

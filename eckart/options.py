@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from eckart.spec import as_spec
-from schemas.compression import CompressionSpec, FactorDtype, Layout, Method, Objective, Selector
+from schemas.spec import CompressionSpec, FactorDtype, Layout, Method, Objective, Selector
 
 if TYPE_CHECKING:
     import argparse

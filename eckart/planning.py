@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eckart.errors import InputError
-from schemas.budget import check_budget
-from schemas.calibration import CalibrationError
-from schemas.checkpoint import parse_index
-from schemas.manifest import factored_names
-from schemas.outputsize import InputFiles
-from schemas.plandocument import PlanDocument, plan_document
-from schemas.planning import make_plan
-from schemas.problem import FieldProblem
-from schemas.specerror import SpecError
+from schemas.format.files import InputFiles
+from schemas.format.index import parse_index
+from schemas.format.metadata import factored_names
+from schemas.planning.budget import check_budget
+from schemas.planning.calibration import CalibrationError
+from schemas.planning.documents import plan_document
+from schemas.planning.planner import make_plan
+from schemas.problem import FieldProblem, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from eckart.source import Source
-    from schemas.calibration import GramInfo
-    from schemas.compression import CompressionSpec
+    from schemas.plan import PlanDocument
+    from schemas.planning.calibration import GramInfo
+    from schemas.spec import CompressionSpec
 
 
 def plan_source(

@@ -8,22 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eckart.errors import InputError
-from schemas.checkpoint import (
-    CHECKPOINT_ID,
-    FILE_NAME,
-    INDEX_ENDING,
-    CheckpointError,
-    Header,
-    TensorInfo,
-    check_shards,
-    parse_index,
-    read_header,
-)
-from schemas.fault import listed
+from schemas.format.errors import CheckpointError, listed
+from schemas.format.header_stream import read_header
+from schemas.format.index import CHECKPOINT_ID, FILE_NAME, INDEX_ENDING, check_shards, parse_index
 from schemas.problem import FieldProblem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from schemas.format.header import Header
+    from schemas.format.tensor import TensorInfo
 
 ENDING = ".safetensors"
 PathOrId = str | os.PathLike[str]

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from eckart.errors import InputError
-from schemas.compression import CompressionSpec
 from schemas.problem import field_problems
+from schemas.spec import CompressionSpec
 
 Spec = CompressionSpec | Mapping[str, Any] | str | bytes
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from eckart.grouping import Group
-    from schemas.plandocument import PlanDocument, PlannedLayer, PlanTotals
+    from schemas.plan import PlanDocument, PlannedLayer, PlanTotals
     from schemas.report import LayerReport, Report, Totals
 
 WIDTH = 100

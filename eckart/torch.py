@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from eckart.errors import LoadError
 from eckart.manifest import read_manifest
 from eckart.source import Source, open_source
-from schemas.fault import listed
+from schemas.format.errors import listed
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping
 
-    from schemas.manifest import FactoredLayer
+    from schemas.format.metadata import FactoredLayer
 
     Shapes = Mapping[str, tuple[int, ...]]
 

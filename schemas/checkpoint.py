@@ -1,31 +1,38 @@
-"""Checkpoints: the safetensors header and the shard index, and every check on them."""
+"""A stored checkpoint as a client sees it."""
 
-from schemas.fault import CheckpointError
-from schemas.frame import MAX_HEADER_BYTES, HeaderScan, read_header, scan_file
-from schemas.header import MAX_TENSORS, Header, parse_header
-from schemas.index import CHECKPOINT_ID, FILE_NAME, INDEX_ENDING, MAX_INDEX_BYTES, ShardIndex, parse_index
-from schemas.shards import check_shards
-from schemas.tensor import DTYPE_BITS, FLOAT_DTYPES, MAX_DIMENSIONS, MAX_NAME_BYTES, TensorInfo
+from pydantic import Field
 
-__all__ = [
-    "CHECKPOINT_ID",
-    "DTYPE_BITS",
-    "FILE_NAME",
-    "FLOAT_DTYPES",
-    "INDEX_ENDING",
-    "MAX_DIMENSIONS",
-    "MAX_HEADER_BYTES",
-    "MAX_INDEX_BYTES",
-    "MAX_NAME_BYTES",
-    "MAX_TENSORS",
-    "CheckpointError",
-    "Header",
-    "HeaderScan",
-    "ShardIndex",
-    "TensorInfo",
-    "check_shards",
-    "parse_header",
-    "parse_index",
-    "read_header",
-    "scan_file",
-]
+from schemas.base import Output
+from schemas.report import FileReport
+
+
+class StoredTensor(Output):
+    """One tensor."""
+
+    name: str = Field(description="Its name.", examples=["encoder.layer.0.attention.self.query.weight"])
+    dtype: str = Field(description="Its storage dtype.", examples=["F32"])
+    shape: tuple[int, ...] = Field(description="Its shape.", examples=[[384, 384]])
+    parameters: int = Field(description="Its elements.", examples=[147456])
+    selected: bool = Field(
+        description="Whether a spec that says nothing of layers would factor it.", examples=[True]
+    )
+    break_even_rank: int | None = Field(
+        description="The largest rank at which two factors save a parameter; null where no rank can be.",
+        examples=[191],
+    )
+
+
+class Checkpoint(Output):
+    """A stored checkpoint."""
+
+    id: str = Field(description="Its id.", examples=["my-model"])
+    files: tuple[FileReport, ...] = Field(description="The files that are here, the index included.")
+    complete: bool = Field(description="Whether a job can run on it.", examples=[True])
+    missing: tuple[str, ...] = Field(
+        description="What is still to be uploaded.", examples=[["model-00002-of-00002.safetensors"]]
+    )
+    parameters: int = Field(description="Elements of all tensors that are here.", examples=[22713216])
+    bytes: int = Field(description="Size of all files that are here.", examples=[90864192])
+    tensors: tuple[StoredTensor, ...] = Field(
+        description="Every tensor, by file and then in the order of the bytes."
+    )

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from schemas.base import Input, Output
-from schemas.checkpoint import CHECKPOINT_ID
-from schemas.compression import CompressionSpec
+from schemas.format.index import CHECKPOINT_ID
 from schemas.problem import Problem
 from schemas.report import Totals
+from schemas.spec import CompressionSpec
 
 JobState = Literal["queued", "running", "succeeded", "failed", "canceled"]
 TERMINAL: frozenset[JobState] = frozenset({"succeeded", "failed", "canceled"})

@@ -1,129 +1,62 @@
-"""What is to be done to each weight, as a frozen value."""
+"""A plan as the document that a client reads."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from pydantic import Field
 
-from schemas.compression import Method, Selector
-from schemas.rankrules import RankRule
-from schemas.ranks import allowed_ranks, break_even_rank, factor_parameters
-from schemas.report import KeptReason
-from schemas.tensor import DTYPE_BITS
-
-WEIGHT = ".weight"
-BIAS = ".bias"
-STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+from schemas.base import Output
+from schemas.report import KeptReason, Outcome, Savings
+from schemas.spec import Method
 
 
-class Tensor(Protocol):
-    """What planning needs to know of a tensor."""
+class RankBounds(Output):
+    """Between which ranks a rule that needs the spectra will land, if the layer is factored at all."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def nbytes(self) -> int: ...
-    @property
-    def parameters(self) -> int: ...
+    least: int = Field(description="The least possible rank.", examples=[1])
+    most: int = Field(description="The largest possible rank.", examples=[191])
 
 
-@dataclass(frozen=True, slots=True)
-class LayerPlan:
-    """One selected weight and what is to be done with it.
+class PlannedLayer(Output):
+    """What would be done to one selected weight."""
 
-    `rank` is an integer where the shape alone gives it, a rule where the spectrum is needed, and None where
-    `reason` says why the weight stays dense. `rows` are outputs and `columns` inputs, also where the weight
-    is stored `transposed`; `calibrated` says that a Gram matrix of its inputs is there. Ranks are multiples
-    of `align` and at least `min_rank`; `weight` is how much the squared error counts under a budget.
-    """
-
-    name: str
-    rows: int
-    columns: int
-    dtype: str
-    stored_dtype: str
-    method: Method
-    selector: Selector
-    factors: int
-    dense_layout: bool
-    rank: int | RankRule | None
-    reason: KeptReason | None
-    transposed: bool = False
-    calibrated: bool = False
-    align: int = 1
-    min_rank: int = 1
-    weight: float = 1.0
-
-    @property
-    def tensor(self) -> str:
-        """The weight's name in the input."""
-        return self.name + WEIGHT
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The weight's shape as it is stored."""
-        return self._stored(self.rows, self.columns)
-
-    @property
-    def break_even_rank(self) -> int:
-        """The largest rank that saves a parameter."""
-        return break_even_rank(self.rows, self.columns, factors=self.factors)
-
-    @property
-    def extent(self) -> int:
-        """How many singular vectors serve whatever is asked: no factors of a higher rank save a parameter."""
-        return max(1, break_even_rank(self.rows, self.columns, factors=2))
-
-    @property
-    def ranks(self) -> range:
-        """The ranks it may have, ascending."""
-        return allowed_ranks(
-            self.rows, self.columns, factors=self.factors, align=self.align, least=self.min_rank
-        )
-
-    @property
-    def parameters_before(self) -> int:
-        """Elements of the dense weight."""
-        return self.rows * self.columns
-
-    @property
-    def bytes_before(self) -> int:
-        """Bytes of the dense weight."""
-        return self.parameters_before * DTYPE_BITS[self.dtype] // 8
-
-    def parameters_after(self, rank: int | None) -> int:
-        """Elements stored at that rank; None: kept dense."""
-        if rank is None or self.dense_layout:
-            return self.parameters_before
-        return factor_parameters(self.rows, self.columns, rank, factors=self.factors)
-
-    def bytes_after(self, rank: int | None) -> int:
-        """Bytes stored at that rank; None: kept dense, byte for byte."""
-        dtype = self.dtype if rank is None else self.stored_dtype
-        return self.parameters_after(rank) * DTYPE_BITS[dtype] // 8
-
-    def factor_shapes(self, rank: int) -> tuple[tuple[int, int], ...]:
-        """Shapes of the factors, input side first, as a stock Sequential of such layers holds them."""
-        core = ((rank, rank),) if self.factors == 3 else ()
-        return (self._stored(rank, self.columns), *core, self._stored(self.rows, rank))
-
-    def factor_names(self) -> tuple[str, ...]:
-        """Names of the factors, input side first."""
-        return tuple(f"{self.name}.{i}{WEIGHT}" for i in range(self.factors))
-
-    def bias_name(self) -> str:
-        """Name of the bias beside the last factor."""
-        return f"{self.name}.{self.factors - 1}{BIAS}"
-
-    def _stored(self, outputs: int, inputs: int) -> tuple[int, int]:
-        return (inputs, outputs) if self.transposed else (outputs, inputs)
+    name: str = Field(description="The module's name.", examples=["encoder.layer.0.output.dense"])
+    tensor: str = Field(description="The tensor's name.", examples=["encoder.layer.0.output.dense.weight"])
+    shape: tuple[int, ...] = Field(description="Rows and columns, as stored.", examples=[[384, 384]])
+    transposed: bool = Field(
+        description="Whether it is stored as [inputs, outputs], and its factors too.", examples=[False]
+    )
+    calibrated: bool = Field(
+        description="Whether the calibration holds the Gram matrix of its inputs.", examples=[False]
+    )
+    dtype: str = Field(description="The storage dtype in the input.", examples=["F32"])
+    outcome: Outcome = Field(description="`factored` or `kept`.", examples=["factored"])
+    reason: KeptReason | None = Field(description="Why it would be kept; null otherwise.", examples=[None])
+    method: Method = Field(description="The method.", examples=["svd"])
+    rank: int | None = Field(description="The rank; null where kept or not yet known.", examples=[96])
+    rank_bounds: RankBounds | None = Field(
+        description="Where the rank depends on the spectrum: its bounds.", examples=[None]
+    )
+    break_even_rank: int = Field(description="The largest rank that saves a parameter.", examples=[191])
+    parameters_before: int = Field(description="Elements before.", examples=[147456])
+    parameters_after: int = Field(
+        description="Elements after; an upper bound where `rank_bounds` is given.", examples=[73728]
+    )
+    bytes_before: int = Field(description="Bytes before.", examples=[589824])
+    bytes_after: int = Field(
+        description="Bytes after; an upper bound where `rank_bounds` is given.", examples=[294912]
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Every selected weight in the checkpoint's order, and what is likely not meant."""
+class PlanTotals(Savings):
+    """What would be saved."""
 
-    layers: tuple[LayerPlan, ...]
-    warnings: tuple[str, ...]
+    exact: bool = Field(
+        description="False where a rank depends on a spectrum: sums after are upper bounds.", examples=[True]
+    )
+
+
+class PlanDocument(Output):
+    """The answer to POST /v1/plans."""
+
+    checkpoint: str = Field(description="The checkpoint's id.", examples=["my-model"])
+    warnings: tuple[str, ...] = Field(description="What is likely not meant.", examples=[[]])
+    layers: tuple[PlannedLayer, ...] = Field(description="Every selected weight.")
+    totals: PlanTotals = Field(description="Sums over every tensor of the checkpoint.")

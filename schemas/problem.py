@@ -64,3 +64,15 @@ def _sentence(error: Mapping[str, Any]) -> str:
 def _pointer(path: Iterable[int | str]) -> str:
     steps = (str(step) for step in path if step not in UNION_TAGS)
     return "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in steps)
+
+
+class SpecError(ValueError):
+    """What cannot be met: `pointer` is the field within the spec, `detail` names the layer and the remedy."""
+
+    def __init__(self, pointer: str, detail: str) -> None:
+        super().__init__(pointer, detail)
+        self.pointer = pointer
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail

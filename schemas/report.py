@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from schemas.base import Output
-from schemas.compression import Method, Selector
+from schemas.spec import Method, Selector
 
 Outcome = Literal["factored", "kept"]
 DecompositionOrigin = Literal["computed", "cached"]

@@ -1,13 +1,24 @@
-"""Singular values as they are kept, and what follows from them: what the worker finds, without torch."""
+"""One layer's choices under a budget: the ranks it may have and dense, with what each costs and loses."""
 
 import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import ldexp
 
-from schemas.curve import squared_tails
+
+def squared_tails(spectrum: Sequence[float], scale: float = 1.0) -> "array[float]":
+    """Return the sums of the squares of all but the first 0, 1, … singular values, in units of scale².
+
+    They are summed from the small end, as the numerics do.
+    """
+    squares = (sigma * sigma for sigma in (value / scale for value in reversed(spectrum)))
+    tails = array("d", accumulate(squares, initial=0.0))
+    tails.reverse()
+    return tails
+
 
 # These two are worker/lowrank's own; a test compares what comes of them.
 ROUNDING_EXCESS = 1e-4

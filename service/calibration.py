@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from schemas.calibration import CalibrationError
-from schemas.compression import CompressionSpec
+from schemas.format.tensor import TensorInfo
+from schemas.planning.calibration import CalibrationError
 from schemas.problem import FieldProblem
 from schemas.report import FileReport
-from schemas.tensor import TensorInfo
+from schemas.spec import CompressionSpec
 from service import errors
 from service.deps import Services
+from state.checkpoints import StoredCheckpoint
 from state.errors import CheckpointNotFound
-from state.shelf import StoredCheckpoint
 
 # Where the field stands: in the JSON request of a job or plan, and in the spec of a form.
 IN_REQUEST = "/spec/calibration"

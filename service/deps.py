@@ -14,11 +14,11 @@ from service.bodytypes import require_json
 from service.metrics import Metrics
 from service.settings import Settings
 from service.uploads import Body, Sink, Space, declared_bytes, receive_body
+from state.cache import DecompositionStore
 from state.checkpoints import CheckpointStore
-from state.decompositions import DecompositionStore
 from state.jobs import JobStore
 from state.queue import JobQueue
-from state.workers import WorkerRegistry
+from state.scripts import WorkerRegistry
 
 T = TypeVar("T")
 

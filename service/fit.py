@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 
-from schemas.checkpoint import INDEX_ENDING, CheckpointError, Header, ShardIndex, check_shards
-from state.shelf import StoredCheckpoint
+from schemas.format.errors import CheckpointError
+from schemas.format.header import Header
+from schemas.format.index import INDEX_ENDING, ShardIndex, check_shards
+from state.checkpoints import StoredCheckpoint
 
 Content = Header | ShardIndex
 

@@ -3,17 +3,17 @@
 import contextlib
 from dataclasses import dataclass
 
-from schemas.checkpoint import FILE_NAME, INDEX_ENDING, HeaderScan
-from schemas.compression import CompressionSpec
+from schemas.format.header_stream import HeaderScan
+from schemas.format.index import FILE_NAME, INDEX_ENDING
+from schemas.spec import CompressionSpec
 from service import errors
 from service.fit import Content, check_fit, check_one_index
 from service.multipart import CappedText, Part, PartHead
 from service.strictjson import parse_model
 from service.uploads import Space
-from state.checkpoints import CheckpointStore
+from state.checkpoints import CheckpointStore, StoredCheckpoint
 from state.errors import CheckpointNotFound
-from state.shelf import StoredCheckpoint
-from state.uploads import IndexScan, StoredFile, Upload
+from state.upload import IndexScan, StoredFile, Upload
 
 NAME_ADVICE = (
     "A file name starts with a letter or digit, goes on with those and . _ -, has at most 128 characters "

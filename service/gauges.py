@@ -7,7 +7,7 @@ from service.uploads import Space
 from state.errors import StoreUnavailable
 from state.jobs import JobStore
 from state.queue import JobQueue
-from state.workers import WorkerRegistry
+from state.scripts import WorkerRegistry
 
 log = logging.getLogger("eckart.service")
 

@@ -20,12 +20,12 @@ from service.reaper import reap_forever
 from service.routes import checkpoints, health, jobs, plans, results
 from service.settings import Settings
 from service.uploads import Space
+from state.cache import DecompositionStore
 from state.checkpoints import CheckpointStore
-from state.connection import redis_client
-from state.decompositions import DecompositionStore
 from state.jobs import JobStore
 from state.queue import JobQueue
-from state.workers import WorkerRegistry
+from state.redis import redis_client
+from state.scripts import WorkerRegistry
 
 SUMMARY = "Makes model checkpoints smaller: safetensors in, low-rank safetensors and a report out."
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import Header, Path, Query
 
-from schemas.checkpoint import CHECKPOINT_ID
+from schemas.format.index import CHECKPOINT_ID
 from schemas.job import JobState
 
 CheckpointId = Annotated[str, Path(description="The checkpoint's id.", examples=["my-model"])]

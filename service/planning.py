@@ -3,22 +3,19 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from schemas.budget import check_budget
-from schemas.calibration import GRAM
-from schemas.compression import CompressionSpec
-from schemas.foresight import foreseen
-from schemas.manifest import factored_names
-from schemas.outputsize import InputFiles
-from schemas.plan import Plan
-from schemas.planning import make_plan
-from schemas.problem import FieldProblem
-from schemas.rankrules import RankRule
-from schemas.specerror import SpecError
+from schemas.format.files import InputFiles
+from schemas.format.metadata import factored_names
+from schemas.planning.budget import check_budget, foreseen
+from schemas.planning.calibration import GRAM
+from schemas.planning.layer import Plan
+from schemas.planning.planner import make_plan
+from schemas.problem import FieldProblem, SpecError
+from schemas.spec import CompressionSpec, RankRule
 from service import errors
 from service.calibration import Calibration
 from service.deps import Services
-from state.decompositions import DecompositionKey
-from state.shelf import StoredCheckpoint
+from state.cache import DecompositionKey
+from state.checkpoints import StoredCheckpoint
 
 # A match takes half a microsecond, or ten for a pattern made to be slow.
 MAX_MATCHES = 10_000_000

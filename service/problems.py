@@ -10,11 +10,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
-from schemas.checkpoint import CheckpointError
+from schemas.format.errors import CheckpointError
 from schemas.problem import field_problems
 from service import errors
 from state import errors as state
-from state.blobs import FULL
+from state.files import FULL
 
 MAX_FIELD_PROBLEMS = 50
 CLIENT_CLOSED_REQUEST = 499

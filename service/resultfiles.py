@@ -9,7 +9,7 @@ from pathlib import Path
 from schemas.report import REPORT_NAME, Report
 from service import errors
 from service.deps import Services
-from state.layout import Layout
+from state.data_dir import Layout
 from state.records import JobRecord
 
 ADVICE = {

@@ -21,7 +21,7 @@ from service.rundir import DataDirectoryError, held
 from service.settings import Settings
 from service.supervisor import StartFailedError, Supervisor
 from service.waiting import Readiness
-from state.layout import Layout
+from state.data_dir import Layout
 from state.settings import setting_faults
 
 if TYPE_CHECKING:

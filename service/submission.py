@@ -4,18 +4,18 @@ import hashlib
 import json
 import logging
 
-from schemas.compression import CompressionSpec
-from schemas.fault import listed
+from schemas.format.errors import listed
 from schemas.job import NO_PROGRESS, JobRequest
-from schemas.plan import Plan
+from schemas.planning.layer import Plan
+from schemas.spec import CompressionSpec
 from service import errors
 from service.calibration import IN_FORM, IN_REQUEST, Calibration, find_calibration
 from service.deps import Services
 from service.forms import FormContent
 from service.planning import SPEC_IN_FORM, SPEC_IN_REQUEST, bounded_plan
+from state.checkpoints import StoredCheckpoint
 from state.errors import StoreUnavailable
 from state.records import Idempotency, JobRecord, JobView, NewJob
-from state.shelf import StoredCheckpoint
 
 log = logging.getLogger("eckart.service")
 

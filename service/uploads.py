@@ -14,7 +14,7 @@ from urllib.parse import quote
 from starlette.requests import ClientDisconnect, Request
 
 from service import errors
-from state.decompositions import DecompositionStore
+from state.cache import DecompositionStore
 
 FIRST_BLOCK_BYTES = 64 * 2**10
 BLOCK_BYTES = 4 * 2**20

@@ -1,10 +1,11 @@
 """Jobs and checkpoints as clients see them."""
 
+from schemas.checkpoint import Checkpoint
+from schemas.format.metadata import factored_names
 from schemas.job import TERMINAL, Job, JobList, Links
-from schemas.manifest import factored_names
-from schemas.stored import Checkpoint, checkpoint_document
+from schemas.planning.documents import checkpoint_document
+from state.checkpoints import StoredCheckpoint
 from state.records import JobPage, JobView
-from state.shelf import StoredCheckpoint
 
 RETRY_AFTER_S = 1
 

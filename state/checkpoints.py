@@ -1,22 +1,169 @@
-"""Stored checkpoints: files under a client's id, published once and never changed."""
+"""The manifest of a checkpoint: which files are published, with size and digest."""
 
 import logging
+import re
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from schemas.checkpoint import CHECKPOINT_ID, FILE_NAME, CheckpointError, ShardIndex
+from pydantic import TypeAdapter
+
+from schemas.format.errors import CheckpointError
+from schemas.format.header import Header
+from schemas.format.header_stream import read_header
+from schemas.format.index import CHECKPOINT_ID, FILE_NAME, INDEX_ENDING, ShardIndex, check_shards, parse_index
+from schemas.format.tensor import TensorInfo
 from schemas.report import FileReport
-from state.blobs import PART_ENDING, Part, banish, disk_errors, empty, left_over, make_directory
-from state.decompositions import DecompositionStore
+from state.cache import DecompositionStore
+from state.data_dir import Layout
 from state.errors import CheckpointNotFound, ContentConflict, TooLarge
-from state.layout import Layout
-from state.locks import locked
-from state.manifest import read_manifest, write_manifest
-from state.shelf import StoredCheckpoint, check_addition, read_shelf
-from state.uploads import Upload
+from state.files import (
+    PART_ENDING,
+    Part,
+    banish,
+    disk_errors,
+    empty,
+    left_over,
+    locked,
+    make_directory,
+    write_atomic,
+)
+from state.upload import Upload
+
+ENTRIES = TypeAdapter(dict[str, FileReport])
+
+
+def read_manifest(layout: Layout, checkpoint_id: str) -> dict[str, FileReport]:
+    """Return the published files by name, in order; a file that is not there any more is left out."""
+    try:
+        entries = ENTRIES.validate_json(layout.manifest(checkpoint_id).read_bytes())
+    except FileNotFoundError:
+        return {}
+    folder = layout.checkpoint(checkpoint_id)
+    return {name: entries[name] for name in sorted(entries) if (folder / name).is_file()}
+
+
+def write_manifest(layout: Layout, checkpoint_id: str, files: Mapping[str, FileReport]) -> None:
+    """Replace the manifest; the caller holds the checkpoint's lock."""
+    with disk_errors():
+        make_directory(layout.checkpoint(checkpoint_id))
+        write_atomic(layout.manifest(checkpoint_id), ENTRIES.dump_json(dict(files), indent=1))
+
+
+def holds(layout: Layout, checkpoint_id: str, files: Iterable[FileReport]) -> bool:
+    """Say whether a checkpoint still has exactly these bytes under these names."""
+    published = read_manifest(layout, checkpoint_id)
+    return all(published.get(file.name) == file for file in files)
+
+
+SHARD = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.safetensors")
+AN_INDEX = "an index file (*.safetensors.index.json)"
+MISSING_SHOWN = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCheckpoint:
+    """A checkpoint's files as they lie in its folder."""
+
+    id: str
+    folder: Path
+    files: tuple[FileReport, ...]
+    headers: Mapping[str, Header]
+    index: ShardIndex | None
+    missing: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether a job can run on it."""
+        return not self.missing
+
+    @property
+    def unrelated(self) -> tuple[str, ...]:
+        """Files that lie side by side without an index, though their names do not make them shards."""
+        return tuple(self.headers) if self.missing == (AN_INDEX,) else ()
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """All tensors, in the order of the files' names and then of their bytes."""
+        return tuple(info for header in self.headers.values() for info in header.tensors)
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all tensors."""
+        return sum(info.parameters for info in self.tensors)
+
+    def path(self, name: str) -> Path:
+        """Where one of its files lies."""
+        return self.folder / name
+
+
+def read_shelf(checkpoint_id: str, folder: Path, files: Mapping[str, FileReport]) -> StoredCheckpoint:
+    """Read the headers of published files, which were checked before they were published."""
+    index = read_index(folder, files)
+    headers = {name: read_header(folder / name) for name in weights(files)}
+    missing = tuple(islice(_missing(files, index), MISSING_SHOWN))
+    return StoredCheckpoint(checkpoint_id, folder, tuple(files.values()), headers, index, missing)
+
+
+def read_index(folder: Path, names: Collection[str]) -> ShardIndex | None:
+    """Read the index, if there is one."""
+    name = next((name for name in names if name.endswith(INDEX_ENDING)), None)
+    return parse_index((folder / name).read_bytes()) if name else None
+
+
+def weights(names: Collection[str]) -> list[str]:
+    """Return the names of the safetensors files, in order."""
+    return sorted(name for name in names if not name.endswith(INDEX_ENDING))
+
+
+def check_addition(
+    folder: Path, names: Collection[str], *, name: str, sent: Path, index: ShardIndex | None
+) -> None:
+    """Check that a file fits those that are there; `index` is its content if it is one."""
+    others = {other: folder / other for other in names if other != name}
+    if index is not None and (second := next((o for o in others if o.endswith(INDEX_ENDING)), None)):
+        raise CheckpointError(
+            "second-index",
+            f"The checkpoint has an index already, {second}. Use one index per checkpoint.",
+        )
+    index = index or read_index(folder, others)
+    if index is None:
+        return
+    paths = others | {name: sent}
+    _check_named(index, weights(paths), sent=name)
+    if set(index.shards) <= paths.keys():
+        check_shards(index, {shard: read_header(paths[shard]) for shard in index.shards})
+
+
+def _check_named(index: ShardIndex, names: Collection[str], *, sent: str) -> None:
+    for name in names:
+        if name not in index.shards:
+            whose = "The index" if name == sent else "This index"
+            raise CheckpointError(
+                "shard-extra",
+                f"{whose} does not name the file {name}. Name it there, or use another checkpoint id.",
+                "/weight_map",
+            )
+
+
+def _missing(names: Collection[str], index: ShardIndex | None) -> Iterator[str]:
+    files = weights(names)
+    if index is not None:
+        yield from (shard for shard in index.shards if shard not in names)
+        return
+    shard = next((match for name in files if (match := SHARD.fullmatch(name))), None)
+    if shard:
+        stem, count = shard["stem"], shard["count"]
+        yield f"{stem}{INDEX_ENDING}"
+        siblings = (f"{stem}-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1))
+        yield from (name for name in siblings if name not in names)
+    elif len(files) != 1:
+        yield AN_INDEX
+
 
 log = logging.getLogger("eckart.state")
 

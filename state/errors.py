@@ -18,6 +18,7 @@ StateError
 `schemas.checkpoint.CheckpointError`, a malformed file, passes through as it is.
 """
 
+
 # ruff: noqa: N818 - the names say what happened; "Error" behind each would add nothing.
 
 

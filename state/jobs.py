@@ -1,4 +1,4 @@
-"""Jobs and their transitions: Redis holds the truth, job.json is its shadow, a message only a doorbell."""
+"""Accepting a job: known first, so that its checkpoint stays, then durable, and only then answered."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,18 +9,19 @@ import redis
 from schemas.job import JobState, Progress
 from schemas.problem import Problem, problem
 from schemas.report import Totals
-from state.acceptance import Acceptance
-from state.connection import translated
+from state.checkpoints import holds
+from state.data_dir import Layout
 from state.errors import (
     BadCursor,
+    CheckpointGone,
     CheckpointInUse,
+    IdempotencyConflict,
     JobNotFound,
     NoSpace,
     StoreUnavailable,
 )
-from state.layout import Layout
-from state.ledger import Ledger
-from state.names import QUEUE_KEY
+from state.files import banish, empty
+from state.job_file import Shadows
 from state.records import (
     Claim,
     Idempotency,
@@ -29,11 +30,66 @@ from state.records import (
     JobRecord,
     JobView,
     NewJob,
+    fixed_document,
+    job_counts,
+    job_view,
     new_job_id,
+    next_cursor,
 )
-from state.scripts import PREFIX, Scripts
-from state.shadow import Shadows
-from state.views import job_counts, job_view, next_cursor
+from state.recovery import Ledger
+from state.redis import QUEUE_KEY, translated
+from state.scripts import PREFIX, Scripts, Wiped
+
+
+class Acceptance:
+    """Makes jobs, each on disk before anyone is told of it; raises `Wiped` where it is to be tried again."""
+
+    def __init__(self, layout: Layout, scripts: Scripts, shadows: Shadows) -> None:
+        self._layout = layout
+        self._scripts = scripts
+        self._shadows = shadows
+
+    def accept(self, job_id: str, new: NewJob, idempotency: Idempotency | None) -> JobRecord:
+        """Make a job under a fresh id, or return the one that the same key has made before."""
+        digest, fingerprint = (idempotency.digest, idempotency.fingerprint) if idempotency else ("", "")
+        fixed = fixed_document(new, job_id, idempotency)
+        with self._shadows.lock(job_id):
+            needed = (new.checkpoint, new.spec.calibration or "")
+            answer = str(self._scripts.run("create", job_id, *needed, digest, fingerprint, fixed))
+            if answer == "created":
+                return self._make_durable(job_id, new)
+        if answer == "conflict":
+            raise IdempotencyConflict
+        if answer == "gone":
+            raise CheckpointGone
+        return _present(self._shadows.write(answer.removeprefix("replay:")))
+
+    def _make_durable(self, job_id: str, new: NewJob) -> JobRecord:
+        try:
+            calibration = new.spec.calibration
+            if not holds(self._layout, new.checkpoint, new.files) or (
+                calibration is not None and not holds(self._layout, calibration, new.calibration_files)
+            ):
+                # Deleted or replaced after it was planned on and before the job was known.
+                raise CheckpointGone  # noqa: TRY301 - it undoes what is undone for every other reason
+            return _present(self._shadows.write_locked(job_id))
+        except BaseException:
+            self._undo(job_id)
+            raise
+
+    def _undo(self, job_id: str) -> None:
+        try:
+            empty(banish(self._layout.job(job_id), self._layout.trash))
+        finally:
+            self._scripts.run_unguarded("delete", job_id)
+
+
+def _present(record: JobRecord | None) -> JobRecord:
+    if record is None:
+        # Wiped, or undone by who made it, before it was on disk.
+        raise Wiped
+    return record
+
 
 SWEEP_LIMIT_MS = 30_000
 DELETE_LIMIT_MS = 60_000

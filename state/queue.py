@@ -6,9 +6,8 @@ from urllib.parse import parse_qs
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from state.connection import redis_client, translated
 from state.errors import StoreUnavailable
-from state.names import BROKER_PREFIX, QUEUE, QUEUE_KEY, TASK
+from state.redis import BROKER_PREFIX, QUEUE, QUEUE_KEY, TASK, redis_client, translated
 
 # Longer than any job: until then Celery must not give a running job's message to a second worker.
 VISIBILITY_TIMEOUT_S = 86_400

@@ -4,16 +4,17 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from schemas.compression import CompressionSpec
-from schemas.job import JobState, Progress
+from schemas.job import NO_PROGRESS, JobState, Progress
 from schemas.problem import Problem
 from schemas.report import FileReport, Totals
+from schemas.spec import CompressionSpec
 
 JOB_ID = re.compile(r"J[0-9a-f]{32}")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -158,3 +159,30 @@ def from_fields(fields: Mapping[str, str]) -> JobRecord:
     document |= {name: json.loads(fields[name]) for name in NESTED if name in fields}
     document |= {name: rfc3339(int(fields[of])) for name, of in TIMES.items() if of in fields}
     return JobRecord.model_validate(document)
+
+
+def job_view(answer: Sequence[Any]) -> JobView:
+    """Read a job's fields and its place in the queue, or -1."""
+    flat, place = answer
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    record = from_fields(fields)
+    return JobView(record, _progress(record, fields.get("progress")), place if place >= 0 else None)
+
+
+def job_counts(answer: Sequence[Any]) -> JobCounts:
+    """Read how many jobs there are in each state."""
+    flat, oldest, now = answer
+    waited_s = (int(now) - int(oldest[1])) / 1e6 if oldest else None
+    return JobCounts(dict(zip(flat[::2], flat[1::2], strict=True)), waited_s)
+
+
+def next_cursor(rest: Sequence[JobView]) -> str | None:
+    """Name the first job of the next page by its time, which no other job has."""
+    return str(microseconds(rest[0].record.created_at)) if rest else None
+
+
+def _progress(record: JobRecord, document: str | None) -> Progress:
+    if record.summary is not None:
+        total = record.summary.layers_factored + record.summary.layers_kept
+        return Progress(layers_done=total, layers_total=total, layer=None, fraction=1.0)
+    return Progress.model_validate_json(document) if document else NO_PROGRESS

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from schemas.calibration import CalibrationError
-from schemas.checkpoint import CheckpointError
-from schemas.compression import CompressionSpec
+from schemas.format.errors import CheckpointError
 from schemas.job import Progress
-from schemas.problem import field_problems
+from schemas.planning.calibration import CalibrationError
+from schemas.problem import SpecError, field_problems
 from schemas.report import Report
-from schemas.specerror import SpecError
+from schemas.spec import CompressionSpec
 from state.settings import setting_faults
 from worker.settings import Settings
 
@@ -45,7 +44,7 @@ def _serve(settings: Settings) -> int:
     ):
         print("ECKART_DEVICE=cuda, but torch finds no CUDA device; use auto or cpu", file=sys.stderr)
         return 2
-    from worker.tasks import run_worker
+    from worker.celery_app import run_worker
 
     run_worker(settings, settings.redis_url)
     return 0
@@ -92,7 +91,7 @@ def _compress(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _work(options: argparse.Namespace, spec: CompressionSpec, settings: Settings) -> Report:
-    from worker.device import choose_device, set_threads
+    from worker.context import choose_device, set_threads
     from worker.local import compress_local
 
     set_threads(settings.threads)

@@ -7,25 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from schemas.calibration import CalibrationError
-from schemas.checkpoint import INDEX_ENDING, CheckpointError
+from schemas.format.errors import CheckpointError
+from schemas.format.index import INDEX_ENDING
 from schemas.job import TERMINAL, Progress
-from schemas.problem import FieldProblem, Problem, problem
+from schemas.planning.calibration import CalibrationError
+from schemas.problem import FieldProblem, Problem, SpecError, problem
 from schemas.report import Report
-from schemas.specerror import SpecError
-from state.blobs import FULL, sync_directory
-from state.checkpoints import CheckpointStore
-from state.decompositions import DecompositionStore
+from state.cache import DecompositionStore
+from state.checkpoints import CheckpointStore, StoredCheckpoint
+from state.data_dir import Layout
 from state.errors import CheckpointNotFound, JobNotFound, NoSpace, StoreUnavailable
+from state.files import FULL, sync_directory
 from state.jobs import JobStore
-from state.layout import Layout
 from state.records import Claim, JobRecord, new_token
-from state.shelf import StoredCheckpoint
-from worker.device import choose_device, set_threads
+from worker.context import choose_device, set_threads
 from worker.lease import Lease, LeaseLost, StopSignal, WorkerStopping
 from worker.pipeline import Request, compress
-from worker.plan import InputCheckpoint, Source
 from worker.settings import Settings
+from worker.work_plan import InputCheckpoint, Source
 
 log = logging.getLogger(__name__)
 RETRY_S = 1.0

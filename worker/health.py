@@ -3,9 +3,9 @@
 import socket
 import sys
 
-from state.connection import redis_client
 from state.errors import StoreUnavailable
-from state.workers import WorkerRegistry
+from state.redis import redis_client
+from state.scripts import WorkerRegistry
 from worker.settings import Settings
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from schemas.rankrules import RankRule
 from schemas.report import KeptReason, LayerReport
-from worker.checkpoint.dtypes import torch_dtype
-from worker.decompositions import LayerMemo
+from schemas.spec import RankRule
+from worker.checkpoint.reader import torch_dtype
+from worker.layer_cache import LayerMemo
 from worker.lowrank import (
     EnergyRank,
     ErrorRank,
@@ -23,7 +23,7 @@ from worker.lowrank import (
     relative_error,
     weighted_error,
 )
-from worker.plan import LayerTask
+from worker.work_plan import LayerTask
 
 SPECTRUM_POINTS = 256
 

@@ -6,11 +6,11 @@ from functools import partial
 from pydantic import ValidationError
 
 from worker.checkpoint.spool import LayerSpool
-from worker.hands import Hands
+from worker.context import Given, Workshop
+from worker.executor import Hands
 from worker.layer import LayerOutcome, factor_layer, kept_outcome
 from worker.lowrank.scale import exponent_of
-from worker.plan import LayerTask
-from worker.workshop import Given, Workshop
+from worker.work_plan import LayerTask
 
 
 def finish_layers(tasks: Sequence[LayerTask], shop: Workshop) -> dict[int, LayerOutcome]:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 
-from schemas.calibration import CalibrationError
-from schemas.checkpoint import INDEX_ENDING, CheckpointError, check_shards, parse_index, read_header
-from schemas.compression import CompressionSpec
+from schemas.format.errors import CheckpointError
+from schemas.format.header_stream import read_header
+from schemas.format.index import INDEX_ENDING, check_shards, parse_index
+from schemas.planning.calibration import CalibrationError
 from schemas.report import REPORT_NAME, FileReport, Report
+from schemas.spec import CompressionSpec
 from worker.pipeline import Request, compress
-from worker.plan import InputCheckpoint, Source
 from worker.progress import Observer
+from worker.work_plan import InputCheckpoint, Source
 
 HASH_BYTES = 4 << 20
 FILE_SUFFIX = ".safetensors"

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from schemas.checkpoint import Header, TensorInfo
-from schemas.outputplan import Copied, Stored, output_metadata, plan_output
+from schemas.format.header import Header
+from schemas.format.tensor import TensorInfo
+from schemas.planning.output import Copied, Stored, output_metadata, plan_output
 from schemas.report import FileReport
-from worker.checkpoint.index import write_index
 from worker.checkpoint.part import WrittenFile
 from worker.checkpoint.reader import CheckpointReader
 from worker.checkpoint.spool import LayerSpool, SpooledLayer
-from worker.checkpoint.writer import CheckpointWriter
+from worker.checkpoint.writer import CheckpointWriter, write_index
 from worker.layer import LayerOutcome
-from worker.plan import Source, WorkPlan
+from worker.work_plan import Source, WorkPlan
 
 FindLayer = Callable[[int], SpooledLayer | None]
 

@@ -6,23 +6,21 @@ from pathlib import Path
 
 import torch
 
-from schemas.budget import shares_budget
-from schemas.compression import CompressionSpec
+from schemas.planning.budget import shares_budget
 from schemas.report import REPORT_NAME, FileReport, Report
-from state.decompositions import DecompositionStore
+from schemas.spec import CompressionSpec
+from state.cache import DecompositionStore
 from worker.budget import finish_within_budget
-from worker.calibration import check_grams
 from worker.checkpoint.part import PartFile
 from worker.checkpoint.spool import LayerSpool
-from worker.decompositions import Shelf, needed_bytes
+from worker.context import Sources, Workshop, check_grams
 from worker.layer import LayerOutcome
+from worker.layer_cache import Shelf, needed_bytes
 from worker.layers import finish_layers
 from worker.output import write_output
-from worker.plan import InputCheckpoint, WorkPlan, plan_work
 from worker.progress import Meter, Observer
 from worker.report import FileSet, make_report
-from worker.sources import Sources
-from worker.workshop import Workshop
+from worker.work_plan import InputCheckpoint, WorkPlan, plan_work
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from schemas.job import Progress
-from worker.plan import LayerTask
+from worker.work_plan import LayerTask
 
 Observer = Callable[[Progress], None]
 # Of the work on a layer whose rank is decided among all, this part comes before that decision.

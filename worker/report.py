@@ -9,11 +9,11 @@ from math import sqrt
 
 import torch
 
-from schemas.checkpoint import TensorInfo
-from schemas.compression import CompressionSpec
+from schemas.format.tensor import TensorInfo
 from schemas.report import CheckpointReport, FileReport, LayerReport, Report, Totals
+from schemas.spec import CompressionSpec
 from worker.layer import LayerOutcome
-from worker.plan import WorkPlan
+from worker.work_plan import WorkPlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from eckart import Client
 from eckart.torch import load_compressed
 from examples.minilm import INNER, WIDTH, MiniLM, installed, token_ids
-from schemas.ranks import ratio_rank
+from schemas.planning.ranks import ratio_rank
 
 HERE = Path(__file__).parent
 KEPT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

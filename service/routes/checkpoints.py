@@ -6,8 +6,8 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
+from schemas.checkpoint import Checkpoint
 from schemas.report import FileReport
-from schemas.stored import Checkpoint
 from service import deletion, errors
 from service.deps import IncomingDep, ServicesDep
 from service.digests import digest_headers, wanted_sha256

@@ -4,7 +4,8 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 
 from schemas.job import JobRequest
-from schemas.plandocument import PlanDocument, plan_document
+from schemas.plan import PlanDocument
+from schemas.planning.documents import plan_document
 from service import errors
 from service.calibration import IN_REQUEST, find_calibration
 from service.deps import IncomingDep, Services, ServicesDep

@@ -4,8 +4,8 @@ import hashlib
 
 import pytest
 
-from schemas.checkpoint import parse_index
-from worker.checkpoint.index import write_index
+from schemas.format.index import parse_index
+from worker.checkpoint.writer import write_index
 
 INPUT_INDEX = {"total_size": 1, "note": "é"}
 

@@ -10,9 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from schemas.checkpoint import CheckpointError
-from worker.checkpoint.dtypes import TORCH_DTYPES, dtype_name, torch_dtype
-from worker.checkpoint.reader import CheckpointReader
+from schemas.format.errors import CheckpointError
+from worker.checkpoint.reader import TORCH_DTYPES, CheckpointReader, dtype_name, torch_dtype
 
 
 def bits(tensor: torch.Tensor) -> tuple[torch.dtype, torch.Size, bytes]:

@@ -4,7 +4,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from schemas.arrangement import TensorSpec
+from schemas.format.header import TensorSpec
 from worker.checkpoint.spool import LayerSpool
 from worker.checkpoint.writer import CheckpointWriter
 

@@ -10,10 +10,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from schemas.arrangement import TensorSpec
-from schemas.checkpoint import CheckpointError, TensorInfo, read_header
-from worker.checkpoint.dtypes import dtype_name
-from worker.checkpoint.reader import CheckpointReader
+from schemas.format.errors import CheckpointError
+from schemas.format.header import TensorSpec
+from schemas.format.header_stream import read_header
+from schemas.format.tensor import TensorInfo
+from worker.checkpoint.reader import CheckpointReader, dtype_name
 from worker.checkpoint.writer import CheckpointWriter
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.checkpoint import read_header
+from schemas.format.header_stream import read_header
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("redis", "service", "worker")

@@ -208,7 +208,7 @@ def run_second_worker(service, job_id):
     code = (
         "import sys, threading; from worker.settings import Settings; "
         "from worker.attempt import run_attempt; "
-        "from state.connection import redis_client; from state.jobs import JobStore; s = Settings(); "
+        "from state.redis import redis_client; from state.jobs import JobStore; s = Settings(); "
         "j = JobStore(redis_client(s.redis_url), s.data_dir, lease_s=3); "
         "run_attempt(sys.argv[1], j, s, worker='2nd', stopping=threading.Event())"
     )

@@ -20,7 +20,7 @@ from eckart import (
     WaitTimeoutError,
 )
 from schemas.job import Job
-from schemas.plandocument import PlanDocument
+from schemas.plan import PlanDocument
 from schemas.report import Report
 
 SPEC = {"method": "svd", "rank": 4}

@@ -6,7 +6,7 @@ import pytest
 
 from eckart.errors import InputError
 from eckart.spec import as_spec
-from schemas.compression import CompressionSpec
+from schemas.spec import CompressionSpec
 
 DOCUMENT = {"method": "cx", "rank": {"ratio": 0.5}}
 

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eckart.table import WIDTH, plan_table, report_table
-from schemas.checkpoint import TensorInfo
-from schemas.compression import CompressionSpec
-from schemas.plandocument import plan_document
-from schemas.planning import make_plan
+from schemas.format.tensor import TensorInfo
+from schemas.planning.documents import plan_document
+from schemas.planning.planner import make_plan
 from schemas.report import KEPT_REASONS, Report
+from schemas.spec import CompressionSpec
 
 BLOCKS = [f"encoder.layer.{number}" for number in range(6)]
 

@@ -2,10 +2,9 @@
 
 import random
 
-from schemas.arrangement import TensorSpec, header_json
-from schemas.header import parse_header
-from schemas.index import ShardIndex
-from schemas.outputsize import InputFiles
+from schemas.format.files import InputFiles
+from schemas.format.header import TensorSpec, header_json, parse_header
+from schemas.format.index import ShardIndex
 
 SHAPES = {"a": (64, 64), "b": (48, 96), "c": (96, 48), "d": (64, 64)}
 

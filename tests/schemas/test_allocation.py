@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from schemas.allocation import allocate
-from schemas.curve import make_curve, squared_tails
-from schemas.ranks import break_even_rank, factor_parameters
+from schemas.planning.allocation import allocate, make_curve
+from schemas.planning.ranks import break_even_rank, factor_parameters
+from schemas.spectrum import squared_tails
 
 BUDGETS = (0.2, 0.3, 0.5, 0.7, 0.85, 0.95)
 

@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.arrangement import TensorSpec, aligned_order
-from schemas.checkpoint import DTYPE_BITS
-from schemas.tensor import alignment_bytes
+from schemas.format.header import TensorSpec, aligned_order
+from schemas.format.tensor import DTYPE_BITS, alignment_bytes
 
 BYTE_DTYPES = sorted(dtype for dtype, bits in DTYPE_BITS.items() if bits >= 8)
 

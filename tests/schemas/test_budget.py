@@ -6,12 +6,12 @@ from math import floor
 
 import pytest
 
-from schemas.budget import check_budget, spend
-from schemas.compression import CompressionSpec
-from schemas.outputsize import output_bytes
-from schemas.planning import make_plan
-from schemas.ranks import factor_parameters
-from schemas.specerror import SpecError
+from schemas.planning.budget import check_budget, spend
+from schemas.planning.output import output_bytes
+from schemas.planning.planner import make_plan
+from schemas.planning.ranks import factor_parameters
+from schemas.problem import SpecError
+from schemas.spec import CompressionSpec
 from tests.schemas.checkpoints import SHAPES, files_of, spectra_of
 
 

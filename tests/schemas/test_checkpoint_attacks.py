@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import pytest
 from safetensors import SafetensorError, deserialize
 
-from schemas.checkpoint import CheckpointError, HeaderScan, parse_header, read_header
+from schemas.format.errors import CheckpointError
+from schemas.format.header import parse_header
+from schemas.format.header_stream import HeaderScan, read_header
 
 ENTRY = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 DATA = b"\0" * 4

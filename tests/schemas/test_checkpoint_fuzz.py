@@ -7,7 +7,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors import deserialize
 
-from schemas.checkpoint import DTYPE_BITS, CheckpointError, Header, HeaderScan, parse_header
+from schemas.format.errors import CheckpointError
+from schemas.format.header import Header, parse_header
+from schemas.format.header_stream import HeaderScan
+from schemas.format.tensor import DTYPE_BITS
 
 BYTE_DTYPES = sorted(dtype for dtype, bits in DTYPE_BITS.items() if bits % 8 == 0)
 FUZZ = settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow])

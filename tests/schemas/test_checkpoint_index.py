@@ -4,15 +4,10 @@ import json
 
 import pytest
 
-from schemas.checkpoint import (
-    CHECKPOINT_ID,
-    FILE_NAME,
-    CheckpointError,
-    Header,
-    TensorInfo,
-    check_shards,
-    parse_index,
-)
+from schemas.format.errors import CheckpointError
+from schemas.format.header import Header
+from schemas.format.index import CHECKPOINT_ID, FILE_NAME, check_shards, parse_index
+from schemas.format.tensor import TensorInfo
 
 MAP = {"a.weight": "model-00001-of-00002.safetensors", "b.weight": "model-00002-of-00002.safetensors"}
 

@@ -7,7 +7,10 @@ import threading
 import pytest
 from safetensors import deserialize
 
-from schemas.checkpoint import DTYPE_BITS, FLOAT_DTYPES, CheckpointError, HeaderScan, parse_header
+from schemas.format.errors import CheckpointError
+from schemas.format.header import parse_header
+from schemas.format.header_stream import HeaderScan
+from schemas.format.tensor import DTYPE_BITS, FLOAT_DTYPES
 
 ENTRY = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 

@@ -3,8 +3,8 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from schemas.compression import CompressionSpec
 from schemas.problem import field_problems
+from schemas.spec import CompressionSpec
 
 
 @pytest.mark.parametrize(

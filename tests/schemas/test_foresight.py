@@ -2,11 +2,11 @@
 
 import pytest
 
-from schemas.compression import CompressionSpec
-from schemas.foresight import foreseen
-from schemas.plandocument import plan_document
-from schemas.planning import make_plan
-from schemas.specerror import SpecError
+from schemas.planning.budget import foreseen
+from schemas.planning.documents import plan_document
+from schemas.planning.planner import make_plan
+from schemas.problem import SpecError
+from schemas.spec import CompressionSpec
 from schemas.spectrum import Spectrum
 from tests.schemas.checkpoints import files_of, spectra_of
 

@@ -3,11 +3,11 @@ from math import prod
 
 import pytest
 
-from schemas.compression import CompressionSpec
-from schemas.plandocument import plan_document
-from schemas.planning import make_plan
-from schemas.specerror import SpecError
-from schemas.tensor import DTYPE_BITS
+from schemas.format.tensor import DTYPE_BITS
+from schemas.planning.documents import plan_document
+from schemas.planning.planner import make_plan
+from schemas.problem import SpecError
+from schemas.spec import CompressionSpec
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.ranks import break_even_rank, factor_parameters, largest_rank, ratio_rank
+from schemas.planning.ranks import break_even_rank, factor_parameters, largest_rank, ratio_rank
 
 sides = st.integers(1, 60_000)
 factor_counts = st.sampled_from([2, 3])

@@ -1,8 +1,9 @@
 """What a client is told of a stored checkpoint."""
 
-from schemas.checkpoint import TensorInfo
+from schemas.checkpoint import Checkpoint, StoredTensor
+from schemas.format.tensor import TensorInfo
+from schemas.planning.documents import checkpoint_document
 from schemas.report import FileReport
-from schemas.stored import Checkpoint, StoredTensor, checkpoint_document
 
 FILE = FileReport(name="model.safetensors", size_bytes=1000, sha256="0" * 64)
 

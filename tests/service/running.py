@@ -14,11 +14,11 @@ from schemas.report import Totals
 from service.server import Server
 from service.settings import Settings
 from state.checkpoints import CheckpointStore
-from state.connection import redis_client
+from state.data_dir import Layout
 from state.jobs import JobStore
-from state.layout import Layout
 from state.records import new_token
-from state.workers import WorkerRegistry
+from state.redis import redis_client
+from state.scripts import WorkerRegistry
 
 SPEC = {"method": "svd", "rank": {"ratio": 0.5}}
 PROBLEM = "application/problem+json"

@@ -6,8 +6,8 @@ from array import array
 
 import pytest
 
-from state.decompositionfile import Head
-from state.decompositions import DecompositionKey, DecompositionStore
+from state.cache import DecompositionKey, DecompositionStore
+from state.cache_file import Head
 from tests.service.files import checkpoint_bytes
 from tests.service.running import assert_problem
 

@@ -13,7 +13,7 @@ import pytest
 
 from service.errors import OutOfSpace
 from service.uploads import Space
-from state.decompositions import DecompositionStore
+from state.cache import DecompositionStore
 from tests.service.files import big_checkpoint, checkpoint_bytes, sharded_set
 from tests.service.running import assert_problem
 

@@ -9,7 +9,7 @@ import pytest
 
 from schemas.job import Progress
 from schemas.problem import problem
-from state.layout import Layout
+from state.data_dir import Layout
 from state.records import new_token
 from tests.service.files import checkpoint_bytes, sharded_set
 from tests.service.running import SPEC, assert_problem

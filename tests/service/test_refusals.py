@@ -8,7 +8,7 @@ import socket
 import pytest
 from starlette.exceptions import HTTPException
 
-from schemas.checkpoint import CheckpointError
+from schemas.format.errors import CheckpointError
 from schemas.problem import Problem
 from service import errors
 from service.problems import HANDLERS, translated

@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from schemas.compression import CompressionSpec
 from schemas.problem import Problem, problem
 from schemas.report import FileReport, Totals
+from schemas.spec import CompressionSpec
 from state.checkpoints import CheckpointStore
-from state.connection import redis_client
 from state.errors import CheckpointInUse
 from state.jobs import JobStore
 from state.records import JobRecord, NewJob, new_token
-from state.uploads import StoredFile
+from state.redis import redis_client
+from state.upload import StoredFile
 
 
 @pytest.fixture

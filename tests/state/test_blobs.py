@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from state.blobs import FLUSH_BYTES, Part, write_atomic
 from state.errors import NoSpace
+from state.files import FLUSH_BYTES, Part, write_atomic
 
 UPLOADER = """
 import sys

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from schemas.checkpoint import MAX_INDEX_BYTES, CheckpointError
+from schemas.format.errors import CheckpointError
+from schemas.format.index import MAX_INDEX_BYTES
 from state.checkpoints import new_checkpoint_id
 from state.errors import CheckpointNotFound, ContentConflict, DigestMismatch, TooLarge
 

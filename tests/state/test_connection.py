@@ -3,8 +3,8 @@
 import pytest
 from redis import exceptions
 
-from state.connection import client_url, redis_client, translated
 from state.errors import StoreUnavailable
+from state.redis import client_url, redis_client, translated
 
 
 @pytest.mark.parametrize(

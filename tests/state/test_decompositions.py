@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from schemas.spectrum import Spectrum
-from state.decompositionfile import BLOCK_ROWS, MAGIC, DamagedFile, Head, front
-from state.decompositions import STEPS, DecompositionKey, DecompositionStore
-from state.eviction import make_room
-from state.layout import Layout
+from state.cache import STEPS, DecompositionKey, DecompositionStore, make_room
+from state.cache_file import BLOCK_ROWS, MAGIC, DamagedFile, Head, front
+from state.data_dir import Layout
 
 SHA = "ab" * 32
 KEY = DecompositionKey(SHA, "a.weight", "F32", (400, 300))
@@ -126,7 +125,7 @@ def test_another_content_is_another_key(store, source, other):
     assert read(store) is not None
 
 
-# Where each region of the file of a basis of 300 rows lies: see state/decompositionfile.py.
+# Where each region of the file of a basis of 300 rows lies: see state/cache_file.py.
 HEAD_BYTES = 12 + 90 + 4 * 3 + 8 * 300
 REGIONS = {
     "magic": range(8),

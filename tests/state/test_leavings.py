@@ -2,7 +2,7 @@
 
 import pytest
 
-from state.layout import Layout
+from state.data_dir import Layout
 from state.records import new_token
 
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from state.locks import locked
+from state.files import locked
 
 
 def test_one_holds_the_lock_at_a_time(tmp_path):

@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.compression import CompressionSpec, CurOptions, Override
-from schemas.rankrules import LayerRule, SpecRule
 from schemas.report import FileReport
+from schemas.spec import CompressionSpec, CurOptions, LayerRule, Override, SpecRule
 from state.records import (
     JOB_ID,
     Idempotency,

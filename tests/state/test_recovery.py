@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from state.errors import IdempotencyConflict, JobNotFound, StoreUnavailable
-from state.ledger import REBUILDS
 from state.records import Idempotency, new_token
+from state.recovery import REBUILDS
 from state.scripts import Scripts
 
 STATES = ("queued", "running", "succeeded", "failed", "canceled")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from state.layout import LOCK_STRIPES, Layout
+from state.data_dir import LOCK_STRIPES, Layout
 from state.settings import StateSettings, setting_faults
 
 

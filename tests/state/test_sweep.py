@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from state.names import QUEUE_KEY
 from state.records import new_token
+from state.redis import QUEUE_KEY
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 import pytest
 
-from state.connection import redis_client
 from state.errors import StoreUnavailable
-from state.workers import WorkerRegistry
+from state.redis import redis_client
+from state.scripts import WorkerRegistry
 
 
 @pytest.fixture

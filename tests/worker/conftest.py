@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from schemas.compression import CompressionSpec
+from schemas.spec import CompressionSpec
 from worker.local import compress_local
 
 

@@ -9,10 +9,10 @@ import threading
 import pytest
 from safetensors.torch import load_file, save_file
 
-from schemas.compression import CompressionSpec
+from schemas.spec import CompressionSpec
 from state.checkpoints import CheckpointStore
+from state.data_dir import Layout
 from state.jobs import JobStore
-from state.layout import Layout
 from state.records import NewJob, new_token
 from worker import lease
 from worker.attempt import run_attempt

@@ -5,7 +5,7 @@ from math import floor
 import pytest
 import torch
 
-from schemas.specerror import SpecError
+from schemas.problem import SpecError
 
 SHARE = 0.5
 

@@ -11,11 +11,11 @@ from torch import nn
 
 from eckart import calibrate
 from eckart.torch import load_compressed
-from schemas.calibration import CalibrationError
-from schemas.compression import CompressionSpec
+from schemas.planning.calibration import CalibrationError
+from schemas.spec import CompressionSpec
 from state.checkpoints import CheckpointStore
+from state.data_dir import Layout
 from state.jobs import JobStore
-from state.layout import Layout
 from state.records import NewJob
 from tests.worker.test_attempt import CALM
 from worker.attempt import run_attempt

@@ -11,9 +11,9 @@ import sys
 import pytest
 import torch
 
-from schemas.compression import CompressionSpec
 from schemas.report import FileReport
-from state.decompositions import DecompositionStore
+from schemas.spec import CompressionSpec
+from state.cache import DecompositionStore
 from worker.local import open_checkpoint
 from worker.pipeline import Request
 from worker.pipeline import compress as run_pipeline
@@ -201,7 +201,7 @@ def test_what_another_number_of_threads_made_is_passed_over(bench):
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names cores of x86")
 def test_what_another_processor_made_is_of_another_origin():
-    ask = "import torch, worker.decompositions as w; print(w.origin_of(torch.device('cpu')).hex())"
+    ask = "import torch, worker.layer_cache as w; print(w.origin_of(torch.device('cpu')).hex())"
     origins = {
         subprocess.run(
             [sys.executable, "-c", ask],

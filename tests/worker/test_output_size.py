@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from schemas.compression import CompressionSpec
-from schemas.outputsize import LONGEST_ERROR, InputFiles, output_bytes
-from schemas.planning import make_plan
+from schemas.format.files import InputFiles
+from schemas.planning.output import LONGEST_ERROR, output_bytes
+from schemas.planning.planner import make_plan
+from schemas.spec import CompressionSpec
 from worker.local import open_checkpoint
 
 ERROR_CHARACTERS = 24

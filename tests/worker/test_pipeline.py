@@ -9,11 +9,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from eckart.torch import load_compressed
-from schemas.checkpoint import TensorInfo, read_header
-from schemas.compression import CompressionSpec
-from schemas.plandocument import plan_document
-from schemas.planning import make_plan
+from schemas.format.header_stream import read_header
+from schemas.format.tensor import TensorInfo
+from schemas.planning.documents import plan_document
+from schemas.planning.planner import make_plan
 from schemas.report import Report
+from schemas.spec import CompressionSpec
 from worker.checkpoint.spool import LayerSpool
 from worker.local import compress_local, open_checkpoint
 from worker.pipeline import Request

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from schemas.arrangement import MAX_OUTPUT_HEADER_BYTES, TensorSpec
-from schemas.checkpoint import CheckpointError, TensorInfo
-from worker.checkpoint.dtypes import dtype_name
-from worker.checkpoint.reader import CheckpointReader
+from schemas.format.errors import CheckpointError
+from schemas.format.header import MAX_OUTPUT_HEADER_BYTES, TensorSpec
+from worker.checkpoint.reader import CheckpointReader, dtype_name
 from worker.checkpoint.writer import CheckpointWriter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from schemas.format.tensor import TensorInfo
 
 _OUTCOME = "outcome"
 _CHECKSUM = "crc32"

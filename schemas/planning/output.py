@@ -1,0 +1,137 @@
+"""What an output file will hold: its tensors in their order, and what it says of itself."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from schemas.format.files import InputFiles
+from schemas.format.header import TensorSpec, aligned_order, header_json
+from schemas.format.index import ShardIndex, index_json
+from schemas.format.metadata import FactoredLayer, with_factored
+from schemas.format.tensor import TensorInfo
+from schemas.planning.layer import BIAS, LayerPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A tensor that goes over byte for byte, maybe under a new name."""
+
+    name: str
+    tensor: TensorInfo
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The tensor to be written."""
+        return TensorSpec(self.name, self.tensor.dtype, self.tensor.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor that was computed: factor `position` of layer `number`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    number: int
+    position: int
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The tensor to be written."""
+        return TensorSpec(self.name, self.dtype, self.shape)
+
+
+def plan_output(
+    tensors: Iterable[TensorInfo], layers: Sequence[LayerPlan], ranks: Mapping[int, int]
+) -> tuple[Copied | Stored, ...]:
+    """Lay out one output file in its input's order.
+
+    `layers` are those of the whole checkpoint, since a bias may lie in another file than its weight; `ranks`
+    holds the rank of each layer that is factored, by its number in that order.
+    """
+    weights = {layers[number].tensor: number for number in ranks}
+    factored = (layers[number] for number in ranks if not layers[number].dense_layout)
+    biases = {layer.name + BIAS: layer.bias_name() for layer in factored}
+    entries: list[Copied | Stored] = []
+    for tensor in tensors:
+        number = weights.get(tensor.name)
+        if number is None:
+            entries.append(Copied(biases.get(tensor.name, tensor.name), tensor))
+        else:
+            entries += _stored(layers[number], number, ranks[number])
+    return tuple(entries)
+
+
+def _stored(layer: LayerPlan, number: int, rank: int) -> list[Stored]:
+    if layer.dense_layout:
+        return [Stored(layer.tensor, layer.stored_dtype, layer.shape, number, 0)]
+    pairs = zip(layer.factor_names(), layer.factor_shapes(rank), strict=True)
+    return [
+        Stored(name, layer.stored_dtype, shape, number, position)
+        for position, (name, shape) in enumerate(pairs)
+    ]
+
+
+def output_metadata(
+    metadata: Mapping[str, str],
+    entries: Iterable[Copied | Stored],
+    layers: Sequence[LayerPlan],
+    ranks: Mapping[int, int],
+    errors: Mapping[int, float | None],
+) -> dict[str, str]:
+    """Keep the input's entries and say what is factored in this file, so that it is enough to load itself.
+
+    `errors` are the layers' relative errors, by number.
+    """
+    here = {entry.number for entry in entries if isinstance(entry, Stored)}
+    return with_factored(
+        metadata,
+        {
+            layer.name: FactoredLayer(
+                method=layer.method,
+                rank=ranks[number],
+                shape=layer.shape,
+                dtype=layer.stored_dtype,
+                relative_error=errors[number],
+                transposed=layer.transposed,
+            )
+            for number, layer in enumerate(layers)
+            if number in here and not layer.dense_layout
+        },
+    )
+
+
+# The header's own length comes first.
+LENGTH_BYTES = 8
+# No error that is written takes more characters than this one.
+LONGEST_ERROR = 2.2250738585072014e-308
+
+
+def output_bytes(files: InputFiles, layers: Sequence[LayerPlan], ranks: Mapping[int, int]) -> int:
+    """Return what all output files take at most, headers and index included.
+
+    Only the errors in the headers are not known before the work: they take up to 23 bytes for each factored
+    layer, and that is what is counted. `ranks` holds the rank of each layer that is factored, by its number.
+    """
+    errors = dict.fromkeys(ranks, LONGEST_ERROR)
+    specs: dict[str, tuple[TensorSpec, ...]] = {}
+    headers_bytes = 0
+    for name, header in files.headers.items():
+        entries = plan_output(header.tensors, layers, ranks)
+        metadata = output_metadata(header.metadata, entries, layers, ranks, errors)
+        specs[name] = aligned_order(entry.spec for entry in entries)
+        headers_bytes += LENGTH_BYTES + len(header_json(specs[name], metadata))
+    data_bytes = sum(spec.nbytes for several in specs.values() for spec in several)
+    return headers_bytes + data_bytes + _index_bytes(files.index, specs, data_bytes)
+
+
+def _index_bytes(index: ShardIndex | None, specs: Mapping[str, Sequence[TensorSpec]], data_bytes: int) -> int:
+    if index is None:
+        return 0
+    text = index_json(
+        {spec.name: name for name, several in specs.items() for spec in several},
+        metadata=index.metadata,
+        total_size_bytes=data_bytes,
+        total_parameters=sum(prod(spec.shape) for several in specs.values() for spec in several),
+    )
+    return len(text)

@@ -1,0 +1,125 @@
+"""What attempts leave behind at a job, and what is not needed of it once the job has ended."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from schemas.job import TERMINAL
+from state.data_dir import Layout
+from state.errors import NoSpace
+from state.files import banish, disk_errors, empty, locked, make_directory, write_atomic
+from state.records import JOB_ID, JobRecord, from_fields, to_fields
+from state.scripts import Scripts, Wiped
+
+log = logging.getLogger("eckart.state")
+
+
+def remove_leavings(layout: Layout, record: JobRecord) -> None:
+    """Remove the finished layers of an ended job, and every result but the one that its record names."""
+    try:
+        for path in _leavings(layout, record):
+            empty(banish(path, layout.trash))
+    except OSError:
+        log.exception("what job %s leaves behind cannot be removed; delete the job to try again", record.id)
+
+
+def _leavings(layout: Layout, record: JobRecord) -> Iterator[Path]:
+    kept = None if record.result_fence is None else layout.result(record.id, record.result_fence)
+    for path in (layout.work(record.id), *sorted(layout.job(record.id).glob("result-*"))):
+        if path != kept and path.is_dir():
+            yield path
+
+
+log = logging.getLogger("eckart.state")
+
+
+class Shadows:
+    """Writes forwards only: one at a time per job, from the record as it is once the lock is held."""
+
+    def __init__(self, layout: Layout, scripts: Scripts, *, lease_us: int) -> None:
+        self._layout = layout
+        self._scripts = scripts
+        self._lease_us = lease_us
+
+    def lock(self, job_id: str) -> AbstractContextManager[None]:
+        """Keep everyone else from this job's files; no guarded script may need rebuilding meanwhile."""
+        return locked(self._layout.lock("job", job_id))
+
+    def ids(self) -> Iterator[str]:
+        """Yield the id of every job on disk."""
+        if self._layout.jobs.is_dir():
+            yield from (path.name for path in self._layout.jobs.iterdir() if JOB_ID.fullmatch(path.name))
+
+    def load(self, job_id: str) -> JobRecord | None:
+        """Read job.json; None where there is none, or none that can be read."""
+        path = self._layout.record(job_id)
+        try:
+            return JobRecord.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError:
+            log.exception("%s cannot be read; the job is left out", path)
+            return None
+
+    def write(self, job_id: str) -> JobRecord | None:
+        """Bring the job's files up to the record and return the record; None where it is gone."""
+        with self.lock(job_id):
+            return self.write_locked(job_id)
+
+    def follow(self, job_id: str) -> JobRecord | None:
+        """Do the same, but let a full disk wait for the next sweep: the transition stands already."""
+        try:
+            return self.write(job_id)
+        except (OSError, NoSpace):
+            log.exception("job.json of %s cannot be written; the next sweep tries again", job_id)
+            return self._record(job_id)
+
+    def write_locked(self, job_id: str) -> JobRecord | None:
+        """Do the same for a caller that holds the lock; `Wiped`: the transition is to be made again."""
+        record = self._record(job_id)
+        if record is None:
+            return None
+        on_disk = self.load(job_id)
+        if on_disk is not None and on_disk != record and on_disk.version >= record.version:
+            # Redis was set back unnoticed and went on from there: what is on disk was answered first.
+            self._restore(on_disk)
+            raise Wiped
+        # First, since it makes room on a full disk.
+        if record.state in TERMINAL and not self._scripts.leased(job_id):
+            remove_leavings(self._layout, record)
+        if on_disk != record:
+            with disk_errors():
+                make_directory(self._layout.job(job_id))
+                write_atomic(self._layout.record(job_id), record.document().encode())
+        self._scripts.run_unguarded("shadowed", job_id, record.version)
+        return record
+
+    def restore(self, job_id: str) -> bool:
+        """Put the record into Redis where Redis has none or an older one; False: there is no job.json."""
+        with self.lock(job_id):
+            record = self.load(job_id)
+            if record is not None:
+                self._restore(record)
+            return record is not None
+
+    def delete(self, job_id: str) -> None:
+        """Remove files before the record: a record without files can be deleted again, not the reverse."""
+        with self.lock(job_id):
+            place = banish(self._layout.job(job_id), self._layout.trash)
+            self._scripts.run_unguarded("delete", job_id)
+        empty(place)
+
+    def behind(self) -> list[str]:
+        """Return the ids of the jobs whose job.json is behind."""
+        return sorted(self._scripts.members("unshadowed"))
+
+    def _record(self, job_id: str) -> JobRecord | None:
+        fields = self._scripts.fields(job_id)
+        return from_fields(fields) if fields else None
+
+    def _restore(self, record: JobRecord) -> None:
+        fields = to_fields(record)
+        fingerprint = record.idempotency.fingerprint if record.idempotency else ""
+        pairs = [word for pair in fields.items() for word in pair]
+        self._scripts.run_unguarded("restore", record.id, self._lease_us, fingerprint, *pairs)

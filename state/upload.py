@@ -1,0 +1,95 @@
+"""One file on its way in: limited, counted, hashed, checked and written in one pass."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from schemas.format.header_stream import HeaderScan
+from schemas.format.index import INDEX_ENDING, MAX_INDEX_BYTES, ShardIndex, parse_index
+from schemas.report import FileReport
+from state.errors import DigestMismatch, TooLarge
+from state.files import Part
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A published file; `created` is False where the same bytes were there before."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+    created: bool
+
+
+class IndexScan:
+    """Keeps an index as it comes in, which is small, and reads it at the end."""
+
+    def __init__(self) -> None:
+        self._raw = bytearray()
+
+    def feed(self, block: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes; one byte too many is refused at once."""
+        room = MAX_INDEX_BYTES + 1 - len(self._raw)
+        self._raw += memoryview(block)[:room]
+        if len(self._raw) > MAX_INDEX_BYTES:
+            parse_index(self._raw)
+
+    def finish(self, total_bytes: int) -> ShardIndex:  # noqa: ARG002 - a header scan asks for it
+        """Check the whole index."""
+        return parse_index(self._raw)
+
+
+class Upload:
+    """A file that nobody sees before `commit`; a block that ends without it leaves nothing."""
+
+    def __init__(
+        self,
+        name: str,
+        part: Part,
+        publish: Callable[[FileReport, ShardIndex | None, Part], bool],
+        *,
+        content_bytes: int | None,
+        limit_bytes: int,
+    ) -> None:
+        self.name = name
+        self._part = part
+        self._publish = publish
+        self._limit_bytes = limit_bytes
+        self._scan = IndexScan() if name.endswith(INDEX_ENDING) else HeaderScan(content_bytes=content_bytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    @property
+    def size_bytes(self) -> int:
+        """What was written so far."""
+        return self._part.size_bytes
+
+    def write(self, block: bytes | bytearray | memoryview) -> None:
+        """Take the next block; blocks of a few MiB keep the cost of a call small."""
+        if self._part.size_bytes + len(block) > self._limit_bytes:
+            raise TooLarge(self._limit_bytes)
+        self._scan.feed(block)
+        self._part.write(block)
+
+    def commit(self, expected_sha256: bytes | None = None) -> StoredFile:
+        """Check the digest and the end of the file, make it durable, and publish it."""
+        digest = self._part.digest()
+        if expected_sha256 is not None and digest != expected_sha256:
+            raise DigestMismatch(expected=expected_sha256.hex(), actual=digest.hex())
+        content = self._scan.finish(self._part.size_bytes)
+        self._part.seal()
+        file = FileReport(name=self.name, size_bytes=self._part.size_bytes, sha256=digest.hex())
+        created = self._publish(file, content if isinstance(content, ShardIndex) else None, self._part)
+        self.abort()
+        return StoredFile(file.name, file.size_bytes, file.sha256, created)
+
+    def abort(self) -> None:
+        """Leave nothing but what is published."""
+        self._part.abort()

@@ -1,0 +1,140 @@
+"""Which device the numerics run on, and with how many threads."""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from types import TracebackType
+from typing import Literal, Self
+
+import torch
+
+from schemas.format.errors import quoted
+from schemas.planning.calibration import CalibrationError
+from worker.checkpoint.reader import CheckpointReader
+from worker.checkpoint.spool import LayerSpool
+from worker.layer_cache import LayerMemo, Shelf
+from worker.lowrank import gram_fault
+from worker.progress import Meter
+from worker.work_plan import LayerTask
+
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+
+
+def choose_device(choice: DeviceChoice) -> torch.device:
+    """Return the device asked for; `auto` is CUDA where there is one."""
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise ValueError("ECKART_DEVICE=cuda, but torch finds no CUDA device; use auto or cpu")
+    if choice == "auto":
+        choice = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(choice)
+
+
+def set_threads(threads: int | None) -> None:
+    """Use that many threads, or all processors this process may run on."""
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+
+
+class Sources:
+    """Reads weights and Gram matrices, from any thread, until it is closed."""
+
+    def __init__(self) -> None:
+        self._readers = ExitStack()
+        self._open = cache(lambda path: self._readers.enter_context(CheckpointReader(path)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._readers.close()
+
+    def weight(self, task: LayerTask) -> torch.Tensor:
+        """Read a weight as the map it is, [outputs, inputs], however it is stored."""
+        weight = self._open(task.source.path).read(task.tensor.name)
+        return weight.mT.contiguous() if task.layer.transposed else weight
+
+    def gram(self, task: LayerTask) -> torch.Tensor | None:
+        """Read XXᵀ [inputs, inputs] of a layer's inputs; None where it is not calibrated."""
+        if task.gram is None:
+            return None
+        source, tensor = task.gram
+        return self._open(source.path).read(tensor.name)
+
+
+def check_grams(
+    tasks: Sequence[LayerTask], sources: Sources, *, device: torch.device, go_on: Callable[[], None]
+) -> None:
+    """Look at one matrix after another.
+
+    Parameters
+    ----------
+    tasks
+        The layers; those without a Gram matrix are passed over.
+    sources
+        Where they are read.
+    device
+        Where the numerics run.
+    go_on
+        Asked before each matrix; what it raises stops the work.
+
+    Raises
+    ------
+    CalibrationError
+        If one cannot be the Gram matrix of any inputs; it names the layer and the remedy.
+    """
+    for task in tasks:
+        if task.gram is None or task.layer.columns == 0:
+            continue
+        go_on()
+        gram = sources.gram(task)
+        assert gram is not None
+        fault = gram_fault(gram.to(device))
+        if fault is not None:
+            raise CalibrationError("gram-values", f"The Gram matrix of {quoted(task.layer.name)} {fault}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a layer is made of: weight [outputs, inputs], Gram matrix of its inputs, and what is known."""
+
+    weight: torch.Tensor
+    gram: torch.Tensor | None
+    memo: LayerMemo | None
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """The tools of one job.
+
+    Attributes
+    ----------
+    sources
+        Where weights and Gram matrices are read.
+    spool
+        Where finished layers are; a layer counts as done once it is there, at the rank that is planned.
+    shelf
+        Where decompositions are found and kept, if they are.
+    meter
+        Told of each layer that begins and ends; what its observer raises stops the work.
+    seed
+        Seeds the sampling selectors.
+    device
+        Where the numerics run.
+    """
+
+    sources: Sources
+    spool: LayerSpool
+    shelf: Shelf | None
+    meter: Meter
+    seed: int
+    device: torch.device
+
+    def given(self, task: LayerTask) -> Given:
+        """Read all that a layer is made of."""
+        memo = self.shelf.memo(task) if self.shelf else None
+        if memo:
+            memo.get(0)  # Read ahead with the weight: it is what most layers ask for first.
+        return Given(self.sources.weight(task), self.sources.gram(task), memo)

@@ -1,0 +1,197 @@
+"""Decompositions of a checkpoint's layers, kept by what they were made of and found again."""
+
+import hashlib
+import platform
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from typing import Self
+
+import torch
+
+from schemas.planning.layer import LayerPlan
+from schemas.report import FileReport
+from schemas.spectrum import Spectrum
+from state.cache import STEPS, DecompositionKey, DecompositionStore
+from state.cache_file import ALIGNMENT_BYTES, DamagedFile, DecompositionFile, Head
+from worker.lowrank import Decomposition
+from worker.lowrank.blas import kernels
+from worker.work_plan import LayerTask, WorkPlan
+
+# A release whose numerics give other bits than those of the one before has the next number.
+NUMERICS = 1
+PACKAGES = ("torch", "numpy", "scipy")
+BASIS_DTYPES = {4: torch.float32, 8: torch.float64}
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Where the decompositions of these layers lie, by number.
+
+    What was computed by other means than `origin` says is passed over: a job gives the same bytes whether it
+    finds anything or not.
+    """
+
+    store: DecompositionStore
+    keys: Mapping[int, DecompositionKey]
+    origin: bytes
+    # Seconds that this attempt has spent on a layer's decomposition before it factors the layer.
+    surveyed_s: dict[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        store: DecompositionStore,
+        work: WorkPlan,
+        files: Iterable[FileReport],
+        calibration_files: Iterable[FileReport],
+        device: torch.device,
+    ) -> Self:
+        """Return the place of all layers that are to be factored; the files' digests are in their keys."""
+        digests = {file.name: file.sha256 for file in files}
+        grams = {file.name: file.sha256 for file in calibration_files}
+        keys = {task.number: _key(task, digests, grams) for task in work.tasks if task.layer.reason is None}
+        return cls(store, keys, origin_of(device))
+
+    def memo(self, task: LayerTask) -> "LayerMemo":
+        """Return what the ladder asks and tells about one layer."""
+        rank = task.layer.rank if isinstance(task.layer.rank, int) else None
+        return LayerMemo(self, task, rank)
+
+    def spectra(self, task: LayerTask) -> Iterator[Spectrum]:
+        """Yield the spectra that are known of a layer, one step after another up to the first missing."""
+        for step in range(STEPS):
+            file = self._open(task, step)
+            if file is None:
+                return
+            with file:
+                spectrum = file.head.singular_values
+            yield spectrum
+
+    def load(self, task: LayerTask, step: int, rank: int | None) -> Decomposition | None:
+        """Read a decomposition with at least `rank` vectors, or all, each block against its checksum."""
+        file = self._open(task, step)
+        if file is None:
+            return None
+        head = file.head
+        with file:
+            rows = head.rows if rank is None else file.rows_of_blocks(rank)
+            basis = torch.empty(rows, head.length, dtype=BASIS_DTYPES[head.item_bytes])  # [r, s]
+            try:
+                file.read_into(_bytes(basis))
+            except (DamagedFile, OSError) as fault:
+                self.store.discard(self._key(task, step), fault)
+                return None
+        spectrum = torch.frombuffer(head.spectrum, dtype=torch.float64)  # [p]
+        return Decomposition(spectrum, basis, head.side, head.noise, weighted=task.gram is not None)
+
+    def _open(self, task: LayerTask, step: int) -> DecompositionFile | None:
+        file = self.store.open(self._key(task, step))
+        if file is not None and file.head.origin != self.origin:
+            file.close()
+            return None
+        return file
+
+    def _key(self, task: LayerTask, step: int) -> DecompositionKey:
+        return replace(self.keys[task.number], step=step)
+
+    def keep(self, task: LayerTask, step: int, decomposition: Decomposition, exponent: int) -> None:
+        """Put a decomposition of 2^-exponent · W there, if it can be kept."""
+        key = self._key(task, step)
+        basis = decomposition.basis.detach().cpu().contiguous()
+        sources = [task.source.path, *([task.gram[0].path] if task.gram else [])]
+        head = Head(
+            key=key.digest,
+            origin=self.origin,
+            exponent=exponent,
+            noise=decomposition.noise,
+            side=decomposition.side,
+            item_bytes=basis.element_size(),
+            rows=basis.shape[0],
+            length=basis.shape[1],
+            spectrum=array("d", decomposition.singular_values.tolist()),
+        )
+        self.store.put(key, head, _bytes(basis), sources=sources)
+
+
+def needed_bytes(tasks: Iterable[LayerTask]) -> int:
+    """Say how much disk the decompositions of these layers take, about."""
+    return sum(_file_bytes(task.layer) for task in tasks if task.layer.reason is None)
+
+
+class LayerMemo:
+    """One layer's decompositions by step: what is known is read when it is asked for."""
+
+    def __init__(self, shelf: Shelf, task: LayerTask, rank: int | None) -> None:
+        self._shelf = shelf
+        self._task = task
+        self._rank = rank
+        self._known: dict[int, Decomposition | None] = {}
+        self._new: dict[int, Decomposition] = {}
+
+    def get(self, step: int) -> Decomposition | None:
+        """Return what is known of a step."""
+        if step not in self._known:
+            self._known[step] = self._shelf.load(self._task, step, self._rank)
+        return self._known[step]
+
+    def __setitem__(self, step: int, decomposition: Decomposition) -> None:
+        """Take what was computed, for `write`."""
+        self._new[step] = decomposition
+
+    @property
+    def extent(self) -> int:
+        """How many vectors a decomposition is to have."""
+        return self._task.layer.extent
+
+    @property
+    def surveyed_s(self) -> float | None:
+        """Seconds that this attempt has spent on the decomposition before; None where it found it."""
+        return self._shelf.surveyed_s.get(self._task.number)
+
+    @property
+    def found(self) -> bool:
+        """Whether nothing had to be computed."""
+        return not self._new
+
+    def write(self, exponent: int) -> None:
+        """Keep what is new."""
+        for step, decomposition in self._new.items():
+            self._shelf.keep(self._task, step, decomposition, exponent)
+
+
+def _file_bytes(layer: LayerPlan) -> int:
+    in_float64 = layer.dtype == "F64" or layer.calibrated
+    length = layer.rows if layer.calibrated else min(layer.rows, layer.columns)
+    return (
+        layer.extent * length * (8 if in_float64 else 4)
+        + 8 * min(layer.rows, layer.columns)
+        + ALIGNMENT_BYTES
+    )
+
+
+def _key(task: LayerTask, digests: Mapping[str, str], grams: Mapping[str, str]) -> DecompositionKey:
+    return DecompositionKey(
+        digests[task.source.path.name],
+        task.tensor.name,
+        task.tensor.dtype,
+        task.tensor.shape,
+        task.layer.transposed,
+        None if task.gram is None else grams[task.gram[0].path.name],
+    )
+
+
+def origin_of(device: torch.device) -> bytes:
+    """Return a digest of what the bits of a decomposition hang on besides the weight."""
+    words = [str(NUMERICS), *(version(package) for package in PACKAGES)]
+    words += [platform.machine(), torch.backends.cpu.get_cpu_capability(), *kernels()]
+    words += [str(torch.get_num_threads())]
+    words += [torch.cuda.get_device_name(device) if device.type == "cuda" else device.type]
+    return hashlib.sha256("\n".join(words).encode()).digest()
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor."""
+    view: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return view
