@@ -55,7 +55,7 @@ def plan_table(plan: PlanDocument) -> str:
     totals = plan.totals
     open_ranks = "the spectra decide where within the ranks given; the sums are upper bounds"
     return _page(
-        _wrapped(f"plan for {_plain(plan.checkpoint)}"),
+        _wrapped(f"plan for {_plain(plan.checkpoint or 'the headers')}"),
         _columns(("layers", "n", "shape", "method", "rank", "saved"), rows),
         _kept(groups),
         _sums(totals),

@@ -56,7 +56,9 @@ class PlanTotals(Savings):
 class PlanDocument(Output):
     """The answer to POST /v1/plans."""
 
-    checkpoint: str = Field(description="The checkpoint's id.", examples=["my-model"])
+    checkpoint: str | None = Field(
+        description="The checkpoint's id; null for a plan from headers.", examples=["my-model"]
+    )
     warnings: tuple[str, ...] = Field(description="What is likely not meant.", examples=[[]])
     layers: tuple[PlannedLayer, ...] = Field(description="Every selected weight.")
     totals: PlanTotals = Field(description="Sums over every tensor of the checkpoint.")

@@ -66,9 +66,13 @@ class Incoming:
         await run_in_threadpool(self._services.space.require, nbytes or 0)
         return nbytes
 
-    async def stream(self, begin: Callable[[], Sink[T]]) -> T:
+    def check_head(self, *, limit_bytes: int) -> None:
+        """Check what the head says of a body that is kept in memory."""
+        declared_bytes(self.request, limit_bytes=limit_bytes)
+
+    async def stream(self, begin: Callable[[], Sink[T]], *, limit_bytes: int | None = None) -> T:
         """Stream it into a sink."""
-        body = self._body(limit_bytes=self._services.settings.max_upload_bytes)
+        body = self._body(limit_bytes=limit_bytes or self._services.settings.max_upload_bytes)
         return await receive_body(body, begin, count=self._services.metrics.upload_bytes.inc)
 
     async def json_text(self) -> bytes:

@@ -1,6 +1,7 @@
 """What multipart bodies are made of: checkpoint files, and for a job its spec."""
 
 import contextlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from schemas.format.header_stream import HeaderScan
@@ -26,6 +27,40 @@ def check_file_name(name: str) -> str:
     if not FILE_NAME.fullmatch(name):
         raise errors.InvalidRequest(NAME_ADVICE)
     return name
+
+
+def new_file_name(head: PartHead, known: Collection[str]) -> str:
+    """Check the file name of a part against the rules and the files that the form has sent before."""
+    if head.filename is None:
+        raise errors.InvalidMultipart(f"The part `{head.name}` must be a file; give it a file name.")
+    name = check_file_name(head.filename)
+    if name in known:
+        raise errors.InvalidMultipart(f"The file {name} came twice; send it once.")
+    check_one_index([*known, name])
+    return name
+
+
+class SpecField:
+    """The part `spec` of a form: read once, strictly, within a limit."""
+
+    def __init__(self, *, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._spec: CompressionSpec | None = None
+
+    def part(self) -> Part:
+        return CappedText(limit_bytes=self._limit_bytes, keep=self._keep)
+
+    def required(self) -> CompressionSpec:
+        if self._spec is None:
+            raise errors.InvalidMultipart(
+                "The part `spec` is missing; send what is to be done in it, as JSON."
+            )
+        return self._spec
+
+    def _keep(self, text: bytes) -> None:
+        if self._spec is not None:
+            raise errors.InvalidMultipart("The part `spec` came twice; send it once.")
+        self._spec = parse_model(CompressionSpec, text, kind=errors.InvalidSpec, subject="spec")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +117,16 @@ class CheckpointForm:
         self._id = checkpoint_id
         self._space = space
         self._limit_bytes = limit_bytes
-        self._spec_limit_bytes = spec_limit_bytes
         self._with_spec = with_spec
         self._files: dict[str, FilePart] = {}
-        self._spec: CompressionSpec | None = None
+        self._spec = SpecField(limit_bytes=spec_limit_bytes)
 
     def part(self, head: PartHead) -> Part:
         """Begin a file or the spec."""
         if head.name == "checkpoint":
-            return self._file(head.filename)
+            return self._file(head)
         if head.name == "spec" and self._with_spec:
-            return CappedText(limit_bytes=self._spec_limit_bytes, keep=self._keep_spec)
+            return self._spec.part()
         names = "`checkpoint` and `spec`" if self._with_spec else "`checkpoint`"
         raise errors.InvalidMultipart(f"A part has a name that is not known here; the parts are {names}.")
 
@@ -106,16 +140,13 @@ class CheckpointForm:
             raise errors.InvalidMultipart(
                 "The part `checkpoint` is missing; send the safetensors file in it."
             )
-        if self._with_spec and self._spec is None:
-            raise errors.InvalidMultipart(
-                "The part `spec` is missing; send what is to be done in it, as JSON."
-            )
+        spec = self._spec.required() if self._with_spec else None
         stored = self._stored()
         check_fit({name: file.content for name, file in self._files.items() if file.content}, stored)
         # A file that is there is repeated or refused, neither of which changes anything, so these come first.
         known = {file.name for file in stored.files} if stored else set()
         order = sorted(self._files, key=lambda name: name not in known)
-        return FormContent(self._id, tuple(self._files[name].publish() for name in order), self._spec)
+        return FormContent(self._id, tuple(self._files[name].publish() for name in order), spec)
 
     def abort(self) -> None:
         """Remove what is not published, and all of what is a job's own."""
@@ -131,21 +162,11 @@ class CheckpointForm:
         except CheckpointNotFound:
             return None
 
-    def _file(self, filename: str | None) -> Part:
-        if filename is None:
-            raise errors.InvalidMultipart("The part `checkpoint` must be a file; give it a file name.")
-        name = check_file_name(filename)
-        if name in self._files:
-            raise errors.InvalidMultipart(f"The file {name} came twice; send it once.")
-        check_one_index([*self._files, name])
+    def _file(self, head: PartHead) -> Part:
+        name = new_file_name(head, self._files)
         upload = self._store.receive(self._id, name, content_bytes=None, limit_bytes=self._limit_bytes)
         self._files[name] = FilePart(upload, space=self._space)
         return self._files[name]
-
-    def _keep_spec(self, text: bytes) -> None:
-        if self._spec is not None:
-            raise errors.InvalidMultipart("The part `spec` came twice; send it once.")
-        self._spec = parse_model(CompressionSpec, text, kind=errors.InvalidSpec, subject="spec")
 
 
 class RawFile:

@@ -91,12 +91,12 @@ RAW_BODY = {
 }
 
 
-def _form(*, spec: bool) -> dict[str, Any]:
+def _form(name: str, description: str, *, spec: bool) -> dict[str, Any]:
     properties: dict[str, Any] = {
-        "checkpoint": {
+        name: {
             "type": "array",
             "items": BINARY,
-            "description": "The safetensors file, or the shards and their index; each part with a file name.",
+            "description": description,
             "examples": [["model.safetensors"]],
         }
     }
@@ -118,12 +118,33 @@ def _json() -> dict[str, Any]:
     }
 
 
-FILES_BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": _form(spec=False)}}}
-JSON_BODY = {"requestBody": {"required": True, "content": {"application/json": _json()}}}
+def _files_form(*, spec: bool) -> dict[str, Any]:
+    return _form(
+        "checkpoint",
+        "The safetensors file, or the shards and their index; each part with a file name.",
+        spec=spec,
+    )
+
+
+FILES_BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": _files_form(spec=False)}}}
 JOB_BODY = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": _json(), "multipart/form-data": _form(spec=True)},
+        "content": {"application/json": _json(), "multipart/form-data": _files_form(spec=True)},
+    }
+}
+PLAN_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": _json(),
+            "multipart/form-data": _form(
+                "header",
+                "The first 8 + N bytes of a safetensors file, N being the length of its header, or the whole "
+                "index, or config.json; each part with the file's own name.",
+                spec=True,
+            ),
+        },
     }
 }
 

@@ -25,23 +25,23 @@ SPEC_IN_FORM = ""
 
 
 def bounded_plan(
-    stored: StoredCheckpoint, spec: CompressionSpec, calibration: Calibration | None, *, place: str
+    files: InputFiles, spec: CompressionSpec, calibration: Calibration | None, *, place: str
 ) -> Plan:
     """Plan, unless matching every pattern with every tensor would keep this process busy for long."""
-    tensors = stored.tensors
+    tensors = files.tensors
     patterns = sum(map(len, (spec.include, spec.exclude, spec.overrides, spec.transposed)))
     if patterns * len(tensors) > MAX_MATCHES:
         raise errors.InvalidSpec(
             f"{patterns} patterns for {len(tensors)} tensors are too many; let each stand for many layers."
         )
-    factored = factored_names(header.metadata for header in stored.headers.values())
+    factored = factored_names(header.metadata for header in files.headers.values())
     with _placed(place):
         if calibration is None:
             plan = make_plan(tensors, spec, factored=factored)
         else:
             with calibration.pointed():
                 plan = make_plan(tensors, spec, factored=factored, grams=calibration.tensors)
-        check_budget(plan, spec, InputFiles(stored.headers, stored.index))
+        check_budget(plan, spec, files)
     return plan
 
 
@@ -49,10 +49,11 @@ def foreseen_plan(
     services: Services, stored: StoredCheckpoint, spec: CompressionSpec, calibration: Calibration | None
 ) -> Plan:
     """Plan with whatever the decompositions of earlier jobs settle."""
-    plan = bounded_plan(stored, spec, calibration, place=SPEC_IN_REQUEST)
+    files = InputFiles(stored.headers, stored.index)
+    plan = bounded_plan(files, spec, calibration, place=SPEC_IN_REQUEST)
     spectra = services.decompositions.spectra(_keys(stored, plan, calibration))
     with _placed(SPEC_IN_REQUEST):
-        return foreseen(plan, spec, InputFiles(stored.headers, stored.index), spectra)
+        return foreseen(plan, spec, files, spectra)
 
 
 @contextmanager

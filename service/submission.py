@@ -5,6 +5,7 @@ import json
 import logging
 
 from schemas.format.errors import listed
+from schemas.format.files import InputFiles
 from schemas.job import NO_PROGRESS, JobRequest
 from schemas.planning.layer import Plan
 from schemas.spec import CompressionSpec
@@ -25,7 +26,9 @@ def submit_stored(services: Services, request: JobRequest, key: str | None) -> J
     stored = complete_checkpoint(services, request.checkpoint)
     calibration = find_calibration(services, request.spec, pointer=IN_REQUEST)
     idempotency = _idempotency(key, request.spec, request.checkpoint, calibration)
-    plan = bounded_plan(stored, request.spec, calibration, place=SPEC_IN_REQUEST)
+    plan = bounded_plan(
+        InputFiles(stored.headers, stored.index), request.spec, calibration, place=SPEC_IN_REQUEST
+    )
     record = _submit(services, stored, request.spec, plan, calibration, idempotency, one_shot=False)
     return _view(services, record)
 
@@ -37,11 +40,15 @@ def submit_form(services: Services, content: FormContent, key: str | None) -> Jo
     try:
         stored = services.checkpoints.get(content.checkpoint_id)
         if not stored.complete:
-            raise errors.InvalidCheckpoint("missing-files", _lacking_upload(stored))
-        files = sorted((file.name, file.sha256) for file in stored.files)
+            raise errors.InvalidCheckpoint(
+                "missing-files", lacking_upload(stored.missing, unrelated=stored.unrelated)
+            )
+        digests = sorted((file.name, file.sha256) for file in stored.files)
         calibration = find_calibration(services, content.spec, pointer=IN_FORM)
-        idempotency = _idempotency(key, content.spec, files, calibration)
-        plan = bounded_plan(stored, content.spec, calibration, place=SPEC_IN_FORM)
+        idempotency = _idempotency(key, content.spec, digests, calibration)
+        plan = bounded_plan(
+            InputFiles(stored.headers, stored.index), content.spec, calibration, place=SPEC_IN_FORM
+        )
         record = _submit(services, stored, content.spec, plan, calibration, idempotency, one_shot=True)
         kept = record.checkpoint == content.checkpoint_id
         return _view(services, record)
@@ -67,13 +74,14 @@ def _lacking(stored: StoredCheckpoint) -> str:
     return f"Upload the missing files first: {', '.join(stored.missing)}."
 
 
-def _lacking_upload(stored: StoredCheckpoint) -> str:
-    if stored.unrelated:
+def lacking_upload(missing: tuple[str, ...], *, unrelated: tuple[str, ...]) -> str:
+    """Say which files a form lacks; `unrelated`: files without an index that are not shards."""
+    if unrelated:
         return (
-            f"The upload holds {_together(stored.unrelated)} but no index: "
+            f"The upload holds {_together(unrelated)} but no index: "
             "send their index with them, or each file in a request of its own."
         )
-    return f"The upload lacks {', '.join(stored.missing)}."
+    return f"The upload lacks {', '.join(missing)}."
 
 
 def _together(names: tuple[str, ...]) -> str:

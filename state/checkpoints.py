@@ -105,7 +105,7 @@ def read_shelf(checkpoint_id: str, folder: Path, files: Mapping[str, FileReport]
     """Read the headers of published files, which were checked before they were published."""
     index = read_index(folder, files)
     headers = {name: read_header(folder / name) for name in weights(files)}
-    missing = tuple(islice(_missing(files, index), MISSING_SHOWN))
+    missing = tuple(islice(missing_files(files, index), MISSING_SHOWN))
     return StoredCheckpoint(checkpoint_id, folder, tuple(files.values()), headers, index, missing)
 
 
@@ -150,7 +150,8 @@ def _check_named(index: ShardIndex, names: Collection[str], *, sent: str) -> Non
             )
 
 
-def _missing(names: Collection[str], index: ShardIndex | None) -> Iterator[str]:
+def missing_files(names: Collection[str], index: ShardIndex | None) -> Iterator[str]:
+    """Name the files that a checkpoint of these files and this index lacks."""
     files = weights(names)
     if index is not None:
         yield from (shard for shard in index.shards if shard not in names)

@@ -14,7 +14,7 @@ from schemas.report import FileReport
 from schemas.spec import CompressionSpec, RankRule, SpecRule
 
 
-def plan_document(checkpoint: str, tensors: Sequence[Tensor], plan: Plan) -> PlanDocument:
+def plan_document(checkpoint: str | None, tensors: Sequence[Tensor], plan: Plan) -> PlanDocument:
     """Show a plan in the report's terms."""
     layers = tuple(_planned(layer) for layer in plan.layers)
     parameters = sum(tensor.parameters for tensor in tensors)

@@ -1,5 +1,7 @@
 """Plans: what a job would do, without doing it."""
 
+from functools import partial
+
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 
@@ -7,10 +9,13 @@ from schemas.job import JobRequest
 from schemas.plan import PlanDocument
 from schemas.planning.documents import plan_document
 from service import errors
-from service.calibration import IN_REQUEST, find_calibration
+from service.bodytypes import is_multipart
+from service.calibration import IN_FORM, IN_REQUEST, find_calibration
 from service.deps import IncomingDep, Services, ServicesDep
-from service.openapi import JSON_BODY, refusals
-from service.planning import foreseen_plan
+from service.multipart import boundary_of
+from service.openapi import PLAN_BODY, refusals
+from service.plan_form import PlanContent, begin_plan_form, plan_form_limit_bytes
+from service.planning import SPEC_IN_FORM, bounded_plan, foreseen_plan
 from service.strictjson import parse_model
 from service.submission import complete_checkpoint
 
@@ -30,11 +35,20 @@ router = APIRouter(prefix="/v1/plans", tags=["plans"])
         errors.InvalidJson,
         errors.InvalidSpec,
         errors.InvalidCalibration,
+        errors.InvalidMultipart,
+        errors.InvalidCheckpoint,
+        errors.InvalidRequest,
     ),
-    openapi_extra=JSON_BODY,
+    openapi_extra=PLAN_BODY,
 )
 async def plan_job(body: IncomingDep, services: ServicesDep) -> PlanDocument:
-    """Plan from the headers and from what earlier jobs found out; nothing is computed or kept."""
+    """Plan from a stored checkpoint or from the headers in the request; nothing is computed or kept."""
+    if is_multipart(body.request):
+        limit_bytes = plan_form_limit_bytes(services)
+        begin = partial(begin_plan_form, services, boundary_of(body.request))
+        body.check_head(limit_bytes=limit_bytes)
+        content = await body.stream(begin, limit_bytes=limit_bytes)
+        return await run_in_threadpool(_plan_form, services, content)
     asked = parse_model(JobRequest, await body.json_text(), kind=errors.InvalidSpec, subject="request")
     return await run_in_threadpool(_plan, services, asked)
 
@@ -44,3 +58,9 @@ def _plan(services: Services, asked: JobRequest) -> PlanDocument:
     calibration = find_calibration(services, asked.spec, pointer=IN_REQUEST)
     plan = foreseen_plan(services, stored, asked.spec, calibration)
     return plan_document(stored.id, stored.tensors, plan)
+
+
+def _plan_form(services: Services, content: PlanContent) -> PlanDocument:
+    calibration = find_calibration(services, content.spec, pointer=IN_FORM)
+    plan = bounded_plan(content.files, content.spec, calibration, place=SPEC_IN_FORM)
+    return plan_document(None, content.files.tensors, plan)

@@ -1,0 +1,163 @@
+"""The multipart body of POST /v1/plans: the headers of a checkpoint's files, and a spec.
+
+Nothing is written to disk. Every check of a header runs, except that the file is as long as its header says:
+the data is absent, so the length is taken from the header.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+from schemas.format.errors import CheckpointError
+from schemas.format.files import InputFiles
+from schemas.format.header import Header
+from schemas.format.header_stream import MAX_HEADER_BYTES, HeaderScan
+from schemas.format.index import INDEX_ENDING, MAX_INDEX_BYTES, ShardIndex
+from schemas.spec import CompressionSpec
+from service import errors
+from service.deps import Services
+from service.fit import Content, check_fit
+from service.forms import SpecField, new_file_name
+from service.multipart import MultipartSink, Part, PartHead
+from service.submission import lacking_upload
+from state.checkpoints import AN_INDEX, MISSING_SHOWN, missing_files
+from state.upload import IndexScan
+
+CONFIG_NAME = "config.json"
+MAX_CONFIG_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class PlanContent:
+    """What a whole form held."""
+
+    files: InputFiles
+    spec: CompressionSpec
+
+
+class HeaderPart:
+    """The first 8 + N bytes of a safetensors file, N being the length of its header."""
+
+    def __init__(self, name: str) -> None:
+        self.content: Header | None = None
+        self._name = name
+        self._scan = HeaderScan()
+        self._seen_bytes = 0
+
+    def write(self, block: bytes | memoryview) -> None:
+        with _named(self._name):
+            self._scan.feed(block)
+            self._seen_bytes += len(block)
+            header = self._scan.header
+            if header is not None and self._seen_bytes > header.data_start:
+                raise CheckpointError(
+                    "trailing-data",
+                    f"The header ends at byte {header.data_start}, but more bytes follow. "
+                    f"Send only the first {header.data_start} bytes of the file.",
+                )
+
+    def end(self) -> None:
+        with _named(self._name):
+            header = self._scan.header
+            self.content = self._scan.finish(self._seen_bytes if header is None else header.file_bytes)
+
+
+class IndexPart:
+    """A whole index."""
+
+    def __init__(self, name: str) -> None:
+        self.content: ShardIndex | None = None
+        self._name = name
+        self._scan = IndexScan()
+
+    def write(self, block: bytes | memoryview) -> None:
+        with _named(self._name):
+            self._scan.feed(block)
+
+    def end(self) -> None:
+        with _named(self._name):
+            self.content = self._scan.finish(0)
+
+
+class ConfigPart:
+    """The model's config.json, which has no effect on a plan yet; its size is limited all the same."""
+
+    def __init__(self) -> None:
+        self._seen_bytes = 0
+
+    def write(self, block: bytes | memoryview) -> None:
+        self._seen_bytes += len(block)
+        if self._seen_bytes > MAX_CONFIG_BYTES:
+            raise errors.TooLarge(f"{CONFIG_NAME} may hold at most {MAX_CONFIG_BYTES} bytes.")
+
+    def end(self) -> None:
+        """Nothing is kept."""
+
+
+class PlanForm:
+    """Keeps the headers and the spec of one form in memory."""
+
+    def __init__(self, *, spec_limit_bytes: int) -> None:
+        self._files: dict[str, HeaderPart | IndexPart] = {}
+        self._config: ConfigPart | None = None
+        self._spec = SpecField(limit_bytes=spec_limit_bytes)
+
+    def part(self, head: PartHead) -> Part:
+        if head.name == "spec":
+            return self._spec.part()
+        if head.name != "header":
+            raise errors.InvalidMultipart(
+                "A part has a name that is not known here; the parts are `header` and `spec`."
+            )
+        if head.filename == CONFIG_NAME:
+            return self._begin_config()
+        name = new_file_name(head, self._files)
+        part = IndexPart(name) if name.endswith(INDEX_ENDING) else HeaderPart(name)
+        self._files[name] = part
+        return part
+
+    def commit(self) -> PlanContent:
+        if not self._files:
+            raise errors.InvalidMultipart(
+                "The part `header` is missing; send the first 8 + N bytes of the safetensors file in it, "
+                "N being the length of its header."
+            )
+        spec = self._spec.required()
+        sent: dict[str, Content] = {n: file.content for n, file in self._files.items() if file.content}
+        check_fit(sent, None)
+        index = next((content for content in sent.values() if isinstance(content, ShardIndex)), None)
+        headers = {name: content for name, content in sorted(sent.items()) if isinstance(content, Header)}
+        if missing := tuple(islice(missing_files(sent, index), MISSING_SHOWN)):
+            unrelated = tuple(headers) if missing == (AN_INDEX,) else ()
+            raise errors.InvalidCheckpoint("missing-files", lacking_upload(missing, unrelated=unrelated))
+        return PlanContent(InputFiles(headers, index), spec)
+
+    def abort(self) -> None:
+        """Nothing was stored."""
+
+    def _begin_config(self) -> Part:
+        if self._config is not None:
+            raise errors.InvalidMultipart(f"The file {CONFIG_NAME} came twice; send it once.")
+        self._config = ConfigPart()
+        return self._config
+
+
+def plan_form_limit_bytes(services: Services) -> int:
+    """Return the most bytes of a whole form: all headers, an index and a spec, each at its largest."""
+    return MAX_HEADER_BYTES + MAX_INDEX_BYTES + MAX_CONFIG_BYTES + services.settings.max_spec_bytes
+
+
+def begin_plan_form(services: Services, boundary: bytes) -> MultipartSink[PlanContent]:
+    settings = services.settings
+    form = PlanForm(spec_limit_bytes=settings.max_spec_bytes)
+    return MultipartSink(form, boundary=boundary, max_parts=settings.max_files + 2)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Begin the detail of a CheckpointError with the file's name."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(error.code, f"{name}: {error.detail}", error.pointer) from None
