@@ -9,8 +9,8 @@ from typing import Any
 from pydantic_settings import BaseSettings
 
 from schemas.report import KEPT_REASONS
+from service.app import create_app
 from service.errors import Refusal
-from service.main import create_app
 from service.settings import Settings as ServiceSettings
 from worker.settings import Settings as WorkerSettings
 

@@ -68,7 +68,7 @@ def report(given: str, *, url: str, as_json: bool) -> None:
 def serve() -> int:
     """Run the whole service on this machine until Ctrl-C."""
     try:
-        from service.standalone import main
+        from service.standalone.__main__ import main
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in OURS:
             raise

@@ -1,20 +1,58 @@
 """What multipart bodies are made of: checkpoint files, and for a job its spec."""
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from schemas.format.errors import CheckpointError
+from schemas.format.header import Header
 from schemas.format.header_stream import HeaderScan
-from schemas.format.index import FILE_NAME, INDEX_ENDING
+from schemas.format.index import FILE_NAME, INDEX_ENDING, ShardIndex, check_shards
 from schemas.spec import CompressionSpec
 from service import errors
-from service.fit import Content, check_fit, check_one_index
-from service.multipart import CappedText, Part, PartHead
-from service.strictjson import parse_model
+from service.dependencies import Services
+from service.json_body import parse_model
+from service.multipart import CappedText, MultipartSink, Part, PartHead
 from service.uploads import Space
 from state.checkpoints import CheckpointStore, StoredCheckpoint
 from state.errors import CheckpointNotFound
 from state.upload import IndexScan, StoredFile, Upload
+
+Content = Header | ShardIndex
+
+
+def check_fit(sent: Mapping[str, Content], stored: StoredCheckpoint | None) -> None:
+    """Refuse what the store would refuse once the first files are already published."""
+    headers = {name: content for name, content in sent.items() if isinstance(content, Header)}
+    index = next((content for content in sent.values() if isinstance(content, ShardIndex)), None)
+    if stored is not None:
+        check_one_index(sorted({*sent, *(file.name for file in stored.files)}))
+        headers = {**stored.headers, **headers}
+        index = index or stored.index
+    if index is not None:
+        _check_shards(index, headers)
+
+
+def check_one_index(names: list[str]) -> None:
+    """Refuse a second index."""
+    found = [name for name in names if name.endswith(INDEX_ENDING)]
+    if len(found) > 1:
+        raise CheckpointError(
+            "second-index", f"{found[0]} and {found[1]} are both indexes. Use one index per checkpoint."
+        )
+
+
+def _check_shards(index: ShardIndex, headers: Mapping[str, Header]) -> None:
+    named = set(index.shards)
+    if extra := sorted(headers.keys() - named):
+        raise CheckpointError(
+            "shard-extra",
+            f"The index does not name the file {extra[0]}. Name it there, or use another checkpoint id.",
+            "/weight_map",
+        )
+    if named == headers.keys():
+        check_shards(index, headers)
+
 
 NAME_ADVICE = (
     "A file name starts with a letter or digit, goes on with those and . _ -, has at most 128 characters "
@@ -189,3 +227,37 @@ class RawFile:
     def abort(self) -> None:
         """Leave nothing."""
         self._upload.abort()
+
+
+def begin_file(
+    services: Services,
+    checkpoint_id: str,
+    filename: str,
+    *,
+    content_bytes: int | None,
+    expected: bytes | None,
+) -> RawFile:
+    """Begin with one file that is the whole body."""
+    upload = services.checkpoints.receive(
+        checkpoint_id,
+        check_file_name(filename),
+        content_bytes=content_bytes,
+        limit_bytes=services.settings.max_upload_bytes,
+    )
+    return RawFile(upload, space=services.space, expected_sha256=expected)
+
+
+def begin_form(
+    services: Services, checkpoint_id: str, boundary: bytes, *, with_spec: bool
+) -> MultipartSink[FormContent]:
+    """Begin with a form of files, and for a job its spec."""
+    settings = services.settings
+    form = CheckpointForm(
+        services.checkpoints,
+        checkpoint_id,
+        space=services.space,
+        limit_bytes=settings.max_upload_bytes,
+        spec_limit_bytes=settings.max_spec_bytes,
+        with_spec=with_spec,
+    )
+    return MultipartSink(form, boundary=boundary, max_parts=settings.max_files + with_spec)

@@ -1,5 +1,6 @@
 """What Prometheus may ask: counted as it happens, or looked up when it asks."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -8,6 +9,11 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from schemas.job import JobState
+from service.uploads import Space
+from state.errors import StoreUnavailable
+from state.jobs import JobStore
+from state.queue import JobQueue
+from state.scripts import WorkerRegistry
 
 DURATIONS_S = (0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 120, 600)
 
@@ -75,3 +81,24 @@ class Metrics:
     def text(self) -> bytes:
         """Render everything; looks things up, so call it in a thread."""
         return generate_latest(self._registry)
+
+
+log = logging.getLogger("eckart.service")
+
+
+def look(*, jobs: JobStore, queue: JobQueue, workers: WorkerRegistry, space: Space) -> Gauges:
+    """Look now; with Redis away, what it knows is left out."""
+    try:
+        counts = jobs.counts()
+        return Gauges(
+            jobs=counts.by_state,
+            queue_depth=queue.depth(),
+            queue_oldest_s=counts.oldest_queued_s or 0.0,
+            disk_free_bytes=space.free_bytes(),
+            workers=len(workers.alive()),
+        )
+    except StoreUnavailable:
+        log.warning("metrics: Redis is away")
+        return Gauges(
+            jobs={}, queue_depth=None, queue_oldest_s=None, disk_free_bytes=space.free_bytes(), workers=None
+        )

@@ -2,15 +2,31 @@
 
 import asyncio
 import contextlib
+import logging
 import re
 import secrets
 import time
+from contextvars import ContextVar
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
-from service.requestid import request_id
+
+OUTSIDE = "-"
+
+# A task, and the threads that work for it, see the id of their own request alone.
+request_id: ContextVar[str] = ContextVar("request_id", default=OUTSIDE)
+
+
+class WithRequestId(logging.Filter):
+    """Gives each record the id of its request."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let everything through."""
+        record.request_id = request_id.get()
+        return True
+
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 DRAINED_BYTES = 4 * 2**20

@@ -16,9 +16,8 @@ from schemas.format.header_stream import MAX_HEADER_BYTES, HeaderScan
 from schemas.format.index import INDEX_ENDING, MAX_INDEX_BYTES, ShardIndex
 from schemas.spec import CompressionSpec
 from service import errors
-from service.deps import Services
-from service.fit import Content, check_fit
-from service.forms import SpecField, new_file_name
+from service.dependencies import Services
+from service.forms import Content, SpecField, check_fit, new_file_name
 from service.multipart import MultipartSink, Part, PartHead
 from service.submission import lacking_upload
 from state.checkpoints import AN_INDEX, MISSING_SHOWN, missing_files

@@ -9,7 +9,7 @@ from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 
-from service.deps import Services
+from service.dependencies import Services
 from state.errors import StoreUnavailable
 
 LEFT_OVER_S = 600.0

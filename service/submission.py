@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from contextlib import suppress
 
 from schemas.format.errors import listed
 from schemas.format.files import InputFiles
@@ -10,12 +11,19 @@ from schemas.job import NO_PROGRESS, JobRequest
 from schemas.planning.layer import Plan
 from schemas.spec import CompressionSpec
 from service import errors
-from service.calibration import IN_FORM, IN_REQUEST, Calibration, find_calibration
-from service.deps import Services
+from service.dependencies import Services
 from service.forms import FormContent
-from service.planning import SPEC_IN_FORM, SPEC_IN_REQUEST, bounded_plan
+from service.planning import (
+    IN_FORM,
+    IN_REQUEST,
+    SPEC_IN_FORM,
+    SPEC_IN_REQUEST,
+    Calibration,
+    bounded_plan,
+    find_calibration,
+)
 from state.checkpoints import StoredCheckpoint
-from state.errors import StoreUnavailable
+from state.errors import CheckpointInUse, CheckpointNotFound, StoreUnavailable
 from state.records import Idempotency, JobRecord, JobView, NewJob
 
 log = logging.getLogger("eckart.service")
@@ -139,3 +147,18 @@ def _idempotency(
         parts.append(sorted((file.name, file.sha256) for file in calibration.files))
     asked = json.dumps(parts).encode()
     return Idempotency(key=key, fingerprint=hashlib.sha256(asked).hexdigest())
+
+
+def delete_job(services: Services, job_id: str) -> None:
+    """Remove the record last: whatever fails before, the same request can be repeated."""
+    record = services.jobs.cancel(job_id)
+    if record.one_shot:
+        with suppress(CheckpointInUse, CheckpointNotFound):
+            delete_checkpoint(services, record.checkpoint)
+    services.jobs.delete(job_id)
+
+
+def delete_checkpoint(services: Services, checkpoint_id: str) -> None:
+    """Remove all its files, unless a job needs them."""
+    with services.jobs.deleting_checkpoint(checkpoint_id):
+        services.checkpoints.delete(checkpoint_id)

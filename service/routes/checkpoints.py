@@ -7,15 +7,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from schemas.checkpoint import Checkpoint
+from schemas.format.metadata import factored_names
+from schemas.planning.documents import checkpoint_document
 from schemas.report import FileReport
-from service import deletion, errors
-from service.deps import IncomingDep, ServicesDep
-from service.digests import digest_headers, wanted_sha256
+from service import errors, submission
+from service.dependencies import CheckpointId, FileName, IncomingDep, NewCheckpointId, ReprDigest, ServicesDep
+from service.forms import begin_file, begin_form
+from service.headers import digest_headers, wanted_sha256
 from service.multipart import boundary_of
 from service.openapi import FILES_BODY, RAW_BODY, answers, refusals
-from service.params import CheckpointId, FileName, NewCheckpointId, ReprDigest
-from service.storing import begin_file, begin_form
-from service.views import stored_document
+from state.checkpoints import StoredCheckpoint
 
 router = APIRouter(prefix="/v1/checkpoints", tags=["checkpoints"])
 
@@ -99,4 +100,10 @@ def get_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> Checkp
 )
 def delete_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> None:
     """Remove all its files, unless a job needs them."""
-    deletion.delete_checkpoint(services, checkpoint_id)
+    submission.delete_checkpoint(services, checkpoint_id)
+
+
+def stored_document(stored: StoredCheckpoint) -> Checkpoint:
+    """Show a checkpoint with all its tensors."""
+    factored = factored_names(header.metadata for header in stored.headers.values())
+    return checkpoint_document(stored.id, stored.files, stored.missing, stored.tensors, factored=factored)

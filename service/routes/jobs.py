@@ -8,18 +8,27 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from schemas.job import Job, JobList, JobRequest
-from service import deletion, errors
-from service.bodytypes import is_multipart
-from service.deps import Incoming, IncomingDep, Services, ServicesDep
+from service import errors, submission
+from service.dependencies import (
+    Cursor,
+    IdempotencyKey,
+    IfNoneMatch,
+    Incoming,
+    IncomingDep,
+    JobId,
+    Limit,
+    Services,
+    ServicesDep,
+    StateFilter,
+    Wait,
+)
+from service.forms import begin_form
+from service.job_status import job_list, status_response, watched_job
+from service.json_body import is_multipart, parse_model
 from service.multipart import boundary_of
 from service.openapi import JOB_BODY, answers, refusals
-from service.params import Cursor, IdempotencyKey, IfNoneMatch, JobId, Limit, StateFilter, Wait
-from service.polling import status_response, watched_job
 from service.routes.checkpoints import UPLOAD_REFUSALS
-from service.storing import begin_form
-from service.strictjson import parse_model
 from service.submission import submit_form, submit_stored
-from service.views import job_list
 from state.checkpoints import new_checkpoint_id
 from state.records import JobView
 
@@ -127,4 +136,4 @@ def delete_job(services: ServicesDep, job_id: JobId) -> None:
 
     It stays if another queued or running job needs it; a checkpoint stored by itself always stays.
     """
-    deletion.delete_job(services, job_id)
+    submission.delete_job(services, job_id)

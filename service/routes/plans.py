@@ -9,14 +9,12 @@ from schemas.job import JobRequest
 from schemas.plan import PlanDocument
 from schemas.planning.documents import plan_document
 from service import errors
-from service.bodytypes import is_multipart
-from service.calibration import IN_FORM, IN_REQUEST, find_calibration
-from service.deps import IncomingDep, Services, ServicesDep
+from service.dependencies import IncomingDep, Services, ServicesDep
+from service.json_body import is_multipart, parse_model
 from service.multipart import boundary_of
 from service.openapi import PLAN_BODY, refusals
 from service.plan_form import PlanContent, begin_plan_form, plan_form_limit_bytes
-from service.planning import SPEC_IN_FORM, bounded_plan, foreseen_plan
-from service.strictjson import parse_model
+from service.planning import IN_FORM, IN_REQUEST, SPEC_IN_FORM, bounded_plan, find_calibration, foreseen_plan
 from service.submission import complete_checkpoint
 
 router = APIRouter(prefix="/v1/plans", tags=["plans"])

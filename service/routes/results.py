@@ -5,11 +5,9 @@ from starlette.requests import Request
 
 from schemas.report import REPORT_NAME, Report
 from service import errors
-from service.deps import ServicesDep
-from service.downloads import download, require_json_accepted
+from service.dependencies import IfNoneMatch, JobId, ResultName, ServicesDep
 from service.openapi import BINARY, RANGE_PARAMETER, Responses, answers, refusals
-from service.params import IfNoneMatch, JobId, ResultName
-from service.resultfiles import finished_job, result_file
+from service.results import download, finished_job, require_json_accepted, result_file
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["results"])
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.main import create_app
+from service.app import create_app
 from service.settings import Settings
 
 METHODS = ("get", "put", "post", "delete", "patch")

@@ -208,7 +208,7 @@ def test_an_upload_that_is_broken_off_is_logged_once_with_who_what_and_how_much(
 
 def test_importing_the_service_imports_no_library_of_the_worker():
     script = (
-        "import sys, service.main, service.server, service.settings\n"
+        "import sys, service.app, service.server, service.settings\n"
         "heavy = {'torch', 'numpy', 'scipy', 'safetensors', 'worker'} & set(sys.modules)\n"
         "print(*sorted(heavy))"
     )

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from service.rundir import DataDirectoryError, held, remove_pid, write_pid
+from service.standalone.run_dir import DataDirectoryError, held, remove_pid, write_pid
 
 
 def test_a_second_start_is_refused_and_told_who_holds_the_directory(tmp_path):
@@ -30,7 +30,7 @@ def test_the_lock_file_of_a_dead_start_is_no_obstacle(tmp_path):
 # Holds the lock, starts a child that inherits it, and dies without a word.
 DIES_BEFORE_ITS_CHILD = """
 import os, pathlib, subprocess, sys
-from service.rundir import held
+from service.standalone.run_dir import held
 with held(pathlib.Path(sys.argv[1])) as lock:
     child = subprocess.Popen(["sleep", "60"], pass_fds=[lock], stdout=subprocess.DEVNULL)
     print(child.pid, flush=True)

@@ -5,9 +5,28 @@ import math
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
 
 from service import errors
 from service.problems import invalid_fields
+
+
+def media_type(request: Request) -> str:
+    """Return the Content-Type without its parameters, in lower case."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def is_multipart(request: Request) -> bool:
+    """Say whether it is a form of parts."""
+    return media_type(request) == "multipart/form-data"
+
+
+def require_json(request: Request) -> None:
+    """Refuse what is not called JSON."""
+    kind = media_type(request)
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise errors.UnsupportedMediaType
+
 
 M = TypeVar("M", bound=BaseModel)
 

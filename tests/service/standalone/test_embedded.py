@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 import redis
 
-from service.embedded import (
+from service.standalone.redis_server import (
     SOCKET_PATH_LIMIT_BYTES,
     EmbeddedServerError,
     answers,

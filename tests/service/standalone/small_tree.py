@@ -4,10 +4,9 @@ import os
 import sys
 from pathlib import Path
 
-from service.child import ChildSpec
-from service.embedded import answers, find_server, server_command
-from service.rundir import held
-from service.supervisor import Supervisor
+from service.standalone.redis_server import answers, find_server, server_command
+from service.standalone.run_dir import held
+from service.standalone.supervisor import ChildSpec, Supervisor
 
 # It starts a child of its own, as a worker does, and leaves word of that, and of when it was told to end.
 NEST = """

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from service.address import Address, AddressUnavailableError
+from service.standalone.address import Address, AddressUnavailableError
 
 
 def test_an_address_where_somebody_listens_is_refused_with_the_way_out():

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from service.rundir import held
+from service.standalone.run_dir import held
 
 
 @pytest.fixture

@@ -7,11 +7,52 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from schemas.job import TERMINAL
-from service.deps import Services
-from service.digests import is_known
-from service.views import job_document, retry_after
-from state.records import JobView
+from schemas.job import TERMINAL, Job, JobList, Links
+from service.dependencies import Services
+from service.headers import is_known
+from state.records import JobPage, JobView
+
+RETRY_AFTER_S = 1
+
+
+def job_document(view: JobView) -> Job:
+    """Show a job."""
+    record = view.record
+    here = f"/v1/jobs/{record.id}"
+    return Job(
+        id=record.id,
+        state=record.state,
+        checkpoint=record.checkpoint,
+        spec=record.spec,
+        progress=view.progress,
+        attempt=record.attempt,
+        queue_position=view.queue_position,
+        created_at=record.created_at,
+        started_at=record.started_at,
+        finished_at=record.finished_at,
+        expires_at=None,
+        warnings=record.warnings,
+        error=record.error,
+        summary=record.summary,
+        links=Links(
+            self=here,
+            report=f"{here}/report",
+            checkpoint=f"{here}/checkpoint",
+            files=f"{here}/files/{{filename}}",
+            cancel=f"{here}/cancel",
+        ),
+    )
+
+
+def job_list(page: JobPage) -> JobList:
+    """Show a page of jobs."""
+    return JobList(jobs=tuple(job_document(view) for view in page.jobs), next_cursor=page.next_cursor)
+
+
+def retry_after(view: JobView) -> dict[str, str]:
+    """Say when to ask again, until the job has ended."""
+    return {} if view.record.state in TERMINAL else {"Retry-After": str(RETRY_AFTER_S)}
+
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 0.5

@@ -10,9 +10,8 @@ from threading import Event
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from service.deps import Services, State
-from service.gauges import look
-from service.metrics import Metrics
+from service.dependencies import Services, State
+from service.metrics import Metrics, look
 from service.middleware import Measure, RequestId, UnreadBody
 from service.openapi import DocumentedApp
 from service.problems import HANDLERS

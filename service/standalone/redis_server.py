@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
 # What `sockaddr_un` holds, less its closing zero byte.
 SOCKET_PATH_LIMIT_BYTES = 103 if sys.platform == "darwin" else 107
 SERVER_NAMES = ("valkey-server", "redis-server")

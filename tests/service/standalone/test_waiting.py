@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from schemas.problem import FieldProblem, problem
-from service.address import Address
-from service.waiting import Readiness
+from service.standalone.__main__ import Readiness
+from service.standalone.address import Address
 
 MISSING = problem(
     "not-ready",
