@@ -14,7 +14,7 @@ from schemas.planning.planner import make_plan
 from schemas.spec import CompressionSpec
 from worker.local import open_checkpoint
 from worker.lowrank import Factored, FactorRequest, factor
-from worker.pipeline import Request, compress
+from worker.pipeline import CompressionRequest, compress
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def pipeline(source: Path, target: Path, spec: CompressionSpec, *, threads: int)
         marks.append((progress.layer, time.perf_counter()))
 
     begun = time.perf_counter()
-    request = Request(
+    request = CompressionRequest(
         open_checkpoint(source), (), spec, spool_dir=target / "work", result_dir=target / "done"
     )
     report = compress(request, device=torch.device("cpu"), observe=observe)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 
 from eckart.errors import LoadError
-from schemas.format.metadata import METADATA_KEY, FactoredLayer, Manifest
+from schemas.format.metadata import METADATA_KEY, FactoredLayer, FactoredLayers
 
 
 def read_manifest(file_name: str, metadata: Mapping[str, str]) -> dict[str, FactoredLayer]:
@@ -14,7 +14,7 @@ def read_manifest(file_name: str, metadata: Mapping[str, str]) -> dict[str, Fact
     if text is None:
         return {}
     try:
-        return Manifest.model_validate_json(text).layers
+        return FactoredLayers.model_validate_json(text).layers
     except ValidationError as error:
         raise LoadError(
             f"{file_name}: the {METADATA_KEY!r} entry of its metadata is not one that this version of eckart "

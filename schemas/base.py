@@ -15,6 +15,6 @@ class Output(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
 
 
-def absent(value: object) -> bool:
+def is_none(value: object) -> bool:
     """Say of an optional field that it was not given, so that it is not written either."""
     return value is None

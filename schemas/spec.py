@@ -15,11 +15,11 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
-from schemas.base import Input, absent
+from schemas.base import Input, is_none
 from schemas.format.index import CHECKPOINT_ID
 
 
-def _for_the_whole(value: object) -> None:
+def _budget_is_global(value: object) -> None:
     if value is None:
         return
     raise PydanticCustomError(
@@ -29,7 +29,9 @@ def _for_the_whole(value: object) -> None:
     )
 
 
-Elsewhere = SkipJsonSchema[Annotated[None, BeforeValidator(_for_the_whole), Field(exclude_if=absent)]]
+NotAllowedHere = SkipJsonSchema[
+    Annotated[None, BeforeValidator(_budget_is_global), Field(exclude_if=is_none)]
+]
 
 
 class RankRule(Input):
@@ -39,7 +41,7 @@ class RankRule(Input):
 
     ratio: float | None = Field(
         default=None,
-        exclude_if=absent,
+        exclude_if=is_none,
         gt=0,
         le=1,
         allow_inf_nan=False,
@@ -48,7 +50,7 @@ class RankRule(Input):
     )
     energy: float | None = Field(
         default=None,
-        exclude_if=absent,
+        exclude_if=is_none,
         gt=0,
         le=1,
         allow_inf_nan=False,
@@ -57,7 +59,7 @@ class RankRule(Input):
     )
     error: float | None = Field(
         default=None,
-        exclude_if=absent,
+        exclude_if=is_none,
         gt=0,
         lt=1,
         allow_inf_nan=False,
@@ -79,8 +81,8 @@ class RankRule(Input):
 class LayerRule(RankRule):
     """Exactly one rule that gives these layers their ranks."""
 
-    budget: Elsewhere = None
-    budget_bytes: Elsewhere = None
+    budget: NotAllowedHere = None
+    budget_bytes: NotAllowedHere = None
 
 
 class SpecRule(RankRule):
@@ -90,7 +92,7 @@ class SpecRule(RankRule):
 
     budget: float | None = Field(
         default=None,
-        exclude_if=absent,
+        exclude_if=is_none,
         gt=0,
         le=1,
         allow_inf_nan=False,
@@ -100,7 +102,7 @@ class SpecRule(RankRule):
     )
     budget_bytes: int | None = Field(
         default=None,
-        exclude_if=absent,
+        exclude_if=is_none,
         strict=True,
         ge=1,
         le=2**63 - 1,
@@ -169,34 +171,34 @@ class Override(Input):
     )
     rank: LayerRank | None = Field(
         default=None,
-        exclude_if=absent,
+        exclude_if=is_none,
         description="The rank or rank rule for these layers; what they cost is part of a budget.",
         examples=[64],
     )
     method: Method | None = Field(
-        default=None, exclude_if=absent, description="The method for these layers.", examples=["cx"]
+        default=None, exclude_if=is_none, description="The method for these layers.", examples=["cx"]
     )
     selector: Selector | None = Field(
         default=None,
-        exclude_if=absent,
+        exclude_if=is_none,
         description="The column and row selector for these layers.",
         examples=["cpqr"],
     )
     cur: CurOptions | None = Field(
         default=None,
-        exclude_if=absent,
+        exclude_if=is_none,
         description="CUR storage for these layers.",
         examples=[{"storage": "two"}],
     )
     align: Multiple | None = Field(
-        default=None, exclude_if=absent, description="What the ranks are multiples of here.", examples=[16]
+        default=None, exclude_if=is_none, description="What the ranks are multiples of here.", examples=[16]
     )
     min_rank: Multiple | None = Field(
-        default=None, exclude_if=absent, description="The least rank here.", examples=[8]
+        default=None, exclude_if=is_none, description="The least rank here.", examples=[8]
     )
     weight: float | None = Field(
         default=None,
-        exclude_if=absent,
+        exclude_if=is_none,
         gt=0,
         le=1e6,
         allow_inf_nan=False,
@@ -280,7 +282,7 @@ class CompressionSpec(Input):
     )
     calibration: Annotated[str, Field(pattern=CHECKPOINT_ID.pattern)] | None = Field(
         default=None,
-        exclude_if=absent,
+        exclude_if=is_none,
         description="The id of a stored checkpoint that holds `<module>.gram` [n, n], the sum of x·xᵀ over "
         "the inputs x of a layer: the error of those layers' outputs is then minimised.",
         examples=["my-grams"],

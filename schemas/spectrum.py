@@ -58,6 +58,6 @@ def _count_above(descending: Sequence[float], limit: float) -> int:
     return bisect_left(descending, -max(limit, 0.0), key=lambda value: -value)
 
 
-def careful_enough(spectra: Iterable[Spectrum], rank: int) -> Spectrum | None:
+def first_accurate(spectra: Iterable[Spectrum], rank: int) -> Spectrum | None:
     """Return the first spectrum, of ever more careful ones, that is good for every rank up to this one."""
     return next((spectrum for spectrum in spectra if spectrum.resolves(rank)), None)

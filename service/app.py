@@ -19,7 +19,7 @@ from service.reaper import reap_forever
 from service.routes import checkpoints, health, jobs, plans, results
 from service.settings import Settings
 from service.uploads import Space
-from state.cache import DecompositionStore
+from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore
 from state.jobs import JobStore
 from state.queue import JobQueue
@@ -33,7 +33,7 @@ def open_services(settings: Settings) -> Services:
     """Make what routes stand on; nothing is connected or written yet."""
     assert settings.redis_url is not None  # `python -m service` refuses to start without it
     client = redis_client(settings.redis_url)
-    decompositions = DecompositionStore.shared(settings.data_dir, limit_bytes=settings.cache_bytes)
+    decompositions = DecompositionCache.shared(settings.data_dir, limit_bytes=settings.cache_bytes)
     space = Space(settings.data_dir, settings.min_free_bytes, decompositions)
     jobs = JobStore(client, settings.data_dir, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
     queue = JobQueue(settings.redis_url)

@@ -16,7 +16,7 @@ from service.json_body import require_json
 from service.metrics import Metrics
 from service.settings import Settings
 from service.uploads import Body, Sink, Space, declared_bytes, receive_body
-from state.cache import DecompositionStore
+from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore
 from state.jobs import JobStore
 from state.queue import JobQueue
@@ -33,7 +33,7 @@ class Services:
     redis: Redis
     space: Space
     checkpoints: CheckpointStore
-    decompositions: DecompositionStore
+    decompositions: DecompositionCache
     jobs: JobStore
     queue: JobQueue
     workers: WorkerRegistry

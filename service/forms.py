@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from schemas.format.errors import CheckpointError
 from schemas.format.header import Header
-from schemas.format.header_stream import HeaderScan
+from schemas.format.header_stream import HeaderParser
 from schemas.format.index import FILE_NAME, INDEX_ENDING, ShardIndex, check_shards
 from schemas.spec import CompressionSpec
 from service import errors
@@ -16,7 +16,7 @@ from service.multipart import CappedText, MultipartSink, Part, PartHead
 from service.uploads import Space
 from state.checkpoints import CheckpointStore, StoredCheckpoint
 from state.errors import CheckpointNotFound
-from state.upload import IndexScan, StoredFile, Upload
+from state.upload import IndexParser, StoredFile, Upload
 
 Content = Header | ShardIndex
 
@@ -117,7 +117,7 @@ class FilePart:
         self.content: Content | None = None
         self._upload = upload
         self._space = space
-        self._scan = IndexScan() if upload.name.endswith(INDEX_ENDING) else HeaderScan()
+        self._scan = IndexParser() if upload.name.endswith(INDEX_ENDING) else HeaderParser()
 
     def write(self, block: bytes | memoryview) -> None:
         """Take the next bytes, as long as there is room."""

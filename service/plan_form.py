@@ -12,7 +12,7 @@ from itertools import islice
 from schemas.format.errors import CheckpointError
 from schemas.format.files import InputFiles
 from schemas.format.header import Header
-from schemas.format.header_stream import MAX_HEADER_BYTES, HeaderScan
+from schemas.format.header_stream import MAX_HEADER_BYTES, HeaderParser
 from schemas.format.index import INDEX_ENDING, MAX_INDEX_BYTES, ShardIndex
 from schemas.spec import CompressionSpec
 from service import errors
@@ -21,7 +21,7 @@ from service.forms import Content, SpecField, check_fit, new_file_name
 from service.multipart import MultipartSink, Part, PartHead
 from service.submission import lacking_upload
 from state.checkpoints import AN_INDEX, MISSING_SHOWN, missing_files
-from state.upload import IndexScan
+from state.upload import IndexParser
 
 CONFIG_NAME = "config.json"
 MAX_CONFIG_BYTES = 4 * 2**20
@@ -41,7 +41,7 @@ class HeaderPart:
     def __init__(self, name: str) -> None:
         self.content: Header | None = None
         self._name = name
-        self._scan = HeaderScan()
+        self._scan = HeaderParser()
         self._seen_bytes = 0
 
     def write(self, block: bytes | memoryview) -> None:
@@ -68,7 +68,7 @@ class IndexPart:
     def __init__(self, name: str) -> None:
         self.content: ShardIndex | None = None
         self._name = name
-        self._scan = IndexScan()
+        self._scan = IndexParser()
 
     def write(self, block: bytes | memoryview) -> None:
         with _named(self._name):

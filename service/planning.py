@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from schemas.format.files import InputFiles
 from schemas.format.metadata import factored_names
 from schemas.format.tensor import TensorInfo
-from schemas.planning.budget import check_budget, foreseen
+from schemas.planning.budget import check_budget, resolve_ranks
 from schemas.planning.calibration import GRAM, CalibrationError
 from schemas.planning.layer import Plan
 from schemas.planning.planner import make_plan
@@ -100,7 +100,7 @@ def bounded_plan(
     return plan
 
 
-def foreseen_plan(
+def resolved_plan(
     services: Services, stored: StoredCheckpoint, spec: CompressionSpec, calibration: Calibration | None
 ) -> Plan:
     """Plan with whatever the decompositions of earlier jobs settle."""
@@ -108,7 +108,7 @@ def foreseen_plan(
     plan = bounded_plan(files, spec, calibration, place=SPEC_IN_REQUEST)
     spectra = services.decompositions.spectra(_keys(stored, plan, calibration))
     with _placed(SPEC_IN_REQUEST):
-        return foreseen(plan, spec, files, spectra)
+        return resolve_ranks(plan, spec, files, spectra)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from schemas.report import REPORT_NAME, Report
 from service import errors
 from service.dependencies import Services
 from service.headers import digest_headers, is_known
-from state.data_dir import Layout
+from state.data_dir import DataDir
 from state.records import JobRecord
 
 ADVICE = {
@@ -45,7 +45,7 @@ def finished_job(services: Services, job_id: str) -> JobRecord:
 def result_file(services: Services, record: JobRecord, name: str) -> ResultFile:
     """Find a file that the report names, or the report itself."""
     assert record.result_fence is not None
-    directory = Layout(services.settings.data_dir).result(record.id, record.result_fence)
+    directory = DataDir(services.settings.data_dir).result(record.id, record.result_fence)
     try:
         sha256 = _digests(directory).get(name)
         if sha256 is None:

@@ -160,5 +160,5 @@ def delete_job(services: Services, job_id: str) -> None:
 
 def delete_checkpoint(services: Services, checkpoint_id: str) -> None:
     """Remove all its files, unless a job needs them."""
-    with services.jobs.deleting_checkpoint(checkpoint_id):
+    with services.jobs.locked_for_deletion(checkpoint_id):
         services.checkpoints.delete(checkpoint_id)

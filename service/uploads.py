@@ -14,7 +14,7 @@ from urllib.parse import quote
 from starlette.requests import ClientDisconnect, Request
 
 from service import errors
-from state.cache import DecompositionStore
+from state.cache import DecompositionCache
 
 FIRST_BLOCK_BYTES = 64 * 2**10
 BLOCK_BYTES = 4 * 2**20
@@ -46,7 +46,7 @@ class Space:
 
     path: Path
     min_free_bytes: int
-    cache: DecompositionStore
+    cache: DecompositionCache
 
     def free_bytes(self) -> int:
         """Bytes that this process may still write."""
@@ -55,7 +55,7 @@ class Space:
     def require(self, nbytes: int) -> None:
         """Refuse where that many more would leave too little, even with what the cache can give back."""
         if self._lacking_bytes(nbytes) > 0:
-            self.cache.give_back(self._lacking_bytes(nbytes))
+            self.cache.free_space(self._lacking_bytes(nbytes))
         if self._lacking_bytes(nbytes) > 0:
             raise errors.OutOfSpace
 

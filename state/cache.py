@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Self
 
 from schemas.spectrum import Spectrum
-from state.cache_file import DamagedFile, DecompositionFile, Head, front
-from state.data_dir import Layout
+from state.cache_file import DamagedFile, DecompositionFile, DecompositionHeader, encode_header
+from state.data_dir import DataDir
 from state.files import PART_ENDING, locked
 
 # Of what the files and the free disk are together, the files never take more than one part in so many.
@@ -23,7 +23,7 @@ SHARE = 2
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class _Kept:
+class _CacheEntry:
     used_ns: int
     path: str
     size_bytes: int
@@ -37,24 +37,24 @@ def make_room(root: Path, nbytes: int, *, limit_bytes: int | None, spare_bytes: 
     """
     if limit_bytes is None:
         return True
-    kept = sorted(_files(root))
-    used_bytes = sum(file.size_bytes for file in kept)
+    entries = sorted(_files(root))
+    used_bytes = sum(file.size_bytes for file in entries)
     most = min(limit_bytes, (used_bytes + shutil.disk_usage(root).free - spare_bytes) // SHARE)
     if nbytes > most:
         return False
-    _evict(kept, used_bytes + nbytes - most)
+    _evict(entries, used_bytes + nbytes - most)
     return True
 
 
-def give_back(root: Path, nbytes: int) -> None:
+def free_space(root: Path, nbytes: int) -> None:
     """Remove files until so many bytes more are free; none at all where that cannot be."""
-    kept = sorted(_files(root))
-    if sum(file.size_bytes for file in kept) >= nbytes:
-        _evict(kept, nbytes)
+    entries = sorted(_files(root))
+    if sum(file.size_bytes for file in entries) >= nbytes:
+        _evict(entries, nbytes)
 
 
-def _evict(kept: Sequence[_Kept], nbytes: int) -> None:
-    for file in kept:
+def _evict(entries: Sequence[_CacheEntry], nbytes: int) -> None:
+    for file in entries:
         if nbytes <= 0:
             break
         with suppress(FileNotFoundError):
@@ -64,7 +64,7 @@ def _evict(kept: Sequence[_Kept], nbytes: int) -> None:
         nbytes -= file.size_bytes
 
 
-def _files(root: Path) -> Iterator[_Kept]:
+def _files(root: Path) -> Iterator[_CacheEntry]:
     for folder in _entries(root):
         if not folder.is_dir(follow_symlinks=False):
             continue
@@ -73,7 +73,7 @@ def _files(root: Path) -> Iterator[_Kept]:
             with suppress(FileNotFoundError):
                 if entry.is_file(follow_symlinks=False):
                     status = entry.stat(follow_symlinks=False)
-                    yield _Kept(status.st_mtime_ns, entry.path, status.st_size)
+                    yield _CacheEntry(status.st_mtime_ns, entry.path, status.st_size)
 
 
 def _entries(path: Path | str) -> "list[os.DirEntry[str]]":
@@ -114,7 +114,7 @@ class DecompositionKey:
         return SEPARATOR.join(filter(None, (self.file_sha256, self.calibration_sha256)))
 
 
-class DecompositionStore:
+class DecompositionCache:
     """Files below one folder, for any number of processes; the least recently used go first.
 
     Nothing here is forced to the disk: what a loss of power tears is found out by checksums. Trouble with the
@@ -130,8 +130,8 @@ class DecompositionStore:
     @classmethod
     def shared(cls, data_dir: Path, *, limit_bytes: int | None, spare_bytes: int = 0) -> Self:
         """Return the one that lies in the data directory; it leaves `spare_bytes` of the disk to a job."""
-        layout = Layout(data_dir)
-        return cls(layout.decompositions, layout.parts, limit_bytes=limit_bytes, spare_bytes=spare_bytes)
+        paths = DataDir(data_dir)
+        return cls(paths.decompositions, paths.parts, limit_bytes=limit_bytes, spare_bytes=spare_bytes)
 
     def could_hold(self, nbytes: int) -> bool:
         """Say whether so much could be kept at once.
@@ -174,12 +174,14 @@ class DecompositionStore:
             with suppress(OSError):
                 self._path(key).unlink()
 
-    def put(self, key: DecompositionKey, head: Head, basis: memoryview, *, sources: Iterable[Path]) -> bool:
+    def put(
+        self, key: DecompositionKey, head: DecompositionHeader, basis: memoryview, *, sources: Iterable[Path]
+    ) -> bool:
         """Keep a decomposition in place of what is there, and return whether it is kept.
 
         `sources` are the files that it was made of: where one was deleted meanwhile, nothing of it stays.
         """
-        begin = front(head, basis)
+        begin = encode_header(head, basis)
         path = self._path(key)
         try:
             with self._lock():
@@ -201,19 +203,19 @@ class DecompositionStore:
             with self._lock():
                 self._make_room(0)
 
-    def give_back(self, nbytes: int) -> None:
+    def free_space(self, nbytes: int) -> None:
         """Leave so much more of the disk to what cannot be computed again, where that is possible at all."""
         if self._folder.is_dir():
             with self._lock():
-                give_back(self._folder, nbytes)
+                free_space(self._folder, nbytes)
 
     def remove_orphans(self, held: Callable[[], AbstractSet[str]]) -> None:
         """Remove all that was made of files that nobody has any more; `held` is asked only if need be."""
         with suppress(FileNotFoundError):
-            kept = [entry.name for entry in self._folder.iterdir() if entry.is_dir()]
-            if kept:
+            entries = [entry.name for entry in self._folder.iterdir() if entry.is_dir()]
+            if entries:
                 digests = held()
-                self._remove(name for name in kept if not digests >= set(name.split(SEPARATOR)))
+                self._remove(name for name in entries if not digests >= set(name.split(SEPARATOR)))
 
     def _remove(self, folders: Iterable[str]) -> None:
         for folder in folders:

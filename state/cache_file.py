@@ -33,7 +33,7 @@ class DamagedFile(Exception):  # noqa: N818 - it says what happened
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class DecompositionHeader:
     """All of a decomposition but its basis.
 
     Attributes
@@ -74,7 +74,7 @@ class Head:
         return Spectrum(self.spectrum, self.exponent, self.noise)
 
 
-def front(head: Head, basis: memoryview) -> bytes:
+def encode_header(head: DecompositionHeader, basis: memoryview) -> bytes:
     """Return what a file begins with; the bytes of the basis come right behind it."""
     block_bytes = BLOCK_ROWS * head.row_bytes
     starts = range(0, len(basis), block_bytes)
@@ -138,7 +138,7 @@ class DecompositionFile:
             if zlib.crc32(block) != self._checksums[number]:
                 raise DamagedFile(f"block {number} of its basis does not match its checksum")
 
-    def _read_head(self, wanted: bytes) -> tuple[Head, "array[int]", int]:
+    def _read_head(self, wanted: bytes) -> tuple[DecompositionHeader, "array[int]", int]:
         magic, checksum = PREFIX.unpack(self._read(0, PREFIX.size))
         if magic != MAGIC:
             raise DamagedFile("it is of another kind or version")
@@ -151,7 +151,9 @@ class DecompositionFile:
         checksums, spectrum = array("I", rest[: 4 * blocks]), array("d", rest[4 * blocks :])
         if key != wanted:
             raise DamagedFile("it is another tensor's")
-        head = Head(key, origin, exponent, noise, SIDES[side], item_bytes, rows, length, spectrum)
+        head = DecompositionHeader(
+            key, origin, exponent, noise, SIDES[side], item_bytes, rows, length, spectrum
+        )
         end = PREFIX.size + len(raw) + len(rest)
         start = end + -end % ALIGNMENT_BYTES
         if self.size_bytes != start + rows * head.row_bytes:

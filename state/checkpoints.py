@@ -18,18 +18,18 @@ from schemas.format.header_stream import read_header
 from schemas.format.index import CHECKPOINT_ID, FILE_NAME, INDEX_ENDING, ShardIndex, check_shards, parse_index
 from schemas.format.tensor import TensorInfo
 from schemas.report import FileReport
-from state.cache import DecompositionStore
-from state.data_dir import Layout
+from state.cache import DecompositionCache
+from state.data_dir import DataDir
 from state.errors import CheckpointNotFound, ContentConflict, TooLarge
 from state.files import (
     PART_ENDING,
     Part,
-    banish,
     disk_errors,
-    empty,
-    left_over,
+    is_orphaned,
     locked,
     make_directory,
+    move_to_trash,
+    purge,
     write_atomic,
 )
 from state.upload import Upload
@@ -37,26 +37,26 @@ from state.upload import Upload
 ENTRIES = TypeAdapter(dict[str, FileReport])
 
 
-def read_manifest(layout: Layout, checkpoint_id: str) -> dict[str, FileReport]:
+def read_manifest(paths: DataDir, checkpoint_id: str) -> dict[str, FileReport]:
     """Return the published files by name, in order; a file that is not there any more is left out."""
     try:
-        entries = ENTRIES.validate_json(layout.manifest(checkpoint_id).read_bytes())
+        entries = ENTRIES.validate_json(paths.manifest(checkpoint_id).read_bytes())
     except FileNotFoundError:
         return {}
-    folder = layout.checkpoint(checkpoint_id)
+    folder = paths.checkpoint(checkpoint_id)
     return {name: entries[name] for name in sorted(entries) if (folder / name).is_file()}
 
 
-def write_manifest(layout: Layout, checkpoint_id: str, files: Mapping[str, FileReport]) -> None:
+def write_manifest(paths: DataDir, checkpoint_id: str, files: Mapping[str, FileReport]) -> None:
     """Replace the manifest; the caller holds the checkpoint's lock."""
     with disk_errors():
-        make_directory(layout.checkpoint(checkpoint_id))
-        write_atomic(layout.manifest(checkpoint_id), ENTRIES.dump_json(dict(files), indent=1))
+        make_directory(paths.checkpoint(checkpoint_id))
+        write_atomic(paths.manifest(checkpoint_id), ENTRIES.dump_json(dict(files), indent=1))
 
 
-def holds(layout: Layout, checkpoint_id: str, files: Iterable[FileReport]) -> bool:
+def has_files(paths: DataDir, checkpoint_id: str, files: Iterable[FileReport]) -> bool:
     """Say whether a checkpoint still has exactly these bytes under these names."""
-    published = read_manifest(layout, checkpoint_id)
+    published = read_manifest(paths, checkpoint_id)
     return all(published.get(file.name) == file for file in files)
 
 
@@ -104,7 +104,7 @@ class StoredCheckpoint:
 def read_shelf(checkpoint_id: str, folder: Path, files: Mapping[str, FileReport]) -> StoredCheckpoint:
     """Read the headers of published files, which were checked before they were published."""
     index = read_index(folder, files)
-    headers = {name: read_header(folder / name) for name in weights(files)}
+    headers = {name: read_header(folder / name) for name in weight_files(files)}
     missing = tuple(islice(missing_files(files, index), MISSING_SHOWN))
     return StoredCheckpoint(checkpoint_id, folder, tuple(files.values()), headers, index, missing)
 
@@ -115,7 +115,7 @@ def read_index(folder: Path, names: Collection[str]) -> ShardIndex | None:
     return parse_index((folder / name).read_bytes()) if name else None
 
 
-def weights(names: Collection[str]) -> list[str]:
+def weight_files(names: Collection[str]) -> list[str]:
     """Return the names of the safetensors files, in order."""
     return sorted(name for name in names if not name.endswith(INDEX_ENDING))
 
@@ -134,7 +134,7 @@ def check_addition(
     if index is None:
         return
     paths = others | {name: sent}
-    _check_named(index, weights(paths), sent=name)
+    _check_named(index, weight_files(paths), sent=name)
     if set(index.shards) <= paths.keys():
         check_shards(index, {shard: read_header(paths[shard]) for shard in index.shards})
 
@@ -152,7 +152,7 @@ def _check_named(index: ShardIndex, names: Collection[str], *, sent: str) -> Non
 
 def missing_files(names: Collection[str], index: ShardIndex | None) -> Iterator[str]:
     """Name the files that a checkpoint of these files and this index lacks."""
-    files = weights(names)
+    files = weight_files(names)
     if index is not None:
         yield from (shard for shard in index.shards if shard not in names)
         return
@@ -178,8 +178,8 @@ class CheckpointStore:
     """The checkpoints below the data directory."""
 
     def __init__(self, data_dir: Path) -> None:
-        self._layout = Layout(data_dir)
-        self._decompositions = DecompositionStore.shared(data_dir, limit_bytes=None)
+        self._paths = DataDir(data_dir)
+        self._decompositions = DecompositionCache.shared(data_dir, limit_bytes=None)
 
     def receive(
         self, checkpoint_id: str, name: str, *, content_bytes: int | None, limit_bytes: int
@@ -198,26 +198,26 @@ class CheckpointStore:
             return self._publish(checkpoint_id, file, index, part)
 
         with disk_errors():
-            part = Part(self._layout.parts, content_bytes=content_bytes)
+            part = Part(self._paths.parts, content_bytes=content_bytes)
         return Upload(name, part, publish, content_bytes=content_bytes, limit_bytes=limit_bytes)
 
     def get(self, checkpoint_id: str, *, only: Collection[str] | None = None) -> StoredCheckpoint:
         """Return a checkpoint, or the part of it that a job was made for."""
         if CHECKPOINT_ID.fullmatch(checkpoint_id) is None:
             raise CheckpointNotFound
-        files = read_manifest(self._layout, checkpoint_id)
+        files = read_manifest(self._paths, checkpoint_id)
         chosen = {name: files[name] for name in files if only is None or name in only}
         if not chosen:
             raise CheckpointNotFound
         try:
-            return read_shelf(checkpoint_id, self._layout.checkpoint(checkpoint_id), chosen)
+            return read_shelf(checkpoint_id, self._paths.checkpoint(checkpoint_id), chosen)
         except FileNotFoundError as error:
             # Deleted since the manifest was read.
             raise CheckpointNotFound from error
 
     def exists(self, checkpoint_id: str) -> bool:
         """Say whether any file is stored under the id."""
-        return bool(CHECKPOINT_ID.fullmatch(checkpoint_id) and read_manifest(self._layout, checkpoint_id))
+        return bool(CHECKPOINT_ID.fullmatch(checkpoint_id) and read_manifest(self._paths, checkpoint_id))
 
     def delete(self, checkpoint_id: str) -> None:
         """Remove a checkpoint; who calls keeps jobs off it with `JobStore.deleting_checkpoint`."""
@@ -226,8 +226,8 @@ class CheckpointStore:
         with self._lock(checkpoint_id):
             if not self.exists(checkpoint_id):
                 raise CheckpointNotFound
-            place = banish(self._layout.checkpoint(checkpoint_id), self._layout.trash)
-        empty(place)
+            place = move_to_trash(self._paths.checkpoint(checkpoint_id), self._paths.trash)
+        purge(place)
         try:
             self.remove_orphans()
         except (OSError, ValueError):
@@ -241,23 +241,23 @@ class CheckpointStore:
     def sweep_parts(self, older_than_s: float) -> int:
         """Remove what killed processes have left; return how many things that were."""
         limit = time.time() - older_than_s
-        parts = list(self._layout.parts.glob("*" + PART_ENDING))
-        trash = [path for path in self._layout.trash.glob("*") if _older(path, limit)]
+        parts = list(self._paths.parts.glob("*" + PART_ENDING))
+        trash = [path for path in self._paths.trash.glob("*") if _older(path, limit)]
         for path in trash:
-            empty(path)
-        return sum(_swept(path, limit) for path in parts) + len(trash)
+            purge(path)
+        return sum(_remove_orphan(path, limit) for path in parts) + len(trash)
 
     def _digests(self) -> set[str]:
-        ids = [folder.name for folder in self._layout.checkpoints.glob("*")]
-        return {file.sha256 for name in ids for file in read_manifest(self._layout, name).values()}
+        ids = [folder.name for folder in self._paths.checkpoints.glob("*")]
+        return {file.sha256 for name in ids for file in read_manifest(self._paths, name).values()}
 
     def _lock(self, checkpoint_id: str) -> AbstractContextManager[None]:
-        return locked(self._layout.lock("checkpoint", checkpoint_id))
+        return locked(self._paths.lock("checkpoint", checkpoint_id))
 
     def _publish(self, checkpoint_id: str, file: FileReport, index: ShardIndex | None, part: Part) -> bool:
-        folder = self._layout.checkpoint(checkpoint_id)
+        folder = self._paths.checkpoint(checkpoint_id)
         with self._lock(checkpoint_id), disk_errors():
-            files = read_manifest(self._layout, checkpoint_id)
+            files = read_manifest(self._paths, checkpoint_id)
             if known := files.get(file.name):
                 if known != file:
                     raise ContentConflict(file.name)
@@ -266,14 +266,14 @@ class CheckpointStore:
             make_directory(folder)
             # A file counts from when the manifest names it: killed in between, it can be sent again.
             part.publish(folder / file.name)
-            write_manifest(self._layout, checkpoint_id, files | {file.name: file})
+            write_manifest(self._paths, checkpoint_id, files | {file.name: file})
         return True
 
 
-def _swept(part: Path, limit: float) -> bool:
+def _remove_orphan(part: Path, limit: float) -> bool:
     """Remove a part that belongs to nobody; what is no file, or not ours to remove, stays."""
     try:
-        if not (part.is_file() and _older(part, limit) and left_over(part)):
+        if not (part.is_file() and _older(part, limit) and is_orphaned(part)):
             return False
         part.unlink()
     except OSError:

@@ -8,7 +8,7 @@ LOCK_STRIPES = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class DataDir:
     """The data directory; ids and file names were checked by whoever asks."""
 
     root: Path

@@ -73,7 +73,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
-def banish(path: Path, trash: Path) -> Path | None:
+def move_to_trash(path: Path, trash: Path) -> Path | None:
     """Move a directory out of sight in one step; return where to empty it, None if it was not there."""
     make_directory(trash)
     place = trash / secrets.token_hex(8)
@@ -85,7 +85,7 @@ def banish(path: Path, trash: Path) -> Path | None:
     return place
 
 
-def empty(place: Path | None) -> None:
+def purge(place: Path | None) -> None:
     """Remove what `banish` moved."""
     if place is not None:
         shutil.rmtree(place, ignore_errors=True)
@@ -166,7 +166,7 @@ class Part:
         os.close(self._descriptor)
 
 
-def left_over(path: Path) -> bool:
+def is_orphaned(path: Path) -> bool:
     """Say whether a part file belongs to nobody any more."""
     try:
         descriptor = os.open(path, os.O_RDONLY)

@@ -6,27 +6,27 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from schemas.job import TERMINAL
-from state.data_dir import Layout
+from state.data_dir import DataDir
 from state.errors import NoSpace
-from state.files import banish, disk_errors, empty, locked, make_directory, write_atomic
+from state.files import disk_errors, locked, make_directory, move_to_trash, purge, write_atomic
 from state.records import JOB_ID, JobRecord, from_fields, to_fields
-from state.scripts import Scripts, Wiped
+from state.scripts import Scripts, StateLost
 
 log = logging.getLogger("eckart.state")
 
 
-def remove_leavings(layout: Layout, record: JobRecord) -> None:
+def remove_attempt_files(paths: DataDir, record: JobRecord) -> None:
     """Remove the finished layers of an ended job, and every result but the one that its record names."""
     try:
-        for path in _leavings(layout, record):
-            empty(banish(path, layout.trash))
+        for path in _attempt_files(paths, record):
+            purge(move_to_trash(path, paths.trash))
     except OSError:
         log.exception("what job %s leaves behind cannot be removed; delete the job to try again", record.id)
 
 
-def _leavings(layout: Layout, record: JobRecord) -> Iterator[Path]:
-    kept = None if record.result_fence is None else layout.result(record.id, record.result_fence)
-    for path in (layout.work(record.id), *sorted(layout.job(record.id).glob("result-*"))):
+def _attempt_files(paths: DataDir, record: JobRecord) -> Iterator[Path]:
+    kept = None if record.result_fence is None else paths.result(record.id, record.result_fence)
+    for path in (paths.work(record.id), *sorted(paths.job(record.id).glob("result-*"))):
         if path != kept and path.is_dir():
             yield path
 
@@ -34,26 +34,26 @@ def _leavings(layout: Layout, record: JobRecord) -> Iterator[Path]:
 log = logging.getLogger("eckart.state")
 
 
-class Shadows:
+class JobFiles:
     """Writes forwards only: one at a time per job, from the record as it is once the lock is held."""
 
-    def __init__(self, layout: Layout, scripts: Scripts, *, lease_us: int) -> None:
-        self._layout = layout
+    def __init__(self, paths: DataDir, scripts: Scripts, *, lease_us: int) -> None:
+        self._paths = paths
         self._scripts = scripts
         self._lease_us = lease_us
 
     def lock(self, job_id: str) -> AbstractContextManager[None]:
         """Keep everyone else from this job's files; no guarded script may need rebuilding meanwhile."""
-        return locked(self._layout.lock("job", job_id))
+        return locked(self._paths.lock("job", job_id))
 
     def ids(self) -> Iterator[str]:
         """Yield the id of every job on disk."""
-        if self._layout.jobs.is_dir():
-            yield from (path.name for path in self._layout.jobs.iterdir() if JOB_ID.fullmatch(path.name))
+        if self._paths.jobs.is_dir():
+            yield from (path.name for path in self._paths.jobs.iterdir() if JOB_ID.fullmatch(path.name))
 
     def load(self, job_id: str) -> JobRecord | None:
         """Read job.json; None where there is none, or none that can be read."""
-        path = self._layout.record(job_id)
+        path = self._paths.record(job_id)
         try:
             return JobRecord.model_validate_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
@@ -67,7 +67,7 @@ class Shadows:
         with self.lock(job_id):
             return self.write_locked(job_id)
 
-    def follow(self, job_id: str) -> JobRecord | None:
+    def write_or_defer(self, job_id: str) -> JobRecord | None:
         """Do the same, but let a full disk wait for the next sweep: the transition stands already."""
         try:
             return self.write(job_id)
@@ -84,15 +84,15 @@ class Shadows:
         if on_disk is not None and on_disk != record and on_disk.version >= record.version:
             # Redis was set back unnoticed and went on from there: what is on disk was answered first.
             self._restore(on_disk)
-            raise Wiped
+            raise StateLost
         # First, since it makes room on a full disk.
         if record.state in TERMINAL and not self._scripts.leased(job_id):
-            remove_leavings(self._layout, record)
+            remove_attempt_files(self._paths, record)
         if on_disk != record:
             with disk_errors():
-                make_directory(self._layout.job(job_id))
-                write_atomic(self._layout.record(job_id), record.document().encode())
-        self._scripts.run_unguarded("shadowed", job_id, record.version)
+                make_directory(self._paths.job(job_id))
+                write_atomic(self._paths.record(job_id), record.document().encode())
+        self._scripts.run_always("written", job_id, record.version)
         return record
 
     def restore(self, job_id: str) -> bool:
@@ -106,13 +106,13 @@ class Shadows:
     def delete(self, job_id: str) -> None:
         """Remove files before the record: a record without files can be deleted again, not the reverse."""
         with self.lock(job_id):
-            place = banish(self._layout.job(job_id), self._layout.trash)
-            self._scripts.run_unguarded("delete", job_id)
-        empty(place)
+            place = move_to_trash(self._paths.job(job_id), self._paths.trash)
+            self._scripts.run_always("delete", job_id)
+        purge(place)
 
-    def behind(self) -> list[str]:
+    def dirty(self) -> list[str]:
         """Return the ids of the jobs whose job.json is behind."""
-        return sorted(self._scripts.members("unshadowed"))
+        return sorted(self._scripts.members("dirty"))
 
     def _record(self, job_id: str) -> JobRecord | None:
         fields = self._scripts.fields(job_id)
@@ -122,4 +122,4 @@ class Shadows:
         fields = to_fields(record)
         fingerprint = record.idempotency.fingerprint if record.idempotency else ""
         pairs = [word for pair in fields.items() for word in pair]
-        self._scripts.run_unguarded("restore", record.id, self._lease_us, fingerprint, *pairs)
+        self._scripts.run_always("restore", record.id, self._lease_us, fingerprint, *pairs)

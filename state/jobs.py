@@ -9,8 +9,8 @@ import redis
 from schemas.job import JobState, Progress
 from schemas.problem import Problem, problem
 from schemas.report import Totals
-from state.checkpoints import holds
-from state.data_dir import Layout
+from state.checkpoints import has_files
+from state.data_dir import DataDir
 from state.errors import (
     BadCursor,
     CheckpointGone,
@@ -20,8 +20,8 @@ from state.errors import (
     NoSpace,
     StoreUnavailable,
 )
-from state.files import banish, empty
-from state.job_file import Shadows
+from state.files import move_to_trash, purge
+from state.job_file import JobFiles
 from state.records import (
     Claim,
     Idempotency,
@@ -36,24 +36,24 @@ from state.records import (
     new_job_id,
     next_cursor,
 )
-from state.recovery import Ledger
+from state.recovery import Recovery
 from state.redis import QUEUE_KEY, translated
-from state.scripts import PREFIX, Scripts, Wiped
+from state.scripts import PREFIX, Scripts, StateLost
 
 
 class Acceptance:
     """Makes jobs, each on disk before anyone is told of it; raises `Wiped` where it is to be tried again."""
 
-    def __init__(self, layout: Layout, scripts: Scripts, shadows: Shadows) -> None:
-        self._layout = layout
+    def __init__(self, paths: DataDir, scripts: Scripts, job_files: JobFiles) -> None:
+        self._paths = paths
         self._scripts = scripts
-        self._shadows = shadows
+        self._job_files = job_files
 
     def accept(self, job_id: str, new: NewJob, idempotency: Idempotency | None) -> JobRecord:
         """Make a job under a fresh id, or return the one that the same key has made before."""
         digest, fingerprint = (idempotency.digest, idempotency.fingerprint) if idempotency else ("", "")
         fixed = fixed_document(new, job_id, idempotency)
-        with self._shadows.lock(job_id):
+        with self._job_files.lock(job_id):
             needed = (new.checkpoint, new.spec.calibration or "")
             answer = str(self._scripts.run("create", job_id, *needed, digest, fingerprint, fixed))
             if answer == "created":
@@ -62,32 +62,32 @@ class Acceptance:
             raise IdempotencyConflict
         if answer == "gone":
             raise CheckpointGone
-        return _present(self._shadows.write(answer.removeprefix("replay:")))
+        return _present(self._job_files.write(answer.removeprefix("replay:")))
 
     def _make_durable(self, job_id: str, new: NewJob) -> JobRecord:
         try:
             calibration = new.spec.calibration
-            if not holds(self._layout, new.checkpoint, new.files) or (
-                calibration is not None and not holds(self._layout, calibration, new.calibration_files)
+            if not has_files(self._paths, new.checkpoint, new.files) or (
+                calibration is not None and not has_files(self._paths, calibration, new.calibration_files)
             ):
                 # Deleted or replaced after it was planned on and before the job was known.
                 raise CheckpointGone  # noqa: TRY301 - it undoes what is undone for every other reason
-            return _present(self._shadows.write_locked(job_id))
+            return _present(self._job_files.write_locked(job_id))
         except BaseException:
             self._undo(job_id)
             raise
 
     def _undo(self, job_id: str) -> None:
         try:
-            empty(banish(self._layout.job(job_id), self._layout.trash))
+            purge(move_to_trash(self._paths.job(job_id), self._paths.trash))
         finally:
-            self._scripts.run_unguarded("delete", job_id)
+            self._scripts.run_always("delete", job_id)
 
 
 def _present(record: JobRecord | None) -> JobRecord:
     if record is None:
         # Wiped, or undone by who made it, before it was on disk.
-        raise Wiped
+        raise StateLost
     return record
 
 
@@ -119,14 +119,14 @@ class JobStore:
         resend_after_s: float = 15,
     ) -> None:
         self._client = client
-        self._layout = Layout(data_dir)
+        self._paths = DataDir(data_dir)
         self._scripts = Scripts(client)
         self._lease_us = int(lease_s * 1_000_000)
         self._resend_after_us = int(resend_after_s * 1_000_000)
         self._max_attempts = max_attempts
-        self._shadows = Shadows(self._layout, self._scripts, lease_us=self._lease_us)
-        self._ledger = Ledger(self._scripts, self._shadows)
-        self._acceptance = Acceptance(self._layout, self._scripts, self._shadows)
+        self._job_files = JobFiles(self._paths, self._scripts, lease_us=self._lease_us)
+        self._recovery = Recovery(self._scripts, self._job_files)
+        self._acceptance = Acceptance(self._paths, self._scripts, self._job_files)
 
     # From the door's side.
 
@@ -136,7 +136,7 @@ class JobStore:
         The caller sends the message afterwards; where that fails, the next sweep does.
         """
         job_id = new_job_id()
-        return self._ledger.survive(lambda: self._acceptance.accept(job_id, new, idempotency))
+        return self._recovery.with_recovery(lambda: self._acceptance.accept(job_id, new, idempotency))
 
     def get(self, job_id: str) -> JobRecord:
         """Return the record, or raise `JobNotFound`."""
@@ -144,35 +144,35 @@ class JobStore:
 
     def view(self, job_id: str) -> JobView:
         """Return the record with what changes too often to be part of it."""
-        return job_view(self._ledger.ask("read", job_id))
+        return job_view(self._recovery.ask("read", job_id))
 
     def list(self, state: JobState | None = None, *, limit: int = 50, cursor: str | None = None) -> JobPage:
         """Return a page of jobs, newest first; `cursor` is where the page before ended."""
         if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 16):
             raise BadCursor
-        answer = self._ledger.run("page", state or "all", cursor or "+inf", limit + 1)
+        answer = self._recovery.run("page", state or "all", cursor or "+inf", limit + 1)
         views = tuple(job_view(entry) for entry in answer)
         return JobPage(views[:limit], next_cursor(views[limit:]))
 
     def counts(self) -> JobCounts:
         """Count the jobs by state."""
-        return job_counts(self._ledger.run("counts"))
+        return job_counts(self._recovery.run("counts"))
 
     def cancel(self, job_id: str) -> JobRecord:
         """End a queued or running job at once; its worker notices at its next heartbeat."""
-        record = self._ledger.transition("cancel", job_id)
+        record = self._recovery.transition("cancel", job_id)
         assert record is not None  # a cancel needs no fence
         return record
 
     def delete(self, job_id: str) -> None:
         """Cancel a job and remove every trace of it."""
         self.cancel(job_id)
-        self._shadows.delete(job_id)
+        self._job_files.delete(job_id)
 
     @contextmanager
-    def deleting_checkpoint(self, checkpoint_id: str) -> Iterator[None]:
+    def locked_for_deletion(self, checkpoint_id: str) -> Iterator[None]:
         """Keep new jobs off a checkpoint while it is deleted, or raise `CheckpointInUse`."""
-        if self._ledger.run("guard", checkpoint_id, DELETE_LIMIT_MS) == "in_use":
+        if self._recovery.run("lock_checkpoint", checkpoint_id, DELETE_LIMIT_MS) == "in_use":
             raise CheckpointInUse
         try:
             yield
@@ -189,7 +189,7 @@ class JobStore:
         The same token (`new_token`) is the same claim: repeat it with that after `StoreUnavailable`.
         """
         try:
-            record = self._ledger.survive(lambda: self._claim(job_id, token))
+            record = self._recovery.with_recovery(lambda: self._claim(job_id, token))
         except JobNotFound:
             return None
         return Claim(record, record.fence) if record and record.worker == token else None
@@ -198,7 +198,7 @@ class JobStore:
         """Renew the lease; False: the job is not this attempt's any more, and the attempt must stop."""
         document = progress.model_dump_json() if progress else ""
         try:
-            return bool(self._ledger.ask("heartbeat", job_id, fence, self._lease_us, document) == "done")
+            return bool(self._recovery.ask("heartbeat", job_id, fence, self._lease_us, document) == "done")
         except JobNotFound:
             return False
 
@@ -228,10 +228,10 @@ class JobStore:
                 return ()
         try:
             lost = worker_lost(self._max_attempts)
-            due = self._ledger.run("sweep", self._max_attempts, lost, self._resend_after_us, QUEUE_KEY)
+            due = self._recovery.run("sweep", self._max_attempts, lost, self._resend_after_us, QUEUE_KEY)
             # What is due must be sent, whatever becomes of the rest; that has time until the next sweep.
             with suppress(StoreUnavailable):
-                self._ledger.catch_up()
+                self._recovery.write_dirty()
         finally:
             with suppress(StoreUnavailable), translated():
                 self._client.delete(key)
@@ -239,18 +239,18 @@ class JobStore:
 
     def rebuild(self) -> None:
         """Rebuild the records from disk, if Redis is new or was restarted; every other call does it too."""
-        self._ledger.rebuild()
+        self._recovery.rebuild()
 
     def _claim(self, job_id: str, token: str) -> JobRecord | None:
         lost = worker_lost(self._max_attempts)
-        answer = self._ledger.ask("claim", job_id, token, self._lease_us, self._max_attempts, lost)
+        answer = self._recovery.ask("claim", job_id, token, self._lease_us, self._max_attempts, lost)
         if answer == "refused":
             return None
         if answer == "failed":
-            return self._shadows.follow(job_id)
+            return self._job_files.write_or_defer(job_id)
         try:
             # The fence must be on disk before anyone works under it: a wipe must not give it out again.
-            return self._shadows.write(job_id)
+            return self._job_files.write(job_id)
         except (OSError, NoSpace):
             self._unclaim(job_id, token)
             raise
@@ -263,6 +263,6 @@ class JobStore:
 
     def _end(self, verb: str, job_id: str, fence: int, *args: str | float) -> bool:
         try:
-            return self._ledger.transition(verb, job_id, fence, *args) is not None
+            return self._recovery.transition(verb, job_id, fence, *args) is not None
         except JobNotFound:
             return False

@@ -25,13 +25,13 @@ NESTED = ("error", "summary")
 TIMES = {"created_at": "created_us", "started_at": "started_us", "finished_at": "finished_us"}
 
 
-class Stored(BaseModel):
+class PersistedModel(BaseModel):
     """Something kept across releases: a field that a newer release wrote does not make it unreadable."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Idempotency(Stored):
+class Idempotency(PersistedModel):
     """A client's key, and the digest of what it asked for under it."""
 
     key: str
@@ -43,7 +43,7 @@ class Idempotency(Stored):
         return hashlib.sha256(self.key.encode()).hexdigest()
 
 
-class NewJob(Stored):
+class NewJob(PersistedModel):
     """What is known of a job before it is made."""
 
     checkpoint: str

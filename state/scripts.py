@@ -10,16 +10,16 @@ from redis.exceptions import NoScriptError
 from state.redis import translated
 
 PREFIX = "eckart:"
-ALIVE = PREFIX + "alive"
+READY = PREFIX + "ready"
 
-GUARDED = (
+NEEDS_RECORDS = (
     "cancel",
     "claim",
     "counts",
     "create",
     "fail",
     "finish",
-    "guard",
+    "lock_checkpoint",
     "heartbeat",
     "page",
     "read",
@@ -27,10 +27,10 @@ GUARDED = (
     "retry",
     "sweep",
 )
-UNGUARDED = ("delete", "restore", "shadowed")
+ALWAYS_ALLOWED = ("delete", "restore", "written")
 
 
-class Wiped(Exception):  # noqa: N818 - it says what happened, and never leaves this package
+class StateLost(Exception):  # noqa: N818 - it says what happened, and never leaves this package
     """Redis has lost its keys, or was restarted and may have lost the last of them: rebuild, then go on."""
 
 
@@ -41,10 +41,12 @@ class Scripts:
         self.client = client
         folder = files("state") / "lua"
         common = (folder / "common.lua").read_text()
-        self._texts = {name: common + (folder / f"{name}.lua").read_text() for name in GUARDED + UNGUARDED}
+        self._texts = {
+            name: common + (folder / f"{name}.lua").read_text() for name in NEEDS_RECORDS + ALWAYS_ALLOWED
+        }
         self._digests = {
             name: hashlib.sha1(self._texts[name].encode(), usedforsecurity=False).hexdigest()
-            for name in GUARDED
+            for name in NEEDS_RECORDS
         }
 
     def run(self, name: str, *args: str | float) -> Any:
@@ -56,12 +58,12 @@ class Scripts:
             try:
                 answer = self.client.evalsha(self._digests[name], 0, *args)
             except NoScriptError as error:
-                raise Wiped from error
-        if answer == "wiped":
-            raise Wiped
+                raise StateLost from error
+        if answer == "state_lost":
+            raise StateLost
         return answer
 
-    def run_unguarded(self, name: str, *args: str | float) -> Any:
+    def run_always(self, name: str, *args: str | float) -> Any:
         """Run a script that is right in every condition of the server."""
         with translated():
             return self.client.eval(self._texts[name], 0, *args)
@@ -87,13 +89,13 @@ class Scripts:
         """Say whether guarded scripts can run."""
         with translated():
             known: Any = self.client.script_exists(*self._digests.values())
-            return all(known) and bool(self.client.exists(ALIVE))
+            return all(known) and bool(self.client.exists(READY))
 
     def open(self) -> None:
         """Let guarded scripts run from now on."""
         with translated():
-            self.client.set(ALIVE, 1)
-            for name in GUARDED:
+            self.client.set(READY, 1)
+            for name in NEEDS_RECORDS:
                 self.client.script_load(self._texts[name])
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from schemas.format.header_stream import HeaderScan
+from schemas.format.header_stream import HeaderParser
 from schemas.format.index import INDEX_ENDING, MAX_INDEX_BYTES, ShardIndex, parse_index
 from schemas.report import FileReport
 from state.errors import DigestMismatch, TooLarge
@@ -22,7 +22,7 @@ class StoredFile:
     created: bool
 
 
-class IndexScan:
+class IndexParser:
     """Keeps an index as it comes in, which is small, and reads it at the end."""
 
     def __init__(self) -> None:
@@ -56,7 +56,9 @@ class Upload:
         self._part = part
         self._publish = publish
         self._limit_bytes = limit_bytes
-        self._scan = IndexScan() if name.endswith(INDEX_ENDING) else HeaderScan(content_bytes=content_bytes)
+        self._scan = (
+            IndexParser() if name.endswith(INDEX_ENDING) else HeaderParser(content_bytes=content_bytes)
+        )
 
     def __enter__(self) -> Self:
         return self

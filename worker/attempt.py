@@ -13,18 +13,18 @@ from schemas.job import TERMINAL, Progress
 from schemas.planning.calibration import CalibrationError
 from schemas.problem import FieldProblem, Problem, SpecError, problem
 from schemas.report import Report
-from state.cache import DecompositionStore
+from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore, StoredCheckpoint
-from state.data_dir import Layout
+from state.data_dir import DataDir
 from state.errors import CheckpointNotFound, JobNotFound, NoSpace, StoreUnavailable
 from state.files import FULL, sync_directory
 from state.jobs import JobStore
 from state.records import Claim, JobRecord, new_token
 from worker.context import choose_device, set_threads
 from worker.lease import Lease, LeaseLost, StopSignal, WorkerStopping
-from worker.pipeline import Request, compress
+from worker.pipeline import CompressionRequest, compress
 from worker.settings import Settings
-from worker.work_plan import InputCheckpoint, Source
+from worker.work_plan import InputCheckpoint, InputFile
 
 log = logging.getLogger(__name__)
 RETRY_S = 1.0
@@ -76,20 +76,20 @@ def run_attempt(
 
 def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
     record = claim.record
-    layout = Layout(settings.data_dir)
+    paths = DataDir(settings.data_dir)
     # What attempts before this one left: their fences can win no more.
-    for old in layout.job(record.id).glob("result-*"):
+    for old in paths.job(record.id).glob("result-*"):
         shutil.rmtree(old, ignore_errors=True)
     names = [file.name for file in record.files]
     checkpoints = CheckpointStore(settings.data_dir)
     stored = checkpoints.get(record.checkpoint, only=names)
     set_threads(settings.threads)
-    request = Request(
+    request = CompressionRequest(
         checkpoint=_input(stored),
         input_files=record.files,
         spec=record.spec,
-        spool_dir=layout.work(record.id),
-        result_dir=_part(layout, claim),
+        spool_dir=paths.work(record.id),
+        result_dir=_part(paths, claim),
         job_id=record.id,
         decompositions=_decompositions(record, settings),
         calibration=_calibration(record, checkpoints),
@@ -105,10 +105,10 @@ def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
     return compress(request, device=choose_device(settings.device), observe=observe)
 
 
-def _decompositions(record: JobRecord, settings: Settings) -> DecompositionStore:
+def _decompositions(record: JobRecord, settings: Settings) -> DecompositionCache:
     # Finished layers and result are about as large as the input, each.
     spare_bytes = 2 * sum(file.size_bytes for file in record.files)
-    return DecompositionStore.shared(
+    return DecompositionCache.shared(
         settings.data_dir, limit_bytes=settings.cache_bytes, spare_bytes=spare_bytes
     )
 
@@ -116,18 +116,18 @@ def _decompositions(record: JobRecord, settings: Settings) -> DecompositionStore
 def _make_room(error: Exception, settings: Settings) -> None:
     """Where the disk was full, give the next attempt all that the cache has taken of it."""
     if isinstance(error, OSError) and error.errno in FULL:
-        DecompositionStore.shared(settings.data_dir, limit_bytes=0).trim()
+        DecompositionCache.shared(settings.data_dir, limit_bytes=0).trim()
 
 
 def _publish(claim: Claim, report: Report, jobs: JobStore, settings: Settings) -> None:
     """Rename the result into place, then let the record decide whether it counts."""
-    record, layout = claim.record, Layout(settings.data_dir)
-    result = layout.result(record.id, claim.fence)
-    _part(layout, claim).replace(result)
+    record, paths = claim.record, DataDir(settings.data_dir)
+    result = paths.result(record.id, claim.fence)
+    _part(paths, claim).replace(result)
     sync_directory(result.parent)
     single = report.output.files[0].name if len(report.output.files) == 1 else None
     if _persist(lambda: jobs.finish(record.id, claim.fence, report.totals, single_file=single)):
-        shutil.rmtree(layout.work(record.id), ignore_errors=True)
+        shutil.rmtree(paths.work(record.id), ignore_errors=True)
         log.info("job %s succeeded in %.1f s", record.id, report.totals.seconds)
     else:
         raise LeaseLost(record.id)
@@ -135,25 +135,25 @@ def _publish(claim: Claim, report: Report, jobs: JobStore, settings: Settings) -
 
 def _discard(claim: Claim, jobs: JobStore, settings: Settings) -> None:
     """Remove what this attempt wrote; finished layers stay for the next one unless the job wants none."""
-    record, layout = claim.record, Layout(settings.data_dir)
-    shutil.rmtree(_part(layout, claim), ignore_errors=True)
-    shutil.rmtree(layout.result(record.id, claim.fence), ignore_errors=True)
+    record, paths = claim.record, DataDir(settings.data_dir)
+    shutil.rmtree(_part(paths, claim), ignore_errors=True)
+    shutil.rmtree(paths.result(record.id, claim.fence), ignore_errors=True)
     try:
         state = _persist(lambda: jobs.get(record.id)).state
     except JobNotFound:
-        shutil.rmtree(layout.job(record.id), ignore_errors=True)
+        shutil.rmtree(paths.job(record.id), ignore_errors=True)
         return
     if state in TERMINAL:
-        shutil.rmtree(layout.work(record.id), ignore_errors=True)
+        shutil.rmtree(paths.work(record.id), ignore_errors=True)
 
 
-def _part(layout: Layout, claim: Claim) -> Path:
-    result = layout.result(claim.record.id, claim.fence)
+def _part(paths: DataDir, claim: Claim) -> Path:
+    result = paths.result(claim.record.id, claim.fence)
     return result.with_name(result.name + ".part")
 
 
 def _input(stored: StoredCheckpoint) -> InputCheckpoint:
-    sources = tuple(Source(stored.path(name), header) for name, header in stored.headers.items())
+    sources = tuple(InputFile(stored.path(name), header) for name, header in stored.headers.items())
     index = next((file.name for file in stored.files if file.name.endswith(INDEX_ENDING)), None)
     return InputCheckpoint(sources, stored.path(index) if index else None, stored.index)
 

@@ -10,9 +10,9 @@ from schemas.planning.budget import shares_budget, spend
 from schemas.planning.layer import Plan
 from schemas.report import KeptReason
 from schemas.spec import CompressionSpec
-from schemas.spectrum import Spectrum, careful_enough
-from worker.context import Given, Workshop
-from worker.executor import Hands
+from schemas.spectrum import Spectrum, first_accurate
+from worker.context import JobContext, LayerInputs
+from worker.executor import LayerExecutor
 from worker.layer import LayerOutcome
 from worker.layers import finish_layers, spooled_outcome
 from worker.lowrank import Kept, decompose
@@ -23,46 +23,54 @@ from worker.work_plan import LayerTask, WorkPlan
 Finding = Sequence[float] | KeptReason
 
 
-def survey(tasks: Sequence[LayerTask], shop: Workshop) -> dict[int, Finding]:
+def decompose_layers(tasks: Sequence[LayerTask], context: JobContext) -> dict[int, Finding]:
     """Return what each layer turns out to be, by its number; no vectors stay in memory.
 
     What lies on the shelf already, maybe from an attempt that was killed, is not computed again.
     """
-    assert shop.shelf is not None
+    assert context.cache is not None
     findings: dict[int, Finding] = {}
     for task in tasks:
-        known = careful_enough(shop.shelf.spectra(task), task.layer.extent)
-        if known is not None:
-            findings[task.number] = known.scaled()
-            shop.meter.end_survey(task)
+        final = first_accurate(context.cache.spectra(task), task.layer.extent)
+        if final is not None:
+            findings[task.number] = final.scaled()
+            context.progress.end_decomposition(task)
     todo = [task for task in tasks if task.number not in findings]
-    do = partial(_decompose, shop)
-    hands = Hands(shop.given, do, begin=shop.meter.begin, end=shop.meter.end_survey, device=shop.device)
-    return findings | hands.go_through(todo)
+    do = partial(_decompose, context)
+    executor = LayerExecutor(
+        context.given,
+        do,
+        begin=context.progress.begin,
+        end=context.progress.end_decomposition,
+        device=context.device,
+    )
+    return findings | executor.run(todo)
 
 
-def _decompose(shop: Workshop, task: LayerTask, given: Given) -> tuple[Finding, Callable[[], None]]:
-    assert shop.shelf is not None
+def _decompose(
+    context: JobContext, task: LayerTask, given: LayerInputs
+) -> tuple[Finding, Callable[[], None]]:
+    assert context.cache is not None
     assert given.memo is not None
     begun = time.perf_counter()
-    weight = given.weight.to(shop.device)
-    gram = None if given.gram is None else given.gram.to(shop.device)
+    weight = given.weight.to(context.device)
+    gram = None if given.gram is None else given.gram.to(context.device)
     found = decompose(weight, extent=task.layer.extent, memo=given.memo, gram=gram)
     if isinstance(found, Kept):
         return found.reason.value, lambda: None
     exponent = exponent_of(weight)
     assert exponent is not None  # or it could not have been decomposed
     values = array("d", found.singular_values.tolist())
-    shop.shelf.surveyed_s[task.number] = time.perf_counter() - begun
+    context.cache.decomposed_s[task.number] = time.perf_counter() - begun
     return Spectrum(values, exponent, found.noise).scaled(), partial(given.memo.write, exponent)
 
 
 # What is known of layers, by tensor: the rank of one that has a rule of its own, or why one stays dense.
-Known = Mapping[str, int | KeptReason]
+Settled = Mapping[str, int | KeptReason]
 
 
 def finish_within_budget(
-    work: WorkPlan, spec: CompressionSpec, shop: Workshop
+    work: WorkPlan, spec: CompressionSpec, context: JobContext
 ) -> tuple[WorkPlan, tuple[LayerOutcome, ...]]:
     """Finish layers that have rules of their own, look at the others, and spend what is left on them.
 
@@ -81,47 +89,49 @@ def finish_within_budget(
     """
     shared = [task for task in work.tasks if shares_budget(task.layer)]
     own = [task for task in work.tasks if not shares_budget(task.layer)]
-    known: dict[str, int | KeptReason] = {
-        task.layer.tensor: _came_to(outcome) for task, outcome in _outcomes(own, shop)
+    settled: dict[str, int | KeptReason] = {
+        task.layer.tensor: _settled(outcome) for task, outcome in _outcomes(own, context)
     }
     # An attempt before this one may have been surprised already.
-    left = ((task, spooled_outcome(task, shop.spool)) for task in shared)
-    known |= {task.layer.tensor: _came_to(outcome) for task, outcome in left if outcome and not outcome.rank}
-    findings = survey([task for task in shared if task.layer.tensor not in known], shop)
+    left = ((task, spooled_outcome(task, context.spool)) for task in shared)
+    settled |= {
+        task.layer.tensor: _settled(outcome) for task, outcome in left if outcome and not outcome.rank
+    }
+    findings = decompose_layers([task for task in shared if task.layer.tensor not in settled], context)
     spectra = {}
     for task in shared:
         finding = findings.get(task.number)
         if isinstance(finding, str):
-            known[task.layer.tensor] = finding
+            settled[task.layer.tensor] = finding
         elif finding is not None:
             spectra[task.layer.tensor] = finding
     while True:
-        settled = _spent(work, spec, spectra, known)
-        outcomes = _outcomes(settled.tasks, shop)
-        surprises = {
-            task.layer.tensor: _came_to(outcome)
+        final = _spent(work, spec, spectra, settled)
+        outcomes = _outcomes(final.tasks, context)
+        fell_back_to_dense = {
+            task.layer.tensor: _settled(outcome)
             for task, outcome in outcomes
-            if isinstance(task.layer.rank, int) and not outcome.rank and task.layer.tensor not in known
+            if isinstance(task.layer.rank, int) and not outcome.rank and task.layer.tensor not in settled
         }
-        if not surprises:
-            return settled, tuple(outcome for _, outcome in outcomes)
-        known |= surprises
+        if not fell_back_to_dense:
+            return final, tuple(outcome for _, outcome in outcomes)
+        settled |= fell_back_to_dense
 
 
-def _outcomes(tasks: Sequence[LayerTask], shop: Workshop) -> list[tuple[LayerTask, LayerOutcome]]:
-    outcomes = finish_layers(tasks, shop)
+def _outcomes(tasks: Sequence[LayerTask], context: JobContext) -> list[tuple[LayerTask, LayerOutcome]]:
+    outcomes = finish_layers(tasks, context)
     return [(task, outcomes[task.number]) for task in tasks]
 
 
-def _came_to(outcome: LayerOutcome) -> int | KeptReason:
-    came_to = outcome.rank or outcome.report.reason
-    assert came_to is not None
-    return came_to
+def _settled(outcome: LayerOutcome) -> int | KeptReason:
+    settled = outcome.rank or outcome.report.reason
+    assert settled is not None
+    return settled
 
 
 def _spent(
-    work: WorkPlan, spec: CompressionSpec, spectra: Mapping[str, Sequence[float]], known: Known
+    work: WorkPlan, spec: CompressionSpec, spectra: Mapping[str, Sequence[float]], final: Settled
 ) -> WorkPlan:
-    plan = spend(Plan(work.layers, work.warnings), spec, work.checkpoint.files, spectra, known)
+    plan = spend(Plan(work.layers, work.warnings), spec, work.checkpoint.files, spectra, final)
     pairs = zip(work.tasks, plan.layers, strict=True)
     return replace(work, tasks=tuple(replace(task, layer=layer) for task, layer in pairs))

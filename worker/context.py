@@ -14,9 +14,9 @@ from schemas.format.errors import quoted
 from schemas.planning.calibration import CalibrationError
 from worker.checkpoint.reader import CheckpointReader
 from worker.checkpoint.spool import LayerSpool
-from worker.layer_cache import LayerMemo, Shelf
+from worker.layer_cache import CachedLayer, LayerCache
 from worker.lowrank import gram_fault
-from worker.progress import Meter
+from worker.progress import ProgressTracker
 from worker.work_plan import LayerTask
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
@@ -36,7 +36,7 @@ def set_threads(threads: int | None) -> None:
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
 
 
-class Sources:
+class TensorReaders:
     """Reads weights and Gram matrices, from any thread, until it is closed."""
 
     def __init__(self) -> None:
@@ -65,7 +65,11 @@ class Sources:
 
 
 def check_grams(
-    tasks: Sequence[LayerTask], sources: Sources, *, device: torch.device, go_on: Callable[[], None]
+    tasks: Sequence[LayerTask],
+    sources: TensorReaders,
+    *,
+    device: torch.device,
+    check_cancelled: Callable[[], None],
 ) -> None:
     """Look at one matrix after another.
 
@@ -88,7 +92,7 @@ def check_grams(
     for task in tasks:
         if task.gram is None or task.layer.columns == 0:
             continue
-        go_on()
+        check_cancelled()
         gram = sources.gram(task)
         assert gram is not None
         fault = gram_fault(gram.to(device))
@@ -97,16 +101,16 @@ def check_grams(
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class LayerInputs:
     """What a layer is made of: weight [outputs, inputs], Gram matrix of its inputs, and what is known."""
 
     weight: torch.Tensor
     gram: torch.Tensor | None
-    memo: LayerMemo | None
+    memo: CachedLayer | None
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
+class JobContext:
     """The tools of one job.
 
     Attributes
@@ -125,16 +129,16 @@ class Workshop:
         Where the numerics run.
     """
 
-    sources: Sources
+    sources: TensorReaders
     spool: LayerSpool
-    shelf: Shelf | None
-    meter: Meter
+    cache: LayerCache | None
+    progress: ProgressTracker
     seed: int
     device: torch.device
 
-    def given(self, task: LayerTask) -> Given:
+    def given(self, task: LayerTask) -> LayerInputs:
         """Read all that a layer is made of."""
-        memo = self.shelf.memo(task) if self.shelf else None
+        memo = self.cache.memo(task) if self.cache else None
         if memo:
             memo.get(0)  # Read ahead with the weight: it is what most layers ask for first.
-        return Given(self.sources.weight(task), self.sources.gram(task), memo)
+        return LayerInputs(self.sources.weight(task), self.sources.gram(task), memo)

@@ -17,18 +17,18 @@ SMALL_ELEMENTS = 2**22
 # No more, so that a killed attempt has at most two layers to do again.
 SIDE_BY_SIDE = 2
 T = TypeVar("T")
-Given = TypeVar("Given")
+LayerInputs = TypeVar("LayerInputs")
 Made = TypeVar("Made")
 Write = Callable[[], None]
 
 
-class Hands(Generic[Given, Made]):
+class LayerExecutor(Generic[LayerInputs, Made]):
     """What is done to every layer: `read` it, `do` the work, and what that leaves to be written."""
 
     def __init__(
         self,
-        read: Callable[[LayerTask], Given],
-        do: Callable[[LayerTask, Given], tuple[Made, Write]],
+        read: Callable[[LayerTask], LayerInputs],
+        do: Callable[[LayerTask, LayerInputs], tuple[Made, Write]],
         *,
         begin: Callable[[LayerTask], None],
         end: Callable[[LayerTask], None],
@@ -40,7 +40,7 @@ class Hands(Generic[Given, Made]):
         self._end = end
         self._device = device
 
-    def go_through(self, tasks: Iterable[LayerTask]) -> dict[int, Made]:
+    def run(self, tasks: Iterable[LayerTask]) -> dict[int, Made]:
         """Return what was made of each layer, by number, once all of it is written."""
         made: dict[int, Made] = {}
         for small, alike in groupby(tasks, key=self._is_small):

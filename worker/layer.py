@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from schemas.report import KeptReason, LayerReport
 from schemas.spec import RankRule
 from worker.checkpoint.reader import torch_dtype
-from worker.layer_cache import LayerMemo
+from worker.layer_cache import CachedLayer
 from worker.lowrank import (
     EnergyRank,
     ErrorRank,
@@ -57,7 +57,7 @@ def factor_layer(
     *,
     seed: int,
     device: torch.device,
-    memo: LayerMemo | None = None,
+    memo: CachedLayer | None = None,
 ) -> tuple[LayerOutcome, tuple[torch.Tensor, ...]]:
     """Factor a weight as planned; numerical trouble comes back as a kept layer with its reason.
 

@@ -13,8 +13,8 @@ import torch
 from schemas.planning.layer import LayerPlan
 from schemas.report import FileReport
 from schemas.spectrum import Spectrum
-from state.cache import STEPS, DecompositionKey, DecompositionStore
-from state.cache_file import ALIGNMENT_BYTES, DamagedFile, DecompositionFile, Head
+from state.cache import STEPS, DecompositionCache, DecompositionKey
+from state.cache_file import ALIGNMENT_BYTES, DamagedFile, DecompositionFile, DecompositionHeader
 from worker.lowrank import Decomposition
 from worker.lowrank.blas import kernels
 from worker.work_plan import LayerTask, WorkPlan
@@ -26,23 +26,23 @@ BASIS_DTYPES = {4: torch.float32, 8: torch.float64}
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class LayerCache:
     """Where the decompositions of these layers lie, by number.
 
     What was computed by other means than `origin` says is passed over: a job gives the same bytes whether it
     finds anything or not.
     """
 
-    store: DecompositionStore
+    store: DecompositionCache
     keys: Mapping[int, DecompositionKey]
     origin: bytes
     # Seconds that this attempt has spent on a layer's decomposition before it factors the layer.
-    surveyed_s: dict[int, float] = field(default_factory=dict)
+    decomposed_s: dict[int, float] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls,
-        store: DecompositionStore,
+        store: DecompositionCache,
         work: WorkPlan,
         files: Iterable[FileReport],
         calibration_files: Iterable[FileReport],
@@ -52,12 +52,12 @@ class Shelf:
         digests = {file.name: file.sha256 for file in files}
         grams = {file.name: file.sha256 for file in calibration_files}
         keys = {task.number: _key(task, digests, grams) for task in work.tasks if task.layer.reason is None}
-        return cls(store, keys, origin_of(device))
+        return cls(store, keys, environment_digest(device))
 
-    def memo(self, task: LayerTask) -> "LayerMemo":
+    def memo(self, task: LayerTask) -> "CachedLayer":
         """Return what the ladder asks and tells about one layer."""
         rank = task.layer.rank if isinstance(task.layer.rank, int) else None
-        return LayerMemo(self, task, rank)
+        return CachedLayer(self, task, rank)
 
     def spectra(self, task: LayerTask) -> Iterator[Spectrum]:
         """Yield the spectra that are known of a layer, one step after another up to the first missing."""
@@ -101,7 +101,7 @@ class Shelf:
         key = self._key(task, step)
         basis = decomposition.basis.detach().cpu().contiguous()
         sources = [task.source.path, *([task.gram[0].path] if task.gram else [])]
-        head = Head(
+        head = DecompositionHeader(
             key=key.digest,
             origin=self.origin,
             exponent=exponent,
@@ -120,11 +120,11 @@ def needed_bytes(tasks: Iterable[LayerTask]) -> int:
     return sum(_file_bytes(task.layer) for task in tasks if task.layer.reason is None)
 
 
-class LayerMemo:
+class CachedLayer:
     """One layer's decompositions by step: what is known is read when it is asked for."""
 
-    def __init__(self, shelf: Shelf, task: LayerTask, rank: int | None) -> None:
-        self._shelf = shelf
+    def __init__(self, cache: LayerCache, task: LayerTask, rank: int | None) -> None:
+        self._layer_cache = cache
         self._task = task
         self._rank = rank
         self._known: dict[int, Decomposition | None] = {}
@@ -133,7 +133,7 @@ class LayerMemo:
     def get(self, step: int) -> Decomposition | None:
         """Return what is known of a step."""
         if step not in self._known:
-            self._known[step] = self._shelf.load(self._task, step, self._rank)
+            self._known[step] = self._layer_cache.load(self._task, step, self._rank)
         return self._known[step]
 
     def __setitem__(self, step: int, decomposition: Decomposition) -> None:
@@ -146,9 +146,9 @@ class LayerMemo:
         return self._task.layer.extent
 
     @property
-    def surveyed_s(self) -> float | None:
+    def decomposed_s(self) -> float | None:
         """Seconds that this attempt has spent on the decomposition before; None where it found it."""
-        return self._shelf.surveyed_s.get(self._task.number)
+        return self._layer_cache.decomposed_s.get(self._task.number)
 
     @property
     def found(self) -> bool:
@@ -158,7 +158,7 @@ class LayerMemo:
     def write(self, exponent: int) -> None:
         """Keep what is new."""
         for step, decomposition in self._new.items():
-            self._shelf.keep(self._task, step, decomposition, exponent)
+            self._layer_cache.keep(self._task, step, decomposition, exponent)
 
 
 def _file_bytes(layer: LayerPlan) -> int:
@@ -182,7 +182,7 @@ def _key(task: LayerTask, digests: Mapping[str, str], grams: Mapping[str, str]) 
     )
 
 
-def origin_of(device: torch.device) -> bytes:
+def environment_digest(device: torch.device) -> bytes:
     """Return a digest of what the bits of a decomposition hang on besides the weight."""
     words = [str(NUMERICS), *(version(package) for package in PACKAGES)]
     words += [platform.machine(), torch.backends.cpu.get_cpu_capability(), *kernels()]

@@ -6,23 +6,25 @@ from functools import partial
 from pydantic import ValidationError
 
 from worker.checkpoint.spool import LayerSpool
-from worker.context import Given, Workshop
-from worker.executor import Hands
+from worker.context import JobContext, LayerInputs
+from worker.executor import LayerExecutor
 from worker.layer import LayerOutcome, factor_layer, kept_outcome
 from worker.lowrank.scale import exponent_of
 from worker.work_plan import LayerTask
 
 
-def finish_layers(tasks: Sequence[LayerTask], shop: Workshop) -> dict[int, LayerOutcome]:
+def finish_layers(tasks: Sequence[LayerTask], context: JobContext) -> dict[int, LayerOutcome]:
     """Take each layer from the spool, or do it and put it there; return the outcomes by number."""
-    outcomes = {task.number: outcome for task in tasks if (outcome := _known(task, shop.spool))}
+    outcomes = {task.number: outcome for task in tasks if (outcome := _known(task, context.spool))}
     for task in tasks:
         if task.number in outcomes:
-            shop.meter.end(task)
+            context.progress.end(task)
     todo = [task for task in tasks if task.number not in outcomes]
-    do = partial(_finish, shop)
-    hands = Hands(shop.given, do, begin=shop.meter.begin, end=shop.meter.end, device=shop.device)
-    return outcomes | hands.go_through(todo)
+    do = partial(_finish, context)
+    executor = LayerExecutor(
+        context.given, do, begin=context.progress.begin, end=context.progress.end, device=context.device
+    )
+    return outcomes | executor.run(todo)
 
 
 def spooled_outcome(task: LayerTask, spool: LayerSpool) -> LayerOutcome | None:
@@ -45,29 +47,31 @@ def _known(task: LayerTask, spool: LayerSpool) -> LayerOutcome | None:
     return outcome if fits else None
 
 
-def _finish(shop: Workshop, task: LayerTask, given: Given) -> tuple[LayerOutcome, Callable[[], None]]:
+def _finish(
+    context: JobContext, task: LayerTask, given: LayerInputs
+) -> tuple[LayerOutcome, Callable[[], None]]:
     memo = given.memo
     outcome, factors = factor_layer(
-        task, given.weight, given.gram, seed=shop.seed, device=shop.device, memo=memo
+        task, given.weight, given.gram, seed=context.seed, device=context.device, memo=memo
     )
     exponent = exponent_of(given.weight) if memo and not memo.found else None
     if memo and memo.found:
-        outcome = _with_what_was_known(outcome, memo.surveyed_s)
+        outcome = _with_what_was_known(outcome, memo.decomposed_s)
     text = outcome.model_dump_json()
 
     def write() -> None:
         if memo and exponent is not None:
             memo.write(exponent)
-        shop.spool.put(task.number, text, factors)
+        context.spool.put(task.number, text, factors)
 
     return outcome, write
 
 
-def _with_what_was_known(outcome: LayerOutcome, surveyed_s: float | None) -> LayerOutcome:
+def _with_what_was_known(outcome: LayerOutcome, decomposed_s: float | None) -> LayerOutcome:
     """Say that the decomposition was there, or count the time that it took in the pass before this one."""
     report = outcome.report
-    if surveyed_s is not None:
-        report = report.model_copy(update={"seconds": report.seconds + surveyed_s})
+    if decomposed_s is not None:
+        report = report.model_copy(update={"seconds": report.seconds + decomposed_s})
     elif report.decomposition is not None:
         report = report.model_copy(update={"decomposition": "cached"})
     return outcome.model_copy(update={"report": report})

@@ -13,9 +13,9 @@ from schemas.format.index import INDEX_ENDING, check_shards, parse_index
 from schemas.planning.calibration import CalibrationError
 from schemas.report import REPORT_NAME, FileReport, Report
 from schemas.spec import CompressionSpec
-from worker.pipeline import Request, compress
+from worker.pipeline import CompressionRequest, compress
 from worker.progress import Observer
-from worker.work_plan import InputCheckpoint, Source
+from worker.work_plan import InputCheckpoint, InputFile
 
 HASH_BYTES = 4 << 20
 FILE_SUFFIX = ".safetensors"
@@ -70,7 +70,7 @@ def compress_local(
     gram_files = () if grams is None else tuple(_file_report(path) for path in _paths(grams))
     # Layers of another input or spec must not be taken for this one's.
     spool_dir = work / _fingerprint((*files, *gram_files), spec)
-    request = Request(
+    request = CompressionRequest(
         checkpoint,
         files,
         spec,
@@ -104,14 +104,14 @@ def open_checkpoint(path: Path) -> InputCheckpoint:
             raise FileNotFoundError(f"{path} holds {len(found)} checkpoints; name the file or the index")
         return open_checkpoint(found[0])
     if index_path is None:
-        return InputCheckpoint((Source(path, read_header(path)),), None, None)
+        return InputCheckpoint((InputFile(path, read_header(path)),), None, None)
     index = parse_index(index_path.read_bytes())
     missing = [name for name in index.shards if not path.with_name(name).is_file()]
     if missing:
         raise FileNotFoundError(f"{path.name} names files that are not there: {', '.join(missing)}")
     headers = {name: read_header(path.with_name(name)) for name in index.shards}
     check_shards(index, headers)
-    sources = tuple(Source(path.with_name(name), header) for name, header in headers.items())
+    sources = tuple(InputFile(path.with_name(name), header) for name, header in headers.items())
     return InputCheckpoint(sources, index_path, index)
 
 

@@ -7,20 +7,20 @@ from pathlib import Path
 
 from schemas.format.header import Header
 from schemas.format.tensor import TensorInfo
-from schemas.planning.output import Copied, Stored, output_metadata, plan_output
+from schemas.planning.output import CopiedTensor, FactorTensor, output_metadata, plan_output
 from schemas.report import FileReport
 from worker.checkpoint.part import WrittenFile
 from worker.checkpoint.reader import CheckpointReader
 from worker.checkpoint.spool import LayerSpool, SpooledLayer
 from worker.checkpoint.writer import CheckpointWriter, write_index
 from worker.layer import LayerOutcome
-from worker.work_plan import Source, WorkPlan
+from worker.work_plan import InputFile, WorkPlan
 
 FindLayer = Callable[[int], SpooledLayer | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class WrittenOutput:
     """What was written, the index included."""
 
     files: tuple[FileReport, ...]
@@ -33,8 +33,8 @@ def write_output(
     spool: LayerSpool,
     result_dir: Path,
     *,
-    go_on: Callable[[], None],
-) -> Output:
+    check_cancelled: Callable[[], None],
+) -> WrittenOutput:
     """Write every output file in the input's shard layout, and the index where there is one.
 
     `go_on` is asked before each tensor; what it raises stops the work.
@@ -44,7 +44,9 @@ def write_output(
     headers: dict[str, Header] = {}
     find = cache(spool.get)
     for source in work.checkpoint.sources:
-        file, header = _write_file(source, work, outcomes, find, go_on, result_dir / source.path.name)
+        file, header = _write_file(
+            source, work, outcomes, find, check_cancelled, result_dir / source.path.name
+        )
         written.append(file)
         headers[file.name] = header
     tensors = tuple(tensor for header in headers.values() for tensor in header.tensors)
@@ -58,15 +60,15 @@ def write_output(
         )
         written.append(index)
     files = tuple(FileReport(name=x.name, size_bytes=x.size_bytes, sha256=x.sha256) for x in written)
-    return Output(files, tensors)
+    return WrittenOutput(files, tensors)
 
 
 def _write_file(
-    source: Source,
+    source: InputFile,
     work: WorkPlan,
     outcomes: Sequence[LayerOutcome],
     find: FindLayer,
-    go_on: Callable[[], None],
+    check_cancelled: Callable[[], None],
     path: Path,
 ) -> tuple[WrittenFile, Header]:
     ranks = {number: outcome.rank for number, outcome in enumerate(outcomes) if outcome.rank is not None}
@@ -78,16 +80,16 @@ def _write_file(
     with CheckpointReader(source.path) as reader, CheckpointWriter(path, specs, metadata) as writer:
         # The writer may order tensors anew to keep them aligned, so it is asked what comes next.
         while (following := writer.next) is not None:
-            go_on()
+            check_cancelled()
             entry = entries[following.name]
-            if isinstance(entry, Copied):
+            if isinstance(entry, CopiedTensor):
                 writer.copy(reader, entry.tensor)
             else:
                 _copy_factor(entry, find, writer)
     return writer.written, writer.header
 
 
-def _copy_factor(entry: Stored, find: FindLayer, writer: CheckpointWriter) -> None:
+def _copy_factor(entry: FactorTensor, find: FindLayer, writer: CheckpointWriter) -> None:
     layer = find(entry.number)
     if layer is None:
         raise FileNotFoundError(f"the finished layer that holds {entry.name} is gone or damaged")

@@ -9,22 +9,22 @@ import torch
 from schemas.planning.budget import shares_budget
 from schemas.report import REPORT_NAME, FileReport, Report
 from schemas.spec import CompressionSpec
-from state.cache import DecompositionStore
+from state.cache import DecompositionCache
 from worker.budget import finish_within_budget
 from worker.checkpoint.part import PartFile
 from worker.checkpoint.spool import LayerSpool
-from worker.context import Sources, Workshop, check_grams
+from worker.context import JobContext, TensorReaders, check_grams
 from worker.layer import LayerOutcome
-from worker.layer_cache import Shelf, needed_bytes
+from worker.layer_cache import LayerCache, needed_bytes
 from worker.layers import finish_layers
 from worker.output import write_output
-from worker.progress import Meter, Observer
+from worker.progress import Observer, ProgressTracker
 from worker.report import FileSet, make_report
 from worker.work_plan import InputCheckpoint, WorkPlan, plan_work
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class CompressionRequest:
     """One compression: what to read, what to do, and where the finished layers and the results go.
 
     `input_files` and `calibration_files` are sizes and digests as they were taken when the files were stored.
@@ -37,12 +37,12 @@ class Request:
     spool_dir: Path
     result_dir: Path
     job_id: str | None = None
-    decompositions: DecompositionStore | None = None
+    decompositions: DecompositionCache | None = None
     calibration: InputCheckpoint | None = None
     calibration_files: tuple[FileReport, ...] = ()
 
 
-def compress(request: Request, *, device: torch.device, observe: Observer) -> Report:
+def compress(request: CompressionRequest, *, device: torch.device, observe: Observer) -> Report:
     """Compress a checkpoint into `result_dir`: its files under their own names, the index and the report.
 
     Parameters
@@ -64,14 +64,14 @@ def compress(request: Request, *, device: torch.device, observe: Observer) -> Re
     begun = time.perf_counter()
     work = plan_work(request.checkpoint, request.spec, request.calibration)
     spool = LayerSpool(request.spool_dir)
-    meter = Meter(work.tasks, observe)
-    shelf = _shelf(request, work, device)
-    with Sources() as sources:
-        check_grams(work.tasks, sources, device=device, go_on=meter.end_all)
-        shop = Workshop(sources, spool, shelf, meter, request.spec.seed, device)
-        work, outcomes = _finish(work, request.spec, shop)
-    meter.end_all()
-    output = write_output(work, outcomes, spool, request.result_dir, go_on=meter.end_all)
+    progress = ProgressTracker(work.tasks, observe)
+    cache = _layer_cache(request, work, device)
+    with TensorReaders() as sources:
+        check_grams(work.tasks, sources, device=device, check_cancelled=progress.end_all)
+        context = JobContext(sources, spool, cache, progress, request.spec.seed, device)
+        work, outcomes = _finish(work, request.spec, context)
+    progress.end_all()
+    output = write_output(work, outcomes, spool, request.result_dir, check_cancelled=progress.end_all)
     calibration = request.calibration_files if request.calibration else None
     report = make_report(
         work,
@@ -88,7 +88,7 @@ def compress(request: Request, *, device: torch.device, observe: Observer) -> Re
     return report
 
 
-def _shelf(request: Request, work: WorkPlan, device: torch.device) -> Shelf | None:
+def _layer_cache(request: CompressionRequest, work: WorkPlan, device: torch.device) -> LayerCache | None:
     """Return where decompositions are found and kept.
 
     Where the cache could not keep all of them at once, a few would only drive each other out. Layers that
@@ -99,14 +99,14 @@ def _shelf(request: Request, work: WorkPlan, device: torch.device) -> Shelf | No
         if not any(shares_budget(layer) for layer in work.layers):
             return None
         folder = request.spool_dir / "decompositions"
-        store = DecompositionStore(folder, folder, limit_bytes=None)
-    return Shelf.of(store, work, request.input_files, request.calibration_files, device)
+        store = DecompositionCache(folder, folder, limit_bytes=None)
+    return LayerCache.of(store, work, request.input_files, request.calibration_files, device)
 
 
 def _finish(
-    work: WorkPlan, spec: CompressionSpec, shop: Workshop
+    work: WorkPlan, spec: CompressionSpec, context: JobContext
 ) -> tuple[WorkPlan, tuple[LayerOutcome, ...]]:
     if any(shares_budget(layer) for layer in work.layers):
-        return finish_within_budget(work, spec, shop)
-    outcomes = finish_layers(work.tasks, shop)
+        return finish_within_budget(work, spec, context)
+    outcomes = finish_layers(work.tasks, context)
     return work, tuple(outcomes[task.number] for task in work.tasks)

@@ -8,10 +8,10 @@ from worker.work_plan import LayerTask
 
 Observer = Callable[[Progress], None]
 # Of the work on a layer whose rank is decided among all, this part comes before that decision.
-SURVEY_SHARE = 0.8
+DECOMPOSITION_SHARE = 0.8
 
 
-class Meter:
+class ProgressTracker:
     """Tells an observer of each layer that begins and of the end of all, from any thread.
 
     What it tells never goes back. Once the observer has raised, every later word raises the same: work that
@@ -33,10 +33,10 @@ class Meter:
         """Say which layer is at hand."""
         self._tell(task.layer.name)
 
-    def end_survey(self, task: LayerTask) -> None:
+    def end_decomposition(self, task: LayerTask) -> None:
         """Count what comes before the decision on a layer as done."""
         with self._lock:
-            self._count(task.number, int(SURVEY_SHARE * self._costs[task.number]))
+            self._count(task.number, int(DECOMPOSITION_SHARE * self._costs[task.number]))
 
     def end(self, task: LayerTask) -> None:
         """Count a layer as finished."""

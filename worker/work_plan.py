@@ -16,7 +16,7 @@ from schemas.spec import CompressionSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class InputFile:
     """One safetensors file of the input."""
 
     path: Path
@@ -27,7 +27,7 @@ class Source:
 class InputCheckpoint:
     """A whole input: its files in name order, and its index where it is sharded."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[InputFile, ...]
     index_path: Path | None
     index: ShardIndex | None
 
@@ -47,10 +47,10 @@ class LayerTask:
     """One selected weight, where it lies, and what is to be done with it; `gram` is for calibrated ones."""
 
     number: int
-    source: Source
+    source: InputFile
     tensor: TensorInfo
     layer: LayerPlan
-    gram: tuple[Source, TensorInfo] | None = None
+    gram: tuple[InputFile, TensorInfo] | None = None
 
     @property
     def elements(self) -> int:
@@ -109,7 +109,7 @@ def plan_work(
     return WorkPlan(checkpoint, tasks, plan.warnings)
 
 
-def _grams(calibration: InputCheckpoint) -> dict[str, tuple[Source, TensorInfo]]:
+def _grams(calibration: InputCheckpoint) -> dict[str, tuple[InputFile, TensorInfo]]:
     return {
         tensor.name.removesuffix(GRAM): (source, tensor)
         for source in calibration.sources

@@ -25,7 +25,7 @@ class CheckpointError(ValueError):
         return self.detail
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """Foreign text made safe to print: shortened, and escaped unless every character is printable."""
     short = _shortened(text)
     return short if short.isprintable() else json.dumps(short)[1:-1]
@@ -49,4 +49,4 @@ def _shortened(text: str) -> str:
 
 def pointer(*parts: str | int) -> str:
     """Build a JSON pointer (RFC 6901) into the header or index, each part shortened like a quotation."""
-    return "".join("/" + shown(str(part)).replace("~", "~0").replace("/", "~1") for part in parts)
+    return "".join("/" + printable(str(part)).replace("~", "~0").replace("/", "~1") for part in parts)

@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from schemas.format.errors import CheckpointError, pointer, quoted
-from schemas.format.json_reader import JsonScan
+from schemas.format.json_reader import JsonReader
 from schemas.format.tensor import DTYPE_BITS, TensorInfo, alignment_bytes, check_name, parse_entry
 
 if TYPE_CHECKING:
@@ -32,26 +32,26 @@ class Header:
 
 
 def parse_header(
-    header_json: bytes | bytearray | memoryview, *, file_bytes: int, max_tensors: int = MAX_TENSORS
+    raw: bytes | bytearray | memoryview, *, file_bytes: int, max_tensors: int = MAX_TENSORS
 ) -> Header:
     """Check the JSON between the length and the data of a file of `file_bytes`, and the data's extent."""
-    header = parse_tensors(header_json, max_tensors=max_tensors)
+    header = parse_tensors(raw, max_tensors=max_tensors)
     check_extent(header, file_bytes=file_bytes, short_code="truncated")
     return header
 
 
-def parse_tensors(header_json: bytes | bytearray | memoryview, *, max_tensors: int = MAX_TENSORS) -> Header:
+def parse_tensors(raw: bytes | bytearray | memoryview, *, max_tensors: int = MAX_TENSORS) -> Header:
     """Check the same JSON for a file that is as long as it says."""
     try:
-        text = str(header_json, "utf-8")
+        text = str(raw, "utf-8")
     except UnicodeDecodeError as error:
         byte = LENGTH_BYTES + error.start
         raise CheckpointError(
             "not-utf8", f"The header is not UTF-8: byte {byte} of the file does not belong to any character."
         ) from None
-    metadata, tensors = _members(JsonScan(text, base=LENGTH_BYTES), max_tensors)
+    metadata, tensors = _members(JsonReader(text, base=LENGTH_BYTES), max_tensors)
     ordered = _in_file_order(tensors)
-    data_start = LENGTH_BYTES + len(header_json)
+    data_start = LENGTH_BYTES + len(raw)
     return Header(metadata, ordered, data_start, data_start + ordered[-1].end)
 
 
@@ -74,7 +74,7 @@ def check_extent(header: Header, *, file_bytes: int, short_code: str) -> None:
     )
 
 
-def _members(scan: JsonScan, max_tensors: int) -> tuple[dict[str, str], Iterable[TensorInfo]]:
+def _members(scan: JsonReader, max_tensors: int) -> tuple[dict[str, str], Iterable[TensorInfo]]:
     scan.check_opening()
     metadata: dict[str, str] | None = None
     tensors: dict[str, TensorInfo] = {}
@@ -99,7 +99,7 @@ def _members(scan: JsonScan, max_tensors: int) -> tuple[dict[str, str], Iterable
     return metadata or {}, tensors.values()
 
 
-def _repeated(first: TensorInfo, second: TensorInfo, scan: JsonScan) -> CheckpointError:
+def _repeated(first: TensorInfo, second: TensorInfo, scan: JsonReader) -> CheckpointError:
     place = pointer(first.name)
     twice = f"The name {quoted(first.name)} stands twice"
     if (first.start, first.end) == (second.start, second.end):
@@ -116,7 +116,7 @@ def _repeated(first: TensorInfo, second: TensorInfo, scan: JsonScan) -> Checkpoi
     )
 
 
-def _metadata(scan: JsonScan) -> dict[str, str]:
+def _metadata(scan: JsonReader) -> dict[str, str]:
     if scan.peek() != "{":
         raise scan.fault(
             "metadata-not-object", f"{METADATA_KEY} must be an object of strings.", pointer(METADATA_KEY)
@@ -137,7 +137,7 @@ def _metadata(scan: JsonScan) -> dict[str, str]:
     return metadata
 
 
-def _bad_metadata(scan: JsonScan, key: str, *, repeated: bool) -> CheckpointError:
+def _bad_metadata(scan: JsonReader, key: str, *, repeated: bool) -> CheckpointError:
     place = pointer(METADATA_KEY, key)
     if repeated:
         return scan.fault(
@@ -209,7 +209,7 @@ def aligned_order(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
     return tuple(sorted(given, key=lambda spec: -alignment_bytes(spec.dtype)))
 
 
-def header_json(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+def build_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
     """Build the header of a file that holds these tensors one after another.
 
     Spaces pad it so that the data begins at a multiple of eight bytes; empty metadata are left out.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from schemas.format.errors import CheckpointError
 from schemas.format.header import LENGTH_BYTES, Header, check_extent, parse_tensors
-from schemas.format.json_reader import JsonScan
+from schemas.format.json_reader import JsonReader
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -69,7 +69,7 @@ _ALIKE = frozenset(
 )
 
 
-def recognised(first: bytes, fault: CheckpointError) -> CheckpointError:
+def identify_format(first: bytes, fault: CheckpointError) -> CheckpointError:
     """Return `fault`, or the fault of being another format if the first eight bytes look like one."""
     found = _hint(first) if fault.code in _ALIKE else None
     return CheckpointError("other-format", f"This is not safetensors: {found}.") if found else fault
@@ -88,7 +88,7 @@ MAX_HEADER_BYTES = 32_000_000
 _READ_BYTES = 1 << 20
 
 
-class HeaderScan:
+class HeaderParser:
     """Takes a file in pieces of any size, keeps its header alone, and raises a fault once it is certain."""
 
     def __init__(self, *, content_bytes: int | None = None, max_header_bytes: int = MAX_HEADER_BYTES) -> None:
@@ -109,14 +109,14 @@ class HeaderScan:
             while self.header is None and rest:
                 rest = rest[self._take(rest) :]
         except CheckpointError as fault:
-            raise recognised(bytes(self._first), fault) from None
+            raise identify_format(bytes(self._first), fault) from None
         if self.header is not None and self._seen_bytes > self.header.file_bytes:
             check_extent(self.header, file_bytes=self._seen_bytes, short_code="truncated")
 
     def finish(self, total_bytes: int) -> Header:
         """Return the header of a file that ended after `total_bytes`."""
         if self.header is None:
-            raise recognised(bytes(self._first), self._unfinished(total_bytes))
+            raise identify_format(bytes(self._first), self._unfinished(total_bytes))
         check_extent(self.header, file_bytes=total_bytes, short_code="truncated")
         return self.header
 
@@ -163,7 +163,7 @@ class HeaderScan:
         # Characters beyond ASCII are judged with the whole header.
         if opening and opening.isascii():
             byte = LENGTH_BYTES + len(self._header_json) - len(piece.lstrip(b" \t\n\r"))
-            JsonScan(opening.decode(), base=byte).check_opening()
+            JsonReader(opening.decode(), base=byte).check_opening()
 
     def _read_header(self) -> None:
         self.header = parse_tensors(self._header_json)
@@ -183,12 +183,12 @@ class HeaderScan:
 def read_header(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> Header:
     """Check the header of the file at `path`, and that it agrees with the file's size."""
     with path.open("rb", buffering=0) as file:
-        return scan_file(file, max_header_bytes=max_header_bytes)
+        return read_open_header(file, max_header_bytes=max_header_bytes)
 
 
-def scan_file(file: FileIO, *, max_header_bytes: int = MAX_HEADER_BYTES) -> Header:
+def read_open_header(file: FileIO, *, max_header_bytes: int = MAX_HEADER_BYTES) -> Header:
     """Check the header of an open file, of which no more than the header is read."""
-    scan = HeaderScan(max_header_bytes=max_header_bytes)
+    scan = HeaderParser(max_header_bytes=max_header_bytes)
     size_bytes = file.seek(0, SEEK_END)
     file.seek(0)
     while scan.header is None and (chunk := file.read(_READ_BYTES)):

@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from schemas.format.errors import CheckpointError, listed, pointer, quoted, shown
-from schemas.format.json_reader import JsonScan, NumberText
+from schemas.format.errors import CheckpointError, listed, pointer, printable, quoted
+from schemas.format.json_reader import JsonReader, NumberText
 from schemas.format.tensor import check_name
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class ShardIndex:
         return tuple(sorted(set(self.weight_map.values())))
 
 
-def index_json(
+def build_index(
     weight_map: Mapping[str, str],
     *,
     metadata: Mapping[str, Any],
@@ -74,7 +74,7 @@ def parse_index(raw: bytes | bytearray, *, max_index_bytes: int = MAX_INDEX_BYTE
         raise CheckpointError(
             "not-utf8", f"The index is not UTF-8: byte {error.start} does not belong to any character."
         ) from None
-    scan = JsonScan(text, base=0)
+    scan = JsonReader(text, base=0)
     fields = _fields(scan)
     scan.end()
     if "weight_map" not in fields:
@@ -88,7 +88,7 @@ def parse_index(raw: bytes | bytearray, *, max_index_bytes: int = MAX_INDEX_BYTE
     return ShardIndex(fields["weight_map"], fields.get("metadata", {}))
 
 
-def _fields(scan: JsonScan) -> dict[str, Any]:
+def _fields(scan: JsonReader) -> dict[str, Any]:
     scan.check_opening()
     fields: dict[str, Any] = {}
     for key in scan.members():
@@ -107,7 +107,7 @@ def _fields(scan: JsonScan) -> dict[str, Any]:
     return fields
 
 
-def _weight_map(scan: JsonScan) -> dict[str, str]:
+def _weight_map(scan: JsonReader) -> dict[str, str]:
     if scan.peek() != "{":
         raise scan.fault(
             "weight-map-not-strings", "weight_map must be an object of file names.", "/weight_map"
@@ -123,14 +123,14 @@ def _weight_map(scan: JsonScan) -> dict[str, str]:
     return shards
 
 
-def _bad_entry(name: str, scan: JsonScan, *, repeated: bool) -> CheckpointError:
+def _bad_entry(name: str, scan: JsonReader, *, repeated: bool) -> CheckpointError:
     place = pointer("weight_map", name)
     if repeated:
         return scan.fault("duplicate-name", f"weight_map holds tensor {quoted(name)} twice.", place)
     return scan.fault("weight-map-not-strings", f"The file of tensor {quoted(name)} must be a string.", place)
 
 
-def _bad_shard(shard: str, name: str, scan: JsonScan) -> CheckpointError:
+def _bad_shard(shard: str, name: str, scan: JsonReader) -> CheckpointError:
     told = f"Tensor {quoted(name)} is said to be in {quoted(shard)}"
     place = pointer("weight_map", name)
     if re.search(r"[/\\:]|\.\.|^~", shard):
@@ -148,7 +148,7 @@ def _bad_shard(shard: str, name: str, scan: JsonScan) -> CheckpointError:
     )
 
 
-def _metadata(scan: JsonScan) -> dict[str, Any]:
+def _metadata(scan: JsonReader) -> dict[str, Any]:
     if scan.peek() != "{":
         raise scan.fault("metadata-not-object", "metadata must be an object.", "/metadata")
     value = _plain(scan.value(), ("metadata",))
@@ -192,7 +192,7 @@ def _float(text: NumberText, place: tuple[str | int, ...]) -> float:
     number = float(text)
     if not math.isfinite(number) or text.lstrip("-").isdigit():
         raise CheckpointError(
-            "integer-too-large", f"{shown(text)} in metadata is out of range.", pointer(*place)
+            "integer-too-large", f"{printable(text)} in metadata is out of range.", pointer(*place)
         )
     return number
 
@@ -254,6 +254,6 @@ def _check_total(index: ShardIndex, found_bytes: int) -> None:
         return
     raise CheckpointError(
         "total-size",
-        f"total_size is {shown(str(said))}, but the tensors take {found_bytes} bytes. Correct it.",
+        f"total_size is {printable(str(said))}, but the tensors take {found_bytes} bytes. Correct it.",
         "/metadata/total_size",
     )

@@ -61,7 +61,7 @@ _decode = json.JSONDecoder(
 ).raw_decode
 
 
-class JsonScan:
+class JsonReader:
     """Reads `text`, whose first byte is byte `base` of its file."""
 
     def __init__(self, text: str, *, base: int) -> None:

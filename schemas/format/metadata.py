@@ -24,7 +24,7 @@ class FactoredLayer(BaseModel):
     transposed: bool = Field(default=False, exclude_if=lambda value: not value)
 
 
-class Manifest(BaseModel):
+class FactoredLayers(BaseModel):
     """The factored layers of one file, by module name; fields that a newer version adds are let by."""
 
     model_config = ConfigDict(frozen=True)
@@ -36,14 +36,14 @@ class Manifest(BaseModel):
 def factored_layers(metadata: Mapping[str, str]) -> dict[str, FactoredLayer]:
     """Return what a file says is factored in it; nothing where it says nothing that we understand."""
     try:
-        return Manifest.model_validate_json(metadata.get(METADATA_KEY, "")).layers
+        return FactoredLayers.model_validate_json(metadata.get(METADATA_KEY, "")).layers
     except ValidationError:
         return {}
 
 
 def with_factored(metadata: Mapping[str, str], layers: Mapping[str, FactoredLayer]) -> dict[str, str]:
     """Return a file's metadata with more layers said to be factored in it."""
-    manifest = Manifest(version=1, layers={**factored_layers(metadata), **layers})
+    manifest = FactoredLayers(version=1, layers={**factored_layers(metadata), **layers})
     return {**metadata, METADATA_KEY: manifest.model_dump_json()}
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from schemas.format.errors import CheckpointError, pointer, quoted, shown
+from schemas.format.errors import CheckpointError, pointer, printable, quoted
 from schemas.format.json_reader import NumberText
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from schemas.format.json_reader import JsonScan
+    from schemas.format.json_reader import JsonReader
 
 # Sizes and offsets are read as signed 64-bit integers by torch and by file systems.
 MAX_SIZE = 2**63 - 1
@@ -51,17 +51,17 @@ def bad_integer(code: str, subject: str, value: Any, place: str) -> CheckpointEr
     digits = str(value).lstrip("-")
     if type(value) in {int, NumberText} and digits.isdigit() and int(digits[:20]) > MAX_SIZE:
         return CheckpointError(
-            "integer-too-large", f"{subject} is {shown(str(value))}, which exceeds 2^63 - 1.", place
+            "integer-too-large", f"{subject} is {printable(str(value))}, which exceeds 2^63 - 1.", place
         )
-    return CheckpointError(code, f"{subject} must be an integer of at least 0, not {told(value)}.", place)
+    return CheckpointError(code, f"{subject} must be an integer of at least 0, not {describe(value)}.", place)
 
 
-def told(value: Any) -> str:
+def describe(value: Any) -> str:
     """Tell a JSON value in a few words."""
     if isinstance(value, tuple | list):
         return "an object" if isinstance(value, tuple) else "a list"
     if isinstance(value, NumberText):
-        return shown(value)
+        return printable(value)
     return quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
@@ -108,7 +108,7 @@ def alignment_bytes(dtype: str) -> int:
     return max(1, DTYPE_BITS[dtype] // 8)
 
 
-def check_name(name: str, scan: JsonScan) -> None:
+def check_name(name: str, scan: JsonReader) -> None:
     """Check that a tensor's name is printable text of 1 to 1024 bytes."""
     try:
         size_bytes = len(name.encode())
@@ -129,7 +129,7 @@ def check_name(name: str, scan: JsonScan) -> None:
         )
 
 
-def parse_entry(scan: JsonScan, name: str) -> TensorInfo:
+def parse_entry(scan: JsonReader, name: str) -> TensorInfo:
     value = scan.value()
     if type(value) is not tuple:
         raise CheckpointError(
@@ -170,7 +170,8 @@ def _dtype(name: str, value: Any) -> str:
     if type(value) is not str or value not in DTYPE_BITS:
         raise CheckpointError(
             "unknown-dtype",
-            f"Tensor {quoted(name)} has the unknown dtype {told(value)}; known are {', '.join(DTYPE_BITS)}.",
+            f"Tensor {quoted(name)} has the unknown dtype {describe(value)}; known are "
+            f"{', '.join(DTYPE_BITS)}.",
             pointer(name, "dtype"),
         )
     return value
@@ -180,7 +181,7 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
     if type(value) is not list:
         raise CheckpointError(
             "bad-shape",
-            f"Tensor {quoted(name)}: shape must be a list of sizes, not {told(value)}.",
+            f"Tensor {quoted(name)}: shape must be a list of sizes, not {describe(value)}.",
             pointer(name, "shape"),
         )
     if len(value) > MAX_DIMENSIONS:

@@ -12,7 +12,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class RateCurve:
     """What a layer may become, the cheapest first; the last choice is to keep it dense, without an error.
 
     `falls` is how fast the error falls from each rank to the next, per unit of cost: negative and, because
@@ -23,7 +23,7 @@ class Curve:
     ranks: range
     costs: "array[int]"
     errors: "array[float]"
-    falls: "array[float]"
+    slopes: "array[float]"
 
     @property
     def dense(self) -> int:
@@ -38,14 +38,14 @@ class Curve:
         """Return what a rank costs, or dense."""
         return self.costs[self.dense if rank is None else self.ranks.index(rank)]
 
-    def fall(self, position: int) -> float:
+    def slope(self, position: int) -> float:
         """Return how fast the error falls from a position to the next, which may be dense."""
         gained = self.errors[position + 1] - self.errors[position]
         return gained / (self.costs[position + 1] - self.costs[position])
 
     def best_rank(self, price: float) -> int:
         """Return the position of the rank where the error and the price of the cost are least together."""
-        return bisect_right(self.falls, -price)
+        return bisect_right(self.slopes, -price)
 
     def best(self, price: float) -> int:
         """Return the same with dense among the choices."""
@@ -54,9 +54,9 @@ class Curve:
         return self.dense if self.errors[at] > saved else at
 
 
-def make_curve(
+def make_rate_curve(
     name: str, ranks: range, costs: Sequence[int], dense_cost: int, errors: Sequence[float]
-) -> Curve:
+) -> RateCurve:
     """Join the ranks that cost less than the dense weight with the dense weight itself.
 
     `costs` and `errors` are those of `ranks`: costs ascend, errors do not.
@@ -65,9 +65,9 @@ def make_curve(
     costs, errors = costs[:cheaper], errors[:cheaper]
     steps = zip(pairwise(costs), pairwise(errors), strict=True)
     # Rounding alone could make one fall steeper than the one before it.
-    falls = accumulate(((e - d) / (b - a) for (a, b), (d, e) in steps), max)
+    slopes = accumulate(((e - d) / (b - a) for (a, b), (d, e) in steps), max)
     costs, errors = array("q", (*costs, dense_cost)), array("d", (*errors, 0.0))
-    return Curve(name, ranks[:cheaper], costs, errors, array("d", falls))
+    return RateCurve(name, ranks[:cheaper], costs, errors, array("d", slopes))
 
 
 # Choices for the first layers that are kept, times the number of layers: small models are solved exactly, and
@@ -85,7 +85,9 @@ Partial = tuple[int, float, Any]
 Choice = tuple[int, float, int]
 
 
-def search(curves: Sequence[Curve], price: float, capacity: int, *, below: float) -> tuple[int, ...] | None:
+def search(
+    curves: Sequence[RateCurve], price: float, capacity: int, *, below: float
+) -> tuple[int, ...] | None:
     """Return the positions whose error is the least, or None where none was found below one that is known.
 
     It is the least there is unless more choices stay within the bound than are kept.
@@ -106,11 +108,11 @@ def search(curves: Sequence[Curve], price: float, capacity: int, *, below: float
     return None if best is None else _positions(best[2])
 
 
-def _worth(curve: Curve, at: int, price: float) -> float:
+def _worth(curve: RateCurve, at: int, price: float) -> float:
     return curve.errors[at] + price * curve.costs[at]
 
 
-def _choices(curve: Curve, price: float, worth: float) -> Iterator[Choice]:
+def _choices(curve: RateCurve, price: float, worth: float) -> Iterator[Choice]:
     middle = curve.best_rank(price)
     for at in {*range(max(0, middle - REACH), min(curve.dense, middle + REACH + 1)), curve.dense}:
         yield curve.costs[at], max(0.0, _worth(curve, at, price) - worth), at
@@ -171,7 +173,7 @@ class Spending:
     error: float
 
 
-def allocate(curves: Sequence[Curve], capacity: int) -> dict[str, int | None]:
+def allocate(curves: Sequence[RateCurve], capacity: int) -> dict[str, int | None]:
     """Return a rank for each layer, or None for dense, by name; together they cost at most the capacity.
 
     The order in which the layers are given does not matter. What is left over does not pay for the next step
@@ -189,7 +191,7 @@ def allocate(curves: Sequence[Curve], capacity: int) -> dict[str, int | None]:
     return {curve.name: curve.rank(at) for curve, at in zip(ordered, best.positions, strict=True)}
 
 
-def _best(curves: Sequence[Curve], capacity: int) -> Spending:
+def _best(curves: Sequence[RateCurve], capacity: int) -> Spending:
     price = _price(curves, capacity)
     greedy = _filled(curves, [curve.best(price) for curve in curves], capacity)
     found = search(curves, price, capacity, below=greedy.error)
@@ -198,7 +200,7 @@ def _best(curves: Sequence[Curve], capacity: int) -> Spending:
     return min(greedy, _filled(curves, found, capacity), key=lambda spending: spending.error)
 
 
-def _price(curves: Sequence[Curve], capacity: int) -> float:
+def _price(curves: Sequence[RateCurve], capacity: int) -> float:
     """Return the least price at which what all buy is within the capacity, to the last bit."""
 
     def is_met(bits: int) -> bool:
@@ -218,19 +220,19 @@ def _double(bits: int) -> float:
     return value
 
 
-def _filled(curves: Sequence[Curve], positions: Sequence[int], capacity: int) -> Spending:
+def _filled(curves: Sequence[RateCurve], positions: Sequence[int], capacity: int) -> Spending:
     """Go on with whichever layer gains most for its cost, while its next step fits."""
     at = list(positions)
     left = capacity - sum(curve.costs[p] for curve, p in zip(curves, at, strict=True))
-    steps = [(curve.fall(at[i]), i) for i, curve in enumerate(curves) if at[i] < curve.dense]
+    steps = [(curve.slope(at[i]), i) for i, curve in enumerate(curves) if at[i] < curve.dense]
     heapify(steps)
     while steps:
-        fall, i = heappop(steps)
+        slope, i = heappop(steps)
         curve = curves[i]
         cost = curve.costs[at[i] + 1] - curve.costs[at[i]]
-        if fall < 0 and cost <= left:
+        if slope < 0 and cost <= left:
             at[i] += 1
             left -= cost
             if at[i] < curve.dense:
-                heappush(steps, (curve.fall(at[i]), i))
+                heappush(steps, (curve.slope(at[i]), i))
     return Spending(tuple(at), sum(curve.errors[p] for curve, p in zip(curves, at, strict=True)))

@@ -7,12 +7,12 @@ from dataclasses import replace
 from math import isinf
 
 from schemas.format.files import InputFiles
-from schemas.planning.allocation import Curve, allocate, make_curve
-from schemas.planning.cost import Account, Ranks, make_account
+from schemas.planning.allocation import RateCurve, allocate, make_rate_curve
+from schemas.planning.cost import CostModel, Ranks, make_cost_model
 from schemas.planning.layer import LayerPlan, Plan
 from schemas.report import KeptReason
 from schemas.spec import CompressionSpec, Objective, RankRule, SpecRule
-from schemas.spectrum import Spectrum, careful_enough, squared_tails
+from schemas.spectrum import Spectrum, first_accurate, squared_tails
 
 # The digits of offsets and the like hang on all ranks together; what they cost is found by trying.
 TRIALS = 5
@@ -26,7 +26,7 @@ def shares_budget(layer: LayerPlan) -> bool:
 def check_budget(plan: Plan, spec: CompressionSpec, files: InputFiles) -> None:
     """Refuse, with a `SpecError`, a budget that cannot be met whatever the spectra are."""
     if isinstance(spec.rank, SpecRule) and spec.rank.is_budget:
-        _open(spec.rank, plan.layers, files)
+        _open_budget(spec.rank, plan.layers, files)
 
 
 def spend(
@@ -62,17 +62,17 @@ def spend(
     if not (isinstance(rule, SpecRule) and rule.is_budget):
         return plan
     spectra = {name: _finite(spectrum) for name, spectrum in spectra.items()}
-    layers = tuple(came_to(layer, known.get(layer.tensor)) for layer in plan.layers)
-    account = _open(rule, layers, files)
-    ranks = _spent(account, layers, _curves(account, layers, spectra, spec.objective))
+    layers = tuple(settle(layer, known.get(layer.tensor)) for layer in plan.layers)
+    cost_model = _open_budget(rule, layers, files)
+    ranks = _allocate(cost_model, layers, _curves(cost_model, layers, spectra, spec.objective))
     settled = []
     for number, (planned, layer) in enumerate(zip(plan.layers, layers, strict=True)):
-        shared = came_to(layer, ranks.get(number, "kept_by_budget")) if shares_budget(layer) else layer
+        shared = settle(layer, ranks.get(number, "kept_by_budget")) if shares_budget(layer) else layer
         settled.append(shared if shares_budget(planned) else planned)
     return replace(plan, layers=tuple(settled))
 
 
-def came_to(layer: LayerPlan, known: int | KeptReason | None) -> LayerPlan:
+def settle(layer: LayerPlan, known: int | KeptReason | None) -> LayerPlan:
     """Return a layer with the rank or the reason that is known of it."""
     if known is None:
         return layer
@@ -81,32 +81,32 @@ def came_to(layer: LayerPlan, known: int | KeptReason | None) -> LayerPlan:
     return replace(layer, rank=None, reason=known)
 
 
-def _open(rule: SpecRule, layers: Sequence[LayerPlan], files: InputFiles) -> Account:
-    account = make_account(rule, layers, files)
-    least = _least(account, layers)
-    if account.total(least) > account.limit:
-        raise account.refusal(least)
-    return account
+def _open_budget(rule: SpecRule, layers: Sequence[LayerPlan], files: InputFiles) -> CostModel:
+    cost_model = make_cost_model(rule, layers, files)
+    least = _cheapest_ranks(cost_model, layers)
+    if cost_model.total(least) > cost_model.limit:
+        raise cost_model.refusal(least)
+    return cost_model
 
 
-def _least(account: Account, layers: Sequence[LayerPlan]) -> dict[int, int]:
+def _cheapest_ranks(cost_model: CostModel, layers: Sequence[LayerPlan]) -> dict[int, int]:
     """Return the ranks at which everything costs least."""
     ranks = {}
     for number, layer in enumerate(layers):
         first = layer.ranks[0] if isinstance(layer.rank, RankRule) else layer.rank
         if first is not None:
-            cheaper = account.costs(layer, [first])[0] < account.dense_cost(layer)
+            cheaper = cost_model.costs(layer, [first])[0] < cost_model.dense_cost(layer)
             if cheaper or isinstance(layer.rank, int):
                 ranks[number] = first
     return ranks
 
 
 def _curves(
-    account: Account,
+    cost_model: CostModel,
     layers: Sequence[LayerPlan],
     spectra: Mapping[str, Sequence[float]],
     objective: Objective,
-) -> dict[int, Curve]:
+) -> dict[int, RateCurve]:
     """Return what each layer that shares the budget loses at which cost, by number."""
     shared = {number: layer for number, layer in enumerate(layers) if shares_budget(layer)}
     largest = max((_scale(spectra[layer.tensor]) for layer in shared.values()), default=1.0)
@@ -118,8 +118,8 @@ def _curves(
         unit = layer.weight / (tails[0] or 1.0) if objective == "relative" else layer.weight
         ranks = layer.ranks
         errors = [unit * tails[rank] for rank in ranks]
-        costs = account.costs(layer, ranks)
-        curves[number] = make_curve(layer.tensor, ranks, costs, account.dense_cost(layer), errors)
+        costs = cost_model.costs(layer, ranks)
+        curves[number] = make_rate_curve(layer.tensor, ranks, costs, cost_model.dense_cost(layer), errors)
     return curves
 
 
@@ -132,19 +132,19 @@ def _finite(spectrum: Sequence[float]) -> Sequence[float]:
     return [min(value, sys.float_info.max) for value in spectrum] if isinf(spectrum[0]) else spectrum
 
 
-def _spent(account: Account, layers: Sequence[LayerPlan], curves: Mapping[int, Curve]) -> Ranks:
+def _allocate(cost_model: CostModel, layers: Sequence[LayerPlan], curves: Mapping[int, RateCurve]) -> Ranks:
     """Return the ranks of all layers that are factored: what is left over pays for no other step."""
     fixed = {number: layer.rank for number, layer in enumerate(layers) if isinstance(layer.rank, int)}
-    best, most = _least(account, layers), sum(curve.costs[0] for curve in curves.values())
-    unshared = account.total(fixed) - sum(curve.costs[curve.dense] for curve in curves.values())
+    best, most = _cheapest_ranks(cost_model, layers), sum(curve.costs[0] for curve in curves.values())
+    unshared = cost_model.total(fixed) - sum(curve.costs[curve.dense] for curve in curves.values())
     for _ in range(TRIALS):
-        room = account.limit - unshared
+        room = cost_model.limit - unshared
         if room < most:
             break
         chosen = allocate(list(curves.values()), room)
         ranks = fixed | {i: rank for i, c in curves.items() if (rank := chosen[c.name]) is not None}
-        total = account.total(ranks)
-        if total <= account.limit:
+        total = cost_model.total(ranks)
+        if total <= cost_model.limit:
             best, most = ranks, room
         found = total - sum(curve.cost(chosen[curve.name]) for curve in curves.values())
         if found == unshared:
@@ -157,7 +157,7 @@ def _spent(account: Account, layers: Sequence[LayerPlan], curves: Mapping[int, C
 Spectra = Mapping[str, Sequence[Spectrum]]
 
 
-def foreseen(plan: Plan, spec: CompressionSpec, files: InputFiles, spectra: Spectra) -> Plan:
+def resolve_ranks(plan: Plan, spec: CompressionSpec, files: InputFiles, spectra: Spectra) -> Plan:
     """Settle every rank that the spectra settle, as the worker will.
 
     Raises
@@ -165,10 +165,10 @@ def foreseen(plan: Plan, spec: CompressionSpec, files: InputFiles, spectra: Spec
     SpecError
         If a budget turns out not to suffice.
     """
-    layers = tuple(came_to(layer, _by_energy(layer, spectra)) for layer in plan.layers)
+    layers = tuple(settle(layer, _by_energy(layer, spectra)) for layer in plan.layers)
     settled = replace(plan, layers=layers)
     needed = [layer for layer in layers if isinstance(layer.rank, RankRule)]
-    careful = {layer.tensor: careful_enough(spectra.get(layer.tensor, ()), layer.extent) for layer in needed}
+    careful = {layer.tensor: first_accurate(spectra.get(layer.tensor, ()), layer.extent) for layer in needed}
     scaled = {tensor: spectrum.scaled() for tensor, spectrum in careful.items() if spectrum is not None}
     if not all(shares_budget(layer) and layer.tensor in scaled for layer in needed):
         return settled

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from schemas.format.errors import quoted
 from schemas.format.files import InputFiles
-from schemas.format.header import header_json
+from schemas.format.header import build_header
 from schemas.format.tensor import TensorInfo
 from schemas.planning.layer import LayerPlan
 from schemas.planning.output import LONGEST_ERROR, output_bytes, output_metadata, plan_output
@@ -22,7 +22,7 @@ SHARE_DIGITS = 4
 Ranks = Mapping[int, int]
 
 
-class Account(Protocol):
+class CostModel(Protocol):
     """How a budget is counted: in parameters or in bytes."""
 
     @property
@@ -42,16 +42,16 @@ class Account(Protocol):
         """Say that even these ranks cost more than there is to spend."""
 
 
-def make_account(rule: SpecRule, layers: Sequence[LayerPlan], files: InputFiles) -> Account:
+def make_cost_model(rule: SpecRule, layers: Sequence[LayerPlan], files: InputFiles) -> CostModel:
     """Open the account of a budget over these layers."""
     if rule.budget_bytes is not None:
-        return ByteAccount(layers, files, rule.budget_bytes)
+        return ByteCost(layers, files, rule.budget_bytes)
     assert rule.budget is not None
-    return ParameterAccount(layers, rule.budget)
+    return ParameterCost(layers, rule.budget)
 
 
 @dataclass(frozen=True, slots=True)
-class ParameterAccount:
+class ParameterCost:
     """A share of the parameters of all selected layers; in the dense layout, of what is multiplied out."""
 
     layers: Sequence[LayerPlan]
@@ -78,7 +78,7 @@ class ParameterAccount:
         return SpecError(
             "/rank/budget",
             f"The selected layers need {least} of their {before} parameters at least; "
-            f"{self._cost(most, ranks)} of that are {_told(self.layers[most], ranks.get(most))}. "
+            f"{self._cost(most, ranks)} of that are {_describe_layer(self.layers[most], ranks.get(most))}. "
             f"Give a budget of at least {share}, or exclude such layers.",
         )
 
@@ -92,7 +92,7 @@ class ParameterAccount:
 
 
 @dataclass(frozen=True, slots=True)
-class ByteAccount:
+class ByteCost:
     """The bytes of all output files, headers and index included."""
 
     layers: Sequence[LayerPlan]
@@ -119,7 +119,7 @@ class ByteAccount:
         largest = (
             f"{quoted(name)}, which is not selected"
             if number is None
-            else _told(self.layers[number], ranks.get(number))
+            else _describe_layer(self.layers[number], ranks.get(number))
         )
         return SpecError(
             "/rank/budget_bytes",
@@ -128,7 +128,7 @@ class ByteAccount:
         )
 
 
-def _told(layer: LayerPlan, rank: int | None) -> str:
+def _describe_layer(layer: LayerPlan, rank: int | None) -> str:
     how = f"at rank {rank}" if rank is not None else f"kept dense ({layer.reason or 'no rank costs less'})"
     return f"{quoted(layer.name)}, {how}"
 
@@ -140,5 +140,5 @@ def _header_bytes(layer: LayerPlan) -> int:
     for ranks in ({}, {0: layer.break_even_rank}):
         entries = plan_output([whole], [layer], ranks)
         metadata = output_metadata({}, entries, [layer], ranks, dict.fromkeys(ranks, LONGEST_ERROR))
-        lengths.append(len(header_json([entry.spec for entry in entries], metadata)))
+        lengths.append(len(build_header([entry.spec for entry in entries], metadata)))
     return lengths[1] - lengths[0]

@@ -6,7 +6,7 @@ from schemas.checkpoint import Checkpoint, StoredTensor
 from schemas.format.tensor import DTYPE_BITS
 from schemas.plan import PlanDocument, PlannedLayer, PlanTotals, RankBounds
 from schemas.planning.budget import shares_budget
-from schemas.planning.cost import ParameterAccount
+from schemas.planning.cost import ParameterCost
 from schemas.planning.layer import LayerPlan, Plan, Tensor
 from schemas.planning.planner import is_candidate, make_plan
 from schemas.planning.ranks import break_even_rank
@@ -44,8 +44,8 @@ def _spared(plan: Plan, rule: SpecRule) -> int:
     """Return how many parameters a budget spares at least, where it is one of parameters that are stored."""
     if rule.budget is None or any(layer.dense_layout for layer in plan.layers):
         return 0
-    account = ParameterAccount(plan.layers, rule.budget)
-    return account.total({}) - account.limit
+    cost_model = ParameterCost(plan.layers, rule.budget)
+    return cost_model.total({}) - cost_model.limit
 
 
 def _least_item(plan: Plan) -> int:

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from math import prod
 
 from schemas.format.files import InputFiles
-from schemas.format.header import TensorSpec, aligned_order, header_json
-from schemas.format.index import ShardIndex, index_json
+from schemas.format.header import TensorSpec, aligned_order, build_header
+from schemas.format.index import ShardIndex, build_index
 from schemas.format.metadata import FactoredLayer, with_factored
 from schemas.format.tensor import TensorInfo
 from schemas.planning.layer import BIAS, LayerPlan
 
 
 @dataclass(frozen=True, slots=True)
-class Copied:
+class CopiedTensor:
     """A tensor that goes over byte for byte, maybe under a new name."""
 
     name: str
@@ -26,7 +26,7 @@ class Copied:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class FactorTensor:
     """A tensor that was computed: factor `position` of layer `number`."""
 
     name: str
@@ -43,7 +43,7 @@ class Stored:
 
 def plan_output(
     tensors: Iterable[TensorInfo], layers: Sequence[LayerPlan], ranks: Mapping[int, int]
-) -> tuple[Copied | Stored, ...]:
+) -> tuple[CopiedTensor | FactorTensor, ...]:
     """Lay out one output file in its input's order.
 
     `layers` are those of the whole checkpoint, since a bias may lie in another file than its weight; `ranks`
@@ -52,29 +52,29 @@ def plan_output(
     weights = {layers[number].tensor: number for number in ranks}
     factored = (layers[number] for number in ranks if not layers[number].dense_layout)
     biases = {layer.name + BIAS: layer.bias_name() for layer in factored}
-    entries: list[Copied | Stored] = []
+    entries: list[CopiedTensor | FactorTensor] = []
     for tensor in tensors:
         number = weights.get(tensor.name)
         if number is None:
-            entries.append(Copied(biases.get(tensor.name, tensor.name), tensor))
+            entries.append(CopiedTensor(biases.get(tensor.name, tensor.name), tensor))
         else:
-            entries += _stored(layers[number], number, ranks[number])
+            entries += _factor_tensors(layers[number], number, ranks[number])
     return tuple(entries)
 
 
-def _stored(layer: LayerPlan, number: int, rank: int) -> list[Stored]:
+def _factor_tensors(layer: LayerPlan, number: int, rank: int) -> list[FactorTensor]:
     if layer.dense_layout:
-        return [Stored(layer.tensor, layer.stored_dtype, layer.shape, number, 0)]
+        return [FactorTensor(layer.tensor, layer.stored_dtype, layer.shape, number, 0)]
     pairs = zip(layer.factor_names(), layer.factor_shapes(rank), strict=True)
     return [
-        Stored(name, layer.stored_dtype, shape, number, position)
+        FactorTensor(name, layer.stored_dtype, shape, number, position)
         for position, (name, shape) in enumerate(pairs)
     ]
 
 
 def output_metadata(
     metadata: Mapping[str, str],
-    entries: Iterable[Copied | Stored],
+    entries: Iterable[CopiedTensor | FactorTensor],
     layers: Sequence[LayerPlan],
     ranks: Mapping[int, int],
     errors: Mapping[int, float | None],
@@ -83,7 +83,7 @@ def output_metadata(
 
     `errors` are the layers' relative errors, by number.
     """
-    here = {entry.number for entry in entries if isinstance(entry, Stored)}
+    here = {entry.number for entry in entries if isinstance(entry, FactorTensor)}
     return with_factored(
         metadata,
         {
@@ -120,7 +120,7 @@ def output_bytes(files: InputFiles, layers: Sequence[LayerPlan], ranks: Mapping[
         entries = plan_output(header.tensors, layers, ranks)
         metadata = output_metadata(header.metadata, entries, layers, ranks, errors)
         specs[name] = aligned_order(entry.spec for entry in entries)
-        headers_bytes += LENGTH_BYTES + len(header_json(specs[name], metadata))
+        headers_bytes += LENGTH_BYTES + len(build_header(specs[name], metadata))
     data_bytes = sum(spec.nbytes for several in specs.values() for spec in several)
     return headers_bytes + data_bytes + _index_bytes(files.index, specs, data_bytes)
 
@@ -128,7 +128,7 @@ def output_bytes(files: InputFiles, layers: Sequence[LayerPlan], ranks: Mapping[
 def _index_bytes(index: ShardIndex | None, specs: Mapping[str, Sequence[TensorSpec]], data_bytes: int) -> int:
     if index is None:
         return 0
-    text = index_json(
+    text = build_index(
         {spec.name: name for name, several in specs.items() for spec in several},
         metadata=index.metadata,
         total_size_bytes=data_bytes,

@@ -14,7 +14,7 @@ from service.json_body import is_multipart, parse_model
 from service.multipart import boundary_of
 from service.openapi import PLAN_BODY, refusals
 from service.plan_form import PlanContent, begin_plan_form, plan_form_limit_bytes
-from service.planning import IN_FORM, IN_REQUEST, SPEC_IN_FORM, bounded_plan, find_calibration, foreseen_plan
+from service.planning import IN_FORM, IN_REQUEST, SPEC_IN_FORM, bounded_plan, find_calibration, resolved_plan
 from service.submission import complete_checkpoint
 
 router = APIRouter(prefix="/v1/plans", tags=["plans"])
@@ -54,7 +54,7 @@ async def plan_job(body: IncomingDep, services: ServicesDep) -> PlanDocument:
 def _plan(services: Services, asked: JobRequest) -> PlanDocument:
     stored = complete_checkpoint(services, asked.checkpoint)
     calibration = find_calibration(services, asked.spec, pointer=IN_REQUEST)
-    plan = foreseen_plan(services, stored, asked.spec, calibration)
+    plan = resolved_plan(services, stored, asked.spec, calibration)
     return plan_document(stored.id, stored.tensors, plan)
 
 

@@ -29,7 +29,7 @@ from service.standalone.redis_server import (
 )
 from service.standalone.run_dir import DataDirectoryError, held
 from service.standalone.supervisor import ChildSpec, StartFailedError, Supervisor, say
-from state.data_dir import Layout
+from state.data_dir import DataDir
 from state.settings import setting_faults
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def serve(settings: Settings) -> None:
 
     The rows end the other way round, so that Redis outlives those who use it.
     """
-    layout = Layout(settings.data_dir.absolute())
+    layout = DataDir(settings.data_dir.absolute())
     environment = {**os.environ, "ECKART_DATA_DIR": str(layout.root)}
     rows = []
     with ExitStack() as stack:

@@ -1,5 +1,5 @@
 -- id -> 'done', also where the job has ended already
-if not alive() then return 'wiped' end
+if not ready() then return 'state_lost' end
 local state = field(ARGV[1], 'state')
 if not state then return 'missing' end
 if TERMINAL[state] then return 'done' end

@@ -1,5 +1,5 @@
 -- id, token of the claim, lease, most attempts, problem if they are used up -> 'claimed' | 'refused' | 'failed'
-if not alive() then return 'wiped' end
+if not ready() then return 'state_lost' end
 local id, token, lease_us, most, problem = unpack(ARGV)
 local state = field(id, 'state')
 if not state then return 'missing' end

@@ -7,28 +7,28 @@
 -- frontier             when the youngest job that was ever claimed was created
 -- leases               zset: running ids, and canceled ones whose attempt may work on, by the microsecond
 --                      their lease ends
--- users:<checkpoint>   set: unfinished ids that need the checkpoint, as their input or their calibration
+-- dependents:<checkpoint> set: unfinished ids that need the checkpoint, as their input or their calibration
 -- deleting:<checkpoint>   no new job may need it
 -- idempotency:<digest> hash: job, fingerprint
--- unshadowed           set: ids whose files are behind: job.json, or what is to be removed
--- alive                absent: Redis was wiped, and the records are to be rebuilt from disk
+-- dirty                set: ids whose files are behind: job.json, or what is to be removed
+-- ready                absent: Redis was wiped, and the records are to be rebuilt from disk
 local PREFIX = 'eckart:'
 local ALL, WAITING, UNSENT = PREFIX .. 'jobs:all', PREFIX .. 'waiting', PREFIX .. 'unsent'
-local LEASES, UNSHADOWED, FRONTIER = PREFIX .. 'leases', PREFIX .. 'unshadowed', PREFIX .. 'frontier'
+local LEASES, DIRTY, FRONTIER = PREFIX .. 'leases', PREFIX .. 'dirty', PREFIX .. 'frontier'
 local TERMINAL = { succeeded = true, failed = true, canceled = true }
 
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2] -- microseconds; exact, since a double holds 53 bits
 
 local function text(number) return string.format('%.0f', number) end
-local function alive() return redis.call('EXISTS', PREFIX .. 'alive') == 1 end
+local function ready() return redis.call('EXISTS', PREFIX .. 'ready') == 1 end
 local function job(id) return PREFIX .. 'job:' .. id end
 local function index(state) return PREFIX .. 'jobs:' .. state end
-local function users(checkpoint) return PREFIX .. 'users:' .. checkpoint end
+local function dependents(checkpoint) return PREFIX .. 'dependents:' .. checkpoint end
 local function field(id, name) return redis.call('HGET', job(id), name) end
 local function lease(id, lease_us) redis.call('ZADD', LEASES, text(now + lease_us), id) end
 
-local function mine(id, fence)
+local function owns(id, fence)
   return field(id, 'state') == 'running' and field(id, 'fence') == fence
 end
 
@@ -58,9 +58,9 @@ local function enter(id, state)
   if state ~= 'running' then redis.call('HDEL', job(id), 'worker') end
   if TERMINAL[state] then
     redis.call('HSET', job(id), 'finished_us', text(now))
-    for _, checkpoint in ipairs(needs(id)) do redis.call('SREM', users(checkpoint), id) end
+    for _, checkpoint in ipairs(needs(id)) do redis.call('SREM', dependents(checkpoint), id) end
   end
-  redis.call('SADD', UNSHADOWED, id)
+  redis.call('SADD', DIRTY, id)
 end
 
 local function fail(id, problem)
@@ -69,14 +69,14 @@ local function fail(id, problem)
 end
 
 -- What becomes of a job whose attempt came to nothing: it waits for the next one, if there is one left.
-local function give_back(id, most, problem)
+local function requeue_or_fail(id, most, problem)
   if used_up(id, most) then return fail(id, problem) end
   enter(id, 'queued')
   wait(id, now, true)
 end
 
 -- A job and every trace of it.
-local function forget(id)
+local function remove(id)
   local state, key = unpack(redis.call('HMGET', job(id), 'state', 'idempotency'))
   if not state then return false end
   redis.call('ZREM', index(state), id)
@@ -84,8 +84,8 @@ local function forget(id)
   redis.call('ZREM', WAITING, id)
   redis.call('ZREM', LEASES, id)
   redis.call('SREM', UNSENT, id)
-  redis.call('SREM', UNSHADOWED, id)
-  for _, checkpoint in ipairs(needs(id)) do redis.call('SREM', users(checkpoint), id) end
+  redis.call('SREM', DIRTY, id)
+  for _, checkpoint in ipairs(needs(id)) do redis.call('SREM', dependents(checkpoint), id) end
   if key and redis.call('HGET', PREFIX .. 'idempotency:' .. key, 'job') == id then
     redis.call('DEL', PREFIX .. 'idempotency:' .. key)
   end
@@ -93,6 +93,6 @@ local function forget(id)
   return true
 end
 
-local function look(id)
+local function describe(id)
   return { redis.call('HGETALL', job(id)), redis.call('ZRANK', WAITING, id) or -1 }
 end

@@ -1,5 +1,5 @@
 -- -> {state, how many, ...}, {since when the oldest queued job waits, if there is one}, now; in microseconds
-if not alive() then return 'wiped' end
+if not ready() then return 'state_lost' end
 local counts = {}
 for _, state in ipairs({ 'queued', 'running', 'succeeded', 'failed', 'canceled' }) do
   table.insert(counts, state)

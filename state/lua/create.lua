@@ -1,6 +1,6 @@
 -- id, checkpoint, calibration or '', idempotency digest or '', fingerprint, fixed document
 -- -> 'created' | 'conflict' | 'gone' | 'replay:<id of the first job>'
-if not alive() then return 'wiped' end
+if not ready() then return 'state_lost' end
 local id, checkpoint, calibration, key, fingerprint, fixed = unpack(ARGV)
 if field(id, 'state') then return 'created' end -- the answer to the first call was lost
 if key ~= '' then
@@ -21,7 +21,7 @@ redis.call('HSET', job(id), 'fixed', fixed, 'checkpoint', checkpoint, 'state', '
   'created_us', text(created), 'version', 0, 'attempt', 0, 'fence', 0)
 redis.call('ZADD', ALL, text(created), id)
 if calibration ~= '' then redis.call('HSET', job(id), 'calibration', calibration) end
-for _, needed in ipairs(needs(id)) do redis.call('SADD', users(needed), id) end
+for _, needed in ipairs(needs(id)) do redis.call('SADD', dependents(needed), id) end
 if key ~= '' then
   redis.call('HSET', job(id), 'idempotency', key)
   redis.call('HSET', PREFIX .. 'idempotency:' .. key, 'job', id, 'fingerprint', fingerprint)

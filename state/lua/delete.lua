@@ -1,2 +1,2 @@
 -- id -> 'done' | 'missing'; needs no rebuilding first, since there is nothing to keep
-return forget(ARGV[1]) and 'done' or 'missing'
+return remove(ARGV[1]) and 'done' or 'missing'

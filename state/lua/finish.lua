@@ -1,10 +1,10 @@
 -- id, fence, summary, single file or '' -> 'done' | 'lost'
-if not alive() then return 'wiped' end
+if not ready() then return 'state_lost' end
 local id, fence, summary, single = unpack(ARGV)
 local state = field(id, 'state')
 if not state then return 'missing' end
 if state == 'succeeded' and field(id, 'result_fence') == fence then return 'done' end -- said twice
-if not mine(id, fence) then return 'lost' end
+if not owns(id, fence) then return 'lost' end
 redis.call('HSET', job(id), 'summary', summary, 'result_fence', fence)
 if single ~= '' then redis.call('HSET', job(id), 'single_file', single) end
 enter(id, 'succeeded')

@@ -1,8 +1,8 @@
 -- id, fence, lease, progress or '' -> 'done' | 'lost'
-if not alive() then return 'wiped' end
+if not ready() then return 'state_lost' end
 local id, fence, lease_us, progress = unpack(ARGV)
 if not field(id, 'state') then return 'missing' end
-if not mine(id, fence) then return 'lost' end
+if not owns(id, fence) then return 'lost' end
 -- Also where the lease has lapsed: nobody else has claimed the job, so the work goes on.
 lease(id, lease_us)
 if progress ~= '' then redis.call('HSET', job(id), 'progress', progress) end

@@ -1,10 +1,10 @@
 -- id, fence -> 'done' | 'lost'
-if not alive() then return 'wiped' end
+if not ready() then return 'state_lost' end
 local id, fence = unpack(ARGV)
 local state = field(id, 'state')
 if not state then return 'missing' end
 if state == 'queued' and field(id, 'fence') == fence then return 'done' end -- said twice
-if not mine(id, fence) then return 'lost' end
+if not owns(id, fence) then return 'lost' end
 redis.call('HINCRBY', job(id), 'attempt', -1)
 enter(id, 'queued')
 wait(id, now, true)

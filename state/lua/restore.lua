@@ -1,29 +1,29 @@
 -- id, lease, fingerprint or '', fields and values of job.json -> 'kept' | 'restored'
 -- Runs before the marker is set. Only forwards: a record in Redis that is newer than job.json stays.
 local id, lease_us, fingerprint = ARGV[1], ARGV[2], ARGV[3]
-local shadow = {}
-for i = 4, #ARGV, 2 do shadow[ARGV[i]] = ARGV[i + 1] end
+local on_disk = {}
+for i = 4, #ARGV, 2 do on_disk[ARGV[i]] = ARGV[i + 1] end
 
-local version = tonumber(field(id, 'version') or -1) - tonumber(shadow.version)
-local same = field(id, 'state') == shadow.state and field(id, 'fence') == shadow.fence
+local version = tonumber(field(id, 'version') or -1) - tonumber(on_disk.version)
+local same = field(id, 'state') == on_disk.state and field(id, 'fence') == on_disk.fence
 if version > 0 or (version == 0 and same) then
   -- No lease could be renewed while the server was away.
   if field(id, 'state') == 'running' then lease(id, lease_us) end
   return 'kept'
 end
 
-forget(id)
+remove(id)
 redis.call('HSET', job(id), unpack(ARGV, 4))
-redis.call('ZADD', ALL, shadow.created_us, id)
-if shadow.idempotency then
-  redis.call('HSET', PREFIX .. 'idempotency:' .. shadow.idempotency, 'job', id, 'fingerprint', fingerprint)
+redis.call('ZADD', ALL, on_disk.created_us, id)
+if on_disk.idempotency then
+  redis.call('HSET', PREFIX .. 'idempotency:' .. on_disk.idempotency, 'job', id, 'fingerprint', fingerprint)
 end
-if TERMINAL[shadow.state] then
-  redis.call('ZADD', index(shadow.state), shadow.created_us, id)
+if TERMINAL[on_disk.state] then
+  redis.call('ZADD', index(on_disk.state), on_disk.created_us, id)
 else
   -- Nobody knows whether its worker lives: it runs again, under a fence that the worker does not have.
-  for _, needed in ipairs(needs(id)) do redis.call('SADD', users(needed), id) end
+  for _, needed in ipairs(needs(id)) do redis.call('SADD', dependents(needed), id) end
   enter(id, 'queued')
-  wait(id, shadow.created_us, true)
+  wait(id, on_disk.created_us, true)
 end
 return 'restored'

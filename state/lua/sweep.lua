@@ -1,14 +1,14 @@
 -- most attempts, problem if they are used up, grace, the broker's list -> ids whose message is to be sent
-if not alive() then return 'wiped' end
+if not ready() then return 'state_lost' end
 local most, problem, grace_us, list = unpack(ARGV)
 local BATCH = 1000
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', text(now), 'LIMIT', 0, BATCH)) do
   if field(id, 'state') == 'running' then
-    give_back(id, most, problem)
+    requeue_or_fail(id, most, problem)
   else -- canceled: whatever its attempt has left can go, when job.json is looked after
     redis.call('ZREM', LEASES, id)
-    redis.call('SADD', UNSHADOWED, id)
+    redis.call('SADD', DIRTY, id)
   end
 end
 

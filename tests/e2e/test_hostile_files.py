@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from tests.schemas.test_checkpoint_attacks import ATTACKS
+from tests.schemas.format.test_checkpoint_attacks import ATTACKS
 
 SPEC = '{"method":"svd","rank":{"ratio":0.5}}'
 

@@ -14,7 +14,7 @@ from schemas.report import Totals
 from service.server import Server
 from service.settings import Settings
 from state.checkpoints import CheckpointStore
-from state.data_dir import Layout
+from state.data_dir import DataDir
 from state.jobs import JobStore
 from state.records import new_token
 from state.redis import redis_client
@@ -78,7 +78,7 @@ class RunningService:
         """Play the worker: claim the job and publish these files with their report."""
         claim = self.jobs.claim(job_id, new_token("test"))
         assert claim is not None
-        directory = Layout(self.data_dir).result(job_id, claim.fence)
+        directory = DataDir(self.data_dir).result(job_id, claim.fence)
         directory.mkdir(parents=True)
         for name, content in files.items():
             (directory / name).write_bytes(content)
@@ -97,7 +97,7 @@ class RunningService:
 
     def leftovers(self):
         """Return the uploads under way, which must vanish with them."""
-        parts = Layout(self.data_dir).parts
+        parts = DataDir(self.data_dir).parts
         return sorted(parts.iterdir()) if parts.is_dir() else []
 
 

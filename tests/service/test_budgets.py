@@ -6,8 +6,8 @@ from array import array
 
 import pytest
 
-from state.cache import DecompositionKey, DecompositionStore
-from state.cache_file import Head
+from state.cache import DecompositionCache, DecompositionKey
+from state.cache_file import DecompositionHeader
 from tests.service.files import checkpoint_bytes
 from tests.service.running import assert_problem
 
@@ -48,13 +48,13 @@ def test_what_cannot_be_met_is_refused_with_the_layer_and_the_remedy(service, sp
 
 def keep_spectra(service, raw):
     """Play a job that came before: keep what it would have found out."""
-    store = DecompositionStore.shared(service.data_dir, limit_bytes=None)
+    store = DecompositionCache.shared(service.data_dir, limit_bytes=None)
     source = service.data_dir / "model"
     source.write_bytes(raw)
     for name, rate in (("a.weight", 0.5), ("b.weight", 0.9)):
         key = DecompositionKey(hashlib.sha256(raw).hexdigest(), name, "F32", (64, 64))
         spectrum = array("d", [rate**i for i in range(64)])
-        head = Head(key.digest, bytes(32), 3, 0.0, "columns", 4, 31, 64, spectrum)
+        head = DecompositionHeader(key.digest, bytes(32), 3, 0.0, "columns", 4, 31, 64, spectrum)
         assert store.put(key, head, memoryview(bytes(31 * 64 * 4)), sources=[source])
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from schemas.job import Progress
 from schemas.problem import problem
-from state.data_dir import Layout
+from state.data_dir import DataDir
 from state.records import new_token
 from tests.service.files import checkpoint_bytes, sharded_set
 from tests.service.running import SPEC, assert_problem
@@ -375,12 +375,12 @@ def test_a_deleted_job_takes_what_was_decomposed_of_the_checkpoint_that_it_broug
     service = start()
     job = service.one_shot(FILES).json()
     for file in service.checkpoints.get(job["checkpoint"]).files:
-        folder = Layout(tmp_path).decompositions / file.sha256
+        folder = DataDir(tmp_path).decompositions / file.sha256
         folder.mkdir(parents=True)
         (folder / "a.decomposition").write_bytes(b"some bytes")
 
     assert service.http.delete(f"/v1/jobs/{job['id']}").status_code == 204
-    assert not any(Layout(tmp_path).decompositions.iterdir())
+    assert not any(DataDir(tmp_path).decompositions.iterdir())
 
 
 def test_a_deleted_job_leaves_a_checkpoint_that_another_job_needs(service, brought):

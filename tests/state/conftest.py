@@ -89,7 +89,7 @@ def in_use(jobs) -> Callable[[], bool]:
 
     def look() -> bool:
         try:
-            with jobs.deleting_checkpoint("my-model"):
+            with jobs.locked_for_deletion("my-model"):
                 return False
         except CheckpointInUse:
             return True

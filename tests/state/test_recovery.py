@@ -236,8 +236,8 @@ def test_two_processes_that_rebuild_at_once_agree(make_store, reach, redis_serve
 CREATOR = """
 import sys
 from pathlib import Path
-from schemas.compression import CompressionSpec
-from state.connection import redis_client
+from schemas.spec import CompressionSpec
+from state.redis import redis_client
 from state.jobs import JobStore
 from state.records import NewJob
 jobs = JobStore(redis_client(sys.argv[1]), Path(sys.argv[2]))

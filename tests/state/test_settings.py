@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from state.data_dir import LOCK_STRIPES, Layout
+from state.data_dir import LOCK_STRIPES, DataDir
 from state.settings import StateSettings, setting_faults
 
 
@@ -81,7 +81,7 @@ def test_a_default_lease_outlives_several_lost_heartbeats():
 
 
 def test_everything_lies_below_the_data_directory_and_apart(tmp_path):
-    layout = Layout(tmp_path)
+    layout = DataDir(tmp_path)
     places = [
         layout.manifest("m"),
         layout.record("J1"),
@@ -98,7 +98,7 @@ def test_everything_lies_below_the_data_directory_and_apart(tmp_path):
 
 
 def test_locks_are_few_however_many_keys_there_are(tmp_path):
-    layout = Layout(tmp_path)
+    layout = DataDir(tmp_path)
     locks = {layout.lock("job", str(key)) for key in range(5000)}
     assert len(locks) == LOCK_STRIPES
     assert layout.lock("job", "a") != layout.lock("checkpoint", "a")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from schemas.spec import CompressionSpec
 from state.checkpoints import CheckpointStore
-from state.data_dir import Layout
+from state.data_dir import DataDir
 from state.jobs import JobStore
 from state.records import NewJob, new_token
 from worker import lease
@@ -28,7 +28,7 @@ class Bench:
 
     def __init__(self, redis_server, data_dir, source):
         self.settings = Settings(data_dir=data_dir, heartbeat_s=0.1)
-        self.layout = Layout(data_dir)
+        self.layout = DataDir(data_dir)
         self.jobs = JobStore(redis_server.client(), data_dir, lease_s=60, max_attempts=3)
         self.checkpoints = CheckpointStore(data_dir)
         with self.checkpoints.receive("m", source.name, content_bytes=None, limit_bytes=10**9) as upload:
@@ -233,7 +233,7 @@ def test_a_checkpoint_that_is_deleted_under_a_canceled_job_leaves_no_decompositi
             self.looks += 1
             if self.looks == 2:
                 bench.jobs.cancel(job_id)
-                with bench.jobs.deleting_checkpoint("m"):
+                with bench.jobs.locked_for_deletion("m"):
                     bench.checkpoints.delete("m")
             return False
 

@@ -14,7 +14,7 @@ from eckart.torch import load_compressed
 from schemas.planning.calibration import CalibrationError
 from schemas.spec import CompressionSpec
 from state.checkpoints import CheckpointStore
-from state.data_dir import Layout
+from state.data_dir import DataDir
 from state.jobs import JobStore
 from state.records import NewJob
 from tests.worker.test_attempt import CALM
@@ -349,9 +349,9 @@ def run(redis_server, tmp_path, model):
             calibration_files=store(checkpoints, name, grams),
         )
         job_id = jobs.create(new).id
-        spoil(Layout(data_dir).checkpoint(name) / grams.name)
+        spoil(DataDir(data_dir).checkpoint(name) / grams.name)
         run_attempt(job_id, jobs, Settings(data_dir=data_dir), worker="w", stopping=CALM)
-        return jobs.get(job_id), Layout(data_dir)
+        return jobs.get(job_id), DataDir(data_dir)
 
     return attempt
 

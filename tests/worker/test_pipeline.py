@@ -17,7 +17,7 @@ from schemas.report import Report
 from schemas.spec import CompressionSpec
 from worker.checkpoint.spool import LayerSpool
 from worker.local import compress_local, open_checkpoint
-from worker.pipeline import Request
+from worker.pipeline import CompressionRequest
 from worker.pipeline import compress as run_pipeline
 
 LINEAR = {"weight": (48, 32), "bias": (48,)}
@@ -343,7 +343,9 @@ def test_a_finished_layer_of_another_release_is_done_again(save, gaussian, tmp_p
     source = save({"a.weight": gaussian(32, 32)})
     checkpoint = open_checkpoint(source)
     LayerSpool(tmp_path / "spool").put(0, '{"of": "another release"}', ())
-    request = Request(checkpoint, (), CompressionSpec(rank=4), tmp_path / "spool", tmp_path / "result")
+    request = CompressionRequest(
+        checkpoint, (), CompressionSpec(rank=4), tmp_path / "spool", tmp_path / "result"
+    )
     report = run_pipeline(request, device=torch.device("cpu"), observe=lambda _progress: None)
 
     assert report.layers[0].rank == 4
@@ -358,7 +360,7 @@ def test_the_work_can_be_stopped_while_the_output_is_written(save, gaussian, tmp
         if seen.count(None) == 4:
             raise KeyboardInterrupt
 
-    request = Request(
+    request = CompressionRequest(
         open_checkpoint(source), (), CompressionSpec(rank=4), tmp_path / "spool", tmp_path / "result"
     )
     with pytest.raises(KeyboardInterrupt):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from schemas.format.errors import CheckpointError
-from schemas.format.header_stream import MAX_HEADER_BYTES, scan_file
+from schemas.format.header_stream import MAX_HEADER_BYTES, read_open_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -123,7 +123,7 @@ class CheckpointReader:
         self._file = path.open("rb", buffering=0)
         try:
             self._state = self._present_state()
-            self.header = scan_file(self._file, max_header_bytes=max_header_bytes)
+            self.header = read_open_header(self._file, max_header_bytes=max_header_bytes)
         except BaseException:
             self._file.close()
             raise

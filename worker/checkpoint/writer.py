@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from schemas.format.header import Header, aligned_order, header_json, parse_header
-from schemas.format.index import index_json
+from schemas.format.header import Header, aligned_order, build_header, parse_header
+from schemas.format.index import build_index
 from worker.checkpoint.part import PartFile, WrittenFile
 from worker.checkpoint.reader import CHUNK_BYTES, CheckpointReader, dtype_name
 
@@ -66,7 +66,7 @@ class CheckpointWriter:
         durable: bool = True,
     ) -> None:
         ordered = aligned_order(specs)
-        self._header_json = header_json(ordered, metadata or {})
+        self._header_json = build_header(ordered, metadata or {})
         # What is written must be what would be accepted.
         self.header: Header = parse_header(
             self._header_json, file_bytes=8 + len(self._header_json) + sum(spec.nbytes for spec in ordered)
@@ -217,7 +217,7 @@ def write_index(
     OSError
         If the file cannot be written, forced to the disk or renamed.
     """
-    text = index_json(
+    text = build_index(
         weight_map,
         metadata=metadata,
         total_size_bytes=total_size_bytes,

@@ -9,7 +9,7 @@ from safetensors import deserialize
 
 from schemas.format.errors import CheckpointError
 from schemas.format.header import Header, parse_header
-from schemas.format.header_stream import HeaderScan
+from schemas.format.header_stream import HeaderParser
 from schemas.format.tensor import DTYPE_BITS
 
 BYTE_DTYPES = sorted(dtype for dtype, bits in DTYPE_BITS.items() if bits % 8 == 0)
@@ -21,7 +21,7 @@ def framed(header: bytes, data: bytes) -> bytes:
 
 
 def read(raw: bytes, chunk_bytes: int = 1 << 20) -> Header | None:
-    scan = HeaderScan()
+    scan = HeaderParser()
     try:
         for at in range(0, len(raw), chunk_bytes):
             scan.feed(raw[at : at + chunk_bytes])

@@ -96,7 +96,7 @@ def test_a_disk_that_fills_up_is_told_as_such(tmp_path):
     code = """
 import resource, signal, sys
 from pathlib import Path
-from state.blobs import Part
+from state.files import Part
 from state.errors import NoSpace
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

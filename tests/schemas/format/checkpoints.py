@@ -3,7 +3,7 @@
 import random
 
 from schemas.format.files import InputFiles
-from schemas.format.header import TensorSpec, header_json, parse_header
+from schemas.format.header import TensorSpec, build_header, parse_header
 from schemas.format.index import ShardIndex
 
 SHAPES = {"a": (64, 64), "b": (48, 96), "c": (96, 48), "d": (64, 64)}
@@ -11,7 +11,7 @@ SHAPES = {"a": (64, 64), "b": (48, 96), "c": (96, 48), "d": (64, 64)}
 
 def header_of(shapes, dtype="F32", metadata=None):
     specs = [TensorSpec(name, dtype, shape) for name, shape in shapes.items()]
-    text = header_json(specs, metadata or {})
+    text = build_header(specs, metadata or {})
     return parse_header(text, file_bytes=8 + len(text) + sum(spec.nbytes for spec in specs))
 
 

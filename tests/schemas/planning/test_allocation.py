@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from schemas.planning.allocation import allocate, make_curve
+from schemas.planning.allocation import allocate, make_rate_curve
 from schemas.planning.ranks import break_even_rank, factor_parameters
 from schemas.spectrum import squared_tails
 
@@ -47,7 +47,7 @@ def make_layer(rng, name, *, factors=2, align=1, least=1, low=8, high=48):
     ranks = range(first, break_even_rank(rows, columns, factors=factors) + 1, align)
     costs = [factor_parameters(rows, columns, rank, factors=factors) for rank in ranks]
     errors = [tails[rank] / tails[0] for rank in ranks]
-    return Layer(rows, columns, make_curve(name, ranks, costs, rows * columns, errors))
+    return Layer(rows, columns, make_rate_curve(name, ranks, costs, rows * columns, errors))
 
 
 def model(rng, count=5, **kind):
@@ -175,7 +175,7 @@ def test_the_order_of_the_layers_does_not_matter():
         # Twins make ties.
         curves = [layer.curve for layer in model(rng, 4)]
         curves += [
-            make_curve(c.name + "'", c.ranks, c.costs[:-1], c.costs[-1], c.errors[:-1]) for c in curves
+            make_rate_curve(c.name + "'", c.ranks, c.costs[:-1], c.costs[-1], c.errors[:-1]) for c in curves
         ]
         capacity = sum(curve.costs[-1] for curve in curves) // 2
         ranks = allocate(curves, capacity)
@@ -188,7 +188,7 @@ def test_a_layer_that_weighs_more_gets_no_less():
         layers = model(rng)
         curves = [layer.curve for layer in layers]
         first = curves[0]
-        heavy = make_curve(
+        heavy = make_rate_curve(
             first.name,
             first.ranks,
             first.costs[:-1],
@@ -208,22 +208,22 @@ def test_enough_for_everything_keeps_everything_dense():
 
 
 def test_what_gains_nothing_is_not_bought():
-    zero = make_curve("zero", range(1, 5), [16, 32, 48, 60], 64, [0.0] * 4)
-    exact = make_curve("exact", range(1, 5), [16, 32, 48, 60], 64, [0.5, 0.0, 0.0, 0.0])
+    zero = make_rate_curve("zero", range(1, 5), [16, 32, 48, 60], 64, [0.0] * 4)
+    exact = make_rate_curve("exact", range(1, 5), [16, 32, 48, 60], 64, [0.5, 0.0, 0.0, 0.0])
 
     assert allocate([zero, exact], 10_000) == {"zero": 1, "exact": 2}
 
 
 def test_a_layer_without_a_rank_is_dense_and_nothing_is_nothing():
-    only_dense = make_curve("dense", range(0), [], 64, [])
-    dearer = make_curve("dearer", range(1, 3), [64, 80], 64, [0.5, 0.1])
+    only_dense = make_rate_curve("dense", range(0), [], 64, [])
+    dearer = make_rate_curve("dearer", range(1, 3), [64, 80], 64, [0.5, 0.1])
 
     assert allocate([only_dense, dearer], 128) == {"dense": None, "dearer": None}
     assert allocate([], 0) == {}
 
 
 def test_a_budget_below_the_cheapest_choices_is_refused():
-    curve = make_curve("a", range(1, 3), [16, 32], 64, [0.5, 0.1])
+    curve = make_rate_curve("a", range(1, 3), [16, 32], 64, [0.5, 0.1])
 
     assert allocate([curve], 16) == {"a": 1}
     with pytest.raises(ValueError, match="more than the capacity"):

@@ -2,14 +2,14 @@
 
 import pytest
 
-from state.data_dir import Layout
+from state.data_dir import DataDir
 from state.records import new_token
 
 
 @pytest.fixture
 def litter(tmp_path):
     """Return what leaves behind all that attempts leave, and what lists what is there of a job."""
-    layout = Layout(tmp_path)
+    layout = DataDir(tmp_path)
 
     def put(job_id: str) -> None:
         places = [layout.work(job_id), layout.result(job_id, 1), layout.result(job_id, 2)]
@@ -73,7 +73,7 @@ def test_a_worker_that_dies_after_a_cancel_leaves_nothing_for_ever(jobs, reach, 
     jobs.sweep()
     assert left(job_id) == ["job.json"]
     assert redis_server.client().zcard("eckart:leases") == 0
-    assert redis_server.client().scard("eckart:unshadowed") == 0
+    assert redis_server.client().scard("eckart:dirty") == 0
 
 
 @pytest.mark.parametrize("verb", ["fail", "retry"])

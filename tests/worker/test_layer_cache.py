@@ -13,9 +13,9 @@ import torch
 
 from schemas.report import FileReport
 from schemas.spec import CompressionSpec
-from state.cache import DecompositionStore
+from state.cache import DecompositionCache
 from worker.local import open_checkpoint
-from worker.pipeline import Request
+from worker.pipeline import CompressionRequest
 from worker.pipeline import compress as run_pipeline
 
 CPU = torch.device("cpu")
@@ -28,10 +28,10 @@ class Bench:
     def __init__(self, directory, source, limit_bytes=GENEROUS):
         self.directory = directory
         self.source = source
-        self.store = DecompositionStore.shared(directory, limit_bytes=limit_bytes)
+        self.store = DecompositionCache.shared(directory, limit_bytes=limit_bytes)
 
     def request(self, spec, *, cached=True, grams=None):
-        return Request(
+        return CompressionRequest(
             checkpoint=open_checkpoint(self.source),
             input_files=(file_report(self.source),),
             spec=CompressionSpec.model_validate(spec),
@@ -201,7 +201,7 @@ def test_what_another_number_of_threads_made_is_passed_over(bench):
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names cores of x86")
 def test_what_another_processor_made_is_of_another_origin():
-    ask = "import torch, worker.layer_cache as w; print(w.origin_of(torch.device('cpu')).hex())"
+    ask = "import torch, worker.layer_cache as w; print(w.environment_digest(torch.device('cpu')).hex())"
     origins = {
         subprocess.run(
             [sys.executable, "-c", ask],

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, deserialize
 
 from schemas.format.errors import CheckpointError
 from schemas.format.header import parse_header
-from schemas.format.header_stream import HeaderScan, read_header
+from schemas.format.header_stream import HeaderParser, read_header
 
 ENTRY = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 DATA = b"\0" * 4
@@ -361,7 +361,7 @@ ATTACKS = [
 
 
 def scanned(raw: bytes, chunk_bytes: int, *, content_bytes: int | None = None):
-    scan = HeaderScan(content_bytes=content_bytes)
+    scan = HeaderParser(content_bytes=content_bytes)
     for at in range(0, len(raw), chunk_bytes):
         scan.feed(memoryview(raw)[at : at + chunk_bytes])
     return scan.finish(len(raw))
@@ -415,21 +415,21 @@ def test_the_reference_reader_is_never_stricter(attack):
 def test_a_wrong_announced_length_is_refused_before_the_data_comes(content_bytes, code):
     raw = framed(f'{{"w":{ENTRY}}}')
     assert len(raw) == 66
-    scan = HeaderScan(content_bytes=content_bytes)
+    scan = HeaderParser(content_bytes=content_bytes)
     with pytest.raises(CheckpointError) as refused:
         scan.feed(raw[:62])
     assert refused.value.code == code
 
 
 def test_bytes_behind_the_data_are_refused_as_soon_as_they_come():
-    scan = HeaderScan()
+    scan = HeaderParser()
     scan.feed(framed(f'{{"w":{ENTRY}}}'))
     with pytest.raises(CheckpointError, match="more bytes follow"):
         scan.feed(b"\0")
 
 
 def test_what_is_no_header_is_refused_by_its_first_character():
-    scan = HeaderScan()
+    scan = HeaderParser()
     scan.feed(struct.pack("<Q", 1_000_000))
     scan.feed(b" \n")
     with pytest.raises(CheckpointError) as refused:
@@ -449,8 +449,8 @@ def test_too_many_tensors_are_refused():
 def test_the_cap_on_headers_can_be_moved():
     raw = framed(f'{{"w":{ENTRY}}}')
     with pytest.raises(CheckpointError, match="at most 53 are allowed"):
-        HeaderScan(max_header_bytes=53).feed(raw)
-    scan = HeaderScan(max_header_bytes=54)
+        HeaderParser(max_header_bytes=53).feed(raw)
+    scan = HeaderParser(max_header_bytes=54)
     scan.feed(raw)
     assert scan.finish(len(raw)).data_start == 62
 
@@ -476,7 +476,7 @@ def test_long_and_foreign_names_are_quoted_short_and_harmless():
 def test_only_the_header_is_kept():
     header = f'{{"w":{{"dtype":"U8","shape":[{64 << 20}],"data_offsets":[0,{64 << 20}]}}}}'.encode()
     piece = bytes(1 << 20)
-    scan = HeaderScan()
+    scan = HeaderParser()
     tracemalloc.start()
     try:
         scan.feed(struct.pack("<Q", len(header)) + header)

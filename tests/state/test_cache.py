@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from schemas.spectrum import Spectrum
-from state.cache import STEPS, DecompositionKey, DecompositionStore, make_room
-from state.cache_file import BLOCK_ROWS, MAGIC, DamagedFile, Head, front
-from state.data_dir import Layout
+from state.cache import STEPS, DecompositionCache, DecompositionKey, make_room
+from state.cache_file import BLOCK_ROWS, MAGIC, DamagedFile, DecompositionHeader, encode_header
+from state.data_dir import DataDir
 
 SHA = "ab" * 32
 KEY = DecompositionKey(SHA, "a.weight", "F32", (400, 300))
@@ -26,7 +26,9 @@ def made(key=KEY, *, rows=300, length=300, item_bytes=4, seed=0, exponent=2):
     """Return a head and a basis of that shape, full of noise."""
     chance = random.Random(seed)
     spectrum = array("d", sorted((chance.random() for _ in range(min(key.shape))), reverse=True))
-    head = Head(key.digest, ORIGIN, exponent, 1e-9, "columns", item_bytes, rows, length, spectrum)
+    head = DecompositionHeader(
+        key.digest, ORIGIN, exponent, 1e-9, "columns", item_bytes, rows, length, spectrum
+    )
     return head, memoryview(chance.randbytes(rows * length * item_bytes))
 
 
@@ -42,7 +44,7 @@ def make(tmp_path):
     """Return what makes stores on the same folder, as several processes have them."""
 
     def store(limit_bytes=1 << 30):
-        return DecompositionStore.shared(tmp_path, limit_bytes=limit_bytes)
+        return DecompositionCache.shared(tmp_path, limit_bytes=limit_bytes)
 
     return store
 
@@ -234,7 +236,7 @@ def numbered(count):
     return [replace(KEY, tensor=f"l{i}.weight", file_sha256=f"{i % 2:064d}") for i in range(count)]
 
 
-SIZE = len(front(*made())) + 300 * 1200
+SIZE = len(encode_header(*made())) + 300 * 1200
 
 
 def test_the_least_recently_used_goes_first(make, source, tmp_path):
@@ -292,7 +294,7 @@ def test_a_lower_limit_holds_from_the_next_look_on(make, source, tmp_path):
 def test_it_gives_back_what_others_need_if_that_helps_them(make, source, tmp_path, nbytes, left):
     for key in numbered(3):
         make().put(key, *made(key), sources=[source])
-    make().give_back(nbytes)
+    make().free_space(nbytes)
 
     assert len(files(tmp_path)) == left
 
@@ -323,10 +325,10 @@ def test_what_replaces_a_file_does_not_disturb_who_reads_it(store, source):
 WRITER = """
 import sys
 from pathlib import Path
-from tests.state.test_decompositions import SIZE, made, numbered, read
-from state.decompositions import DecompositionStore
+from tests.state.test_cache import SIZE, made, numbered, read
+from state.cache import DecompositionCache
 root, writer = Path(sys.argv[1]), int(sys.argv[2])
-store = DecompositionStore.shared(root, limit_bytes=3 * SIZE)
+store = DecompositionCache.shared(root, limit_bytes=3 * SIZE)
 keys = numbered(5)
 whole = {key: [made(key, seed=seed) for seed in (0, 1)] for key in keys}
 seen = 0
@@ -356,7 +358,7 @@ def test_processes_that_write_read_and_evict_the_same_files_see_whole_ones_or_no
 
 
 def test_a_file_that_is_put_again_takes_the_room_of_no_other(tmp_path):
-    store = DecompositionStore.shared(tmp_path, limit_bytes=3 * SIZE)
+    store = DecompositionCache.shared(tmp_path, limit_bytes=3 * SIZE)
     keys = numbered(3)
     for key in (*keys, keys[1], keys[2]):
         assert store.put(key, *made(key), sources=[tmp_path])
@@ -368,11 +370,11 @@ def test_a_full_disk_is_no_trouble_and_leaves_nothing(tmp_path):
     code = """
 import resource, signal, sys
 from pathlib import Path
-from tests.state.test_decompositions import KEY, made
-from state.decompositions import DecompositionStore
+from tests.state.test_cache import KEY, made
+from state.cache import DecompositionCache
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-store = DecompositionStore.shared(Path(sys.argv[1]), limit_bytes=1 << 30)
+store = DecompositionCache.shared(Path(sys.argv[1]), limit_bytes=1 << 30)
 assert store.put(KEY, *made(), sources=[Path(sys.argv[1])]) is False
 """
     process = run(code, tmp_path)
@@ -404,7 +406,7 @@ def decomposed(store, store_file, checkpoints, tmp_path):
     def keep(checkpoint_id):
         file = store_file(checkpoint_id, "model.safetensors")
         key = replace(KEY, file_sha256=file.sha256)
-        source = Layout(tmp_path).checkpoint(checkpoint_id) / file.name
+        source = DataDir(tmp_path).checkpoint(checkpoint_id) / file.name
         assert store.put(key, *made(key), sources=[source])
         return key
 

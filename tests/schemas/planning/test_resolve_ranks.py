@@ -2,20 +2,20 @@
 
 import pytest
 
-from schemas.planning.budget import foreseen
+from schemas.planning.budget import resolve_ranks
 from schemas.planning.documents import plan_document
 from schemas.planning.planner import make_plan
 from schemas.problem import SpecError
 from schemas.spec import CompressionSpec
 from schemas.spectrum import Spectrum
-from tests.schemas.checkpoints import files_of, spectra_of
+from tests.schemas.format.checkpoints import files_of, spectra_of
 
 SLOW = {name: [Spectrum(values, 3, 1e-15)] for name, values in spectra_of(files_of()).items()}
 
 
 def document(spectra, **spec):
     files, checked = files_of(), CompressionSpec.model_validate(spec)
-    plan = foreseen(make_plan(files.tensors, checked), checked, files, spectra)
+    plan = resolve_ranks(make_plan(files.tensors, checked), checked, files, spectra)
     return plan_document("m", files.tensors, plan)
 
 

@@ -25,10 +25,10 @@ def test_a_checkpoint_is_in_use_while_a_job_is_unfinished(jobs, reach, state, in
     unfinished = state in {"queued", "running"}
     assert in_use() is unfinished
     if unfinished:
-        with pytest.raises(CheckpointInUse, match="cancel the job"), jobs.deleting_checkpoint("my-model"):
+        with pytest.raises(CheckpointInUse, match="cancel the job"), jobs.locked_for_deletion("my-model"):
             pytest.fail("a job needs it")
         jobs.cancel(job_id)
-    with jobs.deleting_checkpoint("my-model"):
+    with jobs.locked_for_deletion("my-model"):
         pass
     assert not in_use()
 
@@ -43,7 +43,7 @@ def test_a_calibration_is_in_use_as_long_as_the_checkpoint(
         redis_server.wipe()
     fence = jobs.claim(job_id, new_token("worker")).fence
     for name in ("my-model", "my-grams"):
-        with pytest.raises(CheckpointInUse), jobs.deleting_checkpoint(name):
+        with pytest.raises(CheckpointInUse), jobs.locked_for_deletion(name):
             pytest.fail("a job needs it")
     {
         "finish": lambda: jobs.finish(job_id, fence, summary),
@@ -52,22 +52,22 @@ def test_a_calibration_is_in_use_as_long_as_the_checkpoint(
         "delete": lambda: jobs.delete(job_id),
     }[end]()
     for name in ("my-model", "my-grams"):
-        with jobs.deleting_checkpoint(name):
+        with jobs.locked_for_deletion(name):
             pass
 
 
 def test_a_checkpoint_that_is_its_own_calibration_is_free_again_at_the_end(jobs, calibrated):
     itself = calibrated.spec.model_copy(update={"calibration": "my-model"})
     job_id = jobs.create(calibrated.model_copy(update={"spec": itself})).id
-    with pytest.raises(CheckpointInUse), jobs.deleting_checkpoint("my-model"):
+    with pytest.raises(CheckpointInUse), jobs.locked_for_deletion("my-model"):
         pytest.fail("a job needs it")
     jobs.cancel(job_id)
-    with jobs.deleting_checkpoint("my-model"):
+    with jobs.locked_for_deletion("my-model"):
         pass
 
 
 def test_no_job_is_made_for_a_calibration_while_it_is_deleted(jobs, calibrated):
-    with jobs.deleting_checkpoint("my-grams"), pytest.raises(CheckpointGone):
+    with jobs.locked_for_deletion("my-grams"), pytest.raises(CheckpointGone):
         jobs.create(calibrated)
     assert jobs.create(calibrated).state == "queued"
 
@@ -84,7 +84,7 @@ def test_a_job_is_made_with_the_grams_it_was_planned_with_or_not_at_all(jobs, ca
 
 
 def test_no_job_is_made_for_a_checkpoint_while_it_is_deleted(jobs, new):
-    with jobs.deleting_checkpoint("my-model"):
+    with jobs.locked_for_deletion("my-model"):
         with pytest.raises(CheckpointGone):
             jobs.create(new)
         assert jobs.create(new.model_copy(update={"checkpoint": "another"})).state == "queued"
@@ -92,7 +92,7 @@ def test_no_job_is_made_for_a_checkpoint_while_it_is_deleted(jobs, new):
 
 
 def test_a_deletion_stands_though_the_server_goes_away_in_its_middle(jobs, new, redis_server):
-    with jobs.deleting_checkpoint("my-model"):
+    with jobs.locked_for_deletion("my-model"):
         redis_server.kill()
     redis_server.start()
     with pytest.raises(CheckpointGone):
@@ -100,7 +100,7 @@ def test_a_deletion_stands_though_the_server_goes_away_in_its_middle(jobs, new, 
 
 
 def test_a_deletion_that_fails_lets_jobs_in_again(jobs, new):
-    with pytest.raises(RuntimeError), jobs.deleting_checkpoint("my-model"):
+    with pytest.raises(RuntimeError), jobs.locked_for_deletion("my-model"):
         raise RuntimeError
     assert jobs.create(new).state == "queued"
 
@@ -124,7 +124,7 @@ def test_a_refused_job_leaves_nothing(jobs, new, tmp_path, redis_server):
     with pytest.raises(CheckpointGone):
         jobs.create(new.model_copy(update={"files": (file,)}))
     assert not (tmp_path / "jobs").exists() or not any((tmp_path / "jobs").iterdir())
-    assert set(redis_server.client().keys()) == {"eckart:alive"}
+    assert set(redis_server.client().keys()) == {"eckart:ready"}
 
 
 def test_whoever_wins_when_a_job_and_a_deletion_race_the_job_has_its_files(
@@ -140,7 +140,7 @@ def test_whoever_wins_when_a_job_and_a_deletion_race_the_job_has_its_files(
 
     def delete() -> bool:
         try:
-            with others.deleting_checkpoint("my-model"):
+            with others.locked_for_deletion("my-model"):
                 checkpoints.delete("my-model")
         except (CheckpointInUse, CheckpointNotFound):
             return False

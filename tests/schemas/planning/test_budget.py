@@ -12,7 +12,7 @@ from schemas.planning.planner import make_plan
 from schemas.planning.ranks import factor_parameters
 from schemas.problem import SpecError
 from schemas.spec import CompressionSpec
-from tests.schemas.checkpoints import SHAPES, files_of, spectra_of
+from tests.schemas.format.checkpoints import SHAPES, files_of, spectra_of
 
 
 def spent(files, spectra=None, known=None, **document):

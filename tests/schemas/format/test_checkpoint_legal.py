@@ -9,7 +9,7 @@ from safetensors import deserialize
 
 from schemas.format.errors import CheckpointError
 from schemas.format.header import parse_header
-from schemas.format.header_stream import HeaderScan
+from schemas.format.header_stream import HeaderParser
 from schemas.format.tensor import DTYPE_BITS, FLOAT_DTYPES
 
 ENTRY = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
@@ -24,7 +24,7 @@ def tensor(dtype: str, shape: list[int], start: int, end: int) -> dict[str, obje
 
 
 def scanned(raw: bytes):
-    scan = HeaderScan(content_bytes=len(raw))
+    scan = HeaderParser(content_bytes=len(raw))
     scan.feed(raw)
     return scan.finish(len(raw))
 
@@ -108,7 +108,7 @@ def test_the_dtypes_that_are_factored_are_known_dtypes():
 def test_a_streamed_header_is_the_parsed_header():
     header = json.dumps({"__metadata__": {"a": "é"}, "w": tensor("F32", [2], 0, 8)}, ensure_ascii=False)
     raw = framed(header, bytes(8))
-    scan = HeaderScan()
+    scan = HeaderParser()
     for at in range(len(raw)):
         scan.feed(raw[at : at + 1])
         assert (scan.header is None) == (at + 1 < len(raw) - 8)

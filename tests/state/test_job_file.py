@@ -27,7 +27,7 @@ def block(tmp_path):
 def test_the_shadow_equals_the_record_when_a_call_returns(jobs, reach, on_disk, redis_server, state):
     job_id = reach(state)
     assert on_disk(job_id) == jobs.get(job_id)
-    assert redis_server.client().smembers("eckart:unshadowed") == set()
+    assert redis_server.client().smembers("eckart:dirty") == set()
 
 
 def test_an_older_release_can_read_a_shadow_that_a_newer_one_wrote(jobs, reach, redis_server, tmp_path):

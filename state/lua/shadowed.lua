@@ -1,3 +1,0 @@
--- id, version that job.json holds
-if field(ARGV[1], 'version') == ARGV[2] then redis.call('SREM', UNSHADOWED, ARGV[1]) end
-return 'done'

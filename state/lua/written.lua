@@ -1,0 +1,3 @@
+-- id, version that job.json holds
+if field(ARGV[1], 'version') == ARGV[2] then redis.call('SREM', DIRTY, ARGV[1]) end
+return 'done'
