@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+DECISIONS = sorted((DOCS / "decisions").glob("[0-9]*.md"))
+FOLDERS = "benchmarks|docs|eckart|examples|locks|schemas|service|state|tests|tools|worker"
 
 
 def test_the_generated_parts_are_fresh():
@@ -19,20 +22,35 @@ def test_the_generated_parts_are_fresh():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_text().splitlines()) < 200
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_that_a_page_names_exist(page):
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+    assert set(re.findall(r"`make ([a-z-]+)", page.read_text())) <= set(targets)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_and_targets_that_a_page_names_exist(page):
+def test_paths_that_a_page_names_exist(page):
+    """In backquotes or, for documentation and code, anywhere; decisions may name files of their time."""
     text = page.read_text()
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    quoted = re.findall(rf"`((?:{FOLDERS})/[\w/.-]*)`", text)
+    files = re.findall(rf"\b((?:{FOLDERS})/[\w/.-]*\.(?:md|py))", text)
 
-    assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
-    for name in re.findall(
-        r"\b((?:docs|tests|worker|service|state|schemas|eckart)/[\w/.-]*\.(?:md|py))", text
-    ):
-        assert (ROOT / name).exists(), name
+    assert [name for name in [*quoted, *files] if not (ROOT / name).exists()] == []
+
+
+def test_the_index_links_every_page_and_every_decision():
+    linked = re.findall(r"\]\(([\w./-]+\.md)\)", (DOCS / "README.md").read_text())
+    pages = {str(page.relative_to(DOCS)) for page in [*DOCS.glob("*.md"), *DECISIONS]}
+
+    assert pages - set(linked) == {"README.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)[^)]*\)", page.read_text())
+
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 def test_every_make_target_is_explained_by_make():
