@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from schemas.format.files import open_checkpoint
 from schemas.job import Progress
 from schemas.planning.planner import make_plan
 from schemas.spec import CompressionSpec
-from worker.local import open_checkpoint
 from worker.lowrank import Factored, FactorRequest, factor
 from worker.pipeline import CompressionRequest, compress
 
@@ -32,7 +32,11 @@ def bare_loop(source: Path, target: Path, spec: CompressionSpec, *, threads: int
     """Read each weight, factor it, and write all factors at the end; nothing else."""
     torch.set_num_threads(threads)
     checkpoint = open_checkpoint(source)
-    files = {tensor.name: entry.path for entry in checkpoint.sources for tensor in entry.header.tensors}
+    files = {
+        tensor.name: checkpoint.path(name)
+        for name, header in checkpoint.headers.items()
+        for tensor in header.tensors
+    }
     layers = [layer for layer in make_plan(checkpoint.tensors, spec).layers if layer.reason is None]
     target.mkdir()
     begun = time.perf_counter()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import httpx
 
     from eckart.progress import Progress
-    from schemas.report import FileReport
+    from schemas.checkpoint import FileInfo
 
 
 def download(connection: Connection, job_id: str, into: Path, progress: Progress) -> tuple[Path, ...]:
@@ -50,7 +50,7 @@ class Fetch:
     """A file to be fetched, and where it begins among all that are."""
 
     url: str
-    file: FileReport
+    file: FileInfo
     target: Path
     offset_bytes: int
     total_bytes: int

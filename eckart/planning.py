@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eckart.errors import InputError
-from schemas.format.files import InputFiles
+from schemas.format.files import CheckpointFiles
 from schemas.format.index import parse_index
 from schemas.format.metadata import factored_names
 from schemas.planning.budget import check_budget
@@ -34,7 +34,7 @@ def plan_source(
     index = parse_index(source.index.read_bytes()) if source.index else None
     try:
         plan = make_plan(source.tensors, spec, factored=factored, grams=grams)
-        check_budget(plan, spec, InputFiles(source.headers, index))
+        check_budget(plan, spec, CheckpointFiles(source.headers, index))
     except CalibrationError as error:
         raise InputError(error.detail) from error
     except SpecError as error:

@@ -3,7 +3,14 @@
 from pydantic import Field
 
 from schemas.base import Output
-from schemas.report import FileReport
+
+
+class FileInfo(Output):
+    """One file of a checkpoint."""
+
+    name: str = Field(description="The file's name.", examples=["model.safetensors"])
+    size_bytes: int = Field(description="Its size.", examples=[90868376])
+    sha256: str = Field(description="The SHA-256 of its bytes, in hex.", examples=["9f86d081884c7d65…"])
 
 
 class StoredTensor(Output):
@@ -26,7 +33,7 @@ class Checkpoint(Output):
     """A stored checkpoint."""
 
     id: str = Field(description="Its id.", examples=["my-model"])
-    files: tuple[FileReport, ...] = Field(description="The files that are here, the index included.")
+    files: tuple[FileInfo, ...] = Field(description="The files that are here, the index included.")
     complete: bool = Field(description="Whether a job can run on it.", examples=[True])
     missing: tuple[str, ...] = Field(
         description="What is still to be uploaded.", examples=[["model-00002-of-00002.safetensors"]]

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from schemas.base import Output
+from schemas.checkpoint import FileInfo
 from schemas.spec import Method, Selector
 
 Outcome = Literal["factored", "kept"]
@@ -25,18 +26,10 @@ KeptReason = Literal[
 ]
 
 
-class FileReport(Output):
-    """One file of a checkpoint."""
-
-    name: str = Field(description="The file's name.", examples=["model.safetensors"])
-    size_bytes: int = Field(description="Its size.", examples=[90868376])
-    sha256: str = Field(description="The SHA-256 of its bytes, in hex.", examples=["9f86d081884c7d65…"])
-
-
 class CheckpointReport(Output):
     """One side of the work: the input or the output."""
 
-    files: tuple[FileReport, ...] = Field(description="The files, the index included.")
+    files: tuple[FileInfo, ...] = Field(description="The files, the index included.")
     parameters: int = Field(description="Elements of all tensors.", examples=[22713728])
     bytes: int = Field(description="Size of all files.", examples=[90868376])
 
@@ -157,7 +150,7 @@ class Report(Output):
         description="What is likely not meant, such as a pattern that matches nothing.", examples=[[]]
     )
     input: CheckpointReport = Field(description="What came in.")
-    calibration: tuple[FileReport, ...] | None = Field(
+    calibration: tuple[FileInfo, ...] | None = Field(
         description="The files of the calibration; null where there was none.", examples=[None]
     )
     output: CheckpointReport = Field(description="What goes out; the report itself is not counted.")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from schemas.format.errors import CheckpointError
-from schemas.format.files import InputFiles
+from schemas.format.files import CheckpointFiles
 from schemas.format.header import Header
 from schemas.format.header_stream import MAX_HEADER_BYTES, HeaderParser
 from schemas.format.index import INDEX_ENDING, MAX_INDEX_BYTES, ShardIndex
@@ -31,7 +31,7 @@ MAX_CONFIG_BYTES = 4 * 2**20
 class PlanContent:
     """What a whole form held."""
 
-    files: InputFiles
+    files: CheckpointFiles
     spec: CompressionSpec
 
 
@@ -130,7 +130,7 @@ class PlanForm:
         if missing := tuple(islice(missing_files(sent, index), MISSING_SHOWN)):
             unrelated = tuple(headers) if missing == (AN_INDEX,) else ()
             raise errors.InvalidCheckpoint("missing-files", lacking_upload(missing, unrelated=unrelated))
-        return PlanContent(InputFiles(headers, index), spec)
+        return PlanContent(CheckpointFiles(headers, index), spec)
 
     def abort(self) -> None:
         """Nothing was stored."""

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from schemas.format.files import InputFiles
+from schemas.checkpoint import FileInfo
+from schemas.format.files import CheckpointFiles
 from schemas.format.metadata import factored_names
 from schemas.format.tensor import TensorInfo
 from schemas.planning.budget import check_budget, resolve_ranks
@@ -12,7 +13,6 @@ from schemas.planning.calibration import GRAM, CalibrationError
 from schemas.planning.layer import Plan
 from schemas.planning.planner import make_plan
 from schemas.problem import FieldProblem, SpecError
-from schemas.report import FileReport
 from schemas.spec import CompressionSpec, RankRule
 from service import errors
 from service.dependencies import Services
@@ -33,7 +33,7 @@ class Calibration:
     pointer: str
 
     @property
-    def files(self) -> tuple[FileReport, ...]:
+    def files(self) -> tuple[FileInfo, ...]:
         """Its files with their digests."""
         return self.stored.files
 
@@ -80,7 +80,7 @@ SPEC_IN_FORM = ""
 
 
 def bounded_plan(
-    files: InputFiles, spec: CompressionSpec, calibration: Calibration | None, *, place: str
+    files: CheckpointFiles, spec: CompressionSpec, calibration: Calibration | None, *, place: str
 ) -> Plan:
     """Plan, unless matching every pattern with every tensor would keep this process busy for long."""
     tensors = files.tensors
@@ -104,7 +104,7 @@ def resolved_plan(
     services: Services, stored: StoredCheckpoint, spec: CompressionSpec, calibration: Calibration | None
 ) -> Plan:
     """Plan with whatever the decompositions of earlier jobs settle."""
-    files = InputFiles(stored.headers, stored.index)
+    files = CheckpointFiles(stored.headers, stored.index)
     plan = bounded_plan(files, spec, calibration, place=SPEC_IN_REQUEST)
     spectra = services.decompositions.spectra(_keys(stored, plan, calibration))
     with _placed(SPEC_IN_REQUEST):

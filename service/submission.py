@@ -6,7 +6,7 @@ import logging
 from contextlib import suppress
 
 from schemas.format.errors import listed
-from schemas.format.files import InputFiles
+from schemas.format.files import CheckpointFiles
 from schemas.job import NO_PROGRESS, JobRequest
 from schemas.planning.layer import Plan
 from schemas.spec import CompressionSpec
@@ -35,7 +35,7 @@ def submit_stored(services: Services, request: JobRequest, key: str | None) -> J
     calibration = find_calibration(services, request.spec, pointer=IN_REQUEST)
     idempotency = _idempotency(key, request.spec, request.checkpoint, calibration)
     plan = bounded_plan(
-        InputFiles(stored.headers, stored.index), request.spec, calibration, place=SPEC_IN_REQUEST
+        CheckpointFiles(stored.headers, stored.index), request.spec, calibration, place=SPEC_IN_REQUEST
     )
     record = _submit(services, stored, request.spec, plan, calibration, idempotency, one_shot=False)
     return _view(services, record)
@@ -55,7 +55,7 @@ def submit_form(services: Services, content: FormContent, key: str | None) -> Jo
         calibration = find_calibration(services, content.spec, pointer=IN_FORM)
         idempotency = _idempotency(key, content.spec, digests, calibration)
         plan = bounded_plan(
-            InputFiles(stored.headers, stored.index), content.spec, calibration, place=SPEC_IN_FORM
+            CheckpointFiles(stored.headers, stored.index), content.spec, calibration, place=SPEC_IN_FORM
         )
         record = _submit(services, stored, content.spec, plan, calibration, idempotency, one_shot=True)
         kept = record.checkpoint == content.checkpoint_id

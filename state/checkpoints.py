@@ -12,12 +12,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from schemas.checkpoint import FileInfo
 from schemas.format.errors import CheckpointError
-from schemas.format.header import Header
+from schemas.format.files import CheckpointFiles
 from schemas.format.header_stream import read_header
 from schemas.format.index import CHECKPOINT_ID, FILE_NAME, INDEX_ENDING, ShardIndex, check_shards, parse_index
-from schemas.format.tensor import TensorInfo
-from schemas.report import FileReport
 from state.cache import DecompositionCache
 from state.data_dir import DataDir
 from state.errors import CheckpointNotFound, ContentConflict, TooLarge
@@ -34,10 +33,10 @@ from state.files import (
 )
 from state.upload import Upload
 
-ENTRIES = TypeAdapter(dict[str, FileReport])
+ENTRIES = TypeAdapter(dict[str, FileInfo])
 
 
-def read_manifest(paths: DataDir, checkpoint_id: str) -> dict[str, FileReport]:
+def read_manifest(paths: DataDir, checkpoint_id: str) -> dict[str, FileInfo]:
     """Return the published files by name, in order; a file that is not there any more is left out."""
     try:
         entries = ENTRIES.validate_json(paths.manifest(checkpoint_id).read_bytes())
@@ -47,14 +46,14 @@ def read_manifest(paths: DataDir, checkpoint_id: str) -> dict[str, FileReport]:
     return {name: entries[name] for name in sorted(entries) if (folder / name).is_file()}
 
 
-def write_manifest(paths: DataDir, checkpoint_id: str, files: Mapping[str, FileReport]) -> None:
+def write_manifest(paths: DataDir, checkpoint_id: str, files: Mapping[str, FileInfo]) -> None:
     """Replace the manifest; the caller holds the checkpoint's lock."""
     with disk_errors():
         make_directory(paths.checkpoint(checkpoint_id))
         write_atomic(paths.manifest(checkpoint_id), ENTRIES.dump_json(dict(files), indent=1))
 
 
-def has_files(paths: DataDir, checkpoint_id: str, files: Iterable[FileReport]) -> bool:
+def has_files(paths: DataDir, checkpoint_id: str, files: Iterable[FileInfo]) -> bool:
     """Say whether a checkpoint still has exactly these bytes under these names."""
     published = read_manifest(paths, checkpoint_id)
     return all(published.get(file.name) == file for file in files)
@@ -65,15 +64,12 @@ AN_INDEX = "an index file (*.safetensors.index.json)"
 MISSING_SHOWN = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class StoredCheckpoint:
-    """A checkpoint's files as they lie in its folder."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredCheckpoint(CheckpointFiles):
+    """A checkpoint below the data directory, with the size and digest of each file and what is missing."""
 
     id: str
-    folder: Path
-    files: tuple[FileReport, ...]
-    headers: Mapping[str, Header]
-    index: ShardIndex | None
+    files: tuple[FileInfo, ...]
     missing: tuple[str, ...]
 
     @property
@@ -83,30 +79,22 @@ class StoredCheckpoint:
 
     @property
     def unrelated(self) -> tuple[str, ...]:
-        """Files that lie side by side without an index, though their names do not make them shards."""
+        """Files without an index that are not named like shards either."""
         return tuple(self.headers) if self.missing == (AN_INDEX,) else ()
 
-    @property
-    def tensors(self) -> tuple[TensorInfo, ...]:
-        """All tensors, in the order of the files' names and then of their bytes."""
-        return tuple(info for header in self.headers.values() for info in header.tensors)
 
-    @property
-    def parameters(self) -> int:
-        """Elements of all tensors."""
-        return sum(info.parameters for info in self.tensors)
-
-    def path(self, name: str) -> Path:
-        """Where one of its files lies."""
-        return self.folder / name
-
-
-def read_shelf(checkpoint_id: str, folder: Path, files: Mapping[str, FileReport]) -> StoredCheckpoint:
+def _read_stored(checkpoint_id: str, folder: Path, files: Mapping[str, FileInfo]) -> StoredCheckpoint:
     """Read the headers of published files, which were checked before they were published."""
     index = read_index(folder, files)
-    headers = {name: read_header(folder / name) for name in weight_files(files)}
-    missing = tuple(islice(missing_files(files, index), MISSING_SHOWN))
-    return StoredCheckpoint(checkpoint_id, folder, tuple(files.values()), headers, index, missing)
+    return StoredCheckpoint(
+        {name: read_header(folder / name) for name in weight_files(files)},
+        index,
+        next((name for name in files if name.endswith(INDEX_ENDING)), None),
+        folder,
+        id=checkpoint_id,
+        files=tuple(files.values()),
+        missing=tuple(islice(missing_files(files, index), MISSING_SHOWN)),
+    )
 
 
 def read_index(folder: Path, names: Collection[str]) -> ShardIndex | None:
@@ -194,7 +182,7 @@ class CheckpointStore:
         if content_bytes is not None and content_bytes > limit_bytes:
             raise TooLarge(limit_bytes)
 
-        def publish(file: FileReport, index: ShardIndex | None, part: Part) -> bool:
+        def publish(file: FileInfo, index: ShardIndex | None, part: Part) -> bool:
             return self._publish(checkpoint_id, file, index, part)
 
         with disk_errors():
@@ -210,7 +198,7 @@ class CheckpointStore:
         if not chosen:
             raise CheckpointNotFound
         try:
-            return read_shelf(checkpoint_id, self._paths.checkpoint(checkpoint_id), chosen)
+            return _read_stored(checkpoint_id, self._paths.checkpoint(checkpoint_id), chosen)
         except FileNotFoundError as error:
             # Deleted since the manifest was read.
             raise CheckpointNotFound from error
@@ -254,7 +242,7 @@ class CheckpointStore:
     def _lock(self, checkpoint_id: str) -> AbstractContextManager[None]:
         return locked(self._paths.lock("checkpoint", checkpoint_id))
 
-    def _publish(self, checkpoint_id: str, file: FileReport, index: ShardIndex | None, part: Part) -> bool:
+    def _publish(self, checkpoint_id: str, file: FileInfo, index: ShardIndex | None, part: Part) -> bool:
         folder = self._paths.checkpoint(checkpoint_id)
         with self._lock(checkpoint_id), disk_errors():
             files = read_manifest(self._paths, checkpoint_id)

@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from schemas.checkpoint import FileInfo
 from schemas.job import NO_PROGRESS, JobState, Progress
 from schemas.problem import Problem
-from schemas.report import FileReport, Totals
+from schemas.report import Totals
 from schemas.spec import CompressionSpec
 
 JOB_ID = re.compile(r"J[0-9a-f]{32}")
@@ -48,8 +49,8 @@ class NewJob(PersistedModel):
 
     checkpoint: str
     spec: CompressionSpec
-    files: tuple[FileReport, ...] = ()
-    calibration_files: tuple[FileReport, ...] = ()  # those of the checkpoint that the spec names
+    files: tuple[FileInfo, ...] = ()
+    calibration_files: tuple[FileInfo, ...] = ()  # those of the checkpoint that the spec names
     warnings: tuple[str, ...] = ()
     one_shot: bool = False  # its checkpoint came in the same request, under an id that the service made
 

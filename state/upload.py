@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from schemas.checkpoint import FileInfo
 from schemas.format.header_stream import HeaderParser
 from schemas.format.index import INDEX_ENDING, MAX_INDEX_BYTES, ShardIndex, parse_index
-from schemas.report import FileReport
 from state.errors import DigestMismatch, TooLarge
 from state.files import Part
 
@@ -47,7 +47,7 @@ class Upload:
         self,
         name: str,
         part: Part,
-        publish: Callable[[FileReport, ShardIndex | None, Part], bool],
+        publish: Callable[[FileInfo, ShardIndex | None, Part], bool],
         *,
         content_bytes: int | None,
         limit_bytes: int,
@@ -87,7 +87,7 @@ class Upload:
             raise DigestMismatch(expected=expected_sha256.hex(), actual=digest.hex())
         content = self._scan.finish(self._part.size_bytes)
         self._part.seal()
-        file = FileReport(name=self.name, size_bytes=self._part.size_bytes, sha256=digest.hex())
+        file = FileInfo(name=self.name, size_bytes=self._part.size_bytes, sha256=digest.hex())
         created = self._publish(file, content if isinstance(content, ShardIndex) else None, self._part)
         self.abort()
         return StoredFile(file.name, file.size_bytes, file.sha256, created)

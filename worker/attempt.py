@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from schemas.format.errors import CheckpointError
-from schemas.format.index import INDEX_ENDING
 from schemas.job import TERMINAL, Progress
 from schemas.planning.calibration import CalibrationError
 from schemas.problem import FieldProblem, Problem, SpecError, problem
@@ -24,7 +23,6 @@ from worker.context import choose_device, set_threads
 from worker.lease import Lease, LeaseLost, StopSignal, WorkerStopping
 from worker.pipeline import CompressionRequest, compress
 from worker.settings import Settings
-from worker.work_plan import InputCheckpoint, InputFile
 
 log = logging.getLogger(__name__)
 RETRY_S = 1.0
@@ -85,7 +83,7 @@ def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
     stored = checkpoints.get(record.checkpoint, only=names)
     set_threads(settings.threads)
     request = CompressionRequest(
-        checkpoint=_input(stored),
+        checkpoint=stored,
         input_files=record.files,
         spec=record.spec,
         spool_dir=paths.work(record.id),
@@ -152,18 +150,12 @@ def _part(paths: DataDir, claim: Claim) -> Path:
     return result.with_name(result.name + ".part")
 
 
-def _input(stored: StoredCheckpoint) -> InputCheckpoint:
-    sources = tuple(InputFile(stored.path(name), header) for name, header in stored.headers.items())
-    index = next((file.name for file in stored.files if file.name.endswith(INDEX_ENDING)), None)
-    return InputCheckpoint(sources, stored.path(index) if index else None, stored.index)
-
-
-def _calibration(record: JobRecord, checkpoints: CheckpointStore) -> InputCheckpoint | None:
+def _calibration(record: JobRecord, checkpoints: CheckpointStore) -> StoredCheckpoint | None:
     if record.spec.calibration is None:
         return None
     names = [file.name for file in record.calibration_files]
     try:
-        return _input(checkpoints.get(record.spec.calibration, only=names))
+        return checkpoints.get(record.spec.calibration, only=names)
     except CheckpointNotFound as error:
         raise CalibrationError("gone", "The calibration is not there any more.") from error
 

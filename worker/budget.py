@@ -132,6 +132,6 @@ def _settled(outcome: LayerOutcome) -> int | KeptReason:
 def _spent(
     work: WorkPlan, spec: CompressionSpec, spectra: Mapping[str, Sequence[float]], final: Settled
 ) -> WorkPlan:
-    plan = spend(Plan(work.layers, work.warnings), spec, work.checkpoint.files, spectra, final)
+    plan = spend(Plan(work.layers, work.warnings), spec, work.checkpoint, spectra, final)
     pairs = zip(work.tasks, plan.layers, strict=True)
     return replace(work, tasks=tuple(replace(task, layer=layer) for task, layer in pairs))

@@ -53,15 +53,15 @@ class TensorReaders:
 
     def weight(self, task: LayerTask) -> torch.Tensor:
         """Read a weight as the map it is, [outputs, inputs], however it is stored."""
-        weight = self._open(task.source.path).read(task.tensor.name)
+        weight = self._open(task.path).read(task.tensor.name)
         return weight.mT.contiguous() if task.layer.transposed else weight
 
     def gram(self, task: LayerTask) -> torch.Tensor | None:
         """Read XXᵀ [inputs, inputs] of a layer's inputs; None where it is not calibrated."""
         if task.gram is None:
             return None
-        source, tensor = task.gram
-        return self._open(source.path).read(tensor.name)
+        path, tensor = task.gram
+        return self._open(path).read(tensor.name)
 
 
 def check_grams(

@@ -10,8 +10,8 @@ from typing import Self
 
 import torch
 
+from schemas.checkpoint import FileInfo
 from schemas.planning.layer import LayerPlan
-from schemas.report import FileReport
 from schemas.spectrum import Spectrum
 from state.cache import STEPS, DecompositionCache, DecompositionKey
 from state.cache_file import ALIGNMENT_BYTES, DamagedFile, DecompositionFile, DecompositionHeader
@@ -44,8 +44,8 @@ class LayerCache:
         cls,
         store: DecompositionCache,
         work: WorkPlan,
-        files: Iterable[FileReport],
-        calibration_files: Iterable[FileReport],
+        files: Iterable[FileInfo],
+        calibration_files: Iterable[FileInfo],
         device: torch.device,
     ) -> Self:
         """Return the place of all layers that are to be factored; the files' digests are in their keys."""
@@ -100,7 +100,7 @@ class LayerCache:
         """Put a decomposition of 2^-exponent · W there, if it can be kept."""
         key = self._key(task, step)
         basis = decomposition.basis.detach().cpu().contiguous()
-        sources = [task.source.path, *([task.gram[0].path] if task.gram else [])]
+        sources = [task.path, *([task.gram[0]] if task.gram else [])]
         head = DecompositionHeader(
             key=key.digest,
             origin=self.origin,
@@ -173,12 +173,12 @@ def _file_bytes(layer: LayerPlan) -> int:
 
 def _key(task: LayerTask, digests: Mapping[str, str], grams: Mapping[str, str]) -> DecompositionKey:
     return DecompositionKey(
-        digests[task.source.path.name],
+        digests[task.path.name],
         task.tensor.name,
         task.tensor.dtype,
         task.tensor.shape,
         task.layer.transposed,
-        None if task.gram is None else grams[task.gram[0].path.name],
+        None if task.gram is None else grams[task.gram[0].name],
     )
 
 

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import torch
 
+from schemas.checkpoint import FileInfo
 from schemas.format.errors import CheckpointError
-from schemas.format.header_stream import read_header
-from schemas.format.index import INDEX_ENDING, check_shards, parse_index
+from schemas.format.files import CheckpointFiles, open_checkpoint
 from schemas.planning.calibration import CalibrationError
-from schemas.report import REPORT_NAME, FileReport, Report
+from schemas.report import REPORT_NAME, Report
 from schemas.spec import CompressionSpec
 from worker.pipeline import CompressionRequest, compress
 from worker.progress import Observer
-from worker.work_plan import InputCheckpoint, InputFile
 
 HASH_BYTES = 4 << 20
 FILE_SUFFIX = ".safetensors"
@@ -65,9 +64,9 @@ def compress_local(
     work = target.with_name(target.name + ".work")
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    files = tuple(_file_report(path) for path in _paths(checkpoint))
+    files = tuple(_file_info(checkpoint.path(name)) for name in checkpoint.names)
     grams = None if calibration is None else _open_calibration(calibration)
-    gram_files = () if grams is None else tuple(_file_report(path) for path in _paths(grams))
+    gram_files = () if grams is None else tuple(_file_info(grams.path(name)) for name in grams.names)
     # Layers of another input or spec must not be taken for this one's.
     spool_dir = work / _fingerprint((*files, *gram_files), spec)
     request = CompressionRequest(
@@ -95,47 +94,21 @@ def _publish(part: Path, target: Path) -> None:
     part.rmdir()
 
 
-def open_checkpoint(path: Path) -> InputCheckpoint:
-    """Read the headers of a whole checkpoint and check that they fit together."""
-    index_path = path if path.name.endswith(INDEX_ENDING) else None
-    if path.is_dir():
-        found = sorted(path.glob("*" + INDEX_ENDING)) or sorted(path.glob("*.safetensors"))
-        if len(found) != 1:
-            raise FileNotFoundError(f"{path} holds {len(found)} checkpoints; name the file or the index")
-        return open_checkpoint(found[0])
-    if index_path is None:
-        return InputCheckpoint((InputFile(path, read_header(path)),), None, None)
-    index = parse_index(index_path.read_bytes())
-    missing = [name for name in index.shards if not path.with_name(name).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{path.name} names files that are not there: {', '.join(missing)}")
-    headers = {name: read_header(path.with_name(name)) for name in index.shards}
-    check_shards(index, headers)
-    sources = tuple(InputFile(path.with_name(name), header) for name, header in headers.items())
-    return InputCheckpoint(sources, index_path, index)
-
-
-def _open_calibration(path: Path) -> InputCheckpoint:
+def _open_calibration(path: Path) -> CheckpointFiles:
     try:
         return open_checkpoint(path)
     except CheckpointError as error:
         raise CalibrationError(error.code, error.detail, error.pointer) from error
 
 
-def _paths(checkpoint: InputCheckpoint) -> Iterable[Path]:
-    yield from (source.path for source in checkpoint.sources)
-    if checkpoint.index_path is not None:
-        yield checkpoint.index_path
-
-
-def _file_report(path: Path) -> FileReport:
+def _file_info(path: Path) -> FileInfo:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(HASH_BYTES):
             digest.update(block)
-    return FileReport(name=path.name, size_bytes=path.stat().st_size, sha256=digest.hexdigest())
+    return FileInfo(name=path.name, size_bytes=path.stat().st_size, sha256=digest.hexdigest())
 
 
-def _fingerprint(files: Iterable[FileReport], spec: CompressionSpec) -> str:
+def _fingerprint(files: Iterable[FileInfo], spec: CompressionSpec) -> str:
     text = "\n".join([spec.canonical(), *(file.sha256 for file in files)])
     return hashlib.sha256(text.encode()).hexdigest()[:32]

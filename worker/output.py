@@ -1,30 +1,20 @@
-"""Putting the output together: finished layers and untouched tensors, file by file, in one streaming pass."""
+"""Write the output files from finished layers and untouched tensors, in one streaming pass per file."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from schemas.checkpoint import FileInfo
+from schemas.format.files import CheckpointFiles
 from schemas.format.header import Header
-from schemas.format.tensor import TensorInfo
 from schemas.planning.output import CopiedTensor, FactorTensor, output_metadata, plan_output
-from schemas.report import FileReport
-from worker.checkpoint.part import WrittenFile
 from worker.checkpoint.reader import CheckpointReader
 from worker.checkpoint.spool import LayerSpool, SpooledLayer
 from worker.checkpoint.writer import CheckpointWriter, write_index
 from worker.layer import LayerOutcome
-from worker.work_plan import InputFile, WorkPlan
+from worker.work_plan import WorkPlan
 
 FindLayer = Callable[[int], SpooledLayer | None]
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenOutput:
-    """What was written, the index included."""
-
-    files: tuple[FileReport, ...]
-    tensors: tuple[TensorInfo, ...]
 
 
 def write_output(
@@ -34,51 +24,50 @@ def write_output(
     result_dir: Path,
     *,
     check_cancelled: Callable[[], None],
-) -> WrittenOutput:
+) -> tuple[CheckpointFiles, tuple[FileInfo, ...]]:
     """Write every output file in the input's shard layout, and the index where there is one.
 
-    `go_on` is asked before each tensor; what it raises stops the work.
+    `check_cancelled` is called before each tensor; an exception from it stops the work.
     """
     result_dir.mkdir(parents=True, exist_ok=True)
-    written: list[WrittenFile] = []
+    infos: list[FileInfo] = []
     headers: dict[str, Header] = {}
     find = cache(spool.get)
-    for source in work.checkpoint.sources:
-        file, header = _write_file(
-            source, work, outcomes, find, check_cancelled, result_dir / source.path.name
-        )
-        written.append(file)
-        headers[file.name] = header
-    tensors = tuple(tensor for header in headers.values() for tensor in header.tensors)
-    if work.checkpoint.index is not None and work.checkpoint.index_path is not None:
+    for name in work.checkpoint.headers:
+        info, headers[name] = _write_file(name, work, outcomes, find, check_cancelled, result_dir / name)
+        infos.append(info)
+    output = CheckpointFiles(headers, index_name=work.checkpoint.index_name, folder=result_dir)
+    if work.checkpoint.index is not None and output.index_name is not None:
+        weight_map = {tensor.name: name for name, header in headers.items() for tensor in header.tensors}
         index = write_index(
-            result_dir / work.checkpoint.index_path.name,
-            {tensor.name: name for name, header in headers.items() for tensor in header.tensors},
+            output.path(output.index_name),
+            weight_map,
             metadata=work.checkpoint.index.metadata,
-            total_size_bytes=sum(tensor.nbytes for tensor in tensors),
-            total_parameters=sum(tensor.parameters for tensor in tensors),
+            total_size_bytes=sum(tensor.nbytes for tensor in output.tensors),
+            total_parameters=output.parameters,
         )
-        written.append(index)
-    files = tuple(FileReport(name=x.name, size_bytes=x.size_bytes, sha256=x.sha256) for x in written)
-    return WrittenOutput(files, tensors)
+        infos.append(index)
+    return output, tuple(infos)
 
 
 def _write_file(
-    source: InputFile,
+    name: str,
     work: WorkPlan,
     outcomes: Sequence[LayerOutcome],
     find: FindLayer,
     check_cancelled: Callable[[], None],
     path: Path,
-) -> tuple[WrittenFile, Header]:
+) -> tuple[FileInfo, Header]:
+    header = work.checkpoint.headers[name]
     ranks = {number: outcome.rank for number, outcome in enumerate(outcomes) if outcome.rank is not None}
     errors = {number: outcome.report.relative_error for number, outcome in enumerate(outcomes)}
-    planned = plan_output(source.header.tensors, work.layers, ranks)
-    metadata = output_metadata(source.header.metadata, planned, work.layers, ranks, errors)
+    planned = plan_output(header.tensors, work.layers, ranks)
+    metadata = output_metadata(header.metadata, planned, work.layers, ranks, errors)
     entries = {entry.name: entry for entry in planned}
     specs = [entry.spec for entry in planned]
-    with CheckpointReader(source.path) as reader, CheckpointWriter(path, specs, metadata) as writer:
-        # The writer may order tensors anew to keep them aligned, so it is asked what comes next.
+    source = work.checkpoint.path(name)
+    with CheckpointReader(source) as reader, CheckpointWriter(path, specs, metadata) as writer:
+        # The writer may reorder tensors to keep them aligned, so ask it what comes next.
         while (following := writer.next) is not None:
             check_cancelled()
             entry = entries[following.name]

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 
+from schemas.checkpoint import FileInfo
+from schemas.format.files import CheckpointFiles
 from schemas.planning.budget import shares_budget
-from schemas.report import REPORT_NAME, FileReport, Report
+from schemas.report import REPORT_NAME, Report
 from schemas.spec import CompressionSpec
 from state.cache import DecompositionCache
 from worker.budget import finish_within_budget
@@ -19,8 +21,8 @@ from worker.layer_cache import LayerCache, needed_bytes
 from worker.layers import finish_layers
 from worker.output import write_output
 from worker.progress import Observer, ProgressTracker
-from worker.report import FileSet, make_report
-from worker.work_plan import InputCheckpoint, WorkPlan, plan_work
+from worker.report import Side, make_report
+from worker.work_plan import WorkPlan, plan_work
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +33,15 @@ class CompressionRequest:
     `decompositions` is what other jobs left and find, or None.
     """
 
-    checkpoint: InputCheckpoint
-    input_files: tuple[FileReport, ...]
+    checkpoint: CheckpointFiles
+    input_files: tuple[FileInfo, ...]
     spec: CompressionSpec
     spool_dir: Path
     result_dir: Path
     job_id: str | None = None
     decompositions: DecompositionCache | None = None
-    calibration: InputCheckpoint | None = None
-    calibration_files: tuple[FileReport, ...] = ()
+    calibration: CheckpointFiles | None = None
+    calibration_files: tuple[FileInfo, ...] = ()
 
 
 def compress(request: CompressionRequest, *, device: torch.device, observe: Observer) -> Report:
@@ -71,14 +73,16 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
         context = JobContext(sources, spool, cache, progress, request.spec.seed, device)
         work, outcomes = _finish(work, request.spec, context)
     progress.end_all()
-    output = write_output(work, outcomes, spool, request.result_dir, check_cancelled=progress.end_all)
+    output, output_files = write_output(
+        work, outcomes, spool, request.result_dir, check_cancelled=progress.end_all
+    )
     calibration = request.calibration_files if request.calibration else None
     report = make_report(
         work,
         request.spec,
         outcomes,
-        before=FileSet(request.input_files, request.checkpoint.tensors, calibration),
-        after=FileSet(output.files, output.tensors),
+        before=Side(request.checkpoint, request.input_files, calibration),
+        after=Side(output, output_files),
         job_id=request.job_id,
         device=device,
         seconds=time.perf_counter() - begun,

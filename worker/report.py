@@ -1,4 +1,4 @@
-"""Adding up: finished layers and written files in, the report out."""
+"""Build the report from finished layers and written files."""
 
 import platform
 from collections.abc import Sequence
@@ -9,33 +9,33 @@ from math import sqrt
 
 import torch
 
-from schemas.format.tensor import TensorInfo
-from schemas.report import CheckpointReport, FileReport, LayerReport, Report, Totals
+from schemas.checkpoint import FileInfo
+from schemas.format.files import CheckpointFiles
+from schemas.report import CheckpointReport, LayerReport, Report, Totals
 from schemas.spec import CompressionSpec
 from worker.layer import LayerOutcome
 from worker.work_plan import WorkPlan
 
 
 @dataclass(frozen=True, slots=True)
-class FileSet:
-    """The files of one side, and the tensors in them; for the input, the files of its calibration."""
+class Side:
+    """The input or the output: its content, size and digest of each file; of an input, its calibration too."""
 
-    files: tuple[FileReport, ...]
-    tensors: tuple[TensorInfo, ...]
-    calibration: tuple[FileReport, ...] | None = None
+    content: CheckpointFiles
+    files: tuple[FileInfo, ...]
+    calibration: tuple[FileInfo, ...] | None = None
 
     @property
     def parameters(self) -> int:
         """Elements of all tensors."""
-        return sum(tensor.parameters for tensor in self.tensors)
+        return self.content.parameters
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors)
+        return sum(tensor.nbytes for tensor in self.content.tensors)
 
     def report(self) -> CheckpointReport:
-        """Show it in the report's terms."""
         size_bytes = sum(file.size_bytes for file in self.files)
         return CheckpointReport(files=self.files, parameters=self.parameters, bytes=size_bytes)
 
@@ -45,13 +45,13 @@ def make_report(
     spec: CompressionSpec,
     outcomes: Sequence[LayerOutcome],
     *,
-    before: FileSet,
-    after: FileSet,
+    before: Side,
+    after: Side,
     job_id: str | None,
     device: torch.device,
     seconds: float,
 ) -> Report:
-    """Write the whole report."""
+    """Build the report of a finished job."""
     return Report(
         version=1,
         job_id=job_id,
@@ -67,7 +67,7 @@ def make_report(
     )
 
 
-def _totals(before: FileSet, after: FileSet, outcomes: Sequence[LayerOutcome], *, seconds: float) -> Totals:
+def _totals(before: Side, after: Side, outcomes: Sequence[LayerOutcome], *, seconds: float) -> Totals:
     factored = [outcome for outcome in outcomes if outcome.report.outcome == "factored"]
     squared_norm = sum(outcome.squared_norm for outcome in factored)
     squared_error = sum(outcome.squared_error for outcome in factored)

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from schemas.format.files import InputFiles
-from schemas.format.header import Header
-from schemas.format.index import ShardIndex
+from schemas.format.files import CheckpointFiles
 from schemas.format.metadata import factored_names
 from schemas.format.tensor import TensorInfo
 from schemas.planning.budget import check_budget
@@ -16,41 +14,14 @@ from schemas.spec import CompressionSpec
 
 
 @dataclass(frozen=True, slots=True)
-class InputFile:
-    """One safetensors file of the input."""
-
-    path: Path
-    header: Header
-
-
-@dataclass(frozen=True, slots=True)
-class InputCheckpoint:
-    """A whole input: its files in name order, and its index where it is sharded."""
-
-    sources: tuple[InputFile, ...]
-    index_path: Path | None
-    index: ShardIndex | None
-
-    @property
-    def files(self) -> InputFiles:
-        """What the size of an output hangs on."""
-        return InputFiles({source.path.name: source.header for source in self.sources}, self.index)
-
-    @property
-    def tensors(self) -> tuple[TensorInfo, ...]:
-        """Every tensor, by file and then by offset."""
-        return tuple(tensor for source in self.sources for tensor in source.header.tensors)
-
-
-@dataclass(frozen=True, slots=True)
 class LayerTask:
     """One selected weight, where it lies, and what is to be done with it; `gram` is for calibrated ones."""
 
     number: int
-    source: InputFile
+    path: Path
     tensor: TensorInfo
     layer: LayerPlan
-    gram: tuple[InputFile, TensorInfo] | None = None
+    gram: tuple[Path, TensorInfo] | None = None
 
     @property
     def elements(self) -> int:
@@ -71,7 +42,7 @@ class LayerTask:
 class WorkPlan:
     """All layers in the order of work, and what is likely not meant."""
 
-    checkpoint: InputCheckpoint
+    checkpoint: CheckpointFiles
     tasks: tuple[LayerTask, ...]
     warnings: tuple[str, ...]
 
@@ -82,7 +53,7 @@ class WorkPlan:
 
 
 def plan_work(
-    checkpoint: InputCheckpoint, spec: CompressionSpec, calibration: InputCheckpoint | None = None
+    checkpoint: CheckpointFiles, spec: CompressionSpec, calibration: CheckpointFiles | None = None
 ) -> WorkPlan:
     """Decide for the whole checkpoint at once, since names must not collide across shards.
 
@@ -93,26 +64,26 @@ def plan_work(
     SpecError
         If the checkpoint cannot meet the spec.
     """
-    factored = factored_names(source.header.metadata for source in checkpoint.sources)
+    factored = factored_names(header.metadata for header in checkpoint.headers.values())
     grams = None if calibration is None else calibration.tensors
     plan = make_plan(checkpoint.tensors, spec, factored=factored, grams=grams)
-    check_budget(plan, spec, checkpoint.files)
+    check_budget(plan, spec, checkpoint)
     found = {} if calibration is None else _grams(calibration)
     layers = {layer.tensor: layer for layer in plan.layers}
     selected = [
-        (source, tensor, layers[tensor.name], found.get(layers[tensor.name].name))
-        for source in checkpoint.sources
-        for tensor in source.header.tensors
+        (checkpoint.path(name), tensor, layers[tensor.name], found.get(layers[tensor.name].name))
+        for name, header in checkpoint.headers.items()
+        for tensor in header.tensors
         if tensor.name in layers
     ]
     tasks = tuple(LayerTask(number, *where) for number, where in enumerate(selected))
     return WorkPlan(checkpoint, tasks, plan.warnings)
 
 
-def _grams(calibration: InputCheckpoint) -> dict[str, tuple[InputFile, TensorInfo]]:
+def _grams(calibration: CheckpointFiles) -> dict[str, tuple[Path, TensorInfo]]:
     return {
-        tensor.name.removesuffix(GRAM): (source, tensor)
-        for source in calibration.sources
-        for tensor in source.header.tensors
+        tensor.name.removesuffix(GRAM): (calibration.path(name), tensor)
+        for name, header in calibration.headers.items()
+        for tensor in header.tensors
         if tensor.name.endswith(GRAM)
     }

@@ -1,21 +1,69 @@
-"""How many bytes a compression will take, known before any of it is done."""
+"""The files of one checkpoint: a single safetensors file, or shards and the index that names them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from schemas.format.header import Header
-from schemas.format.index import ShardIndex
+from schemas.format.header_stream import read_header
+from schemas.format.index import INDEX_ENDING, ShardIndex, check_shards, parse_index
 from schemas.format.tensor import TensorInfo
 
 
 @dataclass(frozen=True, slots=True)
-class InputFiles:
-    """The headers of a whole checkpoint, by file name and in that order, and its index where it has one."""
+class CheckpointFiles:
+    """The headers of all weight files by name, in that order, and the index where there is one.
+
+    `folder` is where the files are; it is None where only their headers are known.
+    """
 
     headers: Mapping[str, Header]
-    index: ShardIndex | None
+    index: ShardIndex | None = None
+    index_name: str | None = None
+    folder: Path | None = None
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
         """Every tensor, by file and then by offset."""
         return tuple(tensor for header in self.headers.values() for tensor in header.tensors)
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all tensors."""
+        return sum(tensor.parameters for tensor in self.tensors)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all files, the index last."""
+        return (*self.headers, *([self.index_name] if self.index_name else []))
+
+    def path(self, name: str) -> Path:
+        """Where one of the files is."""
+        assert self.folder is not None
+        return self.folder / name
+
+
+def open_checkpoint(path: Path) -> CheckpointFiles:
+    """Read the headers of a whole checkpoint: a file, an index, or a directory that holds one of them.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is malformed, or the files and the index do not agree.
+    FileNotFoundError
+        If there is no such file, a shard is missing, or a directory does not hold exactly one checkpoint.
+    """
+    if path.is_dir():
+        found = sorted(path.glob("*" + INDEX_ENDING)) or sorted(path.glob("*.safetensors"))
+        if len(found) != 1:
+            raise FileNotFoundError(f"{path} holds {len(found)} checkpoints; name the file or the index")
+        path = found[0]
+    if not path.name.endswith(INDEX_ENDING):
+        return CheckpointFiles({path.name: read_header(path)}, folder=path.parent)
+    index = parse_index(path.read_bytes())
+    missing = [name for name in index.shards if not path.with_name(name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{path.name} names files that are not there: {', '.join(missing)}")
+    headers = {name: read_header(path.with_name(name)) for name in index.shards}
+    check_shards(index, headers)
+    return CheckpointFiles(headers, index, path.name, path.parent)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isinf
 
-from schemas.format.files import InputFiles
+from schemas.format.files import CheckpointFiles
 from schemas.planning.allocation import RateCurve, allocate, make_rate_curve
 from schemas.planning.cost import CostModel, Ranks, make_cost_model
 from schemas.planning.layer import LayerPlan, Plan
@@ -23,7 +23,7 @@ def shares_budget(layer: LayerPlan) -> bool:
     return isinstance(layer.rank, SpecRule) and layer.rank.is_budget
 
 
-def check_budget(plan: Plan, spec: CompressionSpec, files: InputFiles) -> None:
+def check_budget(plan: Plan, spec: CompressionSpec, files: CheckpointFiles) -> None:
     """Refuse, with a `SpecError`, a budget that cannot be met whatever the spectra are."""
     if isinstance(spec.rank, SpecRule) and spec.rank.is_budget:
         _open_budget(spec.rank, plan.layers, files)
@@ -32,7 +32,7 @@ def check_budget(plan: Plan, spec: CompressionSpec, files: InputFiles) -> None:
 def spend(
     plan: Plan,
     spec: CompressionSpec,
-    files: InputFiles,
+    files: CheckpointFiles,
     spectra: Mapping[str, Sequence[float]],
     known: Mapping[str, int | KeptReason],
 ) -> Plan:
@@ -81,7 +81,7 @@ def settle(layer: LayerPlan, known: int | KeptReason | None) -> LayerPlan:
     return replace(layer, rank=None, reason=known)
 
 
-def _open_budget(rule: SpecRule, layers: Sequence[LayerPlan], files: InputFiles) -> CostModel:
+def _open_budget(rule: SpecRule, layers: Sequence[LayerPlan], files: CheckpointFiles) -> CostModel:
     cost_model = make_cost_model(rule, layers, files)
     least = _cheapest_ranks(cost_model, layers)
     if cost_model.total(least) > cost_model.limit:
@@ -157,7 +157,7 @@ def _allocate(cost_model: CostModel, layers: Sequence[LayerPlan], curves: Mappin
 Spectra = Mapping[str, Sequence[Spectrum]]
 
 
-def resolve_ranks(plan: Plan, spec: CompressionSpec, files: InputFiles, spectra: Spectra) -> Plan:
+def resolve_ranks(plan: Plan, spec: CompressionSpec, files: CheckpointFiles, spectra: Spectra) -> Plan:
     """Settle every rank that the spectra settle, as the worker will.
 
     Raises

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Protocol
 
 from schemas.format.errors import quoted
-from schemas.format.files import InputFiles
+from schemas.format.files import CheckpointFiles
 from schemas.format.header import build_header
 from schemas.format.tensor import TensorInfo
 from schemas.planning.layer import LayerPlan
@@ -42,7 +42,7 @@ class CostModel(Protocol):
         """Say that even these ranks cost more than there is to spend."""
 
 
-def make_cost_model(rule: SpecRule, layers: Sequence[LayerPlan], files: InputFiles) -> CostModel:
+def make_cost_model(rule: SpecRule, layers: Sequence[LayerPlan], files: CheckpointFiles) -> CostModel:
     """Open the account of a budget over these layers."""
     if rule.budget_bytes is not None:
         return ByteCost(layers, files, rule.budget_bytes)
@@ -96,7 +96,7 @@ class ByteCost:
     """The bytes of all output files, headers and index included."""
 
     layers: Sequence[LayerPlan]
-    files: InputFiles
+    files: CheckpointFiles
     limit: int
 
     def costs(self, layer: LayerPlan, ranks: Iterable[int]) -> list[int]:

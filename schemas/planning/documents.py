@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-from schemas.checkpoint import Checkpoint, StoredTensor
+from schemas.checkpoint import Checkpoint, FileInfo, StoredTensor
 from schemas.format.tensor import DTYPE_BITS
 from schemas.plan import PlanDocument, PlannedLayer, PlanTotals, RankBounds
 from schemas.planning.budget import shares_budget
@@ -10,7 +10,6 @@ from schemas.planning.cost import ParameterCost
 from schemas.planning.layer import LayerPlan, Plan, Tensor
 from schemas.planning.planner import is_candidate, make_plan
 from schemas.planning.ranks import break_even_rank
-from schemas.report import FileReport
 from schemas.spec import CompressionSpec, RankRule, SpecRule
 
 
@@ -89,7 +88,7 @@ DEFAULT_SPEC = CompressionSpec(rank=1)
 
 def checkpoint_document(
     checkpoint_id: str,
-    files: Iterable[FileReport],
+    files: Iterable[FileInfo],
     missing: Iterable[str],
     tensors: Sequence[Tensor],
     *,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from schemas.format.files import InputFiles
+from schemas.format.files import CheckpointFiles
 from schemas.format.header import TensorSpec, aligned_order, build_header
 from schemas.format.index import ShardIndex, build_index
 from schemas.format.metadata import FactoredLayer, with_factored
@@ -107,7 +107,7 @@ LENGTH_BYTES = 8
 LONGEST_ERROR = 2.2250738585072014e-308
 
 
-def output_bytes(files: InputFiles, layers: Sequence[LayerPlan], ranks: Mapping[int, int]) -> int:
+def output_bytes(files: CheckpointFiles, layers: Sequence[LayerPlan], ranks: Mapping[int, int]) -> int:
     """Return what all output files take at most, headers and index included.
 
     Only the errors in the headers are not known before the work: they take up to 23 bytes for each factored

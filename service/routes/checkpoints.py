@@ -6,10 +6,9 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
-from schemas.checkpoint import Checkpoint
+from schemas.checkpoint import Checkpoint, FileInfo
 from schemas.format.metadata import factored_names
 from schemas.planning.documents import checkpoint_document
-from schemas.report import FileReport
 from service import errors, submission
 from service.dependencies import CheckpointId, FileName, IncomingDep, NewCheckpointId, ReprDigest, ServicesDep
 from service.forms import begin_file, begin_form
@@ -36,10 +35,10 @@ UPLOAD_REFUSALS = (
     "/{checkpoint_id}/{filename}",
     status_code=201,
     summary="Store one file of a checkpoint",
-    response_model=FileReport,
+    response_model=FileInfo,
     responses=refusals(*UPLOAD_REFUSALS, errors.DigestMismatch)
     | {
-        200: {"model": FileReport, **answers("ETag", "Repr-Digest", description="The same bytes again.")},
+        200: {"model": FileInfo, **answers("ETag", "Repr-Digest", description="The same bytes again.")},
         201: answers("ETag", "Repr-Digest", description="Stored."),
     },
     openapi_extra=RAW_BODY,
@@ -56,7 +55,7 @@ async def put_file(
     nbytes = await body.announced_bytes()
     begin = partial(begin_file, services, checkpoint_id, filename, content_bytes=nbytes, expected=expected)
     stored = await body.stream(begin)
-    document = FileReport(name=stored.name, size_bytes=stored.size_bytes, sha256=stored.sha256)
+    document = FileInfo(name=stored.name, size_bytes=stored.size_bytes, sha256=stored.sha256)
     return JSONResponse(
         document.model_dump(), 201 if stored.created else 200, headers=digest_headers(stored.sha256)
     )

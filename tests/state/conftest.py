@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from schemas.checkpoint import FileInfo
 from schemas.problem import Problem, problem
-from schemas.report import FileReport, Totals
+from schemas.report import Totals
 from schemas.spec import CompressionSpec
 from state.checkpoints import CheckpointStore
 from state.errors import CheckpointInUse
@@ -143,11 +144,11 @@ def send(checkpoints) -> Callable[..., StoredFile]:
 
 
 @pytest.fixture
-def store_file(send, safetensors) -> Callable[[str, str], FileReport]:
+def store_file(send, safetensors) -> Callable[[str, str], FileInfo]:
     """Return what stores a small file."""
 
-    def store(checkpoint_id: str, name: str) -> FileReport:
+    def store(checkpoint_id: str, name: str) -> FileInfo:
         stored = send(checkpoint_id, name, safetensors())
-        return FileReport(name=stored.name, size_bytes=stored.size_bytes, sha256=stored.sha256)
+        return FileInfo(name=stored.name, size_bytes=stored.size_bytes, sha256=stored.sha256)
 
     return store

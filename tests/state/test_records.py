@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.report import FileReport
+from schemas.checkpoint import FileInfo
 from schemas.spec import CompressionSpec, CurOptions, LayerRule, Override, SpecRule
 from state.records import (
     JOB_ID,
@@ -44,8 +44,8 @@ def test_a_record_survives_both_of_its_forms(spec, state, summary, why):
         version=7,
         checkpoint="my-model",
         spec=spec,
-        files=(FileReport(name="model.safetensors", size_bytes=2**53 + 1, sha256="0" * 64),),
-        calibration_files=(FileReport(name="grams.safetensors", size_bytes=1, sha256="1" * 64),),
+        files=(FileInfo(name="model.safetensors", size_bytes=2**53 + 1, sha256="0" * 64),),
+        calibration_files=(FileInfo(name="grams.safetensors", size_bytes=1, sha256="1" * 64),),
         warnings=("include: the pattern 'ü*' matches no layer",),
         created_at="2026-01-02T03:04:05.678901Z",
         started_at=None if state == "queued" else "2026-01-02T03:04:06.000000Z",

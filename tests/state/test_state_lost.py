@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from schemas.report import FileReport
+from schemas.checkpoint import FileInfo
 from state.checkpoints import CheckpointStore
 from state.errors import CheckpointGone, CheckpointInUse, CheckpointNotFound
 from state.records import NewJob, new_token
@@ -120,7 +120,7 @@ def test_a_job_is_made_for_the_bytes_it_was_planned_on_or_not_at_all(jobs, new, 
 
 
 def test_a_refused_job_leaves_nothing(jobs, new, tmp_path, redis_server):
-    file = FileReport(name="a.safetensors", size_bytes=1, sha256="0" * 64)
+    file = FileInfo(name="a.safetensors", size_bytes=1, sha256="0" * 64)
     with pytest.raises(CheckpointGone):
         jobs.create(new.model_copy(update={"files": (file,)}))
     assert not (tmp_path / "jobs").exists() or not any((tmp_path / "jobs").iterdir())

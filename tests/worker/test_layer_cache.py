@@ -11,10 +11,10 @@ import sys
 import pytest
 import torch
 
-from schemas.report import FileReport
+from schemas.checkpoint import FileInfo
+from schemas.format.files import open_checkpoint
 from schemas.spec import CompressionSpec
 from state.cache import DecompositionCache
-from worker.local import open_checkpoint
 from worker.pipeline import CompressionRequest
 from worker.pipeline import compress as run_pipeline
 
@@ -58,7 +58,7 @@ class Bench:
 
 def file_report(path):
     content = path.read_bytes()
-    return FileReport(name=path.name, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    return FileInfo(name=path.name, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def digests(report):

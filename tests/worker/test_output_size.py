@@ -6,11 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from schemas.format.files import InputFiles
+from schemas.format.files import open_checkpoint
 from schemas.planning.output import LONGEST_ERROR, output_bytes
 from schemas.planning.planner import make_plan
 from schemas.spec import CompressionSpec
-from worker.local import open_checkpoint
 
 ERROR_CHARACTERS = 24
 
@@ -18,7 +17,7 @@ ERROR_CHARACTERS = 24
 def predicted(source, result, **spec):
     """Predict the bytes of a result from its input's headers and its ranks."""
     checkpoint = open_checkpoint(source)
-    files = InputFiles({x.path.name: x.header for x in checkpoint.sources}, checkpoint.index)
+    files = checkpoint
     plan = make_plan(checkpoint.tensors, CompressionSpec.model_validate({"rank": {"ratio": 0.5}} | spec))
     ranks = {i: layer.rank for i, layer in enumerate(result.report.layers) if layer.rank is not None}
     return output_bytes(files, plan.layers, ranks)
@@ -77,7 +76,7 @@ def test_what_is_compressed_again_keeps_its_metadata(save, gaussian, compress):
     source = first.directory / "model.safetensors"
     again = compress(source, rank=5)
     plain = make_plan(open_checkpoint(source).tensors, CompressionSpec(rank=5), factored={"a"})
-    files = InputFiles({source.name: open_checkpoint(source).sources[0].header}, None)
+    files = open_checkpoint(source)
     slack = output_bytes(files, plain.layers, {0: 5}) - again.report.output.bytes
 
     assert [layer.name for layer in again.report.layers] == ["b"]

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from eckart.torch import load_compressed
+from schemas.format.files import open_checkpoint
 from schemas.format.header_stream import read_header
 from schemas.format.tensor import TensorInfo
 from schemas.planning.documents import plan_document
@@ -16,7 +17,7 @@ from schemas.planning.planner import make_plan
 from schemas.report import Report
 from schemas.spec import CompressionSpec
 from worker.checkpoint.spool import LayerSpool
-from worker.local import compress_local, open_checkpoint
+from worker.local import compress_local
 from worker.pipeline import CompressionRequest
 from worker.pipeline import compress as run_pipeline
 

@@ -5,23 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
+
+from schemas.checkpoint import FileInfo
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
 _BUFFER_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenFile:
-    """A published file: its name, its size in bytes and the hexadecimal SHA-256 of its bytes."""
-
-    name: str
-    size_bytes: int
-    sha256: str
 
 
 class PartFile:
@@ -97,9 +89,9 @@ class PartFile:
         self._hash.update(piece)
         self.size_bytes += len(piece)
 
-    def written(self) -> WrittenFile:
+    def written(self) -> FileInfo:
         """Return what was published; of meaning once the block has ended."""
-        return WrittenFile(self.path.name, self.size_bytes, self._hash.hexdigest())
+        return FileInfo(name=self.path.name, size_bytes=self.size_bytes, sha256=self._hash.hexdigest())
 
     def _publish(self) -> None:
         self._file.flush()

@@ -8,7 +8,7 @@ import torch
 
 from schemas.format.header import Header, aligned_order, build_header, parse_header
 from schemas.format.index import build_index
-from worker.checkpoint.part import PartFile, WrittenFile
+from worker.checkpoint.part import PartFile
 from worker.checkpoint.reader import CHUNK_BYTES, CheckpointReader, dtype_name
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from schemas.checkpoint import FileInfo
     from schemas.format.header import TensorSpec
     from schemas.format.tensor import TensorInfo
 
@@ -101,7 +102,7 @@ class CheckpointWriter:
             raise incomplete
 
     @property
-    def written(self) -> WrittenFile:
+    def written(self) -> FileInfo:
         """The published file's name, size and SHA-256; of meaning once the block has ended."""
         return self._part.written()
 
@@ -186,7 +187,7 @@ def write_index(
     metadata: Mapping[str, Any],
     total_size_bytes: int,
     total_parameters: int,
-) -> WrittenFile:
+) -> FileInfo:
     """
     Write the index of a sharded checkpoint, published by rename.
 
@@ -205,7 +206,7 @@ def write_index(
 
     Returns
     -------
-    WrittenFile
+    FileInfo
         The published file.
 
     Raises

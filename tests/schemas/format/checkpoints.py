@@ -2,7 +2,7 @@
 
 import random
 
-from schemas.format.files import InputFiles
+from schemas.format.files import CheckpointFiles
 from schemas.format.header import TensorSpec, build_header, parse_header
 from schemas.format.index import ShardIndex
 
@@ -21,12 +21,12 @@ def files_of(shapes=None, dtype="F32", shards=1):
     tensors |= {f"{name}.bias": (shape[0],) for name, shape in (shapes or SHAPES).items()}
     tensors["embeddings.weight"] = (100, 16)
     if shards == 1:
-        return InputFiles({"model.safetensors": header_of(tensors, dtype, {"format": "pt"})}, None)
+        return CheckpointFiles({"model.safetensors": header_of(tensors, dtype, {"format": "pt"})}, None)
     names = [f"model-{i + 1:05d}-of-{shards:05d}.safetensors" for i in range(shards)]
     parts = [dict(list(tensors.items())[i::shards]) for i in range(shards)]
     weight_map = {tensor: name for name, part in zip(names, parts, strict=True) for tensor in part}
     headers = {name: header_of(part, dtype) for name, part in zip(names, parts, strict=True)}
-    return InputFiles(headers, ShardIndex(weight_map, {"total_size": 1, "total_parameters": 1}))
+    return CheckpointFiles(headers, ShardIndex(weight_map, {"total_size": 1, "total_parameters": 1}))
 
 
 def spectra_of(files, seed=0):

@@ -1,11 +1,10 @@
 """What a client is told of a stored checkpoint."""
 
-from schemas.checkpoint import Checkpoint, StoredTensor
+from schemas.checkpoint import Checkpoint, FileInfo, StoredTensor
 from schemas.format.tensor import TensorInfo
 from schemas.planning.documents import checkpoint_document
-from schemas.report import FileReport
 
-FILE = FileReport(name="model.safetensors", size_bytes=1000, sha256="0" * 64)
+FILE = FileInfo(name="model.safetensors", size_bytes=1000, sha256="0" * 64)
 
 
 def tensor(name: str, dtype: str, *shape: int) -> TensorInfo:
