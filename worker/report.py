@@ -19,7 +19,7 @@ from worker.work_plan import WorkPlan
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """The input or the output: its content, size and digest of each file; of an input, its calibration too."""
+    """The input or the output: content and files; of the input, the files of its calibration too."""
 
     content: CheckpointFiles
     files: tuple[FileInfo, ...]
