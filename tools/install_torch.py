@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
-PIP_INSTALL = (sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS))
+PIP_INSTALL = (sys.executable, "-m", "pip", "install", "--constraint", str(CONSTRAINTS))
 # A firewall may swallow packets instead of refusing them, so looking for an index has to end by itself.
 PROBE_LIMIT_S = 30
 PROBE_PATIENCE = {"UV_HTTP_TIMEOUT": "10", "UV_HTTP_RETRIES": "0"}
@@ -84,7 +84,7 @@ def install(source: Source, requirement: str) -> bool:
 
 
 def _install_from_links(requirement: str) -> bool:
-    command = (*PIP_INSTALL, "--no-deps", "--no-index", requirement)
+    command = (*PIP_INSTALL, "--quiet", "--no-deps", "--no-index", requirement)
     dry_run = subprocess.run(
         [*command, "--dry-run", "--report", "-"], capture_output=True, text=True, check=False
     )
@@ -99,7 +99,7 @@ def _install_from_links(requirement: str) -> bool:
 def _install_from_backend(backend: str, requirement: str) -> bool:
     if subprocess.run([*PIP_INSTALL, "uv"], capture_output=True, check=False).returncode:
         return False
-    options = ("--quiet", "--no-deps", "--torch-backend", backend, "--python", sys.executable)
+    options = ("--no-deps", "--torch-backend", backend, "--python", sys.executable)
     command = (sys.executable, "-m", "uv", "pip", "install", *options, requirement)
     try:
         dry_run = subprocess.run(
