@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -16,7 +15,7 @@ from typing import Self
 from schemas.spectrum import Spectrum
 from state.cache_file import DamagedFile, DecompositionFile, DecompositionHeader, encode_header
 from state.data_dir import DataDir
-from state.files import PART_ENDING, locked
+from state.files import AtomicFile, locked
 
 # Of what the files and the free disk are together, the files never take more than one part in so many.
 SHARE = 2
@@ -225,18 +224,11 @@ class DecompositionCache:
         return make_room(self._folder, nbytes, limit_bytes=self._limit_bytes, spare_bytes=self._spare_bytes)
 
     def _publish(self, path: Path, begin: bytes, basis: memoryview) -> None:
-        self._parts.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(exist_ok=True)
-        part = self._parts / (secrets.token_hex(16) + PART_ENDING)
-        try:
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(begin)
-                file.write(basis)
-            part.rename(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        with AtomicFile(path, parts=self._parts, durable=False, mode=0o600) as file:
+            file.write(begin)
+            file.write(basis)
+            file.publish()
 
     def _file(self, key: DecompositionKey) -> DecompositionFile:
         return DecompositionFile(self._path(key), key.digest)

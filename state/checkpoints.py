@@ -22,7 +22,7 @@ from state.data_dir import DataDir
 from state.errors import CheckpointNotFound, ContentConflict, TooLarge
 from state.files import (
     PART_ENDING,
-    Part,
+    AtomicFile,
     disk_errors,
     is_orphaned,
     locked,
@@ -60,6 +60,7 @@ def has_files(paths: DataDir, checkpoint_id: str, files: Iterable[FileInfo]) -> 
 
 
 SHARD = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.safetensors")
+READ_ONLY = 0o444
 AN_INDEX = "an index file (*.safetensors.index.json)"
 MISSING_SHOWN = 1000
 
@@ -182,12 +183,17 @@ class CheckpointStore:
         if content_bytes is not None and content_bytes > limit_bytes:
             raise TooLarge(limit_bytes)
 
-        def publish(file: FileInfo, index: ShardIndex | None, part: Part) -> bool:
-            return self._publish(checkpoint_id, file, index, part)
+        def publish(file: AtomicFile, index: ShardIndex | None) -> bool:
+            return self._publish(checkpoint_id, file, index)
 
         with disk_errors():
-            part = Part(self._paths.parts, content_bytes=content_bytes)
-        return Upload(name, part, publish, content_bytes=content_bytes, limit_bytes=limit_bytes)
+            file = AtomicFile(
+                self._paths.checkpoint(checkpoint_id) / name,
+                parts=self._paths.parts,
+                mode=READ_ONLY,
+                reserve_bytes=content_bytes,
+            )
+        return Upload(file, publish, content_bytes=content_bytes, limit_bytes=limit_bytes)
 
     def get(self, checkpoint_id: str, *, only: Collection[str] | None = None) -> StoredCheckpoint:
         """Return a checkpoint, or the part of it that a job was made for."""
@@ -242,19 +248,19 @@ class CheckpointStore:
     def _lock(self, checkpoint_id: str) -> AbstractContextManager[None]:
         return locked(self._paths.lock("checkpoint", checkpoint_id))
 
-    def _publish(self, checkpoint_id: str, file: FileInfo, index: ShardIndex | None, part: Part) -> bool:
-        folder = self._paths.checkpoint(checkpoint_id)
+    def _publish(self, checkpoint_id: str, file: AtomicFile, index: ShardIndex | None) -> bool:
+        info, folder = file.info, file.path.parent
         with self._lock(checkpoint_id), disk_errors():
             files = read_manifest(self._paths, checkpoint_id)
-            if known := files.get(file.name):
-                if known != file:
-                    raise ContentConflict(file.name)
+            if known := files.get(info.name):
+                if known != info:
+                    raise ContentConflict(info.name)
                 return False
-            check_addition(folder, files, name=file.name, sent=part.path, index=index)
+            check_addition(folder, files, name=info.name, sent=file.part, index=index)
             make_directory(folder)
             # A file counts from when the manifest names it: killed in between, it can be sent again.
-            part.publish(folder / file.name)
-            write_manifest(self._paths, checkpoint_id, files | {file.name: file})
+            file.publish()
+            write_manifest(self._paths, checkpoint_id, files | {info.name: info})
         return True
 
 

@@ -1,4 +1,4 @@
-"""One at a time, across processes and across machines that share the volume."""
+"""Files and directories: published atomically, locked between processes, deleted by way of the trash."""
 
 import errno
 import fcntl
@@ -9,13 +9,211 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
+from schemas.checkpoint import FileInfo
 from state.errors import NoSpace
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+PART_ENDING = ".part"
+FLUSH_BYTES = 16 << 20
+
+
+class AtomicFile:
+    """A file that appears under its name only when it is complete.
+
+    Bytes go to a temporary file on the same file system; `publish` renames it. A block that ends without
+    `publish` leaves nothing. Of two processes that write the same `<name>.part`, the later one wins.
+
+    Parameters
+    ----------
+    path : Path
+        Where the file shall appear, replacing what is there.
+    parts : Path, optional
+        A shared folder for the temporary file, which gets a random name there and is locked until it is
+        published, so that a sweep of the folder can tell it from an orphan (`is_orphaned`). Without it, the
+        temporary file is `<path>.part`, and one that a killed process left there is replaced.
+    durable : bool
+        Whether the file must be on the disk before it is visible, so that it survives a loss of power.
+    mode : int, optional
+        The permissions of the published file; the umask's by default.
+    reserve_bytes : int, optional
+        Space to allocate at once, so that a disk that is too small is noticed before the first byte.
+
+    Attributes
+    ----------
+    size_bytes : int
+        The bytes written so far.
+    part : Path
+        The temporary file.
+
+    Raises
+    ------
+    FileExistsError
+        By `publish`, if another process began to write the same path meanwhile.
+    OSError
+        By any method, if the file cannot be opened, written, forced to the disk or renamed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        parts: Path | None = None,
+        durable: bool = True,
+        mode: int | None = None,
+        reserve_bytes: int | None = None,
+    ) -> None:
+        self.path = path
+        self.size_bytes = 0
+        self._flushed_bytes = 0
+        self._durable = durable
+        self._mode = mode
+        self._sha256 = hashlib.sha256()
+        self._sealed = False
+        if parts is None:
+            self.part = path.with_name(path.name + PART_ENDING)
+            self.part.unlink(missing_ok=True)
+        else:
+            make_directory(parts)
+            self.part = parts / (secrets.token_hex(16) + PART_ENDING)
+        # Narrow permissions are set from the start: nobody else may open the file before it is whole.
+        permissions = 0o666 if mode is None else 0o600
+        self._descriptor = os.open(self.part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, permissions)
+        self._open = True
+        try:
+            if parts is not None:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            if reserve_bytes and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._descriptor, 0, reserve_bytes)
+        except BaseException:
+            self.abort()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    def write(self, block: bytes | bytearray | memoryview) -> None:
+        """Append bytes, counting and hashing them; the memory may be used again when the call returns."""
+        with memoryview(block) as view:
+            self._sha256.update(view)
+            rest = view
+            while rest:
+                written = os.pwrite(self._descriptor, rest, self.size_bytes)
+                self.size_bytes += written
+                rest = rest[written:]
+        if self._durable:
+            self._flush_early()
+
+    @property
+    def info(self) -> FileInfo:
+        """The file's name, and the size and SHA-256 of what was written so far."""
+        return FileInfo(
+            name=self.path.name, size_bytes=self.size_bytes, sha256=self._sha256.copy().hexdigest()
+        )
+
+    def seal(self) -> None:
+        """Give the file its final size and permissions, and make it durable; nothing is written afterwards.
+
+        `publish` does this too. Call it first where the renaming is done under a lock: this may take long.
+        """
+        os.ftruncate(self._descriptor, self.size_bytes)
+        if self._mode is not None:
+            os.fchmod(self._descriptor, self._mode)
+        if self._durable:
+            os.fsync(self._descriptor)
+        self._sealed = True
+
+    def publish(self) -> FileInfo:
+        """Rename the file to its path, and return its name, size and SHA-256."""
+        if not self._sealed:
+            self.seal()
+        if not self._is_ours():
+            raise FileExistsError(f"Another process is writing {self.path}.")
+        self.part.rename(self.path)
+        self._close()
+        if self._durable:
+            sync_directory(self.path.parent)
+        return self.info
+
+    def abort(self) -> None:
+        """Remove the temporary file, if it is not published."""
+        if self._open:
+            try:
+                if self._is_ours():
+                    self.part.unlink()
+            finally:
+                self._close()
+
+    def _is_ours(self) -> bool:
+        """Whether the temporary name still means the file that this process opened."""
+        try:
+            named = self.part.stat()
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(named, os.fstat(self._descriptor))
+
+    def _flush_early(self) -> None:
+        """Let the disk begin while more is written, so that making it durable at the end takes less time.
+
+        Linux starts to write dirty pages back, without waiting, when told that they are not needed.
+        """
+        length = self.size_bytes - self._flushed_bytes
+        if length >= FLUSH_BYTES and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, self._flushed_bytes, length, os.POSIX_FADV_DONTNEED)
+            self._flushed_bytes = self.size_bytes
+
+    def _close(self) -> None:
+        self._open = False
+        os.close(self._descriptor)
+
+
+def write_atomic(path: Path, content: bytes) -> FileInfo:
+    """Replace a file durably: a reader sees all of the old content or all of the new."""
+    with AtomicFile(path) as file:
+        file.write(content)
+        return file.publish()
+
+
+def is_orphaned(part: Path) -> bool:
+    """Whether no process writes a temporary file any more."""
+    try:
+        descriptor = os.open(part, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Translate a full disk into `NoSpace`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise NoSpace from error
+        raise
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file; not twice in one thread, since the second would wait for the first for ever."""
+    """Hold a lock file, across processes and machines that share the volume.
+
+    Do not enter it twice in one thread: the second would wait for the first for ever.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -29,26 +227,9 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-PART_ENDING = ".part"
-READ_ONLY = 0o444
-FLUSH_BYTES = 16 << 20
-
-
-@contextmanager
-def disk_errors() -> Iterator[None]:
-    """Tell a full disk as `NoSpace`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise NoSpace from error
-        raise
-
-
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
@@ -56,25 +237,14 @@ def sync_directory(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory whose own name is durable."""
+    """Make a directory, and its parents, whose own name is durable."""
     if not path.is_dir():
         path.mkdir(parents=True, exist_ok=True)
         sync_directory(path.parent)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Put content in place of what is there: a reader sees all of the old or all of the new."""
-    part = path.with_name(f".{path.name}{PART_ENDING}")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    sync_directory(path.parent)
-
-
 def move_to_trash(path: Path, trash: Path) -> Path | None:
-    """Move a directory out of sight in one step; return where to empty it, None if it was not there."""
+    """Move a directory away in one step; return where it lies now for `purge`, None if it was not there."""
     make_directory(trash)
     place = trash / secrets.token_hex(8)
     try:
@@ -86,97 +256,6 @@ def move_to_trash(path: Path, trash: Path) -> Path | None:
 
 
 def purge(place: Path | None) -> None:
-    """Remove what `banish` moved."""
+    """Delete what `move_to_trash` moved."""
     if place is not None:
         shutil.rmtree(place, ignore_errors=True)
-
-
-class Part:
-    """A file under way: counted and hashed as it is written, locked so that no one takes it for left over."""
-
-    def __init__(self, folder: Path, *, content_bytes: int | None) -> None:
-        self.size_bytes = 0
-        self._flushing_bytes = 0
-        self._sha256 = hashlib.sha256()
-        make_directory(folder)
-        self.path = folder / (secrets.token_hex(16) + PART_ENDING)
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        self._open = True
-        if content_bytes:
-            self._reserve(content_bytes)
-
-    def write(self, block: bytes | bytearray | memoryview) -> None:
-        """Append a block."""
-        with disk_errors(), memoryview(block) as view:
-            self._sha256.update(view)
-            rest = view
-            while rest:
-                written = os.pwrite(self._descriptor, rest, self.size_bytes)
-                self.size_bytes += written
-                rest = rest[written:]
-        self._flush_early()
-
-    def digest(self) -> bytes:
-        """Return the SHA-256 of what was written so far."""
-        return self._sha256.digest()
-
-    def seal(self) -> None:
-        """Make the content durable and read-only."""
-        with disk_errors():
-            os.ftruncate(self._descriptor, self.size_bytes)
-            os.fchmod(self._descriptor, READ_ONLY)
-            os.fsync(self._descriptor)
-
-    def publish(self, path: Path) -> None:
-        """Give a sealed file its name."""
-        self.path.rename(path)
-        self._close()
-        sync_directory(path.parent)
-
-    def abort(self) -> None:
-        """Leave nothing, unless it is published."""
-        if self._open:
-            self.path.unlink(missing_ok=True)
-            self._close()
-
-    def _reserve(self, content_bytes: int) -> None:
-        """Learn now, not hours into an upload, that the disk is too small."""
-        if not hasattr(os, "posix_fallocate"):
-            return
-        try:
-            with disk_errors():
-                os.posix_fallocate(self._descriptor, 0, content_bytes)
-        except BaseException:
-            self.abort()
-            raise
-
-    def _flush_early(self) -> None:
-        """Let the disk begin while more comes in, so that making it durable at the end is not a second wait.
-
-        Linux starts to write dirty pages back, without waiting, when told that they are not needed.
-        """
-        length = self.size_bytes - self._flushing_bytes
-        if length >= FLUSH_BYTES and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, self._flushing_bytes, length, os.POSIX_FADV_DONTNEED)
-            self._flushing_bytes = self.size_bytes
-
-    def _close(self) -> None:
-        self._open = False
-        os.close(self._descriptor)
-
-
-def is_orphaned(path: Path) -> bool:
-    """Say whether a part file belongs to nobody any more."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    else:
-        return True
-    finally:
-        os.close(descriptor)

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from schemas.checkpoint import FileInfo
 from schemas.format.header_stream import HeaderParser
 from schemas.format.index import INDEX_ENDING, MAX_INDEX_BYTES, ShardIndex, parse_index
 from state.errors import DigestMismatch, TooLarge
-from state.files import Part
+from state.files import AtomicFile, disk_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +44,18 @@ class Upload:
 
     def __init__(
         self,
-        name: str,
-        part: Part,
-        publish: Callable[[FileInfo, ShardIndex | None, Part], bool],
+        file: AtomicFile,
+        publish: Callable[[AtomicFile, ShardIndex | None], bool],
         *,
         content_bytes: int | None,
         limit_bytes: int,
     ) -> None:
-        self.name = name
-        self._part = part
+        self.name = file.path.name
+        self._file = file
         self._publish = publish
         self._limit_bytes = limit_bytes
-        self._scan = (
-            IndexParser() if name.endswith(INDEX_ENDING) else HeaderParser(content_bytes=content_bytes)
+        self._parser = (
+            IndexParser() if self.name.endswith(INDEX_ENDING) else HeaderParser(content_bytes=content_bytes)
         )
 
     def __enter__(self) -> Self:
@@ -71,27 +69,28 @@ class Upload:
     @property
     def size_bytes(self) -> int:
         """What was written so far."""
-        return self._part.size_bytes
+        return self._file.size_bytes
 
     def write(self, block: bytes | bytearray | memoryview) -> None:
         """Take the next block; blocks of a few MiB keep the cost of a call small."""
-        if self._part.size_bytes + len(block) > self._limit_bytes:
+        if self._file.size_bytes + len(block) > self._limit_bytes:
             raise TooLarge(self._limit_bytes)
-        self._scan.feed(block)
-        self._part.write(block)
+        self._parser.feed(block)
+        with disk_errors():
+            self._file.write(block)
 
     def commit(self, expected_sha256: bytes | None = None) -> StoredFile:
         """Check the digest and the end of the file, make it durable, and publish it."""
-        digest = self._part.digest()
-        if expected_sha256 is not None and digest != expected_sha256:
-            raise DigestMismatch(expected=expected_sha256.hex(), actual=digest.hex())
-        content = self._scan.finish(self._part.size_bytes)
-        self._part.seal()
-        file = FileInfo(name=self.name, size_bytes=self._part.size_bytes, sha256=digest.hex())
-        created = self._publish(file, content if isinstance(content, ShardIndex) else None, self._part)
+        info = self._file.info
+        if expected_sha256 is not None and info.sha256 != expected_sha256.hex():
+            raise DigestMismatch(expected=expected_sha256.hex(), actual=info.sha256)
+        content = self._parser.finish(info.size_bytes)
+        with disk_errors():
+            self._file.seal()
+        created = self._publish(self._file, content if isinstance(content, ShardIndex) else None)
         self.abort()
-        return StoredFile(file.name, file.size_bytes, file.sha256, created)
+        return StoredFile(info.name, info.size_bytes, info.sha256, created)
 
     def abort(self) -> None:
         """Leave nothing but what is published."""
-        self._part.abort()
+        self._file.abort()

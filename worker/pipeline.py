@@ -12,8 +12,8 @@ from schemas.planning.budget import shares_budget
 from schemas.report import REPORT_NAME, Report
 from schemas.spec import CompressionSpec
 from state.cache import DecompositionCache
+from state.files import write_atomic
 from worker.budget import finish_within_budget
-from worker.checkpoint.part import PartFile
 from worker.checkpoint.spool import LayerSpool
 from worker.context import JobContext, TensorReaders, check_grams
 from worker.layer import LayerOutcome
@@ -87,8 +87,7 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
         device=device,
         seconds=time.perf_counter() - begun,
     )
-    with PartFile(request.result_dir / REPORT_NAME) as part:
-        part.write(report.model_dump_json(indent=1).encode() + b"\n")
+    write_atomic(request.result_dir / REPORT_NAME, report.model_dump_json(indent=1).encode() + b"\n")
     return report
 
 

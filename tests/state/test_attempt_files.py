@@ -148,6 +148,6 @@ def test_files_that_cannot_be_removed_do_not_undo_the_end_of_a_job(
 def test_a_full_disk_does_not_keep_the_files_that_fill_it(jobs, reach, why, litter, left, tmp_path):
     job_id = reach("running")
     litter(job_id)
-    (tmp_path / "jobs" / job_id / ".job.json.part").mkdir()
+    (tmp_path / "jobs" / job_id / "job.json.part").mkdir()
     assert jobs.fail(job_id, 1, why)
-    assert left(job_id) == [".job.json.part", "job.json"]
+    assert left(job_id) == ["job.json", "job.json.part"]

@@ -1,15 +1,191 @@
-"""Files under way: full disks, crashes and what they leave."""
+"""state/files.py: a file appears whole or not at all, and full disks and crashes leave nothing behind."""
 
+import hashlib
 import os
 import signal
 import stat
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
 from state.errors import NoSpace
-from state.files import FLUSH_BYTES, Part, write_atomic
+from state.files import FLUSH_BYTES, AtomicFile, is_orphaned, locked, write_atomic
+
+CONTENT = b"first, second"
+
+
+def names_in(directory) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+@pytest.fixture(params=["beside", "parts"])
+def make(request, tmp_path):
+    """Return what begins a file, with its temporary file beside it or in a shared folder."""
+    folder = tmp_path / "parts" if request.param == "parts" else None
+    return lambda path, **options: AtomicFile(path, parts=folder, **options)
+
+
+@pytest.fixture
+def path(tmp_path):
+    (tmp_path / "published").mkdir()
+    return tmp_path / "published" / "model.safetensors"
+
+
+def temporary_files(path) -> list[str]:
+    return [str(part) for part in path.parent.parent.rglob("*.part")]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_published_file_holds_what_was_written(make, path, durable):
+    with make(path, durable=durable) as file:
+        file.write(b"first, ")
+        file.write(memoryview(b"second"))
+        assert not path.exists()
+        published = file.publish()
+    assert path.read_bytes() == CONTENT
+    assert (published.name, published.size_bytes) == ("model.safetensors", 13)
+    assert published.sha256 == hashlib.sha256(CONTENT).hexdigest()
+    assert temporary_files(path) == []
+
+
+def test_a_published_file_replaces_what_was_there(make, path):
+    for content in (b"old", b"new"):
+        with make(path) as file:
+            file.write(content)
+            file.publish()
+    assert path.read_bytes() == b"new"
+
+
+def test_a_block_that_ends_without_publishing_leaves_nothing(make, path):
+    with make(path) as file:
+        file.write(CONTENT)
+    file = make(path)
+    with pytest.raises(RuntimeError), file:
+        raise RuntimeError
+    assert not path.exists()
+    assert temporary_files(path) == []
+
+
+def test_what_was_written_can_be_described_before_it_is_published(make, path):
+    with make(path) as file:
+        file.write(CONTENT[:5])
+        assert file.info.sha256 == hashlib.sha256(CONTENT[:5]).hexdigest()
+        file.write(CONTENT[5:])
+        assert file.info == file.publish()
+
+
+def test_an_abort_after_publishing_removes_nothing(make, path):
+    with make(path) as file:
+        file.write(CONTENT)
+        file.publish()
+        file.abort()
+    file.abort()
+    assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o600])
+def test_permissions_are_those_asked_for_and_never_wider_before(make, path, mode):
+    with make(path, mode=mode) as file:
+        assert stat.S_IMODE(file.part.stat().st_mode) == 0o600
+        file.publish()
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_reserved_space_that_was_not_needed_is_given_back(make, path):
+    with make(path, reserve_bytes=1 << 20) as file:
+        assert file.part.stat().st_blocks * 512 >= 1 << 20
+        file.write(b"abc")
+        file.publish()
+    assert path.read_bytes() == b"abc"
+
+
+def test_space_that_cannot_be_reserved_is_noticed_before_the_first_byte(make, path):
+    with pytest.raises(OSError, match=r"No space|too large|Invalid"):
+        make(path, reserve_bytes=1 << 62)
+    assert temporary_files(path) == []
+
+
+def test_a_file_larger_than_what_is_flushed_early_is_whole(make, path):
+    content = bytes(range(256)) * (FLUSH_BYTES // 256 * 2 + 1)
+    with make(path) as file:
+        for start in range(0, len(content), FLUSH_BYTES // 3):
+            file.write(content[start : start + FLUSH_BYTES // 3])
+        file.publish()
+    assert path.read_bytes() == content
+
+
+def test_what_a_killed_process_left_beside_the_file_is_replaced(path):
+    path.with_name(path.name + ".part").write_bytes(b"half of a longer file")
+    write_atomic(path, b"whole")
+    assert path.read_bytes() == b"whole"
+    assert names_in(path.parent) == [path.name]
+
+
+def test_a_temporary_file_that_was_taken_away_is_not_published(make, path):
+    with make(path) as file:
+        file.part.unlink()
+        with pytest.raises(FileExistsError, match="Another process"):
+            file.publish()
+    assert not path.exists()
+
+
+def test_of_two_writers_the_later_one_wins_and_the_earlier_one_fails(path):
+    with AtomicFile(path) as first, AtomicFile(path) as second:
+        first.write(b"first")
+        second.write(b"second")
+        with pytest.raises(FileExistsError, match="Another process"):
+            first.publish()
+        second.publish()
+    assert path.read_bytes() == b"second"
+    assert names_in(path.parent) == [path.name]
+
+
+def test_an_earlier_writer_that_fails_does_not_disturb_the_later_one(path):
+    first = AtomicFile(path)
+    with AtomicFile(path) as second:
+        second.write(b"second")
+        first.abort()
+        second.publish()
+    assert path.read_bytes() == b"second"
+
+
+def test_a_file_in_a_shared_folder_is_an_orphan_only_when_nobody_writes_it(path, tmp_path):
+    with AtomicFile(path, parts=tmp_path / "parts") as file:
+        assert not is_orphaned(file.part)
+    (tmp_path / "left.part").touch()
+    assert is_orphaned(tmp_path / "left.part")
+    assert not is_orphaned(file.part)
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from state.files import AtomicFile
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+with AtomicFile(Path(sys.argv[1]), parts=Path(sys.argv[2]) if sys.argv[2:] else None) as file:
+    for _ in range(5):
+        file.write(bytes(500_000))
+    file.publish()
+"""
+
+
+@pytest.mark.parametrize("folder", [[], ["parts"]], ids=["beside", "parts"])
+def test_a_full_disk_leaves_no_temporary_file(path, tmp_path, folder):
+    """The limit on a file's size stands for the disk's."""
+    arguments = [str(path), *(str(tmp_path / name) for name in folder)]
+    ended = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, *arguments], capture_output=True, text=True, check=False
+    )
+    assert "OSError: [Errno 27]" in ended.stderr
+    assert not path.exists()
+    assert temporary_files(path) == []
+
+
+# Uploads: the same through the store, where a full disk has a name.
 
 UPLOADER = """
 import sys
@@ -36,24 +212,22 @@ def uploading(tmp_path):
     process.communicate()
 
 
-def parts(tmp_path) -> list[str]:
-    return [path.name for path in (tmp_path / "parts").iterdir()]
-
-
-def test_a_killed_upload_leaves_a_part_alone_which_the_sweep_removes(checkpoints, uploading, tmp_path):
+def test_a_killed_upload_leaves_only_a_temporary_file_which_the_sweep_removes(
+    checkpoints, uploading, tmp_path
+):
     os.kill(uploading.pid, signal.SIGKILL)
     uploading.wait()
-    (part,) = parts(tmp_path)
+    (part,) = names_in(tmp_path / "parts")
     assert part.endswith(".part")
     assert not checkpoints.exists("m")
     assert checkpoints.sweep_parts(3600) == 0
     assert checkpoints.sweep_parts(-1) == 1
-    assert parts(tmp_path) == []
+    assert names_in(tmp_path / "parts") == []
 
 
-def test_an_upload_under_way_is_not_swept_however_long_it_takes(checkpoints, uploading, tmp_path):
+def test_an_upload_in_progress_is_not_swept_however_long_it_takes(checkpoints, uploading, tmp_path):
     assert checkpoints.sweep_parts(-1) == 0
-    assert len(parts(tmp_path)) == 1
+    assert len(names_in(tmp_path / "parts")) == 1
 
 
 def test_a_deletion_that_was_killed_is_finished_by_the_sweep(checkpoints, tmp_path):
@@ -72,71 +246,90 @@ def test_a_deletion_that_was_killed_is_finished_by_the_sweep(checkpoints, tmp_pa
     ],
     ids=["a directory", "a link to itself", "a pipe", "a socket"],
 )
-def test_what_is_no_part_is_left_where_it_lies_and_the_rest_is_swept(checkpoints, tmp_path, put):
+def test_what_is_no_temporary_file_stays_and_the_rest_is_swept(checkpoints, tmp_path, put):
     folder = tmp_path / "parts"
     folder.mkdir()
     put(folder / "a.part")
     for name in ("0.part", "b.part"):
         (folder / name).write_bytes(b"left over")
     assert checkpoints.sweep_parts(-1) == 2
-    assert parts(tmp_path) == ["a.part"]
+    assert names_in(folder) == ["a.part"]
 
 
 def test_a_sweep_of_nothing_finds_nothing(checkpoints):
     assert checkpoints.sweep_parts(-1) == 0
 
 
-def test_a_disk_too_small_is_told_before_a_byte_is_read(checkpoints, tmp_path):
+def test_a_disk_too_small_is_refused_before_a_byte_is_read(checkpoints, tmp_path):
     with pytest.raises(NoSpace, match="delete jobs or checkpoints"):
         checkpoints.receive("m", "a.safetensors", content_bytes=1 << 61, limit_bytes=1 << 62)
-    assert parts(tmp_path) == []
+    assert names_in(tmp_path / "parts") == []
 
 
-def test_a_disk_that_fills_up_is_told_as_such(tmp_path):
+def test_a_disk_that_fills_up_during_an_upload_is_named_as_such(tmp_path, safetensors):
+    (tmp_path / "body").write_bytes(safetensors(**{"w.weight": (400, 400)}))
     code = """
 import resource, signal, sys
 from pathlib import Path
-from state.files import Part
+from state.checkpoints import CheckpointStore
 from state.errors import NoSpace
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-part = Part(Path(sys.argv[1]), content_bytes=None)
+root = Path(sys.argv[1])
+upload = CheckpointStore(root).receive("m", "a.safetensors", content_bytes=None, limit_bytes=1 << 30)
 try:
-    part.write(bytes(1001))
+    with upload:
+        upload.write((root / "body").read_bytes())
 except NoSpace:
-    part.abort()
-    print("told")
+    print("no space")
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
     )
-    assert done.stdout == "told\n"
-    assert not any(tmp_path.iterdir())
+    assert done.stdout == "no space\n"
+    assert names_in(tmp_path / "parts") == []
 
 
-def test_space_is_reserved_when_the_length_is_known_and_given_back_when_it_was_less(tmp_path):
-    part = Part(tmp_path, content_bytes=1 << 20)
-    assert part.path.stat().st_blocks * 512 >= 1 << 20
-    part.write(b"abc")
-    part.seal()
-    part.publish(tmp_path / "published")
-    assert (tmp_path / "published").read_bytes() == b"abc"
-    part.abort()
-    assert (tmp_path / "published").exists()
+# Locks.
 
 
-def test_a_file_larger_than_what_is_flushed_early_is_whole(tmp_path):
-    part = Part(tmp_path, content_bytes=None)
-    content = bytes(range(256)) * (FLUSH_BYTES // 256 * 2 + 1)
-    for start in range(0, len(content), FLUSH_BYTES // 3):
-        part.write(content[start : start + FLUSH_BYTES // 3])
-    part.seal()
-    part.publish(tmp_path / "published")
-    assert (tmp_path / "published").read_bytes() == content
+def test_one_holds_the_lock_at_a_time(tmp_path):
+    inside, most = 0, 0
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(50):
+            with locked(tmp_path / "locks" / "one"):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0)
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (inside, most) == (0, 1)
 
 
-def test_a_replaced_file_is_whole_and_alone(tmp_path):
-    for content in (b"old", b"new"):
-        write_atomic(tmp_path / "file", content)
-    assert (tmp_path / "file").read_bytes() == b"new"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+def test_an_error_inside_releases_the_lock(tmp_path):
+    with pytest.raises(RuntimeError), locked(tmp_path / "lock"):
+        raise RuntimeError
+    with locked(tmp_path / "lock"):
+        pass
+
+
+@pytest.mark.timeout(20)
+def test_a_child_forked_meanwhile_does_not_keep_the_lock(tmp_path):
+    reading, writing = os.pipe()
+    with locked(tmp_path / "lock"):
+        child = os.fork()
+        if child == 0:
+            os.close(writing)
+            os.read(reading, 1)
+            os._exit(0)
+    with locked(tmp_path / "lock"):
+        os.close(writing)
+    os.waitpid(child, 0)
+    os.close(reading)

@@ -16,7 +16,7 @@ def block(tmp_path):
     """Return what makes a job's shadow impossible to write, as a full disk does, and what mends it."""
 
     def stop(job_id) -> object:
-        obstacle = tmp_path / "jobs" / job_id / ".job.json.part"
+        obstacle = tmp_path / "jobs" / job_id / "job.json.part"
         obstacle.mkdir()
         return obstacle.rmdir
 

@@ -8,7 +8,7 @@ import torch
 
 from schemas.format.header import Header, aligned_order, build_header, parse_header
 from schemas.format.index import build_index
-from worker.checkpoint.part import PartFile
+from state.files import AtomicFile, write_atomic
 from worker.checkpoint.reader import CHUNK_BYTES, CheckpointReader, dtype_name
 
 if TYPE_CHECKING:
@@ -72,13 +72,18 @@ class CheckpointWriter:
         self.header: Header = parse_header(
             self._header_json, file_bytes=8 + len(self._header_json) + sum(spec.nbytes for spec in ordered)
         )
+        self._path = path
+        self._durable = durable
         self._count = 0
-        self._part = PartFile(path, durable=durable)
 
     def __enter__(self) -> Self:
-        self._part.__enter__()
-        self._part.write(len(self._header_json).to_bytes(8, "little"))
-        self._part.write(self._header_json)
+        self._file = AtomicFile(self._path, durable=self._durable)
+        try:
+            self._file.write(len(self._header_json).to_bytes(8, "little"))
+            self._file.write(self._header_json)
+        except BaseException:
+            self._file.abort()
+            raise
         return self
 
     def __exit__(
@@ -96,15 +101,15 @@ class CheckpointWriter:
         OSError
             If the file cannot be written to the disk or renamed.
         """
-        incomplete = self._incomplete() if error is None else None
-        self._part.__exit__(kind, error or incomplete, traceback)
-        if incomplete is not None:
-            raise incomplete
+        with self._file:
+            if error is None:
+                self._check_complete()
+                self._file.publish()
 
     @property
     def written(self) -> FileInfo:
         """The published file's name, size and SHA-256; of meaning once the block has ended."""
-        return self._part.written()
+        return self._file.info
 
     @property
     def next(self) -> TensorInfo | None:
@@ -134,7 +139,7 @@ class CheckpointWriter:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         raw = flat.view(torch.uint8).numpy().data
         for offset in range(0, len(raw), CHUNK_BYTES):
-            self._part.write(raw[offset : offset + CHUNK_BYTES])
+            self._file.write(raw[offset : offset + CHUNK_BYTES])
 
     def copy(self, reader: CheckpointReader, info: TensorInfo) -> None:
         """
@@ -158,7 +163,7 @@ class CheckpointWriter:
         """
         self._step(info.dtype, info.shape)
         for piece in reader.chunks(info):
-            self._part.write(piece)
+            self._file.write(piece)
 
     def _step(self, dtype: str, shape: tuple[int, ...]) -> None:
         wanted = self.next
@@ -170,14 +175,13 @@ class CheckpointWriter:
             )
         self._count += 1
 
-    def _incomplete(self) -> ValueError | None:
+    def _check_complete(self) -> None:
         if self.next is not None:
-            return ValueError(f"{self._part.path.name} is incomplete: {self.next.name} was not written.")
-        if self._part.size_bytes != self.header.file_bytes:
-            return ValueError(
-                f"{self._part.path.name} has {self._part.size_bytes} bytes, not {self.header.file_bytes}."
+            raise ValueError(f"{self._path.name} is incomplete: {self.next.name} was not written.")
+        if self._file.size_bytes != self.header.file_bytes:
+            raise ValueError(
+                f"{self._path.name} has {self._file.size_bytes} bytes, not {self.header.file_bytes}."
             )
-        return None
 
 
 def write_index(
@@ -224,6 +228,4 @@ def write_index(
         total_size_bytes=total_size_bytes,
         total_parameters=total_parameters,
     )
-    with PartFile(path) as part:
-        part.write(text)
-    return part.written()
+    return write_atomic(path, text)
