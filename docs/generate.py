@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from pydantic_settings import BaseSettings
 
 from schemas.report import KEPT_REASONS
 from service.app import create_app
-from service.errors import Refusal
+from service.errors import Kind
 from service.settings import Settings as ServiceSettings
 from worker.settings import Settings as WorkerSettings
 
@@ -47,16 +46,9 @@ def operations_table() -> str:
 
 def problems_table() -> str:
     """List every kind of problem with its status."""
-    kinds = sorted(_leaves(Refusal), key=lambda kind: (kind.status, kind.slug))
-    rows = [f"| {int(kind.status)} | `{kind.slug}` | {kind.title}. |" for kind in kinds]
+    kinds = sorted(Kind, key=lambda kind: (kind.status, kind.slug))
+    rows = [f"| {kind.status} | `{kind.slug}` | {kind.title}. |" for kind in kinds]
     return "\n".join(["| status | kind | meaning |", "|---|---|---|", *rows])
-
-
-def _leaves(kind: type[Refusal]) -> Iterator[type[Refusal]]:
-    for child in kind.__subclasses__():
-        if "slug" in vars(child):
-            yield child
-        yield from _leaves(child)
 
 
 def reasons_table() -> str:

@@ -1,24 +1,23 @@
-"""The application: a list of what it has."""
+"""The application: its services, middleware, handlers and routes."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from functools import partial
 from importlib.metadata import version
 from threading import Event
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from service.dependencies import Services, State
-from service.metrics import Metrics, look
+from service.dependencies import LifespanState, Services
+from service.metrics import Metrics, StateCollector
 from service.middleware import Measure, RequestId, UnreadBody
 from service.openapi import DocumentedApp
 from service.problems import HANDLERS
 from service.reaper import reap_forever
 from service.routes import checkpoints, health, jobs, plans, results
 from service.settings import Settings
-from service.uploads import Space
+from service.uploads import DiskSpace
 from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore
 from state.jobs import JobStore
@@ -30,11 +29,11 @@ SUMMARY = "Makes model checkpoints smaller: safetensors in, low-rank safetensors
 
 
 def open_services(settings: Settings) -> Services:
-    """Make what routes stand on; nothing is connected or written yet."""
-    assert settings.redis_url is not None  # `python -m service` refuses to start without it
+    """Make the services; nothing is connected or written yet."""
+    assert settings.redis_url is not None  # `python -m service` does not start without it
     client = redis_client(settings.redis_url)
     decompositions = DecompositionCache.shared(settings.data_dir, limit_bytes=settings.cache_bytes)
-    space = Space(settings.data_dir, settings.min_free_bytes, decompositions)
+    space = DiskSpace(settings.data_dir, settings.min_free_bytes, decompositions)
     jobs = JobStore(client, settings.data_dir, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
     queue = JobQueue(settings.redis_url)
     workers = WorkerRegistry(client)
@@ -48,16 +47,16 @@ def open_services(settings: Settings) -> Services:
         queue=queue,
         workers=workers,
         stopping=Event(),
-        metrics=Metrics(partial(look, jobs=jobs, queue=queue, workers=workers, space=space)),
+        metrics=Metrics(StateCollector(jobs=jobs, queue=queue, workers=workers, space=space)),
     )
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Put the application together; its lifespan is the first to touch anything."""
+    """Make the application; only its lifespan touches the disk or Redis."""
     services = open_services(settings)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(_app: FastAPI) -> AsyncIterator[LifespanState]:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         reaper = asyncio.create_task(reap_forever(services))
         yield {"services": services}

@@ -1,4 +1,4 @@
-"""What routes stand on: made once in the lifespan, found through typed dependencies."""
+"""What routes depend on: the services, the request's body, and parameters that several routes share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from schemas.job import JobState
 from service.json_body import require_json
 from service.metrics import Metrics
 from service.settings import Settings
-from service.uploads import Body, Sink, Space, declared_bytes, receive_body
+from service.uploads import Body, DiskSpace, Sink, check_declared_size, receive_body
 from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore
 from state.jobs import JobStore
@@ -27,11 +27,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything that the API works with."""
+    """Everything that the API works with; made once, by `service.app`."""
 
     settings: Settings
     redis: Redis
-    space: Space
+    space: DiskSpace
     checkpoints: CheckpointStore
     decompositions: DecompositionCache
     jobs: JobStore
@@ -41,8 +41,8 @@ class Services:
     stopping: Event
 
 
-class State(TypedDict):
-    """What the lifespan leaves for requests."""
+class LifespanState(TypedDict):
+    """What the lifespan hands to each request, as `request.state`."""
 
     services: Services
 
@@ -56,42 +56,48 @@ ServicesDep = Annotated[Services, Depends(_services)]
 
 
 class Incoming:
-    """The body of one request, within this service's limits."""
+    """The body of one request, within the limits of this service."""
 
     def __init__(self, request: Request, services: ServicesDep) -> None:
         self.request = request
         self._services = services
 
-    async def announced_bytes(self) -> int | None:
-        """Check what the head says of an upload, and the room for it, before any of it is read."""
-        nbytes = declared_bytes(self.request, limit_bytes=self._services.settings.max_upload_bytes)
+    async def check_upload(self) -> int | None:
+        """Check an upload's headers, and the disk space for it, before its body is read.
+
+        Returns its size where Content-Length gives it.
+        """
+        nbytes = check_declared_size(self.request, limit_bytes=self._services.settings.max_upload_bytes)
         await run_in_threadpool(self._services.space.require, nbytes or 0)
         return nbytes
 
-    def check_head(self, *, limit_bytes: int) -> None:
-        """Check what the head says of a body that is kept in memory."""
-        declared_bytes(self.request, limit_bytes=limit_bytes)
+    async def store(self, begin: Callable[[], Sink[T]]) -> T:
+        """Stream an upload into a sink that writes to the disk."""
+        limit_bytes = self._services.settings.max_upload_bytes
+        return await self._stream(begin, limit_bytes=limit_bytes, space=self._services.space)
 
-    async def stream(self, begin: Callable[[], Sink[T]], *, limit_bytes: int | None = None) -> T:
-        """Stream it into a sink."""
-        body = self._body(limit_bytes=limit_bytes or self._services.settings.max_upload_bytes)
-        return await receive_body(body, begin, count=self._services.metrics.upload_bytes.inc)
+    async def collect(self, begin: Callable[[], Sink[T]], *, limit_bytes: int) -> T:
+        """Check a body's headers and stream it into a sink that keeps it in memory."""
+        check_declared_size(self.request, limit_bytes=limit_bytes)
+        return await self._stream(begin, limit_bytes=limit_bytes, space=None)
 
     async def json_text(self) -> bytes:
-        """Read all of a small one that is called JSON."""
+        """Read the whole of a JSON body."""
         require_json(self.request)
         limit_bytes = self._services.settings.max_spec_bytes
-        declared_bytes(self.request, limit_bytes=limit_bytes)
-        return await self._body(limit_bytes=limit_bytes).whole()
+        check_declared_size(self.request, limit_bytes=limit_bytes)
+        return await self._body(limit_bytes=limit_bytes, space=None).whole()
 
-    def _body(self, *, limit_bytes: int) -> Body:
-        return Body(
-            self.request, limit_bytes=limit_bytes, idle_timeout_s=self._services.settings.idle_timeout_s
-        )
+    async def _stream(self, begin: Callable[[], Sink[T]], *, limit_bytes: int, space: DiskSpace | None) -> T:
+        body = self._body(limit_bytes=limit_bytes, space=space)
+        return await receive_body(body, begin, count=self._services.metrics.upload_bytes.inc)
+
+    def _body(self, *, limit_bytes: int, space: DiskSpace | None) -> Body:
+        idle_timeout_s = self._services.settings.idle_timeout_s
+        return Body(self.request, limit_bytes=limit_bytes, idle_timeout_s=idle_timeout_s, space=space)
 
 
 IncomingDep = Annotated[Incoming, Depends()]
-
 
 CheckpointId = Annotated[str, Path(description="The checkpoint's id.", examples=["my-model"])]
 NewCheckpointId = Annotated[
@@ -109,7 +115,10 @@ FileName = Annotated[
 ResultName = Annotated[str, Path(description="The file's name.", examples=["model.safetensors"])]
 IfNoneMatch = Annotated[
     str | None,
-    Header(description="An ETag from before: 304 if nothing has changed.", examples=['"9f86d081884c7d65"']),
+    Header(
+        description="An ETag from an earlier answer: 304 if nothing has changed.",
+        examples=['"9f86d081884c7d65"'],
+    ),
 ]
 IdempotencyKey = Annotated[
     str | None,
@@ -122,7 +131,7 @@ IdempotencyKey = Annotated[
 ReprDigest = Annotated[
     str | None,
     Header(
-        description="The SHA-256 of the file, RFC 9530; other bytes are refused.",
+        description="The SHA-256 of the file, RFC 9530; a file with another one is refused.",
         examples=["sha-256=:n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg=:"],
     ),
 ]
@@ -131,15 +140,17 @@ Wait = Annotated[
     Query(
         ge=0,
         le=60,
-        description="Hold the answer until the state changes, at most so many seconds.",
+        description="Hold the answer until the state changes, for at most this many seconds.",
         examples=[30],
     ),
 ]
 StateFilter = Annotated[
     JobState | None, Query(description="Only jobs in this state.", examples=["succeeded"])
 ]
-Limit = Annotated[int, Query(ge=1, le=200, description="The most jobs of one page.", examples=[50])]
+Limit = Annotated[
+    int, Query(ge=1, le=200, description="The largest number of jobs on the page.", examples=[50])
+]
 Cursor = Annotated[
     str | None,
-    Query(max_length=256, description="`next_cursor` of the page before.", examples=["1767323045000000"]),
+    Query(max_length=256, description="`next_cursor` of the previous page.", examples=["1767323045000000"]),
 ]

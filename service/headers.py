@@ -1,42 +1,27 @@
-"""Digest and entity-tag headers: RFC 9530 and RFC 9110."""
+"""Response headers that identify a file's content, and the request headers that refer to it."""
 
-import base64
-import binascii
-import re
+from starlette.requests import Request
 
-from service import errors
-
-SHA256 = re.compile(r"(?:^|,)\s*sha-256\s*=\s*([^,]*)", re.IGNORECASE)
-SHA256_BYTES = 32
-ADVICE = "Repr-Digest must look like sha-256=:<base64 of 32 bytes>:"
+from schemas.digest import repr_digest
+from service.errors import Kind, ProblemError
 
 
-def wanted_sha256(header: str | None) -> bytes | None:
-    """Return the SHA-256 that a Repr-Digest asks for; RFC 9530 lets us ignore digests of other kinds."""
-    found = SHA256.findall(header or "")
-    if not found:
-        return None
-    text = found[-1].split(";")[0].strip()
-    if len(text) < 2 or text[0] != ":" or text[-1] != ":":
-        raise errors.InvalidRequest(f"{ADVICE}.")
-    try:
-        digest = base64.b64decode(text[1:-1], validate=True)
-    except (binascii.Error, ValueError):
-        raise errors.InvalidRequest(f"{ADVICE}; this is no base64.") from None
-    if len(digest) != SHA256_BYTES:
-        raise errors.InvalidRequest(f"{ADVICE}; this has {len(digest)} bytes.")
-    return digest
+def content_headers(sha256: str) -> dict[str, str]:
+    """Identify a file by its SHA-256, given in hexadecimal."""
+    return {"ETag": f'"{sha256}"', "Repr-Digest": repr_digest(sha256)}
 
 
-def digest_headers(sha256: str) -> dict[str, str]:
-    """Headers that name a file's content, from its SHA-256 in hex."""
-    encoded = base64.b64encode(bytes.fromhex(sha256)).decode()
-    return {"ETag": f'"{sha256}"', "Repr-Digest": f"sha-256=:{encoded}:"}
-
-
-def is_known(etag: str, if_none_match: str | None) -> bool:
-    """Say whether the client already has the representation of this tag, compared weakly."""
+def etag_matches(etag: str, if_none_match: str | None) -> bool:
+    """Whether the client already has the representation: the weak comparison of RFC 9110."""
     if if_none_match is None:
         return False
     tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
     return "*" in tags or etag.removeprefix("W/") in tags
+
+
+def require_json_accepted(request: Request) -> None:
+    """Refuse a client whose Accept header excludes JSON."""
+    accepted = (part.partition(";") for part in request.headers.get("accept", "*/*").split(","))
+    wanted = {kind.strip().lower() for kind, _, options in accepted if options.replace(" ", "") != "q=0"}
+    if not wanted & {"application/json", "application/*", "*/*"}:
+        raise ProblemError(Kind.NOT_ACCEPTABLE)

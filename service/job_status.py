@@ -1,4 +1,4 @@
-"""Holding a status answer until the job's state changes."""
+"""Jobs as clients see them, and waiting until one changes."""
 
 import asyncio
 import hashlib
@@ -9,14 +9,15 @@ from starlette.responses import Response
 
 from schemas.job import TERMINAL, Job, JobList, Links
 from service.dependencies import Services
-from service.headers import is_known
+from service.headers import etag_matches
 from state.records import JobPage, JobView
 
 RETRY_AFTER_S = 1
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 0.5
 
 
 def job_document(view: JobView) -> Job:
-    """Show a job."""
     record = view.record
     here = f"/v1/jobs/{record.id}"
     return Job(
@@ -45,21 +46,23 @@ def job_document(view: JobView) -> Job:
 
 
 def job_list(page: JobPage) -> JobList:
-    """Show a page of jobs."""
     return JobList(jobs=tuple(job_document(view) for view in page.jobs), next_cursor=page.next_cursor)
 
 
-def retry_after(view: JobView) -> dict[str, str]:
-    """Say when to ask again, until the job has ended."""
-    return {} if view.record.state in TERMINAL else {"Retry-After": str(RETRY_AFTER_S)}
+def job_response(view: JobView, if_none_match: str | None = None, *, status: int = 200) -> Response:
+    """Answer with a job and an ETag of its content, or with 304 if the client has seen it."""
+    content = job_document(view).model_dump_json().encode()
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = {"ETag": etag, "Cache-Control": "no-cache"}
+    if view.record.state not in TERMINAL:
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    if etag_matches(etag, if_none_match):
+        return Response(status_code=304, headers=headers)
+    return Response(content, status, media_type="application/json", headers=headers)
 
 
-FIRST_PAUSE_S = 0.05
-LONGEST_PAUSE_S = 0.5
-
-
-async def watched_job(request: Request, services: Services, job_id: str, *, wait_s: float) -> JobView:
-    """Look at a job until its state differs, the time is up, the client has left, or the service stops."""
+async def wait_for_change(request: Request, services: Services, job_id: str, *, wait_s: float) -> JobView:
+    """Poll a job until its state changes, `wait_s` is over, the client disconnects, or the service stops."""
     loop = asyncio.get_running_loop()
     first = view = await run_in_threadpool(services.jobs.view, job_id)
     until_s, pause_s = loop.time() + wait_s, FIRST_PAUSE_S
@@ -71,13 +74,3 @@ async def watched_job(request: Request, services: Services, job_id: str, *, wait
         pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
         view = await run_in_threadpool(services.jobs.view, job_id)
     return view
-
-
-def status_response(view: JobView, if_none_match: str | None = None, *, status: int = 200) -> Response:
-    """Show a job under a tag of its content, or say that the client has seen it."""
-    content = job_document(view).model_dump_json().encode()
-    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    headers = {"ETag": etag, "Cache-Control": "no-cache", **retry_after(view)}
-    if is_known(etag, if_none_match):
-        return Response(status_code=304, headers=headers)
-    return Response(content, status, media_type="application/json", headers=headers)

@@ -1,4 +1,4 @@
-"""JSON as the standard has it: no repeated keys, no NaN, no half surrogates; then a model made of it."""
+"""JSON as the standard defines it: no repeated keys, no NaN, no half surrogates; then a model made of it."""
 
 import json
 import math
@@ -7,8 +7,10 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from service import errors
+from service.errors import Kind, ProblemError
 from service.problems import invalid_fields
+
+M = TypeVar("M", bound=BaseModel)
 
 
 def media_type(request: Request) -> str:
@@ -16,48 +18,38 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def is_multipart(request: Request) -> bool:
-    """Say whether it is a form of parts."""
-    return media_type(request) == "multipart/form-data"
-
-
 def require_json(request: Request) -> None:
-    """Refuse what is not called JSON."""
+    """Refuse a body whose Content-Type is not JSON."""
     kind = media_type(request)
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        raise errors.UnsupportedMediaType
-
-
-M = TypeVar("M", bound=BaseModel)
+        raise ProblemError(Kind.UNSUPPORTED_MEDIA_TYPE)
 
 
 def parse_json(text: bytes) -> Any:
-    """Parse strictly; whatever is broken is refused with what is wrong and where."""
+    """Parse strictly; the problem says what is wrong and where."""
     try:
         value = json.loads(
             text.decode(), object_pairs_hook=_object, parse_constant=_constant, parse_float=_float
         )
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
-        raise errors.InvalidJson(f"The text is not UTF-8: see byte {error.start}.") from None
+        raise _invalid(f"The text is not UTF-8: see byte {error.start}.") from None
     except UnicodeEncodeError:
-        raise errors.InvalidJson(
-            "A string holds half of a surrogate pair; send the whole character."
-        ) from None
+        raise _invalid("A string holds half of a surrogate pair; send the whole character.") from None
     except json.JSONDecodeError as error:
-        raise errors.InvalidJson(
-            f"The JSON is broken at character {error.pos} (line {error.lineno}, column {error.colno}); "
-            "mend it and send the request again."
+        raise _invalid(
+            f"Invalid JSON at character {error.pos} (line {error.lineno}, column {error.colno}); "
+            "correct it and resend."
         ) from None
     except RecursionError:
-        raise errors.InvalidJson("The JSON is nested too deeply.") from None
+        raise _invalid("The JSON is nested too deeply.") from None
     except ValueError:
-        raise errors.InvalidJson("The JSON holds an integer with thousands of digits.") from None
+        raise _invalid("The JSON holds an integer with thousands of digits.") from None
     return value
 
 
-def parse_model(model: type[M], text: bytes, *, kind: type[errors.InvalidRequest], subject: str) -> M:
-    """Parse strictly and check against the model, which converts nothing: "0.5" and true are no numbers."""
+def parse_model(model: type[M], text: bytes, *, kind: Kind, subject: str) -> M:
+    """Parse strictly and validate without conversions: "0.5" and true are not numbers."""
     parse_json(text)
     try:
         return model.model_validate_json(text, strict=True)
@@ -66,19 +58,23 @@ def parse_model(model: type[M], text: bytes, *, kind: type[errors.InvalidRequest
         raise invalid_fields(kind, list(found), subject) from None
 
 
+def _invalid(detail: str) -> ProblemError:
+    return ProblemError(Kind.INVALID_JSON, detail)
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        raise errors.InvalidJson("An object holds the same key twice; keep one of them.")
+        raise _invalid("An object holds the same key twice; keep one of them.")
     return made
 
 
 def _constant(_token: str) -> NoReturn:
-    raise errors.InvalidJson("NaN and Infinity are not JSON; send a number.")
+    raise _invalid("NaN and Infinity are not JSON; send a number.")
 
 
 def _float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise errors.InvalidJson("A number is too large for a double; send a smaller one.")
+        raise _invalid("A number is too large for a double; send a smaller one.")
     return value

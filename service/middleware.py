@@ -1,4 +1,4 @@
-"""Plain ASGI around the application: request ids, measurement, and bodies that nobody read."""
+"""ASGI middleware: request ids, measurement of requests, and bodies that no route has read."""
 
 import asyncio
 import contextlib
@@ -13,28 +13,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
 
-OUTSIDE = "-"
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+DRAIN_LIMIT_BYTES = 4 * 2**20
+DRAIN_TIMEOUT_S = 2.0
 
-# A task, and the threads that work for it, see the id of their own request alone.
-request_id: ContextVar[str] = ContextVar("request_id", default=OUTSIDE)
+# A context variable: each task, and the threads that it starts, see the id of their own request.
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 
 class WithRequestId(logging.Filter):
-    """Gives each record the id of its request."""
+    """Adds the id of the current request to each log record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let everything through."""
         record.request_id = request_id.get()
         return True
 
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-DRAINED_BYTES = 4 * 2**20
-DRAINED_S = 2.0
-
-
 class RequestId:
-    """Gives each request an id, the client's own where it is harmless, and says it in the answer."""
+    """Gives each request an id, which the answer carries; the client's own id is used if it is harmless."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -46,19 +42,19 @@ class RequestId:
         given = Headers(scope=scope).get("x-request-id", "")
         own_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = own_id
-        # Never taken back: the server logs what went wrong after this returns, still in this request's task.
+        # Never reset: the server logs an exception after this returns, still in this request's task.
         request_id.set(own_id)
 
-        async def named(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["X-Request-ID"] = own_id
             await send(message)
 
-        await self.app(scope, receive, named)
+        await self.app(scope, receive, send_with_id)
 
 
 class Measure:
-    """Counts and times requests by route, which the router leaves in the scope."""
+    """Counts and times requests by route."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -70,22 +66,23 @@ class Measure:
             return
         began_s, status = time.perf_counter(), 500
 
-        async def watched(message: Message) -> None:
+        async def note_status(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
         try:
-            await self.app(scope, receive, watched)
+            await self.app(scope, receive, note_status)
         finally:
+            # The router leaves the route that it chose in the scope.
             route = getattr(scope.get("route"), "path", "none")
             self.metrics.observe(scope["method"], route, status, time.perf_counter() - began_s)
 
 
 class UnreadBody:
-    """Ends what a refused request still sends: a short rest is read away, a long one cut off.
+    """Ends the body of a request that is answered early: a short rest is read, a long one is cut off.
 
-    Without it a client that does not wait for `100 Continue` would go on to send gigabytes into the void.
+    Otherwise a client that does not wait for `100 Continue` would send gigabytes that nobody reads.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -99,29 +96,29 @@ class UnreadBody:
         unread = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
         begun = "expect" not in headers
 
-        async def noted() -> Message:
+        async def note_receive() -> Message:
             nonlocal unread, begun
             begun = True
             message = await receive()
             unread = unread and message.get("more_body", False)
             return message
 
-        async def close_or_send(message: Message) -> None:
+        async def drain_then_send(message: Message) -> None:
             if message["type"] == "http.response.start" and unread:
                 if begun:
-                    await _read_away(noted)
+                    await _drain(note_receive)
                 if unread:
                     MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
-        await self.app(scope, noted, close_or_send)
+        await self.app(scope, note_receive, drain_then_send)
 
 
-async def _read_away(receive: Receive) -> None:
+async def _drain(receive: Receive) -> None:
     seen_bytes, more = 0, True
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DRAINED_S):
-            while more and seen_bytes < DRAINED_BYTES:
+        async with asyncio.timeout(DRAIN_TIMEOUT_S):
+            while more and seen_bytes < DRAIN_LIMIT_BYTES:
                 message = await receive()
                 more = message.get("more_body", False)
                 seen_bytes += len(message.get("body", b""))

@@ -1,4 +1,4 @@
-"""Multipart bodies, parsed as they stream: each part goes to its own receiver, none is spooled."""
+"""Multipart bodies, parsed as they arrive: each part goes to a receiver of its own, none is buffered."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,12 +8,11 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MAX_BOUNDARY_LENGTH, MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from service import errors
+from service.errors import Kind, ProblemError
+from service.json_body import media_type
 
 PLAIN_ENCODINGS = frozenset({b"", b"7bit", b"8bit", b"binary"})
-BROKEN = (
-    "The multipart body is malformed; check its boundaries and part headers, or leave both to your client."
-)
+MALFORMED = "The multipart body is malformed; let your client write its boundaries and part headers."
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -21,7 +20,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class PartHead:
-    """What a part says of itself."""
+    """A part's name, and its file name if it has one."""
 
     name: str
     filename: str | None
@@ -30,35 +29,41 @@ class PartHead:
 class Part(Protocol):
     """Where one part's bytes go."""
 
-    def write(self, block: bytes | memoryview) -> None:
-        """Take the next bytes."""
+    def write(self, block: bytes | memoryview) -> None: ...
 
-    def end(self) -> None:
-        """Be told that this was all."""
+    def finish(self) -> object:
+        """Take note that the part is complete."""
 
 
 class Form(Protocol[T_co]):
     """Where the parts of one body go."""
 
     def part(self, head: PartHead) -> Part:
-        """Begin a part."""
+        """Return the receiver of a part that begins."""
 
     def commit(self) -> T_co:
-        """Keep what came; the body was whole."""
+        """Keep the parts; the body is complete."""
 
     def abort(self) -> None:
-        """Leave nothing of what came."""
+        """Remove all parts."""
+
+
+def is_multipart(request: Request) -> bool:
+    return media_type(request) == "multipart/form-data"
 
 
 def boundary_of(request: Request) -> bytes:
-    """Return the boundary that the head announces."""
+    """Return the boundary that Content-Type gives."""
     kind, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data":
-        raise errors.UnsupportedMediaType("Send multipart/form-data, and say so in Content-Type.")
+        raise ProblemError(
+            Kind.UNSUPPORTED_MEDIA_TYPE, "Send multipart/form-data, and name it in Content-Type."
+        )
     if not 0 < len(boundary) <= MAX_BOUNDARY_LENGTH:
-        raise errors.InvalidMultipart(
-            "Content-Type must give the boundary, of 1 to 256 characters; leave that to your client."
+        raise ProblemError(
+            Kind.INVALID_MULTIPART,
+            "Content-Type must give the boundary, of 1 to 256 characters; let your client write it.",
         )
     return boundary
 
@@ -72,7 +77,7 @@ class MultipartSink(Generic[T]):
         self._part: Part | None = None
         self._headers: dict[bytes, bytes] = {}
         self._field = self._value = b""
-        self._whole = False
+        self._complete = False
         self._parser = MultipartParser(
             boundary,
             {
@@ -88,26 +93,26 @@ class MultipartSink(Generic[T]):
         )
 
     def write(self, block: bytes) -> None:
-        """Take the next bytes of the body."""
         try:
             self._parser.write(block)
         except FormParserError:
-            raise errors.InvalidMultipart(BROKEN) from None
+            raise ProblemError(Kind.INVALID_MULTIPART, MALFORMED) from None
 
     def commit(self) -> T:
-        """Keep the form, provided that its closing boundary has come."""
-        if not self._whole:
-            raise errors.InvalidMultipart("The body ends before its closing boundary; send all of it.")
+        """Commit the form, if the closing boundary has arrived."""
+        if not self._complete:
+            raise ProblemError(
+                Kind.INVALID_MULTIPART, "The body ends before its closing boundary; send all of it."
+            )
         return self._form.commit()
 
     def abort(self) -> None:
-        """Leave nothing."""
         self._form.abort()
 
     def _begin_part(self) -> None:
         if self._parts_left == 0:
-            raise errors.InvalidMultipart(
-                "The body has too many parts; upload the files one by one with PUT."
+            raise ProblemError(
+                Kind.INVALID_MULTIPART, "The body has too many parts; upload the files one by one with PUT."
             )
         self._parts_left -= 1
         self._headers = {}
@@ -125,9 +130,13 @@ class MultipartSink(Generic[T]):
     def _open_part(self) -> None:
         kind, options = parse_options_header(self._headers.get(b"content-disposition", b"").decode("latin-1"))
         if kind != b"form-data" or b"name" not in options:
-            raise errors.InvalidMultipart("Every part needs `Content-Disposition: form-data` with a name.")
+            raise ProblemError(
+                Kind.INVALID_MULTIPART, "Every part needs `Content-Disposition: form-data` with a name."
+            )
         if self._headers.get(b"content-transfer-encoding", b"").strip().lower() not in PLAIN_ENCODINGS:
-            raise errors.InvalidMultipart("Send the parts as they are, without Content-Transfer-Encoding.")
+            raise ProblemError(
+                Kind.INVALID_MULTIPART, "Send the parts as they are, without Content-Transfer-Encoding."
+            )
         filename = options.get(b"filename")
         self._part = self._form.part(
             PartHead(
@@ -142,27 +151,26 @@ class MultipartSink(Generic[T]):
 
     def _end_part(self) -> None:
         if self._part is not None:
-            self._part.end()
+            self._part.finish()
         self._part = None
 
     def _end(self) -> None:
-        self._whole = True
+        self._complete = True
 
 
-class CappedText:
-    """A small part, kept in memory up to its limit."""
+class TextPart:
+    """A small part, kept in memory: `subject` names it in the message that it is too large."""
 
-    def __init__(self, *, limit_bytes: int, keep: Callable[[bytes], None]) -> None:
+    def __init__(self, *, subject: str, limit_bytes: int, receive: Callable[[bytes], None]) -> None:
+        self._subject = subject
         self._limit_bytes = limit_bytes
-        self._keep = keep
+        self._receive = receive
         self._text = bytearray()
 
     def write(self, block: bytes | memoryview) -> None:
-        """Take the next bytes, within the limit."""
         if len(self._text) + len(block) > self._limit_bytes:
-            raise errors.TooLarge(f"The spec may hold at most {self._limit_bytes} bytes.")
+            raise ProblemError(Kind.TOO_LARGE, f"{self._subject} may hold at most {self._limit_bytes} bytes.")
         self._text += block
 
-    def end(self) -> None:
-        """Hand the text over."""
-        self._keep(bytes(self._text))
+    def finish(self) -> None:
+        self._receive(bytes(self._text))

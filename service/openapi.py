@@ -1,6 +1,7 @@
-"""What the OpenAPI document says beyond what FastAPI finds by itself: refusals, and bodies that stream."""
+"""What the OpenAPI document says that FastAPI cannot find out: problems, headers, and streamed bodies."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -8,23 +9,49 @@ from pydantic.json_schema import models_json_schema
 
 from schemas.job import JobRequest
 from schemas.problem import Problem
-from service import errors
+from service.errors import Kind, ProblemError
+from state.errors import TooLarge
 
 REFERENCE = "#/components/schemas/{model}"
-ANYWHERE: tuple[type[errors.Refusal], ...] = (errors.InvalidHttp, errors.InternalError)
+ANY_OPERATION = (Kind.INVALID_HTTP, Kind.INTERNAL_ERROR)
 
 Responses = dict[int | str, dict[str, Any]]
 
+# A code that follows the slug in the type, for the kinds that have one.
+CODE_EXAMPLES: Mapping[Kind, str] = {
+    Kind.INVALID_CHECKPOINT: "not-json",
+    Kind.INVALID_CALIBRATION: "gram-shape",
+}
+# Details as they may be sent; for other kinds the example is the detail in the table.
+DETAIL_EXAMPLES: Mapping[Kind, str] = {
+    Kind.REQUEST_TIMEOUT: "No data arrived for 60 s, so the upload was discarded; send it again.",
+    Kind.CHECKPOINT_INCOMPLETE: "Upload the missing files first: model-00002-of-00002.safetensors.",
+    Kind.NO_RESULT: "The job is running. Its result exists once it has succeeded; ask again later.",
+    Kind.TOO_LARGE: str(TooLarge(100 * 2**30)),
+    Kind.INVALID_REQUEST: (
+        "1 field of the request is not valid. Fix the fields listed in `errors` and resend."
+    ),
+    Kind.INVALID_JSON: "Invalid JSON at character 12 (line 1, column 13); correct it and resend.",
+    Kind.INVALID_MULTIPART: "The body ends before its closing boundary; send all of it.",
+    Kind.INVALID_SPEC: "1 field of the spec is not valid. Fix the fields listed in `errors` and resend.",
+    Kind.INVALID_CHECKPOINT: "The file is shorter than its header says; upload the whole file.",
+    Kind.INVALID_CALIBRATION: (
+        'The Gram matrix of "encoder.layer.0.output.dense" is [384, 384], but the layer has 1536 inputs, so '
+        "[1536, 1536] is needed. Calibrate again, with the model that this checkpoint is of."
+    ),
+    Kind.NOT_READY: "Missing: workers. `errors` says more about each.",
+}
 
-def refusals(*kinds: type[errors.Refusal]) -> Responses:
-    """Describe the refusals of an operation, each with an example; those that any may meet are added."""
-    by_status: defaultdict[int, list[type[errors.Refusal]]] = defaultdict(list)
-    for kind in (*kinds, *ANYWHERE):
-        by_status[int(kind.status)].append(kind)
+
+def problem_responses(*kinds: Kind) -> Responses:
+    """Describe the problems of an operation, and those that any operation may meet, each with an example."""
+    by_status: defaultdict[int, list[Kind]] = defaultdict(list)
+    for kind in (*kinds, *ANY_OPERATION):
+        by_status[kind.status].append(kind)
     return {status: _response(found) for status, found in sorted(by_status.items())}
 
 
-def _response(kinds: list[type[errors.Refusal]]) -> dict[str, Any]:
+def _response(kinds: list[Kind]) -> dict[str, Any]:
     headers = {name for kind in kinds for name in kind.headers}
     described: dict[str, Any] = {
         "description": "; ".join(kind.title for kind in kinds) + ".",
@@ -40,10 +67,9 @@ def _response(kinds: list[type[errors.Refusal]]) -> dict[str, Any]:
     return described
 
 
-def _example(kind: type[errors.Refusal]) -> dict[str, Any]:
-    if issubclass(kind, errors.InvalidCheckpoint):
-        return kind(kind.fault, kind.example).problem().model_dump(mode="json")
-    return kind(kind.example).problem().model_dump(mode="json")
+def _example(kind: Kind) -> dict[str, Any]:
+    error = ProblemError(kind, DETAIL_EXAMPLES.get(kind), code=CODE_EXAMPLES.get(kind))
+    return error.problem().model_dump(mode="json")
 
 
 def _header(description: str, example: object, kind: str = "string") -> dict[str, Any]:
@@ -51,10 +77,10 @@ def _header(description: str, example: object, kind: str = "string") -> dict[str
 
 
 HEADERS: dict[str, dict[str, Any]] = {
-    "Accept-Encoding": _header("The content coding that is taken.", "identity"),
+    "Accept-Encoding": _header("The supported content coding.", "identity"),
     "Content-Range": _header("Which bytes these are.", "bytes 0-1023/90864192"),
-    "ETag": _header("Names this representation; send it back as If-None-Match.", '"9f86d081884c7d65"'),
-    "Location": _header("Where the job is.", "/v1/jobs/J5b0"),
+    "ETag": _header("Identifies this representation; send it back as If-None-Match.", '"9f86d081884c7d65"'),
+    "Location": _header("The job's address.", "/v1/jobs/J5b0"),
     "Repr-Digest": _header(
         "The SHA-256 of the whole file, RFC 9530.", "sha-256=:n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg=:"
     ),
@@ -62,10 +88,10 @@ HEADERS: dict[str, dict[str, Any]] = {
 }
 
 
-def answers(*names: str, description: str | None = None) -> dict[str, Any]:
-    """Describe the headers of a good answer."""
-    described: dict[str, Any] = {"headers": {name: HEADERS[name] for name in names}}
-    return described | ({"description": description} if description else {})
+def described(*headers: str, description: str | None = None) -> dict[str, Any]:
+    """Describe a successful answer: its headers, and what it means."""
+    answer: dict[str, Any] = {"headers": {name: HEADERS[name] for name in headers}}
+    return answer | ({"description": description} if description else {})
 
 
 RANGE_PARAMETER: dict[str, Any] = {
@@ -74,7 +100,7 @@ RANGE_PARAMETER: dict[str, Any] = {
             "name": "Range",
             "in": "header",
             "required": False,
-            "description": "The bytes wanted, RFC 9110.",
+            "description": "The range of bytes to send, RFC 9110.",
             "schema": {"type": "string"},
             "example": "bytes=0-1023",
         }
@@ -85,7 +111,7 @@ SPEC_EXAMPLE = {"method": "svd", "rank": {"ratio": 0.5}}
 RAW_BODY = {
     "requestBody": {
         "required": True,
-        "description": "The file's bytes, as they are.",
+        "description": "The file's bytes.",
         "content": {"application/octet-stream": {"schema": BINARY}},
     }
 }
@@ -105,7 +131,7 @@ def _form(name: str, description: str, *, spec: bool) -> dict[str, Any]:
             "type": "string",
             "contentMediaType": "application/json",
             "contentSchema": {"$ref": REFERENCE.format(model="CompressionSpec")},
-            "description": "What is to be done, as JSON.",
+            "description": "The compression spec, as JSON.",
             "examples": ['{"method": "svd", "rank": {"ratio": 0.5}}'],
         }
     return {"schema": {"type": "object", "properties": properties, "required": list(properties)}}
@@ -121,7 +147,7 @@ def _json() -> dict[str, Any]:
 def _files_form(*, spec: bool) -> dict[str, Any]:
     return _form(
         "checkpoint",
-        "The safetensors file, or the shards and their index; each part with a file name.",
+        "The safetensors file, or the shards and their index; each part with its file name.",
         spec=spec,
     )
 
@@ -150,10 +176,10 @@ PLAN_BODY = {
 
 
 class DocumentedApp(FastAPI):
-    """Adds the models that only streamed bodies and refusals mention, and takes out FastAPI's own refusal."""
+    """Adds the models that only streamed bodies and problems refer to, and removes FastAPI's own 422."""
 
     def openapi(self) -> dict[str, Any]:
-        """Return the document, made at the first call."""
+        """Make the document at the first call."""
         if self.openapi_schema is None:
             self._complete(super().openapi())
         assert self.openapi_schema is not None
@@ -167,6 +193,6 @@ class DocumentedApp(FastAPI):
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         for operation in (operation for path in document["paths"].values() for operation in path.values()):
-            # FastAPI adds it wherever there are parameters, even those that nothing can be wrong with.
+            # FastAPI adds its own 422 wherever there are parameters, even if none of them can be invalid.
             if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                 del operation["responses"]["422"]

@@ -15,11 +15,11 @@ from schemas.format.header import Header
 from schemas.format.header_stream import MAX_HEADER_BYTES, HeaderParser
 from schemas.format.index import INDEX_ENDING, MAX_INDEX_BYTES, ShardIndex
 from schemas.spec import CompressionSpec
-from service import errors
 from service.dependencies import Services
-from service.forms import Content, SpecField, check_fit, new_file_name
-from service.multipart import MultipartSink, Part, PartHead
-from service.submission import lacking_upload
+from service.errors import Kind, ProblemError
+from service.forms import SpecField, check_consistent, new_file_name
+from service.multipart import MultipartSink, Part, PartHead, TextPart
+from service.submission import missing_from_upload
 from state.checkpoints import AN_INDEX, MISSING_SHOWN, missing_files
 from state.upload import IndexParser
 
@@ -29,7 +29,7 @@ MAX_CONFIG_BYTES = 4 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class PlanContent:
-    """What a whole form held."""
+    """What a form held."""
 
     files: CheckpointFiles
     spec: CompressionSpec
@@ -39,16 +39,15 @@ class HeaderPart:
     """The first 8 + N bytes of a safetensors file, N being the length of its header."""
 
     def __init__(self, name: str) -> None:
-        self.content: Header | None = None
         self._name = name
-        self._scan = HeaderParser()
+        self._parser = HeaderParser()
         self._seen_bytes = 0
 
     def write(self, block: bytes | memoryview) -> None:
         with _named(self._name):
-            self._scan.feed(block)
+            self._parser.feed(block)
             self._seen_bytes += len(block)
-            header = self._scan.header
+            header = self._parser.header
             if header is not None and self._seen_bytes > header.data_start:
                 raise CheckpointError(
                     "trailing-data",
@@ -56,94 +55,84 @@ class HeaderPart:
                     f"Send only the first {header.data_start} bytes of the file.",
                 )
 
-    def end(self) -> None:
+    def finish(self) -> Header:
         with _named(self._name):
-            header = self._scan.header
-            self.content = self._scan.finish(self._seen_bytes if header is None else header.file_bytes)
+            header = self._parser.header
+            return self._parser.finish(self._seen_bytes if header is None else header.file_bytes)
 
 
 class IndexPart:
     """A whole index."""
 
     def __init__(self, name: str) -> None:
-        self.content: ShardIndex | None = None
         self._name = name
-        self._scan = IndexParser()
+        self._parser = IndexParser()
+        self._index: ShardIndex | None = None
 
     def write(self, block: bytes | memoryview) -> None:
         with _named(self._name):
-            self._scan.feed(block)
+            self._parser.feed(block)
 
-    def end(self) -> None:
-        with _named(self._name):
-            self.content = self._scan.finish(0)
-
-
-class ConfigPart:
-    """The model's config.json, which has no effect on a plan yet; its size is limited all the same."""
-
-    def __init__(self) -> None:
-        self._seen_bytes = 0
-
-    def write(self, block: bytes | memoryview) -> None:
-        self._seen_bytes += len(block)
-        if self._seen_bytes > MAX_CONFIG_BYTES:
-            raise errors.TooLarge(f"{CONFIG_NAME} may hold at most {MAX_CONFIG_BYTES} bytes.")
-
-    def end(self) -> None:
-        """Nothing is kept."""
+    def finish(self) -> ShardIndex:
+        if self._index is None:
+            with _named(self._name):
+                self._index = self._parser.finish(0)
+        return self._index
 
 
 class PlanForm:
-    """Keeps the headers and the spec of one form in memory."""
+    """Keeps the headers and the spec of a form in memory."""
 
     def __init__(self, *, spec_limit_bytes: int) -> None:
         self._files: dict[str, HeaderPart | IndexPart] = {}
-        self._config: ConfigPart | None = None
+        self._config: bytes | None = None
         self._spec = SpecField(limit_bytes=spec_limit_bytes)
 
     def part(self, head: PartHead) -> Part:
         if head.name == "spec":
             return self._spec.part()
         if head.name != "header":
-            raise errors.InvalidMultipart(
-                "A part has a name that is not known here; the parts are `header` and `spec`."
+            raise ProblemError(
+                Kind.INVALID_MULTIPART, "A part has an unknown name; the parts are `header` and `spec`."
             )
         if head.filename == CONFIG_NAME:
-            return self._begin_config()
+            return TextPart(subject=CONFIG_NAME, limit_bytes=MAX_CONFIG_BYTES, receive=self._keep_config)
         name = new_file_name(head, self._files)
         part = IndexPart(name) if name.endswith(INDEX_ENDING) else HeaderPart(name)
         self._files[name] = part
         return part
 
     def commit(self) -> PlanContent:
+        """Return the content, if no file is missing and all are consistent."""
         if not self._files:
-            raise errors.InvalidMultipart(
+            raise ProblemError(
+                Kind.INVALID_MULTIPART,
                 "The part `header` is missing; send the first 8 + N bytes of the safetensors file in it, "
-                "N being the length of its header."
+                "N being the length of its header.",
             )
         spec = self._spec.required()
-        sent: dict[str, Content] = {n: file.content for n, file in self._files.items() if file.content}
-        check_fit(sent, None)
+        sent = {name: part.finish() for name, part in sorted(self._files.items())}
+        check_consistent(sent, None)
         index = next((content for content in sent.values() if isinstance(content, ShardIndex)), None)
-        headers = {name: content for name, content in sorted(sent.items()) if isinstance(content, Header)}
+        headers = {name: content for name, content in sent.items() if isinstance(content, Header)}
         if missing := tuple(islice(missing_files(sent, index), MISSING_SHOWN)):
             unrelated = tuple(headers) if missing == (AN_INDEX,) else ()
-            raise errors.InvalidCheckpoint("missing-files", lacking_upload(missing, unrelated=unrelated))
+            detail = missing_from_upload(missing, unrelated=unrelated)
+            raise ProblemError(Kind.INVALID_CHECKPOINT, detail, code="missing-files")
         return PlanContent(CheckpointFiles(headers, index), spec)
 
     def abort(self) -> None:
-        """Nothing was stored."""
+        """Do nothing: nothing was stored."""
 
-    def _begin_config(self) -> Part:
+    def _keep_config(self, text: bytes) -> None:
+        # The model's config.json has no effect on a plan yet.
         if self._config is not None:
-            raise errors.InvalidMultipart(f"The file {CONFIG_NAME} came twice; send it once.")
-        self._config = ConfigPart()
-        return self._config
+            raise ProblemError(Kind.INVALID_MULTIPART, f"The file {CONFIG_NAME} came twice; send it once.")
+        self._config = text
 
 
 def plan_form_limit_bytes(services: Services) -> int:
-    """Return the most bytes of a whole form: all headers, an index and a spec, each at its largest."""
+    """Return the most bytes of a whole form: the largest header, index, config.json and spec together."""
     return MAX_HEADER_BYTES + MAX_INDEX_BYTES + MAX_CONFIG_BYTES + services.settings.max_spec_bytes
 
 
@@ -155,7 +144,7 @@ def begin_plan_form(services: Services, boundary: bytes) -> MultipartSink[PlanCo
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Begin the detail of a CheckpointError with the file's name."""
+    """Prefix the detail of a CheckpointError with the file's name."""
     try:
         yield
     except CheckpointError as error:

@@ -1,59 +1,34 @@
-"""Plans for stored checkpoints: bounded in work, checked, and exact where the spectra are known."""
+"""Plans within HTTP's bounds: limited in work, with errors that point into the request.
+
+Each function takes `pointer`, the JSON pointer to the spec in the request: SPEC_IN_JSON or SPEC_IN_FORM.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from schemas.checkpoint import FileInfo
 from schemas.format.files import CheckpointFiles
 from schemas.format.metadata import factored_names
-from schemas.format.tensor import TensorInfo
 from schemas.planning.budget import check_budget, resolve_ranks
 from schemas.planning.calibration import GRAM, CalibrationError
 from schemas.planning.layer import Plan
 from schemas.planning.planner import make_plan
-from schemas.problem import FieldProblem, SpecError
+from schemas.problem import SpecError
 from schemas.spec import CompressionSpec, RankRule
-from service import errors
 from service.dependencies import Services
+from service.errors import Kind, ProblemError
 from state.cache import DecompositionKey
 from state.checkpoints import StoredCheckpoint
 from state.errors import CheckpointNotFound
 
-# Where the field stands: in the JSON request of a job or plan, and in the spec of a form.
-IN_REQUEST = "/spec/calibration"
-IN_FORM = "/calibration"
+SPEC_IN_JSON = "/spec"
+SPEC_IN_FORM = ""
+# Matching one pattern with one tensor takes 0.5 us, or 10 us for a pattern made to be slow.
+MAX_MATCHES = 10_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """A stored calibration, and where the client has named it."""
-
-    stored: StoredCheckpoint
-    pointer: str
-
-    @property
-    def files(self) -> tuple[FileInfo, ...]:
-        """Its files with their digests."""
-        return self.stored.files
-
-    @property
-    def tensors(self) -> tuple[TensorInfo, ...]:
-        """What it holds."""
-        return self.stored.tensors
-
-    @contextmanager
-    def pointed(self) -> Iterator[None]:
-        """Say of what does not fit where it was asked for."""
-        try:
-            yield
-        except CalibrationError as error:
-            raise errors.InvalidCalibration(error.code, error.detail, pointer=self.pointer) from error
-
-
-def find_calibration(services: Services, spec: CompressionSpec, *, pointer: str) -> Calibration | None:
-    """Find what the spec names; None where it names none."""
-    name = spec.calibration
+def find_calibration(services: Services, spec: CompressionSpec, *, pointer: str) -> StoredCheckpoint | None:
+    """Return the stored checkpoint that `spec.calibration` names; it must exist and be complete."""
+    name, field = spec.calibration, f"{pointer}/calibration"
     if name is None:
         return None
     try:
@@ -63,69 +38,69 @@ def find_calibration(services: Services, spec: CompressionSpec, *, pointer: str)
             f"No checkpoint has the id {name} that `calibration` names; "
             f"upload the Gram matrices with PUT /v1/checkpoints/{name}/grams.safetensors."
         )
-        raise errors.CheckpointNotFound(
-            detail, errors=(FieldProblem(pointer=pointer, detail=detail),)
-        ) from error
+        raise ProblemError(Kind.CHECKPOINT_NOT_FOUND, detail, pointer=field) from error
     if not stored.complete:
         detail = f"The calibration {name} lacks files: {', '.join(stored.missing)}. Upload them first."
-        raise errors.CheckpointIncomplete(detail, errors=(FieldProblem(pointer=pointer, detail=detail),))
-    return Calibration(stored, pointer)
+        raise ProblemError(Kind.CHECKPOINT_INCOMPLETE, detail, pointer=field)
+    return stored
 
 
-# A match takes half a microsecond, or ten for a pattern made to be slow.
-MAX_MATCHES = 10_000_000
-# Where the spec stands in the JSON request of a job or plan, and in a form.
-SPEC_IN_REQUEST = "/spec"
-SPEC_IN_FORM = ""
-
-
-def bounded_plan(
-    files: CheckpointFiles, spec: CompressionSpec, calibration: Calibration | None, *, place: str
+def make_bounded_plan(
+    files: CheckpointFiles, spec: CompressionSpec, calibration: StoredCheckpoint | None, *, pointer: str
 ) -> Plan:
     """Plan, unless matching every pattern with every tensor would keep this process busy for long."""
     tensors = files.tensors
     patterns = sum(map(len, (spec.include, spec.exclude, spec.overrides, spec.transposed)))
     if patterns * len(tensors) > MAX_MATCHES:
-        raise errors.InvalidSpec(
-            f"{patterns} patterns for {len(tensors)} tensors are too many; let each stand for many layers."
+        raise ProblemError(
+            Kind.INVALID_SPEC,
+            f"{patterns} patterns for {len(tensors)} tensors are too many; "
+            "use fewer patterns that match more layers each.",
         )
     factored = factored_names(header.metadata for header in files.headers.values())
-    with _placed(place):
-        if calibration is None:
-            plan = make_plan(tensors, spec, factored=factored)
-        else:
-            with calibration.pointed():
-                plan = make_plan(tensors, spec, factored=factored, grams=calibration.tensors)
+    grams = calibration.tensors if calibration else None
+    with _spec_errors(pointer):
+        plan = make_plan(tensors, spec, factored=factored, grams=grams)
         check_budget(plan, spec, files)
     return plan
 
 
-def resolved_plan(
-    services: Services, stored: StoredCheckpoint, spec: CompressionSpec, calibration: Calibration | None
+def make_resolved_plan(
+    services: Services,
+    stored: StoredCheckpoint,
+    spec: CompressionSpec,
+    calibration: StoredCheckpoint | None,
+    *,
+    pointer: str,
 ) -> Plan:
-    """Plan with whatever the decompositions of earlier jobs settle."""
+    """Plan, and resolve the ranks that depend on spectra which earlier jobs have left in the cache."""
     files = CheckpointFiles(stored.headers, stored.index)
-    plan = bounded_plan(files, spec, calibration, place=SPEC_IN_REQUEST)
+    plan = make_bounded_plan(files, spec, calibration, pointer=pointer)
     spectra = services.decompositions.spectra(_keys(stored, plan, calibration))
-    with _placed(SPEC_IN_REQUEST):
+    with _spec_errors(pointer):
         return resolve_ranks(plan, spec, files, spectra)
 
 
 @contextmanager
-def _placed(place: str) -> Iterator[None]:
-    """Say of what a spec asks in vain where it was asked for."""
+def _spec_errors(pointer: str) -> Iterator[None]:
+    """Turn errors of the planner into problems that point into the request."""
     try:
         yield
     except SpecError as error:
-        where = FieldProblem(pointer=place + error.pointer, detail=error.detail)
-        raise errors.InvalidSpec(error.detail, errors=(where,)) from error
+        raise ProblemError(Kind.INVALID_SPEC, error.detail, pointer=pointer + error.pointer) from error
+    except CalibrationError as error:
+        raise ProblemError(
+            Kind.INVALID_CALIBRATION, error.detail, code=error.code, pointer=f"{pointer}/calibration"
+        ) from error
 
 
-def _keys(stored: StoredCheckpoint, plan: Plan, calibration: Calibration | None) -> list[DecompositionKey]:
-    """Name the decompositions of the layers whose ranks hang on them."""
+def _keys(
+    stored: StoredCheckpoint, plan: Plan, calibration: StoredCheckpoint | None
+) -> list[DecompositionKey]:
+    """Return the cache keys of the layers whose ranks depend on their spectra."""
     waiting = {layer.tensor: layer for layer in plan.layers if isinstance(layer.rank, RankRule)}
     digests = {file.name: file.sha256 for file in stored.files}
-    grams = _gram_digests(calibration.stored) if calibration else {}
+    grams = _gram_digests(calibration) if calibration else {}
     return [
         DecompositionKey(
             digests[name],

@@ -1,4 +1,4 @@
-"""Turning whatever was raised into a problem+json answer: one table, one handler."""
+"""Exception handlers: every exception becomes an application/problem+json answer."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -10,10 +10,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
+from schemas.digest import DigestError
 from schemas.format.errors import CheckpointError
 from schemas.problem import field_problems
-from service import errors
-from state import errors as state
+from service.errors import KIND_BY_SLUG, Kind, ProblemError
+from state.errors import StateError
 from state.files import FULL
 
 MAX_FIELD_PROBLEMS = 50
@@ -24,108 +25,98 @@ log = logging.getLogger("eckart.service")
 
 
 class ProblemResponse(JSONResponse):
-    """RFC 9457."""
+    """A problem document of RFC 9457."""
 
     media_type = "application/problem+json"
 
-    def __init__(self, refusal: errors.Refusal) -> None:
-        super().__init__(
-            refusal.problem().model_dump(mode="json"), refusal.status, headers=refusal.sent_headers
-        )
+    def __init__(self, error: ProblemError) -> None:
+        super().__init__(error.problem().model_dump(mode="json"), error.kind.status, headers=error.headers)
 
 
-def invalid_fields(
-    kind: type[errors.InvalidRequest], found: list[Mapping[str, Any]], subject: str
-) -> errors.Refusal:
-    """Say which fields are bad, without their values."""
+def invalid_fields(kind: Kind, found: list[Mapping[str, Any]], subject: str) -> ProblemError:
+    """List the fields that pydantic found invalid, without their values."""
     count = f"1 field of the {subject} is" if len(found) == 1 else f"{len(found)} fields of the {subject} are"
     first = f" The first {MAX_FIELD_PROBLEMS} are listed." if len(found) > MAX_FIELD_PROBLEMS else ""
-    detail = f"{count} not valid; mend what errors lists and send the request again.{first}"
-    return kind(detail, errors=field_problems(found[:MAX_FIELD_PROBLEMS]))
+    detail = f"{count} not valid. Fix the fields listed in `errors` and resend.{first}"
+    return ProblemError(kind, detail, errors=field_problems(found[:MAX_FIELD_PROBLEMS]))
 
 
-def _of_framework(error: HTTPException) -> errors.Refusal:
-    kinds: dict[int, type[errors.Refusal]] = {
-        404: errors.NotFound,
-        405: errors.MethodNotAllowed,
-        413: errors.TooLarge,
-        415: errors.UnsupportedMediaType,
+def _from_http_exception(error: HTTPException) -> ProblemError:
+    kinds = {
+        404: Kind.NOT_FOUND,
+        405: Kind.METHOD_NOT_ALLOWED,
+        413: Kind.TOO_LARGE,
+        415: Kind.UNSUPPORTED_MEDIA_TYPE,
     }
-    return kinds.get(error.status_code, errors.InvalidRequest)(headers=error.headers)
+    return ProblemError(kinds.get(error.status_code, Kind.INVALID_REQUEST), headers=error.headers)
 
 
-def _of_validation(error: RequestValidationError) -> errors.Refusal:
-    return invalid_fields(errors.InvalidRequest, list(error.errors()), "request")
+def _from_validation_error(error: RequestValidationError) -> ProblemError:
+    return invalid_fields(Kind.INVALID_REQUEST, list(error.errors()), "request")
 
 
-def _of_checkpoint(error: CheckpointError) -> errors.Refusal:
-    return errors.InvalidCheckpoint(error.code, error.detail, pointer=error.pointer)
+def _from_checkpoint_error(error: CheckpointError) -> ProblemError:
+    return ProblemError(Kind.INVALID_CHECKPOINT, error.detail, code=error.code, pointer=error.pointer)
 
 
-def _said(kind: type[errors.Refusal]) -> Callable[[Exception], errors.Refusal]:
-    """Keep the words of the error itself."""
-    return lambda error: kind(str(error))
+def _from_digest_error(error: DigestError) -> ProblemError:
+    return ProblemError(Kind.INVALID_REQUEST, str(error))
 
 
-def _of_os(error: OSError) -> errors.Refusal:
+def _from_state_error(error: StateError) -> ProblemError:
+    return ProblemError(KIND_BY_SLUG[error.slug], str(error))
+
+
+def _from_os_error(error: OSError) -> ProblemError:
     if error.errno in FULL:
-        return errors.OutOfSpace()
+        return ProblemError(Kind.OUT_OF_SPACE)
     log.error("the file system failed", exc_info=error)
-    return errors.InternalError()
+    return ProblemError(Kind.INTERNAL_ERROR)
 
 
-TRANSLATIONS: dict[type[Exception], Callable[[Any], errors.Refusal]] = {
-    HTTPException: _of_framework,
-    RequestValidationError: _of_validation,
-    CheckpointError: _of_checkpoint,
-    OSError: _of_os,
-    state.JobNotFound: _said(errors.JobNotFound),
-    state.CheckpointNotFound: _said(errors.CheckpointNotFound),
-    state.ContentConflict: _said(errors.ContentConflict),
-    state.CheckpointInUse: _said(errors.CheckpointInUse),
-    state.CheckpointGone: _said(errors.CheckpointGone),
-    state.IdempotencyConflict: _said(errors.IdempotencyMismatch),
-    state.DigestMismatch: _said(errors.DigestMismatch),
-    state.TooLarge: _said(errors.TooLarge),
-    state.NoSpace: _said(errors.OutOfSpace),
-    state.BadCursor: _said(errors.InvalidRequest),
-    state.StoreUnavailable: _said(errors.StoreUnavailable),
+CONVERTERS: dict[type[Exception], Callable[[Any], ProblemError]] = {
+    HTTPException: _from_http_exception,
+    RequestValidationError: _from_validation_error,
+    CheckpointError: _from_checkpoint_error,
+    DigestError: _from_digest_error,
+    OSError: _from_os_error,
+    StateError: _from_state_error,
 }
 
 
-def translated(error: Exception) -> errors.Refusal:
-    """Return the refusal that a foreign error amounts to; the most specific entry of the table wins."""
-    if isinstance(error, errors.Refusal):
+def to_problem(error: Exception) -> ProblemError:
+    """Convert any exception; the converter of its nearest base class is used."""
+    if isinstance(error, ProblemError):
         return error
-    found = next((TRANSLATIONS[kind] for kind in type(error).__mro__ if kind in TRANSLATIONS), None)
-    return found(error) if found else errors.InternalError()
+    convert = next((CONVERTERS[base] for base in type(error).__mro__ if base in CONVERTERS), None)
+    return convert(error) if convert else ProblemError(Kind.INTERNAL_ERROR)
 
 
-async def answer(request: Request, error: Exception) -> Response:
-    """Answer with the problem that was raised."""
-    refusal = translated(error)
-    response = ProblemResponse(refusal)
-    if isinstance(refusal, errors.MethodNotAllowed):
-        response.headers["Allow"] = ", ".join(_methods(request))
+async def handle_exception(request: Request, error: Exception) -> Response:
+    converted = to_problem(error)
+    response = ProblemResponse(converted)
+    if converted.kind is Kind.METHOD_NOT_ALLOWED:
+        response.headers["Allow"] = ", ".join(_allowed_methods(request))
+    # An exception that no one expected is answered outside the middleware that sets this header.
     if request_id := request.scope.get("state", {}).get("request_id"):
         response.headers["X-Request-ID"] = request_id
     return response
 
 
-def _methods(request: Request) -> list[str]:
-    """Ask every route, for Starlette's own Allow header names the methods of the first alone."""
+def _allowed_methods(request: Request) -> list[str]:
+    # Starlette's own Allow header names only the methods of the first route that matches the path.
     routes = request.app.routes
     scope = dict(request.scope)
     return [m for m in METHODS if any(r.matches({**scope, "method": m})[0] == Match.FULL for r in routes)]
 
 
-async def _gone(_request: Request, _error: Exception) -> Response:
+async def _handle_disconnect(_request: Request, _error: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 HANDLERS: dict[int | type[Exception], Any] = {
-    ClientDisconnect: _gone,
-    errors.Refusal: answer,
-    **dict.fromkeys(TRANSLATIONS, answer),
-    Exception: answer,
+    ClientDisconnect: _handle_disconnect,
+    ProblemError: handle_exception,
+    **dict.fromkeys(CONVERTERS, handle_exception),
+    Exception: handle_exception,
 }

@@ -1,4 +1,4 @@
-"""Looks after jobs whose worker or message was lost, from the API's lifespan."""
+"""The reaper: a task of the API that recovers jobs whose worker or message was lost, and cleans up."""
 
 import asyncio
 import logging
@@ -12,58 +12,53 @@ from starlette.concurrency import run_in_threadpool
 from service.dependencies import Services
 from state.errors import StoreUnavailable
 
-LEFT_OVER_S = 600.0
-# Only a process that was killed leaves orphans, and to find them every manifest is read.
-ORPHANS_S = 3600.0
+STALE_UPLOAD_S = 600.0
+# Rarely: only a process that was killed leaves orphans, and finding them reads every manifest.
+ORPHANS_EVERY_S = 3600.0
 
 log = logging.getLogger("eckart.service")
 
 
 async def reap_forever(services: Services) -> None:
-    """Take a turn at once and then again and again."""
-    steps: dict[str, Callable[[], None]] = {
-        "send jobs again": partial(send_again, services),
-        "tidy up": partial(tidy_up, services),
+    """Run a cycle at once and then every `reaper_s`."""
+    steps: dict[str, Callable[[], object]] = {
+        "requeue jobs": partial(requeue, services),
+        "remove stale uploads": partial(services.checkpoints.sweep_parts, STALE_UPLOAD_S),
         "trim the cache": services.decompositions.trim,
-        "remove orphans": seldom(services.checkpoints.remove_orphans, every_s=ORPHANS_S),
+        "remove orphans": at_most_every(ORPHANS_EVERY_S, services.checkpoints.remove_orphans),
     }
     while True:
-        await take_turn(steps)
+        await run_cycle(steps)
         await asyncio.sleep(services.settings.reaper_s)
 
 
-async def take_turn(steps: Mapping[str, Callable[[], None]]) -> None:
-    """Take every step; one that fails stops neither the others nor the next turn."""
+async def run_cycle(steps: Mapping[str, Callable[[], object]]) -> None:
+    """Run every step; one that fails stops neither the others nor the next cycle."""
     for what, step in steps.items():
         try:
             await run_in_threadpool(step)
         except StoreUnavailable:
-            log.warning("the reaper cannot reach Redis; it tries again")
+            log.warning("the reaper cannot reach Redis and will try again")
         except Exception:
-            log.exception("the reaper failed to %s; it tries again", what)
+            log.exception("the reaper failed to %s and will try again", what)
 
 
-def send_again(services: Services) -> None:
-    """Queue jobs whose worker or message was lost."""
+def requeue(services: Services) -> None:
+    """Enqueue jobs whose worker or message was lost."""
     for job_id in services.jobs.sweep():
         services.queue.send(job_id)
         services.metrics.requeued.inc()
-        log.info("sent job %s again", job_id)
+        log.info("requeued job %s", job_id)
 
 
-def tidy_up(services: Services) -> None:
-    """Remove what killed uploads left."""
-    services.checkpoints.sweep_parts(LEFT_OVER_S)
-
-
-def seldom(step: Callable[[], None], *, every_s: float) -> Callable[[], None]:
-    """Return a step that is taken at once, and then not again for so long."""
+def at_most_every(interval_s: float, step: Callable[[], object]) -> Callable[[], None]:
+    """Throttle a step: after a success it does not run again for `interval_s`."""
     due_s = -math.inf
 
-    def take() -> None:
+    def run_if_due() -> None:
         nonlocal due_s
         if time.monotonic() >= due_s:
             step()
-            due_s = time.monotonic() + every_s
+            due_s = time.monotonic() + interval_s
 
-    return take
+    return run_if_due

@@ -1,4 +1,4 @@
-"""Finding the files that a job has made."""
+"""The files of a job's result, found and sent: Range, HEAD, a strong ETag and Repr-Digest."""
 
 import hashlib
 import os
@@ -6,22 +6,23 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from starlette.requests import Request
 from starlette.responses import FileResponse, MalformedRangeHeader, RangeNotSatisfiable, Response
 
 from schemas.report import REPORT_NAME, Report
-from service import errors
 from service.dependencies import Services
-from service.headers import digest_headers, is_known
+from service.errors import Kind, ProblemError
+from service.headers import content_headers, etag_matches
 from state.data_dir import DataDir
+from state.errors import JobNotFound
 from state.records import JobRecord
 
-ADVICE = {
-    "queued": "The job is queued; its result exists once it has succeeded. Ask again later.",
-    "running": "The job is running; its result exists once it has succeeded. Ask again later.",
-    "failed": "The job is failed, so it has no result; GET the job, its error says why.",
-    "canceled": "The job is canceled, so it has no result; make a new one.",
+NO_RESULT_DETAIL = {
+    "queued": "The job is queued. Its result exists once it has succeeded; ask again later.",
+    "running": "The job is running. Its result exists once it has succeeded; ask again later.",
+    "failed": "The job has failed, so it has no result; the job's `error` says why.",
+    "canceled": "The job was canceled, so it has no result; create a new one.",
 }
+MEDIA_TYPES = {".json": "application/json", ".safetensors": "application/octet-stream"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,43 +34,8 @@ class ResultFile:
     status: os.stat_result
 
 
-def finished_job(services: Services, job_id: str) -> JobRecord:
-    """Find a job that has a result."""
-    record = services.jobs.get(job_id)
-    if record.state in ADVICE:
-        headers = {"Retry-After": "2"} if record.state in {"queued", "running"} else {}
-        raise errors.NoResult(ADVICE[record.state], headers=headers)
-    return record
-
-
-def result_file(services: Services, record: JobRecord, name: str) -> ResultFile:
-    """Find a file that the report names, or the report itself."""
-    assert record.result_fence is not None
-    directory = DataDir(services.settings.data_dir).result(record.id, record.result_fence)
-    try:
-        sha256 = _digests(directory).get(name)
-        if sha256 is None:
-            raise errors.FileNotFound
-        return ResultFile(directory / name, sha256, (directory / name).stat())
-    except FileNotFoundError:
-        # A result only ever goes with its job, which was deleted after its record was read.
-        raise errors.JobNotFound from None
-
-
-@lru_cache(maxsize=256)
-def _digests(directory: Path) -> dict[str, str]:
-    """Digests by name; a published result never changes."""
-    text = (directory / REPORT_NAME).read_bytes()
-    report = Report.model_validate_json(text)
-    listed = {file.name: file.sha256 for file in report.output.files}
-    return {**listed, REPORT_NAME: hashlib.sha256(text).hexdigest()}
-
-
-MEDIA_TYPES = {".json": "application/json", ".safetensors": "application/octet-stream"}
-
-
 class Download(FileResponse):
-    """One immutable file: Range, HEAD, a strong ETag and Repr-Digest."""
+    """Starlette's response with our problem for a range outside the file."""
 
     chunk_size = 2**20
 
@@ -78,31 +44,53 @@ class Download(FileResponse):
         try:
             return super()._parse_range_header(http_range, file_size)
         except MalformedRangeHeader:
-            return []  # RFC 9110 §14.2: a range that makes no sense is ignored.
+            return []  # RFC 9110, 14.2: a malformed range is ignored.
         except RangeNotSatisfiable as refused:
-            raise errors.RangeNotSatisfiable(
-                headers={"Content-Range": f"bytes */{refused.max_size}"}
-            ) from None
+            headers = {"Content-Range": f"bytes */{refused.max_size}"}
+            raise ProblemError(Kind.RANGE_NOT_SATISFIABLE, headers=headers) from None
+
+
+def succeeded_job(services: Services, job_id: str) -> JobRecord:
+    """Return the record of a job that has a result."""
+    record = services.jobs.get(job_id)
+    if record.state in NO_RESULT_DETAIL:
+        headers = {"Retry-After": "2"} if record.state in {"queued", "running"} else {}
+        raise ProblemError(Kind.NO_RESULT, NO_RESULT_DETAIL[record.state], headers=headers)
+    return record
+
+
+def result_file(services: Services, record: JobRecord, name: str) -> ResultFile:
+    """Find the report, or a file that the report lists."""
+    assert record.result_fence is not None
+    directory = DataDir(services.settings.data_dir).result(record.id, record.result_fence)
+    try:
+        sha256 = _digests(directory).get(name)
+        if sha256 is None:
+            raise ProblemError(Kind.FILE_NOT_FOUND)
+        return ResultFile(directory / name, sha256, (directory / name).stat())
+    except FileNotFoundError:
+        # A result is only ever deleted with its job, so the job was deleted after its record was read.
+        raise JobNotFound from None
+
+
+@lru_cache(maxsize=256)
+def _digests(directory: Path) -> dict[str, str]:
+    """Read digests by file name; cached, for a published result never changes."""
+    text = (directory / REPORT_NAME).read_bytes()
+    report = Report.model_validate_json(text)
+    listed = {file.name: file.sha256 for file in report.output.files}
+    return {**listed, REPORT_NAME: hashlib.sha256(text).hexdigest()}
 
 
 def download(file: ResultFile, if_none_match: str | None) -> Response:
-    """Send a file, or 304 where the client has it."""
-    headers = digest_headers(file.sha256)
-    if is_known(headers["ETag"], if_none_match):
+    """Send a file, or 304 if the client has it."""
+    headers = content_headers(file.sha256)
+    if etag_matches(headers["ETag"], if_none_match):
         return Response(status_code=304, headers=headers)
-    media_type = MEDIA_TYPES.get(file.path.suffix, "application/octet-stream")
     return Download(
         file.path,
         filename=file.path.name,
-        media_type=media_type,
+        media_type=MEDIA_TYPES.get(file.path.suffix, "application/octet-stream"),
         headers=headers,
         stat_result=file.status,
     )
-
-
-def require_json_accepted(request: Request) -> None:
-    """Refuse a client that takes no JSON at all."""
-    accepted = (part.partition(";") for part in request.headers.get("accept", "*/*").split(","))
-    wanted = {kind.strip().lower() for kind, _, options in accepted if options.replace(" ", "") != "q=0"}
-    if not wanted & {"application/json", "application/*", "*/*"}:
-        raise errors.NotAcceptable

@@ -1,4 +1,4 @@
-"""Request bodies on their way to disk: gathered on the event loop, written by one thread for each request."""
+"""Streaming a request's body into a sink: received on the event loop, written by one thread per request."""
 
 import asyncio
 import logging
@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
 from urllib.parse import quote
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
-from service import errors
+from service.errors import Kind, ProblemError
 from state.cache import DecompositionCache
+from state.errors import OutOfSpace, TooLarge
 
 FIRST_BLOCK_BYTES = 64 * 2**10
 BLOCK_BYTES = 4 * 2**20
@@ -28,75 +30,79 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Sink(Protocol[T_co]):
-    """Where a body goes; every call comes from one thread, and abort comes last unless commit succeeds."""
+    """Where a body goes. One thread makes all calls; `abort` is the last one unless `commit` succeeds."""
 
-    def write(self, block: bytes) -> None:
-        """Take the next bytes."""
+    def write(self, block: bytes) -> None: ...
 
     def commit(self) -> T_co:
-        """Keep what came, which was all."""
+        """Keep the body, which is complete."""
 
     def abort(self) -> None:
-        """Leave nothing of what came."""
+        """Remove all that was written."""
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
-    """The disk that uploads go to, and what must stay free on it."""
+class DiskSpace:
+    """The disk that uploads are written to, of which `min_free_bytes` must stay free."""
 
     path: Path
     min_free_bytes: int
     cache: DecompositionCache
 
     def free_bytes(self) -> int:
-        """Bytes that this process may still write."""
         return shutil.disk_usage(self.path).free
 
     def require(self, nbytes: int) -> None:
-        """Refuse where that many more would leave too little, even with what the cache can give back."""
+        """Raise `OutOfSpace` unless `nbytes` more fit; cached decompositions are evicted if that helps."""
         if self._lacking_bytes(nbytes) > 0:
             self.cache.free_space(self._lacking_bytes(nbytes))
         if self._lacking_bytes(nbytes) > 0:
-            raise errors.OutOfSpace
+            raise OutOfSpace
 
     def _lacking_bytes(self, nbytes: int) -> int:
         return nbytes + self.min_free_bytes - self.free_bytes()
 
 
-def declared_bytes(request: Request, *, limit_bytes: int) -> int | None:
-    """Check what the head says about the body before any of it is read; None: the length is not said."""
+def check_declared_size(request: Request, *, limit_bytes: int) -> int | None:
+    """Check the headers that describe the body; return its size, or None where Content-Length is absent."""
     if request.headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}:
-        raise errors.EncodedBody
+        raise ProblemError(Kind.ENCODED_BODY)
     if request.headers.get("transfer-encoding", "chunked").strip().lower() != "chunked":
-        raise errors.EncodedBody("Send the bytes as they are, without Transfer-Encoding other than chunked.")
+        raise ProblemError(
+            Kind.ENCODED_BODY, "Send the bytes as they are; the only Transfer-Encoding supported is chunked."
+        )
     if "content-range" in request.headers:
-        raise errors.PartialBody
+        raise ProblemError(Kind.PARTIAL_BODY)
     length = request.headers.get("content-length")
     nbytes = None if length is None else int(length)
     if nbytes is not None and nbytes > limit_bytes:
-        raise over_limit(limit_bytes)
+        raise TooLarge(limit_bytes)
     return nbytes
 
 
-def over_limit(limit_bytes: int) -> errors.Refusal:
-    """Name the limit that was passed."""
-    return errors.TooLarge(f"The body may hold at most {limit_bytes} bytes.")
-
-
 class Body:
-    """The body of one request as it arrives, counted; a client that falls silent is dropped."""
+    """The body of one request as it arrives: counted, limited, and dropped if the client stops sending.
 
-    def __init__(self, request: Request, *, limit_bytes: int, idle_timeout_s: float) -> None:
+    `space` is the disk that it will be written to, if any.
+    """
+
+    def __init__(
+        self, request: Request, *, limit_bytes: int, idle_timeout_s: float, space: DiskSpace | None
+    ) -> None:
         self._receive = request.receive
         self._client = request.client
         self._path = request.url.path
         self._limit_bytes = limit_bytes
         self._idle_timeout_s = idle_timeout_s
+        self._space = space
         self._seen_bytes = 0
         self._more = True
 
     async def blocks(self) -> AsyncIterator[list[bytes]]:
-        """Yield blocks of 64 KiB, growing to 4 MiB, or what has come at a pause: bad headers show early."""
+        """Yield blocks of 64 KiB, growing to 4 MiB.
+
+        A block is smaller where the client pauses, so that a malformed header is refused at once.
+        """
         gathered: list[bytes] = []
         gathered_bytes, block_bytes = 0, FIRST_BLOCK_BYTES
         while self._more:
@@ -107,14 +113,15 @@ class Body:
             except TimeoutError:
                 paused = True
                 if not gathered_bytes:
-                    raise self._silent() from None
+                    raise self._timed_out() from None
             if gathered_bytes >= block_bytes or paused or not self._more:
+                if self._space is not None:
+                    await run_in_threadpool(self._space.require, gathered_bytes)
                 yield gathered
                 gathered, gathered_bytes = [], 0
                 block_bytes = min(2 * block_bytes, BLOCK_BYTES)
 
     async def whole(self) -> bytes:
-        """Return all of a small one."""
         return b"".join([b"".join(block) async for block in self.blocks()])
 
     async def _chunk(self, timeout_s: float) -> bytes:
@@ -126,22 +133,23 @@ class Body:
         chunk: bytes = message.get("body", b"")
         self._seen_bytes += len(chunk)
         if self._seen_bytes > self._limit_bytes:
-            raise over_limit(self._limit_bytes)
+            raise TooLarge(self._limit_bytes)
         return chunk
 
     def log_interruption(self) -> None:
-        """Say whose upload of what ended before its end; its request leaves no other line."""
+        """Log an upload that the client broke off; the access log has no line for it."""
         client = f"{self._client.host}:{self._client.port}" if self._client else "a client"
-        log.info("%s left its upload to %s after %d bytes", client, quote(self._path), self._seen_bytes)
+        log.info("%s broke off its upload to %s after %d bytes", client, quote(self._path), self._seen_bytes)
 
-    def _silent(self) -> errors.Refusal:
-        return errors.RequestTimeout(
-            f"Nothing arrived for {self._idle_timeout_s:g} s, so what had come was dropped; send it again."
+    def _timed_out(self) -> ProblemError:
+        return ProblemError(
+            Kind.REQUEST_TIMEOUT,
+            f"No data arrived for {self._idle_timeout_s:g} s, so the upload was discarded; send it again.",
         )
 
 
 class Writer(Generic[T]):
-    """One thread that a sink lives in, behind a queue short enough to hold the sender back."""
+    """One thread that makes all calls to a sink, behind a queue short enough to slow the sender down."""
 
     def __init__(self, begin: Callable[[], Sink[T]]) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
@@ -153,12 +161,12 @@ class Writer(Generic[T]):
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         if error is not None:
-            # Shielded: a second cancellation, as at the end of a shutdown, must not take it back.
+            # Shielded: a second cancellation, as at the end of a shutdown, must not cancel the abort.
             await asyncio.shield(asyncio.wrap_future(self._thread.submit(self._abort)))
         self._thread.shutdown(wait=False)
 
     async def put(self, block: list[bytes]) -> None:
-        """Queue a block, waiting while the queue is full; an earlier block's fault is raised here."""
+        """Queue a block; waits while the queue is full, and raises what writing an earlier block raised."""
         self._queued.append(self._thread.submit(self._write, block))
         while len(self._queued) > QUEUED_BLOCKS or self._queued[0].done():
             await asyncio.wrap_future(self._queued.popleft())
@@ -166,13 +174,13 @@ class Writer(Generic[T]):
                 return
 
     async def commit(self) -> T:
-        """Write what is queued and keep it all."""
+        """Write the queued blocks and commit the sink."""
         while self._queued:
             await asyncio.wrap_future(self._queued.popleft())
         return await asyncio.wrap_future(self._thread.submit(self._commit))
 
     def _write(self, block: list[bytes]) -> None:
-        # Joined here and not on the event loop: large joins let go of the interpreter lock.
+        # Joined in this thread, not on the event loop: large joins release the interpreter lock.
         self._sink.result().write(b"".join(block))
 
     def _commit(self) -> T:
@@ -184,7 +192,7 @@ class Writer(Generic[T]):
 
 
 async def receive_body(body: Body, begin: Callable[[], Sink[T]], *, count: Callable[[int], object]) -> T:
-    """Stream a body into a sink; whatever goes wrong, the client's leaving included, leaves nothing."""
+    """Stream a body into a sink; on any error, also when the client disconnects, the sink is aborted."""
     async with Writer(begin) as writer:
         try:
             async for block in body.blocks():

@@ -171,7 +171,13 @@ class CheckpointStore:
         self._decompositions = DecompositionCache.shared(data_dir, limit_bytes=None)
 
     def receive(
-        self, checkpoint_id: str, name: str, *, content_bytes: int | None, limit_bytes: int
+        self,
+        checkpoint_id: str,
+        name: str,
+        *,
+        content_bytes: int | None,
+        limit_bytes: int,
+        expected_sha256: bytes | None = None,
     ) -> Upload:
         """Begin a file; what can be refused by its name and length is refused here."""
         if CHECKPOINT_ID.fullmatch(checkpoint_id) is None or FILE_NAME.fullmatch(name) is None:
@@ -193,7 +199,13 @@ class CheckpointStore:
                 mode=READ_ONLY,
                 reserve_bytes=content_bytes,
             )
-        return Upload(file, publish, content_bytes=content_bytes, limit_bytes=limit_bytes)
+        return Upload(
+            file,
+            publish,
+            content_bytes=content_bytes,
+            limit_bytes=limit_bytes,
+            expected_sha256=expected_sha256,
+        )
 
     def get(self, checkpoint_id: str, *, only: Collection[str] | None = None) -> StoredCheckpoint:
         """Return a checkpoint, or the part of it that a job was made for."""

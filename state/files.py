@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from schemas.checkpoint import FileInfo
-from state.errors import NoSpace
+from state.errors import OutOfSpace
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 PART_ENDING = ".part"
@@ -199,12 +199,12 @@ def is_orphaned(part: Path) -> bool:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """Translate a full disk into `NoSpace`."""
+    """Translate a full disk into `OutOfSpace`."""
     try:
         yield
     except OSError as error:
         if error.errno in FULL:
-            raise NoSpace from error
+            raise OutOfSpace from error
         raise
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from schemas.job import TERMINAL
 from state.data_dir import DataDir
-from state.errors import NoSpace
+from state.errors import OutOfSpace
 from state.files import disk_errors, locked, make_directory, move_to_trash, purge, write_atomic
 from state.records import JOB_ID, JobRecord, from_fields, to_fields
 from state.scripts import Scripts, StateLost
@@ -71,7 +71,7 @@ class JobFiles:
         """Do the same, but let a full disk wait for the next sweep: the transition stands already."""
         try:
             return self.write(job_id)
-        except (OSError, NoSpace):
+        except (OSError, OutOfSpace):
             log.exception("job.json of %s cannot be written; the next sweep tries again", job_id)
             return self._record(job_id)
 

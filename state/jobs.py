@@ -15,9 +15,9 @@ from state.errors import (
     BadCursor,
     CheckpointGone,
     CheckpointInUse,
-    IdempotencyConflict,
+    IdempotencyMismatch,
     JobNotFound,
-    NoSpace,
+    OutOfSpace,
     StoreUnavailable,
 )
 from state.files import move_to_trash, purge
@@ -59,7 +59,7 @@ class Acceptance:
             if answer == "created":
                 return self._make_durable(job_id, new)
         if answer == "conflict":
-            raise IdempotencyConflict
+            raise IdempotencyMismatch
         if answer == "gone":
             raise CheckpointGone
         return _present(self._job_files.write(answer.removeprefix("replay:")))
@@ -251,7 +251,7 @@ class JobStore:
         try:
             # The fence must be on disk before anyone works under it: a wipe must not give it out again.
             return self._job_files.write(job_id)
-        except (OSError, NoSpace):
+        except (OSError, OutOfSpace):
             self._unclaim(job_id, token)
             raise
 

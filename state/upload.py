@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from schemas.format.header import Header
 from schemas.format.header_stream import HeaderParser
 from schemas.format.index import INDEX_ENDING, MAX_INDEX_BYTES, ShardIndex, parse_index
 from state.errors import DigestMismatch, TooLarge
@@ -49,11 +50,14 @@ class Upload:
         *,
         content_bytes: int | None,
         limit_bytes: int,
+        expected_sha256: bytes | None,
     ) -> None:
         self.name = file.path.name
         self._file = file
         self._publish = publish
         self._limit_bytes = limit_bytes
+        self._expected_sha256 = expected_sha256
+        self._content: Header | ShardIndex | None = None
         self._parser = (
             IndexParser() if self.name.endswith(INDEX_ENDING) else HeaderParser(content_bytes=content_bytes)
         )
@@ -79,12 +83,19 @@ class Upload:
         with disk_errors():
             self._file.write(block)
 
-    def commit(self, expected_sha256: bytes | None = None) -> StoredFile:
-        """Check the digest and the end of the file, make it durable, and publish it."""
+    def finish(self) -> Header | ShardIndex:
+        """Check that the file is complete and has the expected digest; no bytes may follow."""
+        if self._content is None:
+            info, expected = self._file.info, self._expected_sha256
+            if expected is not None and info.sha256 != expected.hex():
+                raise DigestMismatch(expected=expected.hex(), actual=info.sha256)
+            self._content = self._parser.finish(info.size_bytes)
+        return self._content
+
+    def commit(self) -> StoredFile:
+        """Finish the file, make it durable, and publish it."""
+        content = self.finish()
         info = self._file.info
-        if expected_sha256 is not None and info.sha256 != expected_sha256.hex():
-            raise DigestMismatch(expected=expected_sha256.hex(), actual=info.sha256)
-        content = self._parser.finish(info.size_bytes)
         with disk_errors():
             self._file.seal()
         created = self._publish(self._file, content if isinstance(content, ShardIndex) else None)

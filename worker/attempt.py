@@ -15,7 +15,7 @@ from schemas.report import Report
 from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore, StoredCheckpoint
 from state.data_dir import DataDir
-from state.errors import CheckpointNotFound, JobNotFound, NoSpace, StoreUnavailable
+from state.errors import CheckpointNotFound, JobNotFound, OutOfSpace, StoreUnavailable
 from state.files import FULL, sync_directory
 from state.jobs import JobStore
 from state.records import Claim, JobRecord, new_token
@@ -40,7 +40,7 @@ def run_attempt(
     token = new_token(worker)
     try:
         claim = _persist(lambda: jobs.claim(job_id, token))
-    except (OSError, NoSpace):
+    except (OSError, OutOfSpace):
         log.exception("job %s cannot be claimed; the reaper offers it again", job_id)
         return
     if claim is None:

@@ -1,4 +1,4 @@
-"""Stored checkpoints: upload, look, delete."""
+"""Stored checkpoints: upload, show, delete."""
 
 from functools import partial
 
@@ -7,27 +7,29 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from schemas.checkpoint import Checkpoint, FileInfo
+from schemas.digest import parse_repr_digest
 from schemas.format.metadata import factored_names
 from schemas.planning.documents import checkpoint_document
-from service import errors, submission
+from service import submission
 from service.dependencies import CheckpointId, FileName, IncomingDep, NewCheckpointId, ReprDigest, ServicesDep
+from service.errors import Kind
 from service.forms import begin_file, begin_form
-from service.headers import digest_headers, wanted_sha256
+from service.headers import content_headers
 from service.multipart import boundary_of
-from service.openapi import FILES_BODY, RAW_BODY, answers, refusals
+from service.openapi import FILES_BODY, RAW_BODY, described, problem_responses
 from state.checkpoints import StoredCheckpoint
 
 router = APIRouter(prefix="/v1/checkpoints", tags=["checkpoints"])
 
-UPLOAD_REFUSALS = (
-    errors.RequestTimeout,
-    errors.ContentConflict,
-    errors.TooLarge,
-    errors.EncodedBody,
-    errors.InvalidRequest,
-    errors.InvalidCheckpoint,
-    errors.PartialBody,
-    errors.OutOfSpace,
+UPLOAD_PROBLEMS = (
+    Kind.REQUEST_TIMEOUT,
+    Kind.CONTENT_CONFLICT,
+    Kind.TOO_LARGE,
+    Kind.ENCODED_BODY,
+    Kind.INVALID_REQUEST,
+    Kind.INVALID_CHECKPOINT,
+    Kind.PARTIAL_BODY,
+    Kind.OUT_OF_SPACE,
 )
 
 
@@ -36,10 +38,10 @@ UPLOAD_REFUSALS = (
     status_code=201,
     summary="Store one file of a checkpoint",
     response_model=FileInfo,
-    responses=refusals(*UPLOAD_REFUSALS, errors.DigestMismatch)
+    responses=problem_responses(*UPLOAD_PROBLEMS, Kind.DIGEST_MISMATCH)
     | {
-        200: {"model": FileInfo, **answers("ETag", "Repr-Digest", description="The same bytes again.")},
-        201: answers("ETag", "Repr-Digest", description="Stored."),
+        200: {"model": FileInfo, **described("ETag", "Repr-Digest", description="The same bytes again.")},
+        201: described("ETag", "Repr-Digest", description="Stored."),
     },
     openapi_extra=RAW_BODY,
 )
@@ -50,14 +52,21 @@ async def put_file(
     filename: FileName,
     repr_digest: ReprDigest = None,
 ) -> Response:
-    """Stream the body to disk; its header is checked as it comes in."""
-    expected = wanted_sha256(repr_digest)
-    nbytes = await body.announced_bytes()
-    begin = partial(begin_file, services, checkpoint_id, filename, content_bytes=nbytes, expected=expected)
-    stored = await body.stream(begin)
+    """Stream the body to the disk. Its safetensors header is checked as it arrives."""
+    expected_sha256 = parse_repr_digest(repr_digest)
+    nbytes = await body.check_upload()
+    begin = partial(
+        begin_file,
+        services,
+        checkpoint_id,
+        filename,
+        content_bytes=nbytes,
+        expected_sha256=expected_sha256,
+    )
+    stored = await body.store(begin)
     document = FileInfo(name=stored.name, size_bytes=stored.size_bytes, sha256=stored.sha256)
     return JSONResponse(
-        document.model_dump(), 201 if stored.created else 200, headers=digest_headers(stored.sha256)
+        document.model_dump(), 201 if stored.created else 200, headers=content_headers(stored.sha256)
     )
 
 
@@ -66,43 +75,42 @@ async def put_file(
     status_code=201,
     summary="Store several files of a checkpoint at once",
     response_model=Checkpoint,
-    responses=refusals(*UPLOAD_REFUSALS, errors.UnsupportedMediaType, errors.InvalidMultipart)
+    responses=problem_responses(*UPLOAD_PROBLEMS, Kind.UNSUPPORTED_MEDIA_TYPE, Kind.INVALID_MULTIPART)
     | {200: {"model": Checkpoint, "description": "The same bytes again."}},
     openapi_extra=FILES_BODY,
 )
 async def post_files(body: IncomingDep, services: ServicesDep, checkpoint_id: NewCheckpointId) -> Response:
-    """Stream each part to disk; if one is refused, all are."""
+    """Stream the parts to the disk. If one file is refused, none is stored."""
     boundary = boundary_of(body.request)
-    await body.announced_bytes()
-    content = await body.stream(partial(begin_form, services, checkpoint_id, boundary, with_spec=False))
+    await body.check_upload()
+    content = await body.store(partial(begin_form, services, checkpoint_id, boundary, with_spec=False))
     stored = await run_in_threadpool(services.checkpoints.get, checkpoint_id)
     created = any(file.created for file in content.files)
-    return JSONResponse(stored_document(stored).model_dump(mode="json"), 201 if created else 200)
+    return JSONResponse(_document(stored).model_dump(mode="json"), 201 if created else 200)
 
 
 @router.head("/{checkpoint_id}", include_in_schema=False)
 @router.get(
     "/{checkpoint_id}",
-    summary="List a checkpoint's files and tensors",
-    responses=refusals(errors.CheckpointNotFound),
+    summary="Show a checkpoint's files and tensors",
+    responses=problem_responses(Kind.CHECKPOINT_NOT_FOUND),
 )
 def get_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> Checkpoint:
-    """Say what is stored, what is missing, and what would be factored."""
-    return stored_document(services.checkpoints.get(checkpoint_id))
+    """Show the stored files, the missing ones, and which tensors would be factored."""
+    return _document(services.checkpoints.get(checkpoint_id))
 
 
 @router.delete(
     "/{checkpoint_id}",
     status_code=204,
     summary="Delete a checkpoint",
-    responses=refusals(errors.CheckpointNotFound, errors.CheckpointInUse, errors.StoreUnavailable),
+    responses=problem_responses(Kind.CHECKPOINT_NOT_FOUND, Kind.CHECKPOINT_IN_USE, Kind.STORE_UNAVAILABLE),
 )
 def delete_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> None:
-    """Remove all its files, unless a job needs them."""
+    """Delete all its files, unless a job needs them."""
     submission.delete_checkpoint(services, checkpoint_id)
 
 
-def stored_document(stored: StoredCheckpoint) -> Checkpoint:
-    """Show a checkpoint with all its tensors."""
+def _document(stored: StoredCheckpoint) -> Checkpoint:
     factored = factored_names(header.metadata for header in stored.headers.values())
     return checkpoint_document(stored.id, stored.files, stored.missing, stored.tensors, factored=factored)

@@ -1,36 +1,37 @@
-"""What a job has made: its report, its checkpoint, any of its files."""
+"""A job's result: its report, its compressed checkpoint, any of its files."""
 
 from fastapi import APIRouter, Response
 from starlette.requests import Request
 
 from schemas.report import REPORT_NAME, Report
-from service import errors
 from service.dependencies import IfNoneMatch, JobId, ResultName, ServicesDep
-from service.openapi import BINARY, RANGE_PARAMETER, Responses, answers, refusals
-from service.results import download, finished_job, require_json_accepted, result_file
+from service.errors import Kind, ProblemError
+from service.headers import require_json_accepted
+from service.openapi import BINARY, RANGE_PARAMETER, Responses, described, problem_responses
+from service.results import download, result_file, succeeded_job
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["results"])
 
 DOWNLOAD = ("ETag", "Repr-Digest")
 FILE = {"application/octet-stream": {"schema": BINARY}}
 FILE_ANSWERS: Responses = {
-    200: {"content": FILE, **answers(*DOWNLOAD, description="The whole file.")},
-    206: {"content": FILE, **answers(*DOWNLOAD, "Content-Range", description="The bytes asked for.")},
-    304: answers(*DOWNLOAD, description="The client has it."),
+    200: {"content": FILE, **described(*DOWNLOAD, description="The whole file.")},
+    206: {"content": FILE, **described(*DOWNLOAD, "Content-Range", description="The requested bytes.")},
+    304: described(*DOWNLOAD, description="The client has it."),
 }
-NO_RESULT = (errors.JobNotFound, errors.NoResult, errors.StoreUnavailable)
+RESULT_PROBLEMS = (Kind.JOB_NOT_FOUND, Kind.NO_RESULT, Kind.STORE_UNAVAILABLE)
 
 
 @router.head("/report", include_in_schema=False)
 @router.get(
     "/report",
-    summary="Give the job's report",
+    summary="Show the job's report",
     response_model=Report,
-    responses=refusals(*NO_RESULT, errors.NotAcceptable, errors.RangeNotSatisfiable)
+    responses=problem_responses(*RESULT_PROBLEMS, Kind.NOT_ACCEPTABLE, Kind.RANGE_NOT_SATISFIABLE)
     | {
-        200: answers(*DOWNLOAD, description="The report."),
-        206: answers(*DOWNLOAD, "Content-Range", description="The bytes asked for."),
-        304: answers(*DOWNLOAD, description="The client has it."),
+        200: described(*DOWNLOAD, description="The report."),
+        206: described(*DOWNLOAD, "Content-Range", description="The requested bytes."),
+        304: described(*DOWNLOAD, description="The client has it."),
     },
     openapi_extra=RANGE_PARAMETER,
 )
@@ -38,7 +39,7 @@ def get_report(
     request: Request, services: ServicesDep, job_id: JobId, if_none_match: IfNoneMatch = None
 ) -> Response:
     """Send report.json."""
-    record = finished_job(services, job_id)
+    record = succeeded_job(services, job_id)
     require_json_accepted(request)
     return download(result_file(services, record, REPORT_NAME), if_none_match)
 
@@ -46,9 +47,10 @@ def get_report(
 @router.head("/checkpoint", include_in_schema=False)
 @router.get(
     "/checkpoint",
-    summary="Download the compressed checkpoint, where it is one file",
+    summary="Download the compressed checkpoint, if it is one file",
     response_class=Response,
-    responses=refusals(*NO_RESULT, errors.ShardedResult, errors.RangeNotSatisfiable) | FILE_ANSWERS,
+    responses=problem_responses(*RESULT_PROBLEMS, Kind.SHARDED_RESULT, Kind.RANGE_NOT_SATISFIABLE)
+    | FILE_ANSWERS,
     openapi_extra=RANGE_PARAMETER,
 )
 def get_result(
@@ -56,10 +58,10 @@ def get_result(
     job_id: JobId,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """Send it, whole or in part."""
-    record = finished_job(services, job_id)
+    """Send the file, whole or in part."""
+    record = succeeded_job(services, job_id)
     if record.single_file is None:
-        raise errors.ShardedResult
+        raise ProblemError(Kind.SHARDED_RESULT)
     return download(result_file(services, record, record.single_file), if_none_match)
 
 
@@ -68,7 +70,8 @@ def get_result(
     "/files/{filename}",
     summary="Download any result file",
     response_class=Response,
-    responses=refusals(*NO_RESULT, errors.FileNotFound, errors.RangeNotSatisfiable) | FILE_ANSWERS,
+    responses=problem_responses(*RESULT_PROBLEMS, Kind.FILE_NOT_FOUND, Kind.RANGE_NOT_SATISFIABLE)
+    | FILE_ANSWERS,
     openapi_extra=RANGE_PARAMETER,
 )
 def get_file(
@@ -78,4 +81,4 @@ def get_file(
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Send a shard, the index, the single file or report.json."""
-    return download(result_file(services, finished_job(services, job_id), filename), if_none_match)
+    return download(result_file(services, succeeded_job(services, job_id), filename), if_none_match)

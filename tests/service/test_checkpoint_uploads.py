@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from service.errors import OutOfSpace
-from service.uploads import Space
+from service.uploads import DiskSpace
 from state.cache import DecompositionCache
+from state.errors import OutOfSpace
 from tests.service.files import big_checkpoint, checkpoint_bytes, sharded_set
 from tests.service.running import assert_problem
 
@@ -276,7 +276,7 @@ def test_an_upload_takes_the_room_of_the_cache(tmp_path):
     kept.parent.mkdir(parents=True)
     with kept.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, 512 << 20)
-    space = Space(tmp_path, 0, DecompositionCache.shared(tmp_path, limit_bytes=1 << 40))
+    space = DiskSpace(tmp_path, 0, DecompositionCache.shared(tmp_path, limit_bytes=1 << 40))
     with pytest.raises(OutOfSpace):
         space.require(space.free_bytes() + (1 << 40))
     assert kept.exists()

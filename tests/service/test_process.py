@@ -200,9 +200,8 @@ def test_an_upload_that_is_broken_off_is_logged_once_with_who_what_and_how_much(
     process.wait(20)
 
     assert " INFO [this-one] " in said
-    assert (
-        f"{who} left its upload to /v1/checkpoints/broken/model.safetensors after {len(head)} bytes" in said
-    )
+    path = "/v1/checkpoints/broken/model.safetensors"
+    assert f"{who} broke off its upload to {path} after {len(head)} bytes" in said
     assert "broken" not in process.stderr.read()
 
 

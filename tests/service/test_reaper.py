@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from service.reaper import take_turn
+from service.reaper import run_cycle
 from state.errors import StoreUnavailable
 from state.records import new_token
 from tests.service.files import checkpoint_bytes
@@ -95,7 +95,7 @@ def test_a_step_that_fails_keeps_no_other_from_its_turn_and_is_logged(fault, cap
         raise fault
 
     steps = {"fail": fail, "go on": lambda: taken.append("went on")}
-    asyncio.run(take_turn(steps))
+    asyncio.run(run_cycle(steps))
 
     assert taken == ["went on"]
     assert "the reaper" in caplog.text

@@ -119,18 +119,24 @@ def test_a_body_that_grows_over_the_limit_is_refused_at_that_byte(checkpoints, s
 
 def test_a_wrong_digest_is_refused_and_leaves_nothing(checkpoints, safetensors, left):
     body = safetensors()
-    with checkpoints.receive("m", PLAIN, content_bytes=len(body), limit_bytes=1 << 20) as upload:
+    another = hashlib.sha256(b"another").digest()
+    with checkpoints.receive(
+        "m", PLAIN, content_bytes=len(body), limit_bytes=1 << 20, expected_sha256=another
+    ) as upload:
         upload.write(body)
         with pytest.raises(DigestMismatch, match=hashlib.sha256(body).hexdigest()):
-            upload.commit(hashlib.sha256(b"another").digest())
+            upload.commit()
     assert left() == set()
 
 
 def test_the_right_digest_is_accepted(checkpoints, safetensors):
     body = safetensors()
-    with checkpoints.receive("m", PLAIN, content_bytes=len(body), limit_bytes=1 << 20) as upload:
+    digest = hashlib.sha256(body).digest()
+    with checkpoints.receive(
+        "m", PLAIN, content_bytes=len(body), limit_bytes=1 << 20, expected_sha256=digest
+    ) as upload:
         upload.write(memoryview(body))
-        assert upload.commit(hashlib.sha256(body).digest()).created
+        assert upload.commit().created
 
 
 @pytest.mark.parametrize("end", [0, 5, 8, 40, -1])

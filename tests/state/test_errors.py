@@ -29,10 +29,10 @@ def test_every_error_says_what_to_do():
         errors.ContentConflict("a.safetensors"),
         errors.CheckpointInUse(),
         errors.CheckpointGone(),
-        errors.IdempotencyConflict(),
+        errors.IdempotencyMismatch(),
         errors.DigestMismatch(expected="a", actual="b"),
         errors.TooLarge(10),
-        errors.NoSpace(),
+        errors.OutOfSpace(),
         errors.BadCursor(),
         errors.StoreUnavailable(),
     ]

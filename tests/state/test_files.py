@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from state.errors import NoSpace
+from state.errors import OutOfSpace
 from state.files import FLUSH_BYTES, AtomicFile, is_orphaned, locked, write_atomic
 
 CONTENT = b"first, second"
@@ -261,7 +261,7 @@ def test_a_sweep_of_nothing_finds_nothing(checkpoints):
 
 
 def test_a_disk_too_small_is_refused_before_a_byte_is_read(checkpoints, tmp_path):
-    with pytest.raises(NoSpace, match="delete jobs or checkpoints"):
+    with pytest.raises(OutOfSpace, match="delete jobs or checkpoints"):
         checkpoints.receive("m", "a.safetensors", content_bytes=1 << 61, limit_bytes=1 << 62)
     assert names_in(tmp_path / "parts") == []
 
@@ -272,7 +272,7 @@ def test_a_disk_that_fills_up_during_an_upload_is_named_as_such(tmp_path, safete
 import resource, signal, sys
 from pathlib import Path
 from state.checkpoints import CheckpointStore
-from state.errors import NoSpace
+from state.errors import OutOfSpace
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 root = Path(sys.argv[1])
@@ -280,7 +280,7 @@ upload = CheckpointStore(root).receive("m", "a.safetensors", content_bytes=None,
 try:
     with upload:
         upload.write((root / "body").read_bytes())
-except NoSpace:
+except OutOfSpace:
     print("no space")
 """
     done = subprocess.run(

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from state.errors import IdempotencyConflict
+from state.errors import IdempotencyMismatch
 from state.records import Idempotency
 
 KEY = Idempotency(key="a key\r\nof: any sort", fingerprint="f")
@@ -24,7 +24,7 @@ def test_the_first_job_is_answered_as_it_stands_now(jobs, new):
 
 def test_another_request_under_the_same_key_is_refused(jobs, new):
     jobs.create(new, idempotency=KEY)
-    with pytest.raises(IdempotencyConflict, match="take a fresh key"):
+    with pytest.raises(IdempotencyMismatch, match="use a new key"):
         jobs.create(new, idempotency=Idempotency(key=KEY.key, fingerprint="g"))
     assert len(jobs.list().jobs) == 1
 

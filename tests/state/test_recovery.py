@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from state.errors import IdempotencyConflict, JobNotFound, StoreUnavailable
+from state.errors import IdempotencyMismatch, JobNotFound, StoreUnavailable
 from state.records import Idempotency, new_token
 from state.recovery import REBUILDS
 from state.scripts import Scripts
@@ -124,7 +124,7 @@ def test_an_idempotency_key_outlives_a_wipe(jobs, new, redis_server):
     redis_server.wipe()
     assert jobs.create(new, idempotency=KEY).id == first.id
     redis_server.wipe()
-    with pytest.raises(IdempotencyConflict):
+    with pytest.raises(IdempotencyMismatch):
         jobs.create(new, idempotency=Idempotency(key="k", fingerprint="other"))
 
 

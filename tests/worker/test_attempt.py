@@ -33,7 +33,7 @@ class Bench:
         self.checkpoints = CheckpointStore(data_dir)
         with self.checkpoints.receive("m", source.name, content_bytes=None, limit_bytes=10**9) as upload:
             upload.write(source.read_bytes())
-            upload.commit(None)
+            upload.commit()
         self.stored = self.layout.checkpoint("m") / source.name
 
     def accept(self, rank=4):

@@ -331,7 +331,7 @@ def test_values_of_no_gram_matrix_are_refused_before_the_first_layer_is_factored
 def store(checkpoints, name, path):
     with checkpoints.receive(name, path.name, content_bytes=None, limit_bytes=10**9) as upload:
         upload.write(path.read_bytes())
-        upload.commit(None)
+        upload.commit()
     return checkpoints.get(name).files
 
 

@@ -1,17 +1,17 @@
-"""Whatever goes wrong is told as one kind of document, and nothing that a client sends is a fault of ours."""
+"""`service.errors`, `service.problems`: every error is answered with a problem, whatever a client sends."""
 
 import contextlib
-import inspect
 import re
 import socket
 
 import pytest
 from starlette.exceptions import HTTPException
 
+from schemas.digest import DigestError
 from schemas.format.errors import CheckpointError
 from schemas.problem import Problem
-from service import errors
-from service.problems import HANDLERS, translated
+from service.errors import KIND_BY_SLUG, Kind, ProblemError
+from service.problems import HANDLERS, to_problem
 from state import errors as state_errors
 from tests.service.files import checkpoint_bytes
 from tests.service.running import assert_problem, until
@@ -20,88 +20,63 @@ MODEL = checkpoint_bytes()
 UPLOAD = b"PUT /v1/checkpoints/a/m.safetensors HTTP/1.1\r\nHost: x\r\n"
 
 
-def all_of(base):
-    return [base, *(leaf for kind in base.__subclasses__() for leaf in all_of(kind))]
+@pytest.mark.parametrize("kind", Kind)
+def test_every_kind_makes_a_whole_problem(kind):
+    problem = ProblemError(kind).problem()
+
+    assert isinstance(problem, Problem)
+    assert 400 <= problem.status < 600
+    assert problem.title
+    assert problem.detail.endswith((".", "}"))
 
 
-REFUSALS = [kind for kind in all_of(errors.Refusal) if kind is not errors.Refusal]
-
-
-@pytest.mark.parametrize("kind", REFUSALS)
-def test_every_refusal_has_a_status_a_name_and_advice(kind):
-    refusal = kind(kind.fault, kind.advice) if issubclass(kind, errors.InvalidCheckpoint) else kind()
-
-    said = refusal.problem()
-
-    assert isinstance(said, Problem)
-    assert 400 <= said.status < 600
-    assert said.title
-    assert said.detail.endswith((".", "}"))
-
-
-@pytest.mark.parametrize("kind", REFUSALS)
-def test_what_is_sent_by_default_holds_no_number_of_a_case_that_is_another(kind):
-    general = re.sub(r"HTTP/1.1|SHA-256|/v1/", "", kind.advice)
+@pytest.mark.parametrize("kind", Kind)
+def test_a_default_detail_holds_no_number_of_a_particular_case(kind):
+    general = re.sub(r"HTTP/1.1|SHA-256|/v1/", "", kind.detail)
 
     assert not any(character.isdigit() for character in general)
-    assert kind.example
 
 
-def test_an_example_is_the_kinds_own_or_its_advice():
-    assert errors.TooLarge.example != errors.TooLarge.advice
-    assert errors.PartialBody.example == errors.PartialBody.advice
+def test_no_two_kinds_share_a_slug():
+    assert set(KIND_BY_SLUG.values()) == set(Kind)
 
 
-def test_no_two_refusals_share_a_name():
-    slugs = [kind.slug for kind in REFUSALS]
-
-    assert len(set(slugs)) == len(slugs)
+def leaves(base):
+    return [leaf for kind in base.__subclasses__() for leaf in leaves(kind)] or [base]
 
 
-def test_the_drawn_tree_names_every_refusal_under_its_parent():
-    drawn, parents = {}, []
-    for line in inspect.getdoc(errors).splitlines():
-        name = line.strip("│├└─ ").split(" ")[0]
-        if hasattr(errors, name):
-            depth = (len(line) - len(line.lstrip("│├└─ "))) // 4
-            parents[depth:] = [name]
-            drawn[name] = parents[depth - 1] if depth else None
-
-    assert drawn == {"Refusal": None} | {kind.__name__: kind.__base__.__name__ for kind in REFUSALS}
-
-
-@pytest.mark.parametrize(
-    "kind", [kind for kind in all_of(state_errors.StateError) if not kind.__subclasses__()]
-)
-def test_every_refusal_of_the_memory_has_a_status_of_its_own(kind):
+@pytest.mark.parametrize("error", leaves(state_errors.StateError))
+def test_every_error_of_state_has_a_row_in_the_table(error):
     made = {
-        state_errors.ContentConflict: lambda: kind("model.safetensors"),
-        state_errors.DigestMismatch: lambda: kind(expected="aa", actual="bb"),
-        state_errors.TooLarge: lambda: kind(7),
-    }.get(kind, kind)()
+        state_errors.ContentConflict: lambda: error("model.safetensors"),
+        state_errors.DigestMismatch: lambda: error(expected="aa", actual="bb"),
+        state_errors.TooLarge: lambda: error(7),
+    }.get(error, error)()
 
-    refusal = translated(made)
+    problem = to_problem(made)
 
-    assert not isinstance(refusal, errors.InternalError)
-    assert refusal.detail == str(made)
-    assert any(base in HANDLERS for base in kind.__mro__)
+    assert problem.kind.slug == error.slug
+    assert problem.kind is not Kind.INTERNAL_ERROR
+    assert problem.detail == str(made)
+    assert any(base in HANDLERS for base in error.__mro__)
 
 
 @pytest.mark.parametrize(
     ("foreign", "kind"),
     [
-        (CheckpointError("not-json", "Not JSON.", "/a"), errors.InvalidCheckpoint),
-        (HTTPException(404), errors.NotFound),
-        (HTTPException(405), errors.MethodNotAllowed),
-        (HTTPException(400), errors.InvalidRequest),
-        (OSError(28, "No space left on device"), errors.OutOfSpace),
-        (OSError(122, "Disk quota exceeded"), errors.OutOfSpace),
-        (OSError(5, "Input/output error"), errors.InternalError),
-        (RuntimeError("a fault"), errors.InternalError),
+        (CheckpointError("not-json", "Not JSON.", "/a"), Kind.INVALID_CHECKPOINT),
+        (DigestError("No base64."), Kind.INVALID_REQUEST),
+        (HTTPException(404), Kind.NOT_FOUND),
+        (HTTPException(405), Kind.METHOD_NOT_ALLOWED),
+        (HTTPException(400), Kind.INVALID_REQUEST),
+        (OSError(28, "No space left on device"), Kind.OUT_OF_SPACE),
+        (OSError(122, "Disk quota exceeded"), Kind.OUT_OF_SPACE),
+        (OSError(5, "Input/output error"), Kind.INTERNAL_ERROR),
+        (RuntimeError("a fault"), Kind.INTERNAL_ERROR),
     ],
 )
-def test_foreign_errors_are_told_as_ours(foreign, kind):
-    assert type(translated(foreign)) is kind
+def test_every_foreign_error_becomes_a_problem(foreign, kind):
+    assert to_problem(foreign).kind is kind
 
 
 @pytest.mark.parametrize(
