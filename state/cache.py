@@ -1,4 +1,8 @@
-"""Keeping a folder of folders of files within bounds: what was used least recently goes first."""
+"""The cache of decompositions: kept by what they were made of, shared by all processes, bounded in size.
+
+Nothing here is forced to the disk: checksums show what a loss of power has torn. Trouble with the disk is
+logged and never raised, since a missing decomposition can be computed again.
+"""
 
 import hashlib
 import json
@@ -17,82 +21,19 @@ from state.cache_file import DamagedFile, DecompositionFile, DecompositionHeader
 from state.data_dir import DataDir
 from state.files import AtomicFile, locked
 
-# Of what the files and the free disk are together, the files never take more than one part in so many.
-SHARE = 2
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class _CacheEntry:
-    used_ns: int
-    path: str
-    size_bytes: int
-
-
-def make_room(root: Path, nbytes: int, *, limit_bytes: int | None, spare_bytes: int = 0) -> bool:
-    """Remove files until so many bytes more may lie there, and return whether they may at all.
-
-    `spare_bytes` of the disk are not counted as free: they are for something else that is still to come.
-    The caller holds a lock, so that two do not take the same room. A file that is open stays readable.
-    """
-    if limit_bytes is None:
-        return True
-    entries = sorted(_files(root))
-    used_bytes = sum(file.size_bytes for file in entries)
-    most = min(limit_bytes, (used_bytes + shutil.disk_usage(root).free - spare_bytes) // SHARE)
-    if nbytes > most:
-        return False
-    _evict(entries, used_bytes + nbytes - most)
-    return True
-
-
-def free_space(root: Path, nbytes: int) -> None:
-    """Remove files until so many bytes more are free; none at all where that cannot be."""
-    entries = sorted(_files(root))
-    if sum(file.size_bytes for file in entries) >= nbytes:
-        _evict(entries, nbytes)
-
-
-def _evict(entries: Sequence[_CacheEntry], nbytes: int) -> None:
-    for file in entries:
-        if nbytes <= 0:
-            break
-        with suppress(FileNotFoundError):
-            os.unlink(file.path)  # noqa: PTH108 - as scandir gave it
-        with suppress(OSError):
-            os.rmdir(os.path.dirname(file.path))  # noqa: PTH106, PTH120 - unless others are left there
-        nbytes -= file.size_bytes
-
-
-def _files(root: Path) -> Iterator[_CacheEntry]:
-    for folder in _entries(root):
-        if not folder.is_dir(follow_symlinks=False):
-            continue
-        for entry in _entries(folder.path):
-            # Who reads marks as used at any time, and who deletes a checkpoint asks nobody.
-            with suppress(FileNotFoundError):
-                if entry.is_file(follow_symlinks=False):
-                    status = entry.stat(follow_symlinks=False)
-                    yield _CacheEntry(status.st_mtime_ns, entry.path, status.st_size)
-
-
-def _entries(path: Path | str) -> "list[os.DirEntry[str]]":
-    try:
-        with os.scandir(path) as entries:
-            return list(entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
 log = logging.getLogger("eckart.state")
-ENDING = ".decomposition"
+
+ENDING = ".safetensors"
 SEPARATOR = "-"
-# How many decompositions there may be of one tensor, each made more carefully than the one before.
+# The most decompositions of one tensor; each is more accurate than the one before.
 STEPS = 4
+# Of the free disk and the cache together, the cache takes at most one part in so many.
+DISK_SHARE = 2
 
 
 @dataclass(frozen=True, slots=True)
 class DecompositionKey:
-    """What was decomposed, by its content, and how carefully; digests of stored files are known already."""
+    """What was decomposed, by its content, and at which step of accuracy."""
 
     file_sha256: str
     tensor: str
@@ -104,21 +45,17 @@ class DecompositionKey:
 
     @property
     def digest(self) -> bytes:
-        """The SHA-256 of all of it."""
+        """The SHA-256 of all fields."""
         return hashlib.sha256(json.dumps(astuple(self)).encode()).digest()
 
     @property
     def folder(self) -> str:
-        """The digests of the files that it tells something of: where one is deleted, it goes too."""
+        """The digests of the files it was computed from: it is deleted with either of them."""
         return SEPARATOR.join(filter(None, (self.file_sha256, self.calibration_sha256)))
 
 
 class DecompositionCache:
-    """Files below one folder, for any number of processes; the least recently used go first.
-
-    Nothing here is forced to the disk: what a loss of power tears is found out by checksums. Trouble with the
-    disk is logged and never passed on, since what is not there can be computed again.
-    """
+    """Decompositions below one folder; the least recently used are evicted first."""
 
     def __init__(self, folder: Path, parts: Path, *, limit_bytes: int | None, spare_bytes: int = 0) -> None:
         self._folder = folder
@@ -128,32 +65,35 @@ class DecompositionCache:
 
     @classmethod
     def shared(cls, data_dir: Path, *, limit_bytes: int | None, spare_bytes: int = 0) -> Self:
-        """Return the one that lies in the data directory; it leaves `spare_bytes` of the disk to a job."""
+        """Return the cache of the data directory; it leaves `spare_bytes` of the disk to a job."""
         paths = DataDir(data_dir)
         return cls(paths.decompositions, paths.parts, limit_bytes=limit_bytes, spare_bytes=spare_bytes)
 
     def could_hold(self, nbytes: int) -> bool:
-        """Say whether so much could be kept at once.
+        """Whether the limit allows so much at once.
 
-        It hangs on the setting and not on what the disk holds today, so that a job is always done alike.
+        This depends on the configured limit only, not on the disk, so that results are reproducible.
         """
         return self._limit_bytes is None or nbytes <= self._limit_bytes
 
     def open(self, key: DecompositionKey) -> DecompositionFile | None:
-        """Return the file, marked as used, for the caller to close; None where none is there and whole."""
+        """Open a decomposition and mark it as used; None where there is none, or it is damaged.
+
+        The caller closes the file.
+        """
         try:
             file = self._file(key)
         except FileNotFoundError:
             return None
-        except (DamagedFile, OSError) as fault:
-            self.discard(key, fault)
+        except (DamagedFile, OSError) as error:
+            self.discard(key, error)
             return None
         with suppress(OSError):
             os.utime(self._path(key))
         return file
 
     def spectra(self, keys: Iterable[DecompositionKey]) -> dict[str, tuple[Spectrum, ...]]:
-        """Return the spectra that are kept whole, by tensor: those of the steps up to the first missing."""
+        """Return the cached spectra by tensor: those of the steps up to the first that is missing."""
         found = {key.tensor: tuple(self._spectra(key)) for key in keys}
         return {tensor: steps for tensor, steps in found.items() if steps}
 
@@ -161,30 +101,30 @@ class DecompositionCache:
         for step in range(STEPS):
             try:
                 with self._file(replace(key, step=step)) as file:
-                    spectrum = file.head.singular_values
+                    spectrum = file.head.spectrum
             except (OSError, DamagedFile):
                 return
             yield spectrum
 
-    def discard(self, key: DecompositionKey, fault: Exception) -> None:
-        """Say that it cannot be used, and remove it if the fault is its own."""
-        log.warning("the decomposition of %s cannot be used: %s", key.tensor, fault)
-        if isinstance(fault, DamagedFile):
+    def discard(self, key: DecompositionKey, error: Exception) -> None:
+        """Log that a decomposition cannot be used, and remove it if it is damaged."""
+        log.warning("the cached decomposition of %s cannot be used: %s", key.tensor, error)
+        if isinstance(error, DamagedFile):
             with suppress(OSError):
                 self._path(key).unlink()
 
     def put(
         self, key: DecompositionKey, head: DecompositionHeader, basis: memoryview, *, sources: Iterable[Path]
     ) -> bool:
-        """Keep a decomposition in place of what is there, and return whether it is kept.
+        """Keep a decomposition, replacing an older one, and return whether it was kept.
 
-        `sources` are the files that it was made of: where one was deleted meanwhile, nothing of it stays.
+        `sources` are the files it was computed from: if one was deleted meanwhile, it is removed again.
         """
         begin = encode_header(head, basis)
         path = self._path(key)
         try:
             with self._lock():
-                # What it replaces goes first, or room would be made for both.
+                # Remove the old one first, or room would be made for both.
                 path.unlink(missing_ok=True)
                 if not self._make_room(len(begin) + len(basis)):
                     return False
@@ -197,19 +137,22 @@ class DecompositionCache:
         return False
 
     def trim(self) -> None:
-        """Keep within the bounds, which other files on the disk may have narrowed."""
+        """Evict until the cache is within its limits, which other files on the disk may have narrowed."""
         if self._folder.is_dir():
             with self._lock():
                 self._make_room(0)
 
     def free_space(self, nbytes: int) -> None:
-        """Leave so much more of the disk to what cannot be computed again, where that is possible at all."""
+        """Evict until so many bytes more are free; evict nothing where the cache holds less than that."""
         if self._folder.is_dir():
             with self._lock():
                 free_space(self._folder, nbytes)
 
     def remove_orphans(self, held: Callable[[], AbstractSet[str]]) -> None:
-        """Remove all that was made of files that nobody has any more; `held` is asked only if need be."""
+        """Remove the decompositions of deleted files; `held` returns the digests of the stored ones.
+
+        `held` is called only if the cache holds anything.
+        """
         with suppress(FileNotFoundError):
             entries = [entry.name for entry in self._folder.iterdir() if entry.is_dir()]
             if entries:
@@ -238,3 +181,68 @@ class DecompositionCache:
 
     def _path(self, key: DecompositionKey) -> Path:
         return self._folder / key.folder / (key.digest.hex() + ENDING)
+
+
+# Eviction from a folder of folders of files. The caller holds a lock, so that two do not take the same room;
+# a file that is open stays readable.
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _CacheEntry:
+    used_ns: int
+    path: str
+    size_bytes: int
+
+
+def make_room(root: Path, nbytes: int, *, limit_bytes: int | None, spare_bytes: int = 0) -> bool:
+    """Evict files until so many bytes more may be stored, and return whether they may be stored at all.
+
+    `spare_bytes` of the disk do not count as free: they are reserved for files that are still to come.
+    """
+    if limit_bytes is None:
+        return True
+    entries = sorted(_files(root))
+    used_bytes = sum(file.size_bytes for file in entries)
+    most = min(limit_bytes, (used_bytes + shutil.disk_usage(root).free - spare_bytes) // DISK_SHARE)
+    if nbytes > most:
+        return False
+    _evict(entries, used_bytes + nbytes - most)
+    return True
+
+
+def free_space(root: Path, nbytes: int) -> None:
+    """Evict files of so many bytes; none at all where there are not so many."""
+    entries = sorted(_files(root))
+    if sum(file.size_bytes for file in entries) >= nbytes:
+        _evict(entries, nbytes)
+
+
+def _evict(entries: Sequence[_CacheEntry], nbytes: int) -> None:
+    for file in entries:
+        if nbytes <= 0:
+            break
+        with suppress(FileNotFoundError):
+            os.unlink(file.path)  # noqa: PTH108 - as scandir gave it
+        with suppress(OSError):
+            os.rmdir(os.path.dirname(file.path))  # noqa: PTH106, PTH120 - unless others are left there
+        nbytes -= file.size_bytes
+
+
+def _files(root: Path) -> Iterator[_CacheEntry]:
+    for folder in _entries(root):
+        if not folder.is_dir(follow_symlinks=False):
+            continue
+        for entry in _entries(folder.path):
+            # Other processes may touch or delete entries at the same time.
+            with suppress(FileNotFoundError):
+                if entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    yield _CacheEntry(status.st_mtime_ns, entry.path, status.st_size)
+
+
+def _entries(path: Path | str) -> "list[os.DirEntry[str]]":
+    try:
+        with os.scandir(path) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []

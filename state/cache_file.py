@@ -1,35 +1,36 @@
-"""One decomposition on disk: its spectrum, and below it the basis, with a checksum for each block of rows.
+"""One decomposition on disk, as a safetensors file that stock tools can open.
 
-The head is laid out in the byte order of the machine, which a reader of another order takes for damage:
-
-    magic, checksum of all of the head that follows, the fields, a checksum for each block, the spectrum
-
-From the next multiple of 4096 bytes on come the rows of the basis.
+Tensors: `singular_values`, F64 of shape [p], and `basis`, F32 or F64 of shape [r, s]. All else is in
+`__metadata__`. A checksum covers the header together with the singular values; each block of rows of the
+basis has its own, so that a job of a small rank reads and checks no more than the leading blocks.
 """
 
 import os
-import struct
 import zlib
 from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
+from schemas.format.errors import CheckpointError
+from schemas.format.header import LENGTH_BYTES, Header, TensorSpec, build_header, parse_header
+from schemas.format.tensor import DTYPE_BITS
 from schemas.spectrum import Spectrum
 
 Side = Literal["rows", "columns"]
 
-MAGIC = b"eckartD\x01"
-# A job of a small rank reads and checks no more than these rows at a time.
+FORMAT = "eckart-decomposition-1"
+TENSORS = ["singular_values", "basis"]
 BLOCK_ROWS = 128
-ALIGNMENT_BYTES = 4096
-PREFIX = struct.Struct("=8sI")
-FIELDS = struct.Struct("=32s32sdiIIIBB")
-SIDES: tuple[Side, ...] = ("rows", "columns")
+BASIS_DTYPES: Mapping[int, str] = {4: "F32", 8: "F64"}
+# More than the header of any decomposition; a damaged length must not make us read all of a large file.
+MAX_HEADER_BYTES = 1 << 20
+CHECKSUM = "header_crc32"
 
 
 class DamagedFile(Exception):  # noqa: N818 - it says what happened
-    """The file is not what it should be: it was torn, changed, or is another's."""
+    """The file is torn or changed, or it is not the decomposition that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,65 +39,71 @@ class DecompositionHeader:
 
     Attributes
     ----------
-    key, origin : bytes
-        What was decomposed, and what with: 32 bytes each, which a reader compares.
+    key, environment : bytes
+        Digests of what was decomposed, and by which libraries on which processor; readers compare them.
     exponent : int
         The decomposition is that of 2^-exponent · W.
-    noise : float
-        The part of the squared spectrum that rounding may have moved.
+    roundoff : float
+        The part of the sum of squared singular values that rounding may have moved.
     side : {"rows", "columns"}
-        On which side of W the basis lies.
+        The side of W on which the basis lies.
     item_bytes : int
         4 or 8: the basis is in float32 or float64.
     rows, length : int
-        Shape of the basis.
-    spectrum : array of float64
-        All singular values, descending.
+        Shape of the basis, [r, s].
+    singular_values : array of float64, [p]
+        All of them, in descending order.
     """
 
     key: bytes
-    origin: bytes
+    environment: bytes
     exponent: int
-    noise: float
+    roundoff: float
     side: Side
     item_bytes: int
     rows: int
     length: int
-    spectrum: "array[float]"
+    singular_values: "array[float]"
 
     @property
     def row_bytes(self) -> int:
         return self.length * self.item_bytes
 
     @property
-    def singular_values(self) -> Spectrum:
-        """What planning needs of it."""
-        return Spectrum(self.spectrum, self.exponent, self.noise)
+    def spectrum(self) -> Spectrum:
+        """The part of it that planning needs."""
+        return Spectrum(self.singular_values, self.exponent, self.roundoff)
 
 
 def encode_header(head: DecompositionHeader, basis: memoryview) -> bytes:
-    """Return what a file begins with; the bytes of the basis come right behind it."""
-    block_bytes = BLOCK_ROWS * head.row_bytes
-    starts = range(0, len(basis), block_bytes)
-    checksums = array("I", (zlib.crc32(basis[at : at + block_bytes]) for at in starts))
-    fields = FIELDS.pack(
-        head.key,
-        head.origin,
-        head.noise,
-        head.exponent,
-        len(head.spectrum),
-        head.rows,
-        head.length,
-        head.item_bytes,
-        SIDES.index(head.side),
-    )
-    body = fields + checksums.tobytes() + head.spectrum.tobytes()
-    packed = PREFIX.pack(MAGIC, zlib.crc32(body)) + body
-    return packed + bytes(-len(packed) % ALIGNMENT_BYTES)
+    """Return the file up to the bytes of the basis, which come next."""
+    specs = [
+        TensorSpec("singular_values", "F64", (len(head.singular_values),)),
+        TensorSpec("basis", BASIS_DTYPES[head.item_bytes], (head.rows, head.length)),
+    ]
+    metadata = {
+        "format": FORMAT,
+        "key": head.key.hex(),
+        "environment": head.environment.hex(),
+        "exponent": str(head.exponent),
+        "roundoff": repr(head.roundoff),
+        "side": head.side,
+        "basis_crc32": " ".join(_hex(zlib.crc32(block)) for block in _blocks(basis, head.row_bytes)),
+    }
+    values = head.singular_values.tobytes()
+    metadata[CHECKSUM] = _header_checksum(specs, metadata, values)
+    header = build_header(specs, metadata)
+    return len(header).to_bytes(LENGTH_BYTES, "little") + header + values
+
+
+def estimate_file_bytes(*, rows: int, length: int, item_bytes: int, singular_values: int) -> int:
+    """Return about how large the file of a decomposition of this shape is."""
+    header_bytes = 800 + 9 * (rows // BLOCK_ROWS)
+    return header_bytes + 8 * singular_values + rows * length * item_bytes
 
 
 class DecompositionFile:
-    """An open file whose head is whole; it stays readable when it is evicted meanwhile.
+    """An open file whose header and singular values are whole; it stays readable when it is evicted.
 
     Raises
     ------
@@ -111,7 +118,10 @@ class DecompositionFile:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         try:
             self.size_bytes = os.fstat(self._descriptor).st_size
-            self.head, self._checksums, self._start = self._read_head(key)
+            header = self._parse_header()
+            values = self._read(header.data_start, header.tensors[0].nbytes)
+            self.head, self._checksums = _decode(header, values, key)
+            self._start = header.data_start + header.tensors[1].start
         except BaseException:
             self.close()
             raise
@@ -126,42 +136,32 @@ class DecompositionFile:
         os.close(self._descriptor)
 
     def rows_of_blocks(self, rows: int) -> int:
-        """Return how many rows the blocks hold that hold the first `rows`."""
+        """Return how many rows there are in the blocks that hold the first `rows`."""
         return min(self.head.rows, -(-rows // BLOCK_ROWS) * BLOCK_ROWS)
 
     def read_into(self, buffer: memoryview) -> None:
         """Fill a buffer of whole blocks with the leading rows, and check each block."""
-        block_bytes = BLOCK_ROWS * self.head.row_bytes
-        for number, at in enumerate(range(0, len(buffer), block_bytes)):
-            block = buffer[at : at + block_bytes]
-            self._fill(block, self._start + at)
-            if zlib.crc32(block) != self._checksums[number]:
+        at = self._start
+        for number, block in enumerate(_blocks(buffer, self.head.row_bytes)):
+            self._fill(block, at)
+            at += len(block)
+            if _hex(zlib.crc32(block)) != self._checksums[number]:
                 raise DamagedFile(f"block {number} of its basis does not match its checksum")
 
-    def _read_head(self, wanted: bytes) -> tuple[DecompositionHeader, "array[int]", int]:
-        magic, checksum = PREFIX.unpack(self._read(0, PREFIX.size))
-        if magic != MAGIC:
+    def _parse_header(self) -> Header:
+        length = int.from_bytes(self._read(0, LENGTH_BYTES), "little")
+        if length > MAX_HEADER_BYTES:
+            raise DamagedFile("it is of another kind")
+        try:
+            header = parse_header(self._read(LENGTH_BYTES, length), file_bytes=self.size_bytes)
+        except CheckpointError as error:
+            raise DamagedFile(f"its header is damaged ({error.code})") from error
+        if header.metadata.get("format") != FORMAT or [info.name for info in header.tensors] != TENSORS:
             raise DamagedFile("it is of another kind or version")
-        raw = self._read(PREFIX.size, FIELDS.size)
-        key, origin, noise, exponent, count, rows, length, item_bytes, side = FIELDS.unpack(raw)
-        blocks = -(-rows // BLOCK_ROWS)
-        rest = self._read(PREFIX.size + FIELDS.size, 4 * blocks + 8 * count)
-        if zlib.crc32(rest, zlib.crc32(raw)) != checksum:
-            raise DamagedFile("its head does not match its checksum")
-        checksums, spectrum = array("I", rest[: 4 * blocks]), array("d", rest[4 * blocks :])
-        if key != wanted:
-            raise DamagedFile("it is another tensor's")
-        head = DecompositionHeader(
-            key, origin, exponent, noise, SIDES[side], item_bytes, rows, length, spectrum
-        )
-        end = PREFIX.size + len(raw) + len(rest)
-        start = end + -end % ALIGNMENT_BYTES
-        if self.size_bytes != start + rows * head.row_bytes:
-            raise DamagedFile("its size is not what its head says")
-        return head, checksums, start
+        return header
 
     def _read(self, at: int, count: int) -> bytes:
-        # What a damaged head asks for is never more than the file has.
+        # A damaged length may ask for more than the file has.
         if at + count > self.size_bytes:
             raise DamagedFile("it ends too soon")
         buffer = bytearray(count)
@@ -175,3 +175,42 @@ class DecompositionFile:
                 raise DamagedFile("it ends too soon")
             target = target[count:]
             at += count
+
+
+def _decode(header: Header, values: bytes, key: bytes) -> tuple[DecompositionHeader, list[str]]:
+    """Return the fields of a file, and the checksum of each block of its basis."""
+    metadata = dict(header.metadata)
+    checksum = metadata.pop(CHECKSUM, None)
+    specs = [TensorSpec(info.name, info.dtype, info.shape) for info in header.tensors]
+    if checksum != _header_checksum(specs, metadata, values):
+        raise DamagedFile("its header or its singular values do not match their checksum")
+    if metadata["key"] != key.hex():
+        raise DamagedFile("it is of another tensor")
+    # The checksum holds, so the rest is as it was written.
+    side = next(side for side in get_args(Side) if side == metadata["side"])
+    rows, length = header.tensors[1].shape
+    head = DecompositionHeader(
+        key,
+        bytes.fromhex(metadata["environment"]),
+        int(metadata["exponent"]),
+        float(metadata["roundoff"]),
+        side,
+        DTYPE_BITS[header.tensors[1].dtype] // 8,
+        rows,
+        length,
+        array("d", values),
+    )
+    return head, metadata["basis_crc32"].split()
+
+
+def _header_checksum(specs: list[TensorSpec], metadata: Mapping[str, str], values: bytes) -> str:
+    return _hex(zlib.crc32(values, zlib.crc32(build_header(specs, metadata))))
+
+
+def _hex(checksum: int) -> str:
+    return f"{checksum:08x}"
+
+
+def _blocks(basis: memoryview, row_bytes: int) -> Iterator[memoryview]:
+    block_bytes = BLOCK_ROWS * row_bytes
+    return (basis[at : at + block_bytes] for at in range(0, len(basis), block_bytes))

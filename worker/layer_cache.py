@@ -14,7 +14,7 @@ from schemas.checkpoint import FileInfo
 from schemas.planning.layer import LayerPlan
 from schemas.spectrum import Spectrum
 from state.cache import STEPS, DecompositionCache, DecompositionKey
-from state.cache_file import ALIGNMENT_BYTES, DamagedFile, DecompositionFile, DecompositionHeader
+from state.cache_file import DamagedFile, DecompositionFile, DecompositionHeader, estimate_file_bytes
 from worker.lowrank import Decomposition
 from worker.lowrank.blas import kernels
 from worker.work_plan import LayerTask, WorkPlan
@@ -29,13 +29,13 @@ BASIS_DTYPES = {4: torch.float32, 8: torch.float64}
 class LayerCache:
     """Where the decompositions of these layers lie, by number.
 
-    What was computed by other means than `origin` says is passed over: a job gives the same bytes whether it
-    finds anything or not.
+    A decomposition from another environment is ignored, so that a job gives the same bytes whether it finds
+    anything or not.
     """
 
     store: DecompositionCache
     keys: Mapping[int, DecompositionKey]
-    origin: bytes
+    environment: bytes
     # Seconds that this attempt has spent on a layer's decomposition before it factors the layer.
     decomposed_s: dict[int, float] = field(default_factory=dict)
 
@@ -66,7 +66,7 @@ class LayerCache:
             if file is None:
                 return
             with file:
-                spectrum = file.head.singular_values
+                spectrum = file.head.spectrum
             yield spectrum
 
     def load(self, task: LayerTask, step: int, rank: int | None) -> Decomposition | None:
@@ -83,12 +83,12 @@ class LayerCache:
             except (DamagedFile, OSError) as fault:
                 self.store.discard(self._key(task, step), fault)
                 return None
-        spectrum = torch.frombuffer(head.spectrum, dtype=torch.float64)  # [p]
-        return Decomposition(spectrum, basis, head.side, head.noise, weighted=task.gram is not None)
+        values = torch.frombuffer(head.singular_values, dtype=torch.float64)  # [p]
+        return Decomposition(values, basis, head.side, head.roundoff, weighted=task.gram is not None)
 
     def _open(self, task: LayerTask, step: int) -> DecompositionFile | None:
         file = self.store.open(self._key(task, step))
-        if file is not None and file.head.origin != self.origin:
+        if file is not None and file.head.environment != self.environment:
             file.close()
             return None
         return file
@@ -103,14 +103,14 @@ class LayerCache:
         sources = [task.path, *([task.gram[0]] if task.gram else [])]
         head = DecompositionHeader(
             key=key.digest,
-            origin=self.origin,
+            environment=self.environment,
             exponent=exponent,
-            noise=decomposition.noise,
+            roundoff=decomposition.noise,
             side=decomposition.side,
             item_bytes=basis.element_size(),
             rows=basis.shape[0],
             length=basis.shape[1],
-            spectrum=array("d", decomposition.singular_values.tolist()),
+            singular_values=array("d", decomposition.singular_values.tolist()),
         )
         self.store.put(key, head, _bytes(basis), sources=sources)
 
@@ -164,10 +164,11 @@ class CachedLayer:
 def _file_bytes(layer: LayerPlan) -> int:
     in_float64 = layer.dtype == "F64" or layer.calibrated
     length = layer.rows if layer.calibrated else min(layer.rows, layer.columns)
-    return (
-        layer.extent * length * (8 if in_float64 else 4)
-        + 8 * min(layer.rows, layer.columns)
-        + ALIGNMENT_BYTES
+    return estimate_file_bytes(
+        rows=layer.extent,
+        length=length,
+        item_bytes=8 if in_float64 else 4,
+        singular_values=min(layer.rows, layer.columns),
     )
 
 

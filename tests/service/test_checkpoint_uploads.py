@@ -272,7 +272,7 @@ def test_an_upload_that_would_fill_the_disk_is_refused(start):
 
 
 def test_an_upload_takes_the_room_of_the_cache(tmp_path):
-    kept = tmp_path / "decompositions" / "ab" / "a.decomposition"
+    kept = tmp_path / "decompositions" / "ab" / "a.safetensors"
     kept.parent.mkdir(parents=True)
     with kept.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, 512 << 20)

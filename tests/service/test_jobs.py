@@ -377,7 +377,7 @@ def test_a_deleted_job_takes_what_was_decomposed_of_the_checkpoint_that_it_broug
     for file in service.checkpoints.get(job["checkpoint"]).files:
         folder = DataDir(tmp_path).decompositions / file.sha256
         folder.mkdir(parents=True)
-        (folder / "a.decomposition").write_bytes(b"some bytes")
+        (folder / "a.safetensors").write_bytes(b"some bytes")
 
     assert service.http.delete(f"/v1/jobs/{job['id']}").status_code == 204
     assert not any(DataDir(tmp_path).decompositions.iterdir())

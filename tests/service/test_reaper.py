@@ -57,7 +57,7 @@ def test_uploads_that_a_killed_process_left_are_swept_away_at_start(start, tmp_p
 def decomposition(tmp_path):
     """Put a kept decomposition of some file where the cache has it."""
 
-    def put(sha256, name="a.decomposition"):
+    def put(sha256, name="a.safetensors"):
         path = tmp_path / "decompositions" / sha256 / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(1000))
@@ -81,7 +81,7 @@ def test_the_cache_is_kept_within_its_bounds(start, decomposition):
     sha256 = service.checkpoints.get(service.stored(MODEL)).files[0].sha256
     old = decomposition(sha256)
     os.utime(old, (1, 1))
-    new = decomposition(sha256, "b.decomposition")
+    new = decomposition(sha256, "b.safetensors")
 
     until(lambda: not old.exists() or not new.exists())
     assert new.exists()

@@ -1,4 +1,4 @@
-"""Kept decompositions: whole or absent, within bounds, and gone with what they were made of."""
+"""state/cache.py, cache_file.py: decompositions are whole or absent, bounded, and go with their input."""
 
 import os
 import random
@@ -11,23 +11,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from schemas.spectrum import Spectrum
+from state import cache_file
 from state.cache import STEPS, DecompositionCache, DecompositionKey, make_room
-from state.cache_file import BLOCK_ROWS, MAGIC, DamagedFile, DecompositionHeader, encode_header
+from state.cache_file import BLOCK_ROWS, DamagedFile, DecompositionHeader, encode_header
 from state.data_dir import DataDir
 
 SHA = "ab" * 32
 KEY = DecompositionKey(SHA, "a.weight", "F32", (400, 300))
-ORIGIN = b"o" * 32
+ENVIRONMENT = b"e" * 32
 
 
 def made(key=KEY, *, rows=300, length=300, item_bytes=4, seed=0, exponent=2):
     """Return a head and a basis of that shape, full of noise."""
     chance = random.Random(seed)
-    spectrum = array("d", sorted((chance.random() for _ in range(min(key.shape))), reverse=True))
+    values = array("d", sorted((chance.random() for _ in range(min(key.shape))), reverse=True))
     head = DecompositionHeader(
-        key.digest, ORIGIN, exponent, 1e-9, "columns", item_bytes, rows, length, spectrum
+        key.digest, ENVIRONMENT, exponent, 1e-9, "columns", item_bytes, rows, length, values
     )
     return head, memoryview(chance.randbytes(rows * length * item_bytes))
 
@@ -89,7 +91,9 @@ def test_what_is_kept_comes_back_whole(store, source, tmp_path, rows, item_bytes
 
     assert store.put(KEY, head, basis, sources=[source])
     assert read(store) == (head, bytes(basis))
-    assert store.spectra([KEY]) == {"a.weight": (Spectrum(head.spectrum, head.exponent, head.noise),)}
+    assert store.spectra([KEY]) == {
+        "a.weight": (Spectrum(head.singular_values, head.exponent, head.roundoff),)
+    }
     assert not list((tmp_path / "parts").iterdir())
 
 
@@ -127,18 +131,14 @@ def test_another_content_is_another_key(store, source, other):
     assert read(store) is not None
 
 
-# Where each region of the file of a basis of 300 rows lies: see state/cache_file.py.
-HEAD_BYTES = 12 + 90 + 4 * 3 + 8 * 300
+BEGIN_BYTES = len(encode_header(*made()))
+VALUES_BYTES = 8 * 300
 REGIONS = {
-    "magic": range(8),
-    "checksum of the head": range(8, 12),
-    "key": range(12, 44),
-    "origin": range(44, 76),
-    "numbers": range(76, 102),
-    "checksums of the blocks": range(102, 114),
-    "spectrum": range(114, HEAD_BYTES),
-    "first block": range(4096, 4096 + 128 * 1200),
-    "last block": range(4096 + 256 * 1200, 4096 + 300 * 1200),
+    "length of the header": range(8),
+    "header": range(8, BEGIN_BYTES - VALUES_BYTES),
+    "singular values": range(BEGIN_BYTES - VALUES_BYTES, BEGIN_BYTES),
+    "first block": range(BEGIN_BYTES, BEGIN_BYTES + 128 * 1200),
+    "last block": range(BEGIN_BYTES + 256 * 1200, BEGIN_BYTES + 300 * 1200),
 }
 
 
@@ -151,10 +151,42 @@ def test_a_flipped_bit_anywhere_makes_it_absent_and_it_is_removed(store, source,
         content[at] ^= 1 << at % 8
         path_of(store).write_bytes(content)
 
-        if at < HEAD_BYTES:
+        if at < BEGIN_BYTES:
             assert store.spectra([KEY]) == {}
         assert read(store) is None
         assert files(tmp_path) == []
+
+
+def test_no_bit_of_a_small_file_can_flip_unnoticed(store, source):
+    key = replace(KEY, shape=(2, 2))
+    store.put(key, *made(key, rows=1, length=2), sources=[source])
+    path = path_of(store, key)
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        assert read(store, key) is None, bit
+    path.write_bytes(whole)
+    assert read(store, key) is not None
+
+
+@pytest.mark.parametrize("item_bytes", [4, 8])
+def test_the_stock_reader_opens_it_and_finds_everything(store, source, item_bytes):
+    head, basis = made(rows=200, item_bytes=item_bytes)
+    store.put(KEY, head, basis, sources=[source])
+
+    with safe_open(path_of(store), "numpy") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    assert set(tensors) == {"singular_values", "basis"}
+    assert tensors["singular_values"].dtype == "float64"
+    assert tensors["singular_values"].tolist() == head.singular_values.tolist()
+    assert tensors["basis"].dtype == {4: "float32", 8: "float64"}[item_bytes]
+    assert tensors["basis"].shape == (200, 300)
+    assert tensors["basis"].tobytes() == basis
+    assert metadata["key"] == KEY.digest.hex()
+    assert (metadata["exponent"], float(metadata["roundoff"]), metadata["side"]) == ("2", 1e-9, "columns")
 
 
 def test_damage_beyond_the_rank_does_not_matter_to_it(store, source):
@@ -168,7 +200,7 @@ def test_damage_beyond_the_rank_does_not_matter_to_it(store, source):
     assert read(store, rows=257) is None
 
 
-@pytest.mark.parametrize("size", [0, 7, 11, 50, 110, 1000, HEAD_BYTES, 4096, 100_000, -1])
+@pytest.mark.parametrize("size", [0, 7, 8, 50, 1000, BEGIN_BYTES, 4096, 100_000, -1])
 def test_a_truncated_file_is_absent_and_removed(store, source, tmp_path, size):
     store.put(KEY, *made(), sources=[source])
     path_of(store).write_bytes(path_of(store).read_bytes()[:size])
@@ -205,12 +237,26 @@ def test_a_file_under_another_ones_name_is_absent(store, source, other):
     assert not path_of(store).exists()
 
 
-def test_a_file_of_another_version_is_absent(store, source):
-    store.put(KEY, *made(), sources=[source])
-    content = path_of(store).read_bytes()
-    path_of(store).write_bytes(MAGIC[:-1] + bytes([MAGIC[-1] + 1]) + content[8:])
+def test_a_file_of_another_version_is_damaged(store, source, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_file, "FORMAT", "eckart-decomposition-99")
+        store.put(KEY, *made(), sources=[source])
+        assert read(store) is not None
 
     assert read(store) is None
+    assert not path_of(store).exists()
+
+
+@pytest.mark.parametrize("of", ["binary", "safetensors", "text"])
+def test_a_file_of_another_kind_is_damaged_and_removed(store, source, safetensors, of):
+    """Among them the binary files of releases before."""
+    store.put(KEY, *made(), sources=[source])
+    binary = b"eckartD\x01" + random.Random(1).randbytes(100_000)
+    path_of(store).write_bytes({"binary": binary, "safetensors": safetensors(), "text": b"{}" * 1000}[of])
+
+    assert store.spectra([KEY]) == {}
+    assert read(store) is None
+    assert not path_of(store).exists()
 
 
 @pytest.mark.parametrize("place", ["directory", "pipe", "loop"])
@@ -229,7 +275,7 @@ def test_spectra_are_those_of_the_steps_up_to_the_first_that_is_missing(store, s
     for step, known in ((1, 0), (0, 2), (3, 2), (2, 4)):
         store.put(replace(KEY, step=step), *steps[step], sources=[source])
         found = store.spectra([KEY]).get(KEY.tensor, ())
-        assert found == tuple(head.singular_values for head, _ in steps[:known])
+        assert found == tuple(head.spectrum for head, _ in steps[:known])
 
 
 def numbered(count):
