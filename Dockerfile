@@ -2,7 +2,8 @@
 FROM python:3.11-slim-bookworm AS base
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 \
     VIRTUAL_ENV=/opt/eckart PATH=/opt/eckart/bin:$PATH \
-    HOME=/tmp ECKART_DATA_DIR=/data
+    HOME=/tmp ECKART_DATA_DIR=/data \
+    PYTHONPATH=/opt/eckart/lib/python3.11/site-packages/eckart/_server
 # The same ids in both images, because they share the data volume, which takes over the owner of /data.
 RUN groupadd --gid 10001 eckart \
  && useradd --uid 10001 --gid eckart --no-create-home --home-dir /tmp --shell /usr/sbin/nologin eckart \

@@ -60,7 +60,7 @@ test-compose: $(READY) ## build the images and run a job through docker compose 
 	$(BIN)/python -m pytest -m docker tests/e2e
 
 docs: $(READY) ## rebuild the generated parts of the documentation
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generate
 
 locks: $(READY) ## rebuild the pins with hashes that the images install, after a change of constraints.txt
 	$(BIN)/python -m tools.pins

@@ -12,7 +12,7 @@ from benchmarks.sender import Upload, send
 from benchmarks.standalone import Service, running
 from benchmarks.table import mib, show
 from eckart import Client
-from schemas.job import TERMINAL, Job
+from eckart.types import Job
 from schemas.spec import CompressionSpec
 
 SET_BYTES = 3_000_000_000
@@ -48,7 +48,7 @@ def _upload(service: Service, files: list[Path]) -> tuple[float, Watch]:
 def _run(service: Service) -> tuple[Job, Watch]:
     with Client(service.url) as client, Watch(lambda: tree(service.pid("worker"))) as watch:
         job = client.submit(ID, SPEC)
-        while job.state not in TERMINAL:
+        while not job.has_ended:
             time.sleep(TELL_S if job.progress.layers_done else 1.0)
             job = client.job(job.id)
             done = f"{job.progress.layers_done}/{job.progress.layers_total}"

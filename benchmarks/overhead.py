@@ -16,7 +16,7 @@ from benchmarks.options import Options
 from benchmarks.standalone import running
 from benchmarks.table import seconds, show
 from eckart import Client
-from schemas.job import Job
+from eckart.types import Job
 from schemas.spec import CompressionSpec
 
 SPEC = CompressionSpec.model_validate({"method": "svd", "rank": {"ratio": 0.5}})

@@ -52,7 +52,7 @@ def running(place: Path, *, threads: int, cache: bool = True) -> Iterator[Servic
     others = {name: value for name, value in os.environ.items() if not name.startswith("ECKART_")}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service.standalone"],
+            [sys.executable, "-m", "eckart", "serve"],
             cwd=ROOT,
             env=others | settings,
             stdout=output,

@@ -1,13 +1,16 @@
-"""Rebuild the parts of the documentation that the code knows best; `--check` only looks."""
+"""Rebuild what the code defines: parts of the documentation, eckart/schema.json; `--check` only looks."""
 
+import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pydantic_settings import BaseSettings
 
 from schemas.report import KEPT_REASONS
+from schemas.spec import CompressionSpec
 from service.app import create_app
 from service.errors import Kind
 from service.settings import Settings as ServiceSettings
@@ -57,6 +60,12 @@ def reasons_table() -> str:
     return "\n".join(["| reason | meaning |", "|---|---|", *rows])
 
 
+def client_schema(_text: str) -> str:
+    """Return what the client knows of the spec and of the reasons to keep a layer dense."""
+    content = {"spec": CompressionSpec.model_json_schema(), "reasons": KEPT_REASONS}
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
 def fresh(text: str) -> str:
     """Return a page with its generated parts made anew."""
     makers = {
@@ -73,17 +82,19 @@ def fresh(text: str) -> str:
     return text
 
 
-def pages() -> list[Path]:
-    """Return every page that may hold generated parts."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+def generated() -> dict[Path, Callable[[str], str]]:
+    """Map every file with generated parts to what makes its text from its old text."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return {**dict.fromkeys(pages, fresh), ROOT / "eckart" / "schema.json": client_schema}
 
 
 def main(*, check: bool) -> int:
     """Rewrite what is stale, or name it."""
-    stale = [path for path in pages() if fresh(path.read_text()) != path.read_text()]
-    for path in stale:
+    texts = {path: (path.read_text(), make) for path, make in generated().items()}
+    stale = {path: new for path, (old, make) in texts.items() if (new := make(old)) != old}
+    for path, text in stale.items():
         if not check:
-            path.write_text(fresh(path.read_text()))
+            path.write_text(text)
         sys.stderr.write(f"{path.relative_to(ROOT)} {'is stale: run make docs' if check else 'rewritten'}\n")
     return int(check and bool(stale))
 

@@ -1,6 +1,6 @@
-"""The user's side of Eckart: compress checkpoints over HTTP. Loading the result is `eckart.torch`'s work."""
+"""The user's side of Eckart: compress checkpoints over HTTP; `eckart.torch` loads the result."""
 
-from eckart.calibration import calibrate
+from eckart.calibrate import calibrate
 from eckart.client import Client
 from eckart.errors import (
     AnswerError,

@@ -1,72 +1,62 @@
-"""The command line: `eckart serve | compress | plan | report`."""
+"""The command line: `eckart serve | compress | plan | report`.
+
+Results go to stdout, everything else to stderr.
+"""
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from eckart import commands
-from eckart.client import DEFAULT_URL
-from eckart.errors import EckartError
-from eckart.options import add_spec_options, spec_from
+from pydantic import ValidationError
+
+from eckart import server
+from eckart.checkpoint import ENDING, INDEX_ENDING, find_checkpoint
+from eckart.client import DEFAULT_URL, Client
+from eckart.download import REPORT_NAME
+from eckart.errors import EckartError, InputError
+from eckart.progress import ProgressLine
+from eckart.table import plan_table, report_table
+from eckart.types import Plan, Report, schema, spec_document
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 INTERRUPTED = 130
+# How a JSON schema's types are read from a command line.
+NUMBERS: dict[str, tuple[type, str]] = {"integer": (int, "N"), "number": (float, "X")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command: 0 it is done, 1 it was refused or failed, 2 it was not asked rightly."""
-    parser = build_parser()
-    options = parser.parse_args(argv)
+    """Run one command. Return 0 for success, 1 for a refusal or failure; argparse exits with 2."""
+    options = build_parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = run(options)
+        options.run(options)
         sys.stdout.flush()
     except EckartError as error:
         print(f"eckart: {error}", file=sys.stderr)
         for field in error.errors:
-            print(
-                f"  {field.pointer}: {field.detail}" if field.pointer else f"  {field.detail}",
-                file=sys.stderr,
-            )
+            line = f"{field.pointer}: {field.detail}" if field.pointer else field.detail
+            print(f"  {line}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        return 1  # whoever read us has gone, and would not read a message either
+    except (server.LocalRunError, BrokenPipeError):
+        return 1  # the worker has said why; whoever read our output has gone
     except OSError as error:
         print(f"eckart: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\neckart: interrupted; a job that was accepted goes on", file=sys.stderr)
+        goes_on = "" if getattr(options, "local", True) else "; a job that was accepted goes on"
+        print(f"\neckart: interrupted{goes_on}", file=sys.stderr)
         return INTERRUPTED
-    return status
-
-
-def run(options: argparse.Namespace) -> int:
-    if options.command == "serve":
-        return commands.serve()
-    if options.command == "report":
-        commands.report(options.source, url=options.url, as_json=options.json)
-        return 0
-    spec = spec_from(options, options.parser)
-    if options.command == "plan":
-        commands.plan(options.source, spec, options.calibration, url=options.url, as_json=options.json)
-    else:
-        commands.compress(
-            options.source,
-            spec,
-            options.calibration,
-            out=options.out,
-            url=options.url,
-            as_json=options.json,
-        )
     return 0
 
 
@@ -75,23 +65,25 @@ def build_parser() -> argparse.ArgumentParser:
         prog="eckart", description="Make safetensors checkpoints smaller with SVD, CUR and CX."
     )
     verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    verbs.add_parser("serve", help="run API, worker and queue on this machine until Ctrl-C")
+    serve = verbs.add_parser("serve", help="run API, worker and queue on this machine until Ctrl-C")
+    serve.set_defaults(run=lambda _options: server.serve())
     compress = verbs.add_parser("compress", help="compress a checkpoint and fetch the result with its report")
+    compress.set_defaults(run=run_compress, parser=compress)
     plan = verbs.add_parser("plan", help="show what would be done to each layer, without doing it")
+    plan.set_defaults(run=run_plan, parser=plan)
     report = verbs.add_parser("report", help="show a job's report as a table")
+    report.set_defaults(run=run_report)
     for verb in (compress, plan):
-        verb.set_defaults(parser=verb)
         verb.add_argument(
             "source",
             metavar="CHECKPOINT",
             help="a .safetensors file, an index, a directory, or the id of a stored checkpoint",
         )
+        verb.add_argument("--local", action="store_true", help="use the bundled worker instead of a service")
         add_spec_options(verb)
-    compress.add_argument(
-        "--out", type=Path, metavar="DIR", help="where the result goes; default: <name>-compressed"
-    )
+    compress.add_argument("--out", type=Path, metavar="DIR", help="output folder; default: <name>-compressed")
     report.add_argument(
-        "source", metavar="JOB|FILE", help="a job's id, a report.json, or the directory it is in"
+        "source", metavar="JOB|FILE", help="the id of a job, a report.json, or the directory that holds it"
     )
     for verb in (compress, plan, report):
         add_common_options(verb)
@@ -103,8 +95,164 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--url",
         default=os.environ.get("ECKART_URL") or DEFAULT_URL,
-        help="where the service is; default: $ECKART_URL, then %(default)s",
+        help="the address of the service; default: $ECKART_URL, then %(default)s",
     )
+
+
+def add_spec_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each simple field of the server's spec, and `--spec` for all others."""
+    spec = schema()["spec"]
+    fields = spec["properties"]
+    group = parser.add_argument_group("the spec")
+    rank = group.add_mutually_exclusive_group(required=True)
+    rank.add_argument("--rank", type=int, metavar="K", help="the rank of every layer")
+    for name in rank_rules():
+        add_option(rank, name, spec["$defs"]["SpecRule"]["properties"][name])
+    rank.add_argument("--spec", metavar="FILE|JSON", help="a whole spec, as a JSON file or as JSON text")
+    for name in simple_fields():
+        add_option(group, name, fields[name])
+    group.add_argument(
+        "--calibration",
+        metavar="FILE|ID",
+        help="Gram matrices of the layers' inputs, as eckart.calibrate writes them, or the id of stored ones",
+    )
+
+
+def add_option(group: Any, name: str, field: dict[str, Any]) -> None:
+    """Turn one field of a JSON schema into an option."""
+    field = value_schema(field)
+    text = field["description"].replace("%", "%%")
+    if default := field.get("default"):
+        text += f" Default: {', '.join(default) if isinstance(default, list) else default}."
+    option = "--" + name.replace("_", "-")
+    if "enum" in field:
+        group.add_argument(option, choices=field["enum"], help=text)
+    elif field["type"] == "array":
+        group.add_argument(option, action="append", metavar="PATTERN", help=text + " May be repeated.")
+    else:
+        kind, metavar = NUMBERS[field["type"]]
+        group.add_argument(option, type=kind, metavar=metavar, help=text)
+
+
+def value_schema(field: dict[str, Any]) -> dict[str, Any]:
+    """Return an optional field's schema without its null."""
+    kinds = [kind for kind in field.get("anyOf", ()) if kind.get("type") != "null"]
+    return {**field, **kinds[0]} if len(kinds) == 1 else field
+
+
+def rank_rules() -> list[str]:
+    """Return the rules that can take the place of a rank."""
+    return list(schema()["spec"]["$defs"]["SpecRule"]["properties"])
+
+
+def simple_fields() -> list[str]:
+    """Return the fields that one option each can hold; `rank` and `calibration` have their own."""
+    return [name for name, field in schema()["spec"]["properties"].items() if is_simple(value_schema(field))]
+
+
+def is_simple(field: dict[str, Any]) -> bool:
+    if field.get("type") == "array":
+        return bool(field["items"].get("type") == "string")
+    return "enum" in field or field.get("type") in NUMBERS
+
+
+def spec_from(options: argparse.Namespace) -> dict[str, Any]:
+    """Make the spec from the options; the server fills in the defaults of all others."""
+    given = {name: getattr(options, name) for name in simple_fields() if getattr(options, name) is not None}
+    if options.spec is not None:
+        if given:
+            names = ", ".join("--" + name.replace("_", "-") for name in given)
+            options.parser.error(f"--spec is the whole spec; leave out {names}")
+        is_json = options.spec.lstrip().startswith("{")
+        return spec_document(options.spec if is_json else Path(options.spec).read_bytes())
+    rules = {name: getattr(options, name) for name in rank_rules() if getattr(options, name) is not None}
+    return spec_document({**given, "rank": rules or options.rank})
+
+
+def run_compress(options: argparse.Namespace) -> None:
+    """Compress, here or by the service, and show the report."""
+    spec = spec_from(options)
+    into = options.out or default_out(options.source)
+    refuse_used(into)
+    if options.local:
+        if into.suffix == ENDING:
+            raise InputError(f"{into}: --out names a directory")
+        run_local(options, spec, into)
+        paths = sorted(into.iterdir())
+    else:
+        with Client(options.url) as client, closing(ProgressLine(sys.stderr)) as progress:
+            job = client.compress(
+                options.source, spec, calibration=options.calibration, wait=False, progress=progress
+            )
+            progress.note(f"job {job.id}")
+            client.wait(job.id, progress=progress)
+            paths = list(client.download(job.id, into, progress=progress))
+    show(read_report(into / REPORT_NAME), as_json=options.json)
+    if not options.json:
+        sys.stdout.write("\n" + "".join(f"{path}\n" for path in paths))
+
+
+def run_plan(options: argparse.Namespace) -> None:
+    """Show what a job would do."""
+    spec = spec_from(options)
+    if options.local:
+        plan = Plan.model_validate_json(run_local(options, spec))
+    else:
+        with Client(options.url) as client:
+            plan = client.plan(options.source, spec, calibration=options.calibration)
+    show(plan, as_json=options.json)
+
+
+def run_local(options: argparse.Namespace, spec: dict[str, Any], *into: Path) -> str:
+    """Run the bundled worker on files; return its output."""
+    if find_checkpoint(options.source) is None:
+        raise InputError(f"{options.source}: there is no such file or directory; --local takes no id")
+    calibration = None if options.calibration is None else Path(options.calibration)
+    return server.run_worker(
+        options.command, Path(options.source), *into, spec=json.dumps(spec), calibration=calibration
+    )
+
+
+def run_report(options: argparse.Namespace) -> None:
+    """Show a report on disk, or that of a job."""
+    path = Path(options.source)
+    if path.is_dir():
+        path /= REPORT_NAME
+    if path.is_file():
+        show(read_report(path), as_json=options.json)
+        return
+    if path.name.endswith(".json"):
+        raise InputError(f"{path}: there is no such file")
+    with Client(options.url) as client:
+        show(client.report(options.source), as_json=options.json)
+
+
+def default_out(given: str) -> Path:
+    """Name the output after the input, in the current directory."""
+    name = Path(given).absolute().name
+    return Path(f"{name.removesuffix(INDEX_ENDING).removesuffix(ENDING)}-compressed")
+
+
+def refuse_used(into: Path) -> None:
+    """Refuse an output folder with files before any work; hidden ones are parts of a broken download."""
+    if into.exists() and not into.is_dir():
+        raise InputError(f"{into} is no directory; name another one with --out")
+    if into.is_dir() and any(not path.name.startswith(".") for path in into.iterdir()):
+        raise InputError(f"{into} is not empty; name another directory with --out")
+
+
+def read_report(path: Path) -> Report:
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise InputError(f"{path} is no report that this version of eckart understands") from error
+
+
+def show(document: Report | Plan, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(document.model_dump_json(indent=2) + "\n")
+    else:
+        sys.stdout.write(report_table(document) if isinstance(document, Report) else plan_table(document))
 
 
 if __name__ == "__main__":

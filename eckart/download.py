@@ -1,34 +1,36 @@
-"""Fetching a job's files: resumed where they broke off, checked against the report, published by rename."""
+"""Download: fetch the files of a job, resume broken transfers, check every digest, publish by rename."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
-from eckart.connection import Call, Connection, parse
-from eckart.digest import sha256_of
+from eckart.checkpoint import FILE_NAME
 from eckart.errors import AnswerError, DigestError, EckartError, InputError
-from eckart.part import PartFile
-from eckart.patience import Patience
-from schemas.format.index import FILE_NAME
-from schemas.report import REPORT_NAME, Report
+from eckart.http import Backoff, Call, Connection, parse, sha256_of
+from eckart.types import Report
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import TracebackType
 
     import httpx
 
     from eckart.progress import Progress
-    from schemas.checkpoint import FileInfo
+    from eckart.types import FileInfo
+
+BLOCK_BYTES = 1 << 20
+REPORT_NAME = "report.json"
 
 
 def download(connection: Connection, job_id: str, into: Path, progress: Progress) -> tuple[Path, ...]:
-    """Fetch every result file and, last, the report; nothing that is already there is overwritten."""
+    """Fetch every result file and then the report; never overwrite a file with other bytes."""
     base = f"/v1/jobs/{quote(job_id, safe='')}"
-    answer = connection.ask(Call("GET", f"{base}/report", headers={"Accept": "application/json"}))
+    answer = connection.request(Call("GET", f"{base}/report", headers={"Accept": "application/json"}))
     report = parse(Report, answer)
     into.mkdir(parents=True, exist_ok=True)
     sha256 = hashlib.sha256(answer.content).hexdigest()
@@ -38,16 +40,65 @@ def download(connection: Connection, job_id: str, into: Path, progress: Progress
     for fetch in missing:
         _fetch(connection, fetch, progress)
     if not have_report:
-        with PartFile(into / f".{REPORT_NAME}.{sha256[:16]}.part") as part:
+        with AtomicFile(into / f".{REPORT_NAME}.{sha256[:16]}.part") as part:
             part.restart()
             part.write(answer.content)
             part.publish(into / REPORT_NAME)
     return (*(fetch.target for fetch in fetches), into / REPORT_NAME)
 
 
+class AtomicFile:
+    """A file under a temporary name until it is whole. A broken download leaves it there, to be resumed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+        self._stream = path.open("r+b")
+        self._begin()
+        while block := self._stream.read(BLOCK_BYTES):
+            self._count(block)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+    def write(self, block: bytes) -> None:
+        self._stream.write(block)
+        self._count(block)
+
+    def restart(self) -> None:
+        """Discard what has arrived."""
+        self._stream.seek(0)
+        self._stream.truncate()
+        self._begin()
+
+    def publish(self, target: Path) -> None:
+        """Rename the whole file."""
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        self.path.replace(target)
+
+    def _begin(self) -> None:
+        self.size_bytes = 0
+        self._sha256 = hashlib.sha256()
+
+    def _count(self, block: bytes) -> None:
+        self.size_bytes += len(block)
+        self._sha256.update(block)
+
+
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """A file to be fetched, and where it begins among all that are."""
+    """A file to fetch, and where it begins in the total."""
 
     url: str
     file: FileInfo
@@ -57,7 +108,7 @@ class Fetch:
 
     @property
     def part(self) -> Path:
-        """Where it grows; named after its digest, so that no other file's beginning is taken for its own."""
+        """Its temporary name; the digest in it keeps the beginnings of different files apart."""
         return self.target.with_name(f".{self.target.name}.{self.file.sha256[:16]}.part")
 
 
@@ -65,10 +116,10 @@ def _fetches(base: str, report: Report, into: Path) -> list[Fetch]:
     fetches: list[Fetch] = []
     offset_bytes = 0
     for file in report.output.files:
-        # The name comes from outside and becomes a path here.
+        # The name comes from the service and becomes a path here.
         if FILE_NAME.fullmatch(file.name) is None or re.fullmatch("[0-9a-f]{64}", file.sha256) is None:
             raise AnswerError(
-                f"the report names a file {file.name!r} that is no checkpoint's; nothing was written",
+                f"{file.name!r} in the report is no name of a checkpoint's file; nothing was written",
                 status=200,
                 retry_after_s=None,
             )
@@ -84,38 +135,38 @@ def _is_there(target: Path, sha256: str) -> bool:
     with target.open("rb") as stream:
         if hashlib.file_digest(stream, "sha256").hexdigest() == sha256:
             return True
-    raise InputError(f"{target} is there already, with other bytes; choose another directory")
+    raise InputError(f"{target} exists with other bytes; choose another directory")
 
 
 def _fetch(connection: Connection, fetch: Fetch, progress: Progress) -> None:
-    with PartFile(fetch.part) as part:
+    with AtomicFile(fetch.part) as part:
         resumed = part.size_bytes > 0
         _receive_all(connection, fetch, part, progress)
         if resumed and part.sha256 != fetch.file.sha256:
-            # What lay there was not the beginning of this file; it does not count against the service.
+            # The part on disk was not the beginning of this file; the service is not to blame.
             part.restart()
             _receive_all(connection, fetch, part, progress)
         if part.sha256 != fetch.file.sha256:
             part.restart()
-            raise DigestError(f"{fetch.file.name} arrived with another SHA-256 than the report gives")
+            raise DigestError(f"{fetch.file.name} arrived with a SHA-256 that is not the report's")
         part.publish(fetch.target)
 
 
-def _receive_all(connection: Connection, fetch: Fetch, part: PartFile, progress: Progress) -> None:
-    patience = Patience(connection.patience_s)
+def _receive_all(connection: Connection, fetch: Fetch, part: AtomicFile, progress: Progress) -> None:
+    backoff = Backoff(connection.patience_s)
     while part.size_bytes < fetch.file.size_bytes:
         before = part.size_bytes
         try:
             _receive(connection, fetch, part, progress)
         except EckartError as error:
             if part.size_bytes > before:
-                patience.renew()
-            connection.pause_or_raise(error, patience)
+                backoff.reset()
+            connection.pause_or_raise(error, backoff)
 
 
-def _receive(connection: Connection, fetch: Fetch, part: PartFile, progress: Progress) -> None:
+def _receive(connection: Connection, fetch: Fetch, part: AtomicFile, progress: Progress) -> None:
     headers = {"Range": f"bytes={part.size_bytes}-"} if part.size_bytes else {}
-    with connection.open(Call("GET", fetch.url, headers=headers)) as response:
+    with connection.stream(Call("GET", fetch.url, headers=headers)) as response:
         _check_answer(response, fetch, part)
         for block in response.iter_raw():
             if part.size_bytes + len(block) > fetch.file.size_bytes:
@@ -127,15 +178,15 @@ def _receive(connection: Connection, fetch: Fetch, part: PartFile, progress: Pro
         raise _other_file(fetch)
 
 
-def _check_answer(response: httpx.Response, fetch: Fetch, part: PartFile) -> None:
+def _check_answer(response: httpx.Response, fetch: Fetch, part: AtomicFile) -> None:
     promised = sha256_of(response.headers.get("Repr-Digest"))
     if promised not in {None, fetch.file.sha256}:
         raise _other_file(fetch)
     if response.status_code == 200:
-        part.restart()  # it knows no ranges, and sends the whole file
+        part.restart()  # the service ignored the range and sends the whole file
     elif not response.headers.get("Content-Range", "").startswith(f"bytes {part.size_bytes}-"):
         raise _other_file(fetch)
 
 
 def _other_file(fetch: Fetch) -> DigestError:
-    return DigestError(f"the service sent something else than the {fetch.file.name} that the report names")
+    return DigestError(f"the service sent another file than the {fetch.file.name} that the report names")

@@ -1,16 +1,16 @@
 """Everything that can go wrong on the user's side, as one tree.
 
-EckartError                 catch this and nothing else gets past but OSError from your own disk
-├── InputError              what you gave cannot be used; nothing was sent
+EckartError                 the base class of all; only OSError from your own disk is outside of it
+├── InputError              your input cannot be used
 ├── LoadError               a compressed checkpoint and a model do not fit together
-├── ServiceError            the service answered, but not with what was asked for: .status
+├── ServiceError            the service answered with an error: .status
 │   ├── ProblemError        it says why: .problem
 │   └── AnswerError         the answer cannot be understood: a proxy's page, another version
 ├── TransferError           the connection broke and did not come back in time
-│   ├── UnreachableError    there was nobody at the address
-│   └── DigestError         the bytes that arrived are not the bytes that were promised
+│   ├── UnreachableError    no service answers at the address
+│   └── DigestError         the bytes that arrived do not have the promised SHA-256
 ├── JobFailed               the job ended without a result, failed or canceled: .job
-└── WaitTimeoutError        the job goes on, but you would not wait longer: .job
+└── WaitTimeoutError        the job still runs, but your timeout is over: .job
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ import httpx
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from schemas.job import Job
-    from schemas.problem import FieldProblem, Problem
+    from eckart.types import FieldProblem, Job, Problem
 
 BUSY = frozenset({429, 502, 503, 504})
 
 
 class EckartError(Exception):
-    """Whatever the user's side raises; `errors` points at the bad fields, where there are any."""
+    """The base class of what the user's side raises; `errors` lists the bad fields, if there are any."""
 
     def __init__(self, message: str, *, errors: tuple[FieldProblem, ...] = ()) -> None:
         super().__init__(message)
@@ -38,7 +37,7 @@ class EckartError(Exception):
 
 
 class InputError(EckartError):
-    """What you gave cannot be used; nothing was sent."""
+    """Your input cannot be used."""
 
 
 class LoadError(EckartError):
@@ -46,7 +45,7 @@ class LoadError(EckartError):
 
 
 class ServiceError(EckartError):
-    """The service answered, but not with what was asked for."""
+    """The service answered with an error."""
 
     def __init__(
         self,
@@ -62,7 +61,7 @@ class ServiceError(EckartError):
 
     @property
     def passing(self) -> bool:
-        """Whether the same request may well succeed a little later."""
+        """Whether the same request may succeed a little later."""
         return self.status in BUSY
 
 
@@ -88,14 +87,14 @@ class TransferError(EckartError):
 
 
 class UnreachableError(TransferError):
-    """There was nobody at the address."""
+    """No service answers at the address."""
 
 
 class DigestError(TransferError):
-    """The bytes that arrived are not the bytes that were promised."""
+    """The bytes that arrived do not have the promised SHA-256."""
 
 
-class JobFailed(EckartError):  # noqa: N818 - it tells of the job's end, not of a mistake in the program
+class JobFailed(EckartError):  # noqa: N818 - it describes the end of a job, not a mistake in the program
     """The job ended without a result: it failed or was canceled."""
 
     def __init__(self, job: Job) -> None:
@@ -105,7 +104,7 @@ class JobFailed(EckartError):  # noqa: N818 - it tells of the job's end, not of 
 
 
 class WaitTimeoutError(EckartError):
-    """The job goes on, but you would not wait longer."""
+    """The job still runs, but your timeout is over."""
 
     def __init__(self, job: Job, *, timeout_s: float) -> None:
         super().__init__(f"job {job.id} is still {job.state} after {timeout_s:g} s; it goes on")
@@ -124,14 +123,14 @@ FOREIGN: dict[type[Exception], type[EckartError]] = {
 }
 ADVICE: dict[type[EckartError], str] = {
     TransferError: "the connection to {url} failed: {why}",
-    UnreachableError: "nobody answers at {url} ({why}); is the service running? `eckart serve` starts one",
-    InputError: "{url} is not an address of a service ({why}); give one like http://127.0.0.1:8000",
+    UnreachableError: "no service answers at {url} ({why}); `eckart serve` starts one",
+    InputError: "{url} is not the address of a service ({why}); give one like http://127.0.0.1:8000",
 }
 
 
 @contextmanager
-def translated(url: str) -> Iterator[None]:
-    """Raise our own errors for httpx's; the most specific class of the table wins."""
+def translate_errors(url: str) -> Iterator[None]:
+    """Raise our own errors in place of httpx's; the most specific class of the table wins."""
     try:
         yield
     except tuple(FOREIGN) as error:

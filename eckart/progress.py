@@ -1,4 +1,4 @@
-"""Saying how far things have come."""
+"""Progress: the callback, and a line for people."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ SPARSE_EVERY_S = 10.0
 
 
 class Progress(Protocol):
-    """What is called now and then while something long is under way."""
+    """A callback for long operations."""
 
     def __call__(self, done: int, total: int, what: str, /) -> None:
-        """Take the bytes or layers done, how many there are (0: not yet known), and what is at hand."""
+        """Take the bytes or layers done, their total (0: not yet known), and the current step."""
 
 
 def silent(_done: int, _total: int, _what: str, /) -> None:
-    """Say nothing."""
+    """Ignore progress."""
 
 
 class ProgressLine:
-    """Progress for people: one line rewritten in place on a terminal, a line now and then elsewhere."""
+    """Progress for people: one line rewritten in place on a terminal, occasional lines elsewhere."""
 
     def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream

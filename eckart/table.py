@@ -3,25 +3,63 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from eckart.grouping import grouped
-from schemas.report import KEPT_REASONS
+from eckart.types import Layer, LayerPlan, LayerReport, schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from eckart.grouping import Group
-    from schemas.plan import PlanDocument, PlannedLayer, PlanTotals
-    from schemas.report import LayerReport, Report, Totals
+    from eckart.types import Plan, PlanTotals, Report, Totals
 
 WIDTH = 100
 GAP = "  "
 
+L = TypeVar("L", bound=Layer)
+
+
+@dataclass(frozen=True, slots=True)
+class Group(Generic[L]):
+    """Layers of one place in the network, one shape, one method and one outcome; never empty."""
+
+    layers: tuple[L, ...]
+
+    @property
+    def first(self) -> L:
+        """One of the layers; the others differ from it only in numbers."""
+        return self.layers[0]
+
+    @property
+    def name(self) -> str:
+        """The common name, with `*` where the numbers differ."""
+        parts = zip(*(layer.name.split(".") for layer in self.layers), strict=True)
+        return ".".join(column[0] if len(set(column)) == 1 else "*" for column in parts)
+
+    @property
+    def saved(self) -> float:
+        """The saved share of the parameters."""
+        after = sum(layer.parameters_after for layer in self.layers)
+        return 1 - after / sum(layer.parameters_before for layer in self.layers)
+
+
+def group_layers(layers: Iterable[L]) -> list[Group[L]]:
+    """Group layers that differ only in numbers, in the order of the first of each group."""
+    groups: dict[tuple[object, ...], list[L]] = {}
+    for layer in layers:
+        groups.setdefault(_group_key(layer), []).append(layer)
+    return [Group(tuple(alike)) for alike in groups.values()]
+
+
+def _group_key(layer: Layer) -> tuple[object, ...]:
+    place = tuple("*" if part.isdecimal() else part for part in layer.name.split("."))
+    same = (layer.shape, layer.transposed, layer.calibrated, layer.dtype, layer.method, layer.outcome)
+    return (place, *same, layer.reason)
+
 
 def report_table(report: Report) -> str:
-    """Show what was done: a row for layers that are alike, what was kept and why, and the sums."""
-    groups = grouped(report.layers)
+    """Show what was done: a row for each group of similar layers, what was kept and why, and the sums."""
+    groups = group_layers(report.layers)
     calibrated = report.totals.weighted_error is not None
     errors = _both_errors if calibrated else _errors
     rows = [
@@ -44,16 +82,16 @@ def report_table(report: Report) -> str:
     )
 
 
-def plan_table(plan: PlanDocument) -> str:
+def plan_table(plan: Plan) -> str:
     """Show what would be done, in the same form."""
-    groups = grouped(plan.layers)
+    groups = group_layers(plan.layers)
     rows = [
         (*_cells(group, _planned_ranks(group.layers)), _planned_saving(group))
         for group in groups
         if group.first.outcome == "factored"
     ]
     totals = plan.totals
-    open_ranks = "the spectra decide where within the ranks given; the sums are upper bounds"
+    open_ranks = "the spectra decide the ranks within these bounds; the sums are upper bounds"
     return _page(
         _wrapped(f"plan for {_plain(plan.checkpoint or 'the headers')}"),
         _columns(("layers", "n", "shape", "method", "rank", "saved"), rows),
@@ -79,7 +117,7 @@ def _title(report: Report) -> str:
     return _plain(f"{job}: {report.spec.get('method')} at {rule}{more}, on {device}, {report.created_at}")
 
 
-def _cells(group: Group[Any], rank: str) -> tuple[str, ...]:
+def _cells(group: Group[L], rank: str) -> tuple[str, ...]:
     first = group.first
     return (_plain(group.name), str(len(group.layers)), _shape(first.shape), first.method, rank)
 
@@ -89,14 +127,14 @@ def _ranks(ranks: Iterable[int | None]) -> str:
     return _span(min(known), max(known)) if known else "-"
 
 
-def _planned_ranks(layers: Sequence[PlannedLayer]) -> str:
+def _planned_ranks(layers: Sequence[LayerPlan]) -> str:
     bounds = [layer.rank_bounds for layer in layers if layer.rank_bounds]
     if not bounds:
         return _ranks(layer.rank for layer in layers)
     return _span(min(bound.least for bound in bounds), max(bound.most for bound in bounds))
 
 
-def _planned_saving(group: Group[PlannedLayer]) -> str:
+def _planned_saving(group: Group[LayerPlan]) -> str:
     return "-" if any(layer.rank_bounds for layer in group.layers) else f"{group.saved:.1%}"
 
 
@@ -126,17 +164,19 @@ def _legend(totals: Totals) -> str:
     )
 
 
-def _kept(groups: Sequence[Group[Any]]) -> list[str]:
-    """Name what stays dense under the reason why."""
+def _kept(groups: Sequence[Group[L]]) -> list[str]:
+    """List the layers that stay dense under each reason."""
+    texts = schema()["reasons"]
     lines: list[str] = []
     kept = [group for group in groups if group.first.outcome == "kept"]
     for reason in dict.fromkeys(group.first.reason for group in kept):
-        lines += _wrapped(f"kept dense, {reason}: {KEPT_REASONS[reason]}")
+        text = f": {texts[reason]}" if reason in texts else ""
+        lines += _wrapped(_plain(f"kept dense, {reason}") + text)
         lines += [_kept_line(group) for group in kept if group.first.reason == reason]
     return lines
 
 
-def _kept_line(group: Group[Any]) -> str:
+def _kept_line(group: Group[L]) -> str:
     count = f" ({len(group.layers)}, {_shape(group.first.shape)})"
     return f"  {_cut(_plain(group.name), WIDTH - len(count) - 2)}{count}"
 
@@ -185,7 +225,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _cut(text: str, width: int) -> str:
-    """Shorten in the middle: the beginning says which model part, the end says which layer."""
+    """Shorten in the middle: the beginning shows the part of the model, the end the layer."""
     if len(text) <= width:
         return text
     tail = (width - 3) * 2 // 3
@@ -193,7 +233,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _plain(text: str) -> str:
-    """Escape what is not printable ASCII: names come from strangers' files and go to a terminal."""
+    """Escape all but printable ASCII: names come from untrusted files and go to a terminal."""
     return text if text.isascii() and text.isprintable() else ascii(text)[1:-1]
 
 

@@ -1,4 +1,4 @@
-"""Loading compressed checkpoints into stock torch modules."""
+"""Load compressed checkpoints into stock torch modules."""
 
 from __future__ import annotations
 
@@ -6,35 +6,61 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from eckart.errors import LoadError
-from eckart.manifest import read_manifest
-from eckart.source import Source, open_source
-from schemas.format.errors import listed
+from eckart.checkpoint import listed, open_checkpoint
+from eckart.errors import InputError, LoadError
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping
 
-    from schemas.format.metadata import FactoredLayer
-
     Shapes = Mapping[str, tuple[int, ...]]
 
 Model = TypeVar("Model", bound=nn.Module)
+Size = Annotated[int, Field(ge=1)]
 
+METADATA_KEY = "eckart"
 WEIGHT = ".weight"
 BIAS = ".bias"
 LEAST_FACTORS, MOST_FACTORS = 2, 3
 
 
+class FactoredLayer(BaseModel):
+    """One weight that a file holds as factors; a newer version may add fields."""
+
+    method: str
+    rank: Size
+    shape: tuple[Size, Size]
+    # `shape` is then [inputs, outputs], and so are the factors'.
+    transposed: bool = False
+
+
+class Manifest(BaseModel):
+    """The `eckart` entry of a file's metadata: its factored layers by module name."""
+
+    version: Literal[1]
+    layers: dict[str, FactoredLayer]
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The tensors' shapes and the factored layers of a checkpoint, from the headers of its files."""
+
+    shards: tuple[Path, ...]
+    shapes: Shapes
+    factored: Mapping[str, FactoredLayer]
+
+
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """One Linear or Conv1D, and the sizes that the chain in its place goes through, input first."""
+    """One Linear or Conv1D, and the sizes of the chain that replaces it, input first."""
 
     name: str
     layer: nn.Module
@@ -48,7 +74,7 @@ class Swap:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """What the chain adds to the model's state dict."""
+        """The entries of the chain in the model's state dict."""
         shapes: dict[str, tuple[int, ...]] = {
             f"{self.name}.{i}{WEIGHT}": step if self.transposed else step[::-1]
             for i, step in enumerate(self.steps)
@@ -61,21 +87,21 @@ class Swap:
 def load_compressed(model: Model, path: str | os.PathLike[str]) -> Model:
     """Load a compressed checkpoint, a file, an index or a directory, into the model it was made from.
 
-    Each factored `nn.Linear` gives way to an `nn.Sequential` of two or three, on the same device, of the same
-    dtype and mode, and so does each `Conv1D` whose weight was factored as `transposed`; then everything is
-    loaded strictly. The model is changed in place and returned. Whatever does not fit raises a LoadError
-    before anything is changed.
+    An `nn.Sequential` of two or three replaces each factored `nn.Linear`, on the same device, of the same
+    dtype and mode; likewise each `Conv1D` whose weight was factored as `transposed`. Then everything is
+    loaded strictly. The model is changed in place and returned. A mismatch raises a LoadError before any
+    change.
     """
-    source = open_source(Path(path))
-    shapes = {tensor.name: tensor.shape for tensor in source.tensors}
+    contents = _read_headers(Path(path))
+    shapes = contents.shapes
     swaps = [
         _plan_swap(model, name, entry, shapes)
-        for name, entry in _factored(source).items()
+        for name, entry in contents.factored.items()
         if name + WEIGHT not in shapes  # multiplied out: `layout: dense`
     ]
     aliases = _tied_names(model, shapes)
     _check_names(model, swaps, shapes, aliases)
-    tensors = {name: tensor for shard in source.shards for name, tensor in load_file(shard).items()}
+    tensors = {name: tensor for shard in contents.shards for name, tensor in load_file(shard).items()}
     tensors |= {name: tensors[alias] for name, alias in aliases.items()}
     for swap in swaps:
         model.set_submodule(swap.name, _chain(swap))
@@ -83,15 +109,37 @@ def load_compressed(model: Model, path: str | os.PathLike[str]) -> Model:
     return model
 
 
-def _factored(source: Source) -> dict[str, FactoredLayer]:
-    """Gather the factored layers of all shards; each shard tells of its own."""
-    layers: dict[str, FactoredLayer] = {}
-    for shard, header in source.headers.items():
-        for name, entry in read_manifest(shard, header.metadata).items():
-            if name in layers:
-                raise LoadError(f"two shards, one of them {shard}, hold factors of {name}; compress it again")
-            layers[name] = entry
-    return layers
+def _read_headers(path: Path) -> Contents:
+    """Read names, shapes and factored layers; each shard describes only its own."""
+    shards = open_checkpoint(path).shards
+    shapes: dict[str, tuple[int, ...]] = {}
+    factored: dict[str, FactoredLayer] = {}
+    for shard in shards:
+        try:
+            with safe_open(shard, "pt") as file:
+                own = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {}
+        except SafetensorError as error:
+            raise InputError(f"{shard}: {error}") from error
+        layers = _manifest(shard, metadata)
+        if twice := [name for name in own if name in shapes] + [name for name in layers if name in factored]:
+            raise LoadError(f"two shards, one of them {shard}, hold {listed(twice)}; compress it again")
+        shapes |= own
+        factored |= layers
+    return Contents(shards, shapes, factored)
+
+
+def _manifest(shard: Path, metadata: Mapping[str, str]) -> Mapping[str, FactoredLayer]:
+    text = metadata.get(METADATA_KEY)
+    if text is None:
+        return {}
+    try:
+        return Manifest.model_validate_json(text).layers
+    except ValidationError as error:
+        raise LoadError(
+            f"{shard}: this version of eckart does not understand the {METADATA_KEY!r} entry of its metadata "
+            f"({error.errors()[0]['msg']}); upgrade eckart, or compress the checkpoint again"
+        ) from error
 
 
 def _plan_swap(model: nn.Module, name: str, entry: FactoredLayer, shapes: Shapes) -> Swap:
@@ -157,7 +205,7 @@ def _parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
 
 
 def _tied_names(model: nn.Module, shapes: Shapes) -> dict[str, str]:
-    """Map names that are not in the file, such as a tied head's, to the name their tensor has there."""
+    """Map names that are not in the file, such as a tied head's, to the name of their tensor there."""
     stored = {weight: name for name, weight in _parameters(model) if name in shapes}
     return {
         name: stored[weight] for name, weight in _parameters(model) if name not in shapes and weight in stored
@@ -165,7 +213,7 @@ def _tied_names(model: nn.Module, shapes: Shapes) -> dict[str, str]:
 
 
 def _check_names(model: nn.Module, swaps: Iterable[Swap], shapes: Shapes, aliases: Mapping[str, str]) -> None:
-    """Refuse what a strict load would, in words that name the layer, while the model is still whole."""
+    """Refuse what a strict load would refuse, naming the layer, while the model is unchanged."""
     wanted = {name: shape for name, shape in _state_shapes(model).items() if name not in aliases}
     for swap in swaps:
         del wanted[swap.name + WEIGHT]
@@ -190,7 +238,7 @@ def _state_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _chain(swap: Swap) -> nn.Sequential:
-    """Build the layers that take one's place, unfilled; only the last has a bias, if that one had."""
+    """Build the empty layers that replace one; only the last has a bias, if the old one had."""
     old = swap.layer
     assert isinstance(old.weight, Tensor)
     biases = [False] * (len(swap.steps) - 1) + [old.bias is not None]
@@ -211,7 +259,7 @@ def _linear(inputs: int, outputs: int, *, bias: bool) -> nn.Module:
 
 
 def _conv1d(kind: Callable[[int, int], nn.Module], inputs: int, outputs: int, *, bias: bool) -> nn.Module:
-    """Build one more of the model's own class, which needs a bias: zeros that are no part of the state."""
+    """Build a layer of the model's own class, which needs a bias: zeros outside of the state dict."""
     part = kind(outputs, inputs)
     if not bias:
         del part.bias

@@ -1,4 +1,4 @@
-"""Sending a checkpoint's files, streamed from disk."""
+"""Upload: send the files of a checkpoint, streamed from disk."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from eckart.connection import Call, Connection, parse
-from eckart.digest import repr_digest
 from eckart.errors import InputError, ServiceError
-from eckart.stored import StoredFiles
+from eckart.http import Call, Connection, parse, repr_digest
+from eckart.types import Checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from eckart.checkpoint import CheckpointFiles
     from eckart.progress import Progress
-    from eckart.source import Source
 
 BLOCK_BYTES = 1 << 20
-# The service flushes and checks a file before it answers; a slow disk does this many bytes a second.
+# The service flushes and checks a file before it answers; a slow disk needs a second for this many bytes.
 SLOW_DISK_BYTES_PER_S = 20_000_000
 NAME_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A file to be sent, and where it begins among all that are."""
+    """A file to send, and where it begins in the total."""
 
     path: Path
     size_bytes: int
@@ -37,13 +36,15 @@ class LocalFile:
     total_bytes: int
 
 
-def upload(connection: Connection, source: Source, checkpoint: str | None, progress: Progress) -> str:
-    """Send what the service does not hold yet; return the checkpoint's id."""
-    files = _hashed(source.files, progress)
+def upload(
+    connection: Connection, source: CheckpointFiles, checkpoint: str | None, progress: Progress
+) -> str:
+    """Send what the service does not have yet; return the id of the checkpoint."""
+    files = _hashed(source.paths, progress)
     name = checkpoint or content_id(source.name, files)
-    held = _held(connection, name)
+    stored = _stored(connection, name)
     for file in files:
-        if held.get(file.path.name) == file.sha256:
+        if stored.get(file.path.name) == file.sha256:
             done = file.offset_bytes + file.size_bytes
             progress(done, file.total_bytes, f"already there: {file.path.name}")
         else:
@@ -52,7 +53,7 @@ def upload(connection: Connection, source: Source, checkpoint: str | None, progr
 
 
 def content_id(name: str, files: Sequence[LocalFile]) -> str:
-    """Name a checkpoint after its bytes: the same files have the same id, other files another."""
+    """Derive an id from the bytes: the same files give the same id, other files another."""
     digest = hashlib.sha256("".join(f"{file.path.name} {file.sha256}\n" for file in files).encode())
     plain = re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("._-")[:NAME_CHARACTERS]
     return f"{plain or 'checkpoint'}-{digest.hexdigest()[:16]}"
@@ -73,15 +74,15 @@ def _hashed(paths: Sequence[Path], progress: Progress) -> list[LocalFile]:
     return files
 
 
-def _held(connection: Connection, name: str) -> dict[str, str]:
-    """Return the digests of the files that the service already holds under that id."""
+def _stored(connection: Connection, name: str) -> dict[str, str]:
+    """Return the digests of the files that the service already has under that id."""
     try:
-        answer = connection.ask(Call("GET", f"/v1/checkpoints/{quote(name, safe='')}"))
+        answer = connection.request(Call("GET", f"/v1/checkpoints/{quote(name, safe='')}"))
     except ServiceError as error:
         if error.status == 404:
             return {}
         raise
-    return {file.name: file.sha256 for file in parse(StoredFiles, answer).files}
+    return {file.name: file.sha256 for file in parse(Checkpoint, answer).files}
 
 
 def _send(connection: Connection, name: str, file: LocalFile, progress: Progress) -> None:
@@ -97,7 +98,7 @@ def _send(connection: Connection, name: str, file: LocalFile, progress: Progress
         if sent != file.size_bytes:
             raise InputError(f"{file.path} changed while it was being sent")
 
-    connection.ask(
+    connection.request(
         Call(
             "PUT",
             f"/v1/checkpoints/{quote(name, safe='')}/{file.path.name}",

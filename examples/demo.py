@@ -61,7 +61,7 @@ def service() -> Iterator[str]:
     settings = {"ECKART_HOST": "127.0.0.1", "ECKART_PORT": str(port), "ECKART_DATA_DIR": str(PLACE / "data")}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service.standalone"],
+            [sys.executable, "-m", "eckart", "serve"],
             cwd=ROOT,
             env={**os.environ, **settings},
             stdout=output,

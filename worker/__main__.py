@@ -1,4 +1,4 @@
-"""`python -m worker`: the worker itself, or one compression without any service."""
+"""`python -m worker`: the worker itself, or one compression or plan without any service."""
 
 import argparse
 import json
@@ -9,8 +9,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from schemas.format.errors import CheckpointError
+from schemas.format.files import open_checkpoint
+from schemas.format.metadata import factored_names
 from schemas.job import Progress
-from schemas.planning.calibration import CalibrationError
+from schemas.plan import PlanDocument
+from schemas.planning.budget import check_budget
+from schemas.planning.calibration import CalibrationError, open_calibration
+from schemas.planning.documents import plan_document
+from schemas.planning.planner import make_plan
 from schemas.problem import SpecError, field_problems
 from schemas.report import Report
 from schemas.spec import CompressionSpec
@@ -29,9 +35,29 @@ def main(arguments: list[str] | None = None) -> int:
     except ValidationError as error:
         print(*setting_faults(error), sep="\n", file=sys.stderr)
         return 2
-    if options.command == "compress":
-        return _compress(options, settings)
-    return _serve(settings)
+    if options.command is None:
+        return _serve(settings)
+    try:
+        _run(options, settings)
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError) as error:
+        print(*_faults(error, options), sep="\n", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _faults(error: Exception, options: argparse.Namespace) -> list[str]:
+    """Describe an error in lines that begin with the file or field at fault."""
+    if isinstance(error, ValidationError):
+        return [f"spec{fault.pointer}: {fault.detail}" for fault in field_problems(error.errors())]
+    if isinstance(error, SpecError):
+        return [f"spec{error.pointer}: {error}"]
+    if isinstance(error, CalibrationError):
+        return [f"{options.calibration}: {error}"]
+    if isinstance(error, CheckpointError):
+        return [f"{options.input}: {error}"]
+    return [str(error)]
 
 
 def _serve(settings: Settings) -> int:
@@ -54,43 +80,41 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
     commands = parser.add_subparsers(dest="command")
     compress = commands.add_parser("compress", help="compress a checkpoint on this machine")
-    compress.add_argument("input", type=Path, help="a safetensors file, an index or a directory with one")
+    plan = commands.add_parser("plan", help="print what would be done to a checkpoint on this machine")
+    for command in (compress, plan):
+        command.add_argument("input", type=Path, help="a safetensors file, an index or a directory with one")
+        command.add_argument("--spec", required=True, help="the spec as JSON, or a file that holds it")
+        command.add_argument(
+            "--calibration",
+            type=Path,
+            help="Gram matrices of the layers' inputs, as eckart.calibrate writes them",
+        )
     compress.add_argument(
         "output", type=Path, help="a new directory for the files and report.json, or a new .safetensors file"
-    )
-    compress.add_argument("--spec", required=True, help="the spec as JSON, or a file that holds it")
-    compress.add_argument(
-        "--calibration",
-        type=Path,
-        help="Gram matrices of the layers' inputs, as eckart.calibrate writes them",
     )
     return parser
 
 
-def _compress(options: argparse.Namespace, settings: Settings) -> int:
-    try:
-        report = _work(options, _spec(options.spec), settings)
-    except ValidationError as error:
-        for fault in field_problems(error.errors()):
-            print(f"spec{fault.pointer}: {fault.detail}", file=sys.stderr)
-        return 1
-    except SpecError as error:
-        print(f"spec{error.pointer}: {error}", file=sys.stderr)
-        return 1
-    except CalibrationError as error:
-        print(f"{options.calibration}: {error}", file=sys.stderr)
-        return 1
-    except CheckpointError as error:
-        print(f"{options.input}: {error}", file=sys.stderr)
-        return 1
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(json.dumps(report.totals.model_dump(), indent=1))
-    return 0
+def _run(options: argparse.Namespace, settings: Settings) -> None:
+    spec = _spec(options.spec)
+    if options.command == "plan":
+        print(_plan(options, spec).model_dump_json(indent=1))
+    else:
+        print(json.dumps(_compress(options, spec, settings).totals.model_dump(), indent=1))
 
 
-def _work(options: argparse.Namespace, spec: CompressionSpec, settings: Settings) -> Report:
+def _plan(options: argparse.Namespace, spec: CompressionSpec) -> PlanDocument:
+    if spec.calibration is not None:
+        raise ValueError("the spec names a calibration that a service holds; give its file instead")
+    files = open_checkpoint(options.input)
+    grams = None if options.calibration is None else open_calibration(options.calibration).tensors
+    factored = factored_names(header.metadata for header in files.headers.values())
+    plan = make_plan(files.tensors, spec, factored=factored, grams=grams)
+    check_budget(plan, spec, files)
+    return plan_document(options.input.absolute().name, files.tensors, plan)
+
+
+def _compress(options: argparse.Namespace, spec: CompressionSpec, settings: Settings) -> Report:
     from worker.context import choose_device, set_threads
     from worker.local import compress_local
 

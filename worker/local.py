@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 
 from schemas.checkpoint import FileInfo
-from schemas.format.errors import CheckpointError
-from schemas.format.files import CheckpointFiles, open_checkpoint
-from schemas.planning.calibration import CalibrationError
+from schemas.format.files import open_checkpoint
+from schemas.planning.calibration import open_calibration
 from schemas.report import REPORT_NAME, Report
 from schemas.spec import CompressionSpec
 from worker.pipeline import CompressionRequest, compress
@@ -65,7 +64,7 @@ def compress_local(
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     files = tuple(_file_info(checkpoint.path(name)) for name in checkpoint.names)
-    grams = None if calibration is None else _open_calibration(calibration)
+    grams = None if calibration is None else open_calibration(calibration)
     gram_files = () if grams is None else tuple(_file_info(grams.path(name)) for name in grams.names)
     # Layers of another input or spec must not be taken for this one's.
     spool_dir = work / _fingerprint((*files, *gram_files), spec)
@@ -92,13 +91,6 @@ def _publish(part: Path, target: Path) -> None:
     (file,) = part.iterdir()
     file.replace(target)
     part.rmdir()
-
-
-def _open_calibration(path: Path) -> CheckpointFiles:
-    try:
-        return open_checkpoint(path)
-    except CheckpointError as error:
-        raise CalibrationError(error.code, error.detail, error.pointer) from error
 
 
 def _file_info(path: Path) -> FileInfo:

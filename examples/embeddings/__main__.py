@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.standalone import running
 from eckart import Client, EckartError
-from eckart.calibration import calibrate
+from eckart.calibrate import calibrate
 from examples.embeddings.result import similarity_chart, similarity_table
 from examples.embeddings.study import (
     KEPT,

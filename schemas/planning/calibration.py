@@ -2,9 +2,11 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 from schemas.format.errors import CheckpointError, listed, quoted
+from schemas.format.files import CheckpointFiles, open_checkpoint
 from schemas.planning.layer import LayerPlan, Plan
 
 GRAM = ".gram"
@@ -13,6 +15,14 @@ GRAM_DTYPES = ("F64", "F32")
 
 class CalibrationError(CheckpointError):
     """A calibration checkpoint that cannot be used; `code` is stable, `detail` names layer and remedy."""
+
+
+def open_calibration(path: Path) -> CheckpointFiles:
+    """Open a calibration checkpoint as `open_checkpoint` does, with a `CalibrationError` if it is bad."""
+    try:
+        return open_checkpoint(path)
+    except CheckpointError as error:
+        raise CalibrationError(error.code, error.detail, error.pointer) from error
 
 
 class GramInfo(Protocol):

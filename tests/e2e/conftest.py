@@ -37,7 +37,7 @@ class Service:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "service.standalone"]
+        command = [sys.executable, "-m", "eckart", "serve"]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
         self.await_true(self.ready, START_LIMIT_S)

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from eckart.digest import repr_digest
+from eckart.http import repr_digest
 
 
 @dataclass
@@ -218,7 +218,7 @@ def job():
 def problem():
     """Make a problem document."""
 
-    def make(status=422, title="The spec is not valid", detail="mend it", errors=()):
+    def make(status=422, title="The spec is not valid", detail="fix it", errors=()):
         return {
             "type": "urn:eckart:problem:some-kind",
             "title": title,
@@ -231,7 +231,28 @@ def problem():
 
 
 @pytest.fixture
-def service(job, report, problem):
+def plan():
+    """Make a plan of nothing."""
+    return {
+        "checkpoint": None,
+        "warnings": [],
+        "layers": [],
+        "totals": {
+            "parameters_before": 0,
+            "parameters_after": 0,
+            "parameter_savings": 0.0,
+            "compression_factor": 1.0,
+            "bytes_before": 0,
+            "bytes_after": 0,
+            "layers_factored": 0,
+            "layers_kept": 0,
+            "exact": True,
+        },
+    }
+
+
+@pytest.fixture
+def service(job, report, problem, plan):
     """Make the answers of a small service that holds one result, and where it keeps what it is sent."""
 
     def make(result, *, layers=(), fail=None):
@@ -256,7 +277,9 @@ def service(job, report, problem):
                 exchange.answer(200, job("failed", error=fail) if fail else job("succeeded"))
 
         def respond(exchange):
-            if exchange.method == "POST":
+            if exchange.path == "/v1/plans":
+                exchange.answer(200, plan)
+            elif exchange.method == "POST":
                 exchange.answer(202, job("queued"), {"Retry-After": "0"})
             else:
                 (put if exchange.method == "PUT" else get)(exchange)

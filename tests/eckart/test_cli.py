@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eckart.cli import main
+from eckart.cli import build_parser, main
+from schemas.spec import CompressionSpec, SpecRule
 
 ROOT = Path(__file__).parents[2]
 RATIO = ("--ratio", "0.5")
@@ -75,26 +76,51 @@ def test_a_failed_job_is_told_with_its_reason(model, serve, service, problem, ca
     assert err.endswith("eckart: job J1 failed: The file is cut.\n  /a.weight/shape: too odd\n")
 
 
-def test_a_refused_spec_is_told_with_its_field(model, capsys):
-    assert main(["compress", str(model), "--ratio", "7"]) == 1
+def test_a_refused_spec_is_told_with_its_field_and_no_file_is_sent(model, serve, problem, capsys):
+    asked = []
 
-    assert capsys.readouterr().err == (
-        "eckart: the spec is not valid\n  /rank/ratio: Input should be less than or equal to 1\n"
-    )
+    def respond(exchange):
+        asked.append((exchange.method, exchange.path))
+        exchange.answer(422, problem(errors=[{"pointer": "/rank/ratio", "detail": "too large"}]))
 
+    assert main(["compress", str(model), "--ratio", "7", "--url", serve(respond)]) == 1
 
-def test_a_plan_of_a_file_needs_no_service(model, capsys):
-    assert main(["plan", str(model), "--rank", "2", "--url", "http://127.0.0.1:9"]) == 0
-
-    out = capsys.readouterr().out
-    assert out.startswith("plan for tiny\n")
-    assert "kept dense, no_saving" in out
+    assert capsys.readouterr().err == ("eckart: The spec is not valid: fix it\n  /rank/ratio: too large\n")
+    assert asked == [("POST", "/v1/plans")]
 
 
-def test_a_plan_can_be_json(model, capsys):
-    assert main(["plan", str(model), "--rank", "2", "--json"]) == 0
+def test_a_plan_of_a_file_sends_its_header_only(model, serve, plan, capsys):
+    asked = []
 
-    assert [layer["rank"] for layer in json.loads(capsys.readouterr().out)["layers"]] == [2, None]
+    def respond(exchange):
+        asked.append((exchange.method, exchange.path, exchange.body))
+        exchange.answer(200, plan)
+
+    assert main(["plan", str(model), "--rank", "2", "--url", serve(respond)]) == 0
+
+    assert capsys.readouterr().out.startswith("plan for tiny\n")
+    ((method, path, body),) = asked
+    assert (method, path) == ("POST", "/v1/plans")
+    header = model.read_bytes()[: -4 * 72]
+    assert b'name="header"; filename="tiny.safetensors"' in body
+    assert header in body
+    assert len(body) < len(header) + 600
+
+
+def test_a_plan_can_be_json(serve, plan, capsys):
+    url = serve(lambda exchange: exchange.answer(200, plan | {"colour": "blue"}))
+    assert main(["plan", "my-model", "--rank", "2", "--json", "--url", url]) == 0
+
+    assert json.loads(capsys.readouterr().out) == plan | {"colour": "blue"}
+
+
+def test_each_field_of_the_spec_has_an_option_or_needs_a_whole_spec():
+    options = vars(build_parser().parse_args(["plan", "x", "--rank", "2"]))
+    fields = {*CompressionSpec.model_fields, *SpecRule.model_fields}
+
+    assert fields - options.keys() == {"overrides", "cur"}
+    ours = {"command", "source", "local", "spec", "json", "url", "run", "parser"}
+    assert options.keys() - fields == ours
 
 
 def test_every_option_reaches_the_spec(model, serve, job, capsys):
@@ -120,42 +146,48 @@ def test_every_option_reaches_the_spec(model, serve, job, capsys):
         "seed": 7,
         "transposed": ["h.*", "g"],
         "calibration": "my-grams",
-        "overrides": [],
-        "cur": {"storage": "three"},
     }
 
 
+@pytest.fixture
+def asked_spec(serve, plan):
+    """Plan `my-model` with these options; return the spec that the service gets."""
+
+    def ask(*options):
+        asked = []
+
+        def respond(exchange):
+            asked.append(json.loads(exchange.body)["spec"])
+            exchange.answer(200, plan)
+
+        assert main(["plan", "my-model", *options, "--url", serve(respond)]) == 0
+        return asked[0]
+
+    return ask
+
+
 @pytest.mark.parametrize("rule", ["ratio", "energy", "error", "budget"])
-def test_each_rule_can_be_given(model, capsys, rule):
-    assert main(["plan", str(model), f"--{rule}", "0.4"]) == 0
+def test_each_rule_can_be_given(asked_spec, rule):
+    assert asked_spec(f"--{rule}", "0.4") == {"rank": {rule: 0.4}}
 
 
-def test_a_number_of_bytes_can_be_given_with_what_goes_with_it(model, capsys):
-    line = f"plan {model} --budget-bytes 1000000 --objective absolute --align 2 --min-rank 2"
+def test_a_number_of_bytes_can_be_given_with_what_goes_with_it(asked_spec):
+    line = "--budget-bytes 1000000 --objective absolute --align 2 --min-rank 2"
 
-    assert main(line.split()) == 0
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ("--budget-bytes 8", "/rank/budget_bytes: The output takes "),
-        ("--budget 0.0001", "/rank/budget: The selected layers need "),
-        ("--rank 2 --align 10000", "/align: No layer could be factored."),
-    ],
-)
-def test_what_cannot_be_met_is_said_without_a_service(model, capsys, options, said):
-    assert main(["plan", str(model), *options.split()]) == 1
-    assert said in capsys.readouterr().err
+    assert asked_spec(*line.split()) == {
+        "rank": {"budget_bytes": 1_000_000},
+        "objective": "absolute",
+        "align": 2,
+        "min_rank": 2,
+    }
 
 
 @pytest.mark.parametrize("as_file", [True, False])
-def test_a_whole_spec_may_be_a_file_or_text(model, capsys, as_file):
+def test_a_whole_spec_may_be_a_file_or_text(model, asked_spec, as_file):
     text = '{"method": "cx", "rank": 2}'
     (model.parent / "spec.json").write_text(text)
 
-    assert main(["plan", str(model), "--spec", "spec.json" if as_file else text]) == 0
-    assert " cx " in capsys.readouterr().out
+    assert asked_spec("--spec", "spec.json" if as_file else text) == json.loads(text)
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "job"])
@@ -178,13 +210,14 @@ def test_a_report_can_be_json(url, capsys):
     [
         ("report gone.json", "there is no such file"),
         ("report tiny.safetensors", "is no report"),
-        ("report J1 --url http://127.0.0.1:9", "is the service running?"),
-        ("report J1 --url nowhere", "is not an address of a service"),
+        ("report J1 --url http://127.0.0.1:9", "`eckart serve` starts one"),
+        ("report J1 --url nowhere", "is not the address of a service"),
         ("plan gone.safetensors --rank 2", "there is no such file"),
-        ("plan tiny.safetensors --rank 0", "/rank: "),
+        ("plan my-model --rank 2 --local", "--local takes no id"),
+        ("compress tiny.safetensors --rank 2 --local --out x.safetensors", "--out names a directory"),
         ("plan tiny.safetensors --spec gone.json", "gone.json"),
         ("plan tiny.safetensors --spec {", "the spec is not valid"),
-        ("compress tiny.safetensors --rank 2 --url http://127.0.0.1:9", "is the service running?"),
+        ("compress tiny.safetensors --rank 2 --url http://127.0.0.1:9", "`eckart serve` starts one"),
     ],
 )
 def test_what_is_refused_ends_with_1_and_a_sentence(model, capsys, line, said):
@@ -245,7 +278,7 @@ def test_a_process_that_fails_shows_no_traceback(model):
         out, err = process.communicate()
 
     assert (process.returncode, out) == (1, "")
-    assert err.startswith("eckart: nobody answers at http://127.0.0.1:9")
+    assert err.startswith("eckart: no service answers at http://127.0.0.1:9")
     assert len(err.splitlines()) == 1
 
 

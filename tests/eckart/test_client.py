@@ -15,13 +15,10 @@ from eckart import (
     InputError,
     JobFailed,
     ProblemError,
-    TransferError,
     UnreachableError,
     WaitTimeoutError,
 )
-from schemas.job import Job
-from schemas.plan import PlanDocument
-from schemas.report import Report
+from eckart.types import Job, Plan, Report
 
 SPEC = {"method": "svd", "rank": 4}
 NOW = {"Retry-After": "0"}
@@ -148,7 +145,7 @@ def test_a_service_that_was_never_there_is_not_waited_for():
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "localhost:8000", "ftp://here", ""])
 def test_an_address_that_is_none_is_refused(url):
-    with Client(url) as c, pytest.raises(InputError, match="is not an address of a service"):
+    with Client(url) as c, pytest.raises(InputError, match="is not the address of a service"):
         c.job("J1")
 
 
@@ -214,29 +211,33 @@ def test_cancel_delete_and_report_ask_as_the_contract_says(job, report):
     ]
 
 
-def test_a_plan_of_what_is_on_disk_needs_no_service(tmp_path):
-    save_file({"a.weight": torch.ones(8, 8), "a.bias": torch.ones(8)}, tmp_path / "x.safetensors")
-    answers = Answers(TransferError("not to be asked"))
+def test_a_plan_of_what_is_on_disk_sends_headers_alone(tmp_path, plan):
+    path = tmp_path / "x.safetensors"
+    save_file({"a.weight": torch.ones(8, 8)}, path)
+    answers = Answers(httpx.ReadError("cut"), httpx.Response(200, json=plan))
     with client(answers) as c:
-        plan = c.plan(tmp_path / "x.safetensors", {"rank": 2})
+        document = c.plan(path, {"rank": 2})
 
-    assert [(layer.name, layer.rank) for layer in plan.layers] == [("a", 2)]
-    assert (plan.totals.parameters_before, plan.totals.parameters_after) == (72, 40)
-    assert answers.requests == []
+    assert isinstance(document, Plan)
+    assert document.checkpoint == "x"
+    first, second = answers.requests
+    assert (first.method, first.url.path) == ("POST", "/v1/plans")
+    assert first.headers["Content-Type"].startswith("multipart/form-data; boundary=")
+    header = path.read_bytes()[: -8 * 8 * 4]
+    for request in (first, second):
+        assert b'name="spec"\r\n\r\n{"rank": 2}\r\n' in request.content
+        assert b'name="header"; filename="x.safetensors"' in request.content
+        assert b"\r\n\r\n" + header + b"\r\n--" in request.content
 
 
-def test_a_plan_of_what_is_stored_is_asked_for(tmp_path):
-    save_file({"a.weight": torch.ones(8, 8)}, tmp_path / "x.safetensors")
-    with client(Answers()) as c:
-        document = c.plan(tmp_path / "x.safetensors", {"rank": 2})
-    answers = Answers(httpx.Response(200, json=document.model_dump(mode="json")))
+def test_a_plan_of_what_is_stored_is_asked_for(plan):
+    answers = Answers(httpx.Response(200, json=plan | {"checkpoint": "my-model"}))
     with client(answers) as c:
-        assert c.plan("my-model", {"rank": 2}) == document
+        assert c.plan("my-model", {"rank": 2}).checkpoint == "my-model"
 
     (request,) = answers.requests
     assert (request.method, request.url.path) == ("POST", "/v1/plans")
-    assert json.loads(request.content)["checkpoint"] == "my-model"
-    assert isinstance(document, PlanDocument)
+    assert json.loads(request.content) == {"checkpoint": "my-model", "spec": {"rank": 2}}
 
 
 @pytest.fixture
@@ -253,7 +254,7 @@ def test_a_calibration_on_disk_is_stored_and_named_in_the_spec(serve, service, c
     asked = []
 
     def listen(exchange):
-        if exchange.method == "POST":
+        if exchange.path == "/v1/jobs":
             asked.append(json.loads(exchange.body))
         respond(exchange)
 
@@ -273,64 +274,53 @@ def test_a_calibration_that_is_stored_is_named_as_it_is(job):
     assert json.loads(answers.requests[0].content)["spec"]["calibration"] == "my-grams"
 
 
-def test_a_plan_with_a_calibration_on_disk_needs_no_service(calibrated):
+@pytest.mark.parametrize("given", ["file", "id", "in the spec"])
+def test_a_plan_names_a_stored_calibration(serve, service, calibrated, given):
+    """A file of Gram matrices is stored; of the model only the header is sent."""
     model, grams = calibrated
-    answers = Answers(TransferError("not to be asked"))
-    with client(answers) as c:
-        plan = c.plan(model, {"rank": 2}, calibration=grams)
+    respond, stored = service({})
+    asked = []
 
-    assert [layer.calibrated for layer in plan.layers] == [True]
-    assert answers.requests == []
+    def listen(exchange):
+        if exchange.method == "POST":
+            asked.append(exchange.body)
+        respond(exchange)
 
+    spec = {"rank": 2, "calibration": "my-grams"} if given == "in the spec" else {"rank": 2}
+    with Client(serve(listen)) as c:
+        c.plan(model, spec, calibration={"file": grams, "id": "my-grams", "in the spec": None}[given])
 
-@pytest.mark.parametrize("where", ["argument", "spec"])
-def test_a_plan_with_a_stored_calibration_asks_what_it_holds(calibrated, where):
-    model, _ = calibrated
-    tensors = [{"name": "a.gram", "dtype": "F32", "shape": [8, 8], "parameters": 64}]
-    document = {
-        "id": "my-grams",
-        "files": [],
-        "complete": True,
-        "missing": [],
-        "parameters": 64,
-        "bytes": 256,
-        "tensors": [tensor | {"selected": False, "break_even_rank": None} for tensor in tensors],
-    }
-    answers = Answers(httpx.Response(200, json=document))
-    given = {"calibration": "my-grams"}
-    with client(answers) as c:
-        if where == "argument":
-            plan = c.plan(model, {"rank": 2}, **given)
-        else:
-            plan = c.plan(model, {"rank": 2, **given})
-
-    assert [layer.calibrated for layer in plan.layers] == [True]
-    (request,) = answers.requests
-    assert (request.method, request.url.path) == ("GET", "/v1/checkpoints/my-grams")
+    assert stored.keys() == ({"grams.safetensors"} if given == "file" else set())
+    name = b"grams-" if given == "file" else b"my-grams"
+    assert b'{"rank": 2, "calibration": "' + name in asked[0]
 
 
-@pytest.mark.parametrize(
-    ("gram", "spec", "words"),
-    [
-        (torch.eye(7), {"rank": 2}, r'Gram matrix of "a" is \[7, 7\]'),
-        (torch.eye(8), {"rank": 2, "calibration": "other"}, "names the calibration other; leave one"),
-    ],
-)
-def test_a_calibration_that_does_not_fit_is_refused_before_anything_is_sent(calibrated, gram, spec, words):
+def test_two_calibrations_are_refused_before_anything_is_sent(calibrated):
     model, grams = calibrated
-    save_file({"a.gram": gram}, grams)
     answers = Answers(httpx.Response(500))
-    with client(answers) as c, pytest.raises(InputError, match=words):
-        c.compress(model, spec, calibration=grams)
+    with (
+        client(answers) as c,
+        pytest.raises(InputError, match="the spec has a calibration, other"),
+    ):
+        c.compress(model, {"rank": 2, "calibration": "other"}, calibration=grams)
 
     assert answers.requests == []
 
 
-def test_a_bad_spec_is_refused_before_anything_is_sent(tmp_path):
+def test_what_the_service_refuses_to_plan_is_not_uploaded(tmp_path, problem):
+    save_file({"a.weight": torch.ones(8, 8)}, tmp_path / "x.safetensors")
+    answers = Answers(httpx.Response(422, json=problem()))
+    with client(answers) as c, pytest.raises(ProblemError, match="The spec is not valid"):
+        c.compress(tmp_path / "x.safetensors", {"rank": 0})
+
+    assert [request.url.path for request in answers.requests] == ["/v1/plans"]
+
+
+def test_what_is_no_spec_is_refused_before_anything_is_sent(tmp_path):
     save_file({"a.weight": torch.ones(8, 8)}, tmp_path / "x.safetensors")
     answers = Answers(httpx.Response(500))
     with client(answers) as c, pytest.raises(InputError, match="the spec is not valid"):
-        c.compress(tmp_path / "x.safetensors", {"rank": 0})
+        c.compress(tmp_path / "x.safetensors", "{")
 
     assert answers.requests == []
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from eckart import AnswerError, Client, DigestError, InputError, ProblemError, TransferError
-from eckart.digest import repr_digest
+from eckart.http import repr_digest
 
 NAME = "model.safetensors"
 CONTENT = random.Random(0).randbytes(500_000)
@@ -224,7 +224,7 @@ def test_a_refusal_is_told_and_publishes_nothing(fetch, tmp_path, problem, statu
     ],
 )
 def test_a_file_name_that_leads_elsewhere_is_refused(fetch, tmp_path, name):
-    with pytest.raises(AnswerError, match="no checkpoint's"):
+    with pytest.raises(AnswerError, match="is no name of a checkpoint's file"):
         fetch(ranged, files={name: CONTENT})
 
     assert left(tmp_path) == ["out"]

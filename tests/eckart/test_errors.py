@@ -17,10 +17,9 @@ from eckart.errors import (
     ProblemError,
     TransferError,
     UnreachableError,
-    translated,
+    translate_errors,
 )
-from schemas.job import Job
-from schemas.problem import Problem
+from eckart.types import Job, Problem
 
 
 def classes(module, base):
@@ -45,7 +44,7 @@ def test_the_drawn_tree_is_the_real_one():
 def test_every_error_of_httpx_becomes_one_of_ours(kind):
     foreign = Exception.__new__(kind)
 
-    with pytest.raises(EckartError) as caught, translated("http://here"):
+    with pytest.raises(EckartError) as caught, translate_errors("http://here"):
         raise foreign
 
     assert caught.value.__cause__ is foreign
@@ -64,14 +63,14 @@ def test_every_error_of_httpx_becomes_one_of_ours(kind):
     ],
 )
 def test_the_most_specific_class_of_the_table_wins(foreign, ours):
-    with pytest.raises(EckartError) as caught, translated("http://here"):
+    with pytest.raises(EckartError) as caught, translate_errors("http://here"):
         raise foreign
 
     assert type(caught.value) is ours
 
 
 def test_what_is_not_httpxs_passes_untouched():
-    with pytest.raises(ZeroDivisionError), translated("http://here"):
+    with pytest.raises(ZeroDivisionError), translate_errors("http://here"):
         raise ZeroDivisionError
 
 
@@ -83,7 +82,7 @@ def test_a_problem_says_what_is_wrong_and_where(problem):
     fields = [{"pointer": "/rank/ratio", "detail": "too large"}]
     error = ProblemError(Problem.model_validate(problem(errors=fields)))
 
-    assert str(error) == "The spec is not valid: mend it"
+    assert str(error) == "The spec is not valid: fix it"
     assert [(field.pointer, field.detail) for field in error.errors] == [("/rank/ratio", "too large")]
     assert error.status == 422
 

@@ -428,7 +428,7 @@ def test_a_manifest_that_is_not_understood_is_refused(net, tmp_path, manifest):
     path = tmp_path / "x.safetensors"
     save_file(net.state_dict(), path, metadata={"eckart": manifest})
 
-    with pytest.raises(LoadError, match=r"x\.safetensors: the 'eckart' entry"):
+    with pytest.raises(LoadError, match=r"x\.safetensors: .* the 'eckart' entry"):
         load_compressed(Net(), path)
 
 

@@ -7,11 +7,11 @@ import torch
 
 from benchmarks.standalone import running
 from eckart import Client
-from eckart.calibration import calibrate
-from eckart.spec import as_spec
+from eckart.calibrate import calibrate
 from examples.embeddings.result import similarity_chart, similarity_table
 from examples.embeddings.study import KEPT, LAYERS, RULES, Study, nearest, original, sentences, vectors
 from examples.minilm import installed, token_ids
+from schemas.spec import CompressionSpec
 
 UNIFORM, FLOORED = RULES[0], RULES[-1]
 
@@ -48,7 +48,7 @@ def test_every_word_is_known():
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_every_spec_of_the_study_is_one(rule):
     for kept in KEPT:
-        as_spec(rule.spec(kept, "some-id"))
+        CompressionSpec.model_validate(rule.spec(kept, "some-id"))
 
 
 def test_more_parameters_keep_the_vectors_nearer(measured):

@@ -1,19 +1,21 @@
-"""`python -m worker compress` as a user types it."""
+"""`python -m worker compress` and `python -m worker plan`, as a user types them (worker/__main__.py)."""
 
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+ROOT = Path(__file__).parents[2]
 SPEC = '{"rank": {"ratio": 0.5}}'
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "worker", "compress", *map(str, arguments)]
+def run(*arguments, verb="compress"):
+    command = [sys.executable, "-m", "worker", verb, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -134,3 +136,38 @@ def test_a_calibration_that_does_not_fit_is_said_in_a_line(save, gaussian, tmp_p
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_is_printed_without_torch(save, gaussian, tmp_path):
+    source = save({"a.weight": gaussian(64, 48), "a.bias": gaussian(64)})
+    grams = save({"a.gram": torch.eye(48)}, "grams.safetensors")
+    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
+    command = [sys.executable, "-m", "worker", "plan", source, "--spec", SPEC, "--calibration", grams]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    (layer,) = plan["layers"]
+    assert (plan["checkpoint"], layer["name"], layer["rank"]) == ("model.safetensors", "a", 13)
+    assert layer["calibrated"]
+    assert plan["totals"]["parameters_before"] == 64 * 48 + 64
+
+
+@pytest.mark.parametrize(
+    ("source", "spec", "words"),
+    [
+        ("missing.safetensors", SPEC, "missing.safetensors"),
+        ("model.safetensors", '{"rank": {"ratio": 2}}', "spec/rank/ratio: "),
+        ("model.safetensors", '{"rank": {"budget": 0.01}}', "spec/rank/budget: The selected layers need"),
+        ("model.safetensors", '{"rank": 4, "calibration": "stored"}', "give its file instead"),
+        ("broken.safetensors", SPEC, "broken.safetensors: This is not safetensors"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_a_line(save, gaussian, tmp_path, source, spec, words):
+    save({"a.weight": gaussian(8, 8)})
+    (tmp_path / "broken.safetensors").write_bytes(b"abc")
+    done = run(tmp_path / source, "--spec", spec, verb="plan")
+
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert words in done.stderr

@@ -17,7 +17,7 @@ def start(tmp_path):
     def start(**environment):
         settings = {"ECKART_DATA_DIR": str(tmp_path / "data"), "ECKART_PORT": "0", **environment}
         run = subprocess.run(
-            [sys.executable, "-m", "service.standalone"],
+            [sys.executable, "-m", "eckart", "serve"],
             env=os.environ | settings,
             capture_output=True,
             text=True,

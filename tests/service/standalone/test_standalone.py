@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-COMMAND = [sys.executable, "-m", "service.standalone"]
+COMMAND = [sys.executable, "-m", "eckart", "serve"]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Sums of XXᵀ over the inputs X of a model's linear layers, collected by hooks in one pass."""
+"""Gram matrices: sums of XXᵀ over the inputs X of a model's linear layers, collected by hooks in one pass."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from eckart.checkpoint import listed
 from eckart.errors import InputError
-from schemas.format.errors import listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 # Rows whose products are summed in float32; the sums of such sums are in float64.
 ROWS = 2048
-# Query, key and value come one after another: so many inputs later, a layer may still take the same one.
+# Query, key and value run one after another: this many inputs later, a layer may still take the same one.
 WINDOW = 4
 MASK = "attention_mask"
 
 
 class GramSum:
-    """XXᵀ of what a group of layers has taken in, the same for each of them.
+    """XXᵀ of the inputs of a group of layers, the same for each of them.
 
-    The newest input is held back until it is known who has taken it; whoever has not goes on without.
+    The newest input is held back until it is known which layers take it. The others get a sum of their own.
     """
 
     def __init__(self, members: set[str], total: Tensor | None = None) -> None:
@@ -40,30 +40,30 @@ class GramSum:
         self._version: int | None = None
 
     def hold(self, x: Tensor, gram: Tensor, taker: str) -> None:
-        """Hold back what an input adds."""
+        """Hold back the contribution of an input."""
         self._input, self._version, self.held, self.takers = x, _version(x), gram, {taker}
 
     def holds(self, x: Tensor) -> bool:
-        """Say whether it is this very tensor that is held back, and unchanged since."""
+        """Whether this very tensor is held back, and unchanged since."""
         return self._input is x and self._version is not None and self._version == _version(x)
 
     def release(self) -> Tensor | None:
-        """Return what was held back, which nobody can take any more."""
+        """Return the contribution that was held back; no further layer can take it."""
         held, self.held, self._input, self.takers = self.held, None, None, set()
         return held
 
 
-class Collector:
-    """Hooks on the chosen layers from `with` to its end; afterwards the model is as it was."""
+class GramCollector:
+    """Hooks on the chosen layers inside a `with` block; afterwards the model is as it was."""
 
     def __init__(
-        self, model: nn.Module, chosen: Callable[[str], bool], *, spill_beside: Path | None = None
+        self, model: nn.Module, chosen: Callable[[str], bool], *, spill_next_to: Path | None = None
     ) -> None:
         self._model = model
         self._layers = {n: m for n, m in model.named_modules() if _is_linear(m) and chosen(n)}
         if not self._layers:
             raise InputError("the model has no Linear or Conv1D layer that is included")
-        self._spill_beside = spill_beside
+        self._spill_next_to = spill_next_to
         self._folder: Path | None = None
         self._files = 0
         self._sums: dict[str, GramSum] = {}
@@ -73,8 +73,8 @@ class Collector:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            if (beside := self._spill_beside) is not None:
-                folder = tempfile.TemporaryDirectory(prefix=f".{beside.name}.", dir=beside.parent)
+            if (target := self._spill_next_to) is not None:
+                folder = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
                 self._folder = Path(stack.enter_context(folder))
             for module in self._model.modules():
                 stack.callback(setattr, module, "training", module.training)
@@ -100,18 +100,18 @@ class Collector:
                 self._mask = batch.get(MASK) if isinstance(batch, Mapping) else None
                 _call(self._model, batch)
                 while self._recent:
-                    self._settle(self._recent[0])
+                    self._flush(self._recent[0])
                 count += 1
         return count
 
     def finish(self) -> dict[str, Tensor]:
-        """Return the sums by layer; a layer that nothing but zeros came to has none."""
+        """Return the sums by layer; a layer whose inputs were all zero has none."""
         totals = {name: self._sums[name].total for name in self._layers if name in self._sums}
         grams = {name: gram for name, gram in totals.items() if gram is not None and bool(gram.any())}
         if not grams:
             raise InputError("no included layer took any input; are these batches of this model?")
         if bad := [name for name, gram in grams.items() if not bool(torch.isfinite(gram).all())]:
-            raise InputError(f"inputs of {listed(bad)} hold NaN or infinity; leave out the batch at fault")
+            raise InputError(f"inputs of {listed(bad)} hold NaN or infinity; leave out that batch")
         return grams
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
@@ -121,21 +121,21 @@ class Collector:
         return take
 
     def _take(self, name: str, x: Tensor) -> None:
-        own = self._sums.get(name) or self._joined(name, x)
+        own = self._sums.get(name) or self._join(name, x)
         if name not in own.takers and own.holds(x):
             own.takers.add(name)
             return
         if own.held is not None and name not in own.takers:
             own = self._split(own, {name})
         elif own.held is not None:
-            self._settle(own)
+            self._flush(own)
         own.hold(x, _gram(x, self._mask), name)
         self._recent.append(own)
         if len(self._recent) > WINDOW:
-            self._settle(self._recent[0])
+            self._flush(self._recent[0])
 
-    def _joined(self, name: str, x: Tensor) -> GramSum:
-        """Put a layer that is new with others that are and take the same, or by itself."""
+    def _join(self, name: str, x: Tensor) -> GramSum:
+        """Put a new layer into the group of new layers with the same input, or into a group of its own."""
         new = GramSum(set())
         found = next((each for each in self._recent if each.total is None and each.holds(x)), new)
         found.members.add(name)
@@ -143,25 +143,25 @@ class Collector:
         return found
 
     def _split(self, group: GramSum, names: set[str]) -> GramSum:
-        """Let some go their own way, with what all had in common so far."""
+        """Move some layers to a group of their own that starts with the common sum."""
         group.members -= names
-        total = None if group.total is None else self._room(group.total.shape).copy_(group.total)
+        total = None if group.total is None else self._zeros(group.total.shape).copy_(group.total)
         apart = GramSum(set(names), total)
         self._sums |= dict.fromkeys(names, apart)
         return apart
 
-    def _settle(self, group: GramSum) -> None:
-        """Add what is held back to those who took it."""
+    def _flush(self, group: GramSum) -> None:
+        """Add the contribution that is held back to the sum of the layers that took it."""
         if others := group.members - group.takers:
             self._split(group, others)
         self._recent.remove(group)
         held = group.release()
         assert held is not None
         if group.total is None:
-            group.total = self._room(held.shape)
+            group.total = self._zeros(held.shape)
         group.total += held
 
-    def _room(self, shape: torch.Size) -> Tensor:
+    def _zeros(self, shape: torch.Size) -> Tensor:
         if self._folder is None:
             return torch.zeros(shape, dtype=torch.float64)
         self._files += 1
@@ -186,12 +186,12 @@ def _call(model: nn.Module, batch: object) -> None:
 
 
 def _version(x: Tensor) -> int | None:
-    """Return what changes when the tensor does; None where nothing tells."""
+    """Return a number that changes when the tensor does; None where there is none."""
     return None if x.is_inference() else x._version  # noqa: SLF001 - torch's own, and its only one
 
 
 def _gram(x: Tensor, mask: object) -> Tensor:
-    """Return XXᵀ in float64 on the CPU for inputs [..., n], but for those that a mask [...] leaves out."""
+    """Return XXᵀ in float64 on the CPU for inputs [..., n], without those that a mask [...] leaves out."""
     rows = x.detach()
     if isinstance(mask, Tensor) and mask.shape == x.shape[:-1]:
         rows = rows[mask.to(x.device).bool()]
@@ -207,7 +207,7 @@ def _gram(x: Tensor, mask: object) -> Tensor:
 
 @contextmanager
 def _exact(device: torch.device) -> Iterator[None]:
-    """Keep autocast and TF32 out of products: their rounding would make a sum indefinite."""
+    """Disable autocast and TF32: their rounding can make a sum indefinite."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

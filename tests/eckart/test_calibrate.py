@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from eckart import InputError, calibrate
-from eckart.grams import WINDOW, Collector
+from eckart.gram_collector import WINDOW, GramCollector
 from worker.lowrank.gram import gram_fault
 
 
@@ -120,7 +120,7 @@ def test_every_layer_that_takes_inputs_gets_their_gram_matrix(net, tmp_path, dty
 
 
 def test_layers_that_take_the_same_tensor_share_one_sum(net):
-    with Collector(net, lambda _name: True) as collector:
+    with GramCollector(net, lambda _name: True) as collector:
         collector.run(BATCHES)
         sums = collector.finish()
 
@@ -256,7 +256,7 @@ def test_the_model_is_as_it_was_even_after_a_failure(net, tmp_path, spill):
 def test_no_input_outlives_its_batch(net):
     inputs = []
     net.second.out.register_forward_pre_hook(lambda _module, given: inputs.append(weakref.ref(given[0])))
-    with Collector(net, lambda _name: True) as collector:
+    with GramCollector(net, lambda _name: True) as collector:
         collector.run(BATCHES)
         assert inputs
         assert all(reference() is None for reference in inputs)
@@ -275,7 +275,7 @@ def test_an_old_file_stays_until_the_new_one_is_whole(net, tmp_path):
 @pytest.mark.parametrize(
     ("batches", "options", "words"),
     [
-        ([], {}, "no batch came"),
+        ([], {}, "there are no batches"),
         (BATCHES, {"include": ["nothing*"]}, "no Linear or Conv1D layer that is included"),
         (BATCHES, {"include": ["idle"]}, "took any input"),
         (BATCHES, {"dtype": "float16"}, "float32 or float64"),

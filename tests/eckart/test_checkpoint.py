@@ -1,4 +1,4 @@
-"""Finding a checkpoint on disk: what is taken, and every refusal."""
+"""Finding a checkpoint on disk (eckart/checkpoint.py): what is accepted, and every refusal."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from eckart.checkpoint import CHECKPOINT_ID, FILE_NAME, find_checkpoint, open_checkpoint
 from eckart.errors import InputError
-from eckart.source import find_source, open_source
+from schemas.format import index
 
 INDEX = "model.safetensors.index.json"
 
@@ -26,7 +27,7 @@ def sharded(tmp_path):
 
 
 def names(source):
-    return [path.name for path in source.files]
+    return [path.name for path in source.paths]
 
 
 def test_a_file_is_a_checkpoint(tmp_path):
@@ -34,39 +35,41 @@ def test_a_file_is_a_checkpoint(tmp_path):
     save_file({"x.weight": torch.ones(2, 3)}, path)
 
     for given in (path, str(path), tmp_path):
-        source = find_source(given)
+        source = find_checkpoint(given)
         assert names(source) == ["tiny.safetensors"]
-        assert [(tensor.name, tensor.shape) for tensor in source.tensors] == [("x.weight", (2, 3))]
-    assert open_source(path).name == "tiny"
-    assert open_source(tmp_path).name == tmp_path.name
+        content = path.read_bytes()
+        assert list(source.headers()) == [(path.name, content[: len(content) - 24])]
+    assert open_checkpoint(path).name == "tiny"
+    assert open_checkpoint(tmp_path).name == tmp_path.name
 
 
 def test_an_index_brings_its_shards(sharded):
     for given in (sharded, sharded / INDEX):
-        source = open_source(given)
+        source = open_checkpoint(given)
         assert names(source) == [
             INDEX,
             "model-00001-of-00002.safetensors",
             "model-00002-of-00002.safetensors",
         ]
-        assert [tensor.name for tensor in source.tensors] == ["x0.weight", "x1.weight"]
+        assert [name for name, _ in source.headers()] == names(source)
+        assert next(source.headers()) == (INDEX, (sharded / INDEX).read_bytes())
 
 
 def test_other_files_of_a_model_do_not_matter(sharded):
     (sharded / "config.json").write_text("{}")
 
-    assert len(open_source(sharded).files) == 3
+    assert len(open_checkpoint(sharded).paths) == 3
 
 
 def test_one_shard_can_be_named_by_itself(sharded):
-    assert names(open_source(sharded / "model-00001-of-00002.safetensors")) == [
+    assert names(open_checkpoint(sharded / "model-00001-of-00002.safetensors")) == [
         "model-00001-of-00002.safetensors"
     ]
 
 
 @pytest.mark.parametrize("given", ["my-model", "J5b0", "a.b_c-d"])
 def test_what_is_not_on_disk_may_be_an_id(given):
-    assert find_source(given) is None
+    assert find_checkpoint(given) is None
 
 
 @pytest.mark.parametrize(
@@ -75,7 +78,7 @@ def test_what_is_not_on_disk_may_be_an_id(given):
 def test_what_can_be_no_id_must_be_there(given, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="there is no such file or directory"):
-        find_source(given)
+        find_checkpoint(given)
 
 
 def spoil_strays(path):
@@ -90,16 +93,16 @@ def spoil_index(path):
     (path / INDEX).write_text("[]")
 
 
+def spoil_weight_map(path):
+    (path / INDEX).write_text('{"weight_map": {"x": 4}}')
+
+
+def spoil_with_a_path(path):
+    (path / INDEX).write_text('{"weight_map": {"x": "../other/model.safetensors"}}')
+
+
 def spoil_second_index(path):
     (path / "other.safetensors.index.json").write_text("{}")
-
-
-def spoil_shard(path):
-    (path / "model-00001-of-00002.safetensors").write_bytes(b"x" * 100)
-
-
-def spoil_agreement(path):
-    save_file({"z": torch.ones(2, 3)}, path / "model-00002-of-00002.safetensors")
 
 
 def spoil_no_index(path):
@@ -115,12 +118,12 @@ def spoil_empty(path):
     ("spoil", "said"),
     [
         (spoil_strays, "does not name consolidated.safetensors"),
-        (spoil_missing, "not beside it: model-00002-of-00002.safetensors"),
-        (spoil_index, "index.json: "),
-        (spoil_second_index, "say which one you mean"),
-        (spoil_shard, "model-00001-of-00002.safetensors: "),
-        (spoil_agreement, "x1.weight"),
-        (spoil_no_index, "say which one you mean"),
+        (spoil_missing, "not in its directory: model-00002-of-00002.safetensors"),
+        (spoil_index, "is no index: "),
+        (spoil_weight_map, "4 is no name of a checkpoint's file"),
+        (spoil_with_a_path, "'../other/model.safetensors' is no name of a checkpoint's file"),
+        (spoil_second_index, "give the one you mean"),
+        (spoil_no_index, "give the one you mean"),
         (spoil_empty, "holds no .safetensors file"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -129,13 +132,13 @@ def test_a_set_that_is_not_whole_is_refused(sharded, spoil, said):
     spoil(sharded)
 
     with pytest.raises(InputError, match=said):
-        open_source(sharded)
+        open_checkpoint(sharded)
 
 
 def test_strays_do_not_matter_to_an_index_named_by_itself(sharded):
     spoil_strays(sharded)
 
-    assert len(open_source(sharded / INDEX).files) == 3
+    assert len(open_checkpoint(sharded / INDEX).paths) == 3
 
 
 @pytest.mark.parametrize("name", ["my model.safetensors", "pytorch_model.bin", ".safetensors"])
@@ -144,15 +147,19 @@ def test_a_name_the_service_would_not_take_is_refused(tmp_path, name):
     save_file({"x": torch.ones(1)}, path)
 
     with pytest.raises(InputError, match="rename or convert it"):
-        open_source(path)
+        open_checkpoint(path)
 
 
-def test_a_fault_in_a_header_is_pointed_at(tmp_path):
+def test_names_and_ids_are_those_that_the_server_accepts():
+    assert (CHECKPOINT_ID.pattern, FILE_NAME.pattern) == tuple(
+        pattern.pattern.strip("^$") for pattern in (index.CHECKPOINT_ID, index.FILE_NAME)
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"x" * 100, (9).to_bytes(8, "little") + b"{}"])
+def test_a_file_without_a_header_is_refused(tmp_path, content):
     path = tmp_path / "x.safetensors"
-    header = json.dumps({"w": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+    path.write_bytes(content)
 
-    with pytest.raises(InputError) as caught:
-        open_source(path)
-
-    assert [field.pointer for field in caught.value.errors] == ["/w/dtype"]
+    with pytest.raises(InputError, match="is not a safetensors file"):
+        list(open_checkpoint(path).headers())

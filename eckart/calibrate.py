@@ -1,4 +1,4 @@
-"""Collecting the Gram matrices that a calibrated compression needs, from a model and batches of inputs."""
+"""Calibration: collect the Gram matrices of a model's layers from batches of inputs, and write them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from eckart.errors import InputError
-from schemas.planning.calibration import GRAM
 
 if TYPE_CHECKING:
     import os
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 DEFAULT_PATH = "calibration.safetensors"
+GRAM = ".gram"
 DTYPES = {"float32": ("F32", 4), "float64": ("F64", 8)}
 
 
@@ -32,15 +32,16 @@ def calibrate(
 ) -> Path:
     """Run batches through a model and write `<module>.gram` = XXᵀ of the inputs X of each linear layer.
 
-    One pass, in eval mode and without gradients; a batch is a mapping (given as keywords), a tuple or list
-    (given in order) or one argument. Where a mapping holds `attention_mask` [batch, tokens], padding does not
-    count. Sums are in float64: 8 n² bytes for each distinct input of n features, whatever the number of
-    samples, and layers that take the same tensor (query, key and value) share one. `spill` keeps them in
-    files beside `path` instead of in memory. The file appears when it is whole; its path is returned.
+    This is one pass in eval mode and without gradients. A batch is a mapping (passed as keywords), a tuple or
+    list (passed in order) or one argument. Where a mapping holds `attention_mask` [batch, tokens], padding
+    does not count. Sums are in float64 and take 8 n² bytes for each distinct input of n features, for any
+    number of samples; layers that take the same tensor (query, key and value) share one sum. `spill` keeps
+    the sums in files next to `path` instead of in memory. The file appears when it is whole; its path is
+    returned.
 
     Needs torch: `pip install 'eckart[torch]'`.
     """
-    from eckart.grams import Collector  # torch is imported only here
+    from eckart.gram_collector import GramCollector  # imports torch
 
     if dtype not in DTYPES:
         raise InputError(f"dtype must be float32 or float64, not {dtype!r}")
@@ -51,10 +52,10 @@ def calibrate(
     def chosen(name: str) -> bool:
         return _matches(name, include) and not _matches(name, exclude)
 
-    with Collector(model, chosen, spill_beside=target if spill else None) as collector:
+    with GramCollector(model, chosen, spill_next_to=target if spill else None) as collector:
         count = collector.run(batches)
         if count == 0:
-            raise InputError("no batch came; give at least one, and a list if they are to be used again")
+            raise InputError("there are no batches; give at least one, and a list if you use them again")
         _write(target, collector.finish(), dtype)
     return target
 
@@ -64,7 +65,11 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _write(target: Path, grams: Mapping[str, Tensor], dtype: str) -> None:
-    """Write the matrices one at a time under a name of their own, then give the file its own."""
+    """Write the matrices one at a time, then rename the file.
+
+    The safetensors package writes only tensors that are all there. Here one at a time is cast to the dtype of
+    the file, so that spilled sums never fill the memory.
+    """
     import torch
 
     code, size = DTYPES[dtype]

@@ -1,0 +1,130 @@
+"""Checkpoints on this machine: which files to send, and their headers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eckart.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+ENDING = ".safetensors"
+INDEX_ENDING = ".safetensors.index.json"
+# The service's own rules for ids and file names.
+CHECKPOINT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+FILE_NAME = re.compile(
+    r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,115}\.safetensors|[A-Za-z0-9._-]{0,104}\.safetensors\.index\.json)"
+)
+LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000
+NAMES_LISTED = 5
+PathOrId = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFiles:
+    """One safetensors file, or an index and its shards. What is in them, the service checks."""
+
+    name: str
+    index: Path | None
+    shards: tuple[Path, ...]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files. The index comes first, so that the service can refuse a bad one before the shards."""
+        return (*((self.index,) if self.index else ()), *self.shards)
+
+    def headers(self) -> Iterator[tuple[str, bytes]]:
+        """Give the name and the bytes of the index and of each shard's header."""
+        if self.index is not None:
+            yield self.index.name, self.index.read_bytes()
+        for shard in self.shards:
+            yield shard.name, _header(shard)
+
+
+def find_checkpoint(given: PathOrId) -> CheckpointFiles | None:
+    """Open the checkpoint at a path; return None where this can only be the id of a stored one."""
+    text = os.fspath(given)
+    if text and Path(text).exists():
+        return open_checkpoint(Path(text))
+    is_id = isinstance(given, str) and CHECKPOINT_ID.fullmatch(text) is not None
+    if not is_id or text.endswith((ENDING, INDEX_ENDING)):
+        raise InputError(f"{text}: there is no such file or directory")
+    return None
+
+
+def open_checkpoint(path: Path) -> CheckpointFiles:
+    """Find the files of a checkpoint from a file, an index or a directory."""
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file or directory")
+    if not path.is_dir():
+        return _open_file(path, name=path.name.removesuffix(INDEX_ENDING).removesuffix(ENDING))
+    found = _open_file(_in_directory(path), name=path.absolute().name)
+    strays = sorted(set(path.glob(f"*{ENDING}")) - set(found.shards))
+    if strays:
+        raise InputError(
+            f"{found.index} does not name {listed([file.name for file in strays])}; to leave such files "
+            "out, give the index itself instead of its directory"
+        )
+    return found
+
+
+def listed(names: Sequence[str]) -> str:
+    """Name the first five, and count the rest."""
+    first = ", ".join(names[:NAMES_LISTED])
+    return first if len(names) <= NAMES_LISTED else f"{first} and {len(names) - NAMES_LISTED} more"
+
+
+def _in_directory(path: Path) -> Path:
+    """Return the index, or else the only file."""
+    found = sorted(path.glob(f"*{INDEX_ENDING}")) or sorted(path.glob(f"*{ENDING}"))
+    if not found:
+        raise InputError(f"{path} holds no {ENDING} file")
+    if len(found) > 1:
+        raise InputError(f"{path} holds {listed([file.name for file in found])}; give the one you mean")
+    return found[0]
+
+
+def _open_file(path: Path, *, name: str) -> CheckpointFiles:
+    _check_name(path, path.name)
+    if not path.name.endswith(INDEX_ENDING):
+        return CheckpointFiles(name, None, (path,))
+    shards = tuple(path.parent / shard for shard in _shard_names(path))
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        raise InputError(f"{path} names files that are not in its directory: {listed(missing)}")
+    return CheckpointFiles(name, path, shards)
+
+
+def _shard_names(index: Path) -> list[str]:
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{index} is no index: it has no weight_map of file names") from error
+    for name in names:
+        _check_name(index, name)
+    return names
+
+
+def _check_name(path: Path, name: object) -> None:
+    if not isinstance(name, str) or FILE_NAME.fullmatch(name) is None:
+        raise InputError(
+            f"{path}: {name!r} is no name of a checkpoint's file; it has at most 128 letters, digits, dots, "
+            f"underscores and hyphens, and ends in {ENDING}; rename or convert it"
+        )
+
+
+def _header(path: Path) -> bytes:
+    """Read the first 8 + N bytes of a safetensors file."""
+    with path.open("rb") as stream:
+        length = stream.read(LENGTH_BYTES)
+        size_bytes = int.from_bytes(length, "little")
+        header = stream.read(size_bytes) if size_bytes <= MAX_HEADER_BYTES else b""
+    if len(length) < LENGTH_BYTES or len(header) != size_bytes:
+        raise InputError(f"{path} is not a safetensors file: it does not begin with a header")
+    return length + header

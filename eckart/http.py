@@ -1,0 +1,208 @@
+"""HTTP with one service: requests, retries with back-off, and digests."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import email.utils
+import re
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import httpx
+from pydantic import ValidationError
+
+from eckart.errors import (
+    AnswerError,
+    DigestError,
+    EckartError,
+    ProblemError,
+    ServiceError,
+    TransferError,
+    UnreachableError,
+    translate_errors,
+)
+from eckart.types import Document, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+D = TypeVar("D", bound=Document)
+
+# A proxy for the outside world cannot reach a service on this machine.
+LOCAL = ("all://localhost", "all://127.0.0.1", "all://[::1]")
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 5.0
+SHA256_FIELD = re.compile(r"(?:^|[,\s])sha-256=:([A-Za-z0-9+/]{43}=):")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request; `content` makes its body again for each try, `form` and `files` make a multipart one."""
+
+    method: str
+    path: str
+    params: Mapping[str, str | int] | None = None
+    json: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] | None = None
+    content: Callable[[], Iterator[bytes]] | None = None
+    form: Mapping[str, str] | None = None
+    files: Sequence[tuple[str, tuple[str, bytes]]] | None = None  # field, file name and bytes of each part
+    answer_s: float = 0.0  # how long the answer may take beyond the usual
+
+
+class Backoff:
+    """Growing pauses between tries, up to a limit of time."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self.reset()
+
+    def reset(self) -> None:
+        """Start again with the shortest pause and the whole time, because something got through."""
+        self._pause_s = FIRST_PAUSE_S
+        self._ends_at = time.monotonic() + self._limit_s
+
+    def pause(self, error: EckartError, *, asked_s: float | None = None) -> None:
+        """Sleep for as long as the service asked, or ever longer; raise the error when the time is over."""
+        pause_s = self._pause_s if asked_s is None else asked_s
+        if time.monotonic() + pause_s > self._ends_at:
+            raise error
+        time.sleep(pause_s)
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+
+class Connection:
+    """An httpx client that raises our errors and retries where a retry may help."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_s: float,
+        patience_s: float,
+        transport: httpx.BaseTransport | None,
+    ) -> None:
+        self.base_url = base_url
+        self.patience_s = patience_s
+        self._timeout_s = timeout_s
+        self._answered = False
+        with translate_errors(base_url):
+            self._http = httpx.Client(
+                base_url=base_url,
+                transport=transport,
+                mounts=dict.fromkeys(LOCAL),
+                headers={"Accept-Encoding": "identity"},
+            )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def request(self, call: Call, *, patience_s: float | None = None) -> httpx.Response:
+        """Send a request that is harmless twice until it is answered, and read the whole answer."""
+        backoff = Backoff(self.patience_s if patience_s is None else patience_s)
+        while True:
+            try:
+                with self.stream(call) as response:
+                    response.read()
+                    return response
+            except EckartError as error:
+                self.pause_or_raise(error, backoff)
+
+    def pause_or_raise(self, error: EckartError, backoff: Backoff) -> None:
+        """Wait before another try if one may help."""
+        if not self._may_pass(error):
+            raise error
+        backoff.pause(error, asked_s=error.retry_after_s if isinstance(error, ServiceError) else None)
+
+    @contextmanager
+    def stream(self, call: Call) -> Iterator[httpx.Response]:
+        """Send a request once and give the answer with its body unread; raise if it is a refusal."""
+        request = self._http.build_request(
+            call.method,
+            call.path,
+            params=call.params,
+            json=call.json,
+            headers=call.headers,
+            data=call.form,
+            files=call.files,
+            content=call.content() if call.content else None,
+            timeout=httpx.Timeout(self._timeout_s, read=self._timeout_s + call.answer_s),
+        )
+        with translate_errors(self.base_url):
+            response = self._http.send(request, stream=True)
+            try:
+                self._answered = True
+                if not response.is_success:
+                    response.read()
+                    raise refusal(response)
+                yield response
+            finally:
+                response.close()
+
+    def _may_pass(self, error: EckartError) -> bool:
+        if isinstance(error, ServiceError):
+            return error.passing
+        if isinstance(error, UnreachableError):
+            return self._answered  # do not wait for a service that has never answered
+        return isinstance(error, TransferError) and not isinstance(error, DigestError)
+
+
+def refusal(response: httpx.Response) -> ServiceError:
+    """Make the error for an answer with a bad status; quote it where it is no problem document."""
+    pause_s = retry_after_s(response.headers.get("Retry-After"))
+    try:
+        return ProblemError(Problem.model_validate_json(response.content), retry_after_s=pause_s)
+    except ValidationError:
+        quoted = ascii(response.text[:200])[1:-1]
+        return AnswerError(
+            f"{response.request.method} {response.request.url} was answered with "
+            f"{response.status_code} {response.reason_phrase}: {quoted}",
+            status=response.status_code,
+            retry_after_s=pause_s,
+        )
+
+
+def parse(kind: type[D], response: httpx.Response) -> D:
+    """Read a good answer as a document."""
+    try:
+        return kind.model_validate_json(response.content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise AnswerError(
+            f"the answer to {response.request.method} {response.request.url} is no {kind.__name__} that "
+            f"this version of eckart understands ({first['msg']} at /{'/'.join(map(str, first['loc']))}); "
+            "upgrade the older of the two sides",
+            status=response.status_code,
+            retry_after_s=None,
+        ) from error
+
+
+def retry_after_s(field: str | None) -> float | None:
+    """Read a Retry-After field, seconds or a date; None where it is neither."""
+    if field is None:
+        return None
+    if field.strip().isascii() and field.strip().isdigit():
+        return float(field)
+    try:
+        at = email.utils.parsedate_to_datetime(field)
+    except ValueError:
+        return None
+    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+def repr_digest(sha256: str) -> str:
+    """Write a hex digest as a Repr-Digest field (RFC 9530)."""
+    return f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"
+
+
+def sha256_of(field: str | None) -> str | None:
+    """Read the hex digest from a Repr-Digest field; None where it holds no sha-256."""
+    found = SHA256_FIELD.search(field or "")
+    try:
+        return base64.b64decode(found[1], validate=True).hex() if found else None
+    except binascii.Error:
+        return None

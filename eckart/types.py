@@ -1,0 +1,252 @@
+"""The service's documents as the user's side reads them.
+
+They are lenient: a field that a newer service adds is kept as it came, and one that an older service lacks
+takes its default. The service describes the same documents strictly, in its OpenAPI schema.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from eckart.errors import InputError
+
+
+class Document(BaseModel):
+    """A frozen document that keeps the fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class FieldProblem(Document):
+    """One bad field: a JSON pointer to it, and what is wrong."""
+
+    pointer: str = ""
+    detail: str
+
+
+class Problem(Document):
+    """Why the service refused, or why a job failed (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    errors: tuple[FieldProblem, ...] = ()
+
+
+class FileInfo(Document):
+    """One file of a checkpoint."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+class Checkpoint(Document):
+    """A stored checkpoint, as far as the client needs it."""
+
+    id: str
+    files: tuple[FileInfo, ...] = ()
+    complete: bool = False
+
+
+class Savings(Document):
+    """Sums over every tensor of a checkpoint, before and after."""
+
+    parameters_before: int
+    parameters_after: int
+    parameter_savings: float
+    compression_factor: float
+    bytes_before: int
+    bytes_after: int
+    layers_factored: int
+    layers_kept: int
+
+
+class Totals(Savings):
+    """What a job saved, at what error, in what time."""
+
+    relative_error: float
+    weighted_error: float | None = None
+    error_over_optimal: float | None = None
+    seconds: float = 0.0
+
+
+class PlanTotals(Savings):
+    """What a job would save; upper bounds where not `exact`."""
+
+    exact: bool = True
+
+
+class Layer(Document):
+    """What a plan and a report say of each selected weight."""
+
+    name: str
+    tensor: str
+    shape: tuple[int, ...]
+    transposed: bool = False
+    calibrated: bool = False
+    dtype: str
+    outcome: str
+    reason: str | None = None
+    method: str
+    rank: int | None = None
+    break_even_rank: int | None = None
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+
+
+class RankBounds(Document):
+    """Between which ranks a layer will land whose rank depends on its spectrum."""
+
+    least: int
+    most: int
+
+
+class LayerPlan(Layer):
+    """What would be done to one weight."""
+
+    rank_bounds: RankBounds | None = None
+
+
+class LayerReport(Layer):
+    """What was done to one weight."""
+
+    selector: str | None = None
+    relative_error: float | None = None
+    optimal_error: float | None = None
+    weighted_error: float | None = None
+    optimal_weighted_error: float | None = None
+    decomposition: str | None = None
+    singular_values: tuple[float, ...] | None = None
+    singular_value_indices: tuple[int, ...] | None = None
+    columns: tuple[int, ...] | None = None
+    rows: tuple[int, ...] | None = None
+    seconds: float = 0.0
+
+
+class Plan(Document):
+    """What would be done to each layer of a checkpoint."""
+
+    checkpoint: str | None = None
+    warnings: tuple[str, ...] = ()
+    layers: tuple[LayerPlan, ...]
+    totals: PlanTotals
+
+
+class CheckpointReport(Document):
+    """One side of the work: the input or the output."""
+
+    files: tuple[FileInfo, ...]
+    parameters: int
+    bytes: int
+
+
+class Report(Document):
+    """What was done to each layer of a checkpoint."""
+
+    version: int = 1
+    job_id: str | None = None
+    created_at: str
+    spec: dict[str, Any]
+    environment: dict[str, str] = {}
+    warnings: tuple[str, ...] = ()
+    input: CheckpointReport
+    calibration: tuple[FileInfo, ...] | None = None
+    output: CheckpointReport
+    totals: Totals
+    layers: tuple[LayerReport, ...]
+
+
+class JobProgress(Document):
+    """How far a job has come."""
+
+    layers_done: int = 0
+    layers_total: int = 0
+    layer: str | None = None
+    fraction: float = 0.0
+
+
+class Links(Document):
+    """Where the things of a job are."""
+
+    self: str | None = None
+    report: str | None = None
+    checkpoint: str | None = None
+    files: str | None = None
+    cancel: str | None = None
+
+
+class Job(Document):
+    """The state of a job: `queued`, `running`, `succeeded`, `failed` or `canceled`."""
+
+    id: str
+    state: str
+    checkpoint: str
+    spec: dict[str, Any] = {}
+    progress: JobProgress = JobProgress()
+    attempt: int = 0
+    queue_position: int | None = None
+    created_at: str | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    expires_at: str | None = None
+    warnings: tuple[str, ...] = ()
+    error: Problem | None = None
+    summary: Totals | None = None
+    links: Links = Links()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the state is final."""
+        return self.state in {"succeeded", "failed", "canceled"}
+
+
+class JobList(Document):
+    """One page of jobs, newest first."""
+
+    jobs: tuple[Job, ...]
+    next_cursor: str | None = None
+
+
+class SpecModel(Protocol):
+    """A pydantic model of a spec, such as the server's own."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Return the spec as JSON values."""
+
+
+Spec = Mapping[str, Any] | SpecModel | str | bytes
+
+
+def spec_document(spec: Spec) -> dict[str, Any]:
+    """Return a spec as a JSON object; whether its fields are right, the service says."""
+    try:
+        if isinstance(spec, str | bytes):
+            document = json.loads(spec)
+        else:
+            document = dict(spec) if isinstance(spec, Mapping) else spec.model_dump(mode="json")
+        json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"the spec is not valid: {error}") from error
+    if not isinstance(document, dict):
+        raise InputError("the spec is not valid: give a JSON object such as {'rank': {'ratio': 0.5}}")
+    return document
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """Return the server's JSON schema of a `spec`, and its `reasons` to keep a layer dense.
+
+    `make docs` writes the file from the server's own definitions.
+    """
+    content: dict[str, Any] = json.loads(Path(__file__).with_name("schema.json").read_bytes())
+    return content
