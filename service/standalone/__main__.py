@@ -1,4 +1,4 @@
-"""Everything on one machine in one foreground process tree: `python -m service.standalone`."""
+"""`python -m service.standalone`: Redis, worker and API on one machine, as one foreground process tree."""
 
 from __future__ import annotations
 
@@ -21,55 +21,19 @@ from service.settings import Settings
 from service.standalone.address import Address, AddressUnavailableError
 from service.standalone.redis_server import (
     EmbeddedServerError,
-    answers,
     find_server,
+    is_ready,
     log_path,
     server_command,
-    socket_place,
+    socket_path,
 )
-from service.standalone.run_dir import DataDirectoryError, held
+from service.standalone.run_dir import DataDirectoryError, locked_run_dir
 from service.standalone.supervisor import ChildSpec, StartFailedError, Supervisor, say
 from state.data_dir import DataDir
 from state.settings import setting_faults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-
-PATH = "/readyz"
-PATIENCE_S = 10.0
-
-
-class Readiness:
-    """Asks whether all is ready; says what is missing after some patience, and then ever less often."""
-
-    def __init__(self, address: Address, *, patience_s: float = PATIENCE_S) -> None:
-        self._address = address
-        self._pause_s = patience_s
-        self._say_at: float | None = None
-
-    def __call__(self) -> bool:
-        """Ask once."""
-        answer = self._address.get(PATH)
-        if answer is not None and answer[0] == http.client.OK:
-            return True
-        now = time.monotonic()
-        if self._say_at is None:
-            self._say_at = now + self._pause_s
-        if now >= self._say_at:
-            say(f"not ready yet: {_missing(answer[1]) if answer else 'the API does not answer'}")
-            self._pause_s *= 2
-            self._say_at = now + self._pause_s
-        return False
-
-
-def _missing(body: bytes) -> str:
-    try:
-        problem = Problem.model_validate_json(body)
-    except ValidationError:
-        return f"{PATH} answers with something else than what is missing; another program may listen there"
-    parts = (f"{part.pointer.removeprefix('/')}: {part.detail}" for part in problem.errors)
-    return " ".join(parts) or problem.detail
 
 
 def main() -> int:
@@ -83,36 +47,42 @@ def main() -> int:
     except (AddressUnavailableError, DataDirectoryError, EmbeddedServerError, StartFailedError) as error:
         say(str(error))
         return 1
-    except KeyboardInterrupt:  # before there was a child to end
+    except KeyboardInterrupt:  # before the first child was started
         return 130
     return 0
 
 
 def serve(settings: Settings) -> None:
-    """Refuse early what cannot work, then run Redis, worker and API until a signal ends them.
+    """Check what can be checked, then run Redis, worker and API until a signal arrives.
 
-    The rows end the other way round, so that Redis outlives those who use it.
+    The processes end in reverse order, so that Redis outlives its clients.
     """
-    layout = DataDir(settings.data_dir.absolute())
-    environment = {**os.environ, "ECKART_DATA_DIR": str(layout.root)}
+    data_dir = DataDir(settings.data_dir.absolute())
+    environment = {**os.environ, "ECKART_DATA_DIR": str(data_dir.root), "PYTHONPATH": import_path()}
     rows = []
     with ExitStack() as stack:
-        lock = stack.enter_context(held(layout.run))
-        address = Address(settings.host, settings.port).checked()
+        lock = stack.enter_context(locked_run_dir(data_dir.run))
+        address = Address(settings.host, settings.port).resolve()
         environment["ECKART_PORT"] = str(address.port)
         if not settings.redis_url:
-            socket = stack.enter_context(redis_socket(layout.run))
+            socket = stack.enter_context(redis_socket(data_dir.run))
             environment["ECKART_REDIS_URL"] = f"unix://{quote(str(socket))}"
-            rows.append(redis_child(socket, layout.redis, lock=lock))
+            rows.append(redis_child(socket, data_dir.redis, lock=lock))
         rows += [worker_child(environment), api_child(environment, address, grace_s=settings.shutdown_s + 5)]
-        Supervisor(rows, run_dir=layout.run).run(partial(announce, address, layout.root))
+        Supervisor(rows, run_dir=data_dir.run).run(partial(announce, address, data_dir.root))
+
+
+def import_path() -> str:
+    """Return the PYTHONPATH of the children: first the folder that this package was imported from."""
+    own = str(Path(__file__).parents[2])
+    return os.pathsep.join([own, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @contextmanager
 def redis_socket(run_dir: Path) -> Iterator[Path]:
-    with socket_place(run_dir, temp_dir=Path(tempfile.gettempdir())) as socket:
+    with socket_path(run_dir, temp_dir=Path(tempfile.gettempdir())) as socket:
         if socket.parent != run_dir:
-            say(f"the path {run_dir} is too long for a socket; the socket is {socket}")
+            say(f"the path {run_dir} is too long for a socket, so the socket is {socket}")
         yield socket
 
 
@@ -120,11 +90,11 @@ def redis_child(socket: Path, data_dir: Path, *, lock: int) -> ChildSpec:
     data_dir.mkdir(mode=0o700, exist_ok=True)
     return ChildSpec(
         name="redis",
-        command=server_command(find_server(os.environ.get("PATH")), socket_path=socket, data_dir=data_dir),
+        command=server_command(find_server(os.environ.get("PATH")), socket=socket, data_dir=data_dir),
         environment=os.environ,
-        ready=partial(answers, socket),
-        keep_fds=(lock,),  # two servers must never write one append-only file
-        orphan_signal=signal.SIGTERM,  # it writes down what it holds; the others lose nothing by SIGKILL
+        ready=partial(is_ready, socket),
+        keep_fds=(lock,),  # while it runs, no second server may write the same append-only file
+        orphan_signal=signal.SIGTERM,  # lets it flush its file; the others lose nothing by SIGKILL
         log=log_path(data_dir),
     )
 
@@ -143,7 +113,7 @@ def api_child(environment: Mapping[str, str], address: Address, *, grace_s: floa
         name="api",
         command=(sys.executable, "-P", "-m", "service"),
         environment=environment,
-        ready=Readiness(address),
+        ready=ReadinessProbe(address),
         grace_s=grace_s,
     )
 
@@ -153,6 +123,38 @@ def announce(address: Address, data_dir: Path) -> None:
     form = """-F checkpoint=@model.safetensors -F 'spec={"method":"svd","rank":{"ratio":0.5}}'"""
     sys.stdout.write(f"Eckart listens on {url}, its data is in {data_dir}. Try: curl {form} {url}/v1/jobs\n")
     sys.stdout.flush()
+
+
+class ReadinessProbe:
+    """Polls /readyz; says what is missing after a while, and again after ever longer intervals."""
+
+    PATH = "/readyz"
+
+    def __init__(self, address: Address, *, first_message_s: float = 10.0) -> None:
+        self._address = address
+        self._interval_s = first_message_s
+        self._message_at: float | None = None
+
+    def __call__(self) -> bool:
+        answer = self._address.get(self.PATH)
+        if answer is not None and answer[0] == http.client.OK:
+            return True
+        now = time.monotonic()
+        if self._message_at is None:
+            self._message_at = now + self._interval_s
+        if now >= self._message_at:
+            say(f"not ready yet: {self._missing(answer[1]) if answer else 'the API does not answer'}")
+            self._interval_s *= 2
+            self._message_at = now + self._interval_s
+        return False
+
+    def _missing(self, body: bytes) -> str:
+        try:
+            problem = Problem.model_validate_json(body)
+        except ValidationError:
+            return f"{self.PATH} gives an unexpected answer; another program may listen there"
+        parts = (f"{part.pointer.removeprefix('/')}: {part.detail}" for part in problem.errors)
+        return " ".join(parts) or problem.detail
 
 
 if __name__ == "__main__":

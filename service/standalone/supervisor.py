@@ -1,8 +1,7 @@
-"""Keep a table of child processes running, and end them in order."""
+"""Keeps a table of child processes running, ends them in order, and leaves none behind however it ends."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -10,68 +9,26 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from service.standalone.run_dir import read_pid, remove_pid, write_pid
+from service.standalone.run_dir import read_pid, remove_pid, write_own_pid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import FrameType
 
-
-PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
-    """Return what a new child calls so that it gets `number` when its parent dies; only Linux has that."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def arrange() -> None:
-        prctl(PR_SET_PDEATHSIG, int(number))
-        if os.getppid() != parent:  # it died before the kernel knew our wish
-            os.kill(os.getpid(), number)
-
-    return arrange
-
-
-@contextmanager
-def guarded(run_dir: Path, orphan_signals: Mapping[str, signal.Signals]) -> Iterator[None]:
-    """Keep a process beside this one that, when this one dies, signals the groups named in the pid files.
-
-    The kernel tells our children of our death, but not what they have started themselves.
-    """
-    read_end, write_end = os.pipe()
-    guard = os.fork()
-    if guard == 0:
-        os.close(write_end)
-        os.setsid()  # out of the terminal's reach
-        os.read(read_end, 1)  # returns when the other end closes: at our end, whichever it is
-        for name, number in orphan_signals.items():
-            signal_group(read_pid(run_dir, name), number)
-        os._exit(0)
-    os.close(read_end)
-    try:
-        yield
-    finally:
-        os.close(write_end)
-        os.waitpid(guard, 0)
-
-
-def signal_group(pid: int | None, number: signal.Signals) -> None:
-    """Signal every process of the group that `pid` led, if there is one."""
-    if pid is not None:
-        with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
-            os.killpg(pid, number)
-
-
 BACK_OFF_S = (0.5, 30.0)  # before the first restart, and at most
-STEADY_S = 60.0  # a child that lived this long starts again with a fresh back-off
-POLL_S = 0.02
+STEADY_S = 60.0  # a child that ran for this long is restarted with the first back-off again
+POLL_INTERVAL_S = 0.1
+STOP_POLL_INTERVAL_S = 0.02
+START_DEATHS_LIMIT = 3
 STDERR_FD = 2
+
+
+class StartFailedError(Exception):
+    """A child died repeatedly before everything was ready."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,99 +38,11 @@ class ChildSpec:
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str]
-    ready: Callable[[], bool] = lambda: True  # the next row waits for it
+    ready: Callable[[], bool] = lambda: True  # the next row starts when it returns true
     grace_s: float = 10.0  # from SIGTERM to SIGKILL
-    orphan_signal: signal.Signals = signal.SIGKILL  # what it and its own children get when we are killed
+    orphan_signal: signal.Signals = signal.SIGKILL  # sent to the child's group if the supervisor is killed
     keep_fds: tuple[int, ...] = ()
-    log: Path | None = None  # where it writes, if not on our standard error
-
-
-class Child:
-    """What runs, ran or will run for one row of the table."""
-
-    def __init__(self, spec: ChildSpec, run_dir: Path) -> None:
-        self.spec = spec
-        self.deaths = 0
-        self._run_dir = run_dir
-        self._process: subprocess.Popen[bytes] | None = None
-        self._started_at = 0.0
-        self._start_at: float | None = None
-        self._back_off_s = BACK_OFF_S[0]
-
-    def start(self) -> None:
-        # A session of its own: Ctrl-C at the terminal reaches only us, so that the order of the end is ours.
-        self._process = subprocess.Popen(
-            self.spec.command,
-            env=self.spec.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=STDERR_FD,  # our own standard output is for what we say when all is ready
-            start_new_session=True,
-            pass_fds=self.spec.keep_fds,
-            preexec_fn=die_with_parent(self.spec.orphan_signal),  # noqa: PLW1509 - we run no other threads
-        )
-        self._started_at = time.monotonic()
-        self._start_at = None
-        write_pid(self._run_dir, self.spec.name, self._process.pid)
-
-    def tend(self) -> None:
-        """Notice a death, and start again when the back-off is over."""
-        if self._process is not None and self._process.poll() is not None:
-            self._mourn(self._process)
-        elif self._start_at is not None and time.monotonic() >= self._start_at:
-            self.start()
-
-    def _mourn(self, process: subprocess.Popen[bytes]) -> None:
-        # What it started would otherwise work on beside its successor's.
-        signal_group(process.pid, signal.SIGKILL)
-        self._process = None
-        self.deaths += 1
-        if time.monotonic() - self._started_at >= STEADY_S:
-            self._back_off_s = BACK_OFF_S[0]
-        log = f" (see {self.spec.log})" if self.spec.log else ""
-        say(
-            f"{self.spec.name} (process {process.pid}) {_end(process.returncode)}{log}; "
-            f"starting it again in {self._back_off_s:g} s"
-        )
-        self._start_at = time.monotonic() + self._back_off_s
-        self._back_off_s = min(2 * self._back_off_s, BACK_OFF_S[1])
-
-    def stop(self, *, now: Callable[[], bool]) -> None:
-        """Ask the child to end, kill it after its grace or when `now` says so, and leave nothing of it."""
-        process, self._process, self._start_at = self._process, None, None
-        if process is not None:
-            self._end_process(process, now=now)
-        remove_pid(self._run_dir, self.spec.name)
-
-    def _end_process(self, process: subprocess.Popen[bytes], *, now: Callable[[], bool]) -> None:
-        process.terminate()
-        deadline = time.monotonic() + self.spec.grace_s
-        while process.poll() is None and not now():
-            if time.monotonic() > deadline:
-                say(f"{self.spec.name} did not end within {self.spec.grace_s:g} s; killing it")
-                break
-            time.sleep(POLL_S)
-        signal_group(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def say(message: str) -> None:
-    """Write one line for the person at the terminal."""
-    sys.stderr.write(f"eckart: {message}\n")
-    sys.stderr.flush()
-
-
-def _end(return_code: int) -> str:
-    if return_code < 0:
-        return f"was killed by signal {-return_code} ({signal.strsignal(-return_code)})"
-    return f"ended with status {return_code}"
-
-
-NAP_S = 0.1
-START_DEATHS_LIMIT = 3
-
-
-class StartFailedError(Exception):
-    """A child died again and again before everything was ready."""
+    log: Path | None = None  # where the child writes, if not to our standard error
 
 
 class Supervisor:
@@ -184,17 +53,17 @@ class Supervisor:
 
     def __init__(self, table: Sequence[ChildSpec], *, run_dir: Path) -> None:
         self._children = [Child(spec, run_dir) for spec in table]
-        self._guard = guarded(run_dir, {spec.name: spec.orphan_signal for spec in table})
+        self._watchdog = watchdog(run_dir, {spec.name: spec.orphan_signal for spec in table})
         self._interrupts = 0
 
     def run(self, when_ready: Callable[[], None]) -> None:
-        """Run until a signal says stop; call `when_ready` once, when every child is ready."""
-        with self._guard, self._signals():
+        """Run until a signal arrives; call `when_ready` once, when every child is ready."""
+        with self._watchdog, self._signals():
             try:
                 if self._start_all():
                     when_ready()
                 while not self._interrupts:
-                    self._tend()
+                    self._poll()
             finally:
                 self._stop_all()
 
@@ -204,7 +73,7 @@ class Supervisor:
             self._interrupts += 1
 
         numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which is what nohup asks for
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
             numbers.append(signal.SIGHUP)
         before = {number: signal.signal(number, count) for number in numbers}
         try:
@@ -218,24 +87,135 @@ class Supervisor:
             if self._interrupts:
                 return False
             child.start()
-            while not self._interrupts and not child.spec.ready():
-                self._tend()
-                self._give_up_on_hopeless()
+            self._wait_until_ready(child)
         return not self._interrupts
 
-    def _tend(self) -> None:
-        for child in self._children:
-            child.tend()
-        time.sleep(NAP_S)
+    def _wait_until_ready(self, child: Child) -> None:
+        while not self._interrupts and not child.spec.ready():
+            self._poll()
+            for each in self._children:
+                if each.deaths >= START_DEATHS_LIMIT:
+                    raise StartFailedError(
+                        f"{each.spec.name} died {each.deaths} times before it was ready; see "
+                        f"{each.spec.log or 'its output above'}"
+                    )
 
-    def _give_up_on_hopeless(self) -> None:
+    def _poll(self) -> None:
         for child in self._children:
-            if child.deaths >= START_DEATHS_LIMIT:
-                raise StartFailedError(
-                    f"{child.spec.name} died {child.deaths} times before it was ready; "
-                    f"{child.spec.log or 'what it wrote above'} says why"
-                )
+            child.poll()
+        time.sleep(POLL_INTERVAL_S)
 
     def _stop_all(self) -> None:
         for child in reversed(self._children):
             child.stop(now=lambda: self._interrupts > 1)
+
+
+class Child:
+    """The child process of one row of the table, with restart and back-off."""
+
+    def __init__(self, spec: ChildSpec, run_dir: Path) -> None:
+        self.spec = spec
+        self.deaths = 0
+        self._run_dir = run_dir
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
+        self._start_at: float | None = None
+        self._back_off_s = BACK_OFF_S[0]
+
+    def start(self) -> None:
+        # In a session of its own, Ctrl-C at the terminal reaches only the supervisor, which ends it in order.
+        self._process = subprocess.Popen(
+            self.spec.command,
+            env=self.spec.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=STDERR_FD,  # our standard output is for the line that says that all is ready
+            start_new_session=True,
+            pass_fds=self.spec.keep_fds,
+            # The child writes its pid file itself: see `watchdog`.
+            preexec_fn=partial(write_own_pid, self._run_dir, self.spec.name),  # noqa: PLW1509 - no threads here
+        )
+        self._started_at = time.monotonic()
+        self._start_at = None
+
+    def poll(self) -> None:
+        """Notice that the child has exited, or start it again when the back-off is over."""
+        if self._process is not None and self._process.poll() is not None:
+            self._on_exit(self._process)
+        elif self._start_at is not None and time.monotonic() >= self._start_at:
+            self.start()
+
+    def _on_exit(self, process: subprocess.Popen[bytes]) -> None:
+        # Otherwise the processes that it started would keep running next to those of its successor.
+        signal_group(process.pid, signal.SIGKILL)
+        self._process = None
+        self.deaths += 1
+        if time.monotonic() - self._started_at >= STEADY_S:
+            self._back_off_s = BACK_OFF_S[0]
+        log = f" (see {self.spec.log})" if self.spec.log else ""
+        say(
+            f"{self.spec.name} (process {process.pid}) {_describe_exit(process.returncode)}{log}; "
+            f"restarting it in {self._back_off_s:g} s"
+        )
+        self._start_at = time.monotonic() + self._back_off_s
+        self._back_off_s = min(2 * self._back_off_s, BACK_OFF_S[1])
+
+    def stop(self, *, now: Callable[[], bool]) -> None:
+        """Terminate the child; kill its group after `grace_s`, or once `now` returns true."""
+        process, self._process, self._start_at = self._process, None, None
+        if process is not None:
+            self._terminate(process, now=now)
+        remove_pid(self._run_dir, self.spec.name)
+
+    def _terminate(self, process: subprocess.Popen[bytes], *, now: Callable[[], bool]) -> None:
+        process.terminate()
+        deadline = time.monotonic() + self.spec.grace_s
+        while process.poll() is None and not now():
+            if time.monotonic() > deadline:
+                say(f"{self.spec.name} did not end within {self.spec.grace_s:g} s; killing it")
+                break
+            time.sleep(STOP_POLL_INTERVAL_S)
+        signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextmanager
+def watchdog(run_dir: Path, orphan_signals: Mapping[str, signal.Signals]) -> Iterator[None]:
+    """Fork a process that signals the children's groups, named by their pid files, when this process dies.
+
+    It waits for the end of a pipe whose other end only this process holds, and for a moment each child: from
+    fork to exec, in which the child writes its pid file. So it never reads the pid files too early.
+    """
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(write_end)
+        os.setsid()  # Ctrl-C at the terminal must not reach it
+        os.read(read_end, 1)  # returns when the other end closes, however this process ends
+        for name, number in orphan_signals.items():
+            signal_group(read_pid(run_dir, name), number)
+        os._exit(0)
+    os.close(read_end)
+    try:
+        yield
+    finally:
+        os.close(write_end)
+        os.waitpid(pid, 0)
+
+
+def signal_group(pid: int | None, number: signal.Signals) -> None:
+    """Signal every process of the group that `pid` led, if there is one."""
+    if pid is not None:
+        with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for a group of zombies
+            os.killpg(pid, number)
+
+
+def say(message: str) -> None:
+    """Write one line for the person at the terminal."""
+    sys.stderr.write(f"eckart: {message}\n")
+    sys.stderr.flush()
+
+
+def _describe_exit(return_code: int) -> str:
+    if return_code < 0:
+        return f"was killed by signal {-return_code} ({signal.strsignal(-return_code)})"
+    return f"ended with status {return_code}"

@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-from service.standalone.redis_server import answers, find_server, server_command
-from service.standalone.run_dir import held
+from service.standalone.redis_server import find_server, is_ready, server_command
+from service.standalone.run_dir import locked_run_dir
 from service.standalone.supervisor import ChildSpec, Supervisor
 
 # It starts a child of its own, as a worker does, and leaves word of that, and of when it was told to end.
@@ -50,12 +50,12 @@ def announce():
 def main(data_dir, api):
     run_dir = data_dir / "run"
     socket = run_dir / "redis.sock"
-    with held(run_dir) as lock:
+    with locked_run_dir(run_dir) as lock:
         redis = ChildSpec(
             name="redis",
-            command=server_command(find_server(None), socket_path=socket, data_dir=data_dir),
+            command=server_command(find_server(None), socket=socket, data_dir=data_dir),
             environment=os.environ,
-            ready=lambda: answers(socket),
+            ready=lambda: is_ready(socket),
             keep_fds=(lock,),
         )
         table = [redis, row("worker", "nest", data_dir), row("api", api, data_dir)]

@@ -11,18 +11,18 @@ def test_an_address_where_somebody_listens_is_refused_with_the_way_out():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(AddressUnavailableError, match=f"127.0.0.1:{port}.*ECKART_PORT"):
-            Address("127.0.0.1", port).checked()
+            Address("127.0.0.1", port).resolve()
 
 
 def test_an_address_of_another_machine_is_refused():
     with pytest.raises(AddressUnavailableError, match="ECKART_HOST"):
-        Address("192.0.2.1", 0).checked()
+        Address("192.0.2.1", 0).resolve()
 
 
 def test_port_zero_becomes_a_free_port():
-    checked = Address("127.0.0.1", 0).checked()
-    assert checked.port != 0
-    assert checked.checked() == checked
+    resolved = Address("127.0.0.1", 0).resolve()
+    assert resolved.port != 0
+    assert resolved.resolve() == resolved
 
 
 @pytest.mark.parametrize(
@@ -40,4 +40,4 @@ def test_the_url_is_one_that_a_client_on_this_machine_can_open(host, url):
 
 
 def test_an_address_where_nobody_listens_does_not_answer():
-    assert not Address("127.0.0.1", 0).checked().answers("/readyz")
+    assert Address("127.0.0.1", 0).resolve().get("/readyz") is None

@@ -1,9 +1,11 @@
 """The supervisor over real processes: it restarts what dies, and whatever ends it, nothing stays behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,7 +70,7 @@ def test_a_killed_child_comes_back_and_the_supervisor_says_so(start, eventually,
     eventually(lambda: tree.pid(name) != before and is_running(tree.pid(name)))
     told = tree.log.read_text()
     assert f"{name} (process {before}) was killed by signal 9" in told
-    assert "starting it again" in told
+    assert "restarting it" in told
 
 
 def test_what_a_dead_child_started_goes_before_its_successor_comes(start, eventually, is_running):
@@ -117,6 +119,28 @@ def test_nothing_outlives_a_killed_supervisor_and_the_next_start_works(start, ev
     assert tree.leftovers() != []
     again = start()
     eventually(lambda: all(is_running(pid) for pid in again.pids()))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds processes by their environment in /proc")
+@pytest.mark.parametrize("delay_s", [0.15, 0.2, 0.25, 0.3, 0.4, 0.6])
+def test_nothing_outlives_a_supervisor_that_is_killed_while_it_starts(short_dir, eventually, delay_s):
+    mark = f"ECKART_TEST_TREE={short_dir}"
+    name, _, value = mark.partition("=")
+    with subprocess.Popen([sys.executable, TREE, short_dir, "nest"], env=os.environ | {name: value}) as tree:
+        time.sleep(delay_s)
+        tree.kill()
+
+    eventually(lambda: not processes_with(mark.encode()))
+
+
+def processes_with(entry):
+    """Return the ids of the processes that have this entry in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if entry in path.read_bytes().split(b"\0"):
+                found.append(path.parent.name)
+    return found
 
 
 def test_a_child_that_dies_again_and_again_before_it_is_ready_ends_the_start(short_dir):

@@ -12,10 +12,10 @@ import redis
 from service.standalone.redis_server import (
     SOCKET_PATH_LIMIT_BYTES,
     EmbeddedServerError,
-    answers,
     find_server,
+    is_ready,
     server_command,
-    socket_place,
+    socket_path,
 )
 
 
@@ -54,14 +54,14 @@ def long_dir(tmp_path):
 
 
 def test_a_short_path_keeps_the_socket_beside_the_data(short_dir, long_dir):
-    with socket_place(short_dir, temp_dir=long_dir) as socket:
+    with socket_path(short_dir, temp_dir=long_dir) as socket:
         assert socket == short_dir / "redis.sock"
         socket.touch()
     assert list(short_dir.iterdir()) == []
 
 
 def test_a_long_path_moves_the_socket_to_a_private_directory_that_goes_with_it(short_dir, long_dir):
-    with socket_place(long_dir, temp_dir=short_dir) as socket:
+    with socket_path(long_dir, temp_dir=short_dir) as socket:
         assert len(os.fsencode(socket)) <= SOCKET_PATH_LIMIT_BYTES
         assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
         socket.touch()
@@ -69,11 +69,11 @@ def test_a_long_path_moves_the_socket_to_a_private_directory_that_goes_with_it(s
 
 
 def test_a_private_directory_left_by_a_dead_start_is_used_again(short_dir, long_dir):
-    with socket_place(long_dir, temp_dir=short_dir) as socket:
+    with socket_path(long_dir, temp_dir=short_dir) as socket:
         pass
     socket.parent.mkdir(mode=0o700)
     socket.touch()
-    with socket_place(long_dir, temp_dir=short_dir) as again:
+    with socket_path(long_dir, temp_dir=short_dir) as again:
         assert again == socket
 
 
@@ -90,17 +90,17 @@ def a_link(place):
 
 @pytest.mark.parametrize("trap", [open_to_others, a_link])
 def test_a_directory_that_somebody_else_may_have_laid_out_is_refused(short_dir, long_dir, trap):
-    with socket_place(long_dir, temp_dir=short_dir) as socket:
+    with socket_path(long_dir, temp_dir=short_dir) as socket:
         place = socket.parent
     trap(place)
-    with pytest.raises(EmbeddedServerError, match="remove it"), socket_place(long_dir, temp_dir=short_dir):
+    with pytest.raises(EmbeddedServerError, match="remove it"), socket_path(long_dir, temp_dir=short_dir):
         pass
 
 
 def test_without_any_short_path_the_message_names_the_settings(long_dir):
     with (
         pytest.raises(EmbeddedServerError, match="ECKART_DATA_DIR or TMPDIR"),
-        socket_place(long_dir, temp_dir=long_dir),
+        socket_path(long_dir, temp_dir=long_dir),
     ):
         pass
 
@@ -109,20 +109,20 @@ def test_without_any_short_path_the_message_names_the_settings(long_dir):
 def server(short_dir, eventually):
     """Start the real server as we configure it; give its client and its process."""
     socket = short_dir / "a socket"  # a space, as in many home directories
-    command = server_command(find_server(os.environ["PATH"]), socket_path=socket, data_dir=short_dir)
+    command = server_command(find_server(os.environ["PATH"]), socket=socket, data_dir=short_dir)
 
     @contextmanager
     def running():
         process = subprocess.Popen(command)
         try:
-            eventually(lambda: answers(socket))
+            eventually(lambda: is_ready(socket))
             with redis.Redis(unix_socket_path=str(socket), decode_responses=True) as client:
                 yield client, process
         finally:
             process.kill()
             process.wait()
 
-    assert not answers(socket)
+    assert not is_ready(socket)
     return running
 
 
