@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-TREE = Path(__file__).with_name("small_tree.py")
+ROOT = Path(__file__).parents[3]
+TREE = [sys.executable, "-m", "tests.service.standalone.small_tree"]
 NAMES = ("redis", "worker", "api")
 
 
@@ -22,7 +23,7 @@ class Tree:
         self.log = log
         with log.open("w") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, TREE, data_dir, api], stdout=subprocess.PIPE, stderr=stderr, text=True
+                [*TREE, data_dir, api], cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True
             )
 
     def pid(self, name):
@@ -126,7 +127,7 @@ def test_nothing_outlives_a_killed_supervisor_and_the_next_start_works(start, ev
 def test_nothing_outlives_a_supervisor_that_is_killed_while_it_starts(short_dir, eventually, delay_s):
     mark = f"ECKART_TEST_TREE={short_dir}"
     name, _, value = mark.partition("=")
-    with subprocess.Popen([sys.executable, TREE, short_dir, "nest"], env=os.environ | {name: value}) as tree:
+    with subprocess.Popen([*TREE, short_dir, "nest"], cwd=ROOT, env=os.environ | {name: value}) as tree:
         time.sleep(delay_s)
         tree.kill()
 
@@ -145,7 +146,7 @@ def processes_with(entry):
 
 def test_a_child_that_dies_again_and_again_before_it_is_ready_ends_the_start(short_dir):
     start = subprocess.run(
-        [sys.executable, TREE, short_dir, "broken"], capture_output=True, text=True, check=False, timeout=60
+        [*TREE, short_dir, "broken"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
     )
     assert start.returncode != 0
     assert "StartFailedError: api died 3 times before it was ready" in start.stderr
