@@ -23,7 +23,7 @@ from state.checkpoints import CheckpointStore
 from state.jobs import JobStore
 from state.queue import JobQueue
 from state.redis import redis_client
-from state.scripts import WorkerRegistry
+from state.workers import WorkerRegistry
 
 SUMMARY = "Makes model checkpoints smaller: safetensors in, low-rank safetensors and a report out."
 

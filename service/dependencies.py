@@ -20,7 +20,7 @@ from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore
 from state.jobs import JobStore
 from state.queue import JobQueue
-from state.scripts import WorkerRegistry
+from state.workers import WorkerRegistry
 
 T = TypeVar("T")
 

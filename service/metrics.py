@@ -11,7 +11,7 @@ from service.uploads import DiskSpace
 from state.errors import StoreUnavailable
 from state.jobs import JobStore
 from state.queue import JobQueue
-from state.scripts import WorkerRegistry
+from state.workers import WorkerRegistry
 
 DURATIONS_S = (0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 120, 600)
 

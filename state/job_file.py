@@ -1,4 +1,4 @@
-"""What attempts leave behind at a job, and what is not needed of it once the job has ended."""
+"""A job on disk: job.json, the copy of its record in Redis, and the files that its attempts leave."""
 
 import logging
 from collections.abc import Iterator
@@ -15,27 +15,11 @@ from state.scripts import Scripts, StateLost
 log = logging.getLogger("eckart.state")
 
 
-def remove_attempt_files(paths: DataDir, record: JobRecord) -> None:
-    """Remove the finished layers of an ended job, and every result but the one that its record names."""
-    try:
-        for path in _attempt_files(paths, record):
-            purge(move_to_trash(path, paths.trash))
-    except OSError:
-        log.exception("what job %s leaves behind cannot be removed; delete the job to try again", record.id)
-
-
-def _attempt_files(paths: DataDir, record: JobRecord) -> Iterator[Path]:
-    kept = None if record.result_fence is None else paths.result(record.id, record.result_fence)
-    for path in (paths.work(record.id), *sorted(paths.job(record.id).glob("result-*"))):
-        if path != kept and path.is_dir():
-            yield path
-
-
-log = logging.getLogger("eckart.state")
-
-
 class JobFiles:
-    """Writes forwards only: one at a time per job, from the record as it is once the lock is held."""
+    """Keeps each job.json up to date with the record, and restores records from it when Redis lost them.
+
+    job.json only moves forwards: one process at a time writes it, from the record as it is under the lock.
+    """
 
     def __init__(self, paths: DataDir, scripts: Scripts, *, lease_us: int) -> None:
         self._paths = paths
@@ -43,13 +27,8 @@ class JobFiles:
         self._lease_us = lease_us
 
     def lock(self, job_id: str) -> AbstractContextManager[None]:
-        """Keep everyone else from this job's files; no guarded script may need rebuilding meanwhile."""
+        """Keep all others from this job's files. Never rebuild while holding it: that takes it too."""
         return locked(self._paths.lock("job", job_id))
-
-    def ids(self) -> Iterator[str]:
-        """Yield the id of every job on disk."""
-        if self._paths.jobs.is_dir():
-            yield from (path.name for path in self._paths.jobs.iterdir() if JOB_ID.fullmatch(path.name))
 
     def load(self, job_id: str) -> JobRecord | None:
         """Read job.json; None where there is none, or none that can be read."""
@@ -63,12 +42,12 @@ class JobFiles:
             return None
 
     def write(self, job_id: str) -> JobRecord | None:
-        """Bring the job's files up to the record and return the record; None where it is gone."""
+        """Bring the job's files up to date with the record and return it; None where the record is gone."""
         with self.lock(job_id):
             return self.write_locked(job_id)
 
     def write_or_defer(self, job_id: str) -> JobRecord | None:
-        """Do the same, but let a full disk wait for the next sweep: the transition stands already."""
+        """Like `write`, but a full disk waits for the next sweep: the transition has happened already."""
         try:
             return self.write(job_id)
         except (OSError, OutOfSpace):
@@ -76,17 +55,20 @@ class JobFiles:
             return self._record(job_id)
 
     def write_locked(self, job_id: str) -> JobRecord | None:
-        """Do the same for a caller that holds the lock; `Wiped`: the transition is to be made again."""
+        """Like `write`, for a caller that holds the lock.
+
+        Raises `StateLost` where Redis was set back behind job.json: the transition must be repeated.
+        """
         record = self._record(job_id)
         if record is None:
             return None
         on_disk = self.load(job_id)
         if on_disk is not None and on_disk != record and on_disk.version >= record.version:
-            # Redis was set back unnoticed and went on from there: what is on disk was answered first.
+            # Redis was set back unnoticed and went on from there; clients were answered from what is on disk.
             self._restore(on_disk)
             raise StateLost
         # First, since it makes room on a full disk.
-        if record.state in TERMINAL and not self._scripts.leased(job_id):
+        if record.state in TERMINAL and not self._scripts.is_leased(job_id):
             remove_attempt_files(self._paths, record)
         if on_disk != record:
             with disk_errors():
@@ -96,23 +78,33 @@ class JobFiles:
         return record
 
     def restore(self, job_id: str) -> bool:
-        """Put the record into Redis where Redis has none or an older one; False: there is no job.json."""
+        """Put a record into Redis where Redis has none or an older one; False: there is no job.json."""
         with self.lock(job_id):
             record = self.load(job_id)
             if record is not None:
                 self._restore(record)
             return record is not None
 
+    def restore_all(self) -> None:
+        """Restore every job on disk."""
+        if self._paths.jobs.is_dir():
+            for path in self._paths.jobs.iterdir():
+                if JOB_ID.fullmatch(path.name):
+                    self.restore(path.name)
+
     def delete(self, job_id: str) -> None:
-        """Remove files before the record: a record without files can be deleted again, not the reverse."""
+        """Delete the files, then the record: a record without files can be deleted again, not the reverse."""
         with self.lock(job_id):
             place = move_to_trash(self._paths.job(job_id), self._paths.trash)
             self._scripts.run_always("delete", job_id)
         purge(place)
 
-    def dirty(self) -> list[str]:
-        """Return the ids of the jobs whose job.json is behind."""
-        return sorted(self._scripts.members("dirty"))
+    def undo_locked(self, job_id: str) -> None:
+        """Delete a job that no client was told of: the record goes even where the files cannot."""
+        try:
+            purge(move_to_trash(self._paths.job(job_id), self._paths.trash))
+        finally:
+            self._scripts.run_always("delete", job_id)
 
     def _record(self, job_id: str) -> JobRecord | None:
         fields = self._scripts.fields(job_id)
@@ -123,3 +115,19 @@ class JobFiles:
         fingerprint = record.idempotency.fingerprint if record.idempotency else ""
         pairs = [word for pair in fields.items() for word in pair]
         self._scripts.run_always("restore", record.id, self._lease_us, fingerprint, *pairs)
+
+
+def remove_attempt_files(paths: DataDir, record: JobRecord) -> None:
+    """Remove the finished layers of an ended job, and every result but the one that its record names."""
+    try:
+        for path in _attempt_files(paths, record):
+            purge(move_to_trash(path, paths.trash))
+    except OSError:
+        log.exception("files of job %s cannot be removed; delete the job to try again", record.id)
+
+
+def _attempt_files(paths: DataDir, record: JobRecord) -> Iterator[Path]:
+    kept = None if record.result_fence is None else paths.result(record.id, record.result_fence)
+    for path in (paths.work(record.id), *sorted(paths.job(record.id).glob("result-*"))):
+        if path != kept and path.is_dir():
+            yield path

@@ -11,10 +11,11 @@ from redis.retry import Retry
 
 from state.errors import StoreUnavailable
 
+KEY_PREFIX = "eckart:"
 TASK = "eckart.compress"
 QUEUE = "eckart"
 # Before every key of Celery's, so that nobody else's tasks share our unacknowledged messages.
-BROKER_PREFIX = "eckart:broker:"
+BROKER_PREFIX = KEY_PREFIX + "broker:"
 QUEUE_KEY = BROKER_PREFIX + QUEUE
 
 # A request waits at most a few seconds for a server that is away, then says so.

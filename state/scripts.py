@@ -1,18 +1,24 @@
-"""The transitions of `state/lua`, each one atomic in Redis."""
+"""The transitions of `state/lua`, each one atomic in Redis, and their repetition when Redis lost its data."""
 
 import hashlib
+import threading
+from collections.abc import Callable
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 from redis.exceptions import NoScriptError
 
-from state.redis import translated
+from state.errors import StoreUnavailable
+from state.redis import KEY_PREFIX, translated
 
-PREFIX = "eckart:"
-READY = PREFIX + "ready"
+T = TypeVar("T")
 
-NEEDS_RECORDS = (
+READY = KEY_PREFIX + "ready"
+# A server that loses its keys again and again counts as unavailable.
+MAX_REBUILDS = 10
+
+REQUIRE_READY = (
     "cancel",
     "claim",
     "counts",
@@ -27,36 +33,37 @@ NEEDS_RECORDS = (
     "retry",
     "sweep",
 )
-ALWAYS_ALLOWED = ("delete", "restore", "written")
+UNCONDITIONAL = ("delete", "restore", "written")
 
 
 class StateLost(Exception):  # noqa: N818 - it says what happened, and never leaves this package
-    """Redis has lost its keys, or was restarted and may have lost the last of them: rebuild, then go on."""
+    """Redis lost its keys, or was restarted and may have lost the last of them: rebuild, then repeat."""
 
 
 class Scripts:
-    """Guarded scripts refuse to run on a server that is new; the others are what makes it old."""
+    """Runs the Lua scripts. Most of them refuse to run on a server that may have lost data, until `rebuild`."""
 
     def __init__(self, client: redis.Redis) -> None:
-        self.client = client
+        self._client = client
+        self._rebuilding = threading.Lock()
         folder = files("state") / "lua"
         common = (folder / "common.lua").read_text()
         self._texts = {
-            name: common + (folder / f"{name}.lua").read_text() for name in NEEDS_RECORDS + ALWAYS_ALLOWED
+            name: common + (folder / f"{name}.lua").read_text() for name in REQUIRE_READY + UNCONDITIONAL
         }
         self._digests = {
             name: hashlib.sha1(self._texts[name].encode(), usedforsecurity=False).hexdigest()
-            for name in NEEDS_RECORDS
+            for name in REQUIRE_READY
         }
 
     def run(self, name: str, *args: str | float) -> Any:
-        """Run a guarded script, or raise `Wiped` with nothing done.
+        """Run a script that requires a ready server, or raise `StateLost` with nothing done.
 
-        A wiped server lacks the marker, and a restarted one has no scripts: the cache is never on disk.
+        An empty server lacks the marker, and a restarted one has no scripts, since they are never saved.
         """
         with translated():
             try:
-                answer = self.client.evalsha(self._digests[name], 0, *args)
+                answer = self._client.evalsha(self._digests[name], 0, *args)
             except NoScriptError as error:
                 raise StateLost from error
         if answer == "state_lost":
@@ -66,67 +73,50 @@ class Scripts:
     def run_always(self, name: str, *args: str | float) -> Any:
         """Run a script that is right in every condition of the server."""
         with translated():
-            return self.client.eval(self._texts[name], 0, *args)
+            return self._client.eval(self._texts[name], 0, *args)
+
+    def with_recovery(self, action: Callable[[], T], restore_all: Callable[[], None]) -> T:
+        """Return the action's result; on `StateLost`, rebuild Redis and repeat the action from its start."""
+        for _ in range(MAX_REBUILDS):
+            try:
+                return action()
+            except StateLost:
+                self.rebuild(restore_all)
+        raise StoreUnavailable
+
+    def rebuild(self, restore_all: Callable[[], None]) -> None:
+        """Restore what Redis lost, if it lost anything, and let all scripts run again."""
+        with self._rebuilding:
+            if not self.ready():
+                restore_all()
+                self.open()
+
+    def ready(self) -> bool:
+        """Whether the scripts that require a ready server can run."""
+        with translated():
+            known: Any = self._client.script_exists(*self._digests.values())
+            return all(known) and bool(self._client.exists(READY))
+
+    def open(self) -> None:
+        """Let all scripts run from now on."""
+        with translated():
+            self._client.set(READY, 1)
+            for name in REQUIRE_READY:
+                self._client.script_load(self._texts[name])
 
     def fields(self, job_id: str) -> dict[str, str]:
         """Return the fields of a job's hash; none where there is no such job."""
         with translated():
-            fields: Any = self.client.hgetall(f"{PREFIX}job:{job_id}")
+            fields: Any = self._client.hgetall(f"{KEY_PREFIX}job:{job_id}")
             return dict(fields)
 
-    def members(self, name: str) -> set[str]:
-        """Return the members of one of the sets that the scripts keep."""
+    def dirty(self) -> list[str]:
+        """Return the ids of the jobs whose files on disk are not up to date."""
         with translated():
-            members: Any = self.client.smembers(PREFIX + name)
-            return set(members)
+            members: Any = self._client.smembers(f"{KEY_PREFIX}dirty")
+            return sorted(members)
 
-    def leased(self, job_id: str) -> bool:
-        """Say whether an attempt may be at work on the job, or at work still though it has been canceled."""
+    def is_leased(self, job_id: str) -> bool:
+        """Whether an attempt may be working on the job, even one that has been canceled."""
         with translated():
-            return self.client.zscore(f"{PREFIX}leases", job_id) is not None
-
-    def ready(self) -> bool:
-        """Say whether guarded scripts can run."""
-        with translated():
-            known: Any = self.client.script_exists(*self._digests.values())
-            return all(known) and bool(self.client.exists(READY))
-
-    def open(self) -> None:
-        """Let guarded scripts run from now on."""
-        with translated():
-            self.client.set(READY, 1)
-            for name in NEEDS_RECORDS:
-                self.client.script_load(self._texts[name])
-
-
-WORKERS = PREFIX + "workers"
-
-
-class WorkerRegistry:
-    """Names of workers and when they count as dead, by the clock of Redis."""
-
-    def __init__(self, client: redis.Redis) -> None:
-        self._client = client
-
-    def beat(self, name: str, ttl_s: float) -> None:
-        """Say that a worker lives, and will say so again within that time."""
-        with translated():
-            now = self._now()
-            self._client.zadd(WORKERS, {name: now + ttl_s})
-            self._client.zremrangebyscore(WORKERS, "-inf", now)
-
-    def leave(self, name: str) -> None:
-        """Say that a worker stops."""
-        with translated():
-            self._client.zrem(WORKERS, name)
-
-    def alive(self) -> list[str]:
-        """Return the names of the workers that live."""
-        with translated():
-            names: Any = self._client.zrangebyscore(WORKERS, self._now(), "+inf")
-            return sorted(names)
-
-    def _now(self) -> float:
-        time: Any = self._client.time()
-        seconds, microseconds = time
-        return float(seconds) + float(microseconds) / 1e6
+            return self._client.zscore(f"{KEY_PREFIX}leases", job_id) is not None

@@ -15,7 +15,7 @@ from state.errors import StoreUnavailable
 from state.jobs import JobStore
 from state.queue import celery_settings
 from state.redis import TASK, redis_client
-from state.scripts import WorkerRegistry
+from state.workers import WorkerRegistry
 from worker.settings import Settings
 
 # A worker process is replaced after this many jobs, so that what native libraries leak stays bounded.

@@ -5,7 +5,7 @@ import sys
 
 from state.errors import StoreUnavailable
 from state.redis import redis_client
-from state.scripts import WorkerRegistry
+from state.workers import WorkerRegistry
 from worker.settings import Settings
 
 

@@ -18,7 +18,7 @@ from state.data_dir import DataDir
 from state.jobs import JobStore
 from state.records import new_token
 from state.redis import redis_client
-from state.scripts import WorkerRegistry
+from state.workers import WorkerRegistry
 
 SPEC = {"method": "svd", "rank": {"ratio": 0.5}}
 PROBLEM = "application/problem+json"

@@ -11,8 +11,7 @@ import pytest
 
 from state.errors import IdempotencyMismatch, JobNotFound, StoreUnavailable
 from state.records import Idempotency, new_token
-from state.recovery import REBUILDS
-from state.scripts import Scripts
+from state.scripts import MAX_REBUILDS, Scripts
 
 STATES = ("queued", "running", "succeeded", "failed", "canceled")
 ENDED = ("succeeded", "failed", "canceled")
@@ -270,7 +269,7 @@ def test_jobs_are_made_while_the_server_is_wiped_again_and_again(jobs, make_stor
     with ThreadPoolExecutor(3) as pool:
         running = [pool.submit(create, store) for store in stores]
         # Fewer wipes than one call bears, so that no timing can make it give up.
-        for _ in range(REBUILDS - 1):
+        for _ in range(MAX_REBUILDS - 1):
             redis_server.wipe()
             time.sleep(0.02)
     ids = [job_id for future in running for job_id in future.result()]

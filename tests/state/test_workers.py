@@ -4,7 +4,7 @@ import pytest
 
 from state.errors import StoreUnavailable
 from state.redis import redis_client
-from state.scripts import WorkerRegistry
+from state.workers import WorkerRegistry
 
 
 @pytest.fixture
