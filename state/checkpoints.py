@@ -1,4 +1,7 @@
-"""The manifest of a checkpoint: which files are published, with size and digest."""
+"""Stored checkpoints: a folder of published files, and a manifest with the size and digest of each.
+
+A file counts as stored from the moment the manifest names it.
+"""
 
 import logging
 import re
@@ -33,34 +36,11 @@ from state.files import (
 )
 from state.upload import Upload
 
-ENTRIES = TypeAdapter(dict[str, FileInfo])
+log = logging.getLogger("eckart.state")
 
-
-def read_manifest(paths: DataDir, checkpoint_id: str) -> dict[str, FileInfo]:
-    """Return the published files by name, in order; a file that is not there any more is left out."""
-    try:
-        entries = ENTRIES.validate_json(paths.manifest(checkpoint_id).read_bytes())
-    except FileNotFoundError:
-        return {}
-    folder = paths.checkpoint(checkpoint_id)
-    return {name: entries[name] for name in sorted(entries) if (folder / name).is_file()}
-
-
-def write_manifest(paths: DataDir, checkpoint_id: str, files: Mapping[str, FileInfo]) -> None:
-    """Replace the manifest; the caller holds the checkpoint's lock."""
-    with disk_errors():
-        make_directory(paths.checkpoint(checkpoint_id))
-        write_atomic(paths.manifest(checkpoint_id), ENTRIES.dump_json(dict(files), indent=1))
-
-
-def has_files(paths: DataDir, checkpoint_id: str, files: Iterable[FileInfo]) -> bool:
-    """Say whether a checkpoint still has exactly these bytes under these names."""
-    published = read_manifest(paths, checkpoint_id)
-    return all(published.get(file.name) == file for file in files)
-
-
-SHARD = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.safetensors")
 READ_ONLY = 0o444
+MANIFEST = TypeAdapter(dict[str, FileInfo])
+SHARD = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.safetensors")
 AN_INDEX = "an index file (*.safetensors.index.json)"
 MISSING_SHOWN = 1000
 
@@ -84,91 +64,12 @@ class StoredCheckpoint(CheckpointFiles):
         return tuple(self.headers) if self.missing == (AN_INDEX,) else ()
 
 
-def _read_stored(checkpoint_id: str, folder: Path, files: Mapping[str, FileInfo]) -> StoredCheckpoint:
-    """Read the headers of published files, which were checked before they were published."""
-    index = read_index(folder, files)
-    return StoredCheckpoint(
-        {name: read_header(folder / name) for name in weight_files(files)},
-        index,
-        next((name for name in files if name.endswith(INDEX_ENDING)), None),
-        folder,
-        id=checkpoint_id,
-        files=tuple(files.values()),
-        missing=tuple(islice(missing_files(files, index), MISSING_SHOWN)),
-    )
-
-
-def read_index(folder: Path, names: Collection[str]) -> ShardIndex | None:
-    """Read the index, if there is one."""
-    name = next((name for name in names if name.endswith(INDEX_ENDING)), None)
-    return parse_index((folder / name).read_bytes()) if name else None
-
-
-def weight_files(names: Collection[str]) -> list[str]:
-    """Return the names of the safetensors files, in order."""
-    return sorted(name for name in names if not name.endswith(INDEX_ENDING))
-
-
-def check_addition(
-    folder: Path, names: Collection[str], *, name: str, sent: Path, index: ShardIndex | None
-) -> None:
-    """Check that a file fits those that are there; `index` is its content if it is one."""
-    others = {other: folder / other for other in names if other != name}
-    if index is not None and (second := next((o for o in others if o.endswith(INDEX_ENDING)), None)):
-        raise CheckpointError(
-            "second-index",
-            f"The checkpoint has an index already, {second}. Use one index per checkpoint.",
-        )
-    index = index or read_index(folder, others)
-    if index is None:
-        return
-    paths = others | {name: sent}
-    _check_named(index, weight_files(paths), sent=name)
-    if set(index.shards) <= paths.keys():
-        check_shards(index, {shard: read_header(paths[shard]) for shard in index.shards})
-
-
-def _check_named(index: ShardIndex, names: Collection[str], *, sent: str) -> None:
-    for name in names:
-        if name not in index.shards:
-            whose = "The index" if name == sent else "This index"
-            raise CheckpointError(
-                "shard-extra",
-                f"{whose} does not name the file {name}. Name it there, or use another checkpoint id.",
-                "/weight_map",
-            )
-
-
-def missing_files(names: Collection[str], index: ShardIndex | None) -> Iterator[str]:
-    """Name the files that a checkpoint of these files and this index lacks."""
-    files = weight_files(names)
-    if index is not None:
-        yield from (shard for shard in index.shards if shard not in names)
-        return
-    shard = next((match for name in files if (match := SHARD.fullmatch(name))), None)
-    if shard:
-        stem, count = shard["stem"], shard["count"]
-        yield f"{stem}{INDEX_ENDING}"
-        siblings = (f"{stem}-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1))
-        yield from (name for name in siblings if name not in names)
-    elif len(files) != 1:
-        yield AN_INDEX
-
-
-log = logging.getLogger("eckart.state")
-
-
-def new_checkpoint_id() -> str:
-    """Return an id that cannot be guessed, for files that come with a job."""
-    return "C" + secrets.token_hex(16)
-
-
 class CheckpointStore:
     """The checkpoints below the data directory."""
 
     def __init__(self, data_dir: Path) -> None:
         self._paths = DataDir(data_dir)
-        self._decompositions = DecompositionCache.shared(data_dir, limit_bytes=None)
+        self._cache = DecompositionCache.shared(data_dir, limit_bytes=None)
 
     def receive(
         self,
@@ -179,7 +80,7 @@ class CheckpointStore:
         limit_bytes: int,
         expected_sha256: bytes | None = None,
     ) -> Upload:
-        """Begin a file; what can be refused by its name and length is refused here."""
+        """Begin a file, or refuse it by its name or length."""
         if CHECKPOINT_ID.fullmatch(checkpoint_id) is None or FILE_NAME.fullmatch(name) is None:
             raise CheckpointError(
                 "bad-name",
@@ -208,7 +109,7 @@ class CheckpointStore:
         )
 
     def get(self, checkpoint_id: str, *, only: Collection[str] | None = None) -> StoredCheckpoint:
-        """Return a checkpoint, or the part of it that a job was made for."""
+        """Return a checkpoint; with `only`, as if it held no more than these files."""
         if CHECKPOINT_ID.fullmatch(checkpoint_id) is None:
             raise CheckpointNotFound
         files = read_manifest(self._paths, checkpoint_id)
@@ -222,11 +123,11 @@ class CheckpointStore:
             raise CheckpointNotFound from error
 
     def exists(self, checkpoint_id: str) -> bool:
-        """Say whether any file is stored under the id."""
+        """Whether any file is stored under the id."""
         return bool(CHECKPOINT_ID.fullmatch(checkpoint_id) and read_manifest(self._paths, checkpoint_id))
 
     def delete(self, checkpoint_id: str) -> None:
-        """Remove a checkpoint; who calls keeps jobs off it with `JobStore.deleting_checkpoint`."""
+        """Delete a checkpoint; the caller keeps jobs off it with `JobStore.locked_for_deletion`."""
         if CHECKPOINT_ID.fullmatch(checkpoint_id) is None:
             raise CheckpointNotFound
         with self._lock(checkpoint_id):
@@ -237,18 +138,18 @@ class CheckpointStore:
         try:
             self.remove_orphans()
         except (OSError, ValueError):
-            # Another checkpoint's manifest, say; the reaper tries again.
-            log.exception("what was decomposed of checkpoint %s cannot be removed yet", checkpoint_id)
+            # For example, another checkpoint's manifest cannot be read; the reaper tries again.
+            log.exception("decompositions of checkpoint %s cannot be removed yet", checkpoint_id)
 
     def remove_orphans(self) -> None:
-        """Remove decompositions of files that no checkpoint holds any more."""
-        self._decompositions.remove_orphans(self._digests)
+        """Remove cached decompositions of files that no checkpoint holds any more."""
+        self._cache.remove_orphans(self._digests)
 
     def sweep_parts(self, older_than_s: float) -> int:
-        """Remove what killed processes have left; return how many things that were."""
+        """Remove unfinished uploads and deletions of killed processes; return how many there were."""
         limit = time.time() - older_than_s
         parts = list(self._paths.parts.glob("*" + PART_ENDING))
-        trash = [path for path in self._paths.trash.glob("*") if _older(path, limit)]
+        trash = [path for path in self._paths.trash.glob("*") if _is_older(path, limit)]
         for path in trash:
             purge(path)
         return sum(_remove_orphan(path, limit) for path in parts) + len(trash)
@@ -270,16 +171,120 @@ class CheckpointStore:
                 return False
             check_addition(folder, files, name=info.name, sent=file.part, index=index)
             make_directory(folder)
-            # A file counts from when the manifest names it: killed in between, it can be sent again.
+            # If this process is killed between the two, the file does not count and can be sent again.
             file.publish()
-            write_manifest(self._paths, checkpoint_id, files | {info.name: info})
+            _write_manifest(self._paths, checkpoint_id, files | {info.name: info})
         return True
 
 
-def _remove_orphan(part: Path, limit: float) -> bool:
-    """Remove a part that belongs to nobody; what is no file, or not ours to remove, stays."""
+def new_checkpoint_id() -> str:
+    """Return an id that cannot be guessed, for files that come with a job."""
+    return "C" + secrets.token_hex(16)
+
+
+# The manifest.
+
+
+def read_manifest(paths: DataDir, checkpoint_id: str) -> dict[str, FileInfo]:
+    """Return the stored files by name, in order, without those that were removed since."""
     try:
-        if not (part.is_file() and _older(part, limit) and is_orphaned(part)):
+        entries = MANIFEST.validate_json(paths.manifest(checkpoint_id).read_bytes())
+    except FileNotFoundError:
+        return {}
+    folder = paths.checkpoint(checkpoint_id)
+    return {name: entries[name] for name in sorted(entries) if (folder / name).is_file()}
+
+
+def has_files(paths: DataDir, checkpoint_id: str, files: Iterable[FileInfo]) -> bool:
+    """Whether a checkpoint still has exactly these bytes under these names."""
+    stored = read_manifest(paths, checkpoint_id)
+    return all(stored.get(file.name) == file for file in files)
+
+
+def _write_manifest(paths: DataDir, checkpoint_id: str, files: Mapping[str, FileInfo]) -> None:
+    """Replace the manifest; the caller holds the checkpoint's lock."""
+    write_atomic(paths.manifest(checkpoint_id), MANIFEST.dump_json(dict(files), indent=1))
+
+
+def _read_stored(checkpoint_id: str, folder: Path, files: Mapping[str, FileInfo]) -> StoredCheckpoint:
+    """Read the headers of stored files, which were checked before they were published."""
+    index = _read_index(folder, files)
+    return StoredCheckpoint(
+        {name: read_header(folder / name) for name in _weight_files(files)},
+        index,
+        next((name for name in files if name.endswith(INDEX_ENDING)), None),
+        folder,
+        id=checkpoint_id,
+        files=tuple(files.values()),
+        missing=tuple(islice(missing_files(files, index), MISSING_SHOWN)),
+    )
+
+
+# Whether files fit together.
+
+
+def check_addition(
+    folder: Path, names: Collection[str], *, name: str, sent: Path, index: ShardIndex | None
+) -> None:
+    """Check that a new file fits the stored ones; `index` is its content if it is an index."""
+    others = {other: folder / other for other in names if other != name}
+    if index is not None and (second := next((o for o in others if o.endswith(INDEX_ENDING)), None)):
+        raise CheckpointError(
+            "second-index",
+            f"The checkpoint has an index already, {second}. Use one index per checkpoint.",
+        )
+    index = index or _read_index(folder, others)
+    if index is None:
+        return
+    paths = others | {name: sent}
+    _check_named(index, _weight_files(paths), sent=name)
+    if set(index.shards) <= paths.keys():
+        check_shards(index, {shard: read_header(paths[shard]) for shard in index.shards})
+
+
+def missing_files(names: Collection[str], index: ShardIndex | None) -> Iterator[str]:
+    """Yield the names of the files that a checkpoint of these files and this index lacks."""
+    files = _weight_files(names)
+    if index is not None:
+        yield from (shard for shard in index.shards if shard not in names)
+        return
+    shard = next((match for name in files if (match := SHARD.fullmatch(name))), None)
+    if shard:
+        stem, count = shard["stem"], shard["count"]
+        yield f"{stem}{INDEX_ENDING}"
+        siblings = (f"{stem}-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1))
+        yield from (name for name in siblings if name not in names)
+    elif len(files) != 1:
+        yield AN_INDEX
+
+
+def _check_named(index: ShardIndex, names: Collection[str], *, sent: str) -> None:
+    for name in names:
+        if name not in index.shards:
+            whose = "The index" if name == sent else "This index"
+            raise CheckpointError(
+                "shard-extra",
+                f"{whose} does not name the file {name}. Name it there, or use another checkpoint id.",
+                "/weight_map",
+            )
+
+
+def _read_index(folder: Path, names: Collection[str]) -> ShardIndex | None:
+    name = next((name for name in names if name.endswith(INDEX_ENDING)), None)
+    return parse_index((folder / name).read_bytes()) if name else None
+
+
+def _weight_files(names: Collection[str]) -> list[str]:
+    return sorted(name for name in names if not name.endswith(INDEX_ENDING))
+
+
+# Sweeping.
+
+
+def _remove_orphan(part: Path, limit: float) -> bool:
+    """Remove an orphaned temporary file; what is no file, or cannot be removed, stays."""
+    try:
+        if not (part.is_file() and _is_older(part, limit) and is_orphaned(part)):
             return False
         part.unlink()
     except OSError:
@@ -287,7 +292,7 @@ def _remove_orphan(part: Path, limit: float) -> bool:
     return True
 
 
-def _older(path: Path, limit: float) -> bool:
+def _is_older(path: Path, limit: float) -> bool:
     try:
         return path.stat().st_mtime < limit
     except OSError:

@@ -41,7 +41,7 @@ class StateLost(Exception):  # noqa: N818 - it says what happened, and never lea
 
 
 class Scripts:
-    """Runs the Lua scripts. Most of them refuse to run on a server that may have lost data, until `rebuild`."""
+    """Runs the Lua scripts. Most refuse to run on a server that may have lost data, until `rebuild`."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client

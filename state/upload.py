@@ -1,10 +1,11 @@
-"""One file on its way in: limited, counted, hashed, checked and written in one pass."""
+"""Receiving one file: limited, counted, hashed, checked and written in one pass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from schemas.checkpoint import FileInfo
 from schemas.format.header import Header
 from schemas.format.header_stream import HeaderParser
 from schemas.format.index import INDEX_ENDING, MAX_INDEX_BYTES, ShardIndex, parse_index
@@ -14,34 +15,31 @@ from state.files import AtomicFile, disk_errors
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A published file; `created` is False where the same bytes were there before."""
+    """A stored file; `created` is False where the same bytes were stored before."""
 
-    name: str
-    size_bytes: int
-    sha256: str
+    info: FileInfo
     created: bool
 
 
 class IndexParser:
-    """Keeps an index as it comes in, which is small, and reads it at the end."""
+    """Collects an index, which is small, and parses it at the end; the counterpart of `HeaderParser`."""
 
     def __init__(self) -> None:
         self._raw = bytearray()
 
     def feed(self, block: bytes | bytearray | memoryview) -> None:
-        """Take the next bytes; one byte too many is refused at once."""
+        """Take the next bytes, and refuse an index at the byte that makes it too large."""
         room = MAX_INDEX_BYTES + 1 - len(self._raw)
         self._raw += memoryview(block)[:room]
         if len(self._raw) > MAX_INDEX_BYTES:
             parse_index(self._raw)
 
-    def finish(self, total_bytes: int) -> ShardIndex:  # noqa: ARG002 - a header scan asks for it
-        """Check the whole index."""
+    def finish(self, total_bytes: int) -> ShardIndex:  # noqa: ARG002 - as HeaderParser has it
         return parse_index(self._raw)
 
 
 class Upload:
-    """A file that nobody sees before `commit`; a block that ends without it leaves nothing."""
+    """A file that is invisible until `commit`; a block that ends without it leaves nothing."""
 
     def __init__(
         self,
@@ -72,7 +70,7 @@ class Upload:
 
     @property
     def size_bytes(self) -> int:
-        """What was written so far."""
+        """The bytes written so far."""
         return self._file.size_bytes
 
     def write(self, block: bytes | bytearray | memoryview) -> None:
@@ -95,13 +93,13 @@ class Upload:
     def commit(self) -> StoredFile:
         """Finish the file, make it durable, and publish it."""
         content = self.finish()
-        info = self._file.info
+        # Before the publication, which holds the checkpoint's lock.
         with disk_errors():
             self._file.seal()
         created = self._publish(self._file, content if isinstance(content, ShardIndex) else None)
         self.abort()
-        return StoredFile(info.name, info.size_bytes, info.sha256, created)
+        return StoredFile(self._file.info, created)
 
     def abort(self) -> None:
-        """Leave nothing but what is published."""
+        """Remove the temporary file, if it is not published."""
         self._file.abort()

@@ -64,9 +64,8 @@ async def put_file(
         expected_sha256=expected_sha256,
     )
     stored = await body.store(begin)
-    document = FileInfo(name=stored.name, size_bytes=stored.size_bytes, sha256=stored.sha256)
     return JSONResponse(
-        document.model_dump(), 201 if stored.created else 200, headers=content_headers(stored.sha256)
+        stored.info.model_dump(), 201 if stored.created else 200, headers=content_headers(stored.info.sha256)
     )
 
 

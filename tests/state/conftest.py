@@ -148,7 +148,6 @@ def store_file(send, safetensors) -> Callable[[str, str], FileInfo]:
     """Return what stores a small file."""
 
     def store(checkpoint_id: str, name: str) -> FileInfo:
-        stored = send(checkpoint_id, name, safetensors())
-        return FileInfo(name=stored.name, size_bytes=stored.size_bytes, sha256=stored.sha256)
+        return send(checkpoint_id, name, safetensors()).info
 
     return store

@@ -481,7 +481,7 @@ def test_a_decomposition_goes_with_the_calibration_too(
 ):
     plain = decomposed("m")
     grams = send("grams", "grams.safetensors", safetensors(gram=(2, 2)))
-    calibrated = replace(plain, calibration_sha256=grams.sha256)
+    calibrated = replace(plain, calibration_sha256=grams.info.sha256)
     store.put(calibrated, *made(calibrated), sources=[])
     checkpoints.delete(gone)
 

@@ -45,7 +45,7 @@ def left(tmp_path):
 def test_what_was_sent_is_stored_whatever_the_blocks(send, checkpoints, safetensors, block_bytes):
     body = safetensors()
     stored = send("m", PLAIN, body, block_bytes=block_bytes)
-    assert (stored.size_bytes, stored.sha256) == (len(body), hashlib.sha256(body).hexdigest())
+    assert (stored.info.size_bytes, stored.info.sha256) == (len(body), hashlib.sha256(body).hexdigest())
     assert stored.created
     path = checkpoints.get("m").path(PLAIN)
     assert path.read_bytes() == body
