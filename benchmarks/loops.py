@@ -50,7 +50,7 @@ def bare_loop(source: Path, target: Path, spec: CompressionSpec, *, threads: int
         )
         done = factor(weight, request)
         assert isinstance(done, Factored)
-        factors |= zip(layer.factor_names(), done.factors, strict=True)
+        factors |= zip((spec.name for spec in layer.stored_tensors(done.rank)), done.factors, strict=True)
     save_file(factors, target / "factors.safetensors")
     spent_s = time.perf_counter() - begun
     shutil.rmtree(target)

@@ -4,7 +4,6 @@ from pydantic import Field
 
 from schemas.base import Output
 from schemas.report import KeptReason, Outcome, Savings
-from schemas.spec import Method
 
 
 class RankBounds(Output):
@@ -29,7 +28,7 @@ class PlannedLayer(Output):
     dtype: str = Field(description="The storage dtype in the input.", examples=["F32"])
     outcome: Outcome = Field(description="`factored` or `kept`.", examples=["factored"])
     reason: KeptReason | None = Field(description="Why it would be kept; null otherwise.", examples=[None])
-    method: Method = Field(description="The method.", examples=["svd"])
+    method: str = Field(description="The method.", examples=["svd"])
     rank: int | None = Field(description="The rank; null where kept or not yet known.", examples=[96])
     rank_bounds: RankBounds | None = Field(
         description="Where the rank depends on the spectrum: its bounds.", examples=[None]

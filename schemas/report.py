@@ -6,7 +6,7 @@ from pydantic import Field
 
 from schemas.base import Output
 from schemas.checkpoint import FileInfo
-from schemas.spec import Method, Selector
+from schemas.planning.forms import Selector
 
 Outcome = Literal["factored", "kept"]
 DecompositionOrigin = Literal["computed", "cached"]
@@ -88,7 +88,7 @@ class LayerReport(Output):
     reason: KeptReason | None = Field(
         description="Why it was kept; null where it was factored.", examples=[None]
     )
-    method: Method = Field(description="The method.", examples=["svd"])
+    method: str = Field(description="The method.", examples=["svd"])
     selector: Selector | None = Field(description="The selector; null for svd.", examples=[None])
     rank: int | None = Field(description="The rank; null where it was kept.", examples=[96])
     break_even_rank: int = Field(description="The largest rank that saves a parameter.", examples=[191])

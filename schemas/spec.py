@@ -1,22 +1,28 @@
-"""The rules that give layers their ranks: for one layer, or for all of them together."""
+"""The compression spec: what a client asks for, checked once."""
 
 import json
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     Tag,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic.json_schema import SkipJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from schemas.base import Input, is_none
 from schemas.format.index import CHECKPOINT_ID
+from schemas.planning.codecs import CODEC_NAMES
+from schemas.planning.forms import FORMS, Selector, Storage
 
 
 def _budget_is_global(value: object) -> None:
@@ -125,12 +131,35 @@ Integer = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1, examples=[64]), 
 Rank = Annotated[Integer | Annotated[SpecRule, Tag("rule")], Discriminator(_rank_tag)]
 LayerRank = Annotated[Integer | Annotated[LayerRule, Tag("rule")], Discriminator(_rank_tag)]
 
-Method = Literal["svd", "cur", "cx"]
-Selector = Literal["qdeim", "deim", "cpqr", "osinsky", "leverage", "linear_time"]
-Storage = Literal["three", "two"]
 Layout = Literal["factored", "dense"]
-FactorDtype = Literal["keep", "float32", "float16", "bfloat16"]
 Objective = Literal["relative", "absolute"]
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """Annotates a string that must be one of the names in a table, which may still grow."""
+
+    names: Collection[str]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return handler(schema) | {"enum": list(self.names)}
+
+    def _check(self, name: str) -> str:
+        if name in self.names:
+            return name
+        *first, last = (repr(known) for known in self.names)
+        raise PydanticCustomError(
+            "literal_error", "Input should be {names}", {"names": f"{', '.join(first)} or {last}"}
+        )
+
+
+Method = Annotated[str, OneOf(FORMS)]
+FactorDtype = Annotated[str, OneOf(CODEC_NAMES)]
 
 DEFAULT_INCLUDE = ("*",)
 DEFAULT_EXCLUDE = ("*embed*", "*wte*", "*wpe*", "*norm*")

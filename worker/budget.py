@@ -3,7 +3,7 @@
 import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from schemas.planning.budget import shares_budget, spend
@@ -14,6 +14,7 @@ from schemas.spectrum import Spectrum, first_accurate
 from worker.context import JobContext, LayerInputs
 from worker.executor import LayerExecutor
 from worker.layer import LayerOutcome
+from worker.layer_cache import LayerCache
 from worker.layers import finish_layers, spooled_outcome
 from worker.lowrank import Kept, decompose
 from worker.lowrank.scale import exponent_of
@@ -24,45 +25,52 @@ Finding = Sequence[float] | KeptReason
 
 
 def decompose_layers(tasks: Sequence[LayerTask], context: JobContext) -> dict[int, Finding]:
-    """Return what each layer turns out to be, by its number; no vectors stay in memory.
+    """Return the singular values of each layer, or why it stays dense, by number; no vectors stay in memory.
 
-    What lies on the shelf already, maybe from an attempt that was killed, is not computed again.
+    What is cached already, maybe by an attempt that was killed, is not computed again.
     """
     assert context.cache is not None
     findings: dict[int, Finding] = {}
     for task in tasks:
-        final = first_accurate(context.cache.spectra(task), task.layer.extent)
-        if final is not None:
-            findings[task.number] = final.scaled()
+        spectrum = first_accurate(context.cache.spectra(task), task.layer.num_vectors)
+        if spectrum is not None:
+            findings[task.number] = spectrum.scaled()
             context.progress.end_decomposition(task)
     todo = [task for task in tasks if task.number not in findings]
-    do = partial(_decompose, context)
-    executor = LayerExecutor(
-        context.given,
-        do,
-        begin=context.progress.begin,
-        end=context.progress.end_decomposition,
-        device=context.device,
-    )
-    return findings | executor.run(todo)
+    return findings | LayerExecutor(context.device).run(todo, DecomposePass(context, context.cache))
 
 
-def _decompose(
-    context: JobContext, task: LayerTask, given: LayerInputs
-) -> tuple[Finding, Callable[[], None]]:
-    assert context.cache is not None
-    assert given.memo is not None
-    begun = time.perf_counter()
-    weight = given.weight.to(context.device)
-    gram = None if given.gram is None else given.gram.to(context.device)
-    found = decompose(weight, extent=task.layer.extent, memo=given.memo, gram=gram)
-    if isinstance(found, Kept):
-        return found.reason.value, lambda: None
-    exponent = exponent_of(weight)
-    assert exponent is not None  # or it could not have been decomposed
-    values = array("d", found.singular_values.tolist())
-    context.cache.decomposed_s[task.number] = time.perf_counter() - begun
-    return Spectrum(values, exponent, found.noise).scaled(), partial(given.memo.write, exponent)
+@dataclass(frozen=True, slots=True)
+class DecomposePass:
+    """Decomposes each layer and caches the decomposition for the pass that factors it."""
+
+    context: JobContext
+    cache: LayerCache
+
+    def read(self, task: LayerTask) -> LayerInputs:
+        return self.context.read(task)
+
+    def compute(self, task: LayerTask, inputs: LayerInputs) -> tuple[Finding, Callable[[], None] | None]:
+        self.context.progress.begin(task)
+        assert inputs.cached is not None
+        begun = time.perf_counter()
+        weight = inputs.weight.to(self.context.device)
+        gram = None if inputs.gram is None else inputs.gram.to(self.context.device)
+        found = decompose(weight, extent=task.layer.num_vectors, memo=inputs.cached, gram=gram)
+        if isinstance(found, Kept):
+            return found.reason.value, None
+        exponent = exponent_of(weight)
+        assert exponent is not None  # or it could not have been decomposed
+        values = array("d", found.singular_values.tolist())
+        self.cache.decomposed_s[task.number] = time.perf_counter() - begun
+        return Spectrum(values, exponent, found.noise).scaled(), partial(inputs.cached.write, exponent)
+
+    def write(self, task: LayerTask, result: tuple[Finding, Callable[[], None] | None]) -> Finding:
+        finding, keep = result
+        if keep is not None:
+            keep()
+        self.context.progress.end_decomposition(task)
+        return finding
 
 
 # What is known of layers, by tensor: the rank of one that has a rule of its own, or why one stays dense.
@@ -111,7 +119,7 @@ def finish_within_budget(
         fell_back_to_dense = {
             task.layer.tensor: _settled(outcome)
             for task, outcome in outcomes
-            if isinstance(task.layer.rank, int) and not outcome.rank and task.layer.tensor not in settled
+            if isinstance(task.layer.rank, int) and outcome.rank is None and task.layer.tensor not in settled
         }
         if not fell_back_to_dense:
             return final, tuple(outcome for _, outcome in outcomes)
@@ -124,9 +132,10 @@ def _outcomes(tasks: Sequence[LayerTask], context: JobContext) -> list[tuple[Lay
 
 
 def _settled(outcome: LayerOutcome) -> int | KeptReason:
-    settled = outcome.rank or outcome.report.reason
-    assert settled is not None
-    return settled
+    if outcome.rank is not None:
+        return outcome.rank
+    assert outcome.report.reason is not None
+    return outcome.report.reason
 
 
 def _spent(

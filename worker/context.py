@@ -66,23 +66,23 @@ class TensorReaders:
 
 def check_grams(
     tasks: Sequence[LayerTask],
-    sources: TensorReaders,
+    readers: TensorReaders,
     *,
     device: torch.device,
     check_cancelled: Callable[[], None],
 ) -> None:
-    """Look at one matrix after another.
+    """Check the values of all Gram matrices before the first layer is factored.
 
     Parameters
     ----------
     tasks
         The layers; those without a Gram matrix are passed over.
-    sources
-        Where they are read.
+    readers
+        Read the matrices.
     device
         Where the numerics run.
-    go_on
-        Asked before each matrix; what it raises stops the work.
+    check_cancelled
+        Called before each matrix; an exception from it stops the work.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def check_grams(
         if task.gram is None or task.layer.columns == 0:
             continue
         check_cancelled()
-        gram = sources.gram(task)
+        gram = readers.gram(task)
         assert gram is not None
         fault = gram_fault(gram.to(device))
         if fault is not None:
@@ -102,43 +102,43 @@ def check_grams(
 
 @dataclass(frozen=True, slots=True)
 class LayerInputs:
-    """What a layer is made of: weight [outputs, inputs], Gram matrix of its inputs, and what is known."""
+    """A layer's weight [outputs, inputs], the Gram matrix of its inputs, and its cached decompositions."""
 
     weight: torch.Tensor
-    gram: torch.Tensor | None
-    memo: CachedLayer | None
+    gram: torch.Tensor | None = None
+    cached: CachedLayer | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class JobContext:
-    """The tools of one job.
+    """What every layer of a job needs.
 
     Attributes
     ----------
-    sources
-        Where weights and Gram matrices are read.
+    readers
+        Read weights and Gram matrices.
     spool
-        Where finished layers are; a layer counts as done once it is there, at the rank that is planned.
-    shelf
-        Where decompositions are found and kept, if they are.
-    meter
-        Told of each layer that begins and ends; what its observer raises stops the work.
+        Holds finished layers; a layer counts as done once it is there, at the rank that is planned.
+    cache
+        Finds and keeps decompositions; None where none are kept.
+    progress
+        Notified of each layer that begins and ends; an exception from its observer stops the work.
     seed
         Seeds the sampling selectors.
     device
         Where the numerics run.
     """
 
-    sources: TensorReaders
+    readers: TensorReaders
     spool: LayerSpool
     cache: LayerCache | None
     progress: ProgressTracker
     seed: int
     device: torch.device
 
-    def given(self, task: LayerTask) -> LayerInputs:
-        """Read all that a layer is made of."""
-        memo = self.cache.memo(task) if self.cache else None
-        if memo:
-            memo.get(0)  # Read ahead with the weight: it is what most layers ask for first.
-        return LayerInputs(self.sources.weight(task), self.sources.gram(task), memo)
+    def read(self, task: LayerTask) -> LayerInputs:
+        """Read all inputs of a layer."""
+        cached = self.cache.layer(task) if self.cache else None
+        if cached:
+            cached.get(0)  # Read ahead with the weight: most layers ask for it first.
+        return LayerInputs(self.readers.weight(task), self.readers.gram(task), cached)

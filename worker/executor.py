@@ -1,10 +1,10 @@
-"""Going through layers: large ones one after another on all threads, small ones two at a time on one each."""
+"""Run a pass over layers: large ones in sequence on all threads, small ones two at a time on one each."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
-from typing import Generic, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -17,71 +17,77 @@ SMALL_ELEMENTS = 2**22
 # No more, so that a killed attempt has at most two layers to do again.
 SIDE_BY_SIDE = 2
 T = TypeVar("T")
-LayerInputs = TypeVar("LayerInputs")
-Made = TypeVar("Made")
-Write = Callable[[], None]
+Inputs = TypeVar("Inputs")
+Result = TypeVar("Result")
+Outcome = TypeVar("Outcome")
+Outcome_co = TypeVar("Outcome_co", covariant=True)
 
 
-class LayerExecutor(Generic[LayerInputs, Made]):
-    """What is done to every layer: `read` it, `do` the work, and what that leaves to be written."""
+class LayerPass(Protocol[Inputs, Result, Outcome_co]):
+    """What is done to every layer. The three steps of different layers may run at the same time."""
 
-    def __init__(
-        self,
-        read: Callable[[LayerTask], LayerInputs],
-        do: Callable[[LayerTask, LayerInputs], tuple[Made, Write]],
-        *,
-        begin: Callable[[LayerTask], None],
-        end: Callable[[LayerTask], None],
-        device: torch.device,
-    ) -> None:
-        self._read = read
-        self._do = do
-        self._begin = begin
-        self._end = end
+    def read(self, task: LayerTask) -> Inputs:
+        """Read what the layer needs, maybe ahead of time."""
+
+    def compute(self, task: LayerTask, inputs: Inputs) -> Result:
+        """Do the work; an exception stops the whole pass."""
+
+    def write(self, task: LayerTask, result: Result) -> Outcome_co:
+        """Store the result, and return what is to be remembered of it."""
+
+
+class LayerExecutor:
+    """Runs a pass over layers: large ones in sequence on all threads, small ones side by side."""
+
+    def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def run(self, tasks: Iterable[LayerTask]) -> dict[int, Made]:
-        """Return what was made of each layer, by number, once all of it is written."""
-        made: dict[int, Made] = {}
+    def run(
+        self, tasks: Iterable[LayerTask], layer_pass: LayerPass[Inputs, Result, Outcome]
+    ) -> dict[int, Outcome]:
+        """Return the outcome of each layer, by number, once all of them are written."""
+        outcomes: dict[int, Outcome] = {}
         for small, alike in groupby(tasks, key=self._is_small):
-            go = self._side_by_side if small else self._one_by_one
-            made |= go(tuple(alike))
-        return made
+            run = _side_by_side if small else _in_sequence
+            outcomes |= run(tuple(alike), layer_pass)
+        return outcomes
 
     def _is_small(self, task: LayerTask) -> bool:
         few = task.elements <= SMALL_ELEMENTS
         return self._device.type == "cpu" and few and task.cost <= SMALL_WORK
 
-    def _one_by_one(self, tasks: Sequence[LayerTask]) -> dict[int, Made]:
-        """Work on one at a time; meanwhile the next is read and the last written."""
-        all_made = {}
-        with _pool(1, "write") as writing, _pool(1, "read") as reading:
-            given = _ahead(reading.submit(self._read, task) for task in tasks)
-            written: Future[None] | None = None
-            for task, at_hand in zip(tasks, given, strict=True):
-                self._begin(task)
-                all_made[task.number], write = self._do(task, at_hand.result())
-                if written is not None:
-                    written.result()
-                written = writing.submit(write)
-                self._end(task)
+
+def _in_sequence(
+    tasks: Sequence[LayerTask], layer_pass: LayerPass[Inputs, Result, Outcome]
+) -> dict[int, Outcome]:
+    """Compute one layer at a time; meanwhile the next one is read and the last one written."""
+    outcomes: dict[int, Outcome] = {}
+    with _pool(1, "write") as writing, _pool(1, "read") as reading:
+        inputs = _ahead(reading.submit(layer_pass.read, task) for task in tasks)
+        written: tuple[int, Future[Outcome]] | None = None
+        for task, future in zip(tasks, inputs, strict=True):
+            result = layer_pass.compute(task, future.result())
             if written is not None:
-                written.result()
-        return all_made
+                outcomes[written[0]] = written[1].result()
+            written = task.number, writing.submit(layer_pass.write, task, result)
+            del result  # Only the writer still needs it.
+        if written is not None:
+            outcomes[written[0]] = written[1].result()
+    return outcomes
 
-    def _side_by_side(self, tasks: Sequence[LayerTask]) -> dict[int, Made]:
-        """Read, work and write two at a time."""
-        width = min(SIDE_BY_SIDE, torch.get_num_threads())
-        # Torch keeps the number of threads for each thread of ours.
-        with _pool(width, "layer", lambda: torch.set_num_threads(1)) as pool:
-            return dict(pool.map(self._alone, tasks))
 
-    def _alone(self, task: LayerTask) -> tuple[int, Made]:
-        self._begin(task)
-        made, write = self._do(task, self._read(task))
-        write()
-        self._end(task)
-        return task.number, made
+def _side_by_side(
+    tasks: Sequence[LayerTask], layer_pass: LayerPass[Inputs, Result, Outcome]
+) -> dict[int, Outcome]:
+    """Read, compute and write two layers at a time."""
+
+    def run(task: LayerTask) -> tuple[int, Outcome]:
+        return task.number, layer_pass.write(task, layer_pass.compute(task, layer_pass.read(task)))
+
+    width = min(SIDE_BY_SIDE, torch.get_num_threads())
+    # Torch keeps the number of threads for each thread of ours.
+    with _pool(width, "layer", lambda: torch.set_num_threads(1)) as pool:
+        return dict(pool.map(run, tasks))
 
 
 @contextmanager

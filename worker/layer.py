@@ -7,22 +7,12 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from schemas.planning.layer import LayerPlan
 from schemas.report import KeptReason, LayerReport
-from schemas.spec import RankRule
-from worker.checkpoint.reader import torch_dtype
-from worker.layer_cache import CachedLayer
-from worker.lowrank import (
-    EnergyRank,
-    ErrorRank,
-    Factored,
-    FactorRequest,
-    Kept,
-    Reason,
-    Weighted,
-    factor,
-    relative_error,
-    weighted_error,
-)
+from worker.codecs import TENSOR_CODECS, TensorCodec
+from worker.context import LayerInputs
+from worker.forms import IMPLEMENTATIONS, FormInputs
+from worker.lowrank import Factored, Kept, Reason, Weighted, relative_error, weighted_error
 from worker.work_plan import LayerTask
 
 SPECTRUM_POINTS = 256
@@ -51,94 +41,77 @@ def kept_outcome(task: LayerTask, reason: KeptReason) -> LayerOutcome:
 
 
 def factor_layer(
-    task: LayerTask,
-    weight: torch.Tensor,
-    gram: torch.Tensor | None = None,
-    *,
-    seed: int,
-    device: torch.device,
-    memo: CachedLayer | None = None,
+    task: LayerTask, inputs: LayerInputs, *, seed: int, device: torch.device
 ) -> tuple[LayerOutcome, tuple[torch.Tensor, ...]]:
-    """Factor a weight as planned; numerical trouble comes back as a kept layer with its reason.
+    """Replace a weight as planned; numerical trouble comes back as a kept layer with its reason.
 
     Parameters
     ----------
     task
         What is to be done.
-    weight : Tensor [rows, columns]
-        The weight as the map it is, transposed where it is stored so.
-    gram : Tensor [columns, columns] or None
-        XXᵀ of its inputs X, where it is calibrated.
+    inputs
+        The weight and what else is known of the layer.
     seed
         Seeds the sampling selectors.
     device
-        Where the numerics run; the factors come back on the CPU.
-    memo
-        What is known of the layer's decomposition, and what is to be kept of it.
+        Where the numerics run; the stored tensors come back on the CPU.
 
     Returns
     -------
-    outcome, factors
-        The factors in the order of a stock Sequential, input side first, transposed where the weight is
-        stored so; in the dense layout their product alone; nothing for a kept layer.
+    outcome, tensors
+        The tensors in the order of `LayerPlan.stored_tensors`; none for a kept layer.
     """
     begun = time.perf_counter()
-    weight, gram = weight.to(device), None if gram is None else gram.to(device)
-    request = _request(task, weight, gram, seed=seed, extent=memo.extent if memo else None)
-    result = factor(weight, request, memo=memo)
-    if isinstance(result, Factored) and task.layer.dense_layout:
-        result = _multiplied_out(weight, gram, result, torch_dtype(task.layer.stored_dtype))
-    seconds = time.perf_counter() - begun
-    if isinstance(result, Factored):
-        parts = (part.mT if task.layer.transposed else part for part in result.factors)
-        factors = tuple(part.cpu().contiguous() for part in parts)
-        return _outcome(task, result, result.singular_values, reason=None, seconds=seconds), factors
-    reason: KeptReason = result.reason.value
-    return _outcome(task, None, result.singular_values, reason=reason, seconds=seconds), ()
-
-
-def _request(
-    task: LayerTask, weight: torch.Tensor, gram: torch.Tensor | None, *, seed: int, extent: int | None
-) -> FactorRequest:
-    layer = task.layer
-    stored = torch_dtype(layer.stored_dtype)
+    layer, codec = task.layer, TENSOR_CODECS[task.layer.codec]
+    weight = inputs.weight.to(device)
     # Factors that are only multiplied out are not rounded first.
-    dtype = torch.promote_types(weight.dtype, torch.float32) if layer.dense_layout else stored
-    return FactorRequest(
-        method=layer.method,
-        rank=_rank(layer.rank),
-        max_rank=layer.break_even_rank,
-        selector=layer.selector,
-        storage="three" if layer.factors == 3 else "two",
+    dtype = torch.promote_types(weight.dtype, torch.float32) if layer.dense_layout else codec.dtype
+    form_inputs = FormInputs(
+        layer=layer,
+        weight=weight,
+        gram=None if inputs.gram is None else inputs.gram.to(device),
         dtype=dtype,
         seed=seed,
-        align=layer.align,
-        min_rank=layer.min_rank,
-        extent=extent,
-        gram=gram,
+        num_vectors=layer.num_vectors if inputs.cached else None,
+        cached=inputs.cached,
     )
+    result = IMPLEMENTATIONS[layer.form.name].compute(form_inputs)
+    tensors: tuple[torch.Tensor, ...] = ()
+    if isinstance(result, Factored):
+        result, tensors = _store(form_inputs, result, codec)
+    seconds = time.perf_counter() - begun
+    if isinstance(result, Kept):
+        reason: KeptReason = result.reason.value
+        return _outcome(task, None, result.singular_values, reason=reason, seconds=seconds), ()
+    outcome = _outcome(task, result, result.singular_values, reason=None, seconds=seconds)
+    return outcome, tuple(tensor.cpu().contiguous() for tensor in tensors)
 
 
-def _rank(rank: int | RankRule | None) -> int | EnergyRank | ErrorRank:
-    if isinstance(rank, int):
-        return rank
-    if rank is not None and rank.energy is not None:
-        return EnergyRank(rank.energy)
-    assert rank is not None
-    assert rank.error is not None
-    return ErrorRank(rank.error)
+def _store(
+    inputs: FormInputs, result: Factored, codec: TensorCodec
+) -> tuple[Factored | Kept, tuple[torch.Tensor, ...]]:
+    """Encode what is to be stored, and measure the error anew where that adds to it."""
+    layer, expand = inputs.layer, IMPLEMENTATIONS[inputs.layer.form.name].expand
+    matrices = (expand(result.factors),) if layer.dense_layout else result.factors
+    encoded = [codec.encode(_turned(matrix, layer)) for matrix in matrices]
+    tensors = tuple(tensor for several in encoded for tensor in several)
+    if codec.is_exact and not layer.dense_layout:
+        return result, tensors
+    decoded = [_turned(codec.decode(several), layer) for several in encoded]
+    product = decoded[0] if layer.dense_layout else expand(decoded)
+    return _measured(inputs, result, product), tensors
 
 
-def _multiplied_out(
-    weight: torch.Tensor, gram: torch.Tensor | None, result: Factored, dtype: torch.dtype
-) -> Factored | Kept:
-    product = result.factors[0]  # [k, n]
-    for part in result.factors[1:]:
-        product = part @ product  # [k, n], at last [m, n]
-    product = product.to(dtype)
+def _turned(matrix: torch.Tensor, layer: LayerPlan) -> torch.Tensor:
+    """Transpose between the map [outputs, inputs] and how the layer stores it."""
+    return matrix.mT if layer.transposed else matrix
+
+
+def _measured(inputs: FormInputs, result: Factored, product: torch.Tensor) -> Factored | Kept:
+    """Return the result with the errors of what is stored in its place."""
     if not bool(torch.isfinite(product).all()):
         return Kept(reason=Reason.OUT_OF_RANGE, singular_values=result.singular_values)
-    error = relative_error(weight, (product,))
+    error = relative_error(inputs.weight, (product,))
     optimum = result.optimal_error
     return replace(
         result,
@@ -147,16 +120,14 @@ def _multiplied_out(
         squared_error=error**2 * result.squared_norm,
         # Both are known to some digits only; the least error is never above one that was reached.
         optimal_error=None if optimum is None else min(optimum, error),
-        weighted=_weighted_anew(weight, gram, result.weighted, product),
+        weighted=_measured_outputs(inputs, result.weighted, product),
     )
 
 
-def _weighted_anew(
-    weight: torch.Tensor, gram: torch.Tensor | None, before: Weighted | None, product: torch.Tensor
-) -> Weighted | None:
-    if before is None or gram is None:
+def _measured_outputs(inputs: FormInputs, before: Weighted | None, product: torch.Tensor) -> Weighted | None:
+    if before is None or inputs.gram is None:
         return None
-    error = weighted_error(weight, (product,), gram)
+    error = weighted_error(inputs.weight, (product,), inputs.gram)
     return replace(
         before,
         relative_error=error,
@@ -186,8 +157,8 @@ def _outcome(
         dtype=layer.dtype,
         outcome="factored" if done else "kept",
         reason=reason,
-        method=layer.method,
-        selector=None if layer.method == "svd" else layer.selector,
+        method=layer.form.name,
+        selector=layer.form.selector,
         rank=rank,
         break_even_rank=layer.break_even_rank,
         parameters_before=layer.parameters_before,

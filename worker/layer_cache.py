@@ -54,7 +54,7 @@ class LayerCache:
         keys = {task.number: _key(task, digests, grams) for task in work.tasks if task.layer.reason is None}
         return cls(store, keys, environment_digest(device))
 
-    def memo(self, task: LayerTask) -> "CachedLayer":
+    def layer(self, task: LayerTask) -> "CachedLayer":
         """Return what the ladder asks and tells about one layer."""
         rank = task.layer.rank if isinstance(task.layer.rank, int) else None
         return CachedLayer(self, task, rank)
@@ -143,7 +143,7 @@ class CachedLayer:
     @property
     def extent(self) -> int:
         """How many vectors a decomposition is to have."""
-        return self._task.layer.extent
+        return self._task.layer.num_vectors
 
     @property
     def decomposed_s(self) -> float | None:
@@ -165,7 +165,7 @@ def _file_bytes(layer: LayerPlan) -> int:
     in_float64 = layer.dtype == "F64" or layer.calibrated
     length = layer.rows if layer.calibrated else min(layer.rows, layer.columns)
     return estimate_file_bytes(
-        rows=layer.extent,
+        rows=layer.num_vectors,
         length=length,
         item_bytes=8 if in_float64 else 4,
         singular_values=min(layer.rows, layer.columns),

@@ -1,8 +1,10 @@
-"""Finishing layers: each is taken from the spool, or done and put there."""
+"""Finish layers: take each from the spool, or factor it and put it there."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
+import torch
 from pydantic import ValidationError
 
 from worker.checkpoint.spool import LayerSpool
@@ -14,26 +16,22 @@ from worker.work_plan import LayerTask
 
 
 def finish_layers(tasks: Sequence[LayerTask], context: JobContext) -> dict[int, LayerOutcome]:
-    """Take each layer from the spool, or do it and put it there; return the outcomes by number."""
+    """Take each layer from the spool, or factor it and put it there; return the outcomes by number."""
     outcomes = {task.number: outcome for task in tasks if (outcome := _known(task, context.spool))}
     for task in tasks:
         if task.number in outcomes:
             context.progress.end(task)
     todo = [task for task in tasks if task.number not in outcomes]
-    do = partial(_finish, context)
-    executor = LayerExecutor(
-        context.given, do, begin=context.progress.begin, end=context.progress.end, device=context.device
-    )
-    return outcomes | executor.run(todo)
+    return outcomes | LayerExecutor(context.device).run(todo, FactorPass(context))
 
 
 def spooled_outcome(task: LayerTask, spool: LayerSpool) -> LayerOutcome | None:
-    """Return what an attempt before this one left of a layer."""
+    """Return the outcome of a layer that an earlier attempt finished."""
     spooled = spool.get(task.number)
     try:
         return LayerOutcome.model_validate_json(spooled.outcome_json) if spooled else None
     except ValidationError:
-        # Another release wrote it: the layer is done again.
+        # Another release wrote it: do the layer again.
         return None
 
 
@@ -47,28 +45,46 @@ def _known(task: LayerTask, spool: LayerSpool) -> LayerOutcome | None:
     return outcome if fits else None
 
 
-def _finish(
-    context: JobContext, task: LayerTask, given: LayerInputs
-) -> tuple[LayerOutcome, Callable[[], None]]:
-    memo = given.memo
-    outcome, factors = factor_layer(
-        task, given.weight, given.gram, seed=context.seed, device=context.device, memo=memo
-    )
-    exponent = exponent_of(given.weight) if memo and not memo.found else None
-    if memo and memo.found:
-        outcome = _with_what_was_known(outcome, memo.decomposed_s)
-    text = outcome.model_dump_json()
+@dataclass(frozen=True, slots=True)
+class FactoredLayer:
+    """A layer that is to be written: its outcome, its tensors, and its new decompositions."""
 
-    def write() -> None:
-        if memo and exponent is not None:
-            memo.write(exponent)
-        context.spool.put(task.number, text, factors)
-
-    return outcome, write
+    outcome: LayerOutcome
+    tensors: tuple[torch.Tensor, ...]
+    new_decompositions: Callable[[], None] | None
 
 
-def _with_what_was_known(outcome: LayerOutcome, decomposed_s: float | None) -> LayerOutcome:
-    """Say that the decomposition was there, or count the time that it took in the pass before this one."""
+@dataclass(frozen=True, slots=True)
+class FactorPass:
+    """Factors each layer as planned and puts it into the spool."""
+
+    context: JobContext
+
+    def read(self, task: LayerTask) -> LayerInputs:
+        return self.context.read(task)
+
+    def compute(self, task: LayerTask, inputs: LayerInputs) -> FactoredLayer:
+        self.context.progress.begin(task)
+        cached = inputs.cached
+        outcome, tensors = factor_layer(task, inputs, seed=self.context.seed, device=self.context.device)
+        if cached is None:
+            return FactoredLayer(outcome, tensors, None)
+        if cached.found:
+            return FactoredLayer(_with_cached(outcome, cached.decomposed_s), tensors, None)
+        exponent = exponent_of(inputs.weight)
+        keep = None if exponent is None else partial(cached.write, exponent)
+        return FactoredLayer(outcome, tensors, keep)
+
+    def write(self, task: LayerTask, result: FactoredLayer) -> LayerOutcome:
+        if result.new_decompositions is not None:
+            result.new_decompositions()
+        self.context.spool.put(task.number, result.outcome.model_dump_json(), result.tensors)
+        self.context.progress.end(task)
+        return result.outcome
+
+
+def _with_cached(outcome: LayerOutcome, decomposed_s: float | None) -> LayerOutcome:
+    """Mark the decomposition as cached, or add the time that the first pass of this job spent on it."""
     report = outcome.report
     if decomposed_s is not None:
         report = report.model_copy(update={"seconds": report.seconds + decomposed_s})

@@ -68,9 +68,9 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
     spool = LayerSpool(request.spool_dir)
     progress = ProgressTracker(work.tasks, observe)
     cache = _layer_cache(request, work, device)
-    with TensorReaders() as sources:
-        check_grams(work.tasks, sources, device=device, check_cancelled=progress.end_all)
-        context = JobContext(sources, spool, cache, progress, request.spec.seed, device)
+    with TensorReaders() as readers:
+        check_grams(work.tasks, readers, device=device, check_cancelled=progress.end_all)
+        context = JobContext(readers, spool, cache, progress, request.spec.seed, device)
         work, outcomes = _finish(work, request.spec, context)
     progress.end_all()
     output, output_files = write_output(

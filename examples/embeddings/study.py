@@ -13,7 +13,6 @@ from torch import Tensor
 from eckart import Client
 from eckart.torch import load_compressed
 from examples.minilm import INNER, WIDTH, MiniLM, installed, token_ids
-from schemas.planning.ranks import ratio_rank
 
 HERE = Path(__file__).parent
 KEPT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -46,8 +45,8 @@ class Rule:
             spec["calibration"] = calibration
         if self.floor:
             spec["overrides"] = [
-                {"match": match, "min_rank": int(FLOOR * ratio_rank(*shape, kept, factors=2))}
-                for match, shape in SHAPES.items()
+                {"match": match, "min_rank": int(FLOOR * int(kept * rows * columns / (rows + columns)))}
+                for match, (rows, columns) in SHAPES.items()
             ]
         return spec
 

@@ -17,7 +17,7 @@ class FactoredLayer(BaseModel):
 
     method: str
     rank: Size
-    shape: tuple[Size, Size]
+    shape: tuple[Size, ...]
     dtype: str
     relative_error: float | None = None
     # `shape` is then [inputs, outputs], and so are the factors'.

@@ -168,7 +168,9 @@ def resolve_ranks(plan: Plan, spec: CompressionSpec, files: CheckpointFiles, spe
     layers = tuple(settle(layer, _by_energy(layer, spectra)) for layer in plan.layers)
     settled = replace(plan, layers=layers)
     needed = [layer for layer in layers if isinstance(layer.rank, RankRule)]
-    careful = {layer.tensor: first_accurate(spectra.get(layer.tensor, ()), layer.extent) for layer in needed}
+    careful = {
+        layer.tensor: first_accurate(spectra.get(layer.tensor, ()), layer.num_vectors) for layer in needed
+    }
     scaled = {tensor: spectrum.scaled() for tensor, spectrum in careful.items() if spectrum is not None}
     if not all(shares_budget(layer) and layer.tensor in scaled for layer in needed):
         return settled

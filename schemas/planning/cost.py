@@ -12,7 +12,6 @@ from schemas.format.header import build_header
 from schemas.format.tensor import TensorInfo
 from schemas.planning.layer import LayerPlan
 from schemas.planning.output import LONGEST_ERROR, output_bytes, output_metadata, plan_output
-from schemas.planning.ranks import factor_parameters
 from schemas.problem import SpecError
 from schemas.spec import SpecRule
 
@@ -63,7 +62,7 @@ class ParameterCost:
         return math.floor(Fraction(repr(self.share)) * self._before)
 
     def costs(self, layer: LayerPlan, ranks: Iterable[int]) -> list[int]:
-        return [factor_parameters(layer.rows, layer.columns, rank, factors=layer.factors) for rank in ranks]
+        return [layer.factor_parameters(rank) for rank in ranks]
 
     def dense_cost(self, layer: LayerPlan) -> int:
         return layer.parameters_before

@@ -7,9 +7,9 @@ from schemas.format.tensor import DTYPE_BITS
 from schemas.plan import PlanDocument, PlannedLayer, PlanTotals, RankBounds
 from schemas.planning.budget import shares_budget
 from schemas.planning.cost import ParameterCost
+from schemas.planning.forms import FORMS, FormOptions
 from schemas.planning.layer import LayerPlan, Plan, Tensor
 from schemas.planning.planner import is_candidate, make_plan
-from schemas.planning.ranks import break_even_rank
 from schemas.spec import CompressionSpec, RankRule, SpecRule
 
 
@@ -49,7 +49,7 @@ def _spared(plan: Plan, rule: SpecRule) -> int:
 
 def _least_item(plan: Plan) -> int:
     """Return the least bytes of a parameter that is spared; 0 where factors may be wider than the weight."""
-    if any(layer.stored_dtype != layer.dtype for layer in plan.layers):
+    if any(layer.codec.dtype != layer.dtype for layer in plan.layers):
         return 0
     return min(DTYPE_BITS[layer.dtype] for layer in plan.layers) // 8
 
@@ -66,7 +66,7 @@ def _planned(layer: LayerPlan) -> PlannedLayer:
         dtype=layer.dtype,
         outcome="factored" if layer.reason is None else "kept",
         reason=layer.reason,
-        method=layer.method,
+        method=layer.form.name,
         rank=rank,
         rank_bounds=RankBounds(least=layer.ranks[0], most=layer.ranks[-1]) if open_rank else None,
         break_even_rank=layer.break_even_rank,
@@ -84,6 +84,7 @@ def _bytes_bound(layer: LayerPlan) -> int:
 
 # The defaults of everything but the rank: at rank 1 every weight is factored that can be at any.
 DEFAULT_SPEC = CompressionSpec(rank=1)
+_TWO_FACTORS = FORMS["svd"].of(FormOptions())
 
 
 def checkpoint_document(
@@ -116,5 +117,5 @@ def _tensor(tensor: Tensor, *, selected: bool) -> StoredTensor:
         shape=tensor.shape,
         parameters=tensor.parameters,
         selected=selected,
-        break_even_rank=break_even_rank(*tensor.shape, factors=2) if is_candidate(tensor) else None,
+        break_even_rank=_TWO_FACTORS.break_even_rank(tensor.shape) if is_candidate(tensor) else None,
     )

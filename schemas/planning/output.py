@@ -51,7 +51,7 @@ def plan_output(
     """
     weights = {layers[number].tensor: number for number in ranks}
     factored = (layers[number] for number in ranks if not layers[number].dense_layout)
-    biases = {layer.name + BIAS: layer.bias_name() for layer in factored}
+    biases = {layer.name + BIAS: layer.bias_name for layer in factored}
     entries: list[CopiedTensor | FactorTensor] = []
     for tensor in tensors:
         number = weights.get(tensor.name)
@@ -63,12 +63,9 @@ def plan_output(
 
 
 def _factor_tensors(layer: LayerPlan, number: int, rank: int) -> list[FactorTensor]:
-    if layer.dense_layout:
-        return [FactorTensor(layer.tensor, layer.stored_dtype, layer.shape, number, 0)]
-    pairs = zip(layer.factor_names(), layer.factor_shapes(rank), strict=True)
     return [
-        FactorTensor(name, layer.stored_dtype, shape, number, position)
-        for position, (name, shape) in enumerate(pairs)
+        FactorTensor(spec.name, spec.dtype, spec.shape, number, position)
+        for position, spec in enumerate(layer.stored_tensors(rank))
     ]
 
 
@@ -88,10 +85,10 @@ def output_metadata(
         metadata,
         {
             layer.name: FactoredLayer(
-                method=layer.method,
+                method=layer.form.name,
                 rank=ranks[number],
                 shape=layer.shape,
-                dtype=layer.stored_dtype,
+                dtype=layer.codec.dtype,
                 relative_error=errors[number],
                 transposed=layer.transposed,
             )

@@ -8,8 +8,9 @@ from fnmatch import fnmatchcase
 from schemas.format.errors import quoted
 from schemas.format.tensor import FLOAT_DTYPES
 from schemas.planning.calibration import GramInfo, calibrated
-from schemas.planning.layer import BIAS, STORED, WEIGHT, LayerPlan, Plan, Tensor
-from schemas.planning.ranks import ratio_rank
+from schemas.planning.codecs import codec_for
+from schemas.planning.forms import FORMS, FormOptions
+from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Plan, Tensor
 from schemas.problem import SpecError
 from schemas.report import KeptReason
 from schemas.spec import DEFAULT_EXCLUDE, DEFAULT_INCLUDE, CompressionSpec, Override, RankRule, SpecRule
@@ -21,7 +22,7 @@ def is_candidate(tensor: Tensor) -> bool:
 
 
 NO_OVERRIDE = Override(match="*")
-FACTOR = re.compile(r"(?P<module>.*)\.[0-2]\.weight")
+FACTOR = re.compile(r"(?P<module>.*)\.[0-9]+\.weight")
 
 
 def make_plan(
@@ -72,9 +73,7 @@ def _selected(module: str, spec: CompressionSpec) -> bool:
 def _plan_layer(tensor: Tensor, spec: CompressionSpec, taken: frozenset[str]) -> LayerPlan:
     name = _module(tensor)
     _, rule = _override(name, spec)
-    method = rule.method or spec.method
-    storage = (rule.cur or spec.cur).storage
-    factors = 3 if method == "cur" and storage == "three" else 2
+    options = FormOptions(rule.selector or spec.selector, (rule.cur or spec.cur).storage)
     transposed = _matches(name, spec.transposed)
     rows, columns = reversed(tensor.shape) if transposed else tensor.shape
     layer = LayerPlan(
@@ -82,10 +81,8 @@ def _plan_layer(tensor: Tensor, spec: CompressionSpec, taken: frozenset[str]) ->
         rows=rows,
         columns=columns,
         dtype=tensor.dtype,
-        stored_dtype=STORED.get(spec.dtype, tensor.dtype),
-        method=method,
-        selector=rule.selector or spec.selector,
-        factors=factors,
+        form=FORMS[rule.method or spec.method].of(options),
+        codec=codec_for(spec.dtype, tensor.dtype),
         dense_layout=spec.layout == "dense",
         rank=None,
         reason=None,
@@ -104,7 +101,7 @@ def _rank(layer: LayerPlan, rank: int | RankRule) -> tuple[int | RankRule | None
     """Settle what the shape alone settles: a ratio goes down to a rank that is allowed, an integer up."""
     ranks = layer.ranks
     if isinstance(rank, RankRule) and rank.ratio is not None:
-        most = ratio_rank(layer.rows, layer.columns, rank.ratio, factors=layer.factors)
+        most = layer.ratio_rank(rank.ratio)
         if most < ranks.start:
             return None, "rank_zero" if ranks else "no_saving"
         rank = most - most % layer.align
@@ -136,9 +133,9 @@ def _override(name: str, spec: CompressionSpec) -> tuple[int, Override]:
 
 
 def _names_taken(layer: LayerPlan, taken: frozenset[str]) -> bool:
-    names = set(layer.factor_names())
+    names = {spec.name for spec in layer.stored_tensors(1)}
     if layer.name + BIAS in taken:
-        names.add(layer.bias_name())
+        names.add(layer.bias_name)
     return bool(names & taken)
 
 
@@ -163,8 +160,8 @@ def _warnings(tensors: Sequence[Tensor], spec: CompressionSpec, layers: Sequence
         yield "every selected layer stays dense: the output equals the input"
     yield from _idle(spec)
     asked_selector = spec.selector != CompressionSpec.model_fields["selector"].default
-    if asked_selector and layers and all(layer.method == "svd" for layer in layers):
-        yield "selector: it has no effect on svd"
+    if asked_selector and layers and all(layer.form.selector is None for layer in layers):
+        yield f"selector: it has no effect on {' and '.join(sorted({layer.form.name for layer in layers}))}"
 
 
 def _idle(spec: CompressionSpec) -> Iterable[str]:

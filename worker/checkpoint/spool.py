@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from schemas.format.errors import CheckpointError
-from schemas.format.header import MAX_OUTPUT_HEADER_BYTES, TensorSpec
+from schemas.format.header import MAX_OUTPUT_HEADER_BYTES, TensorSpec, aligned_order
 from worker.checkpoint.reader import CheckpointReader, dtype_name
 from worker.checkpoint.writer import CheckpointWriter
 
@@ -84,28 +84,26 @@ class LayerSpool:
         outcome_json : str
             What there is to say of it.
         factors : sequence of Tensor, each of any shape
-            All of one dtype, on any device, with any strides; none for a layer that stays dense.
+            On any device, with any strides; none for a layer that stays dense.
 
         Raises
         ------
         CheckpointError
             With code ``dtype-not-writable``, if safetensors has no such dtype.
-        ValueError
-            If the factors differ in dtype and would have to be written in another order.
         FileExistsError
             If another process began to put the same layer meanwhile.
         OSError
             If the directory cannot be made or the file not be written.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        ready = [factor.detach().cpu().contiguous() for factor in factors]
-        specs = [
-            TensorSpec(str(at), dtype_name(factor.dtype), tuple(factor.shape))
-            for at, factor in enumerate(ready)
-        ]
-        metadata = {_OUTCOME: outcome_json, _CHECKSUM: str(_checksum(ready))}
+        ready = {str(at): factor.detach().cpu().contiguous() for at, factor in enumerate(factors)}
+        specs = aligned_order(
+            TensorSpec(name, dtype_name(factor.dtype), tuple(factor.shape)) for name, factor in ready.items()
+        )
+        in_order = [ready[spec.name] for spec in specs]
+        metadata = {_OUTCOME: outcome_json, _CHECKSUM: str(_checksum(in_order))}
         with CheckpointWriter(self._path(index), specs or [_NO_FACTORS], metadata, durable=False) as writer:
-            for factor in ready or [torch.empty(0, dtype=torch.uint8)]:
+            for factor in in_order or [torch.empty(0, dtype=torch.uint8)]:
                 writer.write(factor)
 
     def get(self, index: int) -> SpooledLayer | None:
@@ -132,10 +130,12 @@ class LayerSpool:
             with CheckpointReader(path, max_header_bytes=MAX_OUTPUT_HEADER_BYTES) as reader:
                 metadata = reader.header.metadata
                 whole = metadata.get(_CHECKSUM) == str(_read_checksum(reader))
-                infos = tuple(info for info in reader.header.tensors if info.name != _NO_FACTORS.name)
+                stored = [info for info in reader.header.tensors if info.name != _NO_FACTORS.name]
         except (FileNotFoundError, CheckpointError):
             return None
-        return SpooledLayer(path, metadata[_OUTCOME], infos) if whole and _OUTCOME in metadata else None
+        if not whole or _OUTCOME not in metadata:
+            return None
+        return SpooledLayer(path, metadata[_OUTCOME], tuple(sorted(stored, key=lambda info: int(info.name))))
 
     def _path(self, index: int) -> Path:
         return self.directory / f"layer-{index:05d}.safetensors"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from schemas.planning.allocation import allocate, make_rate_curve
-from schemas.planning.ranks import break_even_rank, factor_parameters
+from schemas.planning.forms import FORMS, FormOptions
 from schemas.spectrum import squared_tails
 
 BUDGETS = (0.2, 0.3, 0.5, 0.7, 0.85, 0.95)
@@ -43,9 +43,9 @@ def spectrum(rng, count):
 def make_layer(rng, name, *, factors=2, align=1, least=1, low=8, high=48):
     rows, columns = rng.randint(low, high), rng.randint(low, high)
     tails = squared_tails(spectrum(rng, min(rows, columns)), 1.0)
-    first = -(-least // align) * align
-    ranks = range(first, break_even_rank(rows, columns, factors=factors) + 1, align)
-    costs = [factor_parameters(rows, columns, rank, factors=factors) for rank in ranks]
+    form = FORMS["cur" if factors == 3 else "svd"].of(FormOptions(storage="three"))
+    ranks = form.ranks((rows, columns), align=align, least=least)
+    costs = [form.parameters((rows, columns), rank) for rank in ranks]
     errors = [tails[rank] / tails[0] for rank in ranks]
     return Layer(rows, columns, make_rate_curve(name, ranks, costs, rows * columns, errors))
 

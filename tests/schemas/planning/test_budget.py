@@ -9,7 +9,6 @@ import pytest
 from schemas.planning.budget import check_budget, spend
 from schemas.planning.output import output_bytes
 from schemas.planning.planner import make_plan
-from schemas.planning.ranks import factor_parameters
 from schemas.problem import SpecError
 from schemas.spec import CompressionSpec
 from tests.schemas.format.checkpoints import SHAPES, files_of, spectra_of
@@ -22,10 +21,7 @@ def spent(files, spectra=None, known=None, **document):
 
 
 def parameters(layers):
-    return sum(
-        factor_parameters(x.rows, x.columns, x.rank, factors=x.factors) if x.rank else x.parameters_before
-        for x in layers
-    )
+    return sum(x.factor_parameters(x.rank) if x.rank else x.parameters_before for x in layers)
 
 
 def ranks_of(plan):
@@ -70,9 +66,7 @@ def test_a_share_of_the_parameters_is_met_within_a_step_and_never_exceeded(share
         if layer.rank is not None:
             assert layer.rank % layer.align == 0
             assert layer.rank >= layer.min_rank
-            costs = [
-                factor_parameters(layer.rows, layer.columns, r, factors=layer.factors) for r in layer.ranks
-            ]
+            costs = [layer.factor_parameters(r) for r in layer.ranks]
             following = min(
                 c for c in [*costs, layer.parameters_before] if c > costs[layer.ranks.index(layer.rank)]
             )

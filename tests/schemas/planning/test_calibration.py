@@ -105,7 +105,7 @@ def test_a_transposed_weight_is_planned_as_the_map_it_is_and_shown_as_it_is_stor
     conv = next(layer for layer in plain().layers if layer.name == "h.0.conv")
 
     assert (conv.rows, conv.columns, conv.shape) == (96, 32, (32, 96))
-    assert conv.factor_shapes(4) == ((32, 4), (4, 96))
+    assert tuple(spec.shape for spec in conv.stored_tensors(4)) == ((32, 4), (4, 96))
     assert conv.break_even_rank == plain(transposed=[]).layers[2].break_even_rank
     shown = plan_document("m", MODEL, plain(include=["h.*"])).layers
     assert [(layer.shape, layer.transposed) for layer in shown] == [
@@ -118,7 +118,7 @@ def test_a_transposed_weight_is_planned_as_the_map_it_is_and_shown_as_it_is_stor
 def test_three_transposed_factors_chain_from_the_inputs_to_the_outputs():
     conv = plain(method="cur", include=["*.conv"]).layers[0]
 
-    assert conv.factor_shapes(4) == ((32, 4), (4, 4), (4, 96))
+    assert tuple(spec.shape for spec in conv.stored_tensors(4)) == ((32, 4), (4, 4), (4, 96))
 
 
 def test_a_transposed_pattern_that_matches_nothing_is_a_warning():

@@ -146,7 +146,7 @@ def test_the_first_matching_override_wins():
     overrides = [{"match": "a.*", "rank": 7}, {"match": "*", "rank": 9, "method": "cx", "selector": "cpqr"}]
     layers = planned([Named("a.b.weight"), Named("c.weight")], overrides=overrides).layers
 
-    assert [(x.rank, x.method, x.selector) for x in layers] == [(7, "svd", "qdeim"), (9, "cx", "cpqr")]
+    assert [(x.rank, x.form.name, x.form.selector) for x in layers] == [(7, "svd", None), (9, "cx", "cpqr")]
 
 
 @pytest.mark.parametrize(

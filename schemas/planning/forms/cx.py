@@ -1,0 +1,22 @@
+"""CX: columns of the weight itself, and the best coefficients for them."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from schemas.planning.forms.base import Chain, FormOptions, register
+
+
+@register
+@dataclass(frozen=True)
+class Cx(Chain):
+    """W ≈ C·X: `0.weight` is X [k, n], `1.weight` is C [m, k]."""
+
+    name: ClassVar[str] = "cx"
+
+    @classmethod
+    def of(cls, options: FormOptions) -> Self:
+        return cls(options.selector)
+
+    @property
+    def num_factors(self) -> int:
+        return 2

@@ -1,0 +1,22 @@
+"""CUR at work: columns and rows of the weight, joined by a small core."""
+
+from schemas.planning.forms.cur import Cur
+from worker.forms.base import FormInputs, multiply_chain, register
+from worker.lowrank import Factored, Kept, factor
+
+
+@register("cur", expand=multiply_chain)
+def compute_cur(inputs: FormInputs) -> Factored | Kept:
+    """
+    Choose k columns C and k rows R of a weight W and fit U = C⁺WR⁺ (Mahoney and Drineas 2009).
+
+    Returns
+    -------
+    Factored or Kept
+        Tensors R [k, n], U [k, k] and C [m, k], or U·R and C where two are stored; the choices are in
+        `columns` and `rows`.
+    """
+    form = inputs.layer.form
+    assert isinstance(form, Cur)
+    request = inputs.request("cur", selector=form.selector or "qdeim", storage=form.storage)
+    return factor(inputs.weight, request, memo=inputs.cached)

@@ -1,0 +1,20 @@
+"""CX at work: columns of the weight, and the best coefficients for them."""
+
+from schemas.planning.forms.cx import Cx
+from worker.forms.base import FormInputs, multiply_chain, register
+from worker.lowrank import Factored, Kept, factor
+
+
+@register("cx", expand=multiply_chain)
+def compute_cx(inputs: FormInputs) -> Factored | Kept:
+    """
+    Choose k columns C of a weight W and fit X = C⁺W (Mahoney and Drineas 2009).
+
+    Returns
+    -------
+    Factored or Kept
+        Tensors X [k, n] and C [m, k]; the chosen columns are in `columns`.
+    """
+    form = inputs.layer.form
+    assert isinstance(form, Cx)
+    return factor(inputs.weight, inputs.request("cx", selector=form.selector or "qdeim"), memo=inputs.cached)
