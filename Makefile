@@ -15,13 +15,13 @@ export TORCH_INDEX ?=
 help: ## print this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## make .venv and install the pinned dependencies (only when the pins change)
+setup: $(READY) ## make .venv and install the pinned dependencies; does nothing until the pins change
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Eckart needs Python 3.11 or newer: make setup PYTHON=python3.12")'
-	@if test -e $(UNFINISHED) || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then rm -rf $(VENV); fi
+	@if test -e $(UNFINISHED) || ! $(BIN)/python -c '' 2>/dev/null; then rm -rf $(VENV); fi
 	@mkdir -p $(VENV) && touch $(UNFINISHED)
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) setuptools
 	@$(BIN)/python tools/install_torch.py
 	$(INSTALL) --no-build-isolation --editable '.[dev]'
@@ -34,26 +34,26 @@ serve: $(READY) ## run API, worker and an embedded Redis-compatible server on ht
 demo: $(READY) ## compress a real model over HTTP and print the report
 	@$(BIN)/python -m examples.demo
 
-test: lint types contracts unit ## lint, types, import contracts and all tests: what CI runs
+test: lint types contracts unit ## lint, types, import contracts and all tests, as in CI
 
-lint: $(READY) ## ruff, both the linter and the formatter
+lint: $(READY) ## ruff: linter and formatter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 types: $(READY) ## mypy, strict
 	$(BIN)/mypy
 
-contracts: $(READY) ## imports run one way
+contracts: $(READY) ## check that imports run one way
 	$(BIN)/lint-imports
 
-unit: $(READY) ## the tests alone
+unit: $(READY) ## only the tests
 	$(BIN)/python -m pytest -m 'not docker'
 
-study: $(READY) ## what compression costs in accuracy, as docs/7-study.md tells it; leaves its files in study/
+study: $(READY) ## measure what compression costs in accuracy (docs/7-study.md); leaves its files in study/
 	$(BIN)/python -m examples.vgg11
 	$(BIN)/python -m examples.embeddings
 
-bench: $(READY) ## the benchmarks, side by side; their tables are kept in docs/benchmarks.md
+bench: $(READY) ## run the benchmarks side by side; docs/benchmarks.md keeps the tables
 	$(BIN)/python -m benchmarks --charts docs
 
 test-compose: $(READY) ## build the images and run a job through docker compose (needs a Docker engine)
