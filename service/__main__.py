@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from service.server import serve
 from service.settings import Settings
-from state.settings import setting_faults
+from state.settings import setting_errors
 
 
 def main() -> int:
@@ -14,7 +14,7 @@ def main() -> int:
     try:
         settings = Settings()
     except ValidationError as error:
-        sys.stderr.writelines(f"{fault}\n" for fault in setting_faults(error))
+        sys.stderr.writelines(f"{fault}\n" for fault in setting_errors(error))
         return 1
     if settings.redis_url is None:
         sys.stderr.write("ECKART_REDIS_URL is not set; give it, or run `eckart serve`, which sets it\n")

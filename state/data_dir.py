@@ -1,4 +1,4 @@
-"""Where things lie below the data directory: paths alone, nothing read or made."""
+"""The layout of the data directory: paths only; nothing is read or made here."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ LOCK_STRIPES = 256
 
 @dataclass(frozen=True, slots=True)
 class DataDir:
-    """The data directory; ids and file names were checked by whoever asks."""
+    """Paths below the data directory; the caller has checked ids and file names."""
 
     root: Path
 
@@ -23,41 +23,41 @@ class DataDir:
 
     @property
     def parts(self) -> Path:
-        """Uploads under way: on the same file system, so that publishing is a rename."""
+        """Temporary files, on the same file system, so that publishing is a rename."""
         return self.root / "parts"
 
     @property
     def trash(self) -> Path:
-        """Directories under deletion: out of sight at once, emptied afterwards."""
+        """Directories that are being deleted: moved here in one step, then emptied."""
         return self.root / "trash"
 
     @property
     def run(self) -> Path:
-        """Process ids and sockets of the standalone set."""
+        """Process ids and sockets of `eckart serve`."""
         return self.root / "run"
 
     @property
     def redis(self) -> Path:
-        """The embedded server's own files."""
+        """The files of the embedded Redis server."""
         return self.root / "redis"
 
     def checkpoint(self, checkpoint_id: str) -> Path:
         return self.checkpoints / checkpoint_id
 
     def manifest(self, checkpoint_id: str) -> Path:
-        """Names, sizes and digests of the published files; no file name starts with a dot."""
+        """Sizes and digests of the stored files; no file name starts with a dot."""
         return self.checkpoint(checkpoint_id) / ".manifest.json"
 
     @property
     def decompositions(self) -> Path:
-        """Decompositions kept for further jobs, in a directory for each stored file, by its digest."""
+        """Cached decompositions, in one directory for each stored file, named by its digest."""
         return self.root / "decompositions"
 
     def job(self, job_id: str) -> Path:
         return self.jobs / job_id
 
     def record(self, job_id: str) -> Path:
-        """Name the shadow of the job's record in Redis."""
+        """Return the path of job.json, the copy of the record in Redis."""
         return self.job(job_id) / "job.json"
 
     def work(self, job_id: str) -> Path:
@@ -65,10 +65,10 @@ class DataDir:
         return self.job(job_id) / "work"
 
     def result(self, job_id: str, fence: int) -> Path:
-        """One attempt's result; only the one the record names is ever served."""
+        """Return the directory of one attempt's result; only the one that the record names is ever served."""
         return self.job(job_id) / f"result-{fence}"
 
     def lock(self, kind: str, key: str) -> Path:
-        """Name a lock file that many keys share: it outlives them, so no one waits on a deleted file."""
+        """Return a lock file, shared by many keys: it outlives them, so nobody waits on a deleted file."""
         stripe = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) % LOCK_STRIPES
         return self.root / "locks" / f"{kind}-{stripe:03d}"

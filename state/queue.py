@@ -1,4 +1,4 @@
-"""The doorbell: a Celery message is a job id and nothing else. Celery is imported here alone."""
+"""The Celery queue: a message is a job id and nothing else. Nothing else in `state` imports Celery."""
 
 from typing import Any
 from urllib.parse import parse_qs
@@ -9,20 +9,20 @@ from kombu.exceptions import OperationalError
 from state.errors import StoreUnavailable
 from state.redis import BROKER_PREFIX, QUEUE, QUEUE_KEY, TASK, redis_client, translated
 
-# Longer than any job: until then Celery must not give a running job's message to a second worker.
+# Longer than any job: before it ends, Celery must not deliver a running job's message again.
 VISIBILITY_TIMEOUT_S = 86_400
 SEND_TIMEOUT_S = 3
 
 
 def celery_settings(redis_url: str) -> dict[str, Any]:
-    """Return what the producer and the worker must agree on, and what makes a late message harmless."""
+    """Return the settings that the service and the worker share, with which a late message is harmless."""
     visibility = {"visibility_timeout": VISIBILITY_TIMEOUT_S}
     return {
         "broker_url": broker_url(redis_url),
         "broker_connection_retry_on_startup": True,
         "broker_transport_options": visibility
         | {
-            # A message that a killed worker held comes back within 10 s of that timeout, not 100 s.
+            # The message of a killed worker comes back within 10 s after that timeout, not 100 s.
             "unacked_restore_interval": 10,
             "unacked_restore_throttle": 1,
             "socket_timeout": 30,
@@ -31,10 +31,10 @@ def celery_settings(redis_url: str) -> dict[str, Any]:
             "health_check_interval": 25,
             "global_keyprefix": BROKER_PREFIX,
         },
-        # Celery asks for the same number at three places; the shortest wins.
+        # Celery reads the same number in three places; the shortest wins.
         "visibility_timeout": VISIBILITY_TIMEOUT_S,
         "result_backend_transport_options": visibility,
-        # The record is the state: no results, no events, no remote control of what a job is.
+        # Our record is the state of a job: Celery stores no results and sends no events.
         "result_backend": None,
         "task_ignore_result": True,
         "worker_send_task_events": False,
@@ -45,7 +45,7 @@ def celery_settings(redis_url: str) -> dict[str, Any]:
 
 
 def broker_url(redis_url: str) -> str:
-    """Turn redis-py's form of a unix socket's address into Celery's."""
+    """Convert the address of a unix socket from redis-py's form to Celery's."""
     if not redis_url.startswith("unix://"):
         return redis_url
     address, _, query = redis_url.removeprefix("unix://").partition("?")
@@ -54,11 +54,11 @@ def broker_url(redis_url: str) -> str:
 
 
 class JobQueue:
-    """The producer; a message that cannot be sent is the next sweep's business."""
+    """Sends messages to the workers; the next sweep sends those that could not be sent."""
 
     def __init__(self, redis_url: str, *, timeout_s: float = SEND_TIMEOUT_S) -> None:
         settings = celery_settings(redis_url)
-        # A request waits for the doorbell for moments only; the worker's own connections wait longer.
+        # A request must not wait long for the broker; the worker's own connections may.
         settings["broker_transport_options"] |= {
             "socket_timeout": timeout_s,
             "socket_connect_timeout": timeout_s,
@@ -69,9 +69,9 @@ class JobQueue:
         self._client = redis_client(redis_url, timeout_s=timeout_s)
 
     def send(self, job_id: str) -> None:
-        """Ring for a job, or raise `StoreUnavailable` within a few seconds."""
+        """Enqueue a job, or raise `StoreUnavailable` within a few seconds."""
         try:
-            # By name and to the default exchange: nothing of it is kept in Redis, so a wipe loses no route.
+            # By name and to the default exchange: Redis stores no routes, so it can lose none.
             with translated():
                 self._celery.send_task(TASK, args=[job_id], queue=QUEUE, retry=False, ignore_result=True)
         except OperationalError as error:
@@ -88,6 +88,5 @@ class JobQueue:
             self._client.ping()
 
     def close(self) -> None:
-        """Give the connections back."""
         self._celery.close()
         self._client.close()

@@ -1,4 +1,4 @@
-"""The job record: the truth about a job, as Redis holds it in fields and job.json as one document."""
+"""The job record, in its two forms: the fields of a Redis hash, and the document job.json."""
 
 import hashlib
 import json
@@ -20,39 +20,39 @@ from schemas.spec import CompressionSpec
 JOB_ID = re.compile(r"J[0-9a-f]{32}")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-# What a transition changes; the rest of a record is fixed when the job is made.
-PLAIN = ("state", "version", "attempt", "fence", "worker", "result_fence", "single_file")
-NESTED = ("error", "summary")
-TIMES = {"created_at": "created_us", "started_at": "started_us", "finished_at": "finished_us"}
+# The fields that a transition may change; the rest of a record is fixed when the job is created.
+PLAIN_FIELDS = ("state", "version", "attempt", "fence", "worker", "result_fence", "single_file")
+JSON_FIELDS = ("error", "summary")
+TIME_FIELDS = {"created_at": "created_us", "started_at": "started_us", "finished_at": "finished_us"}
 
 
 class PersistedModel(BaseModel):
-    """Something kept across releases: a field that a newer release wrote does not make it unreadable."""
+    """A document that outlives a release: unknown fields of a newer release are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Idempotency(PersistedModel):
-    """A client's key, and the digest of what it asked for under it."""
+    """An Idempotency-Key, and the digest of the request that was sent with it."""
 
     key: str
     fingerprint: str
 
     @property
     def digest(self) -> str:
-        """The key in a form that is short and harmless as part of a Redis key."""
+        """The key as a short and harmless part of a Redis key."""
         return hashlib.sha256(self.key.encode()).hexdigest()
 
 
 class NewJob(PersistedModel):
-    """What is known of a job before it is made."""
+    """What is known of a job before it is created."""
 
     checkpoint: str
     spec: CompressionSpec
     files: tuple[FileInfo, ...] = ()
     calibration_files: tuple[FileInfo, ...] = ()  # those of the checkpoint that the spec names
     warnings: tuple[str, ...] = ()
-    one_shot: bool = False  # its checkpoint came in the same request, under an id that the service made
+    one_shot: bool = False  # its checkpoint came in the same request, under an id of the service
 
 
 class JobRecord(NewJob):
@@ -74,7 +74,7 @@ class JobRecord(NewJob):
     idempotency: Idempotency | None = None
 
     def document(self) -> str:
-        """Return the text of job.json; what is None is left out, as the spec's rules demand."""
+        """Return the text of job.json, without null values, which the spec would not accept."""
         return self.model_dump_json(exclude_none=True, indent=1)
 
 
@@ -88,7 +88,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A record and what changes too often to be part of it."""
+    """A record, with progress and queue position, which change too often to be part of it."""
 
     record: JobRecord
     progress: Progress
@@ -97,7 +97,7 @@ class JobView:
 
 @dataclass(frozen=True, slots=True)
 class JobPage:
-    """Some jobs, newest first, and where the next page begins."""
+    """Some jobs, newest first, and the cursor of the next page."""
 
     jobs: tuple[JobView, ...]
     next_cursor: str | None
@@ -105,7 +105,7 @@ class JobPage:
 
 @dataclass(frozen=True, slots=True)
 class JobCounts:
-    """How many jobs are in each state, and for how long the oldest queued one has been known."""
+    """How many jobs are in each state, and the age of the oldest queued job."""
 
     by_state: Mapping[JobState, int]
     oldest_queued_s: float | None
@@ -117,18 +117,18 @@ def new_job_id() -> str:
 
 
 def new_token(worker: str) -> str:
-    """Name one claim of a worker, so that it is known again when it is repeated."""
+    """Return an id of one claim of a worker, by which a repeated claim is recognized."""
     return f"{worker}#{secrets.token_hex(8)}"
 
 
 def rfc3339(microseconds: int) -> str:
-    """Write a time since 1970 with all six digits, so that times sort as text."""
+    """Format microseconds since 1970, always with six digits, so that times sort as text."""
     time = EPOCH + timedelta(microseconds=microseconds)
     return time.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def microseconds(time: str) -> int:
-    """Read what `rfc3339` wrote."""
+    """Parse what `rfc3339` formatted."""
     return (datetime.fromisoformat(time) - EPOCH) // timedelta(microseconds=1)
 
 
@@ -140,7 +140,7 @@ def fixed_document(new: NewJob, job_id: str, idempotency: Idempotency | None) ->
 
 
 def to_fields(record: JobRecord) -> dict[str, str]:
-    """Spread a record over the fields of its Redis hash."""
+    """Return a record as the fields of its Redis hash."""
     document = json.loads(record.document())
     fixed = fixed_document(record, record.id, record.idempotency)
     fields = {"fixed": fixed, "checkpoint": record.checkpoint}
@@ -148,22 +148,24 @@ def to_fields(record: JobRecord) -> dict[str, str]:
         fields["calibration"] = record.spec.calibration
     if record.idempotency:
         fields["idempotency"] = record.idempotency.digest
-    fields |= {name: str(document[name]) for name in PLAIN if name in document}
-    fields |= {name: json.dumps(document[name]) for name in NESTED if name in document}
-    return fields | {to: str(microseconds(document[name])) for name, to in TIMES.items() if name in document}
+    fields |= {name: str(document[name]) for name in PLAIN_FIELDS if name in document}
+    fields |= {name: json.dumps(document[name]) for name in JSON_FIELDS if name in document}
+    return fields | {
+        to: str(microseconds(document[name])) for name, to in TIME_FIELDS.items() if name in document
+    }
 
 
 def from_fields(fields: Mapping[str, str]) -> JobRecord:
-    """Gather a record from the fields of its Redis hash."""
+    """Return the record that the fields of a Redis hash hold."""
     document = json.loads(fields["fixed"])
-    document |= {name: fields[name] for name in PLAIN if name in fields}
-    document |= {name: json.loads(fields[name]) for name in NESTED if name in fields}
-    document |= {name: rfc3339(int(fields[of])) for name, of in TIMES.items() if of in fields}
+    document |= {name: fields[name] for name in PLAIN_FIELDS if name in fields}
+    document |= {name: json.loads(fields[name]) for name in JSON_FIELDS if name in fields}
+    document |= {name: rfc3339(int(fields[of])) for name, of in TIME_FIELDS.items() if of in fields}
     return JobRecord.model_validate(document)
 
 
 def job_view(answer: Sequence[Any]) -> JobView:
-    """Read a job's fields and its place in the queue, or -1."""
+    """Parse the answer of read.lua: the fields of a job, and its place in the queue or -1."""
     flat, place = answer
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
     record = from_fields(fields)
@@ -171,14 +173,14 @@ def job_view(answer: Sequence[Any]) -> JobView:
 
 
 def job_counts(answer: Sequence[Any]) -> JobCounts:
-    """Read how many jobs there are in each state."""
+    """Parse the answer of counts.lua."""
     flat, oldest, now = answer
     waited_s = (int(now) - int(oldest[1])) / 1e6 if oldest else None
     return JobCounts(dict(zip(flat[::2], flat[1::2], strict=True)), waited_s)
 
 
 def next_cursor(rest: Sequence[JobView]) -> str | None:
-    """Name the first job of the next page by its time, which no other job has."""
+    """Return the creation time of the first job on the next page, which no other job shares."""
     return str(microseconds(rest[0].record.created_at)) if rest else None
 
 

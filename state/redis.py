@@ -1,4 +1,4 @@
-"""Names that the producer, the consumer and the sweep have in common."""
+"""Connecting to Redis: names that all processes share, forms of its address, and its errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +14,11 @@ from state.errors import StoreUnavailable
 KEY_PREFIX = "eckart:"
 TASK = "eckart.compress"
 QUEUE = "eckart"
-# Before every key of Celery's, so that nobody else's tasks share our unacknowledged messages.
+# Prefixes every key of Celery, so that another application's tasks do not mix with our messages.
 BROKER_PREFIX = KEY_PREFIX + "broker:"
 QUEUE_KEY = BROKER_PREFIX + QUEUE
 
-# A request waits at most a few seconds for a server that is away, then says so.
+# A request waits a few seconds at most for a server that cannot be reached.
 TIMEOUT_S = 5.0
 RETRIES = 3
 
@@ -29,12 +29,12 @@ UNAVAILABLE = (
     exceptions.OutOfMemoryError,
     exceptions.MasterDownError,
 )
-# What a server says when its own disk fails it, or while a script of another client runs too long.
+# Replies of a server whose disk fails, or on which another client's script runs too long.
 UNAVAILABLE_REPLIES = ("MISCONF", "BUSY", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN")
 
 
 def client_url(redis_url: str) -> str:
-    """Turn Celery's form of a unix socket's address, `redis+socket://`, into redis-py's, `unix://`."""
+    """Convert the address of a unix socket from Celery's form, `redis+socket://`, to redis-py's, `unix://`."""
     if not redis_url.startswith("redis+socket://"):
         return redis_url
     parts = urlsplit(redis_url)
@@ -50,14 +50,14 @@ def redis_client(redis_url: str, *, timeout_s: float = TIMEOUT_S) -> redis.Redis
         decode_responses=True,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
-        # Safe, because every transition gives the same answer to the same call twice.
+        # Safe, because every transition answers a repeated call like the first.
         retry=Retry(ExponentialBackoff(base=0.05, cap=0.5), RETRIES),
     )
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Tell Redis' troubles as `StoreUnavailable`; a fault of ours stays what it is."""
+    """Translate errors of the server into `StoreUnavailable`; errors of ours are not translated."""
     try:
         yield
     except UNAVAILABLE as error:

@@ -1,4 +1,4 @@
-"""What the memory needs to know, from environment variables, read once."""
+"""Settings of `state`, from environment variables, read once."""
 
 from pathlib import Path
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-PREFIX = "ECKART_"
+ENV_PREFIX = "ECKART_"
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket")
 
 
 class StateSettings(BaseSettings):
     """Settings that the service and the worker share."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore")
 
     data_dir: Path = Field(
         default=Path("data"),
-        description="Where checkpoints, jobs and results lie; the service and every worker share it.",
+        description="The directory of checkpoints, jobs and results; the service and all workers share it.",
     )
     redis_url: str | None = Field(
         default=None,
@@ -28,7 +28,7 @@ class StateSettings(BaseSettings):
         default=60,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds without a heartbeat after which a job goes to another worker.",
+        description="Seconds without a heartbeat after which another worker takes the job.",
     )
     heartbeat_s: float = Field(
         default=None,
@@ -37,25 +37,27 @@ class StateSettings(BaseSettings):
         description="Seconds between two heartbeats; at most half of the lease. Unset: a quarter of it.",
     )
     reaper_s: float = Field(
-        default=10, gt=0, description="Seconds between two looks for jobs whose worker or message was lost."
+        default=10,
+        gt=0,
+        description="Seconds between two searches for jobs whose worker or message was lost.",
     )
     max_attempts: int = Field(
-        default=3, ge=1, description="How often a job is started before it fails as `worker-lost`."
+        default=3, ge=1, description="The attempts after which a job fails as `worker-lost`."
     )
     cache_bytes: int = Field(
         default=32 * 2**30,
         ge=0,
-        description="The most bytes of decompositions kept for further jobs, and never more than the disk "
-        "has free; 0: none are kept.",
+        description="The most bytes of decompositions cached for later jobs, and never more than the disk "
+        "has free. 0 turns the cache off.",
     )
 
     @field_validator("redis_url")
     @classmethod
-    def _redis_is_within_reach(cls, redis_url: str | None) -> str | None:
+    def _address_is_of_redis(cls, redis_url: str | None) -> str | None:
         if redis_url and not redis_url.startswith(tuple(f"{scheme}://" for scheme in REDIS_SCHEMES)):
             schemes = ", ".join(f"{scheme}://" for scheme in REDIS_SCHEMES)
             raise ValueError(
-                f"no Redis-compatible server has such an address; begin it with one of {schemes}"
+                f"this is not the address of a Redis-compatible server; begin it with one of {schemes}"
             )
         return redis_url or None
 
@@ -76,10 +78,10 @@ class StateSettings(BaseSettings):
         return heartbeat_s
 
 
-def setting_faults(error: ValidationError) -> list[str]:
-    """Say each fault in one line that begins with the environment variable, and never shows its value."""
-    return [_fault(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors()]
+def setting_errors(error: ValidationError) -> list[str]:
+    """Describe each invalid setting in one line, with its environment variable and without its value."""
+    return [_describe(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
 
 
-def _fault(place: str, message: str) -> str:
-    return f"{PREFIX}{place.upper()}: {message.removeprefix('Value error, ')}"
+def _describe(place: str, message: str) -> str:
+    return f"{ENV_PREFIX}{place.upper()}: {message.removeprefix('Value error, ')}"

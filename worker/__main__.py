@@ -20,7 +20,7 @@ from schemas.planning.planner import make_plan
 from schemas.problem import SpecError, field_problems
 from schemas.report import Report
 from schemas.spec import CompressionSpec
-from state.settings import setting_faults
+from state.settings import setting_errors
 from worker.settings import Settings
 
 # In a process of its own: a parent that has touched CUDA must not be forked.
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = Settings()
     except ValidationError as error:
-        print(*setting_faults(error), sep="\n", file=sys.stderr)
+        print(*setting_errors(error), sep="\n", file=sys.stderr)
         return 2
     if options.command is None:
         return _serve(settings)

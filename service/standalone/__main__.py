@@ -30,7 +30,7 @@ from service.standalone.redis_server import (
 from service.standalone.run_dir import DataDirectoryError, locked_run_dir
 from service.standalone.supervisor import ChildSpec, StartFailedError, Supervisor, say
 from state.data_dir import DataDir
-from state.settings import setting_faults
+from state.settings import setting_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,7 +41,7 @@ def main() -> int:
     try:
         serve(Settings())
     except ValidationError as error:
-        for fault in setting_faults(error):
+        for fault in setting_errors(error):
             say(fault)
         return 1
     except (AddressUnavailableError, DataDirectoryError, EmbeddedServerError, StartFailedError) as error:

@@ -1,11 +1,13 @@
--- id, token of the claim, lease, most attempts, problem if they are used up -> 'claimed' | 'refused' | 'failed'
+-- Take a job under a new fence.
+-- id, token of the claim, lease, most attempts, problem if they are used up
+-- -> 'claimed' | 'refused' | 'failed'
 if not ready() then return 'state_lost' end
 local id, token, lease_us, most, problem = unpack(ARGV)
 local state = field(id, 'state')
 if not state then return 'missing' end
 if TERMINAL[state] then return 'refused' end
 if state == 'running' then
-  if field(id, 'worker') == token then -- the answer to the first call was lost
+  if field(id, 'worker') == token then -- a repeated call: the answer to the first was lost
     lease(id, lease_us)
     return 'claimed'
   end
@@ -16,7 +18,7 @@ if used_up(id, most) then
   fail(id, problem)
   return 'failed'
 end
--- Every message that was sent before this job was made has been read by now.
+-- Messages are read in order, so all that were sent before this job was created have been read by now.
 local frontier = tonumber(redis.call('GET', FRONTIER) or 0)
 redis.call('SET', FRONTIER, text(math.max(frontier, tonumber(field(id, 'created_us')))))
 enter(id, 'running')

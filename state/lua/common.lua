@@ -1,17 +1,17 @@
--- Stands in front of every script. Keys are built here, so one node serves them all.
+-- Prepended to every script. The scripts build their keys themselves, so all keys must be on one Redis node.
 --
 -- job:<id>             hash: the record (state/records.py), and its progress
 -- jobs:all, jobs:<state>  zset: ids by the microsecond they were created
 -- waiting              zset: queued ids by the microsecond their message was last sent
 -- unsent               set: queued ids whose message is to be sent at the next sweep
--- frontier             when the youngest job that was ever claimed was created
--- leases               zset: running ids, and canceled ones whose attempt may work on, by the microsecond
+-- frontier             creation time of the youngest job that was ever claimed
+-- leases               zset: running ids, and canceled ids whose attempt may still run, by the microsecond
 --                      their lease ends
 -- dependents:<checkpoint> set: unfinished ids that need the checkpoint, as their input or their calibration
--- deleting:<checkpoint>   no new job may need it
+-- deleting:<checkpoint>   exists while the checkpoint is being deleted: no new job may need it
 -- idempotency:<digest> hash: job, fingerprint
--- dirty                set: ids whose files are behind: job.json, or what is to be removed
--- ready                absent: Redis was wiped, and the records are to be rebuilt from disk
+-- dirty                set: ids whose files are not up to date: job.json, or files to be removed
+-- ready                absent if Redis lost its data: the records must be restored from disk
 local PREFIX = 'eckart:'
 local ALL, WAITING, UNSENT = PREFIX .. 'jobs:all', PREFIX .. 'waiting', PREFIX .. 'unsent'
 local LEASES, DIRTY, FRONTIER = PREFIX .. 'leases', PREFIX .. 'dirty', PREFIX .. 'frontier'
@@ -32,7 +32,7 @@ local function owns(id, fence)
   return field(id, 'state') == 'running' and field(id, 'fence') == fence
 end
 
--- What a job keeps from deletion: its checkpoint, and its calibration if it has one.
+-- The checkpoints that must not be deleted while the job is unfinished: its input and its calibration.
 local function needs(id)
   local calibration = field(id, 'calibration')
   return { field(id, 'checkpoint'), calibration or nil }
@@ -45,8 +45,8 @@ local function wait(id, since, unsent)
   if unsent then redis.call('SADD', UNSENT, id) end
 end
 
--- All that follows from a new state, at one place, so that no transition can forget a part of it.
--- The new state's own index (waiting or leases) is its transition's business.
+-- Everything that follows from a new state, in one place, so that no transition can forget a part of it.
+-- Only `waiting` and `leases` are left to the transition that enters the state.
 local function enter(id, state)
   redis.call('ZREM', index(field(id, 'state')), id)
   redis.call('ZADD', index(state), field(id, 'created_us'), id)
@@ -68,14 +68,14 @@ local function fail(id, problem)
   enter(id, 'failed')
 end
 
--- What becomes of a job whose attempt came to nothing: it waits for the next one, if there is one left.
+-- After an attempt without result: queue the job again if it has attempts left, else fail it.
 local function requeue_or_fail(id, most, problem)
   if used_up(id, most) then return fail(id, problem) end
   enter(id, 'queued')
   wait(id, now, true)
 end
 
--- A job and every trace of it.
+-- Remove a job and everything that refers to it.
 local function remove(id)
   local state, key = unpack(redis.call('HMGET', job(id), 'state', 'idempotency'))
   if not state then return false end

@@ -1,4 +1,4 @@
--- -> {state, how many, ...}, {since when the oldest queued job waits, if there is one}, now; in microseconds
+-- -> {state, count, ...}, {id and creation time of the oldest queued job}, now; times in microseconds
 if not ready() then return 'state_lost' end
 local counts = {}
 for _, state in ipairs({ 'queued', 'running', 'succeeded', 'failed', 'canceled' }) do

@@ -1,8 +1,9 @@
+-- Create a job, unless the idempotency key has created one before or a checkpoint it needs is being deleted.
 -- id, checkpoint, calibration or '', idempotency digest or '', fingerprint, fixed document
 -- -> 'created' | 'conflict' | 'gone' | 'replay:<id of the first job>'
 if not ready() then return 'state_lost' end
 local id, checkpoint, calibration, key, fingerprint, fixed = unpack(ARGV)
-if field(id, 'state') then return 'created' end -- the answer to the first call was lost
+if field(id, 'state') then return 'created' end -- a repeated call: the answer to the first was lost
 if key ~= '' then
   local first, theirs = unpack(redis.call('HMGET', PREFIX .. 'idempotency:' .. key, 'job', 'fingerprint'))
   if first and field(first, 'state') then
@@ -14,7 +15,7 @@ for _, needed in ipairs({ checkpoint, calibration }) do
   if redis.call('EXISTS', PREFIX .. 'deleting:' .. needed) == 1 then return 'gone' end
 end
 
--- No two jobs are of the same microsecond, and a clock set back does not reorder them: lists can be paged.
+-- Creation times are unique and increase even if the clock is set back, so that they can serve as cursors.
 local newest = redis.call('ZREVRANGE', ALL, 0, 0, 'WITHSCORES')[2]
 local created = math.max(now, (tonumber(newest) or 0) + 1)
 redis.call('HSET', job(id), 'fixed', fixed, 'checkpoint', checkpoint, 'state', 'queued',

@@ -1,4 +1,5 @@
--- checkpoint, milliseconds -> 'done' | 'in_use': from now on no new job may need the checkpoint
+-- Keep new jobs off a checkpoint for some time, unless an unfinished job needs it.
+-- checkpoint, milliseconds -> 'done' | 'in_use'
 if not ready() then return 'state_lost' end
 if redis.call('SCARD', dependents(ARGV[1])) > 0 then return 'in_use' end
 redis.call('SET', PREFIX .. 'deleting:' .. ARGV[1], 1, 'PX', ARGV[2])

@@ -1,5 +1,6 @@
+-- Put the record of job.json into Redis, unless Redis has a newer one.
 -- id, lease, fingerprint or '', fields and values of job.json -> 'kept' | 'restored'
--- Runs before the marker is set. Only forwards: a record in Redis that is newer than job.json stays.
+-- Does not require a ready server: it is what makes the server ready.
 local id, lease_us, fingerprint = ARGV[1], ARGV[2], ARGV[3]
 local on_disk = {}
 for i = 4, #ARGV, 2 do on_disk[ARGV[i]] = ARGV[i + 1] end
@@ -7,7 +8,7 @@ for i = 4, #ARGV, 2 do on_disk[ARGV[i]] = ARGV[i + 1] end
 local version = tonumber(field(id, 'version') or -1) - tonumber(on_disk.version)
 local same = field(id, 'state') == on_disk.state and field(id, 'fence') == on_disk.fence
 if version > 0 or (version == 0 and same) then
-  -- No lease could be renewed while the server was away.
+  -- While the server could not be reached, no lease could be renewed.
   if field(id, 'state') == 'running' then lease(id, lease_us) end
   return 'kept'
 end
@@ -21,7 +22,7 @@ end
 if TERMINAL[on_disk.state] then
   redis.call('ZADD', index(on_disk.state), on_disk.created_us, id)
 else
-  -- Nobody knows whether its worker lives: it runs again, under a fence that the worker does not have.
+  -- Its worker may be alive or not: the job runs again, under a fence that this worker does not have.
   for _, needed in ipairs(needs(id)) do redis.call('SADD', dependents(needed), id) end
   enter(id, 'queued')
   wait(id, on_disk.created_us, true)

@@ -1,4 +1,5 @@
--- most attempts, problem if they are used up, grace, the broker's list -> ids whose message is to be sent
+-- Queue jobs again whose lease has lapsed, and find the jobs whose message was lost.
+-- most attempts, problem if they are used up, grace, the broker's list -> ids whose message must be sent
 if not ready() then return 'state_lost' end
 local most, problem, grace_us, list = unpack(ARGV)
 local BATCH = 1000
@@ -6,13 +7,14 @@ local BATCH = 1000
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', text(now), 'LIMIT', 0, BATCH)) do
   if field(id, 'state') == 'running' then
     requeue_or_fail(id, most, problem)
-  else -- canceled: whatever its attempt has left can go, when job.json is looked after
+  else -- canceled: its attempt has ended, so its files can be removed when job.json is written
     redis.call('ZREM', LEASES, id)
     redis.call('SADD', DIRTY, id)
   end
 end
 
--- A message is likely lost where the queue is empty, or was read beyond it: messages come in order.
+-- Messages are read in order. So a message is probably lost if the broker's list is empty, or if a job that
+-- was created after it was sent has been claimed already.
 local empty = redis.call('LLEN', list) == 0
 local frontier = tonumber(redis.call('GET', FRONTIER) or 0)
 local old = redis.call('ZRANGEBYSCORE', WAITING, '-inf', text(now - grace_us), 'WITHSCORES', 'LIMIT', 0, BATCH)

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from state.data_dir import LOCK_STRIPES, DataDir
-from state.settings import StateSettings, setting_faults
+from state.settings import StateSettings, setting_errors
 
 
 def test_settings_come_from_the_environment(monkeypatch):
@@ -62,7 +62,7 @@ def test_an_address_that_is_no_redis_s_is_refused(url):
 def test_each_fault_is_one_line_that_names_the_variable_and_keeps_its_value_secret():
     with pytest.raises(ValidationError) as refusal:
         StateSettings(redis_url="http://:secret@x", lease_s="long", heartbeat_s=0)
-    faults = setting_faults(refusal.value)
+    faults = setting_errors(refusal.value)
     assert [fault.partition(": ")[0] for fault in faults] == [
         "ECKART_REDIS_URL",
         "ECKART_LEASE_S",
