@@ -1,20 +1,14 @@
-"""Files go in whole, are checked on the way, and leave nothing when they are refused."""
+"""`service.routes.checkpoints`: files are stored once, shown, and deleted unless a job needs them."""
 
 import base64
 import hashlib
 import json
-import os
 import secrets
-import socket
 import subprocess
-import time
 
 import pytest
 
-from service.uploads import DiskSpace
-from state.cache import DecompositionCache
-from state.errors import OutOfSpace
-from tests.service.files import big_checkpoint, checkpoint_bytes, sharded_set
+from tests.service.files import checkpoint_bytes, sharded_set
 from tests.service.running import assert_problem
 
 MODEL = checkpoint_bytes()
@@ -98,15 +92,6 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_leaves_nothing(service, con
 
     assert_problem(service.put(name, "model.safetensors", content), 422, slug)
     assert service.http.get(f"/v1/checkpoints/{name}").status_code == 404
-    assert service.leftovers() == []
-
-
-def test_a_file_of_unknown_length_is_checked_as_well(service):
-    whole = service.put(fresh_id(), "model.safetensors", iter([MODEL[:10], MODEL[10:]]))
-    cut = service.put(fresh_id(), "model.safetensors", iter([MODEL[:10], MODEL[10:-1]]))
-
-    assert whole.status_code == 201
-    assert_problem(cut, 422, "invalid-checkpoint:truncated")
     assert service.leftovers() == []
 
 
@@ -234,137 +219,6 @@ def test_a_file_name_that_cannot_be_is_refused(service, filename):
     assert_problem(refused, 422, "invalid-request")
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "zstd", "br", "gzip, identity"])
-def test_a_compressed_body_is_refused(service, encoding):
-    refused = service.put(fresh_id(), "model.safetensors", MODEL, **{"Content-Encoding": encoding})
-
-    assert_problem(refused, 415, "encoded-body")
-    assert refused.headers["accept-encoding"] == "identity"
-
-
-def test_a_part_of_a_file_is_refused(service):
-    refused = service.put(
-        fresh_id(),
-        "model.safetensors",
-        MODEL,
-        **{"Content-Range": f"bytes 10-{len(MODEL) + 9}/{len(MODEL) + 10}"},
-    )
-
-    assert_problem(refused, 422, "partial-body")
-
-
-def test_a_body_over_the_limit_is_refused_announced_or_not(start):
-    service = start(max_upload_bytes=len(MODEL) - 1)
-    name = fresh_id()
-
-    assert_problem(service.put(name, "model.safetensors", MODEL), 413, "too-large")
-    assert_problem(service.put(name, "model.safetensors", iter([MODEL])), 413, "too-large")
-    assert service.leftovers() == []
-    assert service.http.get(f"/v1/checkpoints/{name}").status_code == 404
-
-
-def test_an_upload_that_would_fill_the_disk_is_refused(start):
-    service = start(min_free_bytes=2**60)
-
-    assert_problem(service.put("full", "model.safetensors", MODEL), 507, "out-of-space")
-    assert_problem(service.put("full", "model.safetensors", iter([MODEL])), 507, "out-of-space")
-    assert_problem(service.one_shot({"model.safetensors": MODEL}), 507, "out-of-space")
-
-
-def test_an_upload_takes_the_room_of_the_cache(tmp_path):
-    kept = tmp_path / "decompositions" / "ab" / "a.safetensors"
-    kept.parent.mkdir(parents=True)
-    with kept.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, 512 << 20)
-    space = DiskSpace(tmp_path, 0, DecompositionCache.shared(tmp_path, limit_bytes=1 << 40))
-    with pytest.raises(OutOfSpace):
-        space.require(space.free_bytes() + (1 << 40))
-    assert kept.exists()
-    space.require(space.free_bytes() + (256 << 20))
-    assert not kept.exists()
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        (b"Content-Length: 999999999999999999\r\n", b"413"),
-        (b"Content-Length: 5\r\nContent-Encoding: gzip\r\n", b"415"),
-        (b"Content-Length: 5\r\nContent-Range: bytes 0-4/9\r\n", b"422"),
-        (b"Content-Length: 5\r\nRepr-Digest: sha-256=1\r\n", b"422"),
-    ],
-)
-def test_a_client_that_asks_first_is_refused_before_it_sends(service, headers, status):
-    answer = service.raw(
-        b"PUT /v1/checkpoints/early/model.safetensors HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n%s\r\n"
-        % headers,
-    )
-
-    assert answer.startswith(b"HTTP/1.1 %s " % status)
-    assert b"connection: close" in answer.lower()
-
-
-@pytest.mark.parametrize("form", [False, True])
-def test_a_bad_header_is_refused_long_before_the_end_of_the_body(service, form):
-    sent = 0
-
-    def endless():
-        nonlocal sent
-        yield (
-            b'--x\r\nContent-Disposition: form-data; name="checkpoint"; filename="m.safetensors"\r\n\r\n'
-            * form
-        )
-        yield b"GGUF" + bytes(60_000)
-        while sent < 10**9:
-            sent += 65_536
-            yield bytes(65_536)
-
-    headers = {"Content-Type": "multipart/form-data; boundary=x"} if form else {}
-    path = f"/v1/checkpoints/{fresh_id()}" + ("" if form else "/model.safetensors")
-    refused = service.http.request("POST" if form else "PUT", path, content=endless(), headers=headers)
-
-    assert_problem(refused, 422, "invalid-checkpoint:other-format")
-    assert sent < 10**8
-
-
-def test_a_client_that_leaves_leaves_nothing(service):
-    name = fresh_id()
-    nbytes = 50_000_000
-    head = big_checkpoint(nbytes)
-    request = (
-        f"PUT /v1/checkpoints/{name}/model.safetensors HTTP/1.1\r\n"
-        f"Host: x\r\nContent-Length: {nbytes + len(head)}\r\n\r\n"
-    )
-    with socket.create_connection(("127.0.0.1", service.port)) as connection:
-        connection.sendall(request.encode() + head + bytes(nbytes // 2))
-        _until(lambda: service.leftovers() != [])
-    _until(lambda: service.leftovers() == [])
-
-    assert service.http.get(f"/v1/checkpoints/{name}").status_code == 404
-
-
-def test_a_client_that_falls_silent_is_dropped(start):
-    service = start(idle_timeout_s=0.2)
-
-    answer = service.raw(
-        b"PUT /v1/checkpoints/slow/model.safetensors HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
-        + MODEL[:50],
-    )
-
-    assert answer.startswith(b"HTTP/1.1 408 ")
-    assert service.leftovers() == []
-
-
-def test_a_client_that_is_only_slow_is_not_dropped(start):
-    service = start(idle_timeout_s=1)
-
-    def dripping():
-        for i in range(0, len(MODEL), 64):
-            time.sleep(0.2)
-            yield MODEL[i : i + 64]
-
-    assert service.put("drip", "model.safetensors", dripping()).status_code == 201
-
-
 def test_curl_uploads_a_file_by_the_printed_line(service, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(MODEL)
     name = fresh_id()
@@ -379,10 +233,3 @@ def test_curl_uploads_a_file_by_the_printed_line(service, tmp_path):
 
     assert json.loads(done.stdout)["size_bytes"] == len(MODEL)
     assert service.http.get(f"/v1/checkpoints/{name}").json()["complete"] is True
-
-
-def _until(holds, limit_s=10):
-    end = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)

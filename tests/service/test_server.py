@@ -1,5 +1,7 @@
-"""The API as a process of its own: small, quiet, and without the libraries of the worker."""
+"""`service.server`, `service.__main__`: limits of HTTP, and the API as a process: small, quiet, no torch."""
 
+import contextlib
+import logging
 import os
 import signal
 import socket
@@ -12,10 +14,82 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.server import WithoutProbes
 from tests.service.files import big_checkpoint, checkpoint_bytes
-from tests.service.running import assert_problem
+from tests.service.running import assert_problem, until
+
+UPLOAD = b"PUT /v1/checkpoints/a/m.safetensors HTTP/1.1\r\nHost: x\r\n"
+
+
+def test_no_answer_names_the_server_software(service):
+    assert "server" not in service.http.get("/livez").headers
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"\x00\x01\x02\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"FETCH / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nNo colon\r\n\r\n",
+        UPLOAD + b"Content-Length: -1\r\n\r\n",
+        UPLOAD + b"Content-Length: 1e3\r\n\r\n",
+        UPLOAD + b"Content-Length: 99999999999999999999\r\n\r\n",
+        UPLOAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        UPLOAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        UPLOAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        UPLOAD + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nabcde\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused_as_a_problem(service, request_bytes):
+    answer = service.raw(request_bytes)
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/problem+json" in answer
+    assert b"urn:eckart:problem:invalid-http" in answer
+    assert service.http.get("/livez").status_code == 200
+    until(lambda: service.leftovers() == [])
+
+
+def test_a_transfer_that_is_compressed_is_refused(service):
+    answer = service.raw(UPLOAD + b"Connection: close\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n")
+
+    assert answer.startswith((b"HTTP/1.1 415 ", b"HTTP/1.1 400 "))
+
+
+@pytest.mark.parametrize("head", [b"GET /" + b"a" * 2_000_000, b"GET / HTTP/1.1\r\nX: " + b"a" * 2_000_000])
+def test_an_endless_head_is_refused(service, head):
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as connection:
+        with contextlib.suppress(OSError):
+            connection.sendall(head)
+        answer = connection.recv(65536)
+
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b"urn:eckart:problem:headers-too-large" in answer
+
+
+def test_an_upgrade_to_something_else_is_ignored(service):
+    answer = service.raw(
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
+def test_probes_stay_out_of_the_access_log(path):
+    record = logging.LogRecord("uvicorn.access", 20, "", 0, "", ("a", "GET", f"{path}?x=1", "1.1", 200), None)
+    other = logging.LogRecord("uvicorn.access", 20, "", 0, "", ("a", "GET", "/v1/jobs", "1.1", 200), None)
+
+    assert WithoutProbes().filter(record) is False
+    assert WithoutProbes().filter(other) is True
+
 
 ROOT = Path(__file__).parents[2]
+
+
 MIB = 2**20
 
 

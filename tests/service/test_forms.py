@@ -1,4 +1,4 @@
-"""Forms: several files at once, or a whole job; all of it or nothing."""
+"""`service.forms`, `service.multipart`: several files at once, or a whole job; all are stored or none."""
 
 import json
 import secrets
@@ -11,6 +11,8 @@ from tests.service.files import checkpoint_bytes, sharded_set
 from tests.service.running import SPEC, assert_problem, until
 
 MODEL = checkpoint_bytes()
+
+
 SPEC_TEXT = json.dumps(SPEC)
 
 
@@ -25,8 +27,14 @@ def part(name, content, *, filename=None, extra=""):
 
 
 END = b"--xyz--\r\n"
+
+
 FORM = {"Content-Type": "multipart/form-data; boundary=xyz"}
+
+
 FILE = part("checkpoint", MODEL, filename="model.safetensors")
+
+
 SPEC_PART = part("spec", SPEC_TEXT.encode())
 
 
@@ -295,9 +303,17 @@ def test_the_files_of_a_form_appear_together(service):
 
 
 STRAY = {"stray.safetensors": checkpoint_bytes({"stray.weight": (2, 2)})}
+
+
 SHARDS = sharded_set(2)
+
+
 FIRST, SECOND, INDEX = SHARDS
+
+
 OTHER = {FIRST: checkpoint_bytes({"layer.9.weight": (8, 8)})}
+
+
 WRONG = {SECOND: checkpoint_bytes({"layer.0.weight": (8, 8)})}
 
 

@@ -1,0 +1,49 @@
+"""`service.routes.health`: liveness, readiness, the first page."""
+
+from tests.service.files import checkpoint_bytes
+from tests.service.running import assert_problem
+
+MODEL = checkpoint_bytes()
+
+
+def test_the_process_is_alive_whatever_is_missing(start):
+    service = start(redis_url="redis://127.0.0.1:1/0", min_free_bytes=2**60)
+
+    assert service.http.get("/livez").json() == {"status": "ok"}
+
+
+def test_readiness_names_all_that_is_missing(start):
+    service = start(min_free_bytes=2**60)
+
+    missing = assert_problem(service.http.get("/readyz"), 503, "not-ready")
+
+    assert [part["pointer"] for part in missing["errors"]] == ["/workers", "/disk"]
+    assert "workers, disk" in missing["detail"]
+
+
+def test_a_service_with_a_worker_is_ready(start):
+    service = start()
+    service.workers.beat("w1", 30)
+
+    assert service.http.get("/readyz").json() == {"status": "ok"}
+
+
+def test_a_worker_that_has_fallen_silent_does_not_count(start):
+    service = start()
+    service.workers.beat("w1", 0)
+
+    assert service.http.get("/readyz").status_code == 503
+
+
+def test_the_first_page_leads_to_the_documentation(service):
+    assert service.http.get("/").headers["location"] == "/docs"
+    assert service.http.get("/docs").status_code == 200
+
+
+def test_a_head_is_a_get_without_its_body(service):
+    stored = service.stored(MODEL)
+    for path in ("/livez", "/readyz", f"/v1/checkpoints/{stored}", "/v1/checkpoints/nobody"):
+        head, get = service.http.head(path), service.http.get(path)
+        assert head.status_code == get.status_code
+        assert head.content == b""
+        assert head.headers["content-length"] == get.headers["content-length"]

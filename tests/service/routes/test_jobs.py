@@ -1,0 +1,86 @@
+"""`service.routes.jobs`: listing and cancelling jobs, and unknown ids."""
+
+import pytest
+
+from state.records import new_token
+from tests.service.files import checkpoint_bytes
+from tests.service.running import assert_problem
+
+MODEL = checkpoint_bytes()
+
+
+FILES = {"model.safetensors": MODEL}
+
+
+@pytest.fixture
+def stored(service):
+    return service.stored(MODEL)
+
+
+@pytest.fixture
+def job(service, stored):
+    return service.submit(stored).json()
+
+
+def test_cancelling_ends_a_job_and_changes_nothing_of_one_that_has_ended(service, stored):
+    queued, running, done = (service.submit(stored).json()["id"] for _ in range(3))
+    claim = service.jobs.claim(running, new_token("test"))
+    service.finish(done, FILES)
+
+    states = {
+        name: service.http.post(f"/v1/jobs/{name}/cancel").json()["state"] for name in (queued, running, done)
+    }
+
+    assert states == {queued: "canceled", running: "canceled", done: "succeeded"}
+    assert service.jobs.heartbeat(running, claim.fence) is False
+    assert service.http.post(f"/v1/jobs/{queued}/cancel").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["J0", "J" + "0" * 32, "nobody", "..", "%00", "J%0a", "caf%C3%A9", "*"])
+@pytest.mark.parametrize(
+    ("method", "rest"),
+    [
+        ("GET", ""),
+        ("DELETE", ""),
+        ("POST", "/cancel"),
+        ("GET", "/report"),
+        ("GET", "/checkpoint"),
+        ("GET", "/files/model.safetensors"),
+    ],
+)
+def test_an_unknown_job_is_not_found(service, name, method, rest):
+    answer = service.raw(
+        f"{method} /v1/jobs/{name}{rest} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+    )
+
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert b"application/problem+json" in answer
+    assert b"job-not-found" in answer
+
+
+def test_jobs_are_listed_newest_first_page_by_page(start):
+    service = start()
+    stored = service.stored(MODEL)
+    made = [service.submit(stored).json()["id"] for _ in range(5)]
+    service.http.post(f"/v1/jobs/{made[0]}/cancel")
+
+    pages, cursor = [], None
+    while True:
+        page = service.http.get(
+            "/v1/jobs", params={"limit": 2} | ({"cursor": cursor} if cursor else {})
+        ).json()
+        pages.append([job["id"] for job in page["jobs"]])
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+
+    assert pages == [made[:2:-1], made[2:0:-1], made[:1]]
+    canceled = service.http.get("/v1/jobs", params={"state": "canceled"}).json()["jobs"]
+    assert [job["id"] for job in canceled] == made[:1]
+
+
+@pytest.mark.parametrize(
+    "query", ["state=lost", "limit=0", "limit=201", "limit=x", "cursor=x", "cursor=-1", "cursor=" + "9" * 300]
+)
+def test_a_list_that_makes_no_sense_is_refused(service, query):
+    assert_problem(service.http.get(f"/v1/jobs?{query}"), 422, "invalid-request")

@@ -1,0 +1,225 @@
+"""`service.submission`: jobs are created once and deleted with what is theirs."""
+
+import threading
+
+import pytest
+
+from state.data_dir import DataDir
+from tests.service.files import checkpoint_bytes, sharded_set
+from tests.service.running import SPEC, assert_problem
+
+MODEL = checkpoint_bytes()
+
+
+FILES = {"model.safetensors": MODEL}
+
+
+@pytest.fixture
+def stored(service):
+    return service.stored(MODEL)
+
+
+@pytest.fixture
+def job(service, stored):
+    return service.submit(stored).json()
+
+
+def test_a_job_for_a_stored_checkpoint_is_accepted_with_all_its_fields(service, stored):
+    accepted = service.submit(stored)
+
+    body = accepted.json()
+    here = f"/v1/jobs/{body['id']}"
+    assert accepted.status_code == 202
+    assert accepted.headers["location"] == here
+    assert body["state"] == "queued"
+    assert body["checkpoint"] == stored
+    assert body["spec"]["method"] == "svd"
+    assert body["progress"] == {"layers_done": 0, "layers_total": 0, "layer": None, "fraction": 0.0}
+    assert body["attempt"] == 0
+    assert body["queue_position"] >= 0
+    assert [body[name] for name in ("started_at", "finished_at", "expires_at", "error", "summary")] == [
+        None
+    ] * 5
+    assert body["links"] == {
+        "self": here,
+        "report": f"{here}/report",
+        "checkpoint": f"{here}/checkpoint",
+        "files": f"{here}/files/{{filename}}",
+        "cancel": f"{here}/cancel",
+    }
+    assert body == service.http.get(here).json()
+
+
+def test_a_checkpoint_serves_any_number_of_jobs(service, stored):
+    assert len({service.submit(stored).json()["id"] for _ in range(3)}) == 3
+
+
+def test_patterns_that_match_nothing_are_warnings_and_no_refusals(service, stored):
+    accepted = service.submit(stored, {"rank": 2, "include": ["nothing.*"]})
+
+    assert accepted.status_code == 202
+    assert len(accepted.json()["warnings"]) == 2
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/plans"])
+def test_an_unknown_checkpoint_is_not_found(service, path):
+    refused = service.http.post(path, json={"checkpoint": "nobody", "spec": SPEC})
+
+    assert_problem(refused, 404, "checkpoint-not-found")
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/plans"])
+def test_an_incomplete_checkpoint_is_a_conflict_that_names_what_is_missing(service, path):
+    files = sharded_set(2)
+    first, second, index = files
+    name = service.stored(files[first], first)
+    service.put(name, index, files[index])
+
+    refused = service.http.post(path, json={"checkpoint": name, "spec": SPEC})
+
+    assert second in assert_problem(refused, 409, "checkpoint-incomplete")["detail"]
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/plans"])
+def test_files_side_by_side_without_an_index_are_a_conflict_that_names_both_ways_out(service, path):
+    name = service.stored(MODEL, "a.safetensors")
+    assert service.put(name, "b.safetensors", MODEL).status_code == 201
+
+    refused = service.http.post(path, json={"checkpoint": name, "spec": SPEC})
+
+    assert assert_problem(refused, 409, "checkpoint-incomplete")["detail"] == (
+        "It holds a.safetensors and b.safetensors but no index: "
+        "upload their index, or store each file under an id of its own."
+    )
+
+
+def test_a_job_of_files_without_an_index_is_refused_with_both_ways_out(service):
+    refused = service.one_shot({"a.safetensors": MODEL, "b.safetensors": MODEL})
+
+    detail = assert_problem(refused, 422, "invalid-checkpoint:missing-files")["detail"]
+    assert "a.safetensors and b.safetensors but no index" in detail
+    assert "each file in a request of its own" in detail
+
+
+@pytest.fixture
+def brought(service):
+    """Make a job that brings its checkpoint."""
+    return service.one_shot(FILES).json()
+
+
+@pytest.mark.parametrize("end", ["queued", "succeeded"])
+def test_a_deleted_job_takes_the_checkpoint_that_it_brought(service, brought, end):
+    if end == "succeeded":
+        service.finish(brought["id"], FILES)
+
+    assert service.http.delete(f"/v1/jobs/{brought['id']}").status_code == 204
+
+    assert_problem(service.http.get(f"/v1/jobs/{brought['id']}"), 404, "job-not-found")
+    assert_problem(service.http.get(f"/v1/checkpoints/{brought['checkpoint']}"), 404, "checkpoint-not-found")
+
+
+def test_a_deleted_job_takes_what_was_decomposed_of_the_checkpoint_that_it_brought(start, tmp_path):
+    service = start()
+    job = service.one_shot(FILES).json()
+    for file in service.checkpoints.get(job["checkpoint"]).files:
+        folder = DataDir(tmp_path).decompositions / file.sha256
+        folder.mkdir(parents=True)
+        (folder / "a.safetensors").write_bytes(b"some bytes")
+
+    assert service.http.delete(f"/v1/jobs/{job['id']}").status_code == 204
+    assert not any(DataDir(tmp_path).decompositions.iterdir())
+
+
+def test_a_deleted_job_leaves_a_checkpoint_that_another_job_needs(service, brought):
+    other = service.submit(brought["checkpoint"]).json()
+
+    assert service.http.delete(f"/v1/jobs/{brought['id']}").status_code == 204
+
+    assert service.http.get(f"/v1/checkpoints/{brought['checkpoint']}").json()["complete"] is True
+    assert service.http.get(f"/v1/jobs/{other['id']}").json()["state"] == "queued"
+
+
+def test_a_deleted_job_leaves_a_checkpoint_that_it_did_not_bring(service, stored, job, brought):
+    guest = service.submit(brought["checkpoint"]).json()
+
+    assert service.http.delete(f"/v1/jobs/{job['id']}").status_code == 204
+    assert service.http.delete(f"/v1/jobs/{guest['id']}").status_code == 204
+
+    assert service.http.get(f"/v1/checkpoints/{stored}").status_code == 200
+    assert service.http.get(f"/v1/checkpoints/{brought['checkpoint']}").status_code == 200
+
+
+def test_a_job_is_deleted_though_its_checkpoint_is_gone_already(service, brought):
+    service.http.post(f"/v1/jobs/{brought['id']}/cancel")
+    assert service.http.delete(f"/v1/checkpoints/{brought['checkpoint']}").status_code == 204
+
+    assert service.http.delete(f"/v1/jobs/{brought['id']}").status_code == 204
+
+    assert_problem(service.http.get(f"/v1/jobs/{brought['id']}"), 404, "job-not-found")
+
+
+def test_a_deleted_job_is_gone_with_its_files(service, job):
+    service.finish(job["id"], FILES)
+
+    deleted = service.http.delete(f"/v1/jobs/{job['id']}")
+
+    assert deleted.status_code == 204
+    assert_problem(service.http.get(f"/v1/jobs/{job['id']}"), 404, "job-not-found")
+    assert_problem(service.http.get(f"/v1/jobs/{job['id']}/checkpoint"), 404, "job-not-found")
+    assert_problem(service.http.delete(f"/v1/jobs/{job['id']}"), 404, "job-not-found")
+    assert not (service.data_dir / "jobs" / job["id"]).exists()
+
+
+def test_a_repeated_key_returns_the_first_job(service, stored):
+    headers = {"Idempotency-Key": f"key-{stored}"}
+
+    first, again = service.submit(stored, **headers), service.submit(stored, **headers)
+
+    assert first.status_code == again.status_code == 202
+    assert first.json()["id"] == again.json()["id"]
+    assert first.headers["location"] == again.headers["location"]
+
+
+def test_a_repeated_key_for_another_request_is_refused(service, stored):
+    headers = {"Idempotency-Key": f"key-{stored}"}
+    service.submit(stored, **headers)
+
+    assert_problem(service.submit(stored, {"rank": 1}, **headers), 422, "idempotency-mismatch")
+    other = service.stored(MODEL)
+    assert_problem(service.submit(other, **headers), 422, "idempotency-mismatch")
+    assert_problem(service.one_shot(FILES, **headers), 422, "idempotency-mismatch")
+
+
+def test_a_repeated_form_returns_the_first_job_and_keeps_no_second_copy(service, stored):
+    headers = {"Idempotency-Key": f"form-{stored}"}
+    first = service.one_shot(FILES, **headers).json()
+    before = set((service.data_dir / "checkpoints").iterdir())
+
+    again = service.one_shot(FILES, **headers).json()
+    refused = service.one_shot({"model.safetensors": checkpoint_bytes(fill=9)}, **headers)
+
+    assert again["id"] == first["id"]
+    assert again["checkpoint"] == first["checkpoint"]
+    assert_problem(refused, 422, "idempotency-mismatch")
+    assert set((service.data_dir / "checkpoints").iterdir()) == before
+
+
+def test_the_same_key_at_the_same_time_makes_one_job(service, stored):
+    ids = []
+
+    def submit():
+        ids.append(service.submit(stored, **{"Idempotency-Key": f"race-{stored}"}).json()["id"])
+
+    threads = [threading.Thread(target=submit) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(ids) == 8
+    assert len(set(ids)) == 1
+
+
+@pytest.mark.parametrize("key", ["", "with space", "k" * 256])
+def test_a_key_that_cannot_be_is_refused(service, stored, key):
+    assert_problem(service.submit(stored, **{"Idempotency-Key": key}), 422, "invalid-request")
