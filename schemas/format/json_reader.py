@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from contextlib import suppress
-from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import TYPE_CHECKING, Any
 
 from schemas.format.errors import CheckpointError, quoted
@@ -21,6 +20,7 @@ MAX_DEPTH = 64
 MAX_INTEGER_DIGITS = 19
 
 _space = re.compile(r"[ \t\n\r]*").match
+_closed_string = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL).match
 _bracket_or_string = re.compile(r'[][{}]|"(?:[^"\\]|\\.)*+"').finditer
 _loose = re.compile(r"-?(?:NaN|Infinity)|//|/\*|#|'").match
 
@@ -107,11 +107,16 @@ class JsonReader:
             closed = self.expect(",}", "a comma or a closing brace") == "}"
 
     def string(self) -> str:
-        self.expect('"', "a quoted string")
+        self.peek()
+        found = _closed_string(self.text, self.at)
+        if found is None:
+            self.expect('"', "a quoted string")
+            raise self._ends_early()
         try:
-            text, self.at = scanstring(self.text, self.at, True)
+            text, _ = _decode(found[0])
         except json.JSONDecodeError as error:
-            raise self._malformed(error, 0) from None
+            raise self._malformed(error) from None
+        self.at = found.end()
         return str(text)
 
     def value(self) -> Any:
@@ -121,7 +126,7 @@ class JsonReader:
         try:
             return self._decoded(LONG_CHARACTERS)
         except json.JSONDecodeError as error:
-            raise self._malformed_value(error) from None
+            raise self._malformed(error) from None
 
     def end(self) -> None:
         """Check that nothing but whitespace follows."""
@@ -167,20 +172,23 @@ class JsonReader:
         self.at += length
         return value
 
-    def _malformed_value(self, error: json.JSONDecodeError) -> CheckpointError:
-        cut = self.at + LONG_CHARACTERS < len(self.text)
-        # An escape that the window cuts is reported where it begins.
-        if cut and (error.msg.startswith("Unterminated") or error.pos > LONG_CHARACTERS - 8):
+    def _malformed(self, error: json.JSONDecodeError) -> CheckpointError:
+        """Name what is wrong with the value at the cursor, at the place where the decoder gave up."""
+        is_cut = self.at + LONG_CHARACTERS < len(self.text)
+        start, self.at = self.at, self.at + error.pos
+        # A string without an end is reported where it begins, an escape that the window cuts likewise.
+        unclosed = self.text[self.at : self.at + 1] == '"' and not _closed_string(
+            self.text, self.at, start + LONG_CHARACTERS
+        )
+        if is_cut and (unclosed or error.pos > LONG_CHARACTERS - 8):
             return self.fault(
                 "value-too-long", f"A value takes more than {LONG_CHARACTERS} characters; none needs as many."
             )
-        return self._malformed(error, self.at)
+        if unclosed or self.at >= len(self.text):
+            return self._ends_early()
+        if loose := _loose(self.text, self.at):
+            return self.loose(loose[0])
+        return self.fault("not-json", f"Not valid JSON: unexpected {quoted(self.text[self.at])}.")
 
-    def _malformed(self, error: json.JSONDecodeError, base: int) -> CheckpointError:
-        self.at = base + error.pos
-        if error.msg.startswith("Unterminated") or self.at >= len(self.text):
-            return self.fault("truncated-json", f"The JSON ends in the middle of a value ({error.msg}).")
-        if error.msg.startswith("Expecting"):
-            wanted = error.msg.removeprefix("Expecting ").removesuffix(" enclosed in double quotes")
-            return self.unexpected(wanted)
-        return self.fault("not-json", f"Not valid JSON: {error.msg.removesuffix(' at')}.")
+    def _ends_early(self) -> CheckpointError:
+        return self.fault("truncated-json", "The JSON ends in the middle of a value.")
