@@ -157,16 +157,16 @@ def test_a_flipped_bit_anywhere_makes_it_absent_and_it_is_removed(store, source,
         assert files(tmp_path) == []
 
 
-def test_no_bit_of_a_small_file_can_flip_unnoticed(store, source):
+def test_no_byte_of_a_small_file_can_change_unnoticed(store, source):
     key = replace(KEY, shape=(2, 2))
     store.put(key, *made(key, rows=1, length=2), sources=[source])
     path = path_of(store, key)
     whole = path.read_bytes()
-    for bit in range(8 * len(whole)):
+    for at in range(len(whole)):
         content = bytearray(whole)
-        content[bit // 8] ^= 1 << bit % 8
+        content[at] ^= 1 << at % 8
         path.write_bytes(content)
-        assert read(store, key) is None, bit
+        assert read(store, key) is None, at
     path.write_bytes(whole)
     assert read(store, key) is not None
 

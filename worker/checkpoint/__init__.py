@@ -1,1 +1,1 @@
-"""Checkpoints on disk: one tensor at a time, both ways."""
+"""Reading and writing checkpoints, one tensor at a time."""

@@ -1,4 +1,4 @@
-"""The dtypes of safetensors and of torch."""
+"""Reading a checkpoint one tensor at a time, and the dtypes of safetensors and torch."""
 
 from __future__ import annotations
 
@@ -43,6 +43,156 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
 )
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
+CHUNK_BYTES = 4 << 20
+# Linux transfers slightly less than 2 GiB by one call.
+_MAX_READ_BYTES = 1 << 30
+
+
+class CheckpointReader:
+    """
+    Reads the tensors of one safetensors file.
+
+    The file is neither mapped nor read as a whole: `read` holds one tensor in memory, `chunks` a few MiB.
+    Several threads may use one reader at the same time.
+
+    Parameters
+    ----------
+    path : Path
+        The file. It stays open until the reader is closed, so it may be renamed or removed meanwhile.
+    max_header_bytes : int
+        The longest header to accept, in bytes.
+
+    Attributes
+    ----------
+    header : Header
+        The checked header.
+
+    Raises
+    ------
+    CheckpointError
+        If the header is malformed or does not agree with the file's size.
+    OSError
+        If the file cannot be opened.
+
+    Examples
+    --------
+    >>> with CheckpointReader(path) as reader:  # doctest: +SKIP
+    ...     weight = reader.read("encoder.layer.0.attention.self.query.weight")
+    """
+
+    def __init__(self, path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> None:
+        self._file = path.open("rb", buffering=0)
+        try:
+            self._state = self._file_state()
+            self.header = read_open_header(self._file, max_header_bytes=max_header_bytes)
+        except BaseException:
+            self._file.close()
+            raise
+        self._name = path.name
+        self._infos = {info.name: info for info in self.header.tensors}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; tensors that were read stay valid."""
+        self._file.close()
+
+    def info(self, name: str) -> TensorInfo:
+        """
+        Return the header's entry of a tensor.
+
+        Raises
+        ------
+        KeyError
+            If the file holds no tensor `name`.
+        """
+        return self._infos[name]
+
+    def read(self, name: str) -> torch.Tensor:
+        """
+        Read one tensor into new memory.
+
+        Parameters
+        ----------
+        name : str
+            The tensor's name.
+
+        Returns
+        -------
+        Tensor, of the header's dtype and shape
+            Contiguous and on the CPU; the caller may change it.
+
+        Raises
+        ------
+        KeyError
+            If the file holds no tensor `name`.
+        CheckpointError
+            With code ``dtype-not-readable`` for a dtype that torch lacks, with ``file-changed`` if the file
+            changed since it was opened.
+        """
+        info = self._infos[name]
+        dtype = torch_dtype(info.dtype)
+        raw = torch.empty(info.nbytes, dtype=torch.uint8)
+        self._fill(raw.numpy().data, info, 0)
+        self._check_unchanged()
+        return raw.view(dtype).reshape(info.shape)
+
+    def chunks(self, info: TensorInfo, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[memoryview]:
+        """
+        Yield the bytes of one tensor in pieces.
+
+        Parameters
+        ----------
+        info : TensorInfo
+            The tensor's entry in this file's header.
+        chunk_bytes : int
+            The size of a piece, in bytes; the last may be smaller.
+
+        Yields
+        ------
+        memoryview
+            Valid until the next piece, which uses the same memory.
+
+        Raises
+        ------
+        CheckpointError
+            With code ``file-changed``, if the file changed since it was opened.
+        """
+        buffer = memoryview(bytearray(min(chunk_bytes, info.nbytes)))
+        for offset in range(0, info.nbytes, chunk_bytes):
+            piece = buffer[: info.nbytes - offset]
+            self._fill(piece, info, offset)
+            yield piece
+        self._check_unchanged()
+
+    def _fill(self, target: memoryview, info: TensorInfo, offset: int) -> None:
+        """Fill `target` with the bytes of a tensor from `offset` on."""
+        at = self.header.data_start + info.start + offset
+        while target:
+            count = os.preadv(self._file.fileno(), [target[:_MAX_READ_BYTES]], at)
+            if count == 0:
+                raise self._changed(f"it ends at byte {at}")
+            target = target[count:]
+            at += count
+
+    def _file_state(self) -> tuple[int, int]:
+        state = os.fstat(self._file.fileno())
+        return state.st_size, state.st_mtime_ns
+
+    def _check_unchanged(self) -> None:
+        if self._file_state() != self._state:
+            raise self._changed("its size or modification time differs")
+
+    def _changed(self, how: str) -> CheckpointError:
+        return CheckpointError(
+            "file-changed",
+            f"{self._name} changed while it was read: {how}. Store it again and do not write to it.",
+        )
+
 
 def torch_dtype(name: str) -> torch.dtype:
     """
@@ -80,154 +230,3 @@ def dtype_name(dtype: torch.dtype) -> str:
     if dtype not in _NAMES:
         raise CheckpointError("dtype-not-writable", f"safetensors has no dtype for {dtype}.")
     return _NAMES[dtype]
-
-
-CHUNK_BYTES = 4 << 20
-# Linux transfers slightly less than 2 GiB by one call.
-_MAX_READ_BYTES = 1 << 30
-
-
-class CheckpointReader:
-    """
-    Gives the tensors of one safetensors file, each by its offset.
-
-    The file is neither mapped nor read as a whole: `read` holds one tensor, `chunks` a few MiB. Several
-    threads may call all methods at once.
-
-    Parameters
-    ----------
-    path : Path
-        The file. It stays open until the reader is closed, so it may be renamed or removed meanwhile.
-    max_header_bytes : int
-        The longest header to accept, in bytes.
-
-    Attributes
-    ----------
-    header : Header
-        The checked header.
-
-    Raises
-    ------
-    CheckpointError
-        If the header is at fault or does not agree with the file's size.
-    OSError
-        If the file cannot be opened.
-
-    Examples
-    --------
-    >>> with CheckpointReader(path) as reader:  # doctest: +SKIP
-    ...     weight = reader.read("encoder.layer.0.attention.self.query.weight")
-    """
-
-    def __init__(self, path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> None:
-        self._file = path.open("rb", buffering=0)
-        try:
-            self._state = self._present_state()
-            self.header = read_open_header(self._file, max_header_bytes=max_header_bytes)
-        except BaseException:
-            self._file.close()
-            raise
-        self._name = path.name
-        self._infos = {info.name: info for info in self.header.tensors}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; tensors that were read stay valid."""
-        self._file.close()
-
-    def info(self, name: str) -> TensorInfo:
-        """
-        Return the header's entry of a tensor.
-
-        Raises
-        ------
-        KeyError
-            If the file holds no tensor `name`.
-        """
-        return self._infos[name]
-
-    def read(self, name: str) -> torch.Tensor:
-        """
-        Read one tensor into memory of its own.
-
-        Parameters
-        ----------
-        name : str
-            The tensor's name.
-
-        Returns
-        -------
-        Tensor, of the header's dtype and shape
-            Contiguous, on the CPU, and the caller's to change.
-
-        Raises
-        ------
-        KeyError
-            If the file holds no tensor `name`.
-        CheckpointError
-            With code ``dtype-not-readable`` for a dtype that torch lacks, with ``file-changed`` if the file
-            changed since it was opened.
-        """
-        info = self._infos[name]
-        dtype = torch_dtype(info.dtype)
-        raw = torch.empty(info.nbytes, dtype=torch.uint8)
-        self._fill(raw.numpy().data, info, 0)
-        self._check_unchanged()
-        return raw.view(dtype).reshape(info.shape)
-
-    def chunks(self, info: TensorInfo, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[memoryview]:
-        """
-        Yield the bytes of one tensor, piece by piece.
-
-        Parameters
-        ----------
-        info : TensorInfo
-            The tensor's entry in this file's header.
-        chunk_bytes : int
-            The size of a piece, in bytes; the last may be smaller.
-
-        Yields
-        ------
-        memoryview
-            Valid until the next piece is asked for, which takes the same memory.
-
-        Raises
-        ------
-        CheckpointError
-            With code ``file-changed`` if the file changed since it was opened.
-        """
-        buffer = memoryview(bytearray(min(chunk_bytes, info.nbytes)))
-        for offset in range(0, info.nbytes, chunk_bytes):
-            piece = buffer[: info.nbytes - offset]
-            self._fill(piece, info, offset)
-            yield piece
-        self._check_unchanged()
-
-    def _fill(self, target: memoryview, info: TensorInfo, offset: int) -> None:
-        """Fill `target` with the bytes of a tensor from `offset` on."""
-        at = self.header.data_start + info.start + offset
-        while target:
-            count = os.preadv(self._file.fileno(), [target[:_MAX_READ_BYTES]], at)
-            if count == 0:
-                raise self._changed(f"it ends at byte {at}")
-            target = target[count:]
-            at += count
-
-    def _present_state(self) -> tuple[int, int]:
-        state = os.fstat(self._file.fileno())
-        return state.st_size, state.st_mtime_ns
-
-    def _check_unchanged(self) -> None:
-        if self._present_state() != self._state:
-            raise self._changed("its size or time of change differs")
-
-    def _changed(self, how: str) -> CheckpointError:
-        return CheckpointError(
-            "file-changed",
-            f"{self._name} changed while it was read: {how}. Store it again and do not write to it.",
-        )

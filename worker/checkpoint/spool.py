@@ -1,4 +1,4 @@
-"""Finished layers, kept for the next attempt."""
+"""Finished layers on disk, kept for the next attempt."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from schemas.format.errors import CheckpointError
-from schemas.format.header import MAX_OUTPUT_HEADER_BYTES, TensorSpec, aligned_order
+from schemas.format.header import MAX_OUTPUT_HEADER_BYTES, TensorSpec, aligned_order, build_header
 from worker.checkpoint.reader import CheckpointReader, dtype_name
 from worker.checkpoint.writer import CheckpointWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from schemas.format.tensor import TensorInfo
 
 _OUTCOME = "outcome"
 _CHECKSUM = "crc32"
-_NO_FACTORS = TensorSpec("none", "U8", (0,))
+# A safetensors file holds at least one tensor.
+_NO_FACTORS = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,9 @@ class SpooledLayer:
     path : Path
         Its file.
     outcome_json : str
-        What was given to `LayerSpool.put`.
+        The outcome as it was given to `LayerSpool.put`.
     factors : tuple of TensorInfo
-        Its factors in the order they were given, named ``"0"``, ``"1"``, ….
+        The factors in the order of `put`, named ``"0"``, ``"1"``, ….
     """
 
     path: Path
@@ -45,14 +46,14 @@ class SpooledLayer:
 
     def open(self) -> CheckpointReader:
         """
-        Open the file, to read factors or to copy them into a `CheckpointWriter`; the caller closes it.
+        Open the file to read the factors, or to copy them into a `CheckpointWriter`; the caller closes it.
 
         Raises
         ------
         CheckpointError
-            If the file was damaged since it was found.
+            If the file was damaged since `LayerSpool.get`.
         OSError
-            If the file is gone or cannot be opened.
+            If the file was removed or cannot be opened.
         """
         return CheckpointReader(self.path, max_header_bytes=MAX_OUTPUT_HEADER_BYTES)
 
@@ -61,13 +62,13 @@ class LayerSpool:
     """
     A directory of finished layers, one file each.
 
-    Files appear complete or not at all, but are not forced to the disk: a loss of power may damage one, which
-    its checksum shows. A damaged file counts as not there.
+    Files appear complete or not at all, but they are not forced to the disk: a loss of power may damage one,
+    which its checksum shows. A damaged layer counts as missing.
 
     Parameters
     ----------
     directory : Path
-        Made by the first `put`. It should serve one input and one specification only.
+        Created by the first `put`. Use one directory for one input and one spec only.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -75,40 +76,43 @@ class LayerSpool:
 
     def put(self, index: int, outcome_json: str, factors: Sequence[torch.Tensor]) -> None:
         """
-        Keep a layer.
+        Store a layer, replacing an earlier one with the same number.
 
         Parameters
         ----------
         index : int
-            The layer's number, at least 0; what was kept under it is replaced.
+            The layer's number, at least 0.
         outcome_json : str
-            What there is to say of it.
+            The layer's outcome, as JSON.
         factors : sequence of Tensor, each of any shape
-            On any device, with any strides; none for a layer that stays dense.
+            On any device, with any strides; empty for a layer that stays dense.
 
         Raises
         ------
         CheckpointError
             With code ``dtype-not-writable``, if safetensors has no such dtype.
         FileExistsError
-            If another process began to put the same layer meanwhile.
+            If another process began to store the same layer meanwhile.
         OSError
-            If the directory cannot be made or the file not be written.
+            If the directory cannot be created or the file cannot be written.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         ready = {str(at): factor.detach().cpu().contiguous() for at, factor in enumerate(factors)}
+        if not ready:
+            ready = {_NO_FACTORS: torch.empty(0, dtype=torch.uint8)}
         specs = aligned_order(
             TensorSpec(name, dtype_name(factor.dtype), tuple(factor.shape)) for name, factor in ready.items()
         )
         in_order = [ready[spec.name] for spec in specs]
-        metadata = {_OUTCOME: outcome_json, _CHECKSUM: str(_checksum(in_order))}
-        with CheckpointWriter(self._path(index), specs or [_NO_FACTORS], metadata, durable=False) as writer:
-            for factor in in_order or [torch.empty(0, dtype=torch.uint8)]:
+        checksum = _checksum(outcome_json, specs, (_bytes(factor) for factor in in_order))
+        metadata = {_OUTCOME: outcome_json, _CHECKSUM: checksum}
+        with CheckpointWriter(self._path(index), specs, metadata, durable=False) as writer:
+            for factor in in_order:
                 writer.write(factor)
 
     def get(self, index: int) -> SpooledLayer | None:
         """
-        Find a layer that was kept and is whole.
+        Find a layer that was stored and is not damaged.
 
         Parameters
         ----------
@@ -118,7 +122,7 @@ class LayerSpool:
         Returns
         -------
         SpooledLayer or None
-            None if it was not kept or is damaged.
+            None if it was not stored or is damaged.
 
         Raises
         ------
@@ -128,29 +132,29 @@ class LayerSpool:
         path = self._path(index)
         try:
             with CheckpointReader(path, max_header_bytes=MAX_OUTPUT_HEADER_BYTES) as reader:
-                metadata = reader.header.metadata
-                whole = metadata.get(_CHECKSUM) == str(_read_checksum(reader))
-                stored = [info for info in reader.header.tensors if info.name != _NO_FACTORS.name]
+                metadata, infos = reader.header.metadata, reader.header.tensors
+                outcome_json = metadata.get(_OUTCOME, "")
+                specs = [TensorSpec(info.name, info.dtype, info.shape) for info in infos]
+                pieces = (piece for info in infos for piece in reader.chunks(info))
+                if metadata.get(_CHECKSUM) != _checksum(outcome_json, specs, pieces):
+                    return None
         except (FileNotFoundError, CheckpointError):
             return None
-        if not whole or _OUTCOME not in metadata:
-            return None
-        return SpooledLayer(path, metadata[_OUTCOME], tuple(sorted(stored, key=lambda info: int(info.name))))
+        factors = [info for info in infos if info.name != _NO_FACTORS]
+        return SpooledLayer(path, outcome_json, tuple(sorted(factors, key=lambda info: int(info.name))))
 
     def _path(self, index: int) -> Path:
         return self.directory / f"layer-{index:05d}.safetensors"
 
 
-def _checksum(factors: Sequence[torch.Tensor]) -> int:
-    total = 0
-    for factor in factors:
-        total = zlib.crc32(factor.reshape(-1).view(torch.uint8).numpy().data, total)
-    return total
+def _checksum(outcome_json: str, specs: Sequence[TensorSpec], pieces: Iterable[memoryview]) -> str:
+    """Return the CRC-32 of everything in a file but the checksum itself, in decimal."""
+    total = zlib.crc32(build_header(specs, {_OUTCOME: outcome_json}))
+    for piece in pieces:
+        total = zlib.crc32(piece, total)
+    return str(total)
 
 
-def _read_checksum(reader: CheckpointReader) -> int:
-    total = 0
-    for info in reader.header.tensors:
-        for piece in reader.chunks(info):
-            total = zlib.crc32(piece, total)
-    return total
+def _bytes(factor: torch.Tensor) -> memoryview:
+    view: memoryview = factor.reshape(-1).view(torch.uint8).numpy().data
+    return view

@@ -1,4 +1,4 @@
-"""Writing a checkpoint one tensor at a time."""
+"""Writing a checkpoint one tensor at a time, and its index."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 class CheckpointWriter:
     """
-    Writes one safetensors file, tensor by tensor, published by rename when all of it is there.
+    Writes one safetensors file, tensor by tensor, and publishes it when it is complete.
 
-    The header is written first, so names, dtypes and shapes must be known. The data then streams through,
-    hashed in the same pass. A block that raises, or ends before every tensor is written, publishes nothing.
+    The header is written first, so names, dtypes and shapes must be known. The data is hashed while it is
+    written. A block that raises, or that ends before every tensor is written, publishes nothing.
 
     Parameters
     ----------
     path : Path
-        Where the file shall appear.
+        Where the file shall appear, replacing what is there.
     specs : iterable of TensorSpec
-        The tensors; `aligned_order` is applied to them.
+        The tensors; `aligned_order` may reorder them.
     metadata : mapping of str to str, optional
         The file's ``__metadata__``.
     durable : bool
@@ -42,14 +42,14 @@ class CheckpointWriter:
     Attributes
     ----------
     header : Header
-        What the file will hold, its tensors in the order in which they must be written.
+        The file's header; its tensors are in the order in which they must be written.
 
     Raises
     ------
     CheckpointError
         If a reader would refuse the header: a name repeats or is too long, or the header exceeds 100 MB.
     KeyError
-        If a dtype is none of safetensors'.
+        If safetensors has no such dtype.
 
     Examples
     --------
@@ -90,12 +90,12 @@ class CheckpointWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """
-        Publish the file if the block ended well and wrote every tensor; else take the part file away.
+        Publish the file if the block did not raise and wrote every tensor; else remove the temporary file.
 
         Raises
         ------
         ValueError
-            If a tensor was not written, or the bytes written are not as many as the header says.
+            If a tensor was not written, or the number of bytes is not what the header says.
         FileExistsError
             If another process began to write the same file meanwhile.
         OSError
@@ -108,12 +108,12 @@ class CheckpointWriter:
 
     @property
     def written(self) -> FileInfo:
-        """The published file's name, size and SHA-256; of meaning once the block has ended."""
+        """Name, size and SHA-256 of the file; of what was written so far while the block runs."""
         return self._file.info
 
     @property
     def next(self) -> TensorInfo | None:
-        """The tensor to be written next; None when all are."""
+        """The tensor that must be written next; None if all are written."""
         tensors = self.header.tensors
         return tensors[self._count] if self._count < len(tensors) else None
 
@@ -129,7 +129,7 @@ class CheckpointWriter:
         Raises
         ------
         ValueError
-            If dtype or shape are not the next tensor's.
+            If dtype or shape differ from the next tensor's, or every tensor is written.
         CheckpointError
             With code ``dtype-not-writable``, if safetensors has no such dtype.
         OSError
@@ -155,7 +155,7 @@ class CheckpointWriter:
         Raises
         ------
         ValueError
-            If dtype or shape are not the next tensor's.
+            If dtype or shape differ from the next tensor's, or every tensor is written.
         CheckpointError
             With code ``file-changed`` if the other file changed since it was opened.
         OSError
@@ -193,16 +193,16 @@ def write_index(
     total_parameters: int,
 ) -> FileInfo:
     """
-    Write the index of a sharded checkpoint, published by rename.
+    Write the index of a sharded checkpoint atomically.
 
     Parameters
     ----------
     path : Path
-        Where the index shall appear.
+        Where the index shall appear, replacing what is there.
     weight_map : mapping of str to str
         The file name of each tensor, in the order to list them.
     metadata : mapping
-        The input index's metadata. ``total_size`` is set; ``total_parameters`` is updated where it stands.
+        The input index's metadata. ``total_size`` is set; ``total_parameters`` is updated if present.
     total_size_bytes : int
         The bytes of all tensors together, at least 0.
     total_parameters : int
@@ -211,12 +211,12 @@ def write_index(
     Returns
     -------
     FileInfo
-        The published file.
+        Name, size and SHA-256 of the index.
 
     Raises
     ------
     ValueError
-        If the metadata hold what JSON cannot: NaN, infinity or half of a surrogate pair.
+        If the metadata hold NaN, infinity or half of a surrogate pair, which JSON cannot represent.
     FileExistsError
         If another process began to write the same path meanwhile.
     OSError

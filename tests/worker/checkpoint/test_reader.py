@@ -1,4 +1,4 @@
-"""A reader gives what stock safetensors gives, one tensor at a time, and notices a file that changes."""
+"""worker/checkpoint/reader.py: reads what stock safetensors reads, and notices a file that changes."""
 
 import json
 import os
@@ -100,7 +100,7 @@ def test_a_bad_header_is_refused_and_the_file_closed(tmp_path):
         CheckpointReader(path)
 
 
-def test_a_missing_file_and_a_missing_tensor_are_told_apart(tmp_path):
+def test_a_missing_file_and_a_missing_tensor_raise_different_errors(tmp_path):
     path = tmp_path / "model.safetensors"
     with pytest.raises(FileNotFoundError):
         CheckpointReader(path)

@@ -1,4 +1,4 @@
-"""Finished layers come back whole or not at all."""
+"""worker/checkpoint/spool.py: finished layers come back whole or not at all."""
 
 import pytest
 import safetensors.torch
@@ -94,8 +94,24 @@ def drop_outcome(raw: bytes) -> bytes:
 def test_a_damaged_layer_is_not_there(spool, tmp_path, damage):
     spool.put(0, OUTCOME, (LEFT,))
     path = tmp_path / "layers" / "layer-00000.safetensors"
-    path.write_bytes(damage(path.read_bytes()))
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert path.read_bytes() != whole
     assert spool.get(0) is None
+
+
+@pytest.mark.parametrize("factors", [(), (LEFT[:1], RIGHT[:1, :1].double())])
+def test_no_byte_of_a_layer_can_change_unnoticed(spool, tmp_path, factors):
+    spool.put(0, OUTCOME, factors)
+    path = tmp_path / "layers" / "layer-00000.safetensors"
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        raw = bytearray(whole)
+        raw[at] ^= 1 << at % 8
+        path.write_bytes(raw)
+        assert spool.get(0) is None, at
+    path.write_bytes(whole)
+    assert spool.get(0).outcome_json == OUTCOME
 
 
 def test_a_half_written_layer_is_not_there(spool, tmp_path):

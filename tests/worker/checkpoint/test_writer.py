@@ -1,4 +1,4 @@
-"""A writer streams a file that stock safetensors loads, and publishes it whole or not at all."""
+"""worker/checkpoint/writer.py: stock safetensors loads what it writes, which is whole or not there."""
 
 import hashlib
 import json
@@ -13,9 +13,10 @@ import torch
 from schemas.format.errors import CheckpointError
 from schemas.format.header import TensorSpec
 from schemas.format.header_stream import read_header
+from schemas.format.index import parse_index
 from schemas.format.tensor import TensorInfo
 from worker.checkpoint.reader import CheckpointReader, dtype_name
-from worker.checkpoint.writer import CheckpointWriter
+from worker.checkpoint.writer import CheckpointWriter, write_index
 
 
 def names_in(directory) -> list[str]:
@@ -270,3 +271,41 @@ def test_a_header_over_what_readers_take_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="100000000") as refused:
         CheckpointWriter(tmp_path / "model.safetensors", SPECS, {"eckart": "x" * 100_000_000})
     assert refused.value.code == "output-header-too-large"
+
+
+# The index.
+
+INPUT_INDEX = {"total_size": 1, "note": "é"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({}, {"total_size": 20}),
+        (INPUT_INDEX, {"total_size": 20, "note": "é"}),
+        ({"total_parameters": 9, "total_size": 1}, {"total_parameters": 5, "total_size": 20}),
+    ],
+)
+def test_an_index_is_written_with_its_totals(tmp_path, metadata, expected):
+    path = tmp_path / "model.safetensors.index.json"
+    weight_map = {"z": "a.safetensors", "a": "b.safetensors"}
+    written = write_index(path, weight_map, metadata=metadata, total_size_bytes=20, total_parameters=5)
+    raw = path.read_bytes()
+    assert (written.size_bytes, written.sha256) == (len(raw), hashlib.sha256(raw).hexdigest())
+    found = parse_index(raw)
+    assert list(found.weight_map.items()) == list(weight_map.items())
+    assert list(found.metadata.items()) == list(expected.items())
+    assert [path.name for path in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800"])
+def test_metadata_that_json_cannot_hold_are_not_written(tmp_path, value):
+    with pytest.raises(ValueError, match=r"JSON|surrogates"):
+        write_index(
+            tmp_path / "model.safetensors.index.json",
+            {"a": "a.safetensors"},
+            metadata={"note": value},
+            total_size_bytes=20,
+            total_parameters=5,
+        )
+    assert list(tmp_path.iterdir()) == []
