@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"  {line}", file=sys.stderr)
         return 1
     except (server.LocalRunError, BrokenPipeError):
-        return 1  # the worker has said why; whoever read our output has gone
+        return 1  # the worker has said why; the reader of our output has gone
     except OSError as error:
         print(f"eckart: {error}", file=sys.stderr)
         return 1

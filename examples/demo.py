@@ -94,7 +94,7 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> N
 
 
 def shown(path: Path) -> Path:
-    """Shorten a path for whoever stands in the repository."""
+    """Shorten a path inside the repository."""
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 

@@ -1,4 +1,4 @@
-"""Real HTTP servers that do what a test tells them to, and the documents they answer with."""
+"""Real HTTP servers with the behaviour that a test gives them, and the documents that they answer with."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def test_trouble_that_does_not_pass_is_told_in_the_end(tiny):
 
 @pytest.mark.parametrize("change", [-1, +1])
 def test_a_file_that_changes_underway_is_noticed(serve, tiny, change):
-    """The file is hashed first; whatever its length is by the time it is sent, nothing is sent as whole."""
+    """The file is hashed first; if its length has changed when it is sent, the upload fails."""
 
     def respond(exchange):
         if exchange.method == "GET":

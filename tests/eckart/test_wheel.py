@@ -200,11 +200,8 @@ def test_the_whole_service_runs_next_to_packages_of_the_same_names(eckart, proje
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.safetensors", "report.json"]
 
 
-@pytest.mark.parametrize(
-    "calibration", [(), ("--calibration", "grams.safetensors")], ids=["plain", "calibrated"]
-)
-def test_the_bundled_worker_plans_and_compresses_without_a_service(eckart, tmp_path, calibration):
-    options = ("--local", "--rank", "4", "--json", *calibration)
+def test_the_bundled_worker_plans_and_compresses_without_a_service(eckart, tmp_path):
+    options = ("--local", "--rank", "4", "--json", "--calibration", "grams.safetensors")
     plan = json.loads(output(eckart("plan", "model.safetensors", *options)))
     report = json.loads(
         output(eckart("compress", "model.safetensors", *options, "--out", str(tmp_path / "out")))
@@ -212,6 +209,6 @@ def test_the_bundled_worker_plans_and_compresses_without_a_service(eckart, tmp_p
 
     for document in (plan, report):
         (layer,) = document["layers"]
-        assert (layer["rank"], layer["calibrated"]) == (4, bool(calibration))
+        assert (layer["rank"], layer["calibrated"]) == (4, True)
     assert plan["totals"]["parameters_after"] == report["totals"]["parameters_after"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.safetensors", "report.json"]
