@@ -10,14 +10,14 @@ from state.settings import setting_errors
 
 
 def main() -> int:
-    """Serve until told to stop."""
+    """Serve until SIGINT or SIGTERM; return the exit status."""
     try:
         settings = Settings()
     except ValidationError as error:
-        sys.stderr.writelines(f"{fault}\n" for fault in setting_errors(error))
+        sys.stderr.writelines(f"{line}\n" for line in setting_errors(error))
         return 1
     if settings.redis_url is None:
-        sys.stderr.write("ECKART_REDIS_URL is not set; give it, or run `eckart serve`, which sets it\n")
+        sys.stderr.write("ECKART_REDIS_URL is not set: set it, or run `eckart serve`, which does\n")
         return 2
     serve(settings)
     return 0

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
 from urllib.parse import quote
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
 from service.errors import Kind, ProblemError
@@ -115,11 +114,15 @@ class Body:
                 if not gathered_bytes:
                     raise self._timed_out() from None
             if gathered_bytes >= block_bytes or paused or not self._more:
-                if self._space is not None:
-                    await run_in_threadpool(self._space.require, gathered_bytes)
                 yield gathered
                 gathered, gathered_bytes = [], 0
                 block_bytes = min(2 * block_bytes, BLOCK_BYTES)
+
+    def check_space(self) -> None:
+        """Check that the disk has enough free space left; called before each block is written."""
+        if self._space is not None:
+            # Not for the block's own bytes: the space for them may be reserved already.
+            self._space.require(0)
 
     async def whole(self) -> bytes:
         return b"".join([b"".join(block) async for block in self.blocks()])
@@ -151,7 +154,8 @@ class Body:
 class Writer(Generic[T]):
     """One thread that makes all calls to a sink, behind a queue short enough to slow the sender down."""
 
-    def __init__(self, begin: Callable[[], Sink[T]]) -> None:
+    def __init__(self, begin: Callable[[], Sink[T]], *, before_write: Callable[[], None]) -> None:
+        self._before_write = before_write
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._queued: deque[Future[None]] = deque()
         self._sink = self._thread.submit(begin)
@@ -180,6 +184,7 @@ class Writer(Generic[T]):
         return await asyncio.wrap_future(self._thread.submit(self._commit))
 
     def _write(self, block: list[bytes]) -> None:
+        self._before_write()
         # Joined in this thread, not on the event loop: large joins release the interpreter lock.
         self._sink.result().write(b"".join(block))
 
@@ -193,7 +198,7 @@ class Writer(Generic[T]):
 
 async def receive_body(body: Body, begin: Callable[[], Sink[T]], *, count: Callable[[int], object]) -> T:
     """Stream a body into a sink; on any error, also when the client disconnects, the sink is aborted."""
-    async with Writer(begin) as writer:
+    async with Writer(begin, before_write=body.check_space) as writer:
         try:
             async for block in body.blocks():
                 count(sum(map(len, block)))

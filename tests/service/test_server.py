@@ -234,7 +234,7 @@ def test_without_redis_it_says_so_and_does_not_start(tmp_path):
     )
 
     assert done.returncode == 2
-    assert done.stderr.startswith("ECKART_REDIS_URL is not set; ")
+    assert done.stderr.startswith("ECKART_REDIS_URL is not set: ")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "data").exists()
 
