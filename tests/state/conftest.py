@@ -151,3 +151,14 @@ def store_file(send, safetensors) -> Callable[[str, str], FileInfo]:
         return send(checkpoint_id, name, safetensors()).info
 
     return store
+
+
+@pytest.fixture
+def left(tmp_path):
+    """Return what lists every file below the data directory that is no lock."""
+
+    def files() -> set[str]:
+        paths = (p for p in tmp_path.rglob("*") if p.is_file() and p.parent.name != "locks")
+        return {str(path.relative_to(tmp_path)) for path in paths}
+
+    return files

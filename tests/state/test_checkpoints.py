@@ -1,16 +1,15 @@
-"""Checkpoints: each file published once, whole and checked, or not at all."""
+"""state/checkpoints.py: each file is stored once and fits the others; deletions and sweeps are whole."""
 
-import hashlib
 import json
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from schemas.format.errors import CheckpointError
-from schemas.format.index import MAX_INDEX_BYTES
 from state.checkpoints import new_checkpoint_id
-from state.errors import CheckpointNotFound, ContentConflict, DigestMismatch, TooLarge
+from state.errors import CheckpointNotFound, ContentConflict
 
 ONE, TWO = "m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"
 INDEX = "m.safetensors.index.json"
@@ -28,28 +27,6 @@ def shards(safetensors):
         TWO: safetensors(**{"b.weight": (2, 8)}),
         INDEX: index(**{"a.weight": ONE, "b.weight": TWO}),
     }
-
-
-@pytest.fixture
-def left(tmp_path):
-    """Return what lists every file below the data directory that is no lock."""
-
-    def files() -> set[str]:
-        paths = (p for p in tmp_path.rglob("*") if p.is_file() and p.parent.name != "locks")
-        return {str(path.relative_to(tmp_path)) for path in paths}
-
-    return files
-
-
-@pytest.mark.parametrize("block_bytes", [1, 7, 100, 1 << 20])
-def test_what_was_sent_is_stored_whatever_the_blocks(send, checkpoints, safetensors, block_bytes):
-    body = safetensors()
-    stored = send("m", PLAIN, body, block_bytes=block_bytes)
-    assert (stored.info.size_bytes, stored.info.sha256) == (len(body), hashlib.sha256(body).hexdigest())
-    assert stored.created
-    path = checkpoints.get("m").path(PLAIN)
-    assert path.read_bytes() == body
-    assert stat.S_IMODE(path.stat().st_mode) == 0o444
 
 
 def test_the_same_bytes_again_change_nothing(send, checkpoints, safetensors):
@@ -98,80 +75,6 @@ def test_what_is_not_there_is_not_found(checkpoints, checkpoint_id):
     for verb in (checkpoints.get, checkpoints.delete):
         with pytest.raises(CheckpointNotFound):
             verb(checkpoint_id)
-
-
-def test_a_length_over_the_limit_is_refused_before_a_byte_is_read(checkpoints, left):
-    with pytest.raises(TooLarge) as refused:
-        checkpoints.receive("m", PLAIN, content_bytes=101, limit_bytes=100)
-    assert refused.value.limit_bytes == 100
-    assert left() == set()
-
-
-def test_a_body_that_grows_over_the_limit_is_refused_at_that_byte(checkpoints, safetensors, left):
-    body = safetensors()
-    limit_bytes = len(body) - 1
-    with checkpoints.receive("m", PLAIN, content_bytes=None, limit_bytes=limit_bytes) as upload:
-        upload.write(body[:limit_bytes])
-        with pytest.raises(TooLarge):
-            upload.write(body[limit_bytes:])
-    assert left() == set()
-
-
-def test_a_wrong_digest_is_refused_and_leaves_nothing(checkpoints, safetensors, left):
-    body = safetensors()
-    another = hashlib.sha256(b"another").digest()
-    with checkpoints.receive(
-        "m", PLAIN, content_bytes=len(body), limit_bytes=1 << 20, expected_sha256=another
-    ) as upload:
-        upload.write(body)
-        with pytest.raises(DigestMismatch, match=hashlib.sha256(body).hexdigest()):
-            upload.commit()
-    assert left() == set()
-
-
-def test_the_right_digest_is_accepted(checkpoints, safetensors):
-    body = safetensors()
-    digest = hashlib.sha256(body).digest()
-    with checkpoints.receive(
-        "m", PLAIN, content_bytes=len(body), limit_bytes=1 << 20, expected_sha256=digest
-    ) as upload:
-        upload.write(memoryview(body))
-        assert upload.commit().created
-
-
-@pytest.mark.parametrize("end", [0, 5, 8, 40, -1])
-def test_a_file_that_ends_early_is_refused_and_leaves_nothing(checkpoints, safetensors, left, end):
-    with checkpoints.receive("m", PLAIN, content_bytes=None, limit_bytes=1 << 20) as upload:
-        upload.write(safetensors()[:end])
-        with pytest.raises(CheckpointError):
-            upload.commit()
-    assert left() == set()
-    assert not checkpoints.exists("m")
-
-
-def test_a_bad_header_is_refused_with_the_block_that_shows_it(checkpoints, left):
-    with (
-        checkpoints.receive("m", PLAIN, content_bytes=1 << 20, limit_bytes=1 << 40) as upload,
-        pytest.raises(CheckpointError),
-    ):
-        upload.write(b"PK\x03\x04" + bytes(100))
-    assert left() == set()
-
-
-def test_an_index_is_refused_at_the_byte_that_is_too_much(checkpoints, left):
-    with checkpoints.receive("m", INDEX, content_bytes=None, limit_bytes=1 << 40) as upload:
-        upload.write(b" " * MAX_INDEX_BYTES)
-        with pytest.raises(CheckpointError) as refused:
-            upload.write(b" ")
-    assert refused.value.code == "index-too-large"
-    assert left() == set()
-
-
-@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"weight_map": {"a": "../x.safetensors"}}'])
-def test_a_bad_index_is_refused_and_leaves_nothing(send, left, body):
-    with pytest.raises(CheckpointError):
-        send("m", INDEX, body)
-    assert left() == set()
 
 
 @pytest.mark.parametrize("order", [(ONE, TWO, INDEX), (INDEX, ONE, TWO), (TWO, INDEX, ONE)])
@@ -324,3 +227,33 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read_is_not_found(send, checkp
     send("m", PLAIN, safetensors())
     with pytest.raises(CheckpointNotFound):
         checkpoints.get("m", only=Deleting({PLAIN}))
+
+
+def test_a_deletion_that_was_killed_is_finished_by_the_sweep(checkpoints, tmp_path):
+    (tmp_path / "trash" / "0123" / "deep").mkdir(parents=True)
+    assert checkpoints.sweep_parts(-1) == 1
+    assert not any((tmp_path / "trash").iterdir())
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda path: path.mkdir(),
+        lambda path: path.symlink_to(path),
+        os.mkfifo,
+        lambda path: os.mknod(path, 0o600 | stat.S_IFSOCK),
+    ],
+    ids=["a directory", "a link to itself", "a pipe", "a socket"],
+)
+def test_what_is_no_temporary_file_stays_and_the_rest_is_swept(checkpoints, tmp_path, put):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    put(folder / "a.part")
+    for name in ("0.part", "b.part"):
+        (folder / name).write_bytes(b"left over")
+    assert checkpoints.sweep_parts(-1) == 2
+    assert [path.name for path in folder.iterdir()] == ["a.part"]
+
+
+def test_a_sweep_of_nothing_finds_nothing(checkpoints):
+    assert checkpoints.sweep_parts(-1) == 0

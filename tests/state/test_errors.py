@@ -1,25 +1,6 @@
-"""The drawn tree of errors."""
-
-import inspect
-import re
+"""state/errors.py: every error says what to do."""
 
 from state import errors
-
-
-def test_the_drawn_tree_is_the_tree():
-    drawn, parents = {}, []
-    for line in errors.__doc__.splitlines()[2:]:
-        if found := re.match(r"^([│├└─ ]*)([A-Z]\w+)", line):
-            depth = len(found[1]) // 4
-            del parents[depth:]
-            drawn[found[2]] = parents[-1] if parents else "Exception"
-            parents.append(found[2])
-    classes = {
-        name: each.__base__.__name__
-        for name, each in inspect.getmembers(errors, inspect.isclass)
-        if each.__module__ == errors.__name__
-    }
-    assert drawn == classes
 
 
 def test_every_error_says_what_to_do():

@@ -1,8 +1,7 @@
-"""state/files.py: a file appears whole or not at all, and full disks and crashes leave nothing behind."""
+"""state/files.py: a file appears whole or not at all; locks exclude others and are always released."""
 
 import hashlib
 import os
-import signal
 import stat
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import time
 
 import pytest
 
-from state.errors import OutOfSpace
 from state.files import FLUSH_BYTES, AtomicFile, is_orphaned, locked, write_atomic
 
 CONTENT = b"first, second"
@@ -183,111 +181,6 @@ def test_a_full_disk_leaves_no_temporary_file(path, tmp_path, folder):
     assert "OSError: [Errno 27]" in ended.stderr
     assert not path.exists()
     assert temporary_files(path) == []
-
-
-# Uploads: the same through the store, where a full disk has a name.
-
-UPLOADER = """
-import sys
-from pathlib import Path
-from state.checkpoints import CheckpointStore
-store = CheckpointStore(Path(sys.argv[1]))
-upload = store.receive("m", "a.safetensors", content_bytes=1 << 20, limit_bytes=1 << 20)
-upload.write(b"\\x40" + bytes(7) + b"{")
-print("written", flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def uploading(tmp_path):
-    """Run a process that is in the middle of an upload."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", UPLOADER, str(tmp_path)], stdout=subprocess.PIPE, stdin=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"written\n"
-    yield process
-    process.kill()
-    process.communicate()
-
-
-def test_a_killed_upload_leaves_only_a_temporary_file_which_the_sweep_removes(
-    checkpoints, uploading, tmp_path
-):
-    os.kill(uploading.pid, signal.SIGKILL)
-    uploading.wait()
-    (part,) = names_in(tmp_path / "parts")
-    assert part.endswith(".part")
-    assert not checkpoints.exists("m")
-    assert checkpoints.sweep_parts(3600) == 0
-    assert checkpoints.sweep_parts(-1) == 1
-    assert names_in(tmp_path / "parts") == []
-
-
-def test_an_upload_in_progress_is_not_swept_however_long_it_takes(checkpoints, uploading, tmp_path):
-    assert checkpoints.sweep_parts(-1) == 0
-    assert len(names_in(tmp_path / "parts")) == 1
-
-
-def test_a_deletion_that_was_killed_is_finished_by_the_sweep(checkpoints, tmp_path):
-    (tmp_path / "trash" / "0123" / "deep").mkdir(parents=True)
-    assert checkpoints.sweep_parts(-1) == 1
-    assert not any((tmp_path / "trash").iterdir())
-
-
-@pytest.mark.parametrize(
-    "put",
-    [
-        lambda path: path.mkdir(),
-        lambda path: path.symlink_to(path),
-        os.mkfifo,
-        lambda path: os.mknod(path, 0o600 | stat.S_IFSOCK),
-    ],
-    ids=["a directory", "a link to itself", "a pipe", "a socket"],
-)
-def test_what_is_no_temporary_file_stays_and_the_rest_is_swept(checkpoints, tmp_path, put):
-    folder = tmp_path / "parts"
-    folder.mkdir()
-    put(folder / "a.part")
-    for name in ("0.part", "b.part"):
-        (folder / name).write_bytes(b"left over")
-    assert checkpoints.sweep_parts(-1) == 2
-    assert names_in(folder) == ["a.part"]
-
-
-def test_a_sweep_of_nothing_finds_nothing(checkpoints):
-    assert checkpoints.sweep_parts(-1) == 0
-
-
-def test_a_disk_too_small_is_refused_before_a_byte_is_read(checkpoints, tmp_path):
-    with pytest.raises(OutOfSpace, match="delete jobs or checkpoints"):
-        checkpoints.receive("m", "a.safetensors", content_bytes=1 << 61, limit_bytes=1 << 62)
-    assert names_in(tmp_path / "parts") == []
-
-
-def test_a_disk_that_fills_up_during_an_upload_is_named_as_such(tmp_path, safetensors):
-    (tmp_path / "body").write_bytes(safetensors(**{"w.weight": (400, 400)}))
-    code = """
-import resource, signal, sys
-from pathlib import Path
-from state.checkpoints import CheckpointStore
-from state.errors import OutOfSpace
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-root = Path(sys.argv[1])
-upload = CheckpointStore(root).receive("m", "a.safetensors", content_bytes=None, limit_bytes=1 << 30)
-try:
-    with upload:
-        upload.write((root / "body").read_bytes())
-except OutOfSpace:
-    print("no space")
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "no space\n"
-    assert names_in(tmp_path / "parts") == []
 
 
 # Locks.

@@ -1,11 +1,10 @@
-"""Settings and places."""
+"""state/settings.py: settings come from the environment, and those that cannot work are refused."""
 
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from state.data_dir import LOCK_STRIPES, DataDir
 from state.settings import StateSettings, setting_errors
 
 
@@ -78,27 +77,3 @@ def test_every_setting_is_described():
 def test_a_default_lease_outlives_several_lost_heartbeats():
     settings = StateSettings()
     assert settings.lease_s >= 3 * settings.heartbeat_s
-
-
-def test_everything_lies_below_the_data_directory_and_apart(tmp_path):
-    layout = DataDir(tmp_path)
-    places = [
-        layout.manifest("m"),
-        layout.record("J1"),
-        layout.work("J1"),
-        layout.result("J1", 2),
-        layout.parts,
-        layout.trash,
-        layout.run,
-        layout.redis,
-        layout.lock("job", "J1"),
-    ]
-    assert all(place.is_relative_to(tmp_path) for place in places)
-    assert len(set(places)) == len(places)
-
-
-def test_locks_are_few_however_many_keys_there_are(tmp_path):
-    layout = DataDir(tmp_path)
-    locks = {layout.lock("job", str(key)) for key in range(5000)}
-    assert len(locks) == LOCK_STRIPES
-    assert layout.lock("job", "a") != layout.lock("checkpoint", "a")
