@@ -22,8 +22,9 @@ from eckart.client import DEFAULT_URL, Client
 from eckart.download import REPORT_NAME
 from eckart.errors import EckartError, InputError
 from eckart.progress import ProgressLine
+from eckart.spec import schema, spec_document
 from eckart.table import plan_table, report_table
-from eckart.types import Plan, Report, schema, spec_document
+from eckart.types import Plan, Report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

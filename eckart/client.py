@@ -14,7 +14,8 @@ from eckart.download import download
 from eckart.errors import InputError, JobFailed, WaitTimeoutError
 from eckart.http import Call, Connection, parse, retry_after_s
 from eckart.progress import silent
-from eckart.types import Job, JobList, Plan, Report, Spec, spec_document
+from eckart.spec import Spec, spec_document
+from eckart.types import Job, JobList, Plan, Report
 from eckart.upload import upload
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from eckart.types import Layer, LayerPlan, LayerReport, schema
+from eckart.spec import schema
+from eckart.types import Layer, LayerPlan, LayerReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
