@@ -1,6 +1,7 @@
 """The transitions of `state/lua`, each one atomic in Redis, and their repetition when Redis lost its data."""
 
 import hashlib
+import secrets
 import threading
 from collections.abc import Callable
 from importlib.resources import files
@@ -17,6 +18,8 @@ T = TypeVar("T")
 READY = KEY_PREFIX + "ready"
 # A server that loses its keys again and again counts as unavailable.
 MAX_REBUILDS = 10
+REBUILD_LIMIT_S = 86_400
+OPEN_IF_KEPT = "if redis.call('DEL', KEYS[1]) == 1 then return redis.call('SET', KEYS[2], 1) end"
 
 REQUIRE_READY = (
     "cancel",
@@ -85,11 +88,17 @@ class Scripts:
         raise StoreUnavailable
 
     def rebuild(self, restore_all: Callable[[], None]) -> None:
-        """Restore what Redis lost, if it lost anything, and let all scripts run again."""
+        """Restore what Redis lost, if it lost anything, and let all scripts run again.
+
+        If Redis loses its data once more meanwhile, it stays closed, and the next call rebuilds it.
+        """
         with self._rebuilding:
             if not self.ready():
+                key = f"{KEY_PREFIX}rebuilding:{secrets.token_hex(8)}"
+                with translated():
+                    self._client.set(key, 1, ex=REBUILD_LIMIT_S)
                 restore_all()
-                self.open()
+                self._open_if_kept(key)
 
     def ready(self) -> bool:
         """Whether the scripts that require a ready server can run."""
@@ -97,12 +106,12 @@ class Scripts:
             known: Any = self._client.script_exists(*self._digests.values())
             return all(known) and bool(self._client.exists(READY))
 
-    def open(self) -> None:
-        """Let all scripts run from now on."""
+    def _open_if_kept(self, key: str) -> None:
+        """Let all scripts run from now on, unless Redis lost a key that was set before."""
         with translated():
-            self._client.set(READY, 1)
-            for name in REQUIRE_READY:
-                self._client.script_load(self._texts[name])
+            if self._client.eval(OPEN_IF_KEPT, 2, key, READY):
+                for name in REQUIRE_READY:
+                    self._client.script_load(self._texts[name])
 
     def fields(self, job_id: str) -> dict[str, str]:
         """Return the fields of a job's hash; none where there is no such job."""

@@ -40,12 +40,12 @@ def summary() -> Totals:
 
 @pytest.fixture
 def why() -> Problem:
-    return problem("not-finite", "The input holds NaN", 422, "Mend the weights and send the job again.")
+    return problem("not-finite", "The input holds NaN", 422, "Correct the weights and send the job again.")
 
 
 @pytest.fixture
 def make_store(redis_server, tmp_path) -> Iterator[Callable[..., JobStore]]:
-    """Return what makes stores on the same server and directory, as several processes have them."""
+    """Return what creates stores on the same server and directory, as several processes have them."""
     clients = []
 
     def make(**options) -> JobStore:
@@ -64,7 +64,7 @@ def jobs(make_store) -> JobStore:
 
 @pytest.fixture
 def reach(jobs, new, summary, why) -> Callable[[str], str]:
-    """Return what makes a job and brings it into a state; an ended one was claimed under fence 1."""
+    """Return what creates a job in a given state; an ended one was claimed under fence 1."""
 
     def bring(state: str) -> str:
         job_id = jobs.create(new).id
@@ -86,21 +86,21 @@ def reach(jobs, new, summary, why) -> Callable[[str], str]:
 
 @pytest.fixture
 def in_use(jobs) -> Callable[[], bool]:
-    """Return what says whether a job needs the checkpoint, which then cannot be deleted."""
+    """Return what tests whether a job needs the checkpoint, which then cannot be deleted."""
 
-    def look() -> bool:
+    def is_in_use() -> bool:
         try:
             with jobs.locked_for_deletion("my-model"):
                 return False
         except CheckpointInUse:
             return True
 
-    return look
+    return is_in_use
 
 
 @pytest.fixture
 def on_disk(tmp_path) -> Callable[[str], JobRecord]:
-    """Return what reads a job's shadow."""
+    """Return what reads job.json."""
 
     def read(job_id: str) -> JobRecord:
         return JobRecord.model_validate_json((tmp_path / "jobs" / job_id / "job.json").read_bytes())

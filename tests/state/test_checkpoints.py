@@ -78,7 +78,7 @@ def test_what_is_not_there_is_not_found(checkpoints, checkpoint_id):
 
 
 @pytest.mark.parametrize("order", [(ONE, TWO, INDEX), (INDEX, ONE, TWO), (TWO, INDEX, ONE)])
-def test_a_sharded_set_is_complete_when_all_of_it_is_here_in_whatever_order(send, checkpoints, shards, order):
+def test_a_sharded_checkpoint_is_complete_when_all_files_are_stored(send, checkpoints, shards, order):
     for count, name in enumerate(order, 1):
         send("m", name, shards[name])
         checkpoint = checkpoints.get("m")
@@ -137,7 +137,7 @@ def test_a_name_that_promises_many_siblings_does_not_list_them_all(store_file, c
     assert len(checkpoints.get("m").missing) == 1000
 
 
-def test_a_job_sees_its_files_alone_whatever_is_added_later(store_file, checkpoints):
+def test_a_job_sees_only_its_own_files_even_if_others_are_added(store_file, checkpoints):
     store_file("m", "a.safetensors")
     store_file("m", "b.safetensors")
     assert not checkpoints.get("m").complete
@@ -155,7 +155,7 @@ def test_a_deleted_checkpoint_is_gone_and_its_id_is_free(send, checkpoints, safe
     assert send("m", PLAIN, safetensors(**{"v.weight": (1, 1)})).created
 
 
-def test_an_upload_outlives_the_deletion_of_what_was_there(send, checkpoints, safetensors):
+def test_an_upload_survives_the_deletion_of_its_checkpoint(send, checkpoints, safetensors):
     send("m", "a.safetensors", safetensors())
     with checkpoints.receive("m", "b.safetensors", content_bytes=None, limit_bytes=1 << 20) as upload:
         upload.write(safetensors())
@@ -164,7 +164,7 @@ def test_an_upload_outlives_the_deletion_of_what_was_there(send, checkpoints, sa
     assert [file.name for file in checkpoints.get("m").files] == ["b.safetensors"]
 
 
-def test_of_two_that_upload_one_name_one_wins_and_the_other_is_told(checkpoints, safetensors):
+def test_of_two_uploads_of_one_name_one_wins_and_the_other_conflicts(checkpoints, safetensors):
     bodies = [safetensors(), safetensors(**{"v.weight": (2, 2)})]
     uploads = [checkpoints.receive("m", PLAIN, content_bytes=None, limit_bytes=1 << 20) for _ in bodies]
     for upload, body in zip(uploads, bodies, strict=True):
@@ -175,23 +175,21 @@ def test_of_two_that_upload_one_name_one_wins_and_the_other_is_told(checkpoints,
     assert checkpoints.get("m").path(PLAIN).read_bytes() == bodies[1]
 
 
-def test_of_many_that_upload_the_same_at_once_one_creates_it(send, checkpoints, safetensors, left):
+def test_one_of_many_simultaneous_uploads_creates_the_file(send, checkpoints, safetensors, left):
     with ThreadPoolExecutor(8) as pool:
         stored = list(pool.map(lambda _: send("m", PLAIN, safetensors()), range(16)))
     assert [each.created for each in stored].count(True) == 1
     assert left() == {f"checkpoints/m/{PLAIN}", "checkpoints/m/.manifest.json"}
 
 
-def test_of_many_different_files_at_once_none_is_forgotten(store_file, checkpoints):
+def test_many_simultaneous_uploads_of_different_files_are_all_stored(store_file, checkpoints):
     names = [f"file-{number}.safetensors" for number in range(16)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: store_file("m", name), names))
     assert {file.name for file in checkpoints.get("m").files} == set(names)
 
 
-def test_what_a_crash_left_between_the_rename_and_the_manifest_can_be_sent_again(
-    send, checkpoints, safetensors, tmp_path
-):
+def test_a_file_that_the_manifest_does_not_name_can_be_sent_again(send, checkpoints, safetensors, tmp_path):
     folder = tmp_path / "checkpoints" / "m"
     folder.mkdir(parents=True)
     (folder / PLAIN).write_bytes(b"half of something else")
@@ -201,7 +199,7 @@ def test_what_a_crash_left_between_the_rename_and_the_manifest_can_be_sent_again
     assert checkpoints.get("m").path(PLAIN).read_bytes() == safetensors()
 
 
-def test_a_file_that_somebody_removed_is_missing_and_can_be_sent_again(send, checkpoints, safetensors):
+def test_a_file_that_was_removed_by_hand_is_missing_and_can_be_sent_again(send, checkpoints, safetensors):
     send("m", PLAIN, safetensors())
     checkpoints.get("m").path(PLAIN).unlink()
     assert not checkpoints.exists("m")

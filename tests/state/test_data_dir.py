@@ -3,7 +3,7 @@
 from state.data_dir import LOCK_STRIPES, DataDir
 
 
-def test_everything_lies_below_the_data_directory_and_apart(tmp_path):
+def test_all_paths_are_below_the_data_directory_and_differ(tmp_path):
     layout = DataDir(tmp_path)
     places = [
         layout.manifest("m"),

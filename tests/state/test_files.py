@@ -19,9 +19,9 @@ def names_in(directory) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-@pytest.fixture(params=["beside", "parts"])
+@pytest.fixture(params=["next to it", "parts"])
 def make(request, tmp_path):
-    """Return what begins a file, with its temporary file beside it or in a shared folder."""
+    """Return what begins a file, with its temporary file next to it or in a shared folder."""
     folder = tmp_path / "parts" if request.param == "parts" else None
     return lambda path, **options: AtomicFile(path, parts=folder, **options)
 
@@ -115,7 +115,7 @@ def test_a_file_larger_than_what_is_flushed_early_is_whole(make, path):
     assert path.read_bytes() == content
 
 
-def test_what_a_killed_process_left_beside_the_file_is_replaced(path):
+def test_a_temporary_file_of_a_killed_process_is_replaced(path):
     path.with_name(path.name + ".part").write_bytes(b"half of a longer file")
     write_atomic(path, b"whole")
     assert path.read_bytes() == b"whole"
@@ -171,7 +171,7 @@ with AtomicFile(Path(sys.argv[1]), parts=Path(sys.argv[2]) if sys.argv[2:] else 
 """
 
 
-@pytest.mark.parametrize("folder", [[], ["parts"]], ids=["beside", "parts"])
+@pytest.mark.parametrize("folder", [[], ["parts"]], ids=["next to it", "parts"])
 def test_a_full_disk_leaves_no_temporary_file(path, tmp_path, folder):
     """The limit on a file's size stands for the disk's."""
     arguments = [str(path), *(str(tmp_path / name) for name in folder)]

@@ -14,7 +14,7 @@ STATES = ("queued", "running", "succeeded", "failed", "canceled")
 
 @pytest.fixture
 def block(tmp_path):
-    """Return what makes a job's shadow impossible to write, as a full disk does, and what mends it."""
+    """Return what makes job.json impossible to write, as a full disk does; it returns the repair."""
 
     def stop(job_id) -> object:
         obstacle = tmp_path / "jobs" / job_id / "job.json.part"
@@ -25,13 +25,13 @@ def block(tmp_path):
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_the_shadow_equals_the_record_when_a_call_returns(jobs, reach, on_disk, redis_server, state):
+def test_job_json_equals_the_record_when_a_call_returns(jobs, reach, on_disk, redis_server, state):
     job_id = reach(state)
     assert on_disk(job_id) == jobs.get(job_id)
     assert redis_server.client().smembers("eckart:dirty") == set()
 
 
-def test_an_older_release_can_read_a_shadow_that_a_newer_one_wrote(jobs, reach, redis_server, tmp_path):
+def test_an_older_release_can_read_a_job_json_of_a_newer_one(jobs, reach, redis_server, tmp_path):
     job_id = reach("succeeded")
     before = jobs.get(job_id)
     path = tmp_path / "jobs" / job_id / "job.json"
@@ -54,7 +54,7 @@ def test_the_last_state_is_on_disk_however_cancel_and_claim_interleave(make_stor
         assert on_disk(job_id).state == "canceled"
 
 
-def test_no_shadow_is_left_when_a_delete_races_with_other_transitions(make_store, new, tmp_path):
+def test_no_job_json_is_left_when_a_delete_races_with_other_transitions(make_store, new, tmp_path):
     jobs, others = make_store(), make_store()
     with ThreadPoolExecutor(4) as pool:
         for _ in range(10):
@@ -69,16 +69,16 @@ def test_no_shadow_is_left_when_a_delete_races_with_other_transitions(make_store
     assert not any((tmp_path / "jobs").iterdir())
 
 
-def test_a_transition_stands_though_its_shadow_cannot_be_written_and_the_sweep_catches_up(
+def test_a_transition_holds_even_if_job_json_cannot_be_written_until_the_sweep(
     jobs, reach, summary, block, on_disk, caplog
 ):
     job_id = reach("running")
-    mend = block(job_id)
+    repair = block(job_id)
     assert jobs.finish(job_id, 1, summary)
     assert jobs.get(job_id).state == "succeeded"
     assert on_disk(job_id).state == "running"
     assert job_id in caplog.text
-    mend()
+    repair()
     jobs.sweep()
     assert on_disk(job_id) == jobs.get(job_id)
 
@@ -94,7 +94,7 @@ def test_a_job_whose_files_cannot_be_removed_is_kept_whole(jobs, reach, tmp_path
     assert jobs.list().jobs == ()
 
 
-def test_a_replay_is_on_disk_even_if_whoever_made_the_job_died_before_writing(
+def test_a_replay_is_on_disk_even_if_the_process_that_created_the_job_died_first(
     jobs, new, redis_server, on_disk
 ):
     key = Idempotency(key="k", fingerprint="f")
@@ -108,7 +108,7 @@ def test_a_replay_is_on_disk_even_if_whoever_made_the_job_died_before_writing(
     assert on_disk(job_id) == record
 
 
-def test_no_fence_is_given_out_that_is_not_on_disk(jobs, reach, block, on_disk):
+def test_no_fence_is_issued_that_is_not_on_disk(jobs, reach, block, on_disk):
     job_id = reach("queued")
     block(job_id)
     with pytest.raises(OSError, match=r"job\.json"):
@@ -116,25 +116,23 @@ def test_no_fence_is_given_out_that_is_not_on_disk(jobs, reach, block, on_disk):
     assert on_disk(job_id).fence == 0
 
 
-def test_a_job_that_cannot_be_claimed_for_want_of_space_waits_until_there_is_some(
-    jobs, reach, block, on_disk
-):
+def test_a_job_that_cannot_be_claimed_on_a_full_disk_waits_until_there_is_space(jobs, reach, block, on_disk):
     job_id, token = reach("queued"), new_token("worker")
-    mend = block(job_id)
+    repair = block(job_id)
     for _ in range(4):
         with pytest.raises(OSError, match=r"job\.json"):
             jobs.claim(job_id, token)
         record = jobs.get(job_id)
         assert (record.state, record.attempt, record.worker) == ("queued", 0, None)
         assert jobs.sweep() == (job_id,)
-    mend()
+    repair()
     claim = jobs.claim(job_id, token)
     assert claim is not None
     assert claim.record == on_disk(job_id) == jobs.get(job_id)
     assert claim.record.attempt == 1
 
 
-def test_a_job_fails_at_its_claim_though_its_shadow_cannot_be_written(make_store, new, block):
+def test_a_job_fails_at_its_claim_even_if_job_json_cannot_be_written(make_store, new, block):
     jobs = make_store(lease_s=0, max_attempts=1)
     job_id = jobs.create(new).id
     assert jobs.claim(job_id, new_token("worker")) is not None
@@ -143,7 +141,7 @@ def test_a_job_fails_at_its_claim_though_its_shadow_cannot_be_written(make_store
     assert jobs.get(job_id).state == "failed"
 
 
-def test_a_job_that_cannot_be_made_durable_is_not_accepted(jobs, new, tmp_path, in_use):
+def test_a_job_that_cannot_be_made_durable_is_not_created(jobs, new, tmp_path, in_use):
     (tmp_path / "jobs").write_text("not a directory")
     with pytest.raises(OSError, match="jobs"):
         jobs.create(new)
@@ -156,7 +154,7 @@ def test_a_job_that_cannot_be_made_durable_is_not_accepted(jobs, new, tmp_path, 
 
 @pytest.fixture
 def litter(tmp_path):
-    """Return what leaves behind all that attempts leave, and what lists what is there of a job."""
+    """Return what creates all files that attempts leave."""
     layout = DataDir(tmp_path)
 
     def put(job_id: str) -> None:
@@ -170,15 +168,15 @@ def litter(tmp_path):
 
 @pytest.fixture
 def left(tmp_path):
-    """Return what names the things that are there of a job."""
+    """Return what lists the files of a job."""
 
-    def look(job_id: str) -> list[str]:
+    def files(job_id: str) -> list[str]:
         return sorted(path.name for path in (tmp_path / "jobs" / job_id).iterdir())
 
-    return look
+    return files
 
 
-def test_a_job_canceled_while_it_waits_leaves_its_record_alone(jobs, reach, why, litter, left, tmp_path):
+def test_a_job_canceled_while_it_waits_leaves_only_its_record(jobs, reach, why, litter, left, tmp_path):
     job_id = reach("running")
     litter(job_id)
     assert jobs.retry(job_id, 1, why)
@@ -211,7 +209,7 @@ def test_a_job_canceled_while_it_runs_keeps_its_files_until_its_worker_must_have
     assert later.get(other).state == "canceled"
 
 
-def test_a_worker_that_dies_after_a_cancel_leaves_nothing_for_ever(jobs, reach, litter, left, redis_server):
+def test_files_of_a_worker_that_died_after_a_cancel_are_removed(jobs, reach, litter, left, redis_server):
     job_id = reach("canceled")
     litter(job_id)
     jobs.sweep()
@@ -225,7 +223,7 @@ def test_a_worker_that_dies_after_a_cancel_leaves_nothing_for_ever(jobs, reach, 
 
 
 @pytest.mark.parametrize("verb", ["fail", "retry"])
-def test_an_attempt_that_fails_its_job_leaves_its_record_alone(make_store, new, why, litter, left, verb):
+def test_an_attempt_that_fails_its_job_leaves_only_its_record(make_store, new, why, litter, left, verb):
     jobs = make_store(max_attempts=1)
     job_id = jobs.create(new).id
     assert jobs.claim(job_id, new_token("worker")) is not None
@@ -235,7 +233,7 @@ def test_an_attempt_that_fails_its_job_leaves_its_record_alone(make_store, new, 
 
 
 @pytest.mark.parametrize("verb", ["sweep", "claim"])
-def test_a_job_that_fails_for_want_of_workers_leaves_its_record_alone(make_store, new, litter, left, verb):
+def test_a_job_that_fails_without_workers_leaves_only_its_record(make_store, new, litter, left, verb):
     jobs = make_store(lease_s=0, max_attempts=1)
     job_id = jobs.create(new).id
     assert jobs.claim(job_id, new_token("worker")) is not None
@@ -260,7 +258,7 @@ def test_a_finished_job_leaves_the_result_that_its_record_names(
     fence = 2 if again else 1
     assert jobs.finish(job_id, fence, summary)
     assert left(job_id) == ["job.json", f"result-{fence}"]
-    # Late words of an earlier attempt, and a cancel, change nothing.
+    # Late calls of an earlier attempt, and a cancel, change nothing.
     assert not jobs.fail(job_id, 3 - fence, why)
     jobs.cancel(job_id)
     assert left(job_id) == ["job.json", f"result-{fence}"]
@@ -293,7 +291,7 @@ def test_files_that_cannot_be_removed_do_not_undo_the_end_of_a_job(
     assert left(job_id) == ["job.json"]
 
 
-def test_a_full_disk_does_not_keep_the_files_that_fill_it(jobs, reach, why, litter, left, tmp_path):
+def test_files_are_removed_even_if_the_disk_is_full(jobs, reach, why, litter, left, tmp_path):
     job_id = reach("running")
     litter(job_id)
     (tmp_path / "jobs" / job_id / "job.json.part").mkdir()

@@ -1,4 +1,4 @@
-"""Leases, fences and attempts: one worker at a time, and never one from the past."""
+"""state/jobs.py, claims: one worker at a time, and never one whose lease another has taken."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -35,7 +35,7 @@ PROGRESS = Progress(layers_done=2, layers_total=4, layer="encoder.0", fraction=0
 
 
 @pytest.mark.parametrize("round_", range(3))
-def test_of_many_that_claim_at_once_one_wins(make_store, new, round_):
+def test_one_of_many_simultaneous_claims_wins(make_store, new, round_):
     stores = [make_store() for _ in range(4)]
     job_id = stores[0].create(new).id
     with ThreadPoolExecutor(32) as pool:
@@ -46,7 +46,7 @@ def test_of_many_that_claim_at_once_one_wins(make_store, new, round_):
     assert won[0].record.attempt == 1
 
 
-def test_a_claim_tells_the_worker_all_it_needs(jobs, new):
+def test_a_claim_returns_all_that_the_worker_needs(jobs, new):
     created = jobs.create(new)
     claim = jobs.claim(created.id, new_token("worker"))
     assert claim is not None
@@ -73,7 +73,7 @@ def test_a_repeated_claim_renews_its_lease(make_store, new):
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3])
-def test_a_claim_that_redis_did_not_answer_to_its_end_is_had_by_asking_again(
+def test_a_claim_that_redis_did_not_answer_succeeds_when_it_is_repeated(
     jobs, new, redis_server, tmp_path, calls
 ):
     job_id, token = jobs.create(new).id, new_token("worker")
@@ -103,7 +103,7 @@ def test_a_lapsed_lease_goes_to_the_next_that_claims_and_its_holder_can_publish_
     assert jobs.get(job_id).result_fence == 2
 
 
-def test_a_heartbeat_revives_a_lapsed_lease_that_nobody_has_claimed(make_store, new):
+def test_a_heartbeat_renews_a_lapsed_lease_that_was_not_claimed(make_store, new):
     hasty, patient = make_store(lease_s=0), make_store()
     job_id = hasty.create(new).id
     assert hasty.claim(job_id, new_token("worker")) is not None
@@ -153,7 +153,7 @@ def test_workers_that_vanish_use_up_the_attempts_and_then_the_job_fails(make_sto
     assert record.error.type == "urn:eckart:problem:worker-lost"
 
 
-def test_a_lone_winner_ends_the_job_when_cancel_and_finish_race(make_store, new, summary):
+def test_one_call_ends_the_job_when_cancel_and_finish_race(make_store, new, summary):
     jobs, others = make_store(), make_store()
     with ThreadPoolExecutor(2) as pool:
         for _ in range(20):

@@ -1,4 +1,4 @@
-"""A checkpoint and the jobs that need it."""
+"""state/jobs.py, checkpoints: a job keeps its checkpoints, and no job is created while one is deleted."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -66,13 +66,13 @@ def test_a_checkpoint_that_is_its_own_calibration_is_free_again_at_the_end(jobs,
         pass
 
 
-def test_no_job_is_made_for_a_calibration_while_it_is_deleted(jobs, calibrated):
+def test_no_job_is_created_with_a_calibration_while_it_is_deleted(jobs, calibrated):
     with jobs.locked_for_deletion("my-grams"), pytest.raises(CheckpointGone):
         jobs.create(calibrated)
     assert jobs.create(calibrated).state == "queued"
 
 
-def test_a_job_is_made_with_the_grams_it_was_planned_with_or_not_at_all(jobs, calibrated, store_file):
+def test_a_job_is_created_with_the_grams_it_was_planned_with_or_not_at_all(jobs, calibrated, store_file):
     file = store_file("my-grams", "grams.safetensors")
     assert jobs.create(calibrated.model_copy(update={"calibration_files": (file,)})).calibration_files == (
         file,
@@ -83,7 +83,7 @@ def test_a_job_is_made_with_the_grams_it_was_planned_with_or_not_at_all(jobs, ca
     assert len(jobs.list().jobs) == 1
 
 
-def test_no_job_is_made_for_a_checkpoint_while_it_is_deleted(jobs, new):
+def test_no_job_is_created_for_a_checkpoint_while_it_is_deleted(jobs, new):
     with jobs.locked_for_deletion("my-model"):
         with pytest.raises(CheckpointGone):
             jobs.create(new)
@@ -91,7 +91,7 @@ def test_no_job_is_made_for_a_checkpoint_while_it_is_deleted(jobs, new):
     assert jobs.create(new).state == "queued"
 
 
-def test_a_deletion_stands_though_the_server_goes_away_in_its_middle(jobs, new, redis_server):
+def test_a_deletion_holds_even_if_the_server_stops_in_its_middle(jobs, new, redis_server):
     with jobs.locked_for_deletion("my-model"):
         redis_server.kill()
     redis_server.start()
@@ -99,7 +99,7 @@ def test_a_deletion_stands_though_the_server_goes_away_in_its_middle(jobs, new, 
         jobs.create(new)
 
 
-def test_a_deletion_that_fails_lets_jobs_in_again(jobs, new):
+def test_jobs_are_created_again_after_a_deletion_failed(jobs, new):
     with pytest.raises(RuntimeError), jobs.locked_for_deletion("my-model"):
         raise RuntimeError
     assert jobs.create(new).state == "queued"
@@ -110,7 +110,7 @@ def test_a_deletion_that_fails_lets_jobs_in_again(jobs, new):
     [{"sha256": "0" * 64}, {"size_bytes": 1}, {"name": "b.safetensors"}],
     ids=lambda c: next(iter(c)),
 )
-def test_a_job_is_made_for_the_bytes_it_was_planned_on_or_not_at_all(jobs, new, store_file, change):
+def test_a_job_is_created_for_the_bytes_it_was_planned_on_or_not_at_all(jobs, new, store_file, change):
     file = store_file("my-model", "a.safetensors")
     assert jobs.create(new.model_copy(update={"files": (file,)})).files == (file,)
     other = file.model_copy(update=change)
@@ -127,7 +127,7 @@ def test_a_refused_job_leaves_nothing(jobs, new, tmp_path, redis_server):
     assert set(redis_server.client().keys()) == {"eckart:ready"}
 
 
-def test_whoever_wins_when_a_job_and_a_deletion_race_the_job_has_its_files(
+def test_a_created_job_has_its_files_even_if_a_deletion_ran_at_the_same_time(
     make_store, new, store_file, tmp_path
 ):
     jobs, others, checkpoints = make_store(), make_store(), CheckpointStore(tmp_path)

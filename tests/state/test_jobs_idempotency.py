@@ -1,4 +1,4 @@
-"""An Idempotency-Key makes one job, however often and from wherever it is sent."""
+"""state/jobs.py, idempotency: one Idempotency-Key creates one job, however often it is sent."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +16,7 @@ def test_the_same_request_again_is_answered_with_the_first_job(jobs, new):
     assert len(jobs.list().jobs) == 1
 
 
-def test_the_first_job_is_answered_as_it_stands_now(jobs, new):
+def test_a_replay_returns_the_first_job_as_it_is_now(jobs, new):
     first = jobs.create(new, idempotency=KEY)
     jobs.cancel(first.id)
     assert jobs.create(new, idempotency=KEY).state == "canceled"
@@ -29,7 +29,7 @@ def test_another_request_under_the_same_key_is_refused(jobs, new):
     assert len(jobs.list().jobs) == 1
 
 
-def test_other_keys_and_no_keys_make_other_jobs(jobs, new):
+def test_other_keys_and_no_keys_create_other_jobs(jobs, new):
     keys = (KEY, Idempotency(key="b", fingerprint="f"), None, None)
     assert len({jobs.create(new, idempotency=key).id for key in keys}) == 4
 
@@ -40,7 +40,7 @@ def test_a_key_is_free_again_once_its_job_is_deleted(jobs, new):
     assert jobs.create(new, idempotency=Idempotency(key=KEY.key, fingerprint="g")).id != first.id
 
 
-def test_of_many_requests_at_once_one_makes_the_job(make_store, new):
+def test_one_of_many_simultaneous_requests_creates_the_job(make_store, new):
     stores = [make_store() for _ in range(4)]
     with ThreadPoolExecutor(16) as pool:
         records = list(pool.map(lambda n: stores[n % 4].create(new, idempotency=KEY), range(32)))

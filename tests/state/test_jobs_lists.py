@@ -1,4 +1,4 @@
-"""Lists: newest first, in pages that neither repeat nor skip."""
+"""state/jobs.py, lists: newest first, in pages that neither repeat nor skip a job."""
 
 import pytest
 
@@ -25,12 +25,12 @@ def test_pages_together_are_the_whole_newest_first(jobs, new, limit):
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_a_list_by_state_holds_these_alone(jobs, reach, state):
+def test_a_list_by_state_holds_only_jobs_in_that_state(jobs, reach, state):
     ids = {each: [reach(each), reach(each)] for each in STATES}
     assert list(walk(jobs, state, 1)) == ids[state][::-1]
 
 
-def test_what_comes_and_goes_between_pages_shifts_nothing(jobs, new):
+def test_jobs_created_and_deleted_between_pages_shift_nothing(jobs, new):
     ids = [jobs.create(new).id for _ in range(6)]
     first = jobs.list(limit=2)
     jobs.create(new)
@@ -58,13 +58,13 @@ def test_jobs_are_counted_by_state_also_after_a_wipe(jobs, reach, redis_server):
     assert jobs.counts().by_state == counts.by_state | {"queued": 3, "running": 0}
 
 
-def test_there_is_a_page_of_nothing(jobs):
+def test_an_empty_list_is_a_page(jobs):
     page = jobs.list("failed")
     assert (page.jobs, page.next_cursor) == ((), None)
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "-1", "+inf", "1 2", "1.5", "٣", "9" * 17, "(5", "0\n"])
-def test_a_cursor_that_no_list_has_given_is_refused(jobs, cursor):
+def test_a_cursor_that_is_not_from_a_list_is_refused(jobs, cursor):
     with pytest.raises(BadCursor, match="start again without it"):
         jobs.list(cursor=cursor)
 

@@ -1,4 +1,4 @@
-"""Redis killed, set back or wiped: whatever was answered stays true."""
+"""state/jobs.py and scripts.py, recovery: all answers stay true when Redis is killed, set back or wiped."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def test_a_killed_and_restarted_server_keeps_every_record(jobs, reach, redis_ser
     assert jobs.view(before.record.id) == before
 
 
-def test_a_server_that_is_away_is_told_as_such_and_is_forgiven(jobs, reach, new, redis_server):
+def test_a_server_that_is_down_raises_store_unavailable_until_it_is_back(jobs, reach, new, redis_server):
     job_id = reach("queued")
     redis_server.kill()
     for verb in (lambda: jobs.get(job_id), lambda: jobs.create(new), jobs.sweep, jobs.list):
@@ -36,7 +36,7 @@ def test_a_server_that_is_away_is_told_as_such_and_is_forgiven(jobs, reach, new,
     assert len(jobs.list().jobs) == 1
 
 
-def test_a_lease_that_could_not_be_renewed_while_the_server_was_away_starts_anew(
+def test_a_lease_that_could_not_be_renewed_while_the_server_was_down_starts_again(
     make_store, new, redis_server
 ):
     hasty, jobs = make_store(lease_s=0), make_store()
@@ -66,7 +66,7 @@ def test_an_unfinished_job_runs_again_after_a_wipe(jobs, reach, redis_server, st
     assert jobs.sweep() == (before.id,)
 
 
-def test_whoever_ran_a_job_before_a_wipe_can_publish_nothing_after_it(jobs, reach, summary, redis_server):
+def test_a_worker_from_before_a_wipe_can_publish_nothing_after_it(jobs, reach, summary, redis_server):
     job_id = reach("running")
     redis_server.wipe()
     assert not jobs.finish(job_id, 1, summary)
@@ -78,7 +78,7 @@ def test_whoever_ran_a_job_before_a_wipe_can_publish_nothing_after_it(jobs, reac
     assert jobs.finish(job_id, 2, summary)
 
 
-def test_a_fence_is_never_given_out_twice_however_often_the_server_is_wiped(make_store, new, redis_server):
+def test_no_fence_is_issued_twice_however_often_the_server_is_wiped(make_store, new, redis_server):
     jobs = make_store(max_attempts=100)
     job_id = jobs.create(new).id
     fences = []
@@ -118,7 +118,7 @@ def test_the_first_call_after_a_wipe_finds_everything(
     assert ids[-2:] == [ended, queued] or (first_call == "delete" and ids == [ended])
 
 
-def test_an_idempotency_key_outlives_a_wipe(jobs, new, redis_server):
+def test_an_idempotency_key_survives_a_wipe(jobs, new, redis_server):
     first = jobs.create(new, idempotency=KEY)
     redis_server.wipe()
     assert jobs.create(new, idempotency=KEY).id == first.id
@@ -143,7 +143,7 @@ def test_a_single_lost_record_is_read_from_disk(jobs, reach, redis_server):
     assert jobs.get(before.id) == before
 
 
-def test_a_job_that_redis_has_forgotten_can_still_be_canceled_and_deleted(jobs, reach, redis_server):
+def test_a_job_that_redis_lost_can_still_be_canceled_and_deleted(jobs, reach, redis_server):
     job_id = reach("queued")
     redis_server.client().delete(f"eckart:job:{job_id}")
     assert jobs.cancel(job_id).state == "canceled"
@@ -153,7 +153,7 @@ def test_a_job_that_redis_has_forgotten_can_still_be_canceled_and_deleted(jobs, 
         jobs.get(job_id)
 
 
-def test_a_shadow_that_cannot_be_read_costs_its_own_job_alone(jobs, reach, redis_server, tmp_path, caplog):
+def test_a_job_json_that_cannot_be_read_affects_only_its_own_job(jobs, reach, redis_server, tmp_path, caplog):
     broken, whole = reach("succeeded"), reach("succeeded")
     (tmp_path / "jobs" / broken / "job.json").write_text('{"id": ')
     (tmp_path / "jobs" / "lost+found").mkdir()
@@ -178,7 +178,7 @@ def test_a_server_set_back_in_time_catches_up_from_disk(jobs, reach, summary, wh
     }[then]()
     redis_server.set_back(saved)
     if then == "deleted":
-        # Redis knows it again, as a job that waits; nothing of it is on disk, and deleting it again works.
+        # Redis lists it again, as a queued job without files; it can be deleted again.
         jobs.delete(job_id)
         return
     record = jobs.get(job_id)
@@ -194,7 +194,7 @@ def test_a_server_set_back_unnoticed_does_not_undo_what_is_on_disk(jobs, reach, 
         assert jobs.claim(job_id, new_token("worker")) is not None
         assert jobs.finish(job_id, 1, summary)
     redis_server.set_back(saved)
-    Scripts(redis_server.client()).open()
+    Scripts(redis_server.client()).rebuild(lambda: None)
     claimed, canceled, deleted = job_ids
     assert jobs.get(claimed).state == "queued"
     assert jobs.claim(claimed, new_token("another")) is None
@@ -210,7 +210,7 @@ def test_a_cancel_holds_though_the_server_was_set_back_unnoticed(jobs, reach, su
     saved = redis_server.save()
     assert jobs.claim(job_id, new_token("worker")) is not None
     redis_server.set_back(saved)
-    Scripts(redis_server.client()).open()
+    Scripts(redis_server.client()).rebuild(lambda: None)
     record = jobs.cancel(job_id)
     assert (record.state, record.fence) == ("canceled", 1)
     assert jobs.get(job_id) == on_disk(job_id) == record
@@ -246,7 +246,7 @@ while True:
 """
 
 
-def test_every_job_that_was_answered_outlives_a_kill_of_its_process_and_a_wipe(jobs, redis_server, tmp_path):
+def test_every_created_job_survives_a_kill_of_its_process_and_a_wipe(jobs, redis_server, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", CREATOR, redis_server.url, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
@@ -261,14 +261,14 @@ def test_every_job_that_was_answered_outlives_a_kill_of_its_process_and_a_wipe(j
     assert set(answered) <= set(jobs.sweep())
 
 
-def test_jobs_are_made_while_the_server_is_wiped_again_and_again(jobs, make_store, new, redis_server):
+def test_jobs_are_created_while_the_server_is_wiped_again_and_again(jobs, make_store, new, redis_server):
     def create(store) -> list[str]:
         return [store.create(new).id for _ in range(15)]
 
     stores = [make_store() for _ in range(3)]
     with ThreadPoolExecutor(3) as pool:
         running = [pool.submit(create, store) for store in stores]
-        # Fewer wipes than one call bears, so that no timing can make it give up.
+        # Fewer wipes than one call tolerates, so that it cannot fail by unlucky timing.
         for _ in range(MAX_REBUILDS - 1):
             redis_server.wipe()
             time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""The reaper: what has lost its worker or its message is found, and nothing is sent needlessly."""
+"""state/jobs.py, sweep: lost workers and lost messages are noticed, and no message is sent twice."""
 
 import time
 
@@ -50,7 +50,7 @@ def test_a_lapsed_lease_with_no_attempts_left_fails_the_job(make_store, new, in_
     assert not in_use()
 
 
-def test_a_job_given_back_is_sent_again_at_once(jobs, reach, why):
+def test_a_retried_job_is_sent_again_at_once(jobs, reach, why):
     job_id = reach("running")
     assert jobs.retry(job_id, 1, why)
     assert jobs.sweep() == (job_id,)
@@ -68,7 +68,7 @@ def test_lost_messages_are_sent_again_in_order_when_the_queue_is_empty(make_stor
     assert jobs.sweep() == ids
 
 
-def test_a_long_queue_is_not_filled_with_doubles(make_store, new, messages):
+def test_no_second_messages_are_sent_while_the_queue_is_long(make_store, new, messages):
     jobs = make_store(resend_after_s=0)
     ids = [jobs.create(new).id for _ in range(5)]
     messages.put(5)
@@ -106,7 +106,7 @@ def test_a_job_sent_again_waits_for_its_message_like_any_other(make_store, new):
     assert jobs.sweep() == ()
 
 
-def test_the_place_in_the_queue_counts_who_comes_before(jobs, reach, why):
+def test_the_queue_position_counts_the_jobs_before(jobs, reach, why):
     running, second, third = reach("running"), reach("queued"), reach("queued")
     assert [jobs.view(job_id).queue_position for job_id in (running, second, third)] == [None, 0, 1]
     assert jobs.retry(running, 1, why)
@@ -115,7 +115,7 @@ def test_the_place_in_the_queue_counts_who_comes_before(jobs, reach, why):
     assert [jobs.view(job_id).queue_position for job_id in (running, second, third)] == [1, None, 0]
 
 
-def test_while_one_sweeps_nobody_else_does(make_store, new, redis_server):
+def test_only_one_process_sweeps_at_a_time(make_store, new, redis_server):
     jobs = make_store(resend_after_s=0)
     job_id = jobs.create(new).id
     client = redis_server.client()

@@ -1,4 +1,4 @@
-"""Every transition from every state: what it answers, and where the job stands then."""
+"""state/jobs.py, transitions: every call in every state, its answer and the state that follows."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from state.records import new_token
 STATES = ("queued", "running", "succeeded", "failed", "canceled")
 
 # What a call under fence 1 answers, and the state it leads to; None: as before.
-# A call said twice is answered twice: its first answer may have been lost.
+# A repeated call gets the same answer: the first answer may have been lost.
 TABLE = {
     "claim": {"queued": (True, "running"), "running": (False, None)},
     "heartbeat": {"running": (True, None)},
@@ -65,7 +65,7 @@ def test_a_wrong_fence_changes_nothing_in_any_state(jobs, reach, call, verb, sta
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_times_stand_where_the_state_says(jobs, reach, state):
+def test_the_times_of_a_job_follow_its_state(jobs, reach, state):
     record = jobs.get(reach(state))
     assert (record.started_at is None) == (state == "queued")
     assert (record.finished_at is None) == (state in {"queued", "running"})
@@ -107,11 +107,11 @@ def test_a_sharded_result_has_no_single_file(jobs, reach, summary):
     assert jobs.get(job_id).single_file is None
 
 
-def test_a_failed_job_tells_why(jobs, reach, why):
+def test_a_failed_job_has_its_problem(jobs, reach, why):
     assert jobs.get(reach("failed")).error == why
 
 
-def test_a_job_given_back_is_claimed_under_the_next_fence(jobs, reach, why):
+def test_a_retried_job_is_claimed_under_the_next_fence(jobs, reach, why):
     job_id = reach("running")
     assert jobs.retry(job_id, 1, why)
     claim = jobs.claim(job_id, new_token("another"))
@@ -132,7 +132,7 @@ def test_an_attempt_that_ends_because_its_worker_stops_does_not_count(make_store
     assert jobs.sweep() == (job_id,)
 
 
-def test_giving_back_the_last_attempt_fails_the_job_with_its_reason(make_store, new, why):
+def test_a_retry_after_the_last_attempt_fails_the_job_with_its_reason(make_store, new, why):
     jobs = make_store(max_attempts=2)
     job_id = jobs.create(new).id
     for fence in (1, 2):
@@ -157,7 +157,7 @@ def test_giving_back_the_last_attempt_fails_the_job_with_its_reason(make_store, 
         "J\0",
     ],
 )
-def test_what_cannot_be_an_id_is_not_found_and_never_becomes_a_path(jobs, call, tmp_path, job_id):
+def test_an_impossible_id_is_not_found_and_never_becomes_a_path(jobs, call, tmp_path, job_id):
     outside = tmp_path.parent / "job.json"
     for verb in (jobs.get, jobs.view, jobs.cancel, jobs.delete):
         with pytest.raises(JobNotFound):

@@ -1,4 +1,4 @@
-"""Random walks over everything that can happen: the promises hold whatever the order."""
+"""state/jobs.py, random walks: the promises hold for any order of calls, wipes and restarts."""
 
 import random
 from collections import defaultdict
@@ -12,7 +12,7 @@ ENDED = {"succeeded", "failed", "canceled"}
 
 
 class Walk:
-    """Jobs, workers that may be zombies, and a server that is wiped or restarted now and then."""
+    """Jobs, workers that may have lost them, and a server that is sometimes wiped or restarted."""
 
     def __init__(self, seed, stores, new, summary, why, server, in_use) -> None:
         self.random = random.Random(seed)

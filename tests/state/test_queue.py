@@ -1,4 +1,4 @@
-"""The doorbell: a message is a job id and nothing else, and a server that is away holds nobody up."""
+"""state/queue.py: a message is a job id and nothing else, and a lost server never blocks the sender."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def test_a_send_after_a_wipe_or_a_restart_reaches_a_consumer(queue, take, redis_
     assert take() == (TASK, ["J2"])
 
 
-def test_a_server_that_is_away_is_told_at_once_and_forgiven(queue, take, redis_server):
+def test_a_server_that_is_down_raises_at_once_until_it_is_back(queue, take, redis_server):
     redis_server.kill()
     for verb in (lambda: queue.send("J1"), queue.depth, queue.ping):
         with pytest.raises(StoreUnavailable):
@@ -88,7 +88,7 @@ def test_a_server_that_is_away_is_told_at_once_and_forgiven(queue, take, redis_s
 
 
 @pytest.mark.timeout(30)
-def test_a_server_that_hangs_does_not_hang_the_sender(queue, redis_server):
+def test_a_server_that_hangs_does_not_block_the_sender(queue, redis_server):
     queue.send("J1")
     os.kill(redis_server.pid, signal.SIGSTOP)
     try:
@@ -99,7 +99,7 @@ def test_a_server_that_hangs_does_not_hang_the_sender(queue, redis_server):
 
 
 @pytest.mark.timeout(30)
-def test_an_address_that_accepts_and_never_answers_does_not_hang_the_first_send():
+def test_a_server_that_never_answers_does_not_block_the_first_send():
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as deaf:
         deaf.bind(f"{folder}/s")
         deaf.listen()
@@ -119,7 +119,7 @@ def test_an_address_that_accepts_and_never_answers_does_not_hang_the_first_send(
         ("unix:///run/redis.sock?db=3", "redis+socket:///run/redis.sock?virtual_host=3"),
     ],
 )
-def test_celery_is_given_its_own_form_of_an_address(given, expected):
+def test_celery_gets_its_own_form_of_an_address(given, expected):
     assert broker_url(given) == expected
 
 
@@ -134,7 +134,7 @@ def test_a_message_sent_to_a_unix_address_is_in_the_database_it_names(redis_serv
     queue.close()
 
 
-def test_the_visibility_timeout_is_the_same_at_all_three_places(redis_server):
+def test_the_visibility_timeout_is_the_same_in_all_three_places(redis_server):
     settings = celery_settings(redis_server.url)
     assert {
         settings["visibility_timeout"],

@@ -1,4 +1,4 @@
-"""The record's two forms hold the same."""
+"""state/records.py: both forms of a record hold the same."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Redis' addresses and troubles."""
+"""state/redis.py: every form of an address works, and errors of the server are translated."""
 
 import pytest
 from redis import exceptions
@@ -44,13 +44,13 @@ def test_both_forms_of_a_socket_reach_the_server(redis_server, form):
     ],
     ids=lambda e: type(e).__name__,
 )
-def test_each_trouble_of_the_server_is_told_as_ours_with_its_cause(trouble):
-    with pytest.raises(StoreUnavailable, match="try again") as told, translated():
+def test_each_error_of_the_server_is_translated_with_its_cause(trouble):
+    with pytest.raises(StoreUnavailable, match="try again") as caught, translated():
         raise trouble
-    assert told.value.__cause__ is trouble
+    assert caught.value.__cause__ is trouble
 
 
-def test_a_fault_of_our_own_is_not_passed_off_as_the_server_s(redis_server):
+def test_an_error_of_ours_is_not_translated(redis_server):
     with pytest.raises(exceptions.ResponseError), translated():
         redis_server.client().eval("return nonsense()", 0)
 

@@ -53,12 +53,12 @@ def test_an_empty_address_is_none():
 
 
 @pytest.mark.parametrize("url", ["http://x", "localhost:6379", "redis:/x", "REDIS://x", "/run/redis.sock"])
-def test_an_address_that_is_no_redis_s_is_refused(url):
+def test_an_address_that_is_not_of_redis_is_refused(url):
     with pytest.raises(ValidationError, match=r"(?s)redis_url.*begin it with one of redis://"):
         StateSettings(redis_url=url)
 
 
-def test_each_fault_is_one_line_that_names_the_variable_and_keeps_its_value_secret():
+def test_each_error_is_one_line_with_the_variable_and_without_its_value():
     with pytest.raises(ValidationError) as refusal:
         StateSettings(redis_url="http://:secret@x", lease_s="long", heartbeat_s=0)
     faults = setting_errors(refusal.value)

@@ -22,7 +22,7 @@ def names_in(directory) -> list[str]:
 
 
 @pytest.mark.parametrize("block_bytes", [1, 7, 100, 1 << 20])
-def test_what_was_sent_is_stored_whatever_the_blocks(send, checkpoints, safetensors, block_bytes):
+def test_what_was_sent_is_stored_for_any_size_of_blocks(send, checkpoints, safetensors, block_bytes):
     body = safetensors()
     stored = send("m", PLAIN, body, block_bytes=block_bytes)
     assert (stored.info.size_bytes, stored.info.sha256) == (len(body), hashlib.sha256(body).hexdigest())
@@ -81,7 +81,7 @@ def test_a_file_that_ends_early_is_refused_and_leaves_nothing(checkpoints, safet
     assert not checkpoints.exists("m")
 
 
-def test_a_bad_header_is_refused_with_the_block_that_shows_it(checkpoints, left):
+def test_a_bad_header_is_refused_with_its_first_bad_block(checkpoints, left):
     with (
         checkpoints.receive("m", PLAIN, content_bytes=1 << 20, limit_bytes=1 << 40) as upload,
         pytest.raises(CheckpointError),
@@ -120,7 +120,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def uploading(tmp_path):
-    """Run a process that is in the middle of an upload."""
+    """Run a process in the middle of an upload."""
     process = subprocess.Popen(
         [sys.executable, "-c", UPLOADER, str(tmp_path)], stdout=subprocess.PIPE, stdin=subprocess.PIPE
     )

@@ -1,4 +1,4 @@
-"""Workers say that they live."""
+"""state/workers.py: a worker is alive until its last beat expires."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def registry(redis_server):
         yield WorkerRegistry(client)
 
 
-def test_who_has_said_so_lives_until_the_time_is_up(registry):
+def test_a_worker_is_alive_until_its_beat_expires(registry):
     registry.beat("b", 60)
     registry.beat("a", 60)
     registry.beat("late", 0)
@@ -22,20 +22,20 @@ def test_who_has_said_so_lives_until_the_time_is_up(registry):
     assert registry.alive() == ["b"]
 
 
-def test_who_stops_is_gone_at_once(registry):
+def test_a_worker_that_leaves_is_gone_at_once(registry):
     registry.beat("a", 60)
     registry.leave("a")
     registry.leave("never-there")
     assert registry.alive() == []
 
 
-def test_the_dead_are_not_kept(registry, redis_server):
+def test_dead_workers_are_not_kept(registry, redis_server):
     registry.beat("dead", 0)
     registry.beat("a", 60)
     assert redis_server.client().zrange("eckart:workers", 0, -1) == ["a"]
 
 
-def test_a_server_that_is_away_is_told_as_such(registry, redis_server):
+def test_a_server_that_is_down_raises_store_unavailable(registry, redis_server):
     redis_server.kill()
     with pytest.raises(StoreUnavailable):
         registry.alive()

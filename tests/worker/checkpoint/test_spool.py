@@ -58,7 +58,7 @@ def test_a_layer_that_stays_dense_has_an_outcome_and_no_factors(spool):
     assert (layer.outcome_json, layer.factors) == (OUTCOME, ())
 
 
-def test_a_layer_that_was_not_put_is_not_there(spool):
+def test_a_layer_that_was_not_put_is_missing(spool):
     assert spool.get(0) is None
     spool.put(1, OUTCOME, (LEFT,))
     assert spool.get(0) is None
@@ -91,7 +91,7 @@ def drop_outcome(raw: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [cut, flip_data, zero_data, flip_header, drop_outcome, lambda _: b""])
-def test_a_damaged_layer_is_not_there(spool, tmp_path, damage):
+def test_a_damaged_layer_is_missing(spool, tmp_path, damage):
     spool.put(0, OUTCOME, (LEFT,))
     path = tmp_path / "layers" / "layer-00000.safetensors"
     whole = path.read_bytes()
@@ -114,7 +114,7 @@ def test_no_byte_of_a_layer_can_change_unnoticed(spool, tmp_path, factors):
     assert spool.get(0).outcome_json == OUTCOME
 
 
-def test_a_half_written_layer_is_not_there(spool, tmp_path):
+def test_a_half_written_layer_is_missing(spool, tmp_path):
     spool.put(0, OUTCOME, (LEFT,))
     path = tmp_path / "layers" / "layer-00000.safetensors"
     path.rename(path.with_name("layer-00000.safetensors.part"))
