@@ -32,7 +32,7 @@ class Problem(Output):
     status: int = Field(description="The HTTP status.", examples=[422])
     detail: str = Field(
         description="This problem: what is wrong, where, and what to do.",
-        examples=["1 field of the spec is not valid; mend it and send the request again."],
+        examples=["1 field of the spec is not valid. Fix the fields listed in `errors` and resend."],
     )
     errors: tuple[FieldProblem, ...] = Field(
         description="The bad fields, where there are any.",

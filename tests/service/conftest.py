@@ -1,4 +1,4 @@
-"""A running service for every test, shared where its settings are the usual ones."""
+"""A running service for each test, shared between tests that use the default settings."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.service.running import RunningService
 def _service(tmp_path_factory, _redis_server):
     if not _redis_server.running:
         _redis_server.start()
-    # A database of its own: what other tests put into theirs is none of its business.
+    # A database of its own, apart from what other tests write.
     url = f"{_redis_server.url}?virtual_host=1"
     data_dir = tmp_path_factory.mktemp("data")
     with RunningService(data_dir, redis_url=url, min_free_bytes=0, idle_timeout_s=2) as running:
@@ -18,7 +18,7 @@ def _service(tmp_path_factory, _redis_server):
 
 @pytest.fixture
 def service(_service, _redis_server):
-    """Give the shared service; ids that tests choose must differ."""
+    """Return the shared service; tests must choose different ids."""
     if not _redis_server.running:
         _redis_server.start()
     return _service
@@ -26,7 +26,7 @@ def service(_service, _redis_server):
 
 @pytest.fixture
 def start(redis_server, tmp_path):
-    """Start services with other settings, on a directory and a database that nobody else uses."""
+    """Start services with other settings, on a directory and a database of the test's own."""
     running = []
 
     def start_one(**settings):

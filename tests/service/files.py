@@ -1,11 +1,11 @@
-"""Checkpoints small enough to be sent often, made by hand."""
+"""Small checkpoints, written by hand."""
 
 import json
 import struct
 
 
 def checkpoint_bytes(tensors: dict[str, tuple[int, ...]] | None = None, *, fill: int = 1) -> bytes:
-    """Make a float32 safetensors file with these shapes; `fill` makes files of one shape differ."""
+    """Make a float32 safetensors file with these shapes; every data byte is `fill`."""
     shapes = tensors or {"layer.0.weight": (8, 8), "layer.0.bias": (8,)}
     entries, end = {}, 0
     for name, shape in shapes.items():
@@ -31,7 +31,7 @@ def sharded_set(shards: int = 2, *, fill: int = 1) -> dict[str, bytes]:
 
 
 def big_checkpoint(nbytes: int) -> bytes:
-    """Make the head of a file whose one tensor holds that many bytes; the data is the caller's to send."""
+    """Make the header of a file with one tensor of that size; the caller sends the data."""
     entry = {"dtype": "U8", "shape": [nbytes], "data_offsets": [0, nbytes]}
     header = json.dumps({"big": entry}).encode()
     return struct.pack("<Q", len(header)) + header

@@ -1,4 +1,4 @@
-"""The real API: uvicorn in a thread, real Redis, a directory of its own."""
+"""The API as the tests run it: uvicorn in a thread, a real Redis server, a data directory of its own."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ PROBLEM = "application/problem+json"
 
 
 class RunningService:
-    """A service and the same stores that it works with, for tests to look into and to play the worker."""
+    """A service, and the stores that it uses, so that a test can inspect them or act as the worker."""
 
     def __init__(self, data_dir: Path, *, redis_url: str, **settings) -> None:
         self.settings = Settings(data_dir=data_dir, redis_url=redis_url, **settings)
@@ -75,7 +75,7 @@ class RunningService:
         )
 
     def finish(self, job_id, files):
-        """Play the worker: claim the job and publish these files with their report."""
+        """Act as the worker: claim the job and publish these files with their report."""
         claim = self.jobs.claim(job_id, new_token("test"))
         assert claim is not None
         directory = DataDir(self.data_dir).result(job_id, claim.fence)
@@ -87,7 +87,7 @@ class RunningService:
         assert self.jobs.finish(job_id, claim.fence, TOTALS, single)
 
     def raw(self, request, *, timeout_s=10):
-        """Send bytes as they are and read all that comes until the service ends the connection."""
+        """Send these bytes and return all that the service sends before it closes the connection."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s) as connection:
             connection.sendall(request)
             answer = b""
@@ -96,7 +96,7 @@ class RunningService:
         return answer
 
     def leftovers(self):
-        """Return the uploads under way, which must vanish with them."""
+        """Return the temporary files of uploads; none may remain when an upload has ended."""
         parts = DataDir(self.data_dir).parts
         return sorted(parts.iterdir()) if parts.is_dir() else []
 
@@ -136,7 +136,7 @@ def report_document(job_id, files):
 
 
 def assert_problem(response, status, slug):
-    """Check that an answer is the problem that was expected, whole and well formed."""
+    """Check that an answer is a well-formed problem of this status and type; return it."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == PROBLEM
     body = response.json()

@@ -84,7 +84,7 @@ def test_a_refused_form_leaves_what_was_stored_before_it(service):
 
 
 @pytest.mark.parametrize("order", [FILE + SPEC_PART, SPEC_PART + FILE])
-def test_a_form_is_a_job_whatever_the_order_of_its_parts(service, order):
+def test_a_form_makes_a_job_in_any_order_of_its_parts(service, order):
     accepted = service.http.post("/v1/jobs", content=order + END, headers=FORM)
 
     job = accepted.json()

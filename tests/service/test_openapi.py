@@ -1,4 +1,4 @@
-"""The document says everything: each field and parameter with an example, each refusal with its form."""
+"""`service.openapi`: each field, parameter, header and problem is described and has an example."""
 
 import pytest
 
@@ -12,7 +12,7 @@ GOOD = {"200", "201", "202", "204", "206", "304"}
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory):
-    """Make it as the documentation does: without Redis, and without a trace on the disk."""
+    """Make it as the documentation does: without Redis, and without writing to the disk."""
     data_dir = tmp_path_factory.mktemp("nothing") / "data"
     document = create_app(Settings(data_dir=data_dir, redis_url="redis://nowhere")).openapi()
     assert not data_dir.exists()
@@ -68,13 +68,13 @@ def shows(schema):
 
 
 def refers(schema):
-    """Say whether a schema is made of models, whose own fields are looked at where they stand."""
+    """Whether a schema refers to models, whose own fields are checked where they are defined."""
     inner = [schema, schema.get("items", {}), *schema.get("anyOf", []), *schema.get("allOf", [])]
     return any("$ref" in each for each in inner)
 
 
 def described(document, schema):
-    """Return the description, which pydantic leaves out where the model's own says the same."""
+    """Return the description; pydantic omits it where it equals that of the model."""
     model = schema.get("$ref", "").removeprefix("#/components/schemas/")
     return schema.get("description") or document["components"]["schemas"].get(model, {}).get("description")
 

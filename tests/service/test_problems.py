@@ -38,6 +38,46 @@ def test_no_two_kinds_share_a_slug():
     assert set(KIND_BY_SLUG.values()) == set(Kind)
 
 
+def test_types_and_statuses_are_a_contract_with_clients():
+    by_status = {}
+    for kind in Kind:
+        by_status.setdefault(kind.status, set()).add(kind.slug)
+
+    assert by_status == {
+        400: {"invalid-http"},
+        404: {"not-found", "checkpoint-not-found", "job-not-found", "file-not-found"},
+        405: {"method-not-allowed"},
+        406: {"not-acceptable"},
+        408: {"request-timeout"},
+        409: {
+            "content-conflict",
+            "checkpoint-incomplete",
+            "checkpoint-in-use",
+            "checkpoint-gone",
+            "no-result",
+            "sharded-result",
+        },
+        413: {"too-large"},
+        415: {"unsupported-media-type", "encoded-body"},
+        416: {"range-not-satisfiable"},
+        422: {
+            "invalid-request",
+            "invalid-json",
+            "invalid-multipart",
+            "invalid-spec",
+            "invalid-checkpoint",
+            "invalid-calibration",
+            "partial-body",
+            "digest-mismatch",
+            "idempotency-mismatch",
+        },
+        431: {"headers-too-large"},
+        500: {"internal-error"},
+        503: {"store-unavailable", "not-ready"},
+        507: {"out-of-space"},
+    }
+
+
 def leaves(base):
     return [leaf for kind in base.__subclasses__() for leaf in leaves(kind)] or [base]
 

@@ -1,4 +1,4 @@
-"""The reaper mends what was lost: workers, messages, and itself when Redis goes."""
+"""`service.reaper`: lost jobs are queued again, leftovers are removed, and no failure stops it."""
 
 import asyncio
 import os
@@ -55,7 +55,7 @@ def test_uploads_that_a_killed_process_left_are_swept_away_at_start(start, tmp_p
 
 @pytest.fixture
 def decomposition(tmp_path):
-    """Put a kept decomposition of some file where the cache has it."""
+    """Put a decomposition into the cache."""
 
     def put(sha256, name="a.safetensors"):
         path = tmp_path / "decompositions" / sha256 / name

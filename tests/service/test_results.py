@@ -1,4 +1,4 @@
-"""What a job has made can be fetched whole, in parts, and not before it exists."""
+"""`service.results`, `service.routes.results`: files are sent whole or in part, and not before they exist."""
 
 import base64
 import hashlib
@@ -182,7 +182,7 @@ def test_a_file_of_another_attempt_is_never_served(service, job):
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("seen", [False, True])
 def test_a_job_that_is_deleted_while_its_file_is_asked_for_is_not_found(service, here, path, seen):
-    """The record was read; the files go before they are."""
+    """The files are deleted after the record was read."""
     if seen:
         assert service.http.get(f"{here}/report").status_code == 200
     shutil.rmtree(service.data_dir / "jobs" / here.rpartition("/")[2])

@@ -143,7 +143,7 @@ def anonymous_bytes(pid):
 
 
 def send_file(port, pid, nbytes, *, form):
-    """Upload a file of that size and return the API's largest anonymous memory meanwhile."""
+    """Upload a file of that size and return the largest anonymous memory of the API during the upload."""
     head, block = big_checkpoint(nbytes), bytes(MIB)
     before, after, kind, method, name = b"", b"", "", "PUT", "big/model.safetensors"
     if form:
@@ -175,7 +175,7 @@ def test_an_upload_of_300_mb_takes_at_most_64_mib_of_memory(process, form):
     assert largest - before <= 64 * MIB
 
 
-def test_it_stops_when_told_to_and_its_log_has_no_probes_and_no_bodies(process):
+def test_it_stops_on_a_signal_and_its_log_has_no_probes_and_no_bodies(process):
     with socket.create_connection(("127.0.0.1", process.port), timeout=10) as connection:
         connection.sendall(
             b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"

@@ -125,7 +125,7 @@ def test_a_set_that_does_not_fit_refuses_the_file_that_completes_it(service):
     assert service.put(name, second, files[second]).status_code == 201
 
 
-def test_a_checkpoint_tells_its_files_and_tensors(service):
+def test_a_checkpoint_lists_its_files_and_tensors(service):
     content = checkpoint_bytes({"a.weight": (8, 4), "embed.weight": (8, 4), "a.bias": (8,)})
     name = service.stored(content)
 

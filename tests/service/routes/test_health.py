@@ -6,7 +6,7 @@ from tests.service.running import assert_problem
 MODEL = checkpoint_bytes()
 
 
-def test_the_process_is_alive_whatever_is_missing(start):
+def test_the_process_is_alive_without_redis_and_disk_space(start):
     service = start(redis_url="redis://127.0.0.1:1/0", min_free_bytes=2**60)
 
     assert service.http.get("/livez").json() == {"status": "ok"}

@@ -1,4 +1,4 @@
-"""What the tests of the standalone service share."""
+"""Fixtures for the tests of `service.standalone`."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def short_dir():
-    """Make a directory whose path leaves room for a socket's name, whatever TMPDIR is."""
+    """Make a directory with a path short enough for a socket in it, wherever TMPDIR is."""
     path = Path(tempfile.mkdtemp(prefix="ek-", dir="/tmp"))
     yield path
     shutil.rmtree(path)
@@ -19,7 +19,7 @@ def short_dir():
 
 @pytest.fixture
 def eventually():
-    """Poll until a condition holds, and return its value; fail when it never does."""
+    """Poll until a condition holds, and return its value; fail if it never does."""
 
     def wait(condition, *, limit_s=30.0):
         deadline = time.monotonic() + limit_s
@@ -33,7 +33,7 @@ def eventually():
 
 @pytest.fixture
 def is_running():
-    """Tell whether a process runs; a zombie that nobody has reaped yet does not."""
+    """Whether a process runs; a zombie does not."""
 
     def state(pid):
         if not Path("/proc/self").exists():

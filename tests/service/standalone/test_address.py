@@ -1,4 +1,4 @@
-"""The address: refused when it is taken, told in a form that a client can use."""
+"""`service.standalone.address`: a taken address is refused, and the URL is one that a client can open."""
 
 import socket
 

@@ -31,7 +31,7 @@ def environment(short_dir):
 
 @contextmanager
 def standalone(environment, log):
-    """Start it, give the process and its first line, and end it by SIGINT."""
+    """Start it, yield the process and its first line, and end it with SIGINT."""
     with log.open("a") as stderr:
         process = subprocess.Popen(COMMAND, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)
     try:
@@ -195,7 +195,7 @@ def test_a_ready_service_is_ready_without_a_word(readyz, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_silent_port_and_a_stranger_on_it_are_told_apart(readyz, capsys):
+def test_a_silent_port_and_another_program_on_it_are_distinguished(readyz, capsys):
     address, handler = readyz
     handler.body = b"<html>"
     assert not ReadinessProbe(address, first_message_s=0)()

@@ -1,4 +1,4 @@
-"""The embedded server: where it is found, where its socket lies, how it is configured."""
+"""`service.standalone.redis_server`: its binary, the path of its socket, its configuration."""
 
 import os
 import signal
@@ -53,7 +53,7 @@ def long_dir(tmp_path):
     return path
 
 
-def test_a_short_path_keeps_the_socket_beside_the_data(short_dir, long_dir):
+def test_with_a_short_path_the_socket_is_in_the_run_directory(short_dir, long_dir):
     with socket_path(short_dir, temp_dir=long_dir) as socket:
         assert socket == short_dir / "redis.sock"
         socket.touch()
@@ -107,7 +107,7 @@ def test_without_any_short_path_the_message_names_the_settings(long_dir):
 
 @pytest.fixture
 def server(short_dir, eventually):
-    """Start the real server as we configure it; give its client and its process."""
+    """Start the real server with our configuration; yield its client and its process."""
     socket = short_dir / "a socket"  # a space, as in many home directories
     command = server_command(find_server(os.environ["PATH"]), socket=socket, data_dir=short_dir)
 

@@ -1,4 +1,4 @@
-"""The run directory: one start at a time, and process ids that can be trusted."""
+"""`service.standalone.run_dir`: one process at a time holds the directory; pid files are never partial."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 from service.standalone.run_dir import DataDirectoryError, locked_run_dir, remove_pid, write_own_pid
 
 
-def test_a_second_start_is_refused_and_told_who_holds_the_directory(tmp_path):
+def test_a_second_start_is_refused_with_the_id_of_the_process_that_holds_the_directory(tmp_path):
     run_dir = tmp_path / "data" / "run"
     with locked_run_dir(run_dir), pytest.raises(DataDirectoryError) as refusal, locked_run_dir(run_dir):
         pass
@@ -40,7 +40,7 @@ with locked_run_dir(pathlib.Path(sys.argv[1])) as lock:
 
 @pytest.fixture
 def leftover(tmp_path):
-    """Give the process id of a child that holds the lock of `tmp_path` after its parent's death."""
+    """Return the process id of a child that holds the lock of `tmp_path` after its parent has died."""
     start = subprocess.run(
         [sys.executable, "-c", DIES_BEFORE_ITS_CHILD, tmp_path], stdout=subprocess.PIPE, check=False
     )

@@ -1,4 +1,4 @@
-"""The supervisor over real processes: it restarts what dies, and whatever ends it, nothing stays behind."""
+"""`service.standalone.supervisor` with real processes: restarts, order, and no process left behind."""
 
 import contextlib
 import os
@@ -33,7 +33,7 @@ class Tree:
         return int((self.data_dir / f"{name}.mark").read_text())
 
     def pids(self):
-        """Give every process of the tree but its root: the children, and what the worker started."""
+        """Return all processes of the tree except its root: the children, and what the worker started."""
         return [*map(self.pid, NAMES), self.nested("worker")]
 
     def leftovers(self):
@@ -42,7 +42,7 @@ class Tree:
 
 @pytest.fixture
 def start(short_dir, tmp_path):
-    """Start a tree and wait until it says that it is ready."""
+    """Start a tree and wait until it is ready."""
     trees = []
 
     def start(*, api="nest"):
