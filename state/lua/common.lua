@@ -11,6 +11,9 @@
 -- deleting:<checkpoint>   exists while the checkpoint is being deleted: no new job may need it
 -- idempotency:<digest> hash: job, fingerprint
 -- dirty                set: ids whose files are not up to date: job.json, or files to be removed
+-- rebuilding:<random>  one for each rebuild that is running: state/scripts.py
+-- sweeping             exists while a process sweeps: state/jobs.py
+-- workers              zset: names of workers by the second they count as dead: state/workers.py
 -- ready                absent if Redis lost its data: the records must be restored from disk
 local PREFIX = 'eckart:'
 local ALL, WAITING, UNSENT = PREFIX .. 'jobs:all', PREFIX .. 'waiting', PREFIX .. 'unsent'

@@ -9,6 +9,7 @@ from schemas.checkpoint import FileInfo
 from schemas.problem import Problem, problem
 from schemas.report import Totals
 from schemas.spec import CompressionSpec
+from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore
 from state.errors import CheckpointInUse
 from state.jobs import JobStore
@@ -162,3 +163,25 @@ def left(tmp_path):
         return {str(path.relative_to(tmp_path)) for path in paths}
 
     return files
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def make_cache(tmp_path):
+    """Return what creates caches on the same folder, as several processes have them."""
+
+    def create(limit_bytes=1 << 30):
+        return DecompositionCache.shared(tmp_path, limit_bytes=limit_bytes)
+
+    return create
+
+
+@pytest.fixture
+def cache(make_cache):
+    return make_cache()
