@@ -1,20 +1,20 @@
-"""What every model shares: frozen; strict about extras coming in, silent about defaults going out."""
+"""Base classes of all pydantic models that travel as JSON."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Input(BaseModel):
-    """Something a client says: unknown fields are refused with their path."""
+    """A document that a client sends: unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Output(BaseModel):
-    """Something we say: every field is always there, so a generated client has no false optionals."""
+    """A document that the service sends: all fields are present, so that clients have no false optionals."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
 
 
 def is_none(value: object) -> bool:
-    """Say of an optional field that it was not given, so that it is not written either."""
+    """Return whether an optional field was not given; as `exclude_if` it keeps the field out of the JSON."""
     return value is None

@@ -1,4 +1,4 @@
-"""The `Repr-Digest` header of RFC 9530: the SHA-256 of a file, read and written."""
+"""Parse and write the `Repr-Digest` header of RFC 9530, which holds the SHA-256 of a file."""
 
 import base64
 import binascii
@@ -14,7 +14,7 @@ class DigestError(ValueError):
 
 
 def parse_repr_digest(header: str | None) -> bytes | None:
-    """Return the SHA-256 that the header holds; digests by other algorithms may be ignored, says RFC 9530."""
+    """Return the SHA-256 in the header; RFC 9530 allows to ignore digests by other algorithms."""
     found = _SHA256.findall(header or "")
     if not found:
         return None

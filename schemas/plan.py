@@ -1,4 +1,4 @@
-"""A plan as the document that a client reads."""
+"""The JSON document of a plan: what a job would do to each selected weight."""
 
 from pydantic import Field
 
@@ -7,33 +7,37 @@ from schemas.report import KeptReason, Outcome, Savings
 
 
 class RankBounds(Output):
-    """Between which ranks a rule that needs the spectra will land, if the layer is factored at all."""
+    """Bounds of a rank that depends on the spectrum, provided that the layer is factored."""
 
-    least: int = Field(description="The least possible rank.", examples=[1])
-    most: int = Field(description="The largest possible rank.", examples=[191])
+    least: int = Field(description="Smallest possible rank.", examples=[1])
+    most: int = Field(description="Largest possible rank.", examples=[191])
 
 
 class PlannedLayer(Output):
-    """What would be done to one selected weight."""
+    """The plan for one selected weight."""
 
-    name: str = Field(description="The module's name.", examples=["encoder.layer.0.output.dense"])
-    tensor: str = Field(description="The tensor's name.", examples=["encoder.layer.0.output.dense.weight"])
+    name: str = Field(description="Name of the module.", examples=["encoder.layer.0.output.dense"])
+    tensor: str = Field(description="Name of the tensor.", examples=["encoder.layer.0.output.dense.weight"])
     shape: tuple[int, ...] = Field(description="Rows and columns, as stored.", examples=[[384, 384]])
     transposed: bool = Field(
-        description="Whether it is stored as [inputs, outputs], and its factors too.", examples=[False]
+        description="Whether the weight and its factors are stored as [inputs, outputs].", examples=[False]
     )
     calibrated: bool = Field(
-        description="Whether the calibration holds the Gram matrix of its inputs.", examples=[False]
+        description="Whether the calibration has a Gram matrix of the layer's inputs.", examples=[False]
     )
-    dtype: str = Field(description="The storage dtype in the input.", examples=["F32"])
+    dtype: str = Field(description="Storage dtype in the input.", examples=["F32"])
     outcome: Outcome = Field(description="`factored` or `kept`.", examples=["factored"])
-    reason: KeptReason | None = Field(description="Why it would be kept; null otherwise.", examples=[None])
-    method: str = Field(description="The method.", examples=["svd"])
-    rank: int | None = Field(description="The rank; null where kept or not yet known.", examples=[96])
-    rank_bounds: RankBounds | None = Field(
-        description="Where the rank depends on the spectrum: its bounds.", examples=[None]
+    reason: KeptReason | None = Field(
+        description="Why the weight would be kept dense; null where it is factored.", examples=[None]
     )
-    break_even_rank: int = Field(description="The largest rank that saves a parameter.", examples=[191])
+    method: str = Field(description="The method.", examples=["svd"])
+    rank: int | None = Field(
+        description="The rank; null where the weight is kept or the rank is not known yet.", examples=[96]
+    )
+    rank_bounds: RankBounds | None = Field(
+        description="Bounds of a rank that depends on the spectrum; null otherwise.", examples=[None]
+    )
+    break_even_rank: int = Field(description="Largest rank that saves a parameter.", examples=[191])
     parameters_before: int = Field(description="Elements before.", examples=[147456])
     parameters_after: int = Field(
         description="Elements after; an upper bound where `rank_bounds` is given.", examples=[73728]
@@ -45,19 +49,20 @@ class PlannedLayer(Output):
 
 
 class PlanTotals(Savings):
-    """What would be saved."""
+    """The savings that the plan predicts."""
 
     exact: bool = Field(
-        description="False where a rank depends on a spectrum: sums after are upper bounds.", examples=[True]
+        description="False if a rank depends on a spectrum; the sums after are then upper bounds.",
+        examples=[True],
     )
 
 
 class PlanDocument(Output):
-    """The answer to POST /v1/plans."""
+    """The response of POST /v1/plans."""
 
     checkpoint: str | None = Field(
-        description="The checkpoint's id; null for a plan from headers.", examples=["my-model"]
+        description="Id of the checkpoint; null for a plan from headers.", examples=["my-model"]
     )
-    warnings: tuple[str, ...] = Field(description="What is likely not meant.", examples=[[]])
-    layers: tuple[PlannedLayer, ...] = Field(description="Every selected weight.")
-    totals: PlanTotals = Field(description="Sums over every tensor of the checkpoint.")
+    warnings: tuple[str, ...] = Field(description="Probable mistakes in the spec.", examples=[[]])
+    layers: tuple[PlannedLayer, ...] = Field(description="All selected weights.")
+    totals: PlanTotals = Field(description="Sums over all tensors of the checkpoint.")

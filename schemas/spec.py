@@ -1,4 +1,4 @@
-"""The compression spec: what a client asks for, checked once."""
+"""The compression spec: method, ranks, layers and options of a job, validated once."""
 
 import json
 from collections.abc import Collection
@@ -29,9 +29,9 @@ def _budget_is_global(value: object) -> None:
     if value is None:
         return
     raise PydanticCustomError(
-        "for_the_whole",
-        "a budget is shared by all layers: give it as the spec's own rank; here a weight says how much these "
-        "layers count",
+        "budget_is_global",
+        "a budget is shared by all layers: give it as the rank of the spec; in an override, weight says how "
+        "much these layers count",
     )
 
 
@@ -41,9 +41,9 @@ NotAllowedHere = SkipJsonSchema[
 
 
 class RankRule(Input):
-    """Exactly one rule that gives a layer its rank."""
+    """A rule for the rank of a layer; exactly one field is given."""
 
-    offered: ClassVar[tuple[str, ...]] = ("ratio", "energy", "error")
+    rule_names: ClassVar[tuple[str, ...]] = ("ratio", "energy", "error")
 
     ratio: float | None = Field(
         default=None,
@@ -51,7 +51,7 @@ class RankRule(Input):
         gt=0,
         le=1,
         allow_inf_nan=False,
-        description="The largest rank whose factors hold at most this share of the weight's parameters.",
+        description="Largest rank whose factors have at most this share of the weight's parameters.",
         examples=[0.5],
     )
     energy: float | None = Field(
@@ -60,7 +60,7 @@ class RankRule(Input):
         gt=0,
         le=1,
         allow_inf_nan=False,
-        description="The least rank that keeps this share of the squared singular values.",
+        description="Smallest rank that keeps this share of the sum of squared singular values.",
         examples=[0.95],
     )
     error: float | None = Field(
@@ -69,32 +69,32 @@ class RankRule(Input):
         gt=0,
         lt=1,
         allow_inf_nan=False,
-        description="The least rank whose relative Frobenius error is at most this.",
+        description="Smallest rank with a relative Frobenius error of at most this.",
         examples=[0.1],
     )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        count = sum(getattr(self, name) is not None for name in self.offered)
+        count = sum(getattr(self, name) is not None for name in self.rule_names)
         if count != 1:
-            names = f"{', '.join(self.offered[:-1])} and {self.offered[-1]}"
+            names = f"{', '.join(self.rule_names[:-1])} and {self.rule_names[-1]}"
             raise PydanticCustomError(
-                "one_rule", "give exactly one of {names}; {count} are given", {"names": names, "count": count}
+                "one_rule", "give exactly one of {names}; {count} given", {"names": names, "count": count}
             )
         return self
 
 
 class LayerRule(RankRule):
-    """Exactly one rule that gives these layers their ranks."""
+    """A rule for the ranks of the layers of an override; exactly one field is given."""
 
     budget: NotAllowedHere = None
     budget_bytes: NotAllowedHere = None
 
 
 class SpecRule(RankRule):
-    """Exactly one rule that gives all layers their ranks."""
+    """A rule for the ranks of all layers; exactly one field is given."""
 
-    offered: ClassVar = (*RankRule.offered, "budget", "budget_bytes")
+    rule_names: ClassVar = (*RankRule.rule_names, "budget", "budget_bytes")
 
     budget: float | None = Field(
         default=None,
@@ -102,8 +102,8 @@ class SpecRule(RankRule):
         gt=0,
         le=1,
         allow_inf_nan=False,
-        description="All selected layers together keep at most this share of their parameters, spent where "
-        "it lowers the error most.",
+        description="All selected layers together keep at most this share of their parameters, distributed "
+        "so that the total error is smallest.",
         examples=[0.5],
     )
     budget_bytes: int | None = Field(
@@ -112,14 +112,14 @@ class SpecRule(RankRule):
         strict=True,
         ge=1,
         le=2**63 - 1,
-        description="All output files together, headers and index included, are at most this many bytes, "
-        "spent likewise.",
+        description="All output files together, headers and index included, have at most this many bytes, "
+        "distributed likewise.",
         examples=[50_000_000],
     )
 
     @property
     def is_budget(self) -> bool:
-        """Whether the layers share what there is to spend."""
+        """Whether the layers share a budget."""
         return self.budget is not None or self.budget_bytes is not None
 
 
@@ -137,7 +137,7 @@ Objective = Literal["relative", "absolute"]
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """Annotates a string that must be one of the names in a table, which may still grow."""
+    """Annotates a string that must be a name in a table; the table is looked up at validation."""
 
     names: Collection[str]
 
@@ -182,48 +182,51 @@ Pattern = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 class CurOptions(Input):
-    """How CUR's factors are stored."""
+    """Options of the method `cur`."""
 
     storage: Storage = Field(
         default="three",
-        description="`three`: C, U and R. `two`: C and U·R, k² parameters fewer.",
+        description="`three`: store C, U and R. `two`: store C and U·R, which saves k² parameters.",
         examples=["two"],
     )
 
 
 class Override(Input):
-    """What differs for the layers that a pattern matches; the first matching override wins."""
+    """Options for the layers that match a pattern; the first matching override wins."""
 
     match: Pattern = Field(
-        description="A shell pattern on the module name, that is the tensor's name without `.weight`.",
+        description="Shell pattern for module names (the tensor's name without `.weight`).",
         examples=["*.attention.*"],
     )
     rank: LayerRank | None = Field(
         default=None,
         exclude_if=is_none,
-        description="The rank or rank rule for these layers; what they cost is part of a budget.",
+        description="Rank or rank rule for these layers; under a budget, their cost is part of it.",
         examples=[64],
     )
     method: Method | None = Field(
-        default=None, exclude_if=is_none, description="The method for these layers.", examples=["cx"]
+        default=None, exclude_if=is_none, description="Method for these layers.", examples=["cx"]
     )
     selector: Selector | None = Field(
         default=None,
         exclude_if=is_none,
-        description="The column and row selector for these layers.",
+        description="Column and row selector for these layers.",
         examples=["cpqr"],
     )
     cur: CurOptions | None = Field(
         default=None,
         exclude_if=is_none,
-        description="CUR storage for these layers.",
+        description="Options of the method `cur` for these layers.",
         examples=[{"storage": "two"}],
     )
     align: Multiple | None = Field(
-        default=None, exclude_if=is_none, description="What the ranks are multiples of here.", examples=[16]
+        default=None,
+        exclude_if=is_none,
+        description="Ranks of these layers are multiples of this.",
+        examples=[16],
     )
     min_rank: Multiple | None = Field(
-        default=None, exclude_if=is_none, description="The least rank here.", examples=[8]
+        default=None, exclude_if=is_none, description="Smallest rank for these layers.", examples=[8]
     )
     weight: float | None = Field(
         default=None,
@@ -231,18 +234,18 @@ class Override(Input):
         gt=0,
         le=1e6,
         allow_inf_nan=False,
-        description="How much the squared errors of these layers count under a budget; 1 if not given.",
+        description="Factor on the squared errors of these layers under a budget; 1 if not given.",
         examples=[4.0],
     )
 
 
 class CompressionSpec(Input):
-    """What is to be done with a checkpoint."""
+    """How to compress a checkpoint."""
 
     method: Method = Field(
         default="svd",
-        description="`svd`: two factors, the least error. `cur`: verbatim columns and rows. "
-        "`cx`: verbatim columns and a fit.",
+        description="`svd`: two factors with the smallest error. `cur`: columns and rows of the weight. "
+        "`cx`: columns of the weight and a least-squares fit.",
         examples=["svd"],
     )
     rank: Rank = Field(
@@ -252,86 +255,87 @@ class CompressionSpec(Input):
     objective: Objective = Field(
         default="relative",
         exclude_if=_is_relative,
-        description="What a budget makes least: the sum of the layers' squared errors, each `relative` to "
-        "its weight's squared norm, or `absolute`.",
+        description="What a budget minimizes: the sum of the layers' squared errors, `relative` to each "
+        "weight's squared norm or `absolute`.",
         examples=["relative"],
     )
     align: Multiple = Field(
         default=1,
         exclude_if=_is_one,
-        description="Ranks are multiples of this: a ratio is rounded down to one, an integer, an energy and "
-        "an error up.",
+        description="Ranks are multiples of this. Ranks from a ratio are rounded down, all others up.",
         examples=[8],
     )
     min_rank: Multiple = Field(
         default=1,
         exclude_if=_is_one,
-        description="No layer is factored at a lower rank; where the rule allows none, it stays dense.",
+        description="Smallest rank of a layer; a layer whose rule does not allow it stays dense.",
         examples=[8],
     )
     include: tuple[Pattern, ...] = Field(
         default=DEFAULT_INCLUDE,
         max_length=10_000,
-        description="Module names that may be factored.",
+        description="Patterns of the modules that may be factored.",
         examples=[["*"]],
     )
     exclude: tuple[Pattern, ...] = Field(
         default=DEFAULT_EXCLUDE,
         max_length=10_000,
-        description="Module names that stay as they are; replaces the default list.",
+        description="Patterns of the modules that are not factored; replaces the default list.",
         examples=[["*embed*", "lm_head"]],
     )
     overrides: tuple[Override, ...] = Field(
         default=(),
         max_length=10_000,
-        description="Exceptions by pattern.",
+        description="Options for layers that match a pattern.",
         examples=[[{"match": "*.attention.*", "rank": 64}]],
     )
     selector: Selector = Field(
-        default="qdeim", description="How `cur` and `cx` choose columns and rows.", examples=["qdeim"]
+        default="qdeim", description="How `cur` and `cx` select columns and rows.", examples=["qdeim"]
     )
     cur: CurOptions = Field(
-        default=CurOptions(), description="How CUR's factors are stored.", examples=[{"storage": "three"}]
+        default=CurOptions(), description="Options of the method `cur`.", examples=[{"storage": "three"}]
     )
     layout: Layout = Field(
         default="factored",
-        description="`factored`: factors under new names. `dense`: multiplied out, names as before.",
+        description="`factored`: store the factors under new names. `dense`: store their product under the "
+        "name of the weight.",
         examples=["factored"],
     )
     dtype: FactorDtype = Field(
-        default="keep", description="The storage dtype of what is factored.", examples=["keep"]
+        default="keep", description="Storage dtype of factored weights.", examples=["keep"]
     )
     seed: int = Field(
         default=0,
         strict=True,
         ge=0,
         le=2**63 - 1,
-        description="Seeds whatever is sampled: the same input and spec give the same bytes.",
+        description="Seed of all sampling: the same input and spec give the same bytes.",
         examples=[0],
     )
     calibration: Annotated[str, Field(pattern=CHECKPOINT_ID.pattern)] | None = Field(
         default=None,
         exclude_if=is_none,
-        description="The id of a stored checkpoint that holds `<module>.gram` [n, n], the sum of x·xᵀ over "
-        "the inputs x of a layer: the error of those layers' outputs is then minimised.",
+        description="Id of a stored checkpoint with tensors `<module>.gram` [n, n], the sum of x·xᵀ over the "
+        "inputs x of a layer. The error of those layers' outputs is then minimized.",
         examples=["my-grams"],
     )
     transposed: tuple[Pattern, ...] = Field(
         default=(),
         exclude_if=_empty,
         max_length=10_000,
-        description="Module names whose weight is stored as [inputs, outputs], as GPT-2's Conv1D stores it.",
+        description="Patterns of the modules whose weight is stored as [inputs, outputs], as in GPT-2's "
+        "Conv1D.",
         examples=[["transformer.h.*"]],
     )
 
     @field_validator("layout")
     @classmethod
-    def _has_bytes_to_save(cls, layout: Layout, given: ValidationInfo) -> Layout:
-        rank = given.data.get("rank")
+    def _check_budget_bytes(cls, layout: Layout, info: ValidationInfo) -> Layout:
+        rank = info.data.get("rank")
         if layout == "dense" and isinstance(rank, SpecRule) and rank.budget_bytes is not None:
             raise PydanticCustomError(
                 "dense_bytes",
-                "a dense layout saves no bytes; give budget instead of budget_bytes, or leave this out",
+                "a dense layout saves no bytes; give budget instead of budget_bytes, or leave out layout",
             )
         return layout
 
@@ -340,5 +344,5 @@ class CompressionSpec(Input):
         return json.dumps(self.document(), sort_keys=True, separators=(",", ":"))
 
     def document(self) -> dict[str, Any]:
-        """Return the spec as the report shows it: defaults filled in, what is not given left out."""
+        """Return the spec as JSON types: with defaults, and without optional fields that are not given."""
         return self.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint, where, and what to do about it."""
+"""CheckpointError, and functions that quote untrusted text safely in its messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAMES_LISTED = 5
 
 
 class CheckpointError(ValueError):
-    """A checkpoint, or one file of it, that cannot be used; `code` is stable, `detail` is for people."""
+    """A checkpoint, or one of its files, cannot be used; `code` is stable, `detail` is for people."""
 
     def __init__(self, code: str, detail: str, pointer: str | None = None) -> None:
         super().__init__(code, detail, pointer)
@@ -25,20 +25,20 @@ class CheckpointError(ValueError):
         return self.detail
 
 
-def printable(text: str) -> str:
-    """Foreign text made safe to print: shortened, and escaped unless every character is printable."""
+def escaped(text: str) -> str:
+    """Make untrusted text safe to print: shorten it, and escape it unless every character is printable."""
     short = _shortened(text)
     return short if short.isprintable() else json.dumps(short)[1:-1]
 
 
 def quoted(text: str) -> str:
-    """Foreign text made safe to print, as a JSON string."""
+    """Make untrusted text safe to print as a JSON string."""
     short = _shortened(text)
     return json.dumps(short, ensure_ascii=not short.isprintable())
 
 
 def listed(names: Sequence[str]) -> str:
-    """Name the first five, and count the rest."""
+    """Join the first five names, and count the rest."""
     first = ", ".join(names[:NAMES_LISTED])
     return first if len(names) <= NAMES_LISTED else f"{first} and {len(names) - NAMES_LISTED} more"
 
@@ -48,5 +48,5 @@ def _shortened(text: str) -> str:
 
 
 def pointer(*parts: str | int) -> str:
-    """Build a JSON pointer (RFC 6901) into the header or index, each part shortened like a quotation."""
-    return "".join("/" + printable(str(part)).replace("~", "~0").replace("/", "~1") for part in parts)
+    """Build a JSON pointer (RFC 6901) into the header or index; long parts are shortened."""
+    return "".join("/" + escaped(str(part)).replace("~", "~0").replace("/", "~1") for part in parts)

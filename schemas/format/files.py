@@ -12,9 +12,9 @@ from schemas.format.tensor import TensorInfo
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
-    """The headers of all weight files by name, in that order, and the index where there is one.
+    """The headers of all weight files by name, and the index of a sharded checkpoint.
 
-    `folder` is where the files are; it is None where only their headers are known.
+    `folder` holds the files; it is None where only their headers are known.
     """
 
     headers: Mapping[str, Header]
@@ -29,22 +29,20 @@ class CheckpointFiles:
 
     @property
     def parameters(self) -> int:
-        """Elements of all tensors."""
         return sum(tensor.parameters for tensor in self.tensors)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all files, the index last."""
+        """Names of all files, the index last."""
         return (*self.headers, *([self.index_name] if self.index_name else []))
 
     def path(self, name: str) -> Path:
-        """Where one of the files is."""
         assert self.folder is not None
         return self.folder / name
 
 
 def open_checkpoint(path: Path) -> CheckpointFiles:
-    """Read the headers of a whole checkpoint: a file, an index, or a directory that holds one of them.
+    """Read all headers of a checkpoint: a file, an index, or a directory that holds one of them.
 
     Raises
     ------
@@ -63,7 +61,7 @@ def open_checkpoint(path: Path) -> CheckpointFiles:
     index = parse_index(path.read_bytes())
     missing = [name for name in index.shards if not path.with_name(name).is_file()]
     if missing:
-        raise FileNotFoundError(f"{path.name} names files that are not there: {', '.join(missing)}")
+        raise FileNotFoundError(f"{path.name} names files that do not exist: {', '.join(missing)}")
     headers = {name: read_header(path.with_name(name)) for name in index.shards}
     check_shards(index, headers)
     return CheckpointFiles(headers, index, path.name, path.parent)

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: every check on it, once, in file order."""
+"""The header of a safetensors file: parse and check it, lay out tensors, and build it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from schemas.format.tensor import DTYPE_BITS, TensorInfo, alignment_bytes, check
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+# The header begins with its own length, as a little-endian integer.
 LENGTH_BYTES = 8
 METADATA_KEY = "__metadata__"
 MAX_TENSORS = 1_000_000
@@ -23,7 +24,7 @@ MAX_TENSORS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a safetensors file holds: its tensors in the order of their bytes, and where those bytes begin."""
+    """A checked header: the tensors in the order of their data, and where the data section begins."""
 
     metadata: Mapping[str, str]
     tensors: tuple[TensorInfo, ...]
@@ -34,20 +35,20 @@ class Header:
 def parse_header(
     raw: bytes | bytearray | memoryview, *, file_bytes: int, max_tensors: int = MAX_TENSORS
 ) -> Header:
-    """Check the JSON between the length and the data of a file of `file_bytes`, and the data's extent."""
+    """Check the header of a file of `file_bytes`, given its JSON, and the size of the file."""
     header = parse_tensors(raw, max_tensors=max_tensors)
     check_extent(header, file_bytes=file_bytes, short_code="truncated")
     return header
 
 
 def parse_tensors(raw: bytes | bytearray | memoryview, *, max_tensors: int = MAX_TENSORS) -> Header:
-    """Check the same JSON for a file that is as long as it says."""
+    """Check the JSON of a header alone; `file_bytes` of the result is what the file should have."""
     try:
         text = str(raw, "utf-8")
     except UnicodeDecodeError as error:
         byte = LENGTH_BYTES + error.start
         raise CheckpointError(
-            "not-utf8", f"The header is not UTF-8: byte {byte} of the file does not belong to any character."
+            "not-utf8", f"The header is not UTF-8: byte {byte} of the file is not part of any character."
         ) from None
     metadata, tensors = _members(JsonReader(text, base=LENGTH_BYTES), max_tensors)
     ordered = _in_file_order(tensors)
@@ -56,7 +57,7 @@ def parse_tensors(raw: bytes | bytearray | memoryview, *, max_tensors: int = MAX
 
 
 def check_extent(header: Header, *, file_bytes: int, short_code: str) -> None:
-    """Check that the last tensor's last byte is the file's last byte."""
+    """Check that the file ends with the last tensor; `short_code` is the error's code where it is shorter."""
     if file_bytes == header.file_bytes:
         return
     last = header.tensors[-1]
@@ -64,96 +65,96 @@ def check_extent(header: Header, *, file_bytes: int, short_code: str) -> None:
     if file_bytes > header.file_bytes:
         raise CheckpointError(
             "trailing-data",
-            f"{ends}, but more bytes follow. Nothing may stand behind the data: cut the file there.",
+            f"{ends}, but more bytes follow. Nothing may follow the data: truncate the file there.",
         )
     raise CheckpointError(
         short_code,
         f"{ends}, but the file has {file_bytes} bytes: "
-        f"the file is short by {header.file_bytes - file_bytes} bytes. Send the whole file again.",
+        f"{header.file_bytes - file_bytes} bytes are missing. Send the complete file again.",
         pointer(last.name, "data_offsets"),
     )
 
 
-def _members(scan: JsonReader, max_tensors: int) -> tuple[dict[str, str], Iterable[TensorInfo]]:
-    scan.check_opening()
+def _members(reader: JsonReader, max_tensors: int) -> tuple[dict[str, str], Iterable[TensorInfo]]:
+    reader.check_opening()
     metadata: dict[str, str] | None = None
     tensors: dict[str, TensorInfo] = {}
-    for name in scan.members():
+    for name in reader.members():
         if name == METADATA_KEY:
             if metadata is not None:
-                raise scan.fault(
-                    "duplicate-metadata", f"The header holds {METADATA_KEY} twice.", pointer(name)
+                raise reader.error(
+                    "duplicate-metadata", f"The header has {METADATA_KEY} twice.", pointer(name)
                 )
-            metadata = _metadata(scan)
+            metadata = _metadata(reader)
             continue
-        check_name(name, scan)
-        info = parse_entry(scan, name)
+        check_name(name, reader)
+        info = parse_entry(reader, name)
         if name in tensors:
-            raise _repeated(tensors[name], info, scan)
+            raise _repeated(tensors[name], info, reader)
         tensors[name] = info
         if len(tensors) > max_tensors:
-            raise scan.fault("too-many-tensors", f"The header lists more than {max_tensors} tensors.")
-    scan.end()
+            raise reader.error("too-many-tensors", f"The header lists more than {max_tensors} tensors.")
+    reader.end()
     if not tensors:
-        raise CheckpointError("no-tensors", "The file holds no tensors, so there is nothing to compress.")
+        raise CheckpointError("no-tensors", "The file has no tensors, so there is nothing to compress.")
     return metadata or {}, tensors.values()
 
 
-def _repeated(first: TensorInfo, second: TensorInfo, scan: JsonReader) -> CheckpointError:
+def _repeated(first: TensorInfo, second: TensorInfo, reader: JsonReader) -> CheckpointError:
     place = pointer(first.name)
-    twice = f"The name {quoted(first.name)} stands twice"
+    twice = f"The name {quoted(first.name)} appears twice"
     if (first.start, first.end) == (second.start, second.end):
-        return scan.fault(
+        return reader.error(
             "duplicate-name-same-data",
-            f"{twice} for the same bytes {first.start} to {first.end}, "
+            f"{twice}, for the same bytes {first.start} to {first.end}, "
             f"as {first.dtype} {list(first.shape)} and as {second.dtype} {list(second.shape)}.",
             place,
         )
-    return scan.fault(
+    return reader.error(
         "duplicate-name",
         f"{twice}, for bytes {first.start} to {first.end} and {second.start} to {second.end} of the data.",
         place,
     )
 
 
-def _metadata(scan: JsonReader) -> dict[str, str]:
-    if scan.peek() != "{":
-        raise scan.fault(
+def _metadata(reader: JsonReader) -> dict[str, str]:
+    if reader.peek() != "{":
+        raise reader.error(
             "metadata-not-object", f"{METADATA_KEY} must be an object of strings.", pointer(METADATA_KEY)
         )
     metadata: dict[str, str] = {}
-    for key in scan.members():
-        if key in metadata or scan.peek() != '"':
-            raise _bad_metadata(scan, key, repeated=key in metadata)
-        metadata[key] = value = scan.string()
+    for key in reader.members():
+        if key in metadata or reader.peek() != '"':
+            raise _bad_metadata(reader, key, repeated=key in metadata)
+        metadata[key] = value = reader.string()
         try:
             (key + value).encode()
         except UnicodeEncodeError:
-            raise scan.fault(
+            raise reader.error(
                 "lone-surrogate",
-                f"{METADATA_KEY} entry {quoted(key)} holds half of a surrogate pair.",
+                f"{METADATA_KEY} entry {quoted(key)} contains half of a surrogate pair.",
                 pointer(METADATA_KEY, key),
             ) from None
     return metadata
 
 
-def _bad_metadata(scan: JsonReader, key: str, *, repeated: bool) -> CheckpointError:
+def _bad_metadata(reader: JsonReader, key: str, *, repeated: bool) -> CheckpointError:
     place = pointer(METADATA_KEY, key)
     if repeated:
-        return scan.fault(
-            "duplicate-metadata-key", f"{METADATA_KEY} holds the key {quoted(key)} twice.", place
+        return reader.error(
+            "duplicate-metadata-key", f"{METADATA_KEY} has the key {quoted(key)} twice.", place
         )
-    if scan.peek() not in '{[-0123456789tfn"':
-        return scan.unexpected("a quoted string")
+    if reader.peek() not in '{[-0123456789tfn"':
+        return reader.unexpected("a quoted string")
     if key in {"shape", "data_offsets"}:
-        return scan.fault("reserved-name", f"A tensor cannot be named {METADATA_KEY}. Rename it.", place)
-    return scan.fault(
+        return reader.error("reserved-name", f"A tensor cannot be named {METADATA_KEY}. Rename it.", place)
+    return reader.error(
         "metadata-not-string", f"{METADATA_KEY} entry {quoted(key)} must be a string. Quote its value.", place
     )
 
 
 def _in_file_order(tensors: Iterable[TensorInfo]) -> tuple[TensorInfo, ...]:
-    """Sort by offset, and check that the tensors cover the data from 0 without a hole or an overlap."""
+    """Sort by offset, and check that the tensors fill the data section without a gap or an overlap."""
     ordered = tuple(sorted(tensors, key=attrgetter("start", "end")))
     first = ordered[0]
     if first.start != 0:
@@ -169,11 +170,12 @@ def _in_file_order(tensors: Iterable[TensorInfo]) -> tuple[TensorInfo, ...]:
 
 
 def _misplaced(before: TensorInfo, after: TensorInfo) -> CheckpointError:
-    kind, told = ("hole", "leaving a hole") if after.start > before.end else ("overlap", "so they overlap")
+    is_hole = after.start > before.end
     return CheckpointError(
-        kind,
+        "hole" if is_hole else "overlap",
         f"Tensor {quoted(after.name)} begins at byte {after.start} of the data, "
-        f"but {quoted(before.name)} ends at {before.end}, {told}. Write the file anew.",
+        f"but {quoted(before.name)} ends at {before.end}, "
+        f"{'which leaves a gap' if is_hole else 'so they overlap'}. Write the file again.",
         pointer(after.name, "data_offsets"),
     )
 
@@ -185,7 +187,7 @@ _PADDING_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor to be written; whether a reader would accept its name is checked with the header."""
+    """A tensor to be written; its name is checked when the header is built and read back."""
 
     name: str
     dtype: str
@@ -199,8 +201,8 @@ class TensorSpec:
 def aligned_order(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
     """Order tensors so that each begins at a multiple of its element's size.
 
-    Readers that map the file would find other elements off their addresses, and some fail. An order that does
-    so is kept; else the tensors are sorted by element size, largest first, which always does so, and stably.
+    Some readers map the file and fail on unaligned elements. An order that is aligned already is kept. Any
+    other is sorted by element size, largest first, which always aligns; the sort is stable.
     """
     given = tuple(specs)
     starts = accumulate((spec.nbytes for spec in given), initial=0)
@@ -212,7 +214,7 @@ def aligned_order(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
 def build_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
     """Build the header of a file that holds these tensors one after another.
 
-    Spaces pad it so that the data begins at a multiple of eight bytes; empty metadata are left out.
+    Spaces pad it so that the data begin at a multiple of eight bytes. Empty metadata are left out.
 
     Raises
     ------
@@ -220,13 +222,13 @@ def build_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> by
         With code ``duplicate-name`` if two tensors have one name, with ``output-header-too-large`` if the
         header exceeds 100 MB.
     UnicodeEncodeError
-        If a name or the metadata hold half of a surrogate pair.
+        If a name or the metadata contain half of a surrogate pair.
     """
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    entries: dict[str, Any] = {METADATA_KEY: dict(metadata)} if metadata else {}
     start = 0
     for spec in specs:
         if spec.name in entries:
-            raise CheckpointError("duplicate-name", f'The output would hold two tensors named "{spec.name}".')
+            raise CheckpointError("duplicate-name", f'The output would have two tensors named "{spec.name}".')
         end = start + spec.nbytes
         entries[spec.name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (start, end)}
         start = end

@@ -1,4 +1,4 @@
-"""What other formats begin with, so that a wrong file is called by its name."""
+"""Parse a header while the file arrives in chunks, and recognize files of other formats."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _CONVERT = "convert it to safetensors first"
 _DECOMPRESS = "decompress it first"
 _NO_PICTURE = "send the checkpoint's .safetensors file instead"
 
+# Magic numbers: the first bytes, what they say of the file, and what to do about it.
 _BINARY = (
     (b"PK\x03\x04", "it looks like a zip archive, such as a PyTorch .pt file", _CONVERT),
     (b"GGUF", "it looks like a GGUF file", _CONVERT),
@@ -36,24 +37,24 @@ _BINARY = (
         for protocol in range(2, 6)
     ),
 )
-# A header's length may begin with one of these characters, but is never eight characters of text.
+# A length may begin with one of these characters, but no valid length is eight characters of text.
 _TEXT = (
     (
         b"version ",
-        "it looks like a git-LFS pointer instead of the file it points to",
+        "it looks like a git-LFS pointer instead of the file that it points to",
         "run `git lfs pull` and send the real file",
     ),
     (
         b"<",
-        "it looks like an HTML or XML page, perhaps the error page of a download",
+        "it looks like an HTML or XML page, such as the error page of a failed download",
         "download the file again",
     ),
-    (b"{", "it looks like a JSON text without the eight bytes of length before it", _CONVERT),
+    (b"{", "it looks like JSON without the eight bytes of length before it", _CONVERT),
     (b"", "it looks like a text file", _CONVERT),
 )
 _PRINTABLE = frozenset(b"\t\n\r" + bytes(range(32, 127)))
-# Faults that a file of another format shows as well.
-_ALIKE = frozenset(
+# The errors that a file of another format may cause.
+_AMBIGUOUS_CODES = frozenset(
     {
         "big-endian-length",
         "header-length-overflow",
@@ -69,18 +70,17 @@ _ALIKE = frozenset(
 )
 
 
-def identify_format(first: bytes, fault: CheckpointError) -> CheckpointError:
-    """Return `fault`, or the fault of being another format if the first eight bytes look like one."""
-    found = _hint(first) if fault.code in _ALIKE else None
-    return CheckpointError("other-format", f"This is not safetensors: {found}.") if found else fault
+def identify_format(first: bytes, error: CheckpointError) -> CheckpointError:
+    """Return an error that names another format if the first eight bytes look like one, else `error`."""
+    found = _other_format(first) if error.code in _AMBIGUOUS_CODES else None
+    return CheckpointError("other-format", f"This is not safetensors: {found}.") if found else error
 
 
-def _hint(first: bytes) -> str | None:
-    """Say what it is and what to do about it."""
+def _other_format(first: bytes) -> str | None:
     is_text = bool(first) and _PRINTABLE.issuperset(first)
-    known = (*_BINARY, *_TEXT) if is_text else _BINARY
-    found = ((told, advice) for start, told, advice in known if first.lstrip().startswith(start))
-    return next((f"{told}; {advice}" for told, advice in found), None)
+    formats = (*_BINARY, *_TEXT) if is_text else _BINARY
+    matches = (f"{what}; {advice}" for start, what, advice in formats if first.lstrip().startswith(start))
+    return next(matches, None)
 
 
 # 32 MB hold about 300 000 tensors; the reference reader takes 100 MB.
@@ -89,7 +89,7 @@ _READ_BYTES = 1 << 20
 
 
 class HeaderParser:
-    """Takes a file in pieces of any size, keeps its header alone, and raises a fault once it is certain."""
+    """Takes a file in chunks of any size, keeps only its header, and raises an error as soon as it can."""
 
     def __init__(self, *, content_bytes: int | None = None, max_header_bytes: int = MAX_HEADER_BYTES) -> None:
         self.header: Header | None = None
@@ -108,8 +108,8 @@ class HeaderParser:
         try:
             while self.header is None and rest:
                 rest = rest[self._take(rest) :]
-        except CheckpointError as fault:
-            raise identify_format(bytes(self._first), fault) from None
+        except CheckpointError as error:
+            raise identify_format(bytes(self._first), error) from None
         if self.header is not None and self._seen_bytes > self.header.file_bytes:
             check_extent(self.header, file_bytes=self._seen_bytes, short_code="truncated")
 
@@ -121,6 +121,7 @@ class HeaderParser:
         return self.header
 
     def _take(self, rest: memoryview) -> int:
+        """Consume a piece of the chunk, and return its length."""
         if len(self._first) < LENGTH_BYTES:
             piece = bytes(rest[: LENGTH_BYTES - len(self._first)])
             self._first += piece
@@ -137,30 +138,34 @@ class HeaderParser:
 
     def _read_length(self) -> None:
         length = int.from_bytes(self._first, "little")
-        says = _says(length)
         if length == 0:
-            raise CheckpointError("empty-header", f"{says}. It must be a JSON object of tensors.")
+            raise CheckpointError(
+                "empty-header", f"{_stated_length(length)}. The header must be a JSON object of tensors."
+            )
         if length > self._max_header_bytes:
             raise self._too_large(length)
         if self._content_bytes is not None and LENGTH_BYTES + length > self._content_bytes:
-            raise _cut(length, self._content_bytes)
+            raise _truncated(length, self._content_bytes)
         self._header_bytes = length
 
     def _too_large(self, length: int) -> CheckpointError:
         limit = self._max_header_bytes
         if 0 < int.from_bytes(self._first, "big") <= limit:
             return CheckpointError(
-                "big-endian-length", f"{_says(length)}: it seems to be big-endian. Write it little-endian."
+                "big-endian-length",
+                f"{_stated_length(length)}: it seems to be big-endian. Write it little-endian.",
             )
         if length > 2**63 - 1 - LENGTH_BYTES:
-            return CheckpointError("header-length-overflow", f"{_says(length)}, more than any file can hold.")
-        return CheckpointError("header-too-large", f"{_says(length)}; at most {limit} are allowed.")
+            return CheckpointError(
+                "header-length-overflow", f"{_stated_length(length)}, more than any file can hold."
+            )
+        return CheckpointError("header-too-large", f"{_stated_length(length)}; at most {limit} are allowed.")
 
     def _check_opening(self, piece: bytes) -> None:
-        """Refuse what cannot become a header by its first character, before the rest has come."""
+        """Refuse a header by its first character, before the rest has arrived."""
         opening = piece.lstrip(b" \t\n\r")[:1]
         self._opened = bool(opening)
-        # Characters beyond ASCII are judged with the whole header.
+        # Characters beyond ASCII are checked with the complete header.
         if opening and opening.isascii():
             byte = LENGTH_BYTES + len(self._header_json) - len(piece.lstrip(b" \t\n\r"))
             JsonReader(opening.decode(), base=byte).check_opening()
@@ -177,34 +182,33 @@ class HeaderParser:
                 "too-short",
                 f"The file has {total_bytes} bytes; safetensors begins with eight bytes of length.",
             )
-        return _cut(self._header_bytes, total_bytes)
+        return _truncated(self._header_bytes, total_bytes)
 
 
 def read_header(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> Header:
-    """Check the header of the file at `path`, and that it agrees with the file's size."""
+    """Read and check the header of a file, and check that the file has the size that it states."""
     with path.open("rb", buffering=0) as file:
         return read_open_header(file, max_header_bytes=max_header_bytes)
 
 
 def read_open_header(file: FileIO, *, max_header_bytes: int = MAX_HEADER_BYTES) -> Header:
-    """Check the header of an open file, of which no more than the header is read."""
-    scan = HeaderParser(max_header_bytes=max_header_bytes)
+    """Do the same for an open file; only the header is read."""
+    parser = HeaderParser(max_header_bytes=max_header_bytes)
     size_bytes = file.seek(0, SEEK_END)
     file.seek(0)
-    while scan.header is None and (chunk := file.read(_READ_BYTES)):
-        scan.feed(chunk)
-    return scan.finish(size_bytes)
+    while parser.header is None and (chunk := file.read(_READ_BYTES)):
+        parser.feed(chunk)
+    return parser.finish(size_bytes)
 
 
-def _says(header_bytes: int) -> str:
-    return f"The first eight bytes give the header {header_bytes} bytes"
+def _stated_length(header_bytes: int) -> str:
+    return f"The first eight bytes say that the header has {header_bytes} bytes"
 
 
-def _cut(header_bytes: int, total_bytes: int) -> CheckpointError:
+def _truncated(header_bytes: int, total_bytes: int) -> CheckpointError:
+    stated = _stated_length(header_bytes)
     if total_bytes == LENGTH_BYTES:
-        return CheckpointError(
-            "no-header", f"{_says(header_bytes)}, but the file ends before it. Send it whole."
-        )
+        return CheckpointError("no-header", f"{stated}, but the file ends before it. Send the complete file.")
     return CheckpointError(
-        "header-past-end", f"{_says(header_bytes)}, but the whole file has {total_bytes}. Send it whole."
+        "header-past-end", f"{stated}, but the file has only {total_bytes}. Send the complete file."
     )

@@ -1,4 +1,4 @@
-"""A cursor over JSON text that yields one small value at a time, so that a bomb never becomes objects."""
+"""A cursor over JSON text that reads one small value at a time, so that a JSON bomb never becomes objects."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 # Almost every value fits the first window; none that a checkpoint needs exceeds the second.
 SHORT_CHARACTERS, LONG_CHARACTERS = 512, 65_536
-# A tensor's entry is three deep; what a decoder bears depends on its stack.
+# A tensor's entry is nested three deep; how deep a decoder can go depends on its stack.
 MAX_DEPTH = 64
-# The longest integer below 2**63; a longer one overflows whatever reads it next.
+# The digits of the largest integer below 2**63; a longer one overflows in later readers.
 MAX_INTEGER_DIGITS = 19
 
 _space = re.compile(r"[ \t\n\r]*").match
 _closed_string = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL).match
 _bracket_or_string = re.compile(r'[][{}]|"(?:[^"\\]|\\.)*+"').finditer
-_loose = re.compile(r"-?(?:NaN|Infinity)|//|/\*|#|'").match
+_non_standard_token = re.compile(r"-?(?:NaN|Infinity)|//|/\*|#|'").match
 
 
 class NumberText(str):
@@ -31,7 +31,7 @@ class NumberText(str):
     __slots__ = ()
 
 
-class _NotJson(Exception):  # noqa: N818 - a signal between a decoder hook and its caller, never seen outside
+class _NotJson(Exception):  # noqa: N818 - a signal from a decoder hook to its caller; it never leaves here
     pass
 
 
@@ -62,33 +62,33 @@ _decode = json.JSONDecoder(
 
 
 class JsonReader:
-    """Reads `text`, whose first byte is byte `base` of its file."""
+    """Reads `text`; its first byte is byte `base` of the file."""
 
     def __init__(self, text: str, *, base: int) -> None:
         self.text = text
-        self.at = 0
+        self.position = 0
         self._base = base
 
     def peek(self) -> str:
         """Skip whitespace and return the next character; empty at the end."""
-        self.at = _space(self.text, self.at).end()  # type: ignore[union-attr]
-        return self.text[self.at : self.at + 1]
+        self.position = _space(self.text, self.position).end()  # type: ignore[union-attr]
+        return self.text[self.position : self.position + 1]
 
-    def expect(self, wanted: str, name: str) -> str:
-        """Step over the next character, which must be one of `wanted`."""
+    def expect(self, allowed: str, name: str) -> str:
+        """Consume the next character, which must be one of `allowed`."""
         found = self.peek()
-        if not found or found not in wanted:
+        if not found or found not in allowed:
             raise self.unexpected(name)
-        self.at += 1
+        self.position += 1
         return found
 
     def check_opening(self) -> None:
-        """Check that the text can be a JSON object by its first character."""
+        """Check by the first character that the text can be a JSON object."""
         found = self.peek()
         if found == "\ufeff":
-            raise self.fault("byte-order-mark", "There is a byte order mark. Write plain UTF-8 without one.")
+            raise self.error("byte-order-mark", "There is a byte order mark. Write plain UTF-8 without one.")
         if found and found in '["-0123456789tfn':
-            raise self.fault("not-an-object", "One JSON object should stand here, and another value does.")
+            raise self.error("not-an-object", "Expected a JSON object, found another value.")
         if found != "{":
             raise self.unexpected("an object")
 
@@ -96,7 +96,7 @@ class JsonReader:
         """Yield the keys of the object at the cursor; the caller reads each value before the next key."""
         self.expect("{", "an object")
         if self.peek() == "}":
-            self.at += 1
+            self.position += 1
             return
         closed = False
         while not closed:
@@ -108,7 +108,7 @@ class JsonReader:
 
     def string(self) -> str:
         self.peek()
-        found = _closed_string(self.text, self.at)
+        found = _closed_string(self.text, self.position)
         if found is None:
             self.expect('"', "a quoted string")
             raise self._ends_early()
@@ -116,11 +116,11 @@ class JsonReader:
             text, _ = _decode(found[0])
         except json.JSONDecodeError as error:
             raise self._malformed(error) from None
-        self.at = found.end()
+        self.position = found.end()
         return str(text)
 
     def value(self) -> Any:
-        """Read the value at the cursor: objects as tuples of pairs, odd numbers as `NumberText`."""
+        """Read the value at the cursor; objects become tuples of pairs, unusual numbers `NumberText`."""
         with suppress(json.JSONDecodeError):
             return self._decoded(SHORT_CHARACTERS)
         try:
@@ -132,63 +132,64 @@ class JsonReader:
         """Check that nothing but whitespace follows."""
         found = self.peek()
         if found == "\0":
-            raise self.fault(
+            raise self.error(
                 "nul-padding", "NUL bytes follow the JSON. Only spaces, tabs and newlines may pad it."
             )
         if found:
-            raise self.fault(
-                "trailing-json", f"{quoted(found)} follows the JSON, where only whitespace may stand."
+            raise self.error(
+                "trailing-json", f"{quoted(found)} follows the JSON, where only whitespace is allowed."
             )
 
-    def unexpected(self, wanted: str) -> CheckpointError:
-        """Tell the fault of not finding `wanted` at the cursor."""
-        if loose := _loose(self.text, self.at):
-            return self.loose(loose[0])
+    def unexpected(self, expected: str) -> CheckpointError:
+        """Build the error for a cursor that is not at what was expected."""
+        if loose := _non_standard_token(self.text, self.position):
+            return self._non_standard(loose[0])
         found = self.peek()
         if not found:
-            return self.fault("truncated-json", f"The JSON ends where {wanted} should stand.")
-        return self.fault("not-json", f"Not valid JSON: found {quoted(found)} where {wanted} should stand.")
+            return self.error("truncated-json", f"The JSON ends where {expected} is expected.")
+        return self.error("not-json", f"Not valid JSON: expected {expected}, found {quoted(found)}.")
 
-    def loose(self, token: str) -> CheckpointError:
-        return self.fault(
+    def _non_standard(self, token: str) -> CheckpointError:
+        return self.error(
             "loose-json",
             f"Not valid JSON: {token} (NaN, Infinity, comments and single quotes are not allowed).",
         )
 
-    def fault(self, code: str, detail: str, pointer: str | None = None) -> CheckpointError:
-        """Tell a fault at the cursor, with the byte of the file it stands at."""
-        byte = self._base + len(self.text[: self.at].encode())
+    def error(self, code: str, detail: str, pointer: str | None = None) -> CheckpointError:
+        """Build an error that names the byte of the file at the cursor."""
+        byte = self._base + len(self.text[: self.position].encode())
         return CheckpointError(code, f"{detail} (At byte {byte} of the file.)", pointer)
 
     def _decoded(self, window_characters: int) -> Any:
         """Read the value at the cursor if it ends within the window."""
-        piece = self.text[self.at : self.at + window_characters]
+        piece = self.text[self.position : self.position + window_characters]
         if _is_deep(piece):
-            raise self.fault("nested-too-deep", f"A value is nested deeper than {MAX_DEPTH} levels.")
+            raise self.error("nested-too-deep", f"A value is nested deeper than {MAX_DEPTH} levels.")
         try:
             value, length = _decode(piece)
         except _NotJson as error:
-            raise self.loose(str(error)) from None
-        self.at += length
+            raise self._non_standard(str(error)) from None
+        self.position += length
         return value
 
     def _malformed(self, error: json.JSONDecodeError) -> CheckpointError:
-        """Name what is wrong with the value at the cursor, at the place where the decoder gave up."""
-        is_cut = self.at + LONG_CHARACTERS < len(self.text)
-        start, self.at = self.at, self.at + error.pos
-        # A string without an end is reported where it begins, an escape that the window cuts likewise.
-        unclosed = self.text[self.at : self.at + 1] == '"' and not _closed_string(
-            self.text, self.at, start + LONG_CHARACTERS
+        """Build the error for a malformed value, at the position where the decoder failed."""
+        is_cut = self.position + LONG_CHARACTERS < len(self.text)
+        start, self.position = self.position, self.position + error.pos
+        # The decoder reports a string without an end, or an escape that the window cuts, where it begins.
+        unclosed = self.text[self.position : self.position + 1] == '"' and not _closed_string(
+            self.text, self.position, start + LONG_CHARACTERS
         )
         if is_cut and (unclosed or error.pos > LONG_CHARACTERS - 8):
-            return self.fault(
-                "value-too-long", f"A value takes more than {LONG_CHARACTERS} characters; none needs as many."
+            return self.error(
+                "value-too-long",
+                f"A value has more than {LONG_CHARACTERS} characters; no checkpoint needs as many.",
             )
-        if unclosed or self.at >= len(self.text):
+        if unclosed or self.position >= len(self.text):
             return self._ends_early()
-        if loose := _loose(self.text, self.at):
-            return self.loose(loose[0])
-        return self.fault("not-json", f"Not valid JSON: unexpected {quoted(self.text[self.at])}.")
+        if loose := _non_standard_token(self.text, self.position):
+            return self._non_standard(loose[0])
+        return self.error("not-json", f"Not valid JSON: unexpected {quoted(self.text[self.position])}.")
 
     def _ends_early(self) -> CheckpointError:
-        return self.fault("truncated-json", "The JSON ends in the middle of a value.")
+        return self.error("truncated-json", "The JSON ends in the middle of a value.")

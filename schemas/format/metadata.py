@@ -1,11 +1,11 @@
-"""What a compressed file says of itself: the `eckart` entry of its metadata."""
+"""The `eckart` entry in the metadata of a compressed file, which lists the factored layers."""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-METADATA_KEY = "eckart"
+ECKART_KEY = "eckart"
 
 Size = Annotated[int, Field(ge=1)]
 
@@ -25,7 +25,7 @@ class FactoredLayer(BaseModel):
 
 
 class FactoredLayers(BaseModel):
-    """The factored layers of one file, by module name; fields that a newer version adds are let by."""
+    """The factored layers of one file, by module name; fields that a newer version adds are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,19 +34,19 @@ class FactoredLayers(BaseModel):
 
 
 def factored_layers(metadata: Mapping[str, str]) -> dict[str, FactoredLayer]:
-    """Return what a file says is factored in it; nothing where it says nothing that we understand."""
+    """Return the factored layers that the metadata of a file list; none where the entry is not readable."""
     try:
-        return FactoredLayers.model_validate_json(metadata.get(METADATA_KEY, "")).layers
+        return FactoredLayers.model_validate_json(metadata.get(ECKART_KEY, "")).layers
     except ValidationError:
         return {}
 
 
 def with_factored(metadata: Mapping[str, str], layers: Mapping[str, FactoredLayer]) -> dict[str, str]:
-    """Return a file's metadata with more layers said to be factored in it."""
-    manifest = FactoredLayers(version=1, layers={**factored_layers(metadata), **layers})
-    return {**metadata, METADATA_KEY: manifest.model_dump_json()}
+    """Return a file's metadata with these layers added to the factored ones."""
+    entry = FactoredLayers(version=1, layers={**factored_layers(metadata), **layers})
+    return {**metadata, ECKART_KEY: entry.model_dump_json()}
 
 
 def factored_names(files: Iterable[Mapping[str, str]]) -> frozenset[str]:
-    """Return the modules that are factored already in any of the files with these metadata."""
+    """Return the names of the modules that are factored in any of the files with these metadata."""
     return frozenset(name for metadata in files for name in factored_layers(metadata))

@@ -1,4 +1,4 @@
-"""Sizes and offsets in a tensor's entry, and what is said of those at fault."""
+"""One tensor of a safetensors file: its name, dtype, shape and offsets, and every check on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from schemas.format.errors import CheckpointError, pointer, printable, quoted
+from schemas.format.errors import CheckpointError, escaped, pointer, quoted
 from schemas.format.json_reader import NumberText
 
 if TYPE_CHECKING:
@@ -17,54 +17,8 @@ if TYPE_CHECKING:
 
     from schemas.format.json_reader import JsonReader
 
-# Sizes and offsets are read as signed 64-bit integers by torch and by file systems.
+# Torch and file systems read sizes and offsets as signed 64-bit integers.
 MAX_SIZE = 2**63 - 1
-
-
-def parse_offsets(name: str, value: Any) -> tuple[int, int]:
-    if type(value) is list and len(value) == 2:
-        start, end = value
-        if type(start) is int and type(end) is int and 0 <= start <= end <= MAX_SIZE:
-            return start, end
-    raise _bad_offsets(name, value)
-
-
-def _bad_offsets(name: str, value: Any) -> CheckpointError:
-    place = pointer(name, "data_offsets")
-    subject = f"Tensor {quoted(name)}: data_offsets"
-    if type(value) is not list or len(value) != 2:
-        return CheckpointError(
-            "bad-offsets", f"{subject} must be a list of two integers, begin and end.", place
-        )
-    for side, offset in zip(("begin", "end"), value, strict=True):
-        if type(offset) is int and offset < 0:
-            return CheckpointError("negative-offset", f"{subject} have a negative {side}, {offset}.", place)
-        if type(offset) is not int or offset > MAX_SIZE:
-            return bad_integer("bad-offsets", f"{subject} {side}", offset, place)
-    start, end = value
-    return CheckpointError(
-        "reversed-offsets", f"{subject} end at {end}, before they begin at {start}.", place
-    )
-
-
-def bad_integer(code: str, subject: str, value: Any, place: str) -> CheckpointError:
-    digits = str(value).lstrip("-")
-    if type(value) in {int, NumberText} and digits.isdigit() and int(digits[:20]) > MAX_SIZE:
-        return CheckpointError(
-            "integer-too-large", f"{subject} is {printable(str(value))}, which exceeds 2^63 - 1.", place
-        )
-    return CheckpointError(code, f"{subject} must be an integer of at least 0, not {describe(value)}.", place)
-
-
-def describe(value: Any) -> str:
-    """Tell a JSON value in a few words."""
-    if isinstance(value, tuple | list):
-        return "an object" if isinstance(value, tuple) else "a list"
-    if isinstance(value, NumberText):
-        return printable(value)
-    return quoted(value) if isinstance(value, str) else json.dumps(value)
-
-
 MAX_DIMENSIONS = 8
 MAX_NAME_BYTES = 1024
 
@@ -76,7 +30,7 @@ DTYPE_BITS: Mapping[str, int] = MappingProxyType({
     "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 })
 # fmt: on
-# The dtypes whose weights can be factored; all others are copied.
+# Weights of these dtypes can be factored; weights of all others are copied.
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 
 _ENTRY_KEYS = dict.fromkeys(("dtype", "shape", "data_offsets")).keys()
@@ -86,7 +40,7 @@ _control = re.compile("[\\x00-\\x1f\\x7f-\\x9f\u2028\u2029\u202a-\u202e\u2066-\u
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of a file; `start` and `end` are byte offsets within the data section."""
+    """One tensor of a file; `start` and `end` are byte offsets into the data section."""
 
     name: str
     dtype: str
@@ -104,33 +58,35 @@ class TensorInfo:
 
 
 def alignment_bytes(dtype: str) -> int:
-    """Return what a dtype's offsets should be multiples of: its element's bytes, or 1 if that is less."""
+    """Return the alignment of a dtype's data: the size of an element, but at least one byte."""
     return max(1, DTYPE_BITS[dtype] // 8)
 
 
-def check_name(name: str, scan: JsonReader) -> None:
+def check_name(name: str, reader: JsonReader) -> None:
     """Check that a tensor's name is printable text of 1 to 1024 bytes."""
     try:
         size_bytes = len(name.encode())
     except UnicodeEncodeError:
-        raise scan.fault(
-            "lone-surrogate", f"The name {quoted(name)} holds half of a surrogate pair."
+        raise reader.error(
+            "lone-surrogate", f"The name {quoted(name)} contains half of a surrogate pair."
         ) from None
     if not name:
-        raise scan.fault("empty-name", "A tensor has an empty name. Give it one.")
+        raise reader.error("empty-name", "A tensor has an empty name. Give it one.")
     if size_bytes > MAX_NAME_BYTES:
-        raise scan.fault(
+        raise reader.error(
             "name-too-long",
             f"The name {quoted(name)} takes {size_bytes} bytes; at most {MAX_NAME_BYTES} are allowed.",
         )
     if found := _control(name):
-        raise scan.fault(
-            "control-character", f"The name {quoted(name)} holds the control character U+{ord(found[0]):04X}."
+        raise reader.error(
+            "control-character",
+            f"The name {quoted(name)} contains the control character U+{ord(found[0]):04X}.",
         )
 
 
-def parse_entry(scan: JsonReader, name: str) -> TensorInfo:
-    value = scan.value()
+def parse_entry(reader: JsonReader, name: str) -> TensorInfo:
+    """Read and check the entry of a tensor at the reader's position."""
+    value = reader.value()
     if type(value) is not tuple:
         raise CheckpointError(
             "entry-not-object",
@@ -141,7 +97,7 @@ def parse_entry(scan: JsonReader, name: str) -> TensorInfo:
     if fields.keys() != _ENTRY_KEYS or len(value) != len(_ENTRY_KEYS):
         raise _wrong_keys(name, value)
     dtype, shape = _dtype(name, fields["dtype"]), _shape(name, fields["shape"])
-    start, end = parse_offsets(name, fields["data_offsets"])
+    start, end = _offsets(name, fields["data_offsets"])
     _check_size(name, dtype, shape, end - start)
     return TensorInfo(name, dtype, shape, start, end)
 
@@ -152,13 +108,14 @@ def _wrong_keys(name: str, pairs: tuple[tuple[str, Any], ...]) -> CheckpointErro
         if key in seen:
             return CheckpointError(
                 "duplicate-key",
-                f"Tensor {quoted(name)} holds the key {quoted(key)} twice.",
+                f"Tensor {quoted(name)} has the key {quoted(key)} twice.",
                 pointer(name, key),
             )
         if key not in _ENTRY_KEYS:
             return CheckpointError(
                 "unknown-key",
-                f"Tensor {quoted(name)} holds the unknown key {quoted(key)} beside {', '.join(_ENTRY_KEYS)}.",
+                f"Tensor {quoted(name)} has the unknown key {quoted(key)}; known keys are "
+                f"{', '.join(_ENTRY_KEYS)}.",
                 pointer(name, key),
             )
         seen.add(key)
@@ -170,7 +127,7 @@ def _dtype(name: str, value: Any) -> str:
     if type(value) is not str or value not in DTYPE_BITS:
         raise CheckpointError(
             "unknown-dtype",
-            f"Tensor {quoted(name)} has the unknown dtype {describe(value)}; known are "
+            f"Tensor {quoted(name)} has the unknown dtype {_describe(value)}; known dtypes are "
             f"{', '.join(DTYPE_BITS)}.",
             pointer(name, "dtype"),
         )
@@ -181,7 +138,7 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
     if type(value) is not list:
         raise CheckpointError(
             "bad-shape",
-            f"Tensor {quoted(name)}: shape must be a list of sizes, not {describe(value)}.",
+            f"Tensor {quoted(name)}: shape must be a list of sizes, not {_describe(value)}.",
             pointer(name, "shape"),
         )
     if len(value) > MAX_DIMENSIONS:
@@ -192,7 +149,7 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
         )
     for axis, size in enumerate(value):
         if type(size) is not int or not 0 <= size <= MAX_SIZE:
-            raise bad_integer(
+            raise _bad_integer(
                 "bad-shape", f"Tensor {quoted(name)}: shape[{axis}]", size, pointer(name, "shape", axis)
             )
     return tuple(value)
@@ -211,12 +168,59 @@ def _check_size(name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> N
     if bits % 8:
         raise CheckpointError(
             "sub-byte",
-            f"Tensor {quoted(name)}: {dtype} {list(shape)} needs {bits} bits, which do not fill whole bytes.",
+            f"Tensor {quoted(name)}: {dtype} {list(shape)} needs {bits} bits, not a multiple of 8.",
             pointer(name, "shape"),
         )
     if bits != nbytes * 8:
         raise CheckpointError(
             "size-mismatch",
-            f"Tensor {quoted(name)}: {dtype} {list(shape)} needs {bits // 8} bytes; offsets span {nbytes}.",
+            f"Tensor {quoted(name)}: {dtype} {list(shape)} needs {bits // 8} bytes, but its offsets span "
+            f"{nbytes}.",
             pointer(name, "data_offsets"),
         )
+
+
+def _offsets(name: str, value: Any) -> tuple[int, int]:
+    if type(value) is list and len(value) == 2:
+        start, end = value
+        if type(start) is int and type(end) is int and 0 <= start <= end <= MAX_SIZE:
+            return start, end
+    raise _bad_offsets(name, value)
+
+
+def _bad_offsets(name: str, value: Any) -> CheckpointError:
+    place = pointer(name, "data_offsets")
+    subject = f"Tensor {quoted(name)}: data_offsets"
+    if type(value) is not list or len(value) != 2:
+        return CheckpointError(
+            "bad-offsets", f"{subject} must be a list of two integers, begin and end.", place
+        )
+    for side, offset in zip(("begin", "end"), value, strict=True):
+        if type(offset) is int and offset < 0:
+            return CheckpointError("negative-offset", f"{subject} have a negative {side}, {offset}.", place)
+        if type(offset) is not int or offset > MAX_SIZE:
+            return _bad_integer("bad-offsets", f"{subject} {side}", offset, place)
+    start, end = value
+    return CheckpointError(
+        "reversed-offsets", f"{subject} end at {end}, before they begin at {start}.", place
+    )
+
+
+def _bad_integer(code: str, subject: str, value: Any, place: str) -> CheckpointError:
+    digits = str(value).lstrip("-")
+    if type(value) in {int, NumberText} and digits.isdigit() and int(digits[:20]) > MAX_SIZE:
+        return CheckpointError(
+            "integer-too-large", f"{subject} is {escaped(str(value))}, which exceeds 2^63 - 1.", place
+        )
+    return CheckpointError(
+        code, f"{subject} must be an integer of at least 0, not {_describe(value)}.", place
+    )
+
+
+def _describe(value: Any) -> str:
+    """Describe a JSON value in a few words."""
+    if isinstance(value, tuple | list):
+        return "an object" if isinstance(value, tuple) else "a list"
+    if isinstance(value, NumberText):
+        return escaped(value)
+    return quoted(value) if isinstance(value, str) else json.dumps(value)

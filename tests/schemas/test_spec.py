@@ -1,3 +1,5 @@
+"""schemas/spec.py: a bad spec is refused with pointer and reason; a good one survives JSON."""
+
 import json
 
 import pytest
@@ -24,7 +26,7 @@ from schemas.spec import CompressionSpec
         ({"rank": {"ratio": float("nan")}}, "/rank/ratio", "finite"),
         ({"rank": {"energy": 0}}, "/rank/energy", "greater than 0"),
         ({"rank": {"error": 1}}, "/rank/error", "less than 1"),
-        ({"rank": {"rato": 0.5}}, "/rank/rato", "no such field"),
+        ({"rank": {"rato": 0.5}}, "/rank/rato", "unknown field"),
         ({"rank": {"budget": 0}}, "/rank/budget", "greater than 0"),
         ({"rank": {"budget": 1.01}}, "/rank/budget", "less than or equal to 1"),
         ({"rank": {"budget_bytes": 0}}, "/rank/budget_bytes", "greater than or equal to 1"),
@@ -65,7 +67,7 @@ from schemas.spec import CompressionSpec
         ),
         ({"rank": 4, "overrides": [{"match": "*", "weight": 0}]}, "/overrides/0/weight", "greater than 0"),
         ({"rank": 4, "overrides": [{"match": "*", "align": 0}]}, "/overrides/0/align", "greater than or eq"),
-        ({"rank": 4, "overrides": [{"match": "*", "a/b~c": 7}]}, "/overrides/0/a~1b~0c", "no such field"),
+        ({"rank": 4, "overrides": [{"match": "*", "a/b~c": 7}]}, "/overrides/0/a~1b~0c", "unknown field"),
     ],
 )
 def test_a_bad_spec_is_refused_with_the_pointer_and_the_reason(document, pointer, words):

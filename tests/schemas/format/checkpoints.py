@@ -1,4 +1,4 @@
-"""Headers of small checkpoints, and spectra for their layers."""
+"""Helpers of the tests of schemas/: headers of small checkpoints, and spectra of their layers."""
 
 import random
 

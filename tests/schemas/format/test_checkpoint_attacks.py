@@ -1,4 +1,4 @@
-"""Every way a safetensors file can be wrong is refused, by a name of its own, however its bytes arrive."""
+"""schemas/format: every malformed file is refused with its own code, in whatever chunks it arrives."""
 
 import json
 import struct
@@ -39,18 +39,18 @@ def with_metadata(metadata: str) -> bytes:
 
 @dataclass(frozen=True)
 class Attack:
-    """A bad file, the code of its fault, and what the message must name."""
+    """A bad file, the code of the error, and words that its message must contain."""
 
     label: str
     raw: bytes
     code: str
     names: str
-    # The reference reader takes some of these files; we do not.
+    # The reference reader accepts some of these files; we do not.
     reference_accepts: bool = False
 
 
 ATTACKS = [
-    # The frame.
+    # The length of the header.
     Attack("empty file", b"", "too-short", "has 0 bytes"),
     Attack("seven bytes", b"\1\0\0\0\0\0\0", "too-short", "has 7 bytes"),
     Attack("length alone", struct.pack("<Q", 64), "no-header", "64 bytes"),
@@ -72,7 +72,7 @@ ATTACKS = [
         "big-endian-length",
         "little-endian",
     ),
-    # The text.
+    # The JSON text.
     Attack("not UTF-8", framed(b'{"\xff":' + ENTRY.encode() + b"}"), "not-utf8", "byte 10"),
     Attack("not UTF-8 from the start", framed(b"\xff\xfe{}"), "not-utf8", "byte 8"),
     Attack("byte order mark", framed(f'\ufeff{{"w":{ENTRY}}}'), "byte-order-mark", "byte 8"),
@@ -144,7 +144,7 @@ ATTACKS = [
         "name twice, other bytes",
         framed(f'{{"w":{ENTRY},"w":{{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}}}', b"\0" * 8),
         "duplicate-name",
-        '"w" stands twice',
+        '"w" appears twice',
     ),
     Attack(
         "name twice, same bytes, other dtype",
@@ -271,7 +271,7 @@ ATTACKS = [
         "size too small for the shape",
         one(shape="[2]"),
         "size-mismatch",
-        "F32 [2] needs 8 bytes; offsets span 4",
+        "F32 [2] needs 8 bytes, but its offsets span 4",
     ),
     Attack("size too large for the shape", one(shape="[0]"), "size-mismatch", "needs 0 bytes"),
     Attack("product over 2^64", one(shape="[4294967296,4294967296]"), "size-overflow", "2^63 - 1 bits"),
@@ -302,13 +302,13 @@ ATTACKS = [
         "zip behind the data",
         framed(f'{{"w":{ENTRY}}}', DATA + b"PK\3\4evil"),
         "trailing-data",
-        "Nothing may stand behind",
+        "Nothing may follow the data",
     ),
     Attack("no tensors", framed("{}", b""), "no-tensors", "nothing to compress", True),
     Attack("metadata alone", framed('{"__metadata__":{"format":"pt"}}', b""), "no-tensors", "", True),
-    # Data that is not there: told apart below by how much is known.
-    Attack("data cut short", framed(f'{{"w":{ENTRY}}}', b"\0"), "truncated", "short by 3 bytes"),
-    Attack("no data at all", framed(f'{{"w":{ENTRY}}}', b""), "truncated", "short by 4 bytes"),
+    # Missing data; a test below announces the length and expects another code.
+    Attack("data cut short", framed(f'{{"w":{ENTRY}}}', b"\0"), "truncated", "3 bytes are missing"),
+    Attack("no data at all", framed(f'{{"w":{ENTRY}}}', b""), "truncated", "4 bytes are missing"),
     Attack(
         "data declared beyond any disk",
         one(dtype='"U8"', shape=f"[{2**59}]", offsets=f"[0,{2**59}]"),
@@ -360,11 +360,11 @@ ATTACKS = [
 ]
 
 
-def scanned(raw: bytes, chunk_bytes: int, *, content_bytes: int | None = None):
-    scan = HeaderParser(content_bytes=content_bytes)
+def parsed(raw: bytes, chunk_bytes: int, *, content_bytes: int | None = None):
+    parser = HeaderParser(content_bytes=content_bytes)
     for at in range(0, len(raw), chunk_bytes):
-        scan.feed(memoryview(raw)[at : at + chunk_bytes])
-    return scan.finish(len(raw))
+        parser.feed(memoryview(raw)[at : at + chunk_bytes])
+    return parser.finish(len(raw))
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.label)
@@ -381,19 +381,19 @@ def test_a_bad_file_is_refused_by_its_own_name(attack, tmp_path):
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.label)
-def test_how_the_bytes_arrive_changes_nothing(attack):
-    # Bombs take long in single bytes, and are cut no differently.
+def test_chunking_does_not_change_the_error(attack):
+    # Long files would take too long in single bytes.
     for chunk_bytes in (1, 7, 1 << 20) if len(attack.raw) < 20_000 else (7, 1 << 20):
         with pytest.raises(CheckpointError) as refused:
-            scanned(attack.raw, chunk_bytes)
+            parsed(attack.raw, chunk_bytes)
         assert refused.value.code == attack.code
         assert attack.names in refused.value.detail
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.label)
-def test_an_announced_length_is_held_against_the_header(attack):
+def test_the_announced_length_is_checked_against_the_header(attack):
     with pytest.raises(CheckpointError) as refused:
-        scanned(attack.raw, 7, content_bytes=len(attack.raw))
+        parsed(attack.raw, 7, content_bytes=len(attack.raw))
     assert refused.value.code == {"truncated": "past-end"}.get(attack.code, attack.code)
 
 
@@ -412,28 +412,28 @@ def test_the_reference_reader_is_never_stricter(attack):
     ("content_bytes", "code"),
     [(8, "no-header"), (20, "header-past-end"), (65, "past-end"), (67, "trailing-data")],
 )
-def test_a_wrong_announced_length_is_refused_before_the_data_comes(content_bytes, code):
+def test_a_wrong_announced_length_is_refused_before_the_data_arrives(content_bytes, code):
     raw = framed(f'{{"w":{ENTRY}}}')
     assert len(raw) == 66
-    scan = HeaderParser(content_bytes=content_bytes)
+    parser = HeaderParser(content_bytes=content_bytes)
     with pytest.raises(CheckpointError) as refused:
-        scan.feed(raw[:62])
+        parser.feed(raw[:62])
     assert refused.value.code == code
 
 
-def test_bytes_behind_the_data_are_refused_as_soon_as_they_come():
-    scan = HeaderParser()
-    scan.feed(framed(f'{{"w":{ENTRY}}}'))
+def test_bytes_after_the_data_are_refused_as_soon_as_they_arrive():
+    parser = HeaderParser()
+    parser.feed(framed(f'{{"w":{ENTRY}}}'))
     with pytest.raises(CheckpointError, match="more bytes follow"):
-        scan.feed(b"\0")
+        parser.feed(b"\0")
 
 
-def test_what_is_no_header_is_refused_by_its_first_character():
-    scan = HeaderParser()
-    scan.feed(struct.pack("<Q", 1_000_000))
-    scan.feed(b" \n")
+def test_a_list_is_refused_by_its_first_character():
+    parser = HeaderParser()
+    parser.feed(struct.pack("<Q", 1_000_000))
+    parser.feed(b" \n")
     with pytest.raises(CheckpointError) as refused:
-        scan.feed(b"[")
+        parser.feed(b"[")
     assert (refused.value.code, "byte 10" in refused.value.detail) == ("not-an-object", True)
 
 
@@ -446,16 +446,16 @@ def test_too_many_tensors_are_refused():
     assert len(parse_header(header.encode(), file_bytes=8 + len(header)).tensors) == 101
 
 
-def test_the_cap_on_headers_can_be_moved():
+def test_the_limit_of_headers_is_a_parameter():
     raw = framed(f'{{"w":{ENTRY}}}')
     with pytest.raises(CheckpointError, match="at most 53 are allowed"):
         HeaderParser(max_header_bytes=53).feed(raw)
-    scan = HeaderParser(max_header_bytes=54)
-    scan.feed(raw)
-    assert scan.finish(len(raw)).data_start == 62
+    parser = HeaderParser(max_header_bytes=54)
+    parser.feed(raw)
+    assert parser.finish(len(raw)).data_start == 62
 
 
-def test_a_sparse_file_is_held_to_its_size(tmp_path):
+def test_a_sparse_file_is_refused_by_its_size(tmp_path):
     path = tmp_path / "model.safetensors"
     with path.open("wb") as file:
         file.write(one(dtype='"U8"', shape="[1000000]", offsets="[0,1000000]", data=b""))
@@ -465,10 +465,10 @@ def test_a_sparse_file_is_held_to_its_size(tmp_path):
     assert refused.value.code == "truncated"
 
 
-def test_long_and_foreign_names_are_quoted_short_and_harmless():
+def test_long_and_hostile_names_are_shortened_and_escaped():
     name = "<script>" + "x" * 900 + "\\u202e"
     with pytest.raises(CheckpointError) as refused:
-        scanned(framed(f'{{"{name}":{ENTRY}}}'), 1 << 20)
+        parsed(framed(f'{{"{name}":{ENTRY}}}'), 1 << 20)
     assert len(refused.value.detail) < 300
     assert "\u202e" not in refused.value.detail
 
@@ -476,20 +476,20 @@ def test_long_and_foreign_names_are_quoted_short_and_harmless():
 def test_only_the_header_is_kept():
     header = f'{{"w":{{"dtype":"U8","shape":[{64 << 20}],"data_offsets":[0,{64 << 20}]}}}}'.encode()
     piece = bytes(1 << 20)
-    scan = HeaderParser()
+    parser = HeaderParser()
     tracemalloc.start()
     try:
-        scan.feed(struct.pack("<Q", len(header)) + header)
+        parser.feed(struct.pack("<Q", len(header)) + header)
         for _ in range(64):
-            scan.feed(piece)
+            parser.feed(piece)
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert scan.finish(8 + len(header) + (64 << 20)).tensors[0].nbytes == 64 << 20
+    assert parser.finish(8 + len(header) + (64 << 20)).tensors[0].nbytes == 64 << 20
     assert peak_bytes < 1 << 20
 
 
-def test_a_bomb_of_objects_takes_little_more_memory_than_its_text():
+def test_a_json_bomb_takes_little_more_memory_than_its_text():
     header = b'{"w":{"dtype":"F32","shape":[' + b"[]," * 1_000_000 + b"[]]}}"
     tracemalloc.start()
     try:
@@ -501,14 +501,14 @@ def test_a_bomb_of_objects_takes_little_more_memory_than_its_text():
     assert peak_bytes < 3 * len(header)
 
 
-def test_a_pointer_escapes_what_json_pointers_reserve():
+def test_a_pointer_escapes_tildes_and_slashes():
     with pytest.raises(CheckpointError) as refused:
-        scanned(framed('{"a/b~c":{"dtype":"F99","shape":[],"data_offsets":[0,4]}}'), 1 << 20)
+        parsed(framed('{"a/b~c":{"dtype":"F99","shape":[],"data_offsets":[0,4]}}'), 1 << 20)
     assert refused.value.pointer == "/a~1b~0c/dtype"
 
 
-def test_a_tensor_entry_fault_names_a_pointer():
+def test_an_error_in_an_entry_has_a_pointer():
     raw = one(shape="[1,2.5]")
     with pytest.raises(CheckpointError) as refused:
-        scanned(raw, 1 << 20)
+        parsed(raw, 1 << 20)
     assert refused.value.pointer == "/w/shape/1"

@@ -1,4 +1,4 @@
-"""What we accept, the reference reader accepts and reads alike; what we refuse raises nothing but a fault."""
+"""schemas/format: what we accept, the reference reader reads alike; all else raises a CheckpointError."""
 
 import json
 import struct
@@ -21,11 +21,11 @@ def framed(header: bytes, data: bytes) -> bytes:
 
 
 def read(raw: bytes, chunk_bytes: int = 1 << 20) -> Header | None:
-    scan = HeaderParser()
+    parser = HeaderParser()
     try:
         for at in range(0, len(raw), chunk_bytes):
-            scan.feed(raw[at : at + chunk_bytes])
-        return scan.finish(len(raw))
+            parser.feed(raw[at : at + chunk_bytes])
+        return parser.finish(len(raw))
     except CheckpointError:
         return None
 
@@ -130,7 +130,7 @@ def test_random_bytes_are_refused_or_read_alike(raw):
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     )
 )
-def test_any_json_value_in_any_place_raises_nothing_but_a_fault(value):
+def test_any_json_value_in_any_place_raises_nothing_but_a_checkpoint_error(value):
     text = json.dumps(value)
     for header in (
         text,

@@ -1,4 +1,4 @@
-"""What the format allows is accepted, and understood as the reference reader understands it."""
+"""schemas/format: every legal file is accepted, and read as the reference reader reads it."""
 
 import json
 import struct
@@ -23,10 +23,10 @@ def tensor(dtype: str, shape: list[int], start: int, end: int) -> dict[str, obje
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
-def scanned(raw: bytes):
-    scan = HeaderParser(content_bytes=len(raw))
-    scan.feed(raw)
-    return scan.finish(len(raw))
+def parsed(raw: bytes):
+    parser = HeaderParser(content_bytes=len(raw))
+    parser.feed(raw)
+    return parser.finish(len(raw))
 
 
 EMPTIES = {
@@ -72,7 +72,7 @@ LEGAL = {
 def test_a_legal_file_is_read_as_the_reference_reads_it(header, data_bytes):
     data = bytes(range(data_bytes))
     raw = framed(header, data)
-    ours = scanned(raw)
+    ours = parsed(raw)
     assert ours.file_bytes == len(raw)
     assert ours.metadata == json.loads(header).get("__metadata__", {})
     assert {
@@ -87,18 +87,18 @@ def test_a_legal_file_is_read_as_the_reference_reads_it(header, data_bytes):
 
 def test_tensors_come_in_the_order_of_their_bytes():
     header, data_bytes = LEGAL["empty tensors anywhere"]
-    infos = scanned(framed(header, bytes(data_bytes))).tensors
+    infos = parsed(framed(header, bytes(data_bytes))).tensors
     assert [info.name for info in infos] == ["t3", "t1", "t0", "t5", "t4", "t2"]
 
 
 def test_a_tensor_knows_its_parameters_and_bytes():
-    (info,) = scanned(framed(json.dumps({"w": tensor("BF16", [3, 5], 0, 30)}), bytes(30))).tensors
+    (info,) = parsed(framed(json.dumps({"w": tensor("BF16", [3, 5], 0, 30)}), bytes(30))).tensors
     assert (info.parameters, info.nbytes) == (15, 30)
 
 
 def test_a_scalar_has_one_parameter_and_an_empty_tensor_none():
     header = json.dumps({"s": tensor("F32", [], 0, 4), "z": tensor("F32", [0, 7], 4, 4)})
-    assert [info.parameters for info in scanned(framed(header, bytes(4))).tensors] == [1, 0]
+    assert [info.parameters for info in parsed(framed(header, bytes(4))).tensors] == [1, 0]
 
 
 def test_the_dtypes_that_are_factored_are_known_dtypes():
@@ -108,11 +108,11 @@ def test_the_dtypes_that_are_factored_are_known_dtypes():
 def test_a_streamed_header_is_the_parsed_header():
     header = json.dumps({"__metadata__": {"a": "é"}, "w": tensor("F32", [2], 0, 8)}, ensure_ascii=False)
     raw = framed(header, bytes(8))
-    scan = HeaderParser()
+    parser = HeaderParser()
     for at in range(len(raw)):
-        scan.feed(raw[at : at + 1])
-        assert (scan.header is None) == (at + 1 < len(raw) - 8)
-    assert scan.finish(len(raw)) == parse_header(header.encode(), file_bytes=len(raw))
+        parser.feed(raw[at : at + 1])
+        assert (parser.header is None) == (at + 1 < len(raw) - 8)
+    assert parser.finish(len(raw)) == parse_header(header.encode(), file_bytes=len(raw))
 
 
 def test_a_header_is_read_on_a_small_stack():

@@ -1,4 +1,4 @@
-"""Tensors lie where readers that map the file want them."""
+"""schemas/format/header.py: the output order aligns every tensor. Parsing is in test_checkpoint_*.py."""
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +12,7 @@ BYTE_DTYPES = sorted(dtype for dtype, bits in DTYPE_BITS.items() if bits >= 8)
 
 @given(st.lists(st.tuples(st.sampled_from(BYTE_DTYPES), st.integers(0, 9)), max_size=8))
 @settings(deadline=None)
-def test_an_aligned_order_is_aligned_stable_and_settled(drawn):
+def test_an_aligned_order_is_aligned_stable_and_idempotent(drawn):
     given_specs = [TensorSpec(str(at), dtype, (size,)) for at, (dtype, size) in enumerate(drawn)]
     ordered = aligned_order(given_specs)
     start = 0
@@ -26,6 +26,6 @@ def test_an_aligned_order_is_aligned_stable_and_settled(drawn):
     assert aligned_order(ordered) == ordered
 
 
-def test_a_dtype_that_safetensors_lacks_has_no_place():
+def test_an_unknown_dtype_is_refused():
     with pytest.raises(KeyError, match="F128"):
         aligned_order([TensorSpec("w", "F128", (2,))])

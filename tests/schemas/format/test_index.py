@@ -1,4 +1,4 @@
-"""An index is checked in itself, and then against the shards it names."""
+"""schemas/format/index.py: an index is checked on its own, and then against its shards."""
 
 import json
 
