@@ -12,7 +12,7 @@ from benchmarks.options import Options
 from benchmarks.spectra import matrix
 from benchmarks.table import show
 from examples.plot import COLOURS, Axis, Line, chart
-from worker.lowrank import FactorRequest, decompose, factor, svd
+from worker.lowrank import FactorRequest, SVDMethod, decompose, factor, svd
 
 SIZES = (512, 1024, 2048, 4096)
 RANKS = (32, 64, 128, 256, 512)
@@ -31,7 +31,7 @@ def ask(options: Options) -> None:
     against_n: dict[str, Callable[[int], object]] = {
         "svd at rank n/10": lambda n: svd(weights[n], max(1, n // 10)),
         "svd at rank n/4": lambda n: svd(weights[n], max(1, n // 4)),
-        "whole, for any rank": lambda n: decompose(weights[n], extent=max(1, n // 2)),
+        "whole, for any rank": lambda n: decompose(weights[n], num_vectors=max(1, n // 2)),
         "torch.linalg.svd": lambda n: torch.linalg.svd(weights[n], full_matrices=False),
     }
     spent = {name: _grow(f"n: {name}", sizes, work, rounds) for name, work in against_n.items()}
@@ -41,7 +41,7 @@ def ask(options: Options) -> None:
     ranks = [rank for rank in RANKS if rank <= sizes[2] // 4]
     _grow(f"k, of svd at n = {sizes[2]}", ranks, lambda k: svd(wide, k), rounds)
     layer = matrix("power law", LAYER, LAYER)[0]
-    request = FactorRequest(method="svd", rank=LAYER // 4, max_rank=LAYER // 2, dtype=torch.float32)
+    request = FactorRequest(method=SVDMethod(), rank=LAYER // 4, max_rank=LAYER // 2, dtype=torch.float32)
 
     def layers(count: int) -> None:
         for _ in range(count):

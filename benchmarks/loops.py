@@ -13,7 +13,7 @@ from schemas.format.files import open_checkpoint
 from schemas.job import Progress
 from schemas.planning.planner import make_plan
 from schemas.spec import CompressionSpec
-from worker.lowrank import Factored, FactorRequest, factor
+from worker.lowrank import Factored, FactorRequest, SVDMethod, factor
 from worker.pipeline import CompressionRequest, compress
 
 
@@ -46,7 +46,7 @@ def bare_loop(source: Path, target: Path, spec: CompressionSpec, *, threads: int
             weight = reader.get_tensor(layer.tensor)
         assert isinstance(layer.rank, int)
         request = FactorRequest(
-            method="svd", rank=layer.rank, max_rank=layer.break_even_rank, dtype=weight.dtype
+            method=SVDMethod(), rank=layer.rank, max_rank=layer.break_even_rank, dtype=weight.dtype
         )
         done = factor(weight, request)
         assert isinstance(done, Factored)

@@ -12,9 +12,9 @@ from benchmarks.options import Options
 from benchmarks.table import show
 from worker.lowrank import SELECTORS, Decomposition, Selector, cur, cx, relative_error
 from worker.lowrank.blas import one_pool, product
-from worker.lowrank.ladder import resolved
-from worker.lowrank.pivots import lu_pivots, qr_pivots
+from worker.lowrank.pivoting import lu_pivots, qr_pivots
 from worker.lowrank.selectors import select
+from worker.lowrank.solvers import solve_for
 
 SEEDS = range(5)
 SHAPE = 384, 512
@@ -68,9 +68,9 @@ def _time(side: int, rounds: int) -> None:
     rank = side // PART
     with one_pool():
         begun = time.perf_counter()
-        decomposition = resolved(weight, rank)
+        decomposition = solve_for(weight, rank)
         found_s = time.perf_counter() - begun
-        tail = decomposition.tail(rank)
+        tail = decomposition.optimal_error(rank)
         rows = [
             (way, *_timed(choose, rounds), f"{_cx_error(weight, choose()) / tail:.4f}")
             for way, choose in _ways(weight, rank, decomposition, generator)

@@ -56,14 +56,14 @@ class DecomposePass:
         begun = time.perf_counter()
         weight = inputs.weight.to(self.context.device)
         gram = None if inputs.gram is None else inputs.gram.to(self.context.device)
-        found = decompose(weight, extent=task.layer.num_vectors, memo=inputs.cached, gram=gram)
+        found = decompose(weight, num_vectors=task.layer.num_vectors, cache=inputs.cached, gram=gram)
         if isinstance(found, Kept):
             return found.reason.value, None
         exponent = exponent_of(weight)
         assert exponent is not None  # or it could not have been decomposed
         values = array("d", found.singular_values.tolist())
         self.cache.decomposed_s[task.number] = time.perf_counter() - begun
-        return Spectrum(values, exponent, found.noise).scaled(), partial(inputs.cached.write, exponent)
+        return Spectrum(values, exponent, found.roundoff).scaled(), partial(inputs.cached.write, exponent)
 
     def write(self, task: LayerTask, result: tuple[Finding, Callable[[], None] | None]) -> Finding:
         finding, keep = result

@@ -105,7 +105,7 @@ class LayerCache:
             key=key.digest,
             environment=self.environment,
             exponent=exponent,
-            roundoff=decomposition.noise,
+            roundoff=decomposition.roundoff,
             side=decomposition.side,
             item_bytes=basis.element_size(),
             rows=basis.shape[0],

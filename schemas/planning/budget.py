@@ -187,6 +187,6 @@ def _by_energy(layer: LayerPlan, spectra: Spectra) -> int | KeptReason | None:
         at = bisect_left(layer.ranks, least)
         if at == len(layer.ranks):
             return "no_saving"
-        if spectrum.resolves(layer.ranks[at]):
+        if spectrum.is_accurate_for(layer.ranks[at]):
             return layer.ranks[at]
     return None

@@ -1,185 +1,230 @@
-"""The door with a Gram matrix: what comes out is best for the layer's own inputs."""
+"""Calibrated factors against the closed form, by numpy's own SVD of W G^(1/2)."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from tests.lowrank.matrices import gaussian, product
-from tests.lowrank.test_weighted import closed_form, inputs, output_error
-from worker.lowrank import (
-    EnergyRank,
-    ErrorRank,
-    Factored,
-    FactorRequest,
-    Kept,
-    Reason,
-    decompose,
-    factor,
-    weighted_error,
-)
+from tests.lowrank.matrices import gaussian
+from worker.lowrank.calibrated import input_root, measure_weighted, solve_calibrated
+from worker.lowrank.gram import TOLERANCE, gram_fault
+from worker.lowrank.scale import exponent_of
+
+SHAPES = [(40, 60), (60, 40), (48, 48), (1, 30), (30, 1)]
 
 
-def request(rank, x, *, method="svd", dtype=torch.float32, **fields):
-    gram = None if x is None else torch.from_numpy(x @ x.T)
-    most = 40 if isinstance(rank, int) else 23
-    return FactorRequest(method=method, rank=rank, max_rank=most, dtype=dtype, gram=gram, **fields)
+def inputs(n, kind, *, seed=1):
+    """Return inputs X [n, samples] of a kind."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, 6 if kind == "few samples" else 4 * n))
+    turn = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    return {
+        "white": lambda: x,
+        "anisotropic": lambda: turn @ (x * np.logspace(0, -2, n)[:, None]),
+        "correlated": lambda: x + 20 * x[:1],
+        "few samples": lambda: turn @ x,
+        "scaled over 8 decades": lambda: x * rng.permutation(np.logspace(0, -8, n))[:, None],
+        "dead inputs": lambda: x * (np.arange(n) % 3 != 1)[:, None],
+        "tiny": lambda: x * 1e-15,
+        "huge": lambda: x * 1e15,
+    }[kind]()
 
 
-KINDS = ("white", "anisotropic", "correlated", "scaled over 8 decades", "dead inputs", "tiny", "huge")
+KINDS = ("white", "anisotropic", "correlated", "few samples", "scaled over 8 decades", "dead inputs")
+
+
+def root(gram):
+    """Return S with S Sᵀ = G, well scaled or not."""
+    scale = np.sqrt(np.diag(gram))
+    scale[scale == 0] = 1
+    values, vectors = np.linalg.eigh(gram / scale / scale[:, None])
+    return scale[:, None] * vectors * np.sqrt(np.clip(values, 0, None))
+
+
+def closed_form(weight, gram, rank):
+    """Return the least ‖(W - Ŵ)X‖_F there is at this rank."""
+    values = np.linalg.svd(weight @ root(gram), compute_uv=False)
+    return math.sqrt(float((values[rank:][::-1] ** 2).sum()))
+
+
+def output_error(weight, approximation, x):
+    return float(np.linalg.norm((weight - approximation) @ x))
+
+
+def projections(weight, gram, *, num_vectors=None):
+    """Yield W projected to any rank, by every step of the ladder."""
+    exponent = exponent_of(weight)
+    for found in solve_calibrated(weight, exponent, gram, num_vectors=num_vectors or min(weight.shape)):
+        basis = found.basis.double()
+        assert found.side == "rows"
+        assert torch.allclose(basis @ basis.mT, torch.eye(len(basis), dtype=torch.float64), atol=1e-9)
+        yield found, exponent, lambda k, basis=basis: (basis[:k].mT @ (basis[:k] @ weight.double())).numpy()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "tiny", "huge"])
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_every_step_of_the_ladder_reaches_the_closed_form(m, n, kind):
+    weight, x = gaussian(m, n), inputs(n, kind)
+    gram = x @ x.T
+    norm = float(np.linalg.norm(weight.numpy() @ x))
+    count = 0
+    for found, exponent, project in projections(weight, torch.from_numpy(gram)):
+        values = found.singular_values * 2.0**exponent
+        assert values.shape == (min(m, n),)
+        expected = np.linalg.svd(weight.numpy() @ root(gram), compute_uv=False)
+        noise = math.sqrt(found.roundoff) + 1e-8
+        assert np.allclose(values, expected[: len(values)], rtol=1e-4, atol=noise * norm)
+        for rank in {1, min(m, n) // 4 or 1, min(m, n) // 2 or 1, min(m, n)}:
+            best = closed_form(weight.numpy(), gram, rank)
+            reached = output_error(weight.numpy(), project(rank), x)
+            assert reached <= math.hypot(best * (1 + 1e-4), noise * norm)
+        count += 1
+    assert count == 3
+
+
+@pytest.mark.parametrize("kind", ["anisotropic", "correlated", "few samples", "scaled over 8 decades"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("gram_dtype", [torch.float64, torch.float32])
+def test_the_closed_form_holds_to_1e_3_for_every_dtype_of_weight_and_gram(kind, dtype, gram_dtype):
+    weight, x = gaussian(64, 48).to(dtype), inputs(48, kind)
+    gram, exact = torch.from_numpy(x @ x.T).to(gram_dtype), weight.double().numpy()
+    found, _, project = next(projections(weight, gram))
+
+    for rank in (4, 12, 20):
+        best = closed_form(exact, x @ x.T, rank)
+        floor = 1e-3 if gram_dtype == torch.float32 else 1e-7  # what float32 can tell of XXᵀ
+        norm = float(np.linalg.norm(exact @ x))
+        assert output_error(exact, project(rank), x) <= max(best * (1 + 1e-3), floor * norm)
+    assert found.roundoff < 1e-10
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES[:3])
+def test_anisotropic_inputs_are_served_far_better_than_by_the_plain_svd(m, n):
+    weight, x = gaussian(m, n), inputs(n, "anisotropic")
+    plain, spectrum, right = np.linalg.svd(weight.numpy(), full_matrices=False)
+    _, _, project = next(projections(weight, torch.from_numpy(x @ x.T)))
+
+    for rank in (4, 10, 20):
+        by_weight = (plain[:, :rank] * spectrum[:rank]) @ right[:rank]
+        assert output_error(weight.numpy(), project(rank), x) < 0.8 * output_error(
+            weight.numpy(), by_weight, x
+        )
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES[:3])
+@pytest.mark.parametrize("factor", [1.0, 1e-30, 1e30])
+def test_white_inputs_of_any_size_give_the_plain_svd(m, n, factor):
+    weight, gram = gaussian(m, n), factor * torch.eye(n, dtype=torch.float64)
+    left, spectrum, _ = np.linalg.svd(weight.numpy(), full_matrices=False)
+    for found, exponent, project in projections(weight, gram):
+        assert np.allclose(found.singular_values * 2.0**exponent, spectrum * math.sqrt(factor), rtol=1e-9)
+        assert np.allclose(project(5), left[:, :5] @ left[:, :5].T @ weight.numpy(), atol=1e-9)
+
+
+@pytest.mark.parametrize("gram_dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("m", "n"), [(40, 60), (60, 40)])
+def test_beyond_the_rank_of_the_inputs_the_plain_error_decides_each_input_by_its_size(m, n, gram_dtype):
+    weight, x = gaussian(m, n), inputs(n, "few samples")
+    left, _, _ = np.linalg.svd(weight.numpy() @ x, full_matrices=False)
+    sized = weight.numpy() * np.linalg.norm(x, axis=1)
+    rest = sized - left @ (left.T @ sized)  # what no fit to these inputs asks for
+    values = np.linalg.svd(rest, compute_uv=False)
+    for _, _, project in projections(weight, torch.from_numpy(x @ x.T).to(gram_dtype)):
+        for rank in (6, 12, 20):
+            best = math.sqrt(float((values[rank - 6 :] ** 2).sum()))
+            reached = np.linalg.norm((weight.numpy() - project(rank)) * np.linalg.norm(x, axis=1))
+            assert reached <= 1.003 * best
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("m", "n"), [(40, 60), (60, 40), (150, 140)])
-@pytest.mark.parametrize("extent", [None, 20])
-def test_the_output_error_is_the_closed_form_and_both_errors_are_reported(m, n, kind, extent):
-    weight, x = gaussian(m, n).float(), inputs(n, kind)
-    exact = weight.double().numpy()
-    done = factor(weight, request(12, x, extent=extent))
-    approximation = product(done.factors)
-
-    best, norm = closed_form(exact, x @ x.T, 12), float(np.linalg.norm(exact @ x))
-    assert output_error(exact, approximation, x) <= best * (1 + 1e-3)
-    assert done.weighted.relative_error == pytest.approx(
-        output_error(exact, approximation, x) / norm, rel=1e-5
-    )
-    assert done.weighted.optimal_error == pytest.approx(best / norm, rel=1e-3)
-    assert math.sqrt(done.weighted.squared_norm) == pytest.approx(norm, rel=1e-5)
-    plain = np.linalg.norm(exact - approximation) / np.linalg.norm(exact)
-    assert done.relative_error == pytest.approx(plain, rel=1e-5)
-    assert done.optimal_error is None
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_storage_adds_no_more_than_its_rounding(dtype):
-    weight, x = gaussian(60, 48).to(dtype), inputs(48, "anisotropic")
-    done = factor(weight, request(12, x, dtype=dtype))
-    exact = weight.double().numpy()
-    best = closed_form(exact, x @ x.T, 12) / float(np.linalg.norm(exact @ x))
-
-    assert [part.dtype for part in done.factors] == [dtype] * 2
-    assert best <= done.weighted.relative_error <= math.hypot(best, 2 * torch.finfo(dtype).eps) * (1 + 1e-3)
-
-
-@pytest.mark.parametrize(("m", "n"), [(40, 60), (60, 40)])
-def test_it_beats_the_plain_svd_on_anisotropic_inputs_and_loses_on_the_weight(m, n):
-    weight, x = gaussian(m, n).float(), inputs(n, "anisotropic")
-    exact = weight.double().numpy()
-    calibrated, plain = (factor(weight, request(10, each)) for each in (x, None))
-
-    assert plain.weighted is None
-    assert output_error(exact, product(calibrated.factors), x) < 0.8 * output_error(
-        exact, product(plain.factors), x
-    )
-    assert calibrated.relative_error > plain.relative_error
-
-
-def test_the_identity_gives_the_plain_svd():
-    weight = gaussian(40, 60).float()
-    calibrated, plain = (factor(weight, request(10, each)) for each in (np.eye(60), None))
-
-    assert np.allclose(product(calibrated.factors), product(plain.factors), atol=1e-5)
-    assert calibrated.weighted.relative_error == pytest.approx(plain.relative_error, rel=1e-5)
-    assert np.allclose(calibrated.singular_values, plain.singular_values, rtol=1e-5)
-
-
-def test_rank_rules_go_by_the_outputs():
-    weight, x = gaussian(40, 60).float(), inputs(60, "anisotropic")
-    exact = weight.double().numpy()
-    values = np.linalg.svd(exact @ x, compute_uv=False)
-    tails = np.sqrt(np.cumsum((values**2)[::-1])[::-1]) / np.linalg.norm(values)
-
-    by_error = factor(weight, request(ErrorRank(0.25), x))
-    assert by_error.rank == int((tails > 0.25).sum())
-    assert by_error.weighted.relative_error <= 0.25
-    by_energy = factor(weight, request(EnergyRank(0.9), x))
-    assert by_energy.rank == int((tails**2 > 0.1).sum())
-    assert factor(weight, request(ErrorRank(0.25), None)).reason == Reason.NO_SAVING
-
-
 @pytest.mark.parametrize("gram_dtype", [torch.float64, torch.float32])
-def test_inputs_of_few_samples_need_no_more_than_their_own_rank(gram_dtype):
-    weight, x = gaussian(40, 60).float(), inputs(60, "few samples")
+def test_the_measured_error_is_that_of_the_outputs(kind, gram_dtype):
+    weight, x = gaussian(40, 60), inputs(60, kind)
     gram = torch.from_numpy(x @ x.T).to(gram_dtype)
-    done = factor(weight, replace(request(ErrorRank(0.01), x), gram=gram))
+    factors = (gaussian(7, 60, seed=3).float(), gaussian(40, 7, seed=4).half())
+    product = factors[1].double().numpy() @ factors[0].double().numpy()
+    found = measure_weighted(weight, factors, exponent_of(weight), gram)
 
-    assert done.rank == 6
-    assert done.weighted.relative_error < 2e-3
-    assert output_error(weight.double().numpy(), product(done.factors), x) < 2e-3 * np.linalg.norm(
-        weight.double().numpy() @ x
-    )
-
-
-@pytest.mark.parametrize("rank", [6, 7, 15])
-@pytest.mark.parametrize("gram_dtype", [torch.float64, torch.float32])
-def test_a_rank_beyond_that_of_the_inputs_is_factored_all_the_same(rank, gram_dtype):
-    weight, x = gaussian(40, 60).float(), inputs(60, "few samples")
-    gram = torch.from_numpy(x @ x.T).to(gram_dtype)
-    done = factor(weight, replace(request(rank, x), gram=gram))
-
-    assert isinstance(done, Factored)
-    assert (done.rank, done.factors[0].shape) == (rank, (rank, 60))
-    assert done.weighted.relative_error < 2e-3
+    assert math.sqrt(found.squared_error) == pytest.approx(output_error(weight.numpy(), product, x), rel=1e-5)
+    assert math.sqrt(found.squared_norm) == pytest.approx(np.linalg.norm(weight.numpy() @ x), rel=1e-5)
 
 
-@pytest.mark.parametrize("storage", ["three", "two"])
-def test_the_middle_of_cur_is_the_best_for_the_outputs(storage):
+def test_an_exact_product_has_no_error_however_rounding_falls():
+    weight, x = gaussian(30, 40).float(), inputs(40, "few samples")
+    gram = torch.from_numpy(x @ x.T).float()
+
+    assert measure_weighted(weight, (weight,), exponent_of(weight), gram).scaled_error == 0
+    left, spectrum, right = torch.linalg.svd(weight.double(), full_matrices=False)
+    close = measure_weighted(weight, (right, left * spectrum), exponent_of(weight), gram)
+    assert 0 <= close.relative < 1e-6
+
+
+def test_the_root_of_the_inputs_stands_for_them_in_any_norm():
+    error, x = gaussian(20, 30), inputs(30, "correlated")
+    matrix = (error @ input_root(torch.from_numpy(x @ x.T), torch.device("cpu"))).numpy()
+    outputs = error.numpy() @ x
+
+    assert np.allclose(matrix @ matrix.T, outputs @ outputs.T, atol=1e-6 * np.abs(outputs @ outputs.T).max())
+
+
+def test_the_same_input_gives_the_same_bits():
     weight, x = gaussian(40, 60).float(), inputs(60, "anisotropic")
-    exact = weight.double().numpy()
-    done = factor(weight, request(10, x, method="cur", storage=storage))
-    c, r = exact[:, list(done.columns)], exact[list(done.rows)]
-    best = c @ np.linalg.pinv(c) @ exact @ x @ np.linalg.pinv(r @ x) @ r
-    plain = c @ np.linalg.pinv(c) @ exact @ np.linalg.pinv(r) @ r
+    first, second = (next(projections(weight, torch.from_numpy(x @ x.T)))[0] for _ in range(2))
 
-    assert output_error(exact, product(done.factors), x) == pytest.approx(
-        output_error(exact, best, x), rel=1e-4
-    )
-    assert output_error(exact, best, x) < output_error(exact, plain, x)
-    assert done.weighted.optimal_error <= done.weighted.relative_error
+    assert torch.equal(first.basis, second.basis)
+    assert torch.equal(first.singular_values, second.singular_values)
 
 
-def test_cx_reports_the_error_of_the_outputs_and_their_optimum():
-    weight, x = gaussian(40, 60).float(), inputs(60, "anisotropic")
-    exact = weight.double().numpy()
-    done = factor(weight, request(10, x, method="cx"))
-    norm = float(np.linalg.norm(exact @ x))
-
-    assert done.weighted.relative_error == pytest.approx(
-        output_error(exact, product(done.factors), x) / norm, rel=1e-5
-    )
-    assert done.weighted.optimal_error == pytest.approx(closed_form(exact, x @ x.T, 10) / norm, rel=1e-4)
+def test_only_as_many_vectors_come_as_are_wanted():
+    for found, _, _ in projections(gaussian(40, 60), torch.eye(60, dtype=torch.float64), num_vectors=7):
+        assert found.basis.shape == (7, 40)
+        assert found.singular_values.shape == (40,)
 
 
-def test_what_a_memo_keeps_gives_the_same_bytes_again():
-    weight, x = gaussian(140, 150).float(), inputs(150, "anisotropic")
-    memo = {}
-    first = factor(weight, request(12, x, extent=30), memo=memo)
-    assert {each.side for each in memo.values()} == {"rows"}
-    assert all(each.weighted for each in memo.values())
-    again = factor(weight, request(12, x, extent=30), memo=dict(memo))
-
-    assert all(torch.equal(a, b) for a, b in zip(first.factors, again.factors, strict=True))
-    found = decompose(weight, extent=30, gram=torch.from_numpy(x @ x.T), memo=memo)
-    assert any(found is each for each in memo.values())
+def spoiled(**changes):
+    gram = torch.from_numpy(inputs(12, "correlated") @ inputs(12, "correlated").T)
+    for place, value in changes.items():
+        row, column = map(int, place.removeprefix("at_").split("_"))
+        gram[row, column] = value
+    return gram
 
 
-def test_weights_that_cannot_be_factored_say_so_with_a_gram_matrix_too():
-    weight, x = gaussian(40, 60).float(), inputs(60, "white")
-    weight[3, 4] = math.nan
-    assert factor(weight, request(4, x)) == Kept(reason=Reason.NOT_FINITE)
-    assert decompose(weight, extent=4, gram=torch.from_numpy(x @ x.T)).reason == Reason.NOT_FINITE
-    zero = factor(torch.zeros(40, 60), request(4, x))
-    assert (zero.relative_error, zero.weighted.relative_error) == (0, 0)
+@pytest.mark.parametrize(
+    ("gram", "words"),
+    [
+        (torch.eye(3)[:2], "no square matrix"),
+        (torch.ones(3), "no square matrix"),
+        (torch.empty(0, 0), "no square matrix"),
+        (torch.eye(3, dtype=torch.float16), "float32 or float64"),
+        (torch.eye(3, dtype=torch.int64), "float32 or float64"),
+        (spoiled(at_3_4=math.nan), "NaN"),
+        (spoiled(at_0_0=math.inf), "NaN or infinity"),
+        (spoiled(at_3_4=0.0), "not symmetric"),
+        (spoiled().triu(), "not symmetric"),
+        (spoiled(at_3_3=-1.0), "not positive"),
+        (-spoiled(), "not positive"),
+        (torch.tensor([[1.0, 2.0], [2.0, 1.0]]), "not positive"),
+        (torch.tensor([[0.0, 1.0], [1.0, 1.0]]), "not positive"),
+        (torch.linalg.inv(torch.tensor([[1.0, 2.0], [2.0, 1.0]])), "not positive"),
+        (spoiled() - 30 * torch.eye(12), "not positive"),
+        (torch.zeros(4, 4), "zeros alone"),
+        (torch.full((2, 2), 1e250, dtype=torch.float64), "out of range"),
+        (torch.full((2, 2), 1e-250, dtype=torch.float64), "out of range"),
+    ],
+)
+def test_what_is_no_gram_matrix_is_refused_with_its_remedy(gram, words):
+    fault = gram_fault(gram)
+
+    assert fault is not None
+    assert words in fault
+    assert any(verb in fault for verb in ("store", "leave out", "run batches", "scale"))
 
 
-def test_the_public_measure_checks_what_it_is_given():
-    weight, x = gaussian(40, 60), inputs(60, "anisotropic")
-    gram = torch.from_numpy(x @ x.T)
-    half = (0.5 * weight,)
+@pytest.mark.parametrize("kind", [*KINDS, "tiny", "huge"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_gram_matrix_that_rounding_has_touched_is_none_the_worse(kind, dtype):
+    x = torch.from_numpy(inputs(60, kind)).to(dtype)
 
-    assert weighted_error(weight, half, gram) == pytest.approx(0.5)
-    for wrong in ((weight[:, :3], half, gram), (weight, half, gram[:3, :3]), (weight * math.nan, half, gram)):
-        with pytest.raises(ValueError, match=r"shape|inputs|NaN"):
-            weighted_error(*wrong)
+    assert gram_fault(x @ x.T) is None
+    assert gram_fault((x @ x.T) * (1 + 0.1 * TOLERANCE * gaussian(60, 60).to(dtype).clamp(-3, 3))) is None

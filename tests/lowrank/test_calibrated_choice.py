@@ -5,17 +5,16 @@ import pytest
 import torch
 
 from tests.lowrank.matrices import gaussian, product
-from tests.lowrank.test_weighted import inputs, output_error
-from worker.lowrank import SELECTORS, FactorRequest, cur, cx, factor
+from tests.lowrank.requests import asked
+from tests.lowrank.test_calibrated import inputs, output_error
+from worker.lowrank import SELECTORS, cur, cx, factor
 
 PIVOTED = [selector for selector in SELECTORS if selector not in ("leverage", "linear_time")]
 
 
 def calibrated(weight, x, method, selector, *, rank=12, gram=None):
     gram = torch.from_numpy(x @ x.T) if gram is None else gram
-    request = FactorRequest(
-        method=method, rank=rank, max_rank=40, dtype=weight.dtype, selector=selector, gram=gram
-    )
+    request = asked(method=method, rank=rank, max_rank=40, dtype=weight.dtype, selector=selector, gram=gram)
     return factor(weight, request)
 
 

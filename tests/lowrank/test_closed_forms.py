@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from tests.lowrank.matrices import HALF, hadamard, product, spectrum, with_spectrum
+from tests.lowrank.requests import asked
 from worker.lowrank import (
     SELECTORS,
     EnergyRank,
     ErrorRank,
-    FactorRequest,
     cur,
     cx,
     factor,
@@ -25,7 +25,7 @@ SEEN = {torch.float64: 1e-6, torch.float32: 1e-6, torch.bfloat16: 1e-4, torch.fl
 
 
 def made(weight, method, rank, **more):
-    request = FactorRequest(method=method, rank=rank, max_rank=min(weight.shape), dtype=weight.dtype, **more)
+    request = asked(method=method, rank=rank, max_rank=min(weight.shape), dtype=weight.dtype, **more)
     return factor(weight, request)
 
 
@@ -191,7 +191,7 @@ def test_of_a_flattened_hadamard_matrix_any_columns_are_off_by_nearly_the_root_o
     # Without their first row of ones, the columns of a Hadamard matrix are the vertices of a simplex.
     weight = hadamard(k + 1)
     weight[0] *= delta
-    request = FactorRequest(method="cx", rank=k, max_rank=k, dtype=torch.float64, selector=selector)
+    request = asked(method="cx", rank=k, max_rank=k, dtype=torch.float64, selector=selector)
     found = factor(weight.to(dtype), request)
 
     ratio = math.sqrt((k + 1) / (1 + k * delta**2))

@@ -1,30 +1,28 @@
+"""worker.lowrank.factor: what a job runs for one weight."""
+
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.lowrank.matrices import gaussian, optimum, spectrum, with_spectrum
+from tests.lowrank.matrices import gaussian, optimum
+from tests.lowrank.requests import asked
 from worker.lowrank import (
     SELECTORS,
     EnergyRank,
     ErrorRank,
     Factored,
-    FactorRequest,
     Kept,
     Reason,
     factor,
     relative_error,
 )
-from worker.lowrank.factor import decompose, settle
-from worker.lowrank.ladder import decompositions
+from worker.lowrank.factor import decompose, factor_by
 from worker.lowrank.scale import ScaledWeight, exponent_of
+from worker.lowrank.solvers import solve
 
 METHODS = ["svd", "cx", "cur"]
-
-
-def asked(method="svd", rank=4, max_rank=12, dtype=torch.float32, **more):
-    return FactorRequest(method=method, rank=rank, max_rank=max_rank, dtype=dtype, **more)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -136,39 +134,13 @@ def test_columns_of_a_float16_weight_survive_even_under_the_normal_range():
     assert torch.equal(found.factors[-1], weight[:, list(found.columns)])
 
 
-@pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize("shape", [(200, 200), (450, 150), (150, 450)], ids=str)
-def test_every_step_of_the_ladder_finds_the_same_decomposition(shape, whole):
-    weight = torch.from_numpy(with_spectrum(*shape, spectrum("slow", min(shape)))).float()
-    scaled = scaled_weight(weight)
-    steps = list(decompositions(scaled.matrix, extent=6, whole=whole))
-    expected = torch.linalg.svdvals(weight.double()) * 2.0**-scaled.exponent
-
-    assert [step.basis.dtype for step in steps] == [torch.float32, *3 * [torch.float64]]
-    assert [step.noise > 0 for step in steps] == [True, True, False, False]
-    for step in steps:
-        known = expected if whole or step.noise == 0 else expected[:6]
-        torch.testing.assert_close(step.singular_values, known, rtol=2e-5, atol=1e-6)
-        assert step.tail(6) == pytest.approx(float(expected[6:].norm() / expected.norm()), rel=1e-5)
-        left, right = (step.vectors(scaled.matrix, 6, axis=axis) for axis in ("rows", "columns"))
-        middle = (left.double().mT @ weight.double() @ right.double()) * 2.0**-scaled.exponent
-        torch.testing.assert_close(middle, torch.diag(expected[:6]), rtol=1e-5, atol=1e-5)
-        for side in (left, right):
-            torch.testing.assert_close(side.mT @ side, torch.eye(6).to(side), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(40, 40), (300, 150)], ids=str)
-def test_steps_that_do_not_converge_are_passed_over(shape):
-    assert list(decompositions(torch.full(shape, math.nan), extent=3, whole=True)) == []
-
-
 @pytest.mark.parametrize("method", ["cx", "cur"])
 def test_a_weight_is_kept_where_the_fit_does_not_converge(method):
     weight = gaussian(30, 24).float()
-    ladder = list(decompositions(scaled_weight(weight).matrix, extent=24, whole=True))
+    ladder = list(solve(scaled_weight(weight).matrix, num_vectors=24, all_values=True))
     so_wrong_that_scaled_columns_overflow = -1900
 
-    found = settle(ScaledWeight(weight, so_wrong_that_scaled_columns_overflow), asked(method), ladder)
+    found = factor_by(ladder, ScaledWeight(weight, so_wrong_that_scaled_columns_overflow), asked(method))
     assert found == Kept(reason=Reason.NOT_CONVERGED)
 
 
@@ -187,9 +159,9 @@ def repeated(decomposition):
 @pytest.mark.parametrize("spoilt", [turned, repeated])
 def test_a_decomposition_whose_error_does_not_fit_its_spectrum_is_passed_over(spoilt):
     scaled = scaled_weight(gaussian(200, 150).float())
-    first, *others, last = decompositions(scaled.matrix, extent=150, whole=True)
+    first, *others, last = solve(scaled.matrix, num_vectors=150, all_values=True)
 
-    found = settle(scaled, asked(), [spoilt(first), *map(spoilt, others), last])
+    found = factor_by([spoilt(first), *map(spoilt, others), last], scaled, asked())
     assert found.relative_error == pytest.approx(found.optimal_error, rel=1e-5)
     assert found.decomposition is last
 
@@ -198,11 +170,11 @@ def test_a_decomposition_whose_error_does_not_fit_its_spectrum_is_passed_over(sp
 @pytest.mark.parametrize("rank", [4, EnergyRank(0.5), ErrorRank(0.7)])
 def test_a_weight_is_kept_where_no_decomposition_is_accurate(rank, spoilt):
     scaled = scaled_weight(gaussian(200, 150).float())
-    ladder = [spoilt(step) for step in decompositions(scaled.matrix, extent=150, whole=True)]
+    ladder = [spoilt(step) for step in solve(scaled.matrix, num_vectors=150, all_values=True)]
 
     request = asked(rank=rank, max_rank=150)
-    assert settle(scaled, request, ladder) == Kept(reason=Reason.NOT_CONVERGED)
-    assert settle(scaled, request, []) == Kept(reason=Reason.NOT_CONVERGED)
+    assert factor_by(ladder, scaled, request) == Kept(reason=Reason.NOT_CONVERGED)
+    assert factor_by([], scaled, request) == Kept(reason=Reason.NOT_CONVERGED)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -211,8 +183,8 @@ def test_what_is_known_serves_any_later_request_with_the_same_bytes(method):
     memo = {}
     # A promise that float32 cannot keep takes the next step, which changes nothing for those before it.
     for rank in (5, 60, EnergyRank(0.5), ErrorRank(0.9), EnergyRank(0.9996), 5, ErrorRank(0.9)):
-        request = asked(method, rank=rank, max_rank=150, extent=150)
-        fresh, again = factor(weight, request), factor(weight, request, memo=memo)
+        request = asked(method, rank=rank, max_rank=150, num_vectors=150)
+        fresh, again = factor(weight, request), factor(weight, request, cache=memo)
 
         assert any(again.decomposition is known for known in memo.values())
         assert all(map(torch.equal, fresh.factors, again.factors))
@@ -223,42 +195,24 @@ def test_what_is_known_serves_any_later_request_with_the_same_bytes(method):
 def test_no_step_that_is_known_is_taken_again():
     weight = gaussian(200, 150).float()
     memo = {}
-    request = asked(rank=EnergyRank(0.9996), max_rank=150, extent=150)
-    factor(weight, request, memo=memo)
+    request = asked(rank=EnergyRank(0.9996), max_rank=150, num_vectors=150)
+    factor(weight, request, cache=memo)
 
     class Full(dict):
         def __setitem__(self, step, _):
             pytest.fail(f"step {step} was taken")
 
-    factor(weight, request, memo=Full(memo))
+    factor(weight, request, cache=Full(memo))
     assert len(memo) == 2
 
 
 def test_what_is_known_but_wrong_is_not_believed():
     weight = gaussian(200, 150).float()
-    wrong = decompose(gaussian(200, 150, seed=1).float(), extent=150)
-    found = factor(weight, asked(rank=20, max_rank=80, extent=80), memo={0: wrong})
+    wrong = decompose(gaussian(200, 150, seed=1).float(), num_vectors=150)
+    found = factor(weight, asked(rank=20, max_rank=80, num_vectors=80), cache={0: wrong})
 
     assert found.decomposition is not wrong
     assert found.relative_error == pytest.approx(optimum(weight.double().numpy(), 20) / float(weight.norm()))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"method": "qr"}, "method must be one of svd, cur, cx"),
-        ({"storage": "one"}, "storage must be one of three, two"),
-        ({"rank": 0}, "rank must be at least 1"),
-        ({"max_rank": -1}, "max_rank must be at least 0"),
-        ({"align": 0}, "align and min_rank must be at least 1"),
-        ({"dtype": torch.int8}, "factors cannot be stored as"),
-        ({"selector": "best"}, "selector must be one of"),
-        ({"seed": -1}, "seed must be"),
-    ],
-)
-def test_a_request_that_makes_no_sense_is_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        asked(**change)
 
 
 @pytest.mark.parametrize(

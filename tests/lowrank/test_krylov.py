@@ -4,7 +4,7 @@ import torch
 
 from tests.lowrank.matrices import error, optimum, with_spectrum
 from worker.lowrank import svd
-from worker.lowrank.krylov import EXCESS, sketched
+from worker.lowrank.krylov import EXCESS, sketch
 
 N = 1024
 INDEX = np.arange(1, N + 1)
@@ -45,14 +45,16 @@ def test_what_is_found_lies_within_its_promise_of_the_optimum(name, rank):
 @pytest.mark.parametrize("shape", [(N, N), (N + 900, N), (N, N + 900)], ids=str)
 def test_a_sketch_is_enough_where_the_spectrum_falls(name, shape):
     weight = torch.from_numpy(matrix(name, shape))
-    found = sketched(weight, 100, seed=0)
+    found = sketch(weight, 100, seed=0)
 
     assert found.side == ("columns" if shape[0] >= shape[1] else "rows")
     assert found.basis.shape == (100, N)
     torch.testing.assert_close(found.basis @ found.basis.mT, torch.eye(100), rtol=0, atol=1e-5)
     exact = np.linalg.svd(weight.double().numpy(), compute_uv=False)
     np.testing.assert_allclose(found.singular_values[:50], exact[:50], rtol=1e-3)
-    assert found.tail(100) == pytest.approx(np.linalg.norm(exact[100:]) / np.linalg.norm(exact), rel=EXCESS)
+    assert found.optimal_error(100) == pytest.approx(
+        np.linalg.norm(exact[100:]) / np.linalg.norm(exact), rel=EXCESS
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def test_a_sketch_is_enough_where_the_spectrum_falls(name, shape):
     ids=["small", "high rank", "flat", "float64", "zero", "rank 1", "rank 40"],
 )
 def test_there_is_no_sketch_where_it_would_not_pay_or_not_be_certain(weight, rank):
-    assert sketched(weight, rank, seed=0) is None
+    assert sketch(weight, rank, seed=0) is None
 
 
 def test_a_matrix_of_exact_rank_comes_out_exactly_by_the_same_door():
@@ -84,7 +86,7 @@ def test_a_matrix_of_exact_rank_comes_out_exactly_by_the_same_door():
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others():
     weight = torch.from_numpy(matrix("power law"))
-    first, again, other = (sketched(weight, 100, seed=seed).basis for seed in (0, 0, 1))
+    first, again, other = (sketch(weight, 100, seed=seed).basis for seed in (0, 0, 1))
 
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

@@ -3,13 +3,14 @@ import sys
 
 MEASURE = """
 import resource, torch
-from worker.lowrank import FactorRequest, factor
+from tests.lowrank.requests import asked
+from worker.lowrank import factor
 
 def peak_mib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 weight = torch.randn({rows}, {columns}, dtype=torch.bfloat16)
-request = FactorRequest(method="{method}", rank=64, max_rank=400, dtype=torch.bfloat16)
+request = asked(method="{method}", rank=64, max_rank=400, dtype=torch.bfloat16)
 factor(weight[:128, :64], request)
 before = peak_mib()
 factor(weight, request)
@@ -37,7 +38,8 @@ def test_factoring_a_wide_weight_by_columns_takes_as_few():
 
 MEASURE_CALIBRATED = """
 import resource, torch
-from worker.lowrank import FactorRequest, factor, gram_fault
+from tests.lowrank.requests import asked
+from worker.lowrank import factor, gram_fault
 
 def peak_mib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -45,7 +47,7 @@ def peak_mib():
 def calibrated(weight):
     gram = torch.eye(weight.shape[1])
     assert gram_fault(gram) is None
-    factor(weight, FactorRequest(method="svd", rank=8, max_rank=400, dtype=torch.bfloat16, gram=gram))
+    factor(weight, asked(method="svd", rank=8, max_rank=400, dtype=torch.bfloat16, gram=gram))
 
 weight = torch.randn(256, 4096, dtype=torch.bfloat16)
 calibrated(weight[:, :64])

@@ -1,4 +1,4 @@
-"""The same bits as scipy.linalg's, and no other thread kept waiting."""
+"""worker.lowrank.openblas: routines are right, refuse what would crash, and let other threads go on."""
 
 import threading
 import time
@@ -7,10 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import scipy.linalg
-import torch
 
 from worker.lowrank import openblas
-from worker.lowrank.lapack import thin_qr, triangle
 
 DTYPES = [np.float32, np.float64]
 ORDERS = {
@@ -25,45 +23,41 @@ def random(m, n, dtype=np.float64, seed=0):
 
 
 def symmetric(n, dtype=np.float64):
-    """Give a symmetric matrix, with something else where nobody should look."""
+    """Return a symmetric matrix with other numbers in the triangle that is not read."""
     matrix = random(n, n, dtype)
     matrix[np.triu_indices(n, 1)] = 1e9
     return matrix
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("first", ORDERS)
-@pytest.mark.parametrize("second", ORDERS)
-@pytest.mark.parametrize(
-    ("m", "j", "n"), [(70, 50, 30), (1, 50, 30), (70, 1, 1), (70, 0, 30), (0, 50, 3), (7, 5, 0)]
-)
-def test_products_are_right_in_every_order_of_memory(dtype, first, second, m, j, n):
-    left, right = ORDERS[first](random(m, j, dtype)), ORDERS[second](random(j, n, dtype, seed=1))
-    into = np.asfortranarray(random(m, n, dtype, seed=2))
-    expected = 3 * into - 2 * (left @ right)
-    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == np.float32 else {"rtol": 1e-12, "atol": 1e-12}
-
-    np.testing.assert_allclose(openblas.gemm(1, left, right), left @ right, **tolerance)
-    result = openblas.gemm(-2, left, right, beta=3, into=into)
-    assert result is into
-    np.testing.assert_allclose(into, expected, **tolerance)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(("m", "n"), [(70, 30), (30, 70), (1, 1), (0, 4), (4, 0)])
-def test_a_gram_matrix_is_added_above_the_diagonal_and_nothing_below(dtype, order, m, n):
-    tall, into = ORDERS[order](random(m, n, dtype)), np.asfortranarray(random(n, n, dtype, seed=2))
-    expected = np.triu(into + tall.T @ tall) + np.tril(into, -1)
-    openblas.syrk(tall, into)
+@pytest.mark.parametrize(("m", "j", "n"), [(70, 50, 30), (70, 1, 1), (7, 0, 5), (0, 50, 3)])
+def test_products_are_right_in_every_order_of_memory(dtype, order, m, j, n):
+    into = np.asfortranarray(random(m, n, dtype, seed=2))
+    for second in ORDERS.values():
+        left, right = ORDERS[order](random(m, j, dtype)), second(random(j, n, dtype, seed=1))
+        result, expected = into.copy(order="F"), 3 * into - 2 * (left @ right)
 
-    np.testing.assert_allclose(into, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(openblas.gemm(1, left, right), left @ right, rtol=1e-4, atol=1e-4)
+        assert openblas.gemm(-2, left, right, beta=3, into=result) is result
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("m", "n"), [(70, 30), (1, 1), (0, 4), (4, 0)])
+def test_a_gram_matrix_is_added_above_the_diagonal_and_nothing_below(order, m, n):
+    for dtype in DTYPES:
+        tall, into = ORDERS[order](random(m, n, dtype)), np.asfortranarray(random(n, n, dtype, seed=2))
+        expected = np.triu(into + tall.T @ tall) + np.tril(into, -1)
+        openblas.syrk(tall, into)
+
+        np.testing.assert_allclose(into, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("order", ["rows", "columns"])
-@pytest.mark.parametrize("n", [1, 2, 60, 200])
-def test_eigenpairs_are_scipys_to_the_last_bit(dtype, order, n):
+@pytest.mark.parametrize("n", [1, 60])
+def test_eigenpairs_are_those_of_scipy_to_the_last_bit(dtype, order, n):
     matrix = ORDERS[order](symmetric(n, dtype))
     before, count = matrix.copy(), (n + 3) // 4
 
@@ -73,27 +67,17 @@ def test_eigenpairs_are_scipys_to_the_last_bit(dtype, order, n):
     assert np.array_equal(matrix, before)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("order", ["rows", "columns"])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (60, 60), (200, 50), (50, 200)])
+@pytest.mark.parametrize("shape", [(1, 9), (200, 50), (50, 200)], ids=str)
 @pytest.mark.parametrize("driver", ["gesdd", "gesvd"])
-def test_singular_values_and_vectors_are_scipys_to_the_last_bit(dtype, order, shape, driver):
-    matrix = ORDERS[order](random(*shape, dtype))
-    before = matrix.copy()
-    expected = scipy.linalg.svd(matrix, full_matrices=False, lapack_driver=driver)
+def test_singular_values_and_vectors_are_those_of_scipy_to_the_last_bit(order, shape, driver):
+    for dtype in DTYPES:
+        matrix = ORDERS[order](random(*shape, dtype))
+        before = matrix.copy()
+        expected = scipy.linalg.svd(matrix, full_matrices=False, lapack_driver=driver)
 
-    assert same(getattr(openblas, driver)(matrix), expected)
-    assert np.array_equal(matrix, before)
-
-
-@pytest.mark.parametrize("shape", [(9, 1), (200, 50), (60, 60)])
-def test_the_triangle_of_a_qr_is_that_of_the_whole(shape):
-    tall = torch.from_numpy(random(*shape))
-    q, r = thin_qr(tall)
-
-    assert triangle(tall).equal(r)
-    torch.testing.assert_close(q @ r, tall)
-    assert r.equal(r.triu())
+        assert same(getattr(openblas, driver)(matrix), expected)
+        assert np.array_equal(matrix, before)
 
 
 def same(found, expected):
@@ -101,7 +85,7 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize("routine", [openblas.gesdd, openblas.gesvd])
-def test_what_does_not_converge_raises(routine):
+def test_a_routine_that_does_not_converge_raises(routine):
     matrix = np.full((40, 40), np.nan)
 
     with pytest.raises(np.linalg.LinAlgError, match="failed with info"):
@@ -118,17 +102,17 @@ def test_what_does_not_converge_raises(routine):
         (random(4, 3), random(3, 2), np.zeros((4, 2))),
     ],
 )
-def test_what_would_be_read_or_written_out_of_bounds_is_refused(left, right, into):
-    with pytest.raises(ValueError, match=r"have no product|cannot take a result"):
+def test_a_product_out_of_bounds_is_refused(left, right, into):
+    with pytest.raises(ValueError, match=r"cannot multiply|cannot hold a result"):
         openblas.gemm(1, left, right, into=into)
 
 
 @pytest.mark.parametrize(
-    "into", [np.zeros((3, 4), order="F"), np.zeros((3, 3)), np.zeros((3, 3), np.float32)]
+    "into", [np.zeros((3, 4), order="F"), np.zeros((3, 3)), np.zeros((3, 3), np.float32, order="F")]
 )
-def test_a_gram_matrix_goes_nowhere_else(into):
-    with pytest.raises(ValueError, match="cannot take a result"):
-        openblas.syrk(random(4, 3), np.asfortranarray(into) if into.dtype == np.float32 else into)
+def test_a_gram_matrix_out_of_bounds_is_refused(into):
+    with pytest.raises(ValueError, match="cannot hold a result"):
+        openblas.syrk(random(4, 3), into)
 
 
 @pytest.mark.parametrize("routine", [openblas.syevd, openblas.gesdd, openblas.gesvd])
@@ -140,18 +124,18 @@ def test_there_is_no_half_precision(routine):
 WORK = {
     "gemm": lambda matrix: openblas.gemm(1, matrix, matrix),
     "syrk": lambda matrix: openblas.syrk(matrix, np.zeros_like(matrix, order="F")),
-    "syevd": lambda matrix: openblas.syevd(matrix[:1200, :1200]),
-    "syevr": lambda matrix: openblas.syevr(matrix[:1200, :1200], 300),
-    "gesdd": lambda matrix: openblas.gesdd(matrix[:1200, :1200]),
-    "gesvd": lambda matrix: openblas.gesvd(matrix[:800, :800]),
-    "scipy's QR": lambda matrix: scipy.linalg.qr(matrix[:, :2000], mode="raw"),
-    "scipy's pivots": lambda matrix: scipy.linalg.qr(matrix[:1200, :1200], mode="raw", pivoting=True),
+    "syevd": lambda matrix: openblas.syevd(matrix[:800, :800]),
+    "syevr": lambda matrix: openblas.syevr(matrix[:800, :800], 200),
+    "gesdd": lambda matrix: openblas.gesdd(matrix[:600, :600]),
+    "gesvd": lambda matrix: openblas.gesvd(matrix[:400, :400]),
+    "scipy's QR": lambda matrix: scipy.linalg.qr(matrix[:, :1000], mode="raw"),
+    "scipy's pivots": lambda matrix: scipy.linalg.qr(matrix[:900, :900], mode="raw", pivoting=True),
 }
 
 
 @pytest.fixture(scope="module")
 def large():
-    return np.asfortranarray(random(3000, 3000))
+    return np.asfortranarray(random(2000, 2000))
 
 
 @pytest.mark.parametrize("work", WORK.values(), ids=WORK.keys())

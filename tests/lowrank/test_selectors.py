@@ -8,10 +8,10 @@ import scipy.linalg
 import torch
 
 from tests.lowrank.matrices import gaussian, hadamard, optimum, spectrum, with_spectrum
-from worker.lowrank.ladder import resolved
 from worker.lowrank.osinsky import osinsky
-from worker.lowrank.pivots import BLOCKED_WORK, blocked, lu_pivots, qr_pivots
+from worker.lowrank.pivoting import BLOCKED_WORK, blocked_qr_pivots, lu_pivots, qr_pivots
 from worker.lowrank.selectors import SELECTORS, select
+from worker.lowrank.solvers import solve_for
 
 SPECTRA = ["flat", "slow", "fast", "graded over 1e-12", "tied in two", "rank 3 and noise 1e-6", "rank 3"]
 
@@ -148,7 +148,7 @@ def test_qr_by_blocks_has_the_pivots_of_lapack(shape, dtype):
     expected = scipy.linalg.qr(vectors.numpy().T, mode="r", pivoting=True)[1][:k].tolist()
 
     assert qr_pivots(vectors, k) == expected
-    assert blocked(vectors, k) == expected
+    assert blocked_qr_pivots(vectors, k) == expected
 
 
 def test_a_large_weight_has_the_columns_that_lapack_chooses():
@@ -166,7 +166,7 @@ def test_a_large_weight_has_the_columns_that_lapack_chooses():
 @pytest.mark.parametrize("name", [*SPECTRA, "one outlier"])
 def test_qr_by_blocks_never_takes_a_much_nearer_vector(name):
     vectors = columns_of(with_spectrum(120, 500, spectrum(name, 120)))
-    chosen = blocked(vectors, 100)
+    chosen = blocked_qr_pivots(vectors, 100)
     rest = vectors.clone()
 
     assert len(set(chosen)) == 100
@@ -186,7 +186,7 @@ def test_choices_by_blocks_are_as_good_as_one_by_one(name):
     by_lapack = scipy.linalg.qr(matrix, mode="r", pivoting=True)[1][:60].tolist()
     by_paper = osinsky_of_the_paper(matrix, basis.numpy())
 
-    assert cx_error(matrix, blocked(vectors, 60)) <= 1.05 * cx_error(matrix, by_lapack)
+    assert cx_error(matrix, blocked_qr_pivots(vectors, 60)) <= 1.05 * cx_error(matrix, by_lapack)
     assert cx_error(matrix, osinsky(vectors, basis)) <= 1.05 * cx_error(matrix, by_paper)
 
 
@@ -195,7 +195,7 @@ def test_blocks_choose_distinct_vectors_where_few_or_none_are_independent(rank_o
     matrix = with_spectrum(80, 400, np.where(np.arange(80) < rank_of_it, 1.0, 0.0))
     vectors = columns_of(matrix)
 
-    for chosen in (blocked(vectors, 70), osinsky(vectors, leading(matrix, 70))):
+    for chosen in (blocked_qr_pivots(vectors, 70), osinsky(vectors, leading(matrix, 70))):
         assert len(set(chosen)) == 70
         assert cx_error(matrix, chosen) <= 1e-12
 
@@ -203,7 +203,7 @@ def test_blocks_choose_distinct_vectors_where_few_or_none_are_independent(rank_o
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_selectors_do_not_change_what_they_are_given(selector):
     matrix = gaussian(300, 300)
-    before, decomposition = matrix.clone(), resolved(matrix, 40)
+    before, decomposition = matrix.clone(), solve_for(matrix, 40)
     basis = decomposition.basis.clone()
     for axis in ("columns", "rows"):
         select(selector, 40, axis=axis, matrix=matrix, decomposition=decomposition, seed=0)

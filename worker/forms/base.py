@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from schemas.planning.forms import Selector, Storage
 from schemas.planning.layer import LayerPlan
 from schemas.spec import RankRule
-from worker.lowrank import EnergyRank, ErrorRank, Factored, FactorRequest, Kept, Memo
+from worker.lowrank import EnergyRank, ErrorRank, Factored, FactorRequest, Kept, Method, SolverCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,7 @@ class FormInputs:
     num_vectors : int or None
         How many singular vectors a decomposition must hold, so that later jobs can use it too; None: as
         many as this rank needs.
-    cached : Memo or None
+    cached : SolverCache or None
         Decompositions from earlier jobs; new ones are put there.
     """
 
@@ -42,34 +40,19 @@ class FormInputs:
     dtype: torch.dtype
     seed: int
     num_vectors: int | None = None
-    cached: Memo | None = None
+    cached: SolverCache | None = None
 
-    def request(
-        self,
-        method: Literal["svd", "cur", "cx"],
-        *,
-        selector: Selector = "qdeim",
-        storage: Storage = "three",
-    ) -> FactorRequest:
-        """
-        Return what to ask `worker.lowrank.factor` for.
-
-        Parameters
-        ----------
-        method, selector, storage
-            As in `worker.lowrank.FactorRequest`.
-        """
+    def request(self, method: Method) -> FactorRequest:
+        """Return what to ask `worker.lowrank.factor` for, by this method."""
         return FactorRequest(
             method=method,
             rank=self._rank(),
             max_rank=self.layer.break_even_rank,
-            selector=selector,
-            storage=storage,
             dtype=self.dtype,
             seed=self.seed,
             align=self.layer.align,
             min_rank=self.layer.min_rank,
-            extent=self.num_vectors,
+            num_vectors=self.num_vectors,
             gram=self.gram,
         )
 

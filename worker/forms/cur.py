@@ -2,7 +2,7 @@
 
 from schemas.planning.forms.cur import Cur
 from worker.forms.base import FormInputs, multiply_chain, register
-from worker.lowrank import Factored, Kept, factor
+from worker.lowrank import CURMethod, Factored, Kept, factor
 
 
 @register("cur", expand=multiply_chain)
@@ -18,5 +18,5 @@ def compute_cur(inputs: FormInputs) -> Factored | Kept:
     """
     form = inputs.layer.form
     assert isinstance(form, Cur)
-    request = inputs.request("cur", selector=form.selector or "qdeim", storage=form.storage)
-    return factor(inputs.weight, request, memo=inputs.cached)
+    request = inputs.request(CURMethod(form.selector or "qdeim", form.storage))
+    return factor(inputs.weight, request, cache=inputs.cached)

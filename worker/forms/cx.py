@@ -2,7 +2,7 @@
 
 from schemas.planning.forms.cx import Cx
 from worker.forms.base import FormInputs, multiply_chain, register
-from worker.lowrank import Factored, Kept, factor
+from worker.lowrank import CXMethod, Factored, Kept, factor
 
 
 @register("cx", expand=multiply_chain)
@@ -17,4 +17,5 @@ def compute_cx(inputs: FormInputs) -> Factored | Kept:
     """
     form = inputs.layer.form
     assert isinstance(form, Cx)
-    return factor(inputs.weight, inputs.request("cx", selector=form.selector or "qdeim"), memo=inputs.cached)
+    request = inputs.request(CXMethod(form.selector or "qdeim"))
+    return factor(inputs.weight, request, cache=inputs.cached)

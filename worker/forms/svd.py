@@ -1,7 +1,7 @@
 """The truncated singular value decomposition at work."""
 
 from worker.forms.base import FormInputs, multiply_chain, register
-from worker.lowrank import Factored, Kept, factor
+from worker.lowrank import Factored, Kept, SVDMethod, factor
 
 
 @register("svd", expand=multiply_chain)
@@ -14,4 +14,4 @@ def compute_svd(inputs: FormInputs) -> Factored | Kept:
     Factored or Kept
         Tensors R [k, n] and L [m, k], the singular values split evenly between them.
     """
-    return factor(inputs.weight, inputs.request("svd"), memo=inputs.cached)
+    return factor(inputs.weight, inputs.request(SVDMethod()), cache=inputs.cached)

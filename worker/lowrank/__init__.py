@@ -1,21 +1,36 @@
-"""Low-rank approximation of one matrix: pure functions of tensors, numbers and a seed."""
+"""Low-rank approximation of one matrix: pure functions of tensors, numbers and a seed.
 
-from worker.lowrank.cur import CUR, cur
-from worker.lowrank.cx import CX, cx
-from worker.lowrank.decomposition import Decomposition, Memo
+`factor` is what a job runs. It takes a `FactorRequest` with a method: `SVDMethod`, `CXMethod`, `CURMethod` or
+any other `Method`. `svd`, `cx` and `cur` are short calls of the same body.
+"""
+
+from worker.lowrank.calibrated import weighted_error
+from worker.lowrank.candidate import Candidate, Method, Problem
+from worker.lowrank.cur import CUR, CX, CURMethod, CXMethod, Storage, cur, cx
+from worker.lowrank.decomposition import Decomposition, SolverCache
+from worker.lowrank.error import relative_error
 from worker.lowrank.factor import decompose, factor
 from worker.lowrank.gram import gram_fault
-from worker.lowrank.outcome import Factored, FactorRequest, Kept, Reason, Weighted
-from worker.lowrank.ranks import EnergyRank, ErrorRank
-from worker.lowrank.residual import relative_error
 from worker.lowrank.selectors import SELECTORS, Selector
-from worker.lowrank.svd import LowRank, svd
-from worker.lowrank.weighted import weighted_error
+from worker.lowrank.svd import LowRank, SVDMethod, svd
+from worker.lowrank.types import (
+    EnergyRank,
+    ErrorRank,
+    Factored,
+    FactorRequest,
+    Kept,
+    RankRule,
+    Reason,
+    Weighted,
+)
 
 __all__ = [
     "CUR",
     "CX",
     "SELECTORS",
+    "CURMethod",
+    "CXMethod",
+    "Candidate",
     "Decomposition",
     "EnergyRank",
     "ErrorRank",
@@ -23,9 +38,14 @@ __all__ = [
     "Factored",
     "Kept",
     "LowRank",
-    "Memo",
+    "Method",
+    "Problem",
+    "RankRule",
     "Reason",
+    "SVDMethod",
     "Selector",
+    "SolverCache",
+    "Storage",
     "Weighted",
     "cur",
     "cx",

@@ -1,4 +1,4 @@
-"""Products of matrices by the faster of the BLAS libraries at hand: torch's own, or scipy's OpenBLAS."""
+"""Products of matrices by the faster BLAS library: the one in torch, or the OpenBLAS in scipy."""
 
 import threading
 from collections.abc import Iterator
@@ -22,11 +22,13 @@ _inside = threading.local()
 
 @cache
 def prefers_scipy() -> bool:
-    """Say whether products on the CPU are scipy's: by a table, since timing would change the bytes.
+    """Return whether scipy computes products on the CPU.
 
-    The MKL in torch takes slower paths on processors that are not Intel's: on AMD's it needs about twice the
-    time of OpenBLAS. Only scipy's copy of OpenBLAS is used and never numpy's, because the threads of each
-    library wait busily for a while after each call, and would take the processors from the other's.
+    The MKL in torch takes slower paths on processors that are not made by Intel: on those of AMD it needs
+    about twice the time of OpenBLAS. The vendor decides and not a timing, with which the bytes would depend
+    on the load of the machine. Only scipy's copy of OpenBLAS is used and never numpy's: the threads of a
+    library wait busily for some time after each call, and would take the processors from those of the other
+    (measured in docs/decisions/0011-numpy-was-measured.md).
     """
     if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
         return False
@@ -37,23 +39,23 @@ def prefers_scipy() -> bool:
 
 
 def kernels() -> tuple[str, ...]:
-    """Name what chooses the code of products, and so their last bits: the processor does, by these."""
+    """Return the names of the kernels in use: the processor selects them, and they decide the last bits."""
     return str(prefers_scipy()), *(library.architecture for library in _openblas())
 
 
 @contextmanager
 def one_pool() -> Iterator[None]:
-    """Let one library's threads work at a time, as many as torch may use in this thread.
+    """Let the threads of one library work at a time, as many as torch may use in this thread.
 
-    Threads of both libraries at once wait for each other busily: 2048 x 2048 took five times as long so.
+    Threads of both libraries at once wait busily for each other: 2048 x 2048 then took five times as long.
     """
     if getattr(_inside, "already", False):
         yield
         return
     threads = torch.get_num_threads()
     for library in _openblas():
-        # It listens to the first thread alone that set a number, until it is told to let go. OpenBLAS has one
-        # number for the whole process; layers side by side ask for the same.
+        # The library obeys only the first thread that set a number, until that claim is cleared. OpenBLAS has
+        # one number for the whole process; layers that run side by side ask for the same one.
         library.clear_controlling_thread(force=True)
         library.set_num_threads(threads)
     _inside.already, _inside.threads = True, threads
@@ -68,7 +70,7 @@ def one_pool() -> Iterator[None]:
 
 @contextmanager
 def torch_pool() -> Iterator[None]:
-    """Give torch the threads back that :func:`one_pool` took from it."""
+    """Return to torch the threads that :func:`one_pool` took from it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(getattr(_inside, "threads", threads) if prefers_scipy() else threads)
     try:
@@ -100,12 +102,12 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """
     if left.device.type != "cpu" or not prefers_scipy():
         return left @ right
-    # Column by column the same memory reads as the transpose, so Rᵀ · Lᵀ comes out without a copy.
+    # Rows read column by column are the transpose, so computing Rᵀ · Lᵀ needs no copy.
     return torch.from_numpy(openblas.gemm(1, right.detach().numpy().T, left.detach().numpy().T).T)
 
 
 def subtract_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Take left · right off a contiguous matrix [m, n], in place; the rest is as for :func:`product`."""
+    """Subtract left · right from a contiguous matrix [m, n] in place; arguments as for :func:`product`."""
     assert target.is_contiguous()
     if target.device.type != "cpu" or not prefers_scipy():
         target.addmm_(left, right, alpha=-1)
@@ -114,7 +116,7 @@ def subtract_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tens
 
 
 def gram(tall: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return AᵀA, summed in a dtype that may be wider than A's, at most a few million elements of A widened.
+    """Return AᵀA, summed in a dtype that may be wider than that of A; A is widened in blocks of rows.
 
     Parameters
     ----------
@@ -133,14 +135,14 @@ def gram(tall: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         total = torch.zeros(n, n, dtype=dtype, device=tall.device)
         for block in _blocks(tall, dtype):
             total.addmm_(block.mT, block)
-        return mirrored(total)
+        return symmetrize(total)
     sums = np.zeros((n, n), dtype=np.float64 if dtype == torch.float64 else np.float32, order="F")
     for block in _blocks(tall, dtype):
         openblas.syrk(block.detach().numpy(), sums)
-    return mirrored(torch.from_numpy(sums.T))
+    return symmetrize(torch.from_numpy(sums.T))
 
 
-def mirrored(lower: torch.Tensor) -> torch.Tensor:
+def symmetrize(lower: torch.Tensor) -> torch.Tensor:
     """Copy the lower triangle of a square matrix over its upper one, in place, and return it."""
     n = len(lower)
     for start in range(0, n, TILE):

@@ -1,16 +1,126 @@
-"""CUR: a matrix told in k of its own columns and k of its own rows."""
+"""CX and CUR decompositions: approximate W by k of its columns, or by k of its columns and k of its rows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
-from worker.lowrank.blas import one_pool
-from worker.lowrank.cx import take_columns
-from worker.lowrank.edge import check_rank, check_seed, check_selector, finite_exponent
-from worker.lowrank.ladder import resolved
+from worker.lowrank.candidate import Candidate, OutOfRangeError, Problem
+from worker.lowrank.error import Residual
+from worker.lowrank.factor import factor_at
 from worker.lowrank.lstsq import PseudoInverse
-from worker.lowrank.scale import scaled_copy, times_power, working_dtype
-from worker.lowrank.selectors import SPECTRAL, Selector, select
+from worker.lowrank.scale import times_power, working_dtype
+from worker.lowrank.selectors import SELECTORS, Indices, Selector
+from worker.lowrank.truncation import Factors, best_rounded
+
+Storage = Literal["three", "two"]
+STORAGES: tuple[Storage, ...] = get_args(Storage)
+
+
+@dataclass(frozen=True)
+class CXMethod:
+    """W ≈ C·X, C of k columns of W and X = C⁺W; a :class:`worker.lowrank.candidate.Method`."""
+
+    selector: Selector = "qdeim"
+
+    def __post_init__(self) -> None:
+        _check_selector(self.selector)
+
+    def candidate(self, problem: Problem, rank: int) -> Candidate:
+        """Return ``(X [k, n], C [m, k])``; see :class:`worker.lowrank.candidate.Method`."""
+        columns = problem.select(self.selector, rank, "columns")
+        scaled = problem.scaled
+        dtype = problem.dtype or working_dtype(scaled.weight)
+        c, c_inverse = _fitted_columns(problem, columns, dtype)
+
+        def fit(cutoff: float) -> Factors:
+            return c_inverse.solve(scaled.matrix, cutoff=cutoff), c
+
+        return _best_candidate(problem, fit, dtype, columns, None)
+
+
+@dataclass(frozen=True)
+class CURMethod:
+    """W ≈ C·U·R, C of k columns and R of k rows of W; a :class:`worker.lowrank.candidate.Method`.
+
+    U = C⁺WR⁺ is the best for these columns and rows; with a Gram matrix S·Sᵀ it is C⁺(WS)(RS)⁺. ``storage``
+    "three" keeps R, U and C, and "two" keeps U·R and C.
+    """
+
+    selector: Selector = "qdeim"
+    storage: Storage = "three"
+
+    def __post_init__(self) -> None:
+        _check_selector(self.selector)
+        if self.storage not in STORAGES:
+            raise ValueError(f"storage must be one of {', '.join(STORAGES)}, not {self.storage!r}")
+
+    def candidate(self, problem: Problem, rank: int) -> Candidate:
+        """Return ``(R [k, n], U [k, k], C [m, k])`` or ``(U·R, C)``; see the protocol ``Method``."""
+        columns = problem.select(self.selector, rank, "columns")
+        rows = problem.select(self.selector, rank, "rows")
+        scaled = problem.scaled
+        dtype = problem.dtype or working_dtype(scaled.weight)
+        c, c_inverse = _fitted_columns(problem, columns, dtype)
+        r = problem.cast(take_rows(scaled.weight, rows), dtype)  # [k, n]
+        r_inverse = PseudoInverse.of(problem.as_outputs(r).mT, scaled.exponent)
+
+        def fit(cutoff: float) -> Factors:
+            u = fit_u(problem.outputs, c_inverse, r_inverse, cutoff=cutoff)  # [k, k]
+            if self.storage == "two":
+                return u @ times_power(r.to(torch.float64), -scaled.exponent), c
+            return r, times_power(u, -scaled.exponent), c
+
+        return _best_candidate(problem, fit, dtype, columns, rows)
+
+
+def _fitted_columns(
+    problem: Problem, columns: Indices, dtype: torch.dtype
+) -> tuple[torch.Tensor, PseudoInverse]:
+    # The fit is to the columns as they are stored, so that it corrects for their rounding too.
+    c = problem.cast(take_columns(problem.scaled.weight, columns), dtype)  # [m, k]
+    return c, PseudoInverse.of(c, problem.scaled.exponent)
+
+
+def _best_candidate(
+    problem: Problem,
+    fit: Callable[[float], Factors],
+    dtype: torch.dtype,
+    columns: Indices,
+    rows: Indices | None,
+) -> Candidate:
+    def objective(factors: Factors) -> Residual:
+        return problem.weighted_residual(factors) or problem.residual(factors)
+
+    best = best_rounded(fit, dtype, objective)
+    if best is None:
+        raise OutOfRangeError
+    factors, residual = best
+    rank = len(columns)
+    if problem.gram is None:
+        return Candidate(rank, factors, residual, columns=columns, rows=rows)
+    plain = problem.residual(factors)
+    return Candidate(rank, factors, plain, columns=columns, rows=rows, weighted=residual)
+
+
+def _check_selector(selector: str) -> None:
+    if selector not in SELECTORS:
+        raise ValueError(f"selector must be one of {', '.join(SELECTORS)}, not {selector!r}")
+
+
+@dataclass(frozen=True)
+class CX:
+    """W ≈ c · x: c [m, k] holds exact columns of W, x [k, n] = C⁺W; `columns` ascend."""
+
+    columns: tuple[int, ...]
+    c: torch.Tensor
+    x: torch.Tensor
+
+    @property
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Input side first, as in a ``torch.nn.Sequential``."""
+        return self.x, self.c
 
 
 @dataclass(frozen=True)
@@ -29,12 +139,52 @@ class CUR:
         return self.r, self.u, self.c
 
 
-@one_pool()
+def cx(weight: torch.Tensor, rank: int, *, selector: Selector = "qdeim", seed: int = 0) -> CX:
+    """Return W ≈ C X with C of k columns of W and X = C⁺W, the best X for them in the Frobenius norm.
+
+    Its error is never below that of the SVD at the same rank (Eckart and Young 1936), and with the best
+    columns at most √(k + 1) times that (Deshpande and Rademacher 2006). Beyond the numerical rank of W some
+    columns are dependent; directions of C are left out where rounding the factors would cost more.
+
+    Parameters
+    ----------
+    weight : Tensor [m, n]
+        Finite; float64, float32, float16 or bfloat16.
+    rank : int
+        1 ≤ k ≤ min(m, n).
+    selector : {"qdeim", "deim", "cpqr", "osinsky", "leverage", "linear_time"}
+        How columns are chosen: see :func:`worker.lowrank.selectors.select`.
+    seed : int
+        ≥ 0; for the random draws of ``leverage`` and ``linear_time``.
+
+    Returns
+    -------
+    CX
+        Factors in float64 for float64 input, else in float32, which holds narrower columns exactly.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of its range or the weight is not finite.
+    ArithmeticError
+        If no solver found the singular vectors of the weight, or those of the chosen columns.
+
+    Examples
+    --------
+    >>> cx(torch.diag(torch.tensor([1.0, 3.0, 2.0])), 2).columns
+    (1, 2)
+    """
+    found = factor_at(weight, CXMethod(selector), rank, seed=seed)
+    x, c = found.factors
+    assert found.columns is not None
+    return CX(found.columns, c, x)
+
+
 def cur(weight: torch.Tensor, rank: int, *, selector: Selector = "qdeim", seed: int = 0) -> CUR:
     """Return W ≈ C U R with U = C⁺WR⁺, the best U for these columns and rows in the Frobenius norm.
 
-    The columns are those that :func:`worker.lowrank.cx` chooses under the same selector and seed, so its
-    error is never under that of CX (Mahoney and Drineas 2009; Sorensen and Embree 2016).
+    The columns are those that :func:`cx` chooses with the same selector and seed, so its error is never below
+    that of CX (Mahoney and Drineas 2009; Sorensen and Embree 2016).
 
     Parameters
     ----------
@@ -45,7 +195,7 @@ def cur(weight: torch.Tensor, rank: int, *, selector: Selector = "qdeim", seed: 
     selector : {"qdeim", "deim", "cpqr", "osinsky", "leverage", "linear_time"}
         How columns and rows are chosen: see :func:`worker.lowrank.selectors.select`.
     seed : int
-        ≥ 0; the chance in ``leverage`` and ``linear_time``.
+        ≥ 0; for the random draws of ``leverage`` and ``linear_time``.
 
     Returns
     -------
@@ -57,8 +207,7 @@ def cur(weight: torch.Tensor, rank: int, *, selector: Selector = "qdeim", seed: 
     ValueError
         If an argument is out of its range or the weight is not finite.
     ArithmeticError
-        If no method found the singular vectors of the weight, where the selector needs them, or of what was
-        chosen, which the fit needs.
+        If no solver found the singular vectors of the weight, or those of the chosen columns and rows.
 
     Examples
     --------
@@ -66,43 +215,20 @@ def cur(weight: torch.Tensor, rank: int, *, selector: Selector = "qdeim", seed: 
     >>> found.columns, found.rows
     ((1, 2), (1, 2))
     """
-    check_selector(selector)
-    check_seed(seed)
-    weight = weight.detach()
-    exponent = finite_exponent(weight)
-    check_rank(rank, weight)
-    scaled = scaled_copy(weight, exponent, working_dtype(weight))  # [m, n]
-    decomposition = resolved(scaled, rank) if selector in SPECTRAL else None
-    columns, rows = (
-        select(selector, rank, axis=axis, matrix=scaled, decomposition=decomposition, seed=seed)
-        for axis in ("columns", "rows")
-    )
-    c = take_columns(weight, columns).to(scaled.dtype)  # [m, k]
-    r = take_rows(weight, rows).to(scaled.dtype)  # [k, n]
-    u = fit_u(scaled, PseudoInverse.of(c, exponent), PseudoInverse.of(r.mT, exponent))  # [k, k]
-    return CUR(columns, rows, c, times_power(u, -exponent).to(scaled.dtype), r)
+    found = factor_at(weight, CURMethod(selector), rank, seed=seed)
+    r, u, c = found.factors
+    assert found.columns is not None
+    assert found.rows is not None
+    return CUR(found.columns, found.rows, c, u, r)
 
 
-def take_rows(weight: torch.Tensor, rows: tuple[int, ...]) -> torch.Tensor:
-    """Return the chosen rows, bit for bit.
+def take_columns(weight: torch.Tensor, columns: Indices) -> torch.Tensor:
+    """Return columns of W [m, n], bit for bit, in the order given [m, k]; IndexError for one out of range."""
+    return weight.index_select(1, torch.tensor(columns, device=weight.device))
 
-    Parameters
-    ----------
-    weight : Tensor [m, n]
-        Any dtype.
-    rows : tuple of int
-        k indices, each in [0, m).
 
-    Returns
-    -------
-    Tensor [k, n]
-        A copy of the weight's dtype, the rows in the order given.
-
-    Raises
-    ------
-    IndexError
-        If an index is out of its range.
-    """
+def take_rows(weight: torch.Tensor, rows: Indices) -> torch.Tensor:
+    """Return rows of W [m, n], bit for bit, in the order given [k, n]; IndexError for one out of range."""
     return weight.index_select(0, torch.tensor(rows, device=weight.device))
 
 

@@ -1,46 +1,54 @@
-"""The door for one weight: a request in, an outcome out."""
+"""Factor one weight: a request in, factors or a reason out."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
 from worker.lowrank.blas import one_pool
-from worker.lowrank.decomposition import Decomposition, Memo
-from worker.lowrank.edge import check_weight
-from worker.lowrank.krylov import sketched
-from worker.lowrank.ladder import decompositions
+from worker.lowrank.calibrated import solve_calibrated
+from worker.lowrank.candidate import Candidate, Method, OutOfRangeError, Problem, smallest_rank
+from worker.lowrank.decomposition import Decomposition, SolverCache
+from worker.lowrank.krylov import sketch
 from worker.lowrank.lapack import NotConvergedError
-from worker.lowrank.outcome import Factored, FactorRequest, Kept, Reason, Weighted
-from worker.lowrank.ranks import ErrorRank
-from worker.lowrank.scale import ScaledWeight, exponent_of, times_power
-from worker.lowrank.search import least
-from worker.lowrank.trial import Bench, OutOfRangeError, Trial
-from worker.lowrank.weighted import weighted_decompositions
+from worker.lowrank.scale import ScaledWeight, check_weight, exponent_of, finite_exponent, times_power
+from worker.lowrank.solvers import solve
+from worker.lowrank.types import (
+    ErrorRank,
+    Factored,
+    FactorRequest,
+    Kept,
+    Reason,
+    Weighted,
+    check_rank,
+    check_seed,
+)
 
 
 @one_pool()
-def factor(weight: torch.Tensor, request: FactorRequest, *, memo: Memo | None = None) -> Factored | Kept:
-    """Factor one weight as asked, or say why it stays dense.
+def factor(
+    weight: torch.Tensor, request: FactorRequest, *, cache: SolverCache | None = None
+) -> Factored | Kept:
+    """Factor one weight as requested, or return the reason why it stays dense.
 
-    Numerical trouble is an outcome and never an exception. Each step of the ladder (see
-    :func:`worker.lowrank.ladder.decompositions`) is taken only where the one before did not converge or was
-    not accurate enough for the rank asked for.
+    Numerical trouble is a result and never an exception. Each solver of the cascade (see
+    :func:`worker.lowrank.solvers.solve`) runs only where the one before did not converge or was not accurate
+    enough for the rank.
 
     For svd the error of the factors, before a cast to half precision, exceeds the optimum by at most 1e-4 of
-    it, or 1e-3 where a sketch was enough. Rounding the factors to the stored dtype has an error of its own,
-    added in squares: about 4e-8 of ‖W‖ in float32, 1e-16 in float64, 3e-4 in float16 and 2e-3 in bfloat16.
-    With a Gram matrix the same is said of the error of the outputs, as far as that matrix tells it.
+    it, or 1e-3 where a Krylov space was enough. Rounding the factors to the stored dtype has an error of its
+    own, added in squares: about 4e-8 of ‖W‖ in float32, 1e-16 in float64, 3e-4 in float16 and 2e-3 in
+    bfloat16. With a Gram matrix the same holds for the error of the outputs, to the digits of that matrix.
 
     Parameters
     ----------
     weight : Tensor [m, n]
-        float64, float32, float16 or bfloat16; its device is where the work is done. It is not changed.
+        float64, float32, float16 or bfloat16; the work is done on its device. It is not changed.
     request : FactorRequest
-        Method, rank or rank rule, selector, and how the factors are stored.
-    memo : Memo or None
-        Decompositions of this weight from before, where the request says to what extent they are made; those
-        that are computed are put there. The bytes that come are the same whatever is in it.
+        Method, rank or rank rule, and how the factors are stored.
+    cache : SolverCache or None
+        Decompositions of this weight from earlier requests, used where the request says how many vectors they
+        must hold; new ones are put there. The resulting bytes do not depend on what is in it.
 
     Returns
     -------
@@ -54,7 +62,8 @@ def factor(weight: torch.Tensor, request: FactorRequest, *, memo: Memo | None = 
 
     Examples
     --------
-    >>> request = FactorRequest(method="svd", rank=1, max_rank=1, dtype=torch.float32)
+    >>> from worker.lowrank import SVDMethod
+    >>> request = FactorRequest(method=SVDMethod(), rank=1, max_rank=1, dtype=torch.float32)
     >>> factor(torch.ones(4, 4), request).relative_error < 1e-6
     True
     """
@@ -67,22 +76,74 @@ def factor(weight: torch.Tensor, request: FactorRequest, *, memo: Memo | None = 
     if exponent is None:
         return Kept(reason=Reason.NOT_FINITE)
     scaled = ScaledWeight(weight, exponent)
-    return settle(scaled, request, _ladder(scaled, request, memo))
+    return factor_by(_decompositions(scaled, request, cache), scaled, request)
+
+
+@one_pool()
+def factor_at(
+    weight: torch.Tensor,
+    method: Method,
+    rank: int,
+    *,
+    seed: int,
+    solver: Callable[[torch.Tensor], Iterable[Decomposition]] | None = None,
+) -> Factored:
+    """Factor a weight at a rank, whether that saves parameters or not: the body of svd(), cx() and cur().
+
+    Parameters
+    ----------
+    weight : Tensor [m, n]
+        As for :func:`factor`, finite.
+    method : Method
+        As in :class:`worker.lowrank.FactorRequest`.
+    rank : int
+        1 ≤ k ≤ min(m, n).
+    seed : int
+        ≥ 0.
+    solver : callable or None
+        From the scaled weight to its decompositions; None for those that :func:`factor` takes.
+
+    Returns
+    -------
+    Factored
+        The factors in the dtype computed in.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of its range or the weight is not finite.
+    ArithmeticError
+        If no solver was accurate, or the squares of the weight are out of the range of float64.
+    """
+    check_seed(seed)
+    weight = weight.detach()
+    scaled = ScaledWeight(weight, finite_exponent(weight))
+    check_rank(rank, weight)
+    request = FactorRequest(method=method, rank=rank, max_rank=rank, dtype=None, seed=seed)
+    decompositions = solver(scaled.matrix) if solver else _decompositions(scaled, request, None)
+    found = factor_by(decompositions, scaled, request)
+    if isinstance(found, Factored):
+        return found
+    raise OutOfRangeError if found.reason is Reason.OUT_OF_RANGE else NotConvergedError
 
 
 @one_pool()
 def decompose(
-    weight: torch.Tensor, *, extent: int, memo: Memo | None = None, gram: torch.Tensor | None = None
+    weight: torch.Tensor,
+    *,
+    num_vectors: int,
+    cache: SolverCache | None = None,
+    gram: torch.Tensor | None = None,
 ) -> Decomposition | Kept:
-    """Decompose one weight for any request that may come, or say why it stays dense.
+    """Decompose one weight for any later request, or return the reason why it stays dense.
 
     Parameters
     ----------
     weight : Tensor [m, n]
         As for :func:`factor`.
-    extent : int
-        How many singular vectors, 1 ≤ r ≤ min(m, n).
-    memo : Memo or None
+    num_vectors : int
+        The number of singular vectors, 1 ≤ r ≤ min(m, n).
+    cache : SolverCache or None
         As for :func:`factor`.
     gram : Tensor [n, n] or None
         As in :class:`worker.lowrank.FactorRequest`.
@@ -102,99 +163,131 @@ def decompose(
     exponent = exponent_of(weight)
     if exponent is None:
         return Kept(reason=Reason.NOT_FINITE)
-    scaled = ScaledWeight(weight, exponent)
     if gram is None:
-        ladder = decompositions(scaled.matrix, extent=extent, whole=True, memo=memo)
+        matrix = ScaledWeight(weight, exponent).matrix
+        decompositions = solve(matrix, num_vectors=num_vectors, all_values=True, cache=cache)
     else:
-        ladder = weighted_decompositions(weight, exponent, gram, extent=extent, memo=memo)
+        decompositions = solve_calibrated(weight, exponent, gram, num_vectors=num_vectors, cache=cache)
     found = None
-    for found in ladder:
-        if found.resolves(extent):
+    for found in decompositions:
+        if found.is_accurate_for(num_vectors):
             break
     return found or Kept(reason=Reason.NOT_CONVERGED)
 
 
-def settle(scaled: ScaledWeight, request: FactorRequest, ladder: Iterable[Decomposition]) -> Factored | Kept:
-    """Body of :func:`factor`: take the first step of the ladder that is accurate enough, if any is."""
-    for decomposition in ladder:
+def factor_by(
+    decompositions: Iterable[Decomposition], scaled: ScaledWeight, request: FactorRequest
+) -> Factored | Kept:
+    """Factor a weight by the first of ever more accurate decompositions that is accurate enough.
+
+    Parameters
+    ----------
+    decompositions : iterable of Decomposition
+        Of the scaled weight, from cheap to accurate.
+    scaled : ScaledWeight
+        W, and A = 2^-exponent · W.
+    request : FactorRequest
+        As for :func:`factor`.
+
+    Returns
+    -------
+    Factored or Kept
+        As for :func:`factor`.
+    """
+    for decomposition in decompositions:
         try:
-            outcome = _outcome(Bench(scaled, request, decomposition))
+            result = _attempt(scaled, request, decomposition)
         except OutOfRangeError:
             return _kept(Reason.OUT_OF_RANGE, decomposition, scaled.exponent)
         except NotConvergedError:
             continue
-        if outcome is not None:
-            return outcome
-        del decomposition  # The next step needs the room.
+        if result is not None:
+            return result
+        del decomposition  # The next solver needs the memory.
     return Kept(reason=Reason.NOT_CONVERGED)
 
 
-def _ladder(scaled: ScaledWeight, request: FactorRequest, memo: Memo | None) -> Iterator[Decomposition]:
+def _decompositions(
+    scaled: ScaledWeight, request: FactorRequest, cache: SolverCache | None
+) -> Iterator[Decomposition]:
     if request.gram is not None:
-        extent = request.extent or request.ceiling(scaled.weight)
-        yield from weighted_decompositions(
-            scaled.weight, scaled.exponent, request.gram, extent=extent, memo=memo if request.extent else None
+        wanted = request.num_vectors or request.ceiling(scaled.weight)
+        yield from solve_calibrated(
+            scaled.weight,
+            scaled.exponent,
+            request.gram,
+            num_vectors=wanted,
+            cache=cache if request.num_vectors else None,
         )
-    elif request.extent is not None:
-        yield from decompositions(scaled.matrix, extent=request.extent, whole=True, memo=memo)
+    elif request.num_vectors is not None:
+        yield from solve(scaled.matrix, num_vectors=request.num_vectors, all_values=True, cache=cache)
     elif isinstance(request.rank, int):
-        if (found := sketched(scaled.matrix, request.rank, seed=request.seed)) is not None:
+        if (found := sketch(scaled.matrix, request.rank, seed=request.seed)) is not None:
             yield found
-        yield from decompositions(scaled.matrix, extent=request.rank, whole=False)
+        yield from solve(scaled.matrix, num_vectors=request.rank, all_values=False)
     else:
-        yield from decompositions(scaled.matrix, extent=request.ceiling(scaled.weight), whole=True)
+        yield from solve(scaled.matrix, num_vectors=request.ceiling(scaled.weight), all_values=True)
 
 
-def _outcome(bench: Bench) -> Factored | Kept | None:
-    """Return what comes of this decomposition, or None where a more careful one is needed."""
-    rule, decomposition = bench.request.rank, bench.decomposition
-    decided = rule if isinstance(rule, int) else decomposition.decide(rule)
-    if decided is None:
+def _attempt(
+    scaled: ScaledWeight, request: FactorRequest, decomposition: Decomposition
+) -> Factored | Kept | None:
+    """Return the result by this decomposition, or None where a more accurate one is needed."""
+    rule = request.rank
+    least = rule if isinstance(rule, int) else decomposition.smallest_rank_within(rule.loss)
+    if least is None:
         return None
-    align = 1 if isinstance(rule, int) else bench.request.align
-    rank = decided if isinstance(rule, int) else bench.request.aligned(decided)
-    ceiling = bench.request.ceiling(bench.scaled.weight)
-    no_saving = _kept(Reason.NO_SAVING, decomposition, bench.scaled.exponent)
+    align = 1 if isinstance(rule, int) else request.align
+    rank = least if isinstance(rule, int) else request.aligned(least)
+    ceiling = request.ceiling(scaled.weight)
+    no_saving = _kept(Reason.NO_SAVING, decomposition, scaled.exponent)
     if rank > ceiling:
         return no_saving
-    if not decomposition.resolves(rank):
+    if not decomposition.is_accurate_for(rank):
         return None
+    promised = isinstance(rule, ErrorRank)
+    problem = Problem(scaled, decomposition, request.dtype, request.seed, request.gram, promised)
 
-    def holds(trial: Trial) -> bool:
-        return not isinstance(rule, ErrorRank) or rule.allows(trial.judged.relative)
+    def attempt(multiple: int) -> Candidate:
+        if multiple * align > len(decomposition.basis):
+            raise NotConvergedError
+        return request.method.candidate(problem, multiple * align)
 
-    trial = least(rank // align, ceiling // align, lambda times: bench.attempt(times * align), holds)
-    if not (trial.accurate and decomposition.resolves(trial.rank)):
+    def accept(candidate: Candidate) -> bool:
+        return not isinstance(rule, ErrorRank) or rule.allows(candidate.objective.relative)
+
+    candidate = smallest_rank(rank // align, ceiling // align, attempt, accept)
+    if not (candidate.accurate and decomposition.is_accurate_for(candidate.rank)):
         return None
-    return _factored(trial, bench) if holds(trial) else no_saving
+    return _factored(candidate, problem) if accept(candidate) else no_saving
 
 
-def _factored(trial: Trial, bench: Bench) -> Factored:
-    residual, judged = trial.residual, trial.judged
-    if not (math.isfinite(residual.squared_norm) and math.isfinite(judged.squared_norm)):
+def _factored(candidate: Candidate, problem: Problem) -> Factored:
+    residual, objective = candidate.residual, candidate.objective
+    if not (math.isfinite(residual.squared_norm) and math.isfinite(objective.squared_norm)):
         raise OutOfRangeError
-    # Any factors of this rank bound the optimum from above; only rounding could say otherwise.
-    optimum = min(bench.decomposition.tail(trial.rank), judged.relative)
+    # Any factors of this rank bound the optimum from above; only rounding could contradict that.
+    optimum = min(problem.decomposition.optimal_error(candidate.rank), objective.relative)
     weighted = None
-    if trial.weighted is not None:
+    if candidate.weighted is not None:
         weighted = Weighted(
-            relative_error=judged.relative,
-            squared_error=judged.squared_error,
-            squared_norm=judged.squared_norm,
+            relative_error=objective.relative,
+            squared_error=objective.squared_error,
+            squared_norm=objective.squared_norm,
             optimal_error=optimum,
         )
     return Factored(
-        factors=trial.factors,
-        rank=trial.rank,
+        factors=candidate.factors,
+        rank=candidate.rank,
         relative_error=residual.relative,
         squared_error=residual.squared_error,
         squared_norm=residual.squared_norm,
         optimal_error=optimum if weighted is None else None,
         weighted=weighted,
-        singular_values=times_power(bench.decomposition.singular_values, bench.scaled.exponent),
-        decomposition=bench.decomposition,
-        columns=trial.columns,
-        rows=trial.rows,
+        singular_values=times_power(problem.decomposition.singular_values, problem.scaled.exponent),
+        decomposition=problem.decomposition,
+        columns=candidate.columns,
+        rows=candidate.rows,
     )
 
 

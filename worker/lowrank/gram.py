@@ -1,19 +1,19 @@
-"""The Gram matrix of a layer's inputs: what is wrong with one, and its form for computing."""
+"""The Gram matrix of the inputs of a layer: how to find a fault in one, and its form for computing."""
 
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 
-from worker.lowrank.blas import TILE, mirrored
+from worker.lowrank.blas import TILE, symmetrize
 
 GRAM_DTYPES = (torch.float64, torch.float32)
-# Relative to each input's own size (see `Gram`): what the Gram matrix cannot tell from its rounding.
+# Relative to the size of each input (see `Gram`): below it, the Gram matrix is rounding.
 RIDGES = {torch.float64: 1e-10, torch.float32: 1e-6}
 # How far rounding, also that of sums in float32 over millions of samples, may take a Gram matrix from being
 # symmetric and positive, relative to unit diagonal and largest eigenvalue.
 TOLERANCE = 1e-4
-# Squares and sums of squares of what is weighted stay in float64's range.
+# With these limits, squares and sums of squares of weighted entries stay in the range of float64.
 SMALLEST, LARGEST = 2.0**-800, 2.0**800
 
 
@@ -41,11 +41,11 @@ class Gram:
         """Equilibrate G [n, n], float64 or float32, in which :func:`gram_fault` finds no fault."""
         scale = _scale(gram)
         core = gram.to(torch.float64, copy=True).div_(scale[:, None]).div_(scale)
-        return cls(scale, mirrored(core), RIDGES[gram.dtype])
+        return cls(scale, symmetrize(core), RIDGES[gram.dtype])
 
 
 def gram_fault(gram: torch.Tensor) -> str | None:
-    """Say what keeps a matrix from being the Gram matrix XXᵀ of inputs X, and what to do about it.
+    """Return why a matrix is not the Gram matrix XXᵀ of inputs X and what to do about it, or None.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Leading singular vectors from a random block Krylov space, checked before they are believed."""
+"""Leading singular vectors from a random block Krylov space, accepted only where their error is certain."""
 
 import math
 from contextlib import suppress
@@ -7,36 +7,35 @@ import torch
 
 from worker.lowrank.blas import gram, product
 from worker.lowrank.decomposition import Decomposition
-from worker.lowrank.eigen import leading_pairs, oriented
-from worker.lowrank.lapack import failures, thin_qr
+from worker.lowrank.lapack import failures, fix_signs, leading_eigenpairs, thin_qr
 from worker.lowrank.scale import squared_norm
 
-# How far the error of a truncation may lie above the optimum, as a part of it.
+# The share by which the error of a truncation may exceed the optimum.
 EXCESS = 1e-3
-# How many times as much may be missed as is estimated; up to 2.1 times as much was seen.
+# The energy that is missed may be this many times the estimate; up to 2.1 times was seen.
 SAFETY = 2.5
-# The space is looked at when it has so many times the rank, then after steps that the last looks suggest.
-FIRST_LOOK, FIRST_LOOK_AT_FLAT = 1.75, 3.25
-LEAST_STEP, UNTOLD_STEP, MOST_STEP = 0.25, 0.5, 1.0
-# A space larger than this part of the whole costs more than the eigenpairs of the whole.
+# The space is checked at this many times the rank, and then after steps that the last checks suggest.
+FIRST_CHECK, FIRST_CHECK_FLAT = 1.75, 3.25
+LEAST_STEP, FIRST_STEP, MOST_STEP = 0.25, 0.5, 1.0
+# A space of more than this share of all dimensions costs more than all eigenpairs.
 LARGEST_SPACE = 0.7
-# A short side from which on, and a part of it as rank up to which, the space is the faster way.
+# The space is faster from this length of the short side on, and up to a rank of this share of it.
 SHORTEST, LARGEST_RANK = 1024, 0.26
-# Where the spectrum is flat (Σσ² spread over more than this part of the directions) only up to this rank.
+# Where the spectrum is flat (Σσ² spread over more than this share of the directions), only up to this rank.
 FLAT, LARGEST_FLAT_RANK, PROBES = 0.3, 0.15, 8
 # Vectors to a block: a quarter of the rank, in steps that suit the processor.
 BLOCK_STEP, BLOCK_LEAST = 16, 32
-# The part of Σσ² that rounding may have moved: a Gram matrix in float32, as in the ladder.
-NOISE = 4 * torch.finfo(torch.float32).eps
+# The share of Σσ² that rounding may have moved: a Gram matrix in float32, as in the solvers.
+ROUNDOFF = 4 * torch.finfo(torch.float32).eps
 
 
-def sketched(matrix: torch.Tensor, rank: int, *, seed: int) -> Decomposition | None:
-    """Return the leading singular vectors to within an excess of 1e-3, or None where that is not certain.
+def sketch(matrix: torch.Tensor, rank: int, *, seed: int) -> Decomposition | None:
+    """Return leading singular vectors with an excess error of at most 1e-3, or None where that is uncertain.
 
     Block Lanczos with full reorthogonalization on the smaller Gram matrix, from a random block of rank/4
     vectors, and Rayleigh-Ritz in the space they span (Golub and Underwood 1977; Musco and Musco 2015,
-    algorithm 2). The space grows until its residuals say that the error of the truncation lies at most 1e-3
-    over the optimum.
+    algorithm 2). The space grows until its residuals show that the error of the truncation is at most 1e-3
+    above the optimum.
 
     Parameters
     ----------
@@ -70,40 +69,40 @@ def _search(matrix: torch.Tensor, rank: int, seed: int) -> Decomposition | None:
     if energy == 0 or (flat and rank > LARGEST_FLAT_RANK * short):
         return None
     space = _Space(gram(tall, torch.float32), rank)
-    looks: list[tuple[float, float]] = []
-    multiple = FIRST_LOOK_AT_FLAT if flat else FIRST_LOOK
+    checks: list[tuple[float, float]] = []
+    multiple = FIRST_CHECK_FLAT if flat else FIRST_CHECK
     if not space.start(seed):
         return None
     while multiple * rank <= LARGEST_SPACE * short and space.grow(math.ceil(multiple * rank)):
-        values, ritz = leading_pairs(space.projected, rank, whole=False)  # [k], [k, q]
+        values, ritz = leading_eigenpairs(space.projected, rank, all_values=False)  # [k], [k, q]
         tail = energy - float(values.sum())
         excess = SAFETY * space.missed(values, ritz) / (2 * tail) if tail > 0 else math.inf
         if excess <= EXCESS:
             return Decomposition(
                 singular_values=values.sqrt(),
-                basis=oriented(product(ritz, space.basis)),
+                basis=fix_signs(product(ritz, space.basis)),
                 side="columns" if by_columns else "rows",
-                noise=NOISE,
-                rest=tail,
+                roundoff=ROUNDOFF,
+                tail_energy=tail,
             )
-        looks.append((multiple, excess))
-        multiple = _next_look(looks)
+        checks.append((multiple, excess))
+        multiple = _next_check(checks)
     return None
 
 
 def _spread(tall: torch.Tensor, energy: float, seed: int) -> float:
-    """Return about (Σλ)²/Σλ²: over how many directions the energy is spread, were it spread evenly."""
+    """Estimate (Σλ)²/Σλ²: the number of directions that the energy would have if it were spread evenly."""
     random = torch.randn(PROBES, tall.shape[1], generator=torch.Generator().manual_seed(seed)).to(tall)
     probed = product(product(random, tall.mT), tall)  # each row has Σλ² as its mean square (Girard 1989)
     return energy**2 * PROBES / squared_norm(probed)
 
 
-def _next_look(looks: list[tuple[float, float]]) -> float:
-    """Return at which multiple of the rank the excess may be small enough, should it fall on so."""
-    multiple, better = looks[-1]
-    before, worse = looks[-2] if len(looks) > 1 else (0.0, math.inf)
+def _next_check(checks: list[tuple[float, float]]) -> float:
+    """Return the multiple of the rank at which the excess is small enough if it keeps falling like this."""
+    multiple, better = checks[-1]
+    before, worse = checks[-2] if len(checks) > 1 else (0.0, math.inf)
     if worse == math.inf:
-        return multiple + UNTOLD_STEP
+        return multiple + FIRST_STEP
     rate = math.log(worse / better) / (multiple - before) if better < worse else 0.0
     step = math.log(better / EXCESS) / rate if rate > 0 else MOST_STEP
     return multiple + min(max(step, LEAST_STEP), MOST_STEP)
@@ -120,25 +119,25 @@ class _Space:
         self._rows = matrix.new_empty(most, n)
         self._projected = matrix.new_zeros(most, most)
         self._size = 0
-        # The next block, of which nothing is in the space yet, G times it, and what made it orthonormal.
+        # The next block, orthogonal to the space, G times it, and the factor that made it orthonormal.
         self._next = self._image = matrix.new_empty(0, n)
         self._beyond = matrix.new_empty(0, 0)
 
     def start(self, seed: int) -> bool:
-        """Take a random block, once multiplied by G; False where G has too few directions for one."""
+        """Start with G times a random block; False where G has too few directions for one."""
         generator = torch.Generator().manual_seed(seed)
         n = len(self._matrix)
         random = torch.randn(self._width, n, generator=generator).to(self._matrix)
         return self._orthonormalize(product(random, self._matrix) / math.sqrt(n))
 
     def grow(self, size: int) -> bool:
-        """Grow to at least that many rows; False where G has no more directions to give."""
+        """Grow to at least that many rows; False where G has no more directions."""
         while self._size < size:
             start, stop = self._size, self._size + self._width
             self._rows[start:stop] = self._next
             rows, image = self._rows[:stop], self._image  # [stop, n], [b, n]
-            # The image has large parts on the last two blocks alone; what one pass over all leaves of the
-            # others is rounding.
+            # The image has large components only in the last two blocks; one pass over all leaves only
+            # rounding of the others.
             near = max(0, start - self._width)
             within = product(image, rows[near:].mT)  # [b, 2b]
             image -= product(within, rows[near:])
@@ -157,14 +156,14 @@ class _Space:
 
     @property
     def projected(self) -> torch.Tensor:
-        """QGQᵀ [q, q], of which the lower triangle counts."""
+        """QGQᵀ [q, q]; only its lower triangle is set."""
         return self._projected[: self._size, : self._size].contiguous()
 
     def missed(self, values: torch.Tensor, ritz: torch.Tensor) -> float:
-        """Return Σ‖Gv - θv‖²/(θ - μ) over the Ritz pairs: to second order what Σθ lies under Σλ.
+        """Return Σ‖Gv - θv‖²/(θ - μ) over the Ritz pairs: to second order Σλ - Σθ.
 
-        μ is the largest eigenvalue outside the space, here of what the next block sees of it (Parlett 1998,
-        The Symmetric Eigenvalue Problem, section 11.7).
+        μ is the largest eigenvalue outside the space, here estimated from the next block (Parlett 1998, The
+        Symmetric Eigenvalue Problem, section 11.7).
         """
         residuals = ritz[:, -self._width :] @ self._beyond  # [k, b]
         squares = torch.linalg.vector_norm(residuals, dim=1, dtype=torch.float64).square().cpu()
@@ -185,7 +184,7 @@ Orthonormal = tuple[torch.Tensor, torch.Tensor]
 
 
 def _by_cholesky(block: torch.Tensor) -> Orthonormal | None:
-    """Return Q and L of block = L Q by Cholesky QR, twice (Yamamoto et al. 2015): nearly all products."""
+    """Return Q and L of block = L Q by Cholesky QR, twice (Yamamoto et al. 2015): mostly products."""
     eye = torch.eye(len(block), dtype=block.dtype, device=block.device)
     whole = eye
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Singular values and vectors by LAPACK, and by cuSOLVER on a GPU; how each says that it failed."""
+"""Singular values, eigenpairs and QR by LAPACK, and by cuSOLVER on a GPU; which errors they raise."""
 
 import numpy as np
 import scipy.linalg
@@ -12,8 +12,11 @@ LINALG_ERRORS: tuple[type[Exception], ...] = (
     np.linalg.LinAlgError,
 )
 
-# LAPACK counts its workspace, 4p² and a little, in 32 bits.
-LARGEST = 16_384
+# LAPACK counts its workspace in 32 bits: 4p² and a little for gesdd, 2n² and a little for syevd.
+LARGEST_SVD = 16_384
+LARGEST_EIGH = 32_000
+# Up to this share of all eigenpairs, computing only those is faster than computing all.
+FEW = 0.45
 
 
 class NotConvergedError(ArithmeticError):
@@ -33,7 +36,7 @@ def full_svd(
     matrix : Tensor [m, n]
         float64 or float32.
     iterate : bool
-        Whether by QR iteration (gesvd), always on the CPU, and not by divide and conquer (gesdd).
+        True for QR iteration (gesvd), always on the CPU; False for divide and conquer (gesdd).
 
     Returns
     -------
@@ -43,11 +46,11 @@ def full_svd(
     Raises
     ------
     LinAlgError
-        torch's or numpy's, if it did not converge or the matrix is not finite.
+        Of torch or numpy, if it did not converge or the matrix is not finite.
     RuntimeError
-        If cuSOLVER gave up in a way of its own.
+        If cuSOLVER failed in another way.
     """
-    by_scipy = matrix.device.type == "cpu" and prefers_scipy() and min(matrix.shape) <= LARGEST
+    by_scipy = matrix.device.type == "cpu" and prefers_scipy() and min(matrix.shape) <= LARGEST_SVD
     if not (iterate or by_scipy):
         with torch_pool():
             u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
@@ -60,10 +63,64 @@ def full_svd(
     return u, s, vh
 
 
+def leading_eigenpairs(
+    matrix: torch.Tensor, count: int, *, all_values: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the largest eigenvalues and their eigenvectors.
+
+    A small share of the pairs is computed by relatively robust representations (LAPACK syevr), a large one by
+    divide and conquer (syevd).
+
+    Parameters
+    ----------
+    matrix : Tensor [n, n]
+        Symmetric; only the lower triangle is read. float32 or float64.
+    count : int
+        The number of eigenvectors, 1 ≤ k ≤ n.
+    all_values : bool
+        Whether all eigenvalues are wanted, and not the largest k only.
+
+    Returns
+    -------
+    values : Tensor [k or n], float64, on the CPU
+        Descending.
+    vectors : Tensor [k, n]
+        Orthonormal rows, each with its largest entry positive; in the dtype and on the device of the matrix.
+
+    Raises
+    ------
+    LinAlgError
+        Of torch or numpy, if it did not converge.
+    RuntimeError
+        If cuSOLVER failed in another way.
+    """
+    n = len(matrix)
+    few = not all_values and count <= FEW * n
+    if matrix.device.type == "cpu" and (few or (prefers_scipy() and n <= LARGEST_EIGH)):
+        array = matrix.numpy()
+        found = openblas.syevr(array, count) if few else openblas.syevd(array)
+        values, columns = (torch.from_numpy(part) for part in found)
+    else:
+        with torch_pool():
+            values, columns = torch.linalg.eigh(matrix)
+    rows = columns.mT.flip(0)[:count].contiguous()  # [k, n]
+    descending = values.flip(0).to("cpu", torch.float64)
+    return descending if all_values else descending[:count], fix_signs(rows)
+
+
+def fix_signs(rows: torch.Tensor) -> torch.Tensor:
+    """Return the rows [k, n], each turned so that its largest entry is positive.
+
+    Singular vectors are unique up to sign only; so the library does not decide it.
+    """
+    largest = rows.abs().argmax(dim=1, keepdim=True)  # [k, 1]
+    return torch.where(rows.gather(1, largest) < 0, -rows, rows)
+
+
 def thin_qr(tall: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return Q [m, p] and R [p, n] of a matrix [m, n], p = min(m, n), float32 or float64 (Householder 1958).
 
-    scipy's own QR lets go of the interpreter's lock, so it needs no :mod:`worker.lowrank.openblas`.
+    scipy's own QR releases the interpreter's lock, so it needs no :mod:`worker.lowrank.openblas`.
     """
     if tall.device.type != "cpu" or not prefers_scipy():
         q, r = torch.linalg.qr(tall)
@@ -74,18 +131,18 @@ def thin_qr(tall: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def triangle(tall: torch.Tensor) -> torch.Tensor:
-    """Return R [n, n] of :func:`thin_qr` alone, m ≥ n."""
+    """Return only R [n, n] of :func:`thin_qr`, m ≥ n."""
     if tall.device.type != "cpu" or not prefers_scipy():
         found: torch.Tensor = torch.linalg.qr(tall, mode="r").R
         return found
-    # As "raw" it is taken out of the packed form before anything as tall as the matrix is made of it.
+    # "raw" gives R without another array of the size of the matrix.
     _, r = scipy.linalg.qr(tall.numpy(), mode="raw", check_finite=False)
     return torch.from_numpy(np.ascontiguousarray(r))
 
 
 def failures(device: torch.device) -> tuple[type[Exception], ...]:
-    """Return what a decomposition on this device may raise where it does not converge."""
+    """Return the exceptions that a decomposition on this device raises where it does not converge."""
     if device.type == "cpu":
         return LINALG_ERRORS
-    # cuSOLVER also gives up with plain RuntimeErrors; the last step then computes on the CPU.
+    # cuSOLVER also raises plain RuntimeErrors; the last solver then computes on the CPU.
     return (RuntimeError, np.linalg.LinAlgError)

@@ -5,17 +5,17 @@ import numpy.typing as npt
 import torch
 
 from worker.lowrank.blas import gram, product, subtract_product
-from worker.lowrank.blocks import BLOCK, candidates, combined, products, slack, squared_norms
 from worker.lowrank.lapack import thin_qr
+from worker.lowrank.pivoting import BLOCK, candidates, combined, products, slack, squared_norms
 
-# A vector whose part in the basis, 1 at most, has shrunk to this is not told from a dependent one.
+# A vector whose part in the basis, 1 at most, has shrunk to this counts as dependent.
 THIN = 1e-10
-# Roundings of the matrix under which a vector's part outside the basis is not told from none.
+# A part of a vector outside the basis below this many roundings of the matrix counts as none.
 ROUNDINGS = 4
 
 
 def osinsky(vectors: torch.Tensor, basis: torch.Tensor) -> list[int]:
-    """Return k indices of vectors whose span is off by at most √(k + 1) times what the basis is off.
+    """Return k indices of vectors whose span has at most √(k + 1) times the error of the basis.
 
     Of the columns a_j of A, with B = V_kᵀ of orthonormal rows and E = A - A BᵀB, any k with B_J regular leave
     ‖A - CC⁺A‖² ≤ ‖E - E_J B_J⁻¹ B‖². Choosing column j turns b_j's direction out of the rows of B, which stay
@@ -24,8 +24,8 @@ def osinsky(vectors: torch.Tensor, basis: torch.Tensor) -> list[int]:
     (k + 1)/k · k/(k - 1) ⋯ 2/1 = k + 1 (Osinsky 2023, Close to optimal column approximations with a single
     SVD). No k columns of some matrices do better (Deshpande and Rademacher 2006).
 
-    It goes by blocks: among the candidates the least quotient is taken as long as it is at most ‖E‖²/(k - t),
-    which is all that the bound needs, and none outside was clearly less when the block began.
+    Blocks: among the candidates the least quotient is taken as long as it is at most ‖E‖²/(k - t), which is
+    all that the bound needs, and none outside was clearly less when the block began.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def osinsky(vectors: torch.Tensor, basis: torch.Tensor) -> list[int]:
 
 
 def _orthonormal(basis: torch.Tensor) -> torch.Tensor:
-    """Return a basis in float64, orthonormal to more digits than float32 has: one step of Newton's."""
+    """Return a basis in float64, orthonormal to more digits than float32 has: one Newton step."""
     widened = basis.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
     if basis.dtype == torch.float64:
         return widened

@@ -1,4 +1,4 @@
-"""Powers of two that bring any weight to order one, exactly."""
+"""The scale of a weight: a power of two that brings it to order one exactly; which weights have one."""
 
 import math
 from dataclasses import dataclass
@@ -8,11 +8,12 @@ import torch
 
 # Elements of one block of rows whose squares are summed in float64.
 BLOCK_ELEMENTS = 1 << 16
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, eq=False)
 class ScaledWeight:
-    """A finite weight W [m, n] and what scales it to order one: see :func:`exponent_of`."""
+    """A finite weight W [m, n] and its scale: see :func:`exponent_of`."""
 
     weight: torch.Tensor
     exponent: int
@@ -26,6 +27,17 @@ class ScaledWeight:
     def energy(self) -> float:
         """‖A‖_F²."""
         return squared_norm(self.matrix)
+
+
+def check_weight(weight: torch.Tensor) -> None:
+    """Raise ValueError unless this is a real matrix with at least one row and column."""
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise ValueError(
+            f"a weight must be a matrix with at least one row and column, not {tuple(weight.shape)}"
+        )
+    if weight.dtype not in DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise ValueError(f"a weight must be {names}, not {str(weight.dtype).removeprefix('torch.')}")
 
 
 def working_dtype(weight: torch.Tensor) -> torch.dtype:
@@ -54,6 +66,15 @@ def exponent_of(weight: torch.Tensor) -> int | None:
         return None
     exponent = math.frexp(largest)[1]
     return exponent + exponent % 2
+
+
+def finite_exponent(weight: torch.Tensor) -> int:
+    """Return :func:`exponent_of` a weight; ValueError where that is None or it is not a real matrix."""
+    check_weight(weight)
+    exponent = exponent_of(weight)
+    if exponent is None:
+        raise ValueError("the weight holds NaN or infinite values; replace them first")
+    return exponent
 
 
 def times_power(tensor: torch.Tensor, exponent: int) -> torch.Tensor:

@@ -1,18 +1,17 @@
 """Which columns or rows to keep: k distinct indices, deterministic under the seed."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
-from worker.lowrank.blocks import squared_norms
 from worker.lowrank.decomposition import Decomposition
 from worker.lowrank.osinsky import osinsky
-from worker.lowrank.pivots import lu_pivots, qr_pivots
+from worker.lowrank.pivoting import lu_pivots, qr_pivots, squared_norms
 
 Selector = Literal["qdeim", "deim", "cpqr", "osinsky", "leverage", "linear_time"]
-SELECTORS: tuple[Selector, ...] = ("qdeim", "deim", "cpqr", "osinsky", "leverage", "linear_time")
-# These look at singular vectors, the others at the matrix alone.
+SELECTORS: tuple[Selector, ...] = get_args(Selector)
+# These use singular vectors, the others the matrix only.
 SPECTRAL: tuple[Selector, ...] = ("qdeim", "deim", "osinsky", "leverage")
 
 Axis = Literal["columns", "rows"]
@@ -30,7 +29,7 @@ def select(
 ) -> Indices:
     """Return k distinct column (or row) indices of A, ascending.
 
-    Columns and rows draw from streams of their own, so the columns are the same with and without rows.
+    Columns and rows are drawn from separate streams, so the columns are the same with and without rows.
 
     Parameters
     ----------
@@ -41,17 +40,17 @@ def select(
         ``osinsky``: within √(k + 1) of the optimum, always (Osinsky 2023).
         ``leverage``: sampling by leverage scores, p_j = Σ_{i≤k} V_ji²/k (Mahoney and Drineas 2009).
         ``linear_time``: sampling by squared norms (Drineas, Kannan and Mahoney 2006, LinearTimeCUR).
-        Both samplings draw without replacement, so that no rank is wasted on an index twice.
+        Both samplings draw without replacement, so that no index is chosen twice.
     rank : int
         k, 1 ≤ k ≤ min(m, n).
     axis : {"columns", "rows"}
-        What to choose.
+        Which of the two to choose.
     matrix : Tensor [m, n]
         A; float64 or float32, finite.
     decomposition : Decomposition or None
-        Of A, or of A as the inputs bring it to bear; needed by all but ``cpqr`` and ``linear_time``.
+        Of A, or of A·S; needed by all but ``cpqr`` and ``linear_time``.
     seed : int
-        ≥ 0; the chance in the samplings.
+        ≥ 0; of the samplings.
 
     Returns
     -------
@@ -75,8 +74,8 @@ def select(
 
 
 def _sample(energies: torch.Tensor, rank: int, rng: np.random.Generator) -> list[int]:
-    # A race of exponential clocks: the first k to ring are a draw without replacement with these weights
-    # (Efraimidis and Spirakis 2006). Clocks of weight zero never ring; they come last, in index order.
+    # Exponential arrival times: the first k to arrive are a draw without replacement with these weights
+    # (Efraimidis and Spirakis 2006). Those of weight zero never arrive; they come last, in index order.
     with np.errstate(divide="ignore", over="ignore"):
         times = rng.standard_exponential(len(energies)) / energies.cpu().numpy()
     chosen: list[int] = np.argsort(times, kind="stable")[:rank].tolist()

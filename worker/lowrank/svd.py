@@ -1,25 +1,53 @@
 """The truncated singular value decomposition: the best approximation of a matrix at a given rank."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from worker.lowrank.blas import one_pool
+from worker.lowrank.calibrated import weighted_floor
+from worker.lowrank.candidate import Candidate, OutOfRangeError, Problem
 from worker.lowrank.decomposition import Decomposition
-from worker.lowrank.edge import check_rank, check_seed, finite_exponent
-from worker.lowrank.krylov import sketched
-from worker.lowrank.ladder import decompositions, directly
-from worker.lowrank.lapack import NotConvergedError
-from worker.lowrank.projection import project
-from worker.lowrank.scale import ScaledWeight, times_power
+from worker.lowrank.factor import factor_at
+from worker.lowrank.solvers import solve, solve_exactly
+from worker.lowrank.truncation import truncate
 
 SOLVERS = ("auto", "gram", "exact")
-# How far the measured error of a truncation may stand above the tail of its own spectrum.
+# The share by which the measured error of a truncation may exceed the tail of its own spectrum.
 EXCESS = 5e-5
-# What float64 may leave where the optimum is zero, relative to ‖W‖, per √p.
+# The error that float64 may leave where the optimum is zero, relative to ‖W‖, per √p.
 FLOAT64_NOISE = 1e-14
+
+
+@dataclass(frozen=True)
+class SVDMethod:
+    """W ≈ left · right of least error; a :class:`worker.lowrank.candidate.Method`."""
+
+    def candidate(self, problem: Problem, rank: int) -> Candidate:
+        """Return ``(right [k, n], left [m, k])``; see :class:`worker.lowrank.candidate.Method`."""
+        scaled, decomposition = problem.scaled, problem.decomposition
+        working = torch.promote_types(scaled.matrix.dtype, decomposition.basis.dtype)
+        dtype = problem.dtype or working
+        found = truncate(scaled, decomposition, rank, dtype=dtype)
+        if found is None:
+            raise OutOfRangeError
+        weighted = problem.weighted_residual(found.factors)
+        if weighted is not None and problem.gram is not None:
+            floor = weighted_floor(scaled, problem.gram, weighted, rounding=torch.finfo(dtype).eps)
+            accurate = is_optimal(weighted.relative, decomposition, rank, rounding=floor)
+            return Candidate(rank, found.factors, found.residual, accurate, weighted=weighted)
+        rounding = 0.0 if dtype == working else torch.finfo(dtype).eps
+        accurate = is_optimal(found.residual.relative, decomposition, rank, rounding=rounding)
+        residual = problem.residual(found.factors) if problem.error_is_promised else found.residual
+        return Candidate(rank, found.factors, residual, accurate)
+
+
+def is_optimal(relative: float, decomposition: Decomposition, rank: int, *, rounding: float = 0.0) -> bool:
+    """Return whether the relative error of a truncation is the tail of its spectrum, up to some rounding."""
+    if decomposition.basis.dtype == torch.float64:
+        rounding = max(rounding, FLOAT64_NOISE * math.sqrt(decomposition.singular_values.numel()))
+    return relative <= math.hypot(decomposition.optimal_error(rank) * (1 + EXCESS), rounding)
 
 
 @dataclass(frozen=True)
@@ -39,7 +67,6 @@ class LowRank:
         return self.right, self.left
 
 
-@one_pool()
 def svd(weight: torch.Tensor, rank: int, *, solver: str = "auto", seed: int = 0) -> LowRank:
     """Return the best approximation of rank k in the Frobenius norm (Eckart and Young 1936).
 
@@ -51,11 +78,11 @@ def svd(weight: torch.Tensor, rank: int, *, solver: str = "auto", seed: int = 0)
         1 ≤ k ≤ min(m, n).
     solver : {"auto", "gram", "exact"}
         ``auto`` begins with a random block Krylov space, where that is faster and certain to come within 1e-3
-        of the optimum (see :func:`worker.lowrank.krylov.sketched`). Else, and with ``gram``, it is eigenpairs
-        of a Gram matrix, to 1e-4. Where they are not good enough for the error left, and with ``exact``, it
-        is the SVD in float64 (see :func:`worker.lowrank.ladder.decompositions`).
+        of the optimum (see :func:`worker.lowrank.krylov.sketch`). Where it is not, and with ``gram``, the
+        eigenpairs of a Gram matrix follow, to 1e-4. Where they are not accurate enough for the error left,
+        and with ``exact``, the SVD in float64 follows (see :func:`worker.lowrank.solvers.solve`).
     seed : int
-        ≥ 0; of the sketch.
+        ≥ 0; of the Krylov space.
 
     Returns
     -------
@@ -67,7 +94,7 @@ def svd(weight: torch.Tensor, rank: int, *, solver: str = "auto", seed: int = 0)
     ValueError
         If an argument is out of its range or the weight is not finite.
     ArithmeticError
-        If no step of the ladder converged and passed the check of its error.
+        If no solver converged to the accuracy that its spectrum promises.
 
     Examples
     --------
@@ -79,30 +106,10 @@ def svd(weight: torch.Tensor, rank: int, *, solver: str = "auto", seed: int = 0)
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")
-    check_seed(seed)
-    scaled = ScaledWeight(weight.detach(), finite_exponent(weight.detach()))
-    check_rank(rank, weight)
-    for decomposition in _attempts(scaled.matrix, rank, solver, seed):
-        if decomposition.resolves(rank):
-            working = torch.promote_types(scaled.matrix.dtype, decomposition.basis.dtype)
-            found = project(scaled, decomposition, rank, dtype=working)
-            if found is not None and is_optimal(found.residual.relative, decomposition, rank):
-                right, left = found.factors
-                return LowRank(left, right, times_power(decomposition.singular_values, scaled.exponent))
-    raise NotConvergedError
-
-
-def _attempts(matrix: torch.Tensor, rank: int, solver: str, seed: int) -> Iterator[Decomposition]:
-    if solver == "exact":
-        yield from directly(matrix, extent=rank)
-        return
-    if solver != "gram" and (found := sketched(matrix, rank, seed=seed)) is not None:
-        yield found
-    yield from decompositions(matrix, extent=rank, whole=False)
-
-
-def is_optimal(relative: float, decomposition: Decomposition, rank: int, *, rounding: float = 0.0) -> bool:
-    """Say whether a truncation's relative error is the tail of its spectrum, but for some rounding."""
-    if decomposition.basis.dtype == torch.float64:
-        rounding = max(rounding, FLOAT64_NOISE * math.sqrt(decomposition.singular_values.numel()))
-    return relative <= math.hypot(decomposition.tail(rank) * (1 + EXCESS), rounding)
+    solvers = {
+        "gram": partial(solve, num_vectors=rank, all_values=False),
+        "exact": partial(solve_exactly, num_vectors=rank),
+    }
+    found = factor_at(weight, SVDMethod(), rank, seed=seed, solver=solvers.get(solver))
+    right, left = found.factors
+    return LowRank(left, right, found.singular_values)

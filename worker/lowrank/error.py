@@ -1,4 +1,4 @@
-"""The error of stored factors, measured."""
+"""The error of stored factors, measured: the relative Frobenius error."""
 
 import math
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ import torch
 from worker.lowrank.blas import product
 from worker.lowrank.scale import exponent_of, squared_norm, times_power
 
-# Elements of one block of rows: the dense product never stands whole in memory.
+# Elements of one block of rows: the dense product is never whole in memory.
 BLOCK_ELEMENTS = 1 << 21
-# Rounding in a float32 product is at most about eps times the product of the factors' norms; an error this
-# many times larger hides it.
+# Rounding in a float32 product is at most about eps times the product of the factors' norms. An error this
+# many times larger is not affected by it.
 FLOAT32_MARGIN = 1e4
 # Norms up to this, or down to its inverse, keep a chain's partial products within float32's range.
 FLOAT32_NORM = 2.0**60
@@ -49,7 +49,7 @@ def relative_error(weight: torch.Tensor, factors: Sequence[torch.Tensor]) -> flo
     """Return ‖W - Ŵ‖_F/‖W‖_F for the factors exactly as they are stored.
 
     The product is formed in blocks of rows, the small side multiplied first. Sums of squares are in float64,
-    and so are the products wherever float32's rounding could be seen in the result.
+    and so are the products wherever the rounding of float32 could be seen in the result.
 
     Parameters
     ----------
@@ -79,7 +79,24 @@ def relative_error(weight: torch.Tensor, factors: Sequence[torch.Tensor]) -> flo
 def measure(
     weight: torch.Tensor, factors: Sequence[torch.Tensor], exponent: int, *, in_float64: bool = False
 ) -> Residual:
-    """Body of :func:`relative_error`; `exponent` is the weight's own, `in_float64` skips the first look."""
+    """Return the error of factors; the body of :func:`relative_error`.
+
+    Parameters
+    ----------
+    weight : Tensor [m, n]
+        W, finite.
+    factors : sequence of Tensor
+        As for :func:`relative_error`, of shapes that fit.
+    exponent : int
+        The scale of the weight (see :func:`worker.lowrank.scale.exponent_of`).
+    in_float64 : bool
+        Whether to compute in float64 at once, without a try in float32.
+
+    Returns
+    -------
+    Residual
+        ‖W - Ŵ‖_F² and ‖W‖_F².
+    """
     if not (in_float64 or any(tensor.dtype == torch.float64 for tensor in (weight, *factors))):
         norms = [float(torch.linalg.vector_norm(factor, dtype=torch.float64)) for factor in factors]
         norms.append(math.ldexp(1.0, -exponent))
@@ -106,7 +123,7 @@ def _measure_in(
 
 
 def product_rows(pair: tuple[torch.Tensor, torch.Tensor | None], rows: slice, exponent: int) -> torch.Tensor:
-    """Return these rows of 2^-exponent times the product of what :func:`as_pair` gave."""
+    """Return some rows of 2^-exponent · Ŵ, Ŵ the product of the result of :func:`as_pair`."""
     right, left = pair
     if left is None:
         return times_power(right[rows], -exponent)  # [rows, n]
@@ -114,7 +131,7 @@ def product_rows(pair: tuple[torch.Tensor, torch.Tensor | None], rows: slice, ex
 
 
 def as_pair(factors: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return two factors, input side first, for three; the small sides are multiplied first."""
+    """Multiply three factors to two, input side first, the small sides first; None stands for no second."""
     if len(factors) == 1:
         return factors[0], None
     if len(factors) == 2:
@@ -133,7 +150,7 @@ def _ldexp(value: float, exponent: int) -> float:
 
 
 def check_chain(weight: torch.Tensor, factors: Sequence[torch.Tensor]) -> None:
-    """Refuse factors whose shapes do not multiply to that of the weight."""
+    """Raise ValueError for factors whose shapes do not multiply to that of the weight."""
     shapes = [tuple(factor.shape) for factor in factors]
     chained = (
         len(shapes) in (1, 2, 3)

@@ -1,4 +1,4 @@
-"""The best factors for a layer's own inputs: ‖(W - Ŵ)X‖_F instead of ‖W - Ŵ‖_F, told by G = XXᵀ."""
+"""The best factors for the inputs of a layer: ‖(W - Ŵ)X‖_F instead of ‖W - Ŵ‖_F, computed from G = XXᵀ."""
 
 import math
 import sys
@@ -9,43 +9,46 @@ import torch
 
 from worker.lowrank.blas import gram as gram_of
 from worker.lowrank.blas import product
-from worker.lowrank.decomposition import Decomposition, Memo
-from worker.lowrank.edge import finite_exponent
-from worker.lowrank.eigen import leading_pairs, oriented
+from worker.lowrank.decomposition import Decomposition, SolverCache
+from worker.lowrank.error import Residual, as_pair, check_chain, product_rows
 from worker.lowrank.gram import RIDGES, Gram
-from worker.lowrank.ladder import Step, Wanted, climb
-from worker.lowrank.lapack import full_svd, thin_qr, triangle
-from worker.lowrank.residual import Residual, as_pair, check_chain, product_rows
-from worker.lowrank.scale import ScaledWeight, scaled_copy, times_power
+from worker.lowrank.lapack import fix_signs, full_svd, leading_eigenpairs, thin_qr, triangle
+from worker.lowrank.scale import ScaledWeight, finite_exponent, scaled_copy, times_power
+from worker.lowrank.solvers import Solver, Wanted, run_cascade
 
 EPS = sys.float_info.epsilon
 # Elements of a block of rows in float64.
 BLOCK_ELEMENTS = 1 << 21
 
 
-def weighted_decompositions(
-    weight: torch.Tensor, exponent: int, gram: torch.Tensor, *, extent: int, memo: Memo | None = None
+def solve_calibrated(
+    weight: torch.Tensor,
+    exponent: int,
+    gram: torch.Tensor,
+    *,
+    num_vectors: int,
+    cache: SolverCache | None = None,
 ) -> Iterator[Decomposition]:
-    """Yield decompositions of 2^-exponent · W G^½, each made more carefully than the one before.
+    """Yield decompositions of 2^-exponent · W G^½, each more accurate than the one before.
 
     Ŵ = U_k U_kᵀ W with the leading left singular vectors U_k of W S, for any S with S Sᵀ = G, minimises
     ‖(W - Ŵ)X‖_F over all Ŵ of rank k, and its square is Σ_{i>k} σᵢ² (Eckart and Young 1936 for W S; as in
     SVD-LLM V2, Wang et al. 2025). No inverse of S is needed, so G may be of any rank. G is equilibrated and
     ridged first: see :class:`worker.lowrank.gram.Gram`. All is done in float64: first by eigenvalues of the
-    smaller of the Gram matrices of W S, then, where their rounding shows, by QR and an SVD of W S itself.
+    smaller of the Gram matrices of W S, and where their rounding is visible by QR and an SVD of W S itself.
 
     Parameters
     ----------
     weight : Tensor [m, n]
-        W; float64, float32, float16 or bfloat16. Its device is where the work is done.
+        W; float64, float32, float16 or bfloat16. The work is done on its device.
     exponent : int
         Its scale (see :func:`worker.lowrank.scale.exponent_of`).
     gram : Tensor [n, n]
         G, in which :func:`worker.lowrank.gram.gram_fault` finds no fault; float64 or float32.
-    extent : int
-        How many singular vectors are wanted, 1 ≤ extent ≤ min(m, n).
-    memo : Memo or None
-        As for :func:`worker.lowrank.ladder.decompositions`.
+    num_vectors : int
+        The number of singular vectors, 1 ≤ r ≤ min(m, n).
+    cache : SolverCache or None
+        As for :func:`worker.lowrank.solvers.solve`.
 
     Yields
     ------
@@ -54,12 +57,12 @@ def weighted_decompositions(
     """
     inputs = Gram.of(gram.to(weight.device))
     taken = scaled_copy(weight, exponent, torch.float64).mul_(inputs.scale)  # [m, n]
-    steps: list[Step] = [
+    solvers: list[Solver] = [
         partial(_by_eigenvalues, inputs=inputs),
         partial(_by_svd, inputs=inputs, iterate=False),
         partial(_by_svd, inputs=inputs, iterate=True),
     ]
-    yield from climb(taken, steps, extent=extent, whole=True, memo=memo)
+    yield from run_cascade(taken, solvers, num_vectors=num_vectors, all_values=True, cache=cache)
 
 
 def measure_weighted(
@@ -74,14 +77,14 @@ def measure_weighted(
     factors : sequence of Tensor
         As for :func:`worker.lowrank.relative_error`.
     exponent : int
-        The weight's scale.
+        The scale of the weight.
     gram : Tensor [n, n]
         G = XXᵀ; float64 or float32, on any device.
 
     Returns
     -------
     Residual
-        Of blocks of rows, one at a time. Neither is under 0, though rounding in G could say so.
+        Summed over blocks of rows. Neither is below 0, though rounding in G could make them so.
     """
     inputs = Gram.of(gram.to(weight.device))
     pair = as_pair([factor.to(torch.float64) for factor in factors])  # [j, n], [m, j]
@@ -110,7 +113,7 @@ def weighted_error(weight: torch.Tensor, factors: Sequence[torch.Tensor], gram: 
 
 
 def weighted_floor(scaled: ScaledWeight, gram: torch.Tensor, measured: Residual, *, rounding: float) -> float:
-    """Return the relative error of the outputs that G cannot tell from none, or that rounding may make.
+    """Return the relative error of the outputs that G cannot distinguish from none, or that rounding causes.
 
     Parameters
     ----------
@@ -136,9 +139,9 @@ def input_root(gram: torch.Tensor, device: torch.device) -> torch.Tensor:
     Parameters
     ----------
     gram : Tensor [n, n]
-        As for :func:`weighted_decompositions`.
+        As for :func:`solve_calibrated`.
     device : torch.device
-        Where the work is done.
+        The device to compute on.
 
     Raises
     ------
@@ -153,15 +156,17 @@ def input_root(gram: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def _by_eigenvalues(taken: torch.Tensor, wanted: Wanted, *, inputs: Gram) -> Decomposition:
     wide = taken.shape[0] <= taken.shape[1]
-    energies, basis = (_left_of_wide if wide else _left_of_tall)(taken, inputs, wanted.vectors)
+    energies, basis = (_left_of_wide if wide else _left_of_tall)(taken, inputs, wanted.num_vectors)
     total = float(energies.clamp_min(0).sum())
     reach = wanted.energy * float(torch.linalg.matrix_norm(inputs.core)) / total if total > 0 else 0.0
-    noise = EPS * math.sqrt(max(taken.shape)) * reach
-    # What float32 has rounded away of G, no care brings back.
-    return _decomposition(energies, basis, noise=noise if inputs.ridge == RIDGES[torch.float64] else 0.0)
+    roundoff = EPS * math.sqrt(max(taken.shape)) * reach
+    # What float32 has rounded away of G, no solver brings back.
+    return _decomposition(
+        energies, basis, roundoff=roundoff if inputs.ridge == RIDGES[torch.float64] else 0.0
+    )
 
 
-def _left_of_wide(taken: torch.Tensor, inputs: Gram, extent: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _left_of_wide(taken: torch.Tensor, inputs: Gram, num_vectors: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Decompose A (C + δI) Aᵀ [m, m]; no eigenvalues of the larger C are needed."""
     plain = gram_of(taken.mT, torch.float64)  # [m, m]
     ridged = torch.empty_like(plain)
@@ -169,18 +174,20 @@ def _left_of_wide(taken: torch.Tensor, inputs: Gram, extent: int) -> tuple[torch
         ridged[rows] = product(product(taken[rows], inputs.core), taken.mT)
     ridged.add_(plain, alpha=inputs.ridge)
     ridged = ridged.add_(ridged.mT.clone()).mul_(0.5)
-    values, rows_of = leading_pairs(ridged, len(ridged), whole=True)  # [m], [m, m]
+    values, rows_of = leading_eigenpairs(ridged, len(ridged), all_values=True)  # [m], [m, m]
     del ridged
     energies = values - inputs.ridge * (product(rows_of, plain) * rows_of).sum(1).cpu()
-    return energies, rows_of[:extent]
+    return energies, rows_of[:num_vectors]
 
 
-def _left_of_tall(taken: torch.Tensor, inputs: Gram, extent: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decompose (A S)ᵀ A S [n, n], and take the right vectors over to the left."""
+def _left_of_tall(taken: torch.Tensor, inputs: Gram, num_vectors: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decompose (A S)ᵀ A S [n, n], and compute the left vectors from the right ones."""
     matrix, share = _rooted(taken, inputs)
-    values, right = leading_pairs(gram_of(matrix, torch.float64), matrix.shape[1], whole=True)  # [n], [n, n]
+    values, right = leading_eigenpairs(
+        gram_of(matrix, torch.float64), matrix.shape[1], all_values=True
+    )  # [n], [n, n]
     energies = values * (right.square() @ share).cpu()
-    left, _ = thin_qr(product(matrix, right[:extent].mT))  # [m, extent]
+    left, _ = thin_qr(product(matrix, right[:num_vectors].mT))  # [m, num_vectors]
     return energies, left.mT
 
 
@@ -195,28 +202,28 @@ def _by_svd(taken: torch.Tensor, wanted: Wanted, *, inputs: Gram, iterate: bool)
         left = product(orthonormal, full_svd(core, iterate=iterate)[0])  # [m, n]
         del orthonormal
     energies = (product(left.mT, matrix).square_() @ share).cpu()  # [p]
-    return _decomposition(energies, left[:, : wanted.vectors].mT, noise=0.0)
+    return _decomposition(energies, left[:, : wanted.num_vectors].mT, roundoff=0.0)
 
 
-def _decomposition(energies: torch.Tensor, basis: torch.Tensor, *, noise: float) -> Decomposition:
-    """Put it together; energies that only rounding takes under 0 are 0."""
+def _decomposition(energies: torch.Tensor, basis: torch.Tensor, *, roundoff: float) -> Decomposition:
+    """Build the result; energies that rounding took below 0 are 0."""
     return Decomposition(
         singular_values=energies.clamp_min(0).sqrt().sort(descending=True).values,
-        basis=oriented(basis.contiguous()),
+        basis=fix_signs(basis.contiguous()),
         side="rows",
-        noise=noise,
+        roundoff=roundoff,
         weighted=True,
     )
 
 
 def _root(inputs: Gram) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the eigenvectors of C [n, n] and its eigenvalues [n], those that rounding took under 0 as 0."""
-    values, rows = leading_pairs(inputs.core, len(inputs.scale), whole=True)
+    """Return the eigenvectors of C [n, n] and its eigenvalues [n], those that rounding took below 0 as 0."""
+    values, rows = leading_eigenpairs(inputs.core, len(inputs.scale), all_values=True)
     return rows.mT, values.clamp_min(0).to(rows.device)
 
 
 def _rooted(taken: torch.Tensor, inputs: Gram) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return A S [m, n] with S Sᵀ = C + δI, and which part [n] of each column's energy is not δ's."""
+    """Return A S [m, n] with S Sᵀ = C + δI, and the share [n] of each column's energy without δ."""
     vectors, values = _root(inputs)
     ridged = values + inputs.ridge
     return product(taken, vectors).mul_(ridged.sqrt()), values / ridged

@@ -6,7 +6,7 @@ import torch
 
 from tests.lowrank.matrices import error, gaussian
 from worker.lowrank import relative_error, svd
-from worker.lowrank.residual import BLOCK_ELEMENTS
+from worker.lowrank.error import BLOCK_ELEMENTS
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)

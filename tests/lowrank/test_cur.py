@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tests.lowrank.matrices import error, gaussian, optimum, spectrum, with_spectrum
-from worker.lowrank import SELECTORS, FactorRequest, cur, cx, factor, relative_error
+from tests.lowrank.requests import asked
+from worker.lowrank import SELECTORS, cur, cx, factor, relative_error, svd
 from worker.lowrank.lstsq import PseudoInverse
 
 SHAPES = [(1, 9), (9, 1), (40, 40), (90, 24), (24, 90)]
@@ -26,12 +27,51 @@ def errors(weight, rank, selector, dtype):
     return [
         factor(
             weight,
-            FactorRequest(
-                method=method, rank=rank, max_rank=99, dtype=dtype, selector=selector, storage=storage
-            ),
+            asked(method=method, rank=rank, max_rank=99, dtype=dtype, selector=selector, storage=storage),
         ).relative_error
         for method, storage in ORDER
     ]
+
+
+def low_rank(kind, *, rank=12):
+    """Return a float32 matrix of exactly this numerical rank, with some rows or columns that add nothing."""
+    rows, columns = {"tall": (300, 200), "square": (200, 200)}.get(kind, (200, 300))
+    weight = gaussian(rows, rank, seed=1) @ gaussian(rank, columns, seed=2)
+    if kind == "duplicates":
+        weight[:, 1::2] = weight[:, ::2].clone()
+        weight[1::2] = weight[::2].clone()
+    elif kind == "zeros":
+        weight[:, ::3], weight[::4] = 0, 0
+    return weight.float()
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize("kind", ["tall", "wide", "square", "duplicates", "zeros"])
+def test_a_rank_above_the_numerical_rank_loses_nothing(kind, selector):
+    weight = low_rank(kind)
+    # Columns and rows that were drawn may be nearly dependent, which costs digits of float32.
+    limit = 1e-6 if selector in PIVOTED else 1e-4
+    for rank in (13, 24, 100):
+        by_columns, by_both = (method(weight, rank, selector=selector) for method in (cx, cur))
+
+        assert relative_error(weight, svd(weight, rank).factors) < 1e-6
+        assert relative_error(weight, by_columns.factors) < limit
+        assert relative_error(weight, by_both.factors) < limit
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_the_public_functions_are_what_a_job_runs(selector):
+    weight = low_rank("wide")
+    for rank in (5, 24):
+        chosen = {"selector": selector}
+        for name, found in (
+            ("svd", svd(weight, rank)),
+            ("cx", cx(weight, rank, **chosen)),
+            ("cur", cur(weight, rank, **chosen)),
+        ):
+            job = factor(weight, asked(name, rank, 200, None, **chosen))
+
+            assert all(map(torch.equal, found.factors, job.factors))
 
 
 @pytest.mark.parametrize("selector", SELECTORS)
@@ -63,17 +103,13 @@ def test_rounding_u_or_x_to_a_narrow_dtype_does_no_great_harm(name, dtype):
 def test_columns_and_rows_are_stored_bit_for_bit(dtype, selector):
     weight = gaussian(30, 20).to(dtype)
     for storage in ("two", "three"):
-        request = FactorRequest(
-            method="cur", rank=6, max_rank=20, dtype=dtype, selector=selector, storage=storage
-        )
+        request = asked(method="cur", rank=6, max_rank=20, dtype=dtype, selector=selector, storage=storage)
         found = factor(weight, request)
 
         assert torch.equal(found.factors[-1], weight[:, list(found.columns)])
         if storage == "three":
             assert torch.equal(found.factors[0], weight[list(found.rows)])
-    by_columns = factor(
-        weight, FactorRequest(method="cx", rank=6, max_rank=20, dtype=dtype, selector=selector)
-    )
+    by_columns = factor(weight, asked(method="cx", rank=6, max_rank=20, dtype=dtype, selector=selector))
     assert torch.equal(by_columns.factors[-1], weight[:, list(by_columns.columns)])
     assert by_columns.columns == found.columns
     assert by_columns.rows is None
@@ -103,7 +139,7 @@ def test_scaling_the_weight_changes_no_choice_and_no_error(dtype, scale):
     weight = torch.from_numpy(with_spectrum(40, 30, spectrum("slow", 30))).to(dtype)
     power = 2.0 ** round(math.log2(scale))
     for method, storage in ORDER:
-        request = FactorRequest(method=method, rank=9, max_rank=30, dtype=dtype, storage=storage)
+        request = asked(method=method, rank=9, max_rank=30, dtype=dtype, storage=storage)
         here, there = factor(weight, request), factor(weight * power, request)
 
         assert there.relative_error == pytest.approx(here.relative_error, rel=1e-5)
@@ -148,7 +184,7 @@ def test_osinsky_promises_the_root_of_k_plus_1_whatever_the_dtype(shape, name, d
     weight = torch.from_numpy(with_spectrum(*shape, spectrum(name, min(shape)))).to(dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     for rank in {1, max(1, min(shape) // 8), max(1, min(shape) // 3)}:
-        request = FactorRequest(method="cx", rank=rank, max_rank=99, dtype=wide, selector="osinsky")
+        request = asked(method="cx", rank=rank, max_rank=99, dtype=wide, selector="osinsky")
         found = factor(weight, request)
 
         promised = math.sqrt(rank + 1) * found.optimal_error * (1 + 1e-4)

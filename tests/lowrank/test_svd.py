@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tests.lowrank.matrices import HALF, error, gaussian, optimum, spectrum, with_spectrum
-from worker.lowrank import FactorRequest, factor, svd
+from tests.lowrank.requests import asked
+from worker.lowrank import factor, svd
 
 SHAPES = [(1, 9), (9, 1), (2, 2), (40, 40), (90, 24), (24, 90), (45, 36)]
 SPECTRA = [
@@ -49,7 +50,7 @@ def test_stored_factors_are_within_1e_4_of_the_optimum_whatever_the_scale(name, 
     matrix = weight.double().numpy() / scale
     stored = torch.float32 if dtype in HALF else dtype
     for rank in ranks(36):
-        made = factor(weight, FactorRequest(method="svd", rank=rank, max_rank=36, dtype=stored))
+        made = factor(weight, asked(method="svd", rank=rank, max_rank=36, dtype=stored))
         reached = error(matrix, made.factors, scale=scale)
 
         assert reached <= math.hypot(
@@ -63,7 +64,7 @@ def test_stored_factors_are_within_1e_4_of_the_optimum_whatever_the_scale(name, 
 def test_the_reported_optimum_and_spectrum_are_float64_lapacks(dtype):
     weight = torch.from_numpy(with_spectrum(50, 40, spectrum("slow", 40))).to(dtype)
     matrix = weight.double().numpy()
-    made = factor(weight, FactorRequest(method="svd", rank=7, max_rank=40, dtype=dtype))
+    made = factor(weight, asked(method="svd", rank=7, max_rank=40, dtype=dtype))
 
     assert made.optimal_error == pytest.approx(optimum(matrix, 7) / np.linalg.norm(matrix), rel=1e-5)
     assert made.singular_values.shape == (40,)
@@ -75,7 +76,7 @@ def test_the_reported_optimum_and_spectrum_are_float64_lapacks(dtype):
 @pytest.mark.parametrize("rank", [1, 7, 20])
 def test_pythagoras_holds_between_norm_energy_kept_and_error(rank, dtype):
     weight = gaussian(30, 24).to(dtype)
-    made = factor(weight, FactorRequest(method="svd", rank=rank, max_rank=24, dtype=torch.float64))
+    made = factor(weight, asked(method="svd", rank=rank, max_rank=24, dtype=torch.float64))
     kept = float(made.singular_values[:rank].square().sum())
 
     assert made.squared_norm == pytest.approx(float(weight.double().square().sum()), rel=1e-12)
@@ -87,7 +88,7 @@ def test_pythagoras_holds_between_norm_energy_kept_and_error(rank, dtype):
 @pytest.mark.parametrize("shape", [(40, 40), (90, 24)], ids=str)
 def test_transposition_changes_no_error(shape, name):
     weight = torch.from_numpy(with_spectrum(*shape, spectrum(name, min(shape)))).float()
-    request = FactorRequest(method="svd", rank=5, max_rank=24, dtype=torch.float32)
+    request = asked(method="svd", rank=5, max_rank=24, dtype=torch.float32)
     straight, transposed = factor(weight, request), factor(weight.T, request)
 
     assert transposed.relative_error == pytest.approx(straight.relative_error, rel=1e-5)
