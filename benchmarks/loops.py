@@ -1,4 +1,4 @@
-"""The two peers of a job, run in another process: a bare loop, and the pipeline without the service."""
+"""Two things to compare a job with, run in another process: a bare loop, and the pipeline alone."""
 
 import shutil
 import time
@@ -19,13 +19,13 @@ from worker.pipeline import CompressionRequest, compress
 
 @dataclass(frozen=True, slots=True)
 class Phases:
-    """Where the seconds of the pipeline went."""
+    """The seconds that each phase of the pipeline took."""
 
     total: float
     plan: float
     layers: float  # reading, factoring and spooling, which overlap
     output: float
-    factor: float  # summed over the layers; more than `layers` where some are factored side by side
+    factor: float  # summed over the layers; more than `layers` where two are factored at a time
 
 
 def bare_loop(source: Path, target: Path, spec: CompressionSpec, *, threads: int) -> float:

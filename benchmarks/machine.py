@@ -1,4 +1,4 @@
-"""What the figures were taken on."""
+"""A description of the machine that was measured."""
 
 import os
 import platform
@@ -12,12 +12,12 @@ FORCED_KERNELS = "OPENBLAS_CORETYPE"
 
 
 def free_kernels() -> str | None:
-    """Let OpenBLAS choose its kernels by the processor, here and in all children; return what was forced."""
+    """Let OpenBLAS choose its kernels by the processor, in children too; return the setting it had."""
     return os.environ.pop(FORCED_KERNELS, None)
 
 
 def describe_machine(options: Options, forced_kernels: str | None) -> str:
-    """Say in a few lines what counts for the figures."""
+    """List in a few lines what the figures depend on."""
     was = f", unset for measuring (was {forced_kernels})" if forced_kernels else ", not set"
     cores, memory_gib = len(os.sched_getaffinity(0)), _memory_bytes() / 2**30
     settings = f"scale {options.scale:g}, at most {options.rounds} rounds, {options.threads} threads"

@@ -1,4 +1,4 @@
-"""The memory that the worker and the API take for a checkpoint of 3 GB."""
+"""The memory that the worker and the API need for a checkpoint of 3 GB."""
 
 import os
 import time
@@ -22,7 +22,7 @@ TELL_S = 10.0
 
 
 def ask(options: Options) -> None:
-    """Make the set, upload it, run one job, and watch the anonymous memory all the while."""
+    """Write the checkpoint, upload it and run one job; sample the anonymous memory meanwhile."""
     begun = time.perf_counter()
     blocks = blocks_for(SET_BYTES * options.scale)
     index = write_llama(options.place / "llama", blocks=blocks)

@@ -1,4 +1,4 @@
-"""What every question is asked with."""
+"""The options of every benchmark."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Where to put files, and how much to do; `scale` shrinks the inputs for trying, not for figures.
+    """Where to put files, and how much to measure; a `scale` below 1 is for a quick try, not for figures.
 
-    Charts are drawn only where there is a folder for them.
+    Charts are drawn only if `charts` names a folder.
     """
 
     place: Path

@@ -1,4 +1,4 @@
-"""The time of a job beside a bare loop that reads, factors and writes the same layers."""
+"""The time of a job compared with a bare loop that reads, factors and writes the same layers."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ from schemas.spec import CompressionSpec
 
 SPEC = CompressionSpec.model_validate({"method": "svd", "rank": {"ratio": 0.5}})
 LLAMA_BYTES = 330_000_000  # the embedding and two blocks
-# The worker replaces its process after 8 jobs; a replaced one would be cold. One round is for warming up.
+# The worker replaces its process after 8 jobs, and a new one would be cold. One round is for warming up.
 MOST_ROUNDS = 7
 MOST_LONG_ROUNDS = 3
 
@@ -37,8 +37,8 @@ class Times:
 
 
 def ask(options: Options) -> None:
-    """Take both inputs, each with a fresh service."""
-    # Threads that wait for each other make small layers erratic, so a bare loop on one thread runs beside.
+    """Measure both inputs, each with a fresh service."""
+    # Threads that wait for each other make small layers erratic, so a bare loop on one thread runs too.
     counts = sorted({options.threads, 1}, reverse=True)
     _compare("MiniLM, float32", minilm(), options, counts, rounds=min(options.rounds, MOST_ROUNDS))
     index = write_llama(options.place / "llama", blocks=blocks_for(LLAMA_BYTES * options.scale))
@@ -52,7 +52,7 @@ def _compare(title: str, source: Path, options: Options, counts: list[int], *, r
     place.mkdir(exist_ok=True)
     with (
         ProcessPoolExecutor(1, mp_context=spawn) as peer,
-        # What one round has decomposed is not to be found by the next.
+        # No round may find the decompositions of the one before.
         running(place, threads=options.threads, cache=False) as service,
         Client(service.url) as client,
     ):

@@ -1,4 +1,4 @@
-"""Our SVD beside those of other libraries: seconds, and the error over the optimum."""
+"""Our SVD compared with those of other libraries: seconds, and the error over the optimum."""
 
 import math
 import time
@@ -18,17 +18,17 @@ from worker.lowrank import svd
 
 SHAPES = ((768, 768), (3072, 768), (2048, 2048), (4096, 1024), (4096, 4096), (11008, 4096))
 PARTS = (0.1, 0.25)
-# The shapes of the target, and what it asks of them.
+# The shapes for which there is a target.
 TARGET = ((2048, 2048), (4096, 4096))
 OURS, PLAIN = "eckart", "torch.linalg.svd"
-# Takes minutes on larger ones.
+# It takes minutes on larger matrices.
 INTERPOLATIVE_ELEMENTS = 1_000_000
-# A way that takes longer is taken once.
+# A way that takes longer runs only once.
 LONG_S = 5.0
 CHARTED = (4096, 4096, "power law")
 CHART = "benchmarks-peers.svg"
 EXCESSES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1)
-# The threads of one library go on waiting busily for a while, and would slow the next one.
+# The threads of one library keep spinning for a while, which would slow the next one down.
 REST_S = 0.2
 Factors = tuple[torch.Tensor, torch.Tensor]
 Solve = Callable[[torch.Tensor, int], Factors]
@@ -60,7 +60,7 @@ def _interpolative(weight: torch.Tensor, rank: int) -> Factors:
 
 
 def _sampled(weight: torch.Tensor, rank: int) -> Factors:
-    # Columns drawn by squared norm with replacement, and the fit of all to them: the study's "CUR".
+    # Columns drawn by squared norm with replacement, and the fit of all columns to them.
     energies = weight.square().sum(0).double().numpy()
     drawn = np.random.default_rng(0).choice(len(energies), rank, p=energies / energies.sum())
     chosen = weight[:, torch.from_numpy(np.sort(drawn))]
@@ -78,7 +78,7 @@ WAYS: dict[str, Solve] = {
 
 
 def ask(options: Options) -> None:
-    """Take every shape, spectrum and rank, all ways in turns."""
+    """Measure every shape, spectrum and rank; all ways take turns."""
     torch.set_num_threads(options.threads)
     speed: list[float] = []
     charted: dict[str, list[tuple[float, float]]] = {}
@@ -156,7 +156,7 @@ def _beaten(case: str, found: dict[str, tuple[float, float]]) -> list[str]:
 
 
 def draw(ways: dict[str, list[tuple[float, float]]]) -> str:
-    """Draw speed against excess, each way as a line from one rank to the other."""
+    """Draw speed against excess; each way is a line between its two ranks."""
     across = Axis("excess over the least error, at ranks n/10 and n/4", 1e-6, 1, EXCESSES, True)
     up = Axis("times as fast as torch.linalg.svd", 0.5, 50, (0.5, 1, 2, 5, 10, 20, 50), True)
     named = zip(ways.items(), COLOURS, strict=False)

@@ -1,4 +1,4 @@
-"""The memory of processes, sampled while they work."""
+"""The memory of processes, sampled while they run."""
 
 import re
 import threading
@@ -11,7 +11,7 @@ KIB = re.compile(r"^(RssAnon|VmHWM|RssFile):\s+(\d+) kB$", re.MULTILINE)
 
 
 def memory(pid: int) -> dict[str, int]:
-    """Read a process's anonymous, peak resident and file-backed bytes; nothing of one that has ended."""
+    """Read a process's anonymous, peak resident and file-backed bytes; empty if it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -20,7 +20,7 @@ def memory(pid: int) -> dict[str, int]:
 
 
 def tree(pid: int) -> list[int]:
-    """Return a process and all that descend from it."""
+    """Return a process and all its descendants."""
     found = [pid]
     for parent in found:
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
@@ -32,9 +32,9 @@ def tree(pid: int) -> list[int]:
 
 
 class Watch:
-    """Sums the anonymous memory of some processes every 20 ms while its block lasts, and keeps the peak.
+    """Samples the summed anonymous memory of some processes every 20 ms in a `with` block.
 
-    Attributes: `first_bytes` and `peak_bytes` of all together; `last` is what each process said last.
+    Attributes: `first_bytes` and `peak_bytes` of the sum; `last` has the last values of each process.
     """
 
     def __init__(self, pids: Callable[[], Collection[int]]) -> None:

@@ -1,4 +1,4 @@
-"""The peer of the upload: a bare loop that receives, hashes and writes, and does nothing else."""
+"""What uploads are compared with: a bare loop that only receives, hashes and writes."""
 
 import hashlib
 import multiprocessing
@@ -14,7 +14,7 @@ BLOCK_BYTES = 1 << 20
 
 @contextmanager
 def bare_receiver(target: Path, *, durable: bool) -> Iterator[int]:
-    """Run the loop in a process of its own and yield its port."""
+    """Run the loop in a process of its own; yield its port."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(theirs, target, durable), daemon=True)
@@ -39,7 +39,7 @@ def _serve(pipe: Connection, target: Path, durable: bool) -> None:  # noqa: FBT0
 
 
 def _receive(connection: socket.socket, target: Path, *, durable: bool) -> str:
-    """Count as many bytes as the head announces."""
+    """Receive as many bytes as the request's head announces; return their SHA-256."""
     buffer = bytearray(BLOCK_BYTES)
     view = memoryview(buffer)
     length = connection.recv_into(buffer)

@@ -1,4 +1,4 @@
-"""What the selectors of columns and rows cost in error and in time, beside what is not offered: sketches."""
+"""The error and the time of each selector, compared with sketches, which are not offered."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +18,9 @@ from worker.lowrank.solvers import solve_for
 
 SEEDS = range(5)
 SHAPE = 384, 512
-# By the name of a spectrum: the rank asked for.
+# The rank for each spectrum.
 RANKS = {"i^-1/2": 64, "1/i": 64, "exp(-i/10)": 32, "16 large columns": 64}
-# Of the timed matrices, the rank is this part of the side.
+# The rank of the timed matrices is their side divided by this.
 PART = 4
 OVERSAMPLING = 10
 

@@ -1,4 +1,4 @@
-"""The one sender of every upload: a plain socket and sendfile, so that its own cost is least."""
+"""The sender of every upload: a plain socket and sendfile, so that its own cost is small."""
 
 import http.client
 import json
@@ -13,7 +13,7 @@ TIMEOUT_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file and how it is wrapped."""
+    """A request with a file in its body, and what comes before and after the file."""
 
     path: Path
     target: str
@@ -38,7 +38,7 @@ class Upload:
 
 
 def as_form(path: Path, target: str) -> Upload:
-    """Wrap a file as the one part of a multipart form."""
+    """Send the file as the only part of a multipart form."""
     disposition = f'Content-Disposition: form-data; name="checkpoint"; filename="{path.name}"'
     before = f"--{BOUNDARY}\r\n{disposition}\r\nContent-Type: application/octet-stream\r\n\r\n"
     return Upload(

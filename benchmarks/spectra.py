@@ -1,4 +1,4 @@
-"""Matrices of a known spectrum, made in seconds at any size."""
+"""Matrices with a known spectrum, generated in seconds at any size."""
 
 from collections.abc import Callable
 
@@ -50,7 +50,7 @@ def matrix(name: str, rows: int, columns: int) -> tuple[torch.Tensor, Values]:
 
 
 def _rotated(whole: Values, axis: int, rng: np.random.Generator) -> Values:
-    """Turn by signs, permutations and cosine transforms, drawn at random (Ailon and Chazelle 2006)."""
+    """Apply random signs, permutations and cosine transforms (Ailon and Chazelle, 2006)."""
     length = whole.shape[axis]
     for _ in range(3):
         signs = rng.choice([-1.0, 1.0], length)

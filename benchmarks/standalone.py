@@ -36,7 +36,7 @@ class Service:
 
 @contextmanager
 def running(place: Path, *, threads: int, cache: bool = True) -> Iterator[Service]:
-    """Run the whole service on a free port as long as the block lasts, with or without the cache."""
+    """Run the whole service on a free port until the block ends, with or without the cache."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     service = Service(port, place / "data")

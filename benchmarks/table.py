@@ -1,10 +1,10 @@
-"""One plain table."""
+"""Plain-text tables."""
 
 from collections.abc import Sequence
 
 
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print it: the first column to the left, the others to the right."""
+    """Print a table: the first column is aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     print(f"\n{title}\n")
     for row in (header, ["-" * width for width in widths], *rows):
@@ -21,5 +21,5 @@ def mib(nbytes: float) -> str:
 
 
 def seconds(values: Sequence[float]) -> str:
-    """All rounds, in order."""
+    """Format all rounds, in order."""
     return " ".join(f"{value:.2f}" for value in values)

@@ -1,4 +1,4 @@
-"""The time of an upload beside a bare loop that receives, hashes and writes the same bytes."""
+"""The time of an upload compared with a bare loop that receives, hashes and writes the same bytes."""
 
 import http.client
 import json
@@ -27,7 +27,7 @@ Send = Callable[[], tuple[float, str]]
 
 
 def ask(options: Options) -> None:
-    """Send the same file in every way, one after the other, round by round; print the medians."""
+    """Send the same file in every way, in turns; print the medians."""
     file = _make_file(options.place / "model.safetensors", nbytes=int(FILE_BYTES * options.scale))
     with running(options.place, threads=options.threads) as service, _ways(service, file) as ways:
         times: dict[str, list[float]] = {name: [] for name in ways}
@@ -74,7 +74,7 @@ def _ways(service: Service, file: Path) -> Iterator[Mapping[str, Send]]:
 def _curl(file: Path, port: int) -> tuple[float, str]:
     begun = time.perf_counter()
     url = f"http://127.0.0.1:{port}/v1/checkpoints/{ID}/"
-    # The bare loop does not answer `Expect: 100-continue`, for which curl would wait a second.
+    # The bare loop does not answer `Expect: 100-continue`; curl would wait a second for that.
     command = ["curl", "-sS", "--fail-with-body", "-H", "Expect:", "-T", str(file), url]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     return time.perf_counter() - begun, json.loads(done.stdout)["sha256"]
@@ -88,7 +88,7 @@ def _forget(service: Service) -> None:
 
 
 def _make_file(path: Path, *, nbytes: int) -> Path:
-    """Write a valid safetensors file of that many bytes that no disk can squeeze."""
+    """Write a valid safetensors file of that many bytes, which a disk cannot compress."""
     head_bytes = 128
     data_bytes = nbytes - 8 - head_bytes
     header = {"w": {"dtype": "U8", "shape": [data_bytes], "data_offsets": [0, data_bytes]}}

@@ -1,7 +1,7 @@
 """Compress a real model over HTTP: `make demo`.
 
 Starts the service on a free port, halves the linear weights of all-MiniLM-L6-v2, prints the report, and loads
-the result back into stock torch modules. Everything it leaves lies in demo/, or in the directory you name.
+the result into stock torch modules. All its files are in demo/, or in the directory given as its argument.
 """
 
 import os
@@ -53,7 +53,7 @@ def main() -> int:
 
 @contextmanager
 def service() -> Iterator[str]:
-    """Run the whole service on a free port as long as the block lasts."""
+    """Run the whole service on a free port until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     PLACE.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def service() -> Iterator[str]:
             env={**os.environ, **settings},
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a Ctrl-C is for this script, which then ends the service in good order
+            start_new_session=True,  # Ctrl-C reaches this script only, which then stops the service cleanly
         )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -99,7 +99,7 @@ def shown(path: Path) -> Path:
 
 
 def compare(original: Path, result: Path) -> None:
-    """Load both into the same stock modules and show what half the weights still know."""
+    """Load both files into the same stock modules and print what each says about the sentences."""
     before, after = MiniLM().eval(), load_compressed(MiniLM(), result).eval()
     before.load_state_dict(load_file(original))
     print("\nLoaded back, strictly; for example", after.get_submodule("encoder.layer.0.attention.self.query"))

@@ -1,4 +1,4 @@
-"""The sentence encoder all-MiniLM-L6-v2 in stock torch modules, and where its files are."""
+"""The sentence encoder all-MiniLM-L6-v2 in stock torch modules, and the paths of its files."""
 
 import re
 from collections.abc import Container
@@ -18,13 +18,13 @@ EPSILON = 1e-12
 
 
 def installed(name: str) -> Path:
-    """Find a file of the package that brings the model, without importing the package."""
+    """Find a file of the package that contains the model, without importing the package."""
     found = [file for file in distribution(PACKAGE).files or () if file.name == name]
     return Path(str(found[0].locate()))
 
 
 class Parts(nn.Module):
-    """Modules under names."""
+    """A module whose children have the given names."""
 
     def __init__(self, /, **modules: nn.Module) -> None:  # one of the names is "self"
         super().__init__()
@@ -36,7 +36,7 @@ class Parts(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and two dense layers, each added to what came in."""
+    """One transformer block: self-attention and a feed-forward network, each with a residual connection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Block(nn.Module):
 
 
 class MiniLM(nn.Module):
-    """Token ids of one sentence in, a vector of length 1 out."""
+    """Turns the token ids of one sentence into a vector of length 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,9 +75,7 @@ class MiniLM(nn.Module):
         )
         self.embeddings.register_buffer("position_ids", torch.arange(PLACES)[None])
         self.encoder = Parts(layer=nn.ModuleList(Block() for _ in range(BLOCKS)))
-        self.pooler = Parts(
-            dense=nn.Linear(WIDTH, WIDTH)
-        )  # in the file, though sentence vectors do without it
+        self.pooler = Parts(dense=nn.Linear(WIDTH, WIDTH))  # in the file, but sentence vectors do not use it
 
     def forward(self, ids: Tensor) -> Tensor:
         e = self.embeddings
@@ -89,7 +87,7 @@ class MiniLM(nn.Module):
 
 
 def token_ids(sentence: str) -> Tensor:
-    """Cut a sentence into words and marks, and those into the longest pieces that the vocabulary has."""
+    """Split a sentence into words and these into the longest known pieces (WordPiece); return their ids."""
     known = vocabulary()
     bare = "".join(sign for sign in normalize("NFD", sentence.lower()) if category(sign) != "Mn")
     words = re.findall(r"[^\W_]+|\S", bare)

@@ -7,7 +7,7 @@ from html import escape
 
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 176, 36, 48
-# Told apart by most people who see few colours (Okabe and Ito, 2008).
+# Most people with colour blindness can distinguish these (Okabe and Ito, 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 GREY = "#888888"
 FONT = 'font-family="sans-serif" font-size="12" fill="#222222"'
@@ -15,7 +15,7 @@ FONT = 'font-family="sans-serif" font-size="12" fill="#222222"'
 
 @dataclass(frozen=True)
 class Axis:
-    """What is measured along one side, from where to where, and the values that are written there."""
+    """One axis: its label, its range and its ticks."""
 
     label: str
     low: float
@@ -24,7 +24,7 @@ class Axis:
     logarithmic: bool = False
 
     def share(self, value: float) -> float:
-        """Return how far along the axis a value lies: 0 at its low end, 1 at its high end."""
+        """Return the position of a value on the axis: 0 at its low end, 1 at its high end."""
         value = min(max(value, self.low), self.high)
         if self.logarithmic:
             return math.log(value / self.low) / math.log(self.high / self.low)
@@ -33,7 +33,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """Points that belong together."""
+    """One line of the chart, with a mark at every point."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -42,7 +42,7 @@ class Line:
 
 
 def chart(title: str, x: Axis, y: Axis, lines: Sequence[Line]) -> str:
-    """Draw the lines with a mark at every point, and name them; what lies outside goes to the rim."""
+    """Draw the lines and a legend; points outside the range are drawn at its edge."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {FONT}>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',

@@ -1,7 +1,7 @@
-"""The study of MiniLM: `python -m examples.embeddings`, or `make study` with the other one.
+"""The study of MiniLM: `python -m examples.embeddings`; `make study` runs both studies.
 
-Has a service of its own compress the encoder to shares of its parameters, by one ratio for every layer, by a
-budget over all layers, and by a budget that knows the layers' inputs; then compares sentence vectors.
+Starts a service that compresses the encoder to several shares of its parameters: by one ratio for every layer
+or by a budget over all layers, each with and without calibration. Then compares the sentence vectors.
 """
 
 import argparse
@@ -61,9 +61,9 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m examples.embeddings", description=__doc__)
-    parser.add_argument("--into", type=Path, default=ROOT / "study", help="where to leave everything")
+    parser.add_argument("--into", type=Path, default=ROOT / "study", help="the directory for all files")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--docs", action="store_true", help="renew table and chart in docs/ too")
+    parser.add_argument("--docs", action="store_true", help="also update table and chart in docs/")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What the study of MiniLM shows: a table and a chart."""
+"""The table and the chart of the MiniLM study."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ HEADER = (
 
 
 def similarity_table(measured: Sequence[Measured]) -> str:
-    """Give a line to every job."""
+    """Return a table with one line for each job."""
     return table(HEADER, [_line(one) for one in measured])
 
 
@@ -35,7 +35,7 @@ def _line(one: Measured) -> tuple[str, ...]:
 
 
 def similarity_chart(measured: Sequence[Measured]) -> str:
-    """Draw the mean cosine against the share of parameters that was kept."""
+    """Draw the mean cosine against the share of parameters kept."""
     x = Axis("share of the encoder's parameters kept", min(KEPT), max(KEPT), KEPT)
     y = Axis("mean cosine to the original vector", 0, 1, (0, 0.2, 0.4, 0.6, 0.8, 1))
     names = list(dict.fromkeys(one.rule for one in measured))

@@ -1,4 +1,4 @@
-"""One encoder, one upload, many jobs: how near the sentence vectors of each result are to the original's."""
+"""Upload one encoder, compress it by many jobs, and compare the sentence vectors with the original ones."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,11 @@ from examples.minilm import INNER, WIDTH, MiniLM, installed, token_ids
 
 HERE = Path(__file__).parent
 KEPT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-# The pooler is in the file, but sentence vectors do without it.
+# The pooler is in the file, but sentence vectors do not use it.
 LAYERS = "encoder.*"
 
 
-# Each kind of layer, and the shape of its weight or of its transpose.
+# The shape of each kind of layer, or of its transpose.
 SHAPES = {
     "*.attention.*": (WIDTH, WIDTH),
     "*.intermediate.dense": (INNER, WIDTH),
@@ -31,7 +31,7 @@ FLOOR = 0.75
 
 @dataclass(frozen=True)
 class Rule:
-    """A way of giving the layers their ranks; calibrated, it counts the errors of their outputs."""
+    """A rule that gives layers their ranks; if calibrated, it minimises the errors of their outputs."""
 
     name: str
     kind: str
@@ -39,7 +39,7 @@ class Rule:
     floor: bool = False
 
     def spec(self, kept: float, calibration: str) -> dict[str, Any]:
-        """Ask for a share of the parameters; a floor is three quarters of the uniform rank."""
+        """Return the spec for a share of the parameters; a floor is three quarters of the uniform rank."""
         spec: dict[str, Any] = {"method": "svd", "include": [LAYERS], "rank": {self.kind: kept}}
         if self.calibrated:
             spec["calibration"] = calibration
@@ -62,7 +62,7 @@ RULES = (
 
 @dataclass(frozen=True)
 class Measured:
-    """Cosines between a sentence's vector before and after, and what was kept of the layers' parameters."""
+    """Cosines between the vectors of a sentence before and after, and the share of parameters kept."""
 
     rule: str
     asked: float
@@ -74,7 +74,7 @@ class Measured:
 
 
 def sentences(name: str) -> list[str]:
-    """Read one of the two lists: `calibration` or `evaluation`; no sentence is in both."""
+    """Read the list `calibration` or `evaluation`; no sentence is in both."""
     return (HERE / f"{name}.txt").read_text("utf-8").splitlines()
 
 
@@ -91,7 +91,7 @@ def vectors(model: MiniLM, texts: Sequence[str]) -> Tensor:
 
 @dataclass(frozen=True)
 class Study:
-    """A stored encoder and its calibration, the sentences to compare, and their vectors as they were."""
+    """An uploaded encoder with its calibration, the sentences to compare, and their original vectors."""
 
     client: Client
     checkpoint: str
@@ -127,5 +127,5 @@ class Study:
 
 
 def nearest(found: Tensor) -> Tensor:
-    """Return for each vector the place of the one most like it, itself left out."""
+    """Return the index of each vector's nearest other vector."""
     return (found @ found.T).fill_diagonal_(-1).argmax(1)

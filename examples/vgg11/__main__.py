@@ -1,7 +1,7 @@
-"""The study of VGG-11: `python -m examples.vgg11`, or `make study` with the other one.
+"""The study of VGG-11: `python -m examples.vgg11`; `make study` runs both studies.
 
-Trains VGG-11 on digits, has a service of its own compress the classifier at a sweep of factors by SVD, CX and
-CUR, and writes accuracy against factor, as it comes and after a short fine-tune, as a table and a chart.
+Trains VGG-11 on digits, starts a service that compresses the classifier at a sweep of factors by SVD, CX and
+CUR, and writes the accuracy at each factor, before and after a short fine-tune, as a table and a chart.
 """
 
 import argparse
@@ -52,9 +52,9 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m examples.vgg11", description=__doc__)
-    parser.add_argument("--into", type=Path, default=ROOT / "study", help="where to leave everything")
+    parser.add_argument("--into", type=Path, default=ROOT / "study", help="the directory for all files")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--docs", action="store_true", help="renew table and chart in docs/ too")
+    parser.add_argument("--docs", action="store_true", help="also update table and chart in docs/")
     return parser
 
 

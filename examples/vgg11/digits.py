@@ -1,4 +1,4 @@
-"""Handwritten digits: scikit-learn's, which come with the package, as small colour pictures."""
+"""scikit-learn's handwritten digits, which are part of that package, as small colour pictures."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 SIDE = 32
 WHITE = 16.0
-EVERY = 3  # every third picture is kept for the test
+EVERY = 3  # every third picture is for the test
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Pictures:
 
 
 def digits() -> tuple[Pictures, Pictures]:
-    """Return 1198 pictures to train with and 599 to test with, [N, 3, 32, 32], always the same."""
+    """Return the same 1198 pictures for training and 599 for testing each time, [N, 3, 32, 32]."""
     data = load_digits()
     grey = torch.from_numpy(data.images).float().div(WHITE).mul(2).sub(1)[:, None]  # (1797, 1, 8, 8)
     large = functional.interpolate(grey, size=(SIDE, SIDE), mode="bilinear", align_corners=False)

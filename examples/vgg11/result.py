@@ -1,4 +1,4 @@
-"""What the study shows: two tables and a chart."""
+"""The tables and the chart of the VGG-11 study."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ FACTORS_SHOWN = (2, 5, 10, 20, 50, 100, 200, 300)
 
 
 def accuracy_table(dense: float, parameters: int, measured: Sequence[Measured]) -> str:
-    """Give a line to every job, after one for the network as it was trained."""
+    """Return one line for the trained network and one for each job."""
     first = ("1", "as trained", "", f"{parameters:,}", "1.00", "1.00", "0", _percent(dense), "")
     return table(HEADER, [first, *(_line(one) for one in measured)])
 
@@ -42,7 +42,7 @@ def _line(one: Measured) -> tuple[str, ...]:
 
 
 def neighbour_table(measured: Sequence[Measured]) -> str:
-    """Put neighbouring factors side by side, a line for each way of choosing, without fine-tuning."""
+    """Compare neighbouring factors without fine-tuning, one line for each selector and seed."""
     ways: dict[tuple[str, ...], dict[int, float]] = {}
     for one in measured:
         point = one.point
@@ -58,7 +58,7 @@ def neighbour_table(measured: Sequence[Measured]) -> str:
 
 
 def accuracy_chart(dense: float, measured: Sequence[Measured]) -> str:
-    """Draw accuracy against the factor asked for."""
+    """Draw accuracy against the requested factor."""
     x = Axis(
         "compression factor of the classifier", min(FACTORS), max(FACTORS), FACTORS_SHOWN, logarithmic=True
     )

@@ -1,4 +1,4 @@
-"""One network, one upload, many jobs: what the service leaves of the classifier, and what that can do."""
+"""Upload one network, compress its classifier by many jobs, and measure the accuracy of each result."""
 
 import copy
 import shutil
@@ -21,7 +21,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Measured:
-    """What became of the network at one point; accuracies are shares of the test pictures."""
+    """The result of one job; accuracies are shares of the test pictures."""
 
     point: Point
     ranks: tuple[int, ...]
@@ -34,7 +34,7 @@ class Measured:
 
 
 def trained(network: VGG11, train: Pictures, file: Path) -> VGG11:
-    """Train the network and leave it in a file, or take it from there."""
+    """Train the network and store it in a file, or load it from there."""
     if file.exists():
         network.load_state_dict(load_file(file))
         return network.eval()
@@ -46,7 +46,7 @@ def trained(network: VGG11, train: Pictures, file: Path) -> VGG11:
 
 @dataclass(frozen=True)
 class Study:
-    """A stored network, and what its convolutions, which no job touches, make of the pictures."""
+    """An uploaded network, and the outputs of its convolutions, which no job changes."""
 
     client: Client
     checkpoint: str
@@ -67,7 +67,7 @@ class Study:
         return cls(client, checkpoint, network, train, test, place)
 
     def measure(self, point: Point, *, tune: bool) -> Measured:
-        """Run a job, load its result into stock modules and test it, also after a fine-tune if so asked."""
+        """Run a job, load its result into stock modules and test it; with `tune`, also after fine-tuning."""
         compressed, relative_error = self._compressed(point)
         before, after = self.network, compressed
         plain = accuracy(after.classify, self.test)

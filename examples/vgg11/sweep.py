@@ -1,4 +1,4 @@
-"""The sweep: what is asked of the service at each compression factor."""
+"""The sweep: the specs for each compression factor."""
 
 import math
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any
 from examples.vgg11.network import VGG11
 
 FACTORS = (2, 5, 10, 20, 29, 42, 43, 46, 47, 53, 75, 100, 150, 200, 225, 300)
-# Factors next to each other, where sampled columns were seen to jump.
+# Neighbouring factors, between which the accuracy of sampled columns jumps.
 NEIGHBOURS = (42, 43, 46, 47)
 SEEDS = (0, 1, 2)
 METHODS = ("svd", "cx", "cur")
@@ -19,7 +19,7 @@ KEPT = "classifier.6"
 
 @dataclass(frozen=True)
 class Point:
-    """One job: a method, a compression factor, and who chooses the columns."""
+    """One job: a method, a compression factor, and the selector of columns with its seed."""
 
     method: str
     factor: int
@@ -33,16 +33,16 @@ class Point:
         return math.ceil(exact) if self.method == "svd" else round(exact)
 
     def ranks(self, network: VGG11) -> dict[str, int]:
-        """Return the rank of each layer that is factored."""
+        """Return the rank of each factored layer."""
         return {name: self.rank(_shape(network, name)) for name in FACTORED}
 
     def spec(self, network: VGG11) -> dict[str, Any]:
-        """Say it in the service's words; two factors for every method, so that they cost the same."""
+        """Return the spec. Every method stores two factors, so that all cost the same."""
         ranks = self.ranks(network).items()
         return {
             "method": self.method,
             "include": ["classifier.*"],
-            # A rank for every class saves nothing, so the last layer stays dense.
+            # At a rank of the number of classes factors save nothing, so the last layer stays dense.
             "rank": _shape(network, KEPT)[0],
             "overrides": [{"match": name, "rank": rank} for name, rank in ranks],
             "selector": self.selector,
@@ -51,21 +51,21 @@ class Point:
         }
 
     def parameters(self, network: VGG11) -> int:
-        """Foretell how many parameters the classifier will have, its biases included."""
+        """Return how many parameters the classifier will have, biases included."""
         factored = sum(rank * sum(_shape(network, name)) for name, rank in self.ranks(network).items())
         biases = sum(_shape(network, name)[0] for name in (*FACTORED, KEPT))
         return factored + math.prod(_shape(network, KEPT)) + biases
 
 
 def sweep() -> Iterator[Point]:
-    """Give every method at every factor."""
+    """Yield every method at every factor."""
     for factor in FACTORS:
         for method in METHODS:
             yield Point(method, factor)
 
 
 def neighbours() -> Iterator[Point]:
-    """Give factors next to each other with columns drawn by chance, to see what that does."""
+    """Yield neighbouring factors with sampled columns, to show how much the accuracy varies."""
     for seed in SEEDS:
         for factor in NEIGHBOURS:
             yield Point("cx", factor, "linear_time", seed)

@@ -1,4 +1,4 @@
-"""Training, of the whole network or of its classifier alone, and the accuracy reached."""
+"""Training of the whole network or of its classifier alone, and the accuracy."""
 
 from collections.abc import Callable, Iterable
 
@@ -17,14 +17,14 @@ Forward = Callable[[Tensor], Tensor]
 def fit(
     forward: Forward, weights: Iterable[nn.Parameter], data: Pictures, *, epochs: int, rate: float, seed: int
 ) -> None:
-    """Lower the cross entropy of the scores by Adam, its rate falling to zero along half a cosine."""
+    """Minimise the cross entropy by Adam, with cosine annealing of the rate to zero."""
     torch.manual_seed(seed)
     steps = epochs * -(-len(data.labels) // BATCH)
     descent = torch.optim.Adam(weights, lr=rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, steps)
     for _ in range(epochs):
         for batch in torch.split(torch.randperm(len(data.labels)), BATCH):
-            # Gradients of half a gigabyte: to fill them again costs less than to ask for new memory.
+            # Gradients take half a gigabyte; filling them with zeros is faster than allocating them again.
             descent.zero_grad(set_to_none=False)
             loss = functional.cross_entropy(forward(data.inputs[batch]), data.labels[batch])
             torch.autograd.backward(loss)
@@ -34,7 +34,7 @@ def fit(
 
 @torch.inference_mode()
 def outputs(forward: Forward, inputs: Tensor) -> Tensor:
-    """Run all inputs through, some at a time."""
+    """Return the outputs for all inputs, computed in batches."""
     return torch.cat([forward(batch) for batch in torch.split(inputs, TEST_BATCH)])
 
 

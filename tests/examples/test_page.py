@@ -16,7 +16,7 @@ def test_only_what_is_between_the_marks_is_replaced():
 
 
 def test_a_page_without_the_marks_is_refused():
-    with pytest.raises(ValueError, match="no place for 'y'"):
+    with pytest.raises(ValueError, match="no markers for 'y'"):
         put(PLACE, "y", "new")
 
 
