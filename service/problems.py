@@ -15,7 +15,7 @@ from schemas.format.errors import CheckpointError
 from schemas.problem import field_problems
 from service.errors import KIND_BY_SLUG, Kind, ProblemError
 from state.errors import StateError
-from state.files import FULL
+from state.files import DISK_FULL
 
 MAX_FIELD_PROBLEMS = 50
 CLIENT_CLOSED_REQUEST = 499
@@ -68,7 +68,7 @@ def _from_state_error(error: StateError) -> ProblemError:
 
 
 def _from_os_error(error: OSError) -> ProblemError:
-    if error.errno in FULL:
+    if error.errno in DISK_FULL:
         return ProblemError(Kind.OUT_OF_SPACE)
     log.error("the file system failed", exc_info=error)
     return ProblemError(Kind.INTERNAL_ERROR)

@@ -15,7 +15,7 @@ from typing import Self
 from schemas.checkpoint import FileInfo
 from state.errors import OutOfSpace
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 PART_ENDING = ".part"
 FLUSH_BYTES = 16 << 20
 
@@ -203,7 +203,7 @@ def disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             raise OutOfSpace from error
         raise
 

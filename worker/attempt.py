@@ -16,7 +16,7 @@ from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore, StoredCheckpoint
 from state.data_dir import DataDir
 from state.errors import CheckpointNotFound, JobNotFound, OutOfSpace, StoreUnavailable
-from state.files import FULL, sync_directory
+from state.files import DISK_FULL, sync_directory
 from state.jobs import JobStore
 from state.records import Claim, JobRecord, new_token
 from worker.context import choose_device, set_threads
@@ -113,7 +113,7 @@ def _decompositions(record: JobRecord, settings: Settings) -> DecompositionCache
 
 def _make_room(error: Exception, settings: Settings) -> None:
     """Where the disk was full, give the next attempt all that the cache has taken of it."""
-    if isinstance(error, OSError) and error.errno in FULL:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         DecompositionCache.shared(settings.data_dir, limit_bytes=0).trim()
 
 
