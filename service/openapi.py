@@ -37,7 +37,7 @@ DETAIL_EXAMPLES: Mapping[Kind, str] = {
     Kind.INVALID_CHECKPOINT: "The file is shorter than its header says; upload the whole file.",
     Kind.INVALID_CALIBRATION: (
         'The Gram matrix of "encoder.layer.0.output.dense" is [384, 384], but the layer has 1536 inputs, so '
-        "[1536, 1536] is needed. Calibrate again, with the model that this checkpoint is of."
+        "it must be [1536, 1536]. Calibrate again, with the model of this checkpoint."
     ),
     Kind.NOT_READY: "Missing: workers. `errors` says more about each.",
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from schemas.planning.budget import shares_budget, spend
+from schemas.planning.budget import shares_budget, spend_budget
 from schemas.planning.layer import Plan
 from schemas.report import KeptReason
 from schemas.spec import CompressionSpec
@@ -141,6 +141,6 @@ def _settled(outcome: LayerOutcome) -> int | KeptReason:
 def _spent(
     work: WorkPlan, spec: CompressionSpec, spectra: Mapping[str, Sequence[float]], final: Settled
 ) -> WorkPlan:
-    plan = spend(Plan(work.layers, work.warnings), spec, work.checkpoint, spectra, final)
+    plan = spend_budget(Plan(work.layers, work.warnings), spec, work.checkpoint, spectra, final)
     pairs = zip(work.tasks, plan.layers, strict=True)
     return replace(work, tasks=tuple(replace(task, layer=layer) for task, layer in pairs))

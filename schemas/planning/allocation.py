@@ -1,4 +1,8 @@
-"""One layer's choices under a budget: the ranks it may have and dense, with what each costs and loses."""
+"""Distribute a budget over layers: choose a rank for each, or dense, so that the total error is smallest.
+
+A price per unit of cost (a Lagrange multiplier, Everett 1963) gives a first allocation. Where there are few
+enough layers, dynamic programming over the ranks near it finds a better one.
+"""
 
 import struct
 from array import array
@@ -13,10 +17,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RateCurve:
-    """What a layer may become, the cheapest first; the last choice is to keep it dense, without an error.
+    """The rate-distortion curve of one layer: cost and error of each choice, ordered by cost.
 
-    `falls` is how fast the error falls from each rank to the next, per unit of cost: negative and, because
-    singular values descend, ascending. So what a price per unit of cost buys is found by bisection.
+    The choices are the `ranks` and, last, the dense weight, which has no error. A choice is given by its
+    position in `costs` and `errors`. `slopes` holds the change of the error per unit of cost from each rank
+    to the next. Slopes are negative, and they ascend because singular values descend; so the best rank at a
+    price is found by bisection.
     """
 
     name: str
@@ -27,7 +33,7 @@ class RateCurve:
 
     @property
     def dense(self) -> int:
-        """The position of the last choice."""
+        """Position of the dense weight."""
         return len(self.ranks)
 
     def rank(self, position: int) -> int | None:
@@ -35,21 +41,25 @@ class RateCurve:
         return self.ranks[position] if position < self.dense else None
 
     def cost(self, rank: int | None) -> int:
-        """Return what a rank costs, or dense."""
+        """Return the cost of a rank, or of the dense weight for None."""
         return self.costs[self.dense if rank is None else self.ranks.index(rank)]
 
     def slope(self, position: int) -> float:
-        """Return how fast the error falls from a position to the next, which may be dense."""
+        """Return the change of the error per unit of cost from a position to the next, which may be dense."""
         gained = self.errors[position + 1] - self.errors[position]
         return gained / (self.costs[position + 1] - self.costs[position])
 
-    def best_rank(self, price: float) -> int:
-        """Return the position of the rank where the error and the price of the cost are least together."""
+    def lagrangian(self, position: int, price: float) -> float:
+        """Return error + price · cost."""
+        return self.errors[position] + price * self.costs[position]
+
+    def best_rank_position(self, price: float) -> int:
+        """Return the position of the rank with the smallest error + price · cost."""
         return bisect_right(self.slopes, -price)
 
-    def best(self, price: float) -> int:
-        """Return the same with dense among the choices."""
-        at = self.best_rank(price)
+    def best_position(self, price: float) -> int:
+        """Return the position of the choice with the smallest error + price · cost, dense included."""
+        at = self.best_rank_position(price)
         saved = price * (self.costs[self.dense] - self.costs[at])
         return self.dense if self.errors[at] > saved else at
 
@@ -57,127 +67,32 @@ class RateCurve:
 def make_rate_curve(
     name: str, ranks: range, costs: Sequence[int], dense_cost: int, errors: Sequence[float]
 ) -> RateCurve:
-    """Join the ranks that cost less than the dense weight with the dense weight itself.
+    """Build the curve of a layer from the costs and errors of its ranks.
 
-    `costs` and `errors` are those of `ranks`: costs ascend, errors do not.
+    Costs ascend and errors descend with the rank. Ranks that cost as much as the dense weight are left out.
     """
     cheaper = next((at for at, cost in enumerate(costs) if cost >= dense_cost), len(ranks))
     costs, errors = costs[:cheaper], errors[:cheaper]
     steps = zip(pairwise(costs), pairwise(errors), strict=True)
-    # Rounding alone could make one fall steeper than the one before it.
+    # Rounding alone could make a slope steeper than the one before it.
     slopes = accumulate(((e - d) / (b - a) for (a, b), (d, e) in steps), max)
     costs, errors = array("q", (*costs, dense_cost)), array("d", (*errors, 0.0))
     return RateCurve(name, ranks[:cheaper], costs, errors, array("d", slopes))
 
 
-# Choices for the first layers that are kept, times the number of layers: small models are solved exactly, and
-# one of hundreds of layers takes a second or two. Where that leaves fewer than are worth a search, the first
-# guess is as good: one layer of thousands hardly counts.
-WORK = 50_000
-LEAST_KEPT = 32
-# How many ranks to either side of the best one at the price.
-REACH = 32
-ROUNDING = 1e-9
-
-# What the first layers cost, their regret, and their positions as nested pairs, the last one outermost.
-Partial = tuple[int, float, Any]
-# What one layer's choice costs, its regret, and its position.
-Choice = tuple[int, float, int]
-
-
-def search(
-    curves: Sequence[RateCurve], price: float, capacity: int, *, below: float
-) -> tuple[int, ...] | None:
-    """Return the positions whose error is the least, or None where none was found below one that is known.
-
-    It is the least there is unless more choices stay within the bound than are kept.
-    """
-    kept = WORK // max(1, len(curves))
-    if kept < LEAST_KEPT:
-        return None
-    worths = [_worth(curve, curve.best(price), price) for curve in curves]
-    allowed = below * (1 - ROUNDING) + price * capacity - sum(worths)
-    limit = capacity - sum(curve.costs[0] for curve in curves)
-    partials: list[Partial] = [(0, 0.0, None)]
-    for curve, worth in zip(curves, worths, strict=True):
-        # The layers that follow need at least what their cheapest choices cost.
-        limit += curve.costs[0]
-        choices = [choice for choice in _choices(curve, price, worth) if choice[1] < allowed]
-        partials = _thinned(_efficient(_joined(partials, choices, allowed, limit), price), kept)
-    best = min(partials, key=lambda partial: partial[1] - price * partial[0], default=None)
-    return None if best is None else _positions(best[2])
-
-
-def _worth(curve: RateCurve, at: int, price: float) -> float:
-    return curve.errors[at] + price * curve.costs[at]
-
-
-def _choices(curve: RateCurve, price: float, worth: float) -> Iterator[Choice]:
-    middle = curve.best_rank(price)
-    for at in {*range(max(0, middle - REACH), min(curve.dense, middle + REACH + 1)), curve.dense}:
-        yield curve.costs[at], max(0.0, _worth(curve, at, price) - worth), at
-
-
-def _joined(
-    partials: Sequence[Partial], choices: Sequence[Choice], allowed: float, limit: int
-) -> dict[int, tuple[float, Any]]:
-    """Go on with every choice for one more layer; of those that cost the same, keep that of least regret."""
-    joined: dict[int, tuple[float, Any]] = {}
-    for before, regretted, path in partials:
-        for more, worse, at in choices:
-            cost, regret = before + more, regretted + worse
-            if regret < allowed and cost <= limit and (cost not in joined or regret < joined[cost][0]):
-                joined[cost] = regret, (path, at)
-    return joined
-
-
-def _efficient(joined: dict[int, tuple[float, Any]], price: float) -> list[Partial]:
-    """Keep what has less error than all that costs less."""
-    efficient, least = [], inf
-    for cost in sorted(joined):
-        regret, path = joined[cost]
-        error = regret - price * cost  # but for a constant
-        if error < least:
-            efficient.append((cost, regret, path))
-            least = error
-    return efficient
-
-
-def _thinned(partials: list[Partial], kept: int) -> list[Partial]:
-    """Where there are too many, keep the one of least regret in each of equal intervals of cost."""
-    if len(partials) <= kept:
-        return partials
-    first, last = partials[0][0], partials[-1][0]
-    width = (last - first) // kept + 1
-    best: dict[int, Partial] = {}
-    for partial in partials:
-        at = (partial[0] - first) // width
-        if at not in best or partial[1] < best[at][1]:
-            best[at] = partial
-    return list(best.values())
-
-
-def _positions(path: Any) -> tuple[int, ...]:
-    positions = []
-    while path is not None:
-        path, at = path
-        positions.append(at)
-    return tuple(reversed(positions))
-
-
 @dataclass(frozen=True, slots=True)
-class Spending:
-    """A choice for each layer, and the sum of their errors."""
+class Allocation:
+    """A choice for each curve, by position, and the sum of their errors."""
 
     positions: tuple[int, ...]
     error: float
 
 
 def allocate(curves: Sequence[RateCurve], capacity: int) -> dict[str, int | None]:
-    """Return a rank for each layer, or None for dense, by name; together they cost at most the capacity.
+    """Return a rank for each layer, or None for dense, by name; the total cost is at most the capacity.
 
-    The order in which the layers are given does not matter. What is left over does not pay for the next step
-    of any layer, except where that would not lower its error.
+    The order of the layers does not matter. No layer's next step fits into the capacity that is left, unless
+    that step would not lower its error.
 
     Raises
     ------
@@ -187,28 +102,29 @@ def allocate(curves: Sequence[RateCurve], capacity: int) -> dict[str, int | None
     if sum(curve.costs[0] for curve in curves) > capacity:
         raise ValueError("the cheapest choices together cost more than the capacity")
     ordered = sorted(curves, key=lambda curve: curve.name)
-    best = _best(ordered, capacity)
+    best = _allocate_positions(ordered, capacity)
     return {curve.name: curve.rank(at) for curve, at in zip(ordered, best.positions, strict=True)}
 
 
-def _best(curves: Sequence[RateCurve], capacity: int) -> Spending:
-    price = _price(curves, capacity)
-    greedy = _filled(curves, [curve.best(price) for curve in curves], capacity)
-    found = search(curves, price, capacity, below=greedy.error)
+def _allocate_positions(curves: Sequence[RateCurve], capacity: int) -> Allocation:
+    price = _lowest_price(curves, capacity)
+    greedy = _fill(curves, [curve.best_position(price) for curve in curves], capacity)
+    found = _search(curves, price, capacity, below=greedy.error)
     if found is None:
         return greedy
-    return min(greedy, _filled(curves, found, capacity), key=lambda spending: spending.error)
+    return min(greedy, _fill(curves, found, capacity), key=lambda allocation: allocation.error)
 
 
-def _price(curves: Sequence[RateCurve], capacity: int) -> float:
-    """Return the least price at which what all buy is within the capacity, to the last bit."""
+def _lowest_price(curves: Sequence[RateCurve], capacity: int) -> float:
+    """Return the lowest price at which the best choices of all layers fit, exact to the last bit."""
 
-    def is_met(bits: int) -> bool:
+    def fits(bits: int) -> bool:
         price = _double(bits)
-        return sum(curve.costs[curve.best(price)] for curve in curves) <= capacity
+        return sum(curve.costs[curve.best_position(price)] for curve in curves) <= capacity
 
-    # Taken as integers, positive doubles keep their order; at an infinite price all buy their cheapest.
-    return _double(bisect_left(range(_bits(inf)), True, lo=1, key=is_met))
+    # Positive doubles sort like the integers with the same bits, so the bits can be bisected. At an infinite
+    # price each layer takes its cheapest choice.
+    return _double(bisect_left(range(_bits(inf)), True, lo=1, key=fits))
 
 
 def _bits(value: float) -> int:
@@ -220,8 +136,8 @@ def _double(bits: int) -> float:
     return value
 
 
-def _filled(curves: Sequence[RateCurve], positions: Sequence[int], capacity: int) -> Spending:
-    """Go on with whichever layer gains most for its cost, while its next step fits."""
+def _fill(curves: Sequence[RateCurve], positions: Sequence[int], capacity: int) -> Allocation:
+    """Spend the remaining capacity greedily: always on the step that lowers the error most for its cost."""
     at = list(positions)
     left = capacity - sum(curve.costs[p] for curve, p in zip(curves, at, strict=True))
     steps = [(curve.slope(at[i]), i) for i, curve in enumerate(curves) if at[i] < curve.dense]
@@ -235,4 +151,103 @@ def _filled(curves: Sequence[RateCurve], positions: Sequence[int], capacity: int
             left -= cost
             if at[i] < curve.dense:
                 heappush(steps, (curve.slope(at[i]), i))
-    return Spending(tuple(at), sum(curve.errors[p] for curve, p in zip(curves, at, strict=True)))
+    return Allocation(tuple(at), sum(curve.errors[p] for curve, p in zip(curves, at, strict=True)))
+
+
+# The dynamic program. A state is a choice for each of the first layers. Its regret is the excess of its
+# error + price · cost over the smallest possible for these layers.
+
+# States kept after each layer, times the number of layers: small models are solved exactly, and a model of
+# hundreds of layers takes a second or two. Where fewer than MIN_STATES would be kept, the search is skipped:
+# the greedy allocation is as good there, since one layer of thousands hardly matters.
+MAX_STATES = 50_000
+MIN_STATES = 32
+# How many ranks are tried on either side of the best one at the price.
+WINDOW = 32
+ROUNDING = 1e-9
+
+# Cost of the first layers, their regret, and their positions as nested pairs with the last layer outermost.
+State = tuple[int, float, Any]
+# Cost, regret and position of one layer's choice.
+Choice = tuple[int, float, int]
+
+
+def _search(
+    curves: Sequence[RateCurve], price: float, capacity: int, *, below: float
+) -> tuple[int, ...] | None:
+    """Return the positions with the smallest error, or None if none has an error below the given one.
+
+    The result is optimal unless states had to be dropped for their number.
+    """
+    kept = MAX_STATES // max(1, len(curves))
+    if kept < MIN_STATES:
+        return None
+    smallest = [curve.lagrangian(curve.best_position(price), price) for curve in curves]
+    # By duality, an allocation with more regret than this has an error above `below`.
+    max_regret = below * (1 - ROUNDING) + price * capacity - sum(smallest)
+    max_cost = capacity - sum(curve.costs[0] for curve in curves)
+    states: list[State] = [(0, 0.0, None)]
+    for curve, least in zip(curves, smallest, strict=True):
+        # The layers that follow cost at least as much as their cheapest choices.
+        max_cost += curve.costs[0]
+        choices = [choice for choice in _choices(curve, price, least) if choice[1] < max_regret]
+        states = _thin(_efficient(_extend(states, choices, max_regret, max_cost), price), kept)
+    best = min(states, key=lambda state: state[1] - price * state[0], default=None)
+    return None if best is None else _positions(best[2])
+
+
+def _choices(curve: RateCurve, price: float, least: float) -> Iterator[Choice]:
+    middle = curve.best_rank_position(price)
+    for at in {*range(max(0, middle - WINDOW), min(curve.dense, middle + WINDOW + 1)), curve.dense}:
+        yield curve.costs[at], max(0.0, curve.lagrangian(at, price) - least), at
+
+
+def _extend(
+    states: Sequence[State], choices: Sequence[Choice], max_regret: float, max_cost: int
+) -> dict[int, tuple[float, Any]]:
+    """Extend each state by each choice of one more layer; return the smallest regret and its path by cost."""
+    extended: dict[int, tuple[float, Any]] = {}
+    for cost_before, regret_before, path in states:
+        for cost_more, regret_more, at in choices:
+            cost, regret = cost_before + cost_more, regret_before + regret_more
+            if (
+                regret < max_regret
+                and cost <= max_cost
+                and (cost not in extended or regret < extended[cost][0])
+            ):
+                extended[cost] = regret, (path, at)
+    return extended
+
+
+def _efficient(extended: dict[int, tuple[float, Any]], price: float) -> list[State]:
+    """Drop each state that a cheaper one equals or beats in error."""
+    efficient, least = [], inf
+    for cost in sorted(extended):
+        regret, path = extended[cost]
+        error = regret - price * cost  # up to a constant
+        if error < least:
+            efficient.append((cost, regret, path))
+            least = error
+    return efficient
+
+
+def _thin(states: list[State], kept: int) -> list[State]:
+    """If there are too many states, keep the one with the smallest regret in each interval of cost."""
+    if len(states) <= kept:
+        return states
+    first, last = states[0][0], states[-1][0]
+    width = (last - first) // kept + 1
+    best: dict[int, State] = {}
+    for state in states:
+        at = (state[0] - first) // width
+        if at not in best or state[1] < best[at][1]:
+            best[at] = state
+    return list(best.values())
+
+
+def _positions(path: Any) -> tuple[int, ...]:
+    positions = []
+    while path is not None:
+        path, at = path
+        positions.append(at)
+    return tuple(reversed(positions))

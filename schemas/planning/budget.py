@@ -1,4 +1,4 @@
-"""A budget over all layers: whether it can be met, and how it is spent once the spectra are known."""
+"""A budget over all layers: check that it can be met, and turn it into ranks once the spectra are known."""
 
 import sys
 from bisect import bisect_left
@@ -14,44 +14,48 @@ from schemas.report import KeptReason
 from schemas.spec import CompressionSpec, Objective, RankRule, SpecRule
 from schemas.spectrum import Spectrum, first_accurate, squared_tails
 
-# The digits of offsets and the like hang on all ranks together; what they cost is found by trying.
-TRIALS = 5
+# A few bytes of the output depend on all ranks together, such as the digits of offsets. They are found by
+# allocating again with the cost of the last round.
+MAX_ROUNDS = 5
+# Singular values by tensor.
+Spectra = Mapping[str, Sequence[float]]
+# By tensor, spectra from the cache in order of increasing accuracy.
+CachedSpectra = Mapping[str, Sequence[Spectrum]]
 
 
 def shares_budget(layer: LayerPlan) -> bool:
-    """Say whether a layer's rank is for a budget to decide."""
+    """Return whether a budget decides the rank of a layer."""
     return isinstance(layer.rank, SpecRule) and layer.rank.is_budget
 
 
 def check_budget(plan: Plan, spec: CompressionSpec, files: CheckpointFiles) -> None:
-    """Refuse, with a `SpecError`, a budget that cannot be met whatever the spectra are."""
+    """Raise a `SpecError` if no spectra could make the budget sufficient."""
     if isinstance(spec.rank, SpecRule) and spec.rank.is_budget:
-        _open_budget(spec.rank, plan.layers, files)
+        _checked_cost_model(spec.rank, plan.layers, files)
 
 
-def spend(
+def spend_budget(
     plan: Plan,
     spec: CompressionSpec,
     files: CheckpointFiles,
-    spectra: Mapping[str, Sequence[float]],
-    known: Mapping[str, int | KeptReason],
+    spectra: Spectra,
+    settled: Mapping[str, int | KeptReason],
 ) -> Plan:
     """Give each layer that shares a budget its rank, or keep it dense; the other layers stay as planned.
 
     Parameters
     ----------
     plan
-        What `make_plan` made of the spec.
+        The plan that `make_plan` made from the spec.
     spec
-        The spec; without a budget the plan comes back as it is.
+        The spec; without a budget the plan is returned unchanged.
     files
-        The input, whose other tensors count where the budget is in bytes.
+        The input; its other tensors count where the budget is in bytes.
     spectra
-        By tensor, all singular values at the weight's own scale, descending: of every layer that shares the
-        budget and is not `known`.
-    known
-        By tensor, what came of layers: the rank of one that has a rule of its own, and the reason of one that
-        turned out to stay dense.
+        All singular values of W, descending, for each layer that shares the budget and is not `settled`.
+    settled
+        By tensor, results of layers: the rank of a layer with a rule of its own, or the reason why a layer
+        stays dense against the plan.
 
     Raises
     ------
@@ -62,35 +66,57 @@ def spend(
     if not (isinstance(rule, SpecRule) and rule.is_budget):
         return plan
     spectra = {name: _finite(spectrum) for name, spectrum in spectra.items()}
-    layers = tuple(settle(layer, known.get(layer.tensor)) for layer in plan.layers)
-    cost_model = _open_budget(rule, layers, files)
-    ranks = _allocate(cost_model, layers, _curves(cost_model, layers, spectra, spec.objective))
-    settled = []
+    layers = tuple(settle(layer, settled.get(layer.tensor)) for layer in plan.layers)
+    cost_model = _checked_cost_model(rule, layers, files)
+    ranks = _allocate_ranks(cost_model, layers, _rate_curves(cost_model, layers, spectra, spec.objective))
+    final = []
     for number, (planned, layer) in enumerate(zip(plan.layers, layers, strict=True)):
         shared = settle(layer, ranks.get(number, "kept_by_budget")) if shares_budget(layer) else layer
-        settled.append(shared if shares_budget(planned) else planned)
-    return replace(plan, layers=tuple(settled))
+        final.append(shared if shares_budget(planned) else planned)
+    return replace(plan, layers=tuple(final))
 
 
-def settle(layer: LayerPlan, known: int | KeptReason | None) -> LayerPlan:
-    """Return a layer with the rank or the reason that is known of it."""
-    if known is None:
+def settle(layer: LayerPlan, result: int | KeptReason | None) -> LayerPlan:
+    """Return the layer with its final rank, or with the reason why it stays dense; None changes nothing."""
+    if result is None:
         return layer
-    if isinstance(known, int):
-        return replace(layer, rank=known, reason=None)
-    return replace(layer, rank=None, reason=known)
+    if isinstance(result, int):
+        return replace(layer, rank=result, reason=None)
+    return replace(layer, rank=None, reason=result)
 
 
-def _open_budget(rule: SpecRule, layers: Sequence[LayerPlan], files: CheckpointFiles) -> CostModel:
+def resolve_ranks(plan: Plan, spec: CompressionSpec, files: CheckpointFiles, cached: CachedSpectra) -> Plan:
+    """Resolve all ranks that the cached spectra determine, to the same values as a job would.
+
+    Raises
+    ------
+    SpecError
+        If the spectra show that the budget cannot be met.
+    """
+    layers = tuple(settle(layer, _rank_by_energy(layer, cached)) for layer in plan.layers)
+    resolved = replace(plan, layers=layers)
+    open_layers = [layer for layer in layers if isinstance(layer.rank, RankRule)]
+    accurate = {
+        layer.tensor: first_accurate(cached.get(layer.tensor, ()), layer.num_vectors) for layer in open_layers
+    }
+    spectra = {tensor: spectrum.scaled() for tensor, spectrum in accurate.items() if spectrum is not None}
+    # A budget can be spent only once the spectra of all its layers are known.
+    if not all(shares_budget(layer) and layer.tensor in spectra for layer in open_layers):
+        return resolved
+    return spend_budget(resolved, spec, files, spectra, {})
+
+
+def _checked_cost_model(rule: SpecRule, layers: Sequence[LayerPlan], files: CheckpointFiles) -> CostModel:
+    """Return the cost model of a budget, or raise a `SpecError` if the cheapest ranks exceed the budget."""
     cost_model = make_cost_model(rule, layers, files)
-    least = _cheapest_ranks(cost_model, layers)
-    if cost_model.total(least) > cost_model.limit:
-        raise cost_model.refusal(least)
+    cheapest = _cheapest_ranks(cost_model, layers)
+    if cost_model.total(cheapest) > cost_model.limit:
+        raise cost_model.budget_error(cheapest)
     return cost_model
 
 
 def _cheapest_ranks(cost_model: CostModel, layers: Sequence[LayerPlan]) -> dict[int, int]:
-    """Return the ranks at which everything costs least."""
+    """Return the ranks with the lowest total cost, by number; layers that cost less dense are left out."""
     ranks = {}
     for number, layer in enumerate(layers):
         first = layer.ranks[0] if isinstance(layer.rank, RankRule) else layer.rank
@@ -101,19 +127,16 @@ def _cheapest_ranks(cost_model: CostModel, layers: Sequence[LayerPlan]) -> dict[
     return ranks
 
 
-def _curves(
-    cost_model: CostModel,
-    layers: Sequence[LayerPlan],
-    spectra: Mapping[str, Sequence[float]],
-    objective: Objective,
+def _rate_curves(
+    cost_model: CostModel, layers: Sequence[LayerPlan], spectra: Spectra, objective: Objective
 ) -> dict[int, RateCurve]:
-    """Return what each layer that shares the budget loses at which cost, by number."""
+    """Return the rate-distortion curve of each layer that shares the budget, by number."""
     shared = {number: layer for number, layer in enumerate(layers) if shares_budget(layer)}
     largest = max((_scale(spectra[layer.tensor]) for layer in shared.values()), default=1.0)
     curves = {}
     for number, layer in shared.items():
         spectrum = spectra[layer.tensor]
-        # In units of the largest value no square leaves the range of float64.
+        # In units of the largest value, no square exceeds the range of float64.
         tails = squared_tails(spectrum, _scale(spectrum) if objective == "relative" else largest)
         unit = layer.weight / (tails[0] or 1.0) if objective == "relative" else layer.weight
         ranks = layer.ranks
@@ -128,59 +151,39 @@ def _scale(spectrum: Sequence[float]) -> float:
 
 
 def _finite(spectrum: Sequence[float]) -> Sequence[float]:
-    """Take the largest double for what is larger."""
+    """Replace infinite values by the largest double."""
     return [min(value, sys.float_info.max) for value in spectrum] if isinf(spectrum[0]) else spectrum
 
 
-def _allocate(cost_model: CostModel, layers: Sequence[LayerPlan], curves: Mapping[int, RateCurve]) -> Ranks:
-    """Return the ranks of all layers that are factored: what is left over pays for no other step."""
+def _allocate_ranks(
+    cost_model: CostModel, layers: Sequence[LayerPlan], curves: Mapping[int, RateCurve]
+) -> Ranks:
+    """Return the rank of each factored layer, by number; no further step of any layer fits the budget."""
     fixed = {number: layer.rank for number, layer in enumerate(layers) if isinstance(layer.rank, int)}
-    best, most = _cheapest_ranks(cost_model, layers), sum(curve.costs[0] for curve in curves.values())
-    unshared = cost_model.total(fixed) - sum(curve.costs[curve.dense] for curve in curves.values())
-    for _ in range(TRIALS):
-        room = cost_model.limit - unshared
-        if room < most:
+    best, best_capacity = _cheapest_ranks(cost_model, layers), sum(c.costs[0] for c in curves.values())
+    # The costs that no curve has: of other layers, other tensors, and headers.
+    overhead = cost_model.total(fixed) - sum(curve.costs[curve.dense] for curve in curves.values())
+    for _ in range(MAX_ROUNDS):
+        capacity = cost_model.limit - overhead
+        if capacity < best_capacity:
             break
-        chosen = allocate(list(curves.values()), room)
-        ranks = fixed | {i: rank for i, c in curves.items() if (rank := chosen[c.name]) is not None}
+        allocated = allocate(list(curves.values()), capacity)
+        ranks = fixed | {i: rank for i, c in curves.items() if (rank := allocated[c.name]) is not None}
         total = cost_model.total(ranks)
         if total <= cost_model.limit:
-            best, most = ranks, room
-        found = total - sum(curve.cost(chosen[curve.name]) for curve in curves.values())
-        if found == unshared:
+            best, best_capacity = ranks, capacity
+        actual_overhead = total - sum(curve.cost(allocated[curve.name]) for curve in curves.values())
+        if actual_overhead == overhead:
             break
-        unshared = found
+        overhead = actual_overhead
     return best
 
 
-# By tensor, the spectra that are known, each made more carefully than the one before.
-Spectra = Mapping[str, Sequence[Spectrum]]
-
-
-def resolve_ranks(plan: Plan, spec: CompressionSpec, files: CheckpointFiles, spectra: Spectra) -> Plan:
-    """Settle every rank that the spectra settle, as the worker will.
-
-    Raises
-    ------
-    SpecError
-        If a budget turns out not to suffice.
-    """
-    layers = tuple(settle(layer, _by_energy(layer, spectra)) for layer in plan.layers)
-    settled = replace(plan, layers=layers)
-    needed = [layer for layer in layers if isinstance(layer.rank, RankRule)]
-    careful = {
-        layer.tensor: first_accurate(spectra.get(layer.tensor, ()), layer.num_vectors) for layer in needed
-    }
-    scaled = {tensor: spectrum.scaled() for tensor, spectrum in careful.items() if spectrum is not None}
-    if not all(shares_budget(layer) and layer.tensor in scaled for layer in needed):
-        return settled
-    return spend(settled, spec, files, scaled, {})
-
-
-def _by_energy(layer: LayerPlan, spectra: Spectra) -> int | KeptReason | None:
+def _rank_by_energy(layer: LayerPlan, cached: CachedSpectra) -> int | KeptReason | None:
+    """Return the rank or the reason that a cached spectrum gives a layer with an energy rule, or None."""
     if not isinstance(layer.rank, RankRule) or layer.rank.energy is None:
         return None
-    for spectrum in spectra.get(layer.tensor, ()):
+    for spectrum in cached.get(layer.tensor, ()):
         least = spectrum.rank_of_energy(layer.rank.energy)
         if least is None:
             continue

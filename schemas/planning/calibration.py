@@ -1,4 +1,4 @@
-"""The Gram matrices of a calibration checkpoint, held against the layers they are for: by headers alone."""
+"""Match the Gram matrices of a calibration checkpoint with the layers, by their headers alone."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -14,11 +14,11 @@ GRAM_DTYPES = ("F64", "F32")
 
 
 class CalibrationError(CheckpointError):
-    """A calibration checkpoint that cannot be used; `code` is stable, `detail` names layer and remedy."""
+    """A calibration checkpoint cannot be used; `detail` names the layer and what to do."""
 
 
 def open_calibration(path: Path) -> CheckpointFiles:
-    """Open a calibration checkpoint as `open_checkpoint` does, with a `CalibrationError` if it is bad."""
+    """Open a calibration checkpoint as `open_checkpoint` does; a malformed one is a `CalibrationError`."""
     try:
         return open_checkpoint(path)
     except CheckpointError as error:
@@ -26,7 +26,7 @@ def open_calibration(path: Path) -> CheckpointFiles:
 
 
 class GramInfo(Protocol):
-    """What there is to know of a tensor of the calibration checkpoint."""
+    """The fields of a calibration tensor that the checks need."""
 
     @property
     def name(self) -> str: ...
@@ -36,67 +36,72 @@ class GramInfo(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
-def calibrated(plan: Plan, tensors: Sequence[GramInfo], modules: Collection[str]) -> Plan:
-    """Mark the layers that have a Gram matrix, or raise a `CalibrationError`.
+def mark_calibrated(plan: Plan, tensors: Sequence[GramInfo], modules: Collection[str]) -> Plan:
+    """Mark the layers of a plan that have a Gram matrix among the tensors of the calibration.
 
-    `modules` are all those of the checkpoint that have a weight, selected or not.
+    `modules` are all modules of the checkpoint that have a weight, selected or not.
+
+    Raises
+    ------
+    CalibrationError
+        If a Gram matrix does not fit its layer, belongs to no layer, or there is none at all.
     """
     grams = {info.name.removesuffix(GRAM): info for info in tensors if info.name.endswith(GRAM)}
     if not grams:
         raise CalibrationError(
             "no-grams",
-            "The calibration holds no tensor named `<module>.gram`. Make it with eckart.calibrate, or store "
+            "The calibration has no tensor named `<module>.gram`. Create it with eckart.calibrate, or store "
             "XXᵀ [n, n] of each layer's inputs X [n, samples] under such names.",
         )
     for name in grams:
         if name not in modules:
-            raise CalibrationError("unknown-layer", _unknown(name, modules))
+            raise CalibrationError("unknown-layer", _unknown_layer(name, modules))
     layers = {layer.name: layer for layer in plan.layers}
     for name, info in grams.items():
         if name in layers:
-            _check(layers[name], info)
+            _check_gram(layers[name], info)
     marked = tuple(replace(layer, calibrated=layer.name in grams) for layer in plan.layers)
     warnings = (*plan.warnings, *_warnings(tensors, grams, layers))
     return replace(plan, layers=marked, warnings=warnings)
 
 
-def _unknown(name: str, modules: Iterable[str]) -> str:
-    like = next((m for m in modules if m.endswith("." + name) or name.endswith("." + m)), None)
-    hint = f" Is it meant for {quoted(like)}?" if like is not None else ""
+def _unknown_layer(name: str, modules: Iterable[str]) -> str:
+    similar = next((m for m in modules if m.endswith("." + name) or name.endswith("." + m)), None)
+    hint = f" Is it meant for {quoted(similar)}?" if similar is not None else ""
     return (
         f"The calibration has a Gram matrix for {quoted(name)}, but the checkpoint has no such layer.{hint} "
-        "Name it after the layer's weight, with .gram in place of .weight, or leave it out."
+        "Name it like the layer's weight, with .gram in place of .weight, or leave it out."
     )
 
 
-def _check(layer: LayerPlan, info: GramInfo) -> None:
+def _check_gram(layer: LayerPlan, info: GramInfo) -> None:
     name, n = quoted(layer.name), layer.columns
     if info.dtype not in GRAM_DTYPES:
         raise CalibrationError(
             "gram-dtype",
-            f"The Gram matrix of {name} is stored as {info.dtype}. Store it as F32 or F64, summed in float32 "
-            "at least.",
+            f"The Gram matrix of {name} is stored as {info.dtype}. Sum it in float32 or float64 and store it "
+            "as F32 or F64.",
         )
     if info.shape == (n, n):
         return
-    turned = info.shape == (layer.rows, layer.rows)
-    if turned and layer.transposed:
-        hint = f"Take {name} out of `transposed` if its weight is stored as [outputs, inputs]."
-    elif turned:
+    has_output_shape = info.shape == (layer.rows, layer.rows)
+    if has_output_shape and layer.transposed:
+        hint = f"Remove {name} from `transposed` if its weight is stored as [outputs, inputs]."
+    elif has_output_shape:
         hint = (
-            f"Name {name} in `transposed` if its weight is stored as [inputs, outputs], as by GPT-2's Conv1D."
+            f"Add {name} to `transposed` if its weight is stored as [inputs, outputs], as in GPT-2's Conv1D."
         )
     else:
-        hint = "Calibrate again, with the model that this checkpoint is of."
+        hint = "Calibrate again, with the model of this checkpoint."
     raise CalibrationError(
         "gram-shape",
-        f"The Gram matrix of {name} is {list(info.shape)}, but the layer has {n} inputs, so [{n}, {n}] is "
-        f"needed. {hint}",
+        f"The Gram matrix of {name} is {list(info.shape)}, but the layer has {n} inputs, so it must be "
+        f"[{n}, {n}]. {hint}",
     )
 
 
 def _warnings(tensors: Iterable[GramInfo], grams: Collection[str], layers: Collection[str]) -> Iterator[str]:
     if others := [info.name for info in tensors if not info.name.endswith(GRAM)]:
-        yield f"calibration: not named `<module>.gram`, so not used: {listed(others)}"
+        yield f"calibration: not used, since not named `<module>.gram`: {listed(others)}"
     if unused := [name for name in grams if name not in layers]:
-        yield f"calibration: not selected, so not used: {listed(unused)}"
+        yield f"calibration: not used, since the layer is not selected: {listed(unused)}"

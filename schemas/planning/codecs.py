@@ -1,4 +1,4 @@
-"""The codecs: how one matrix is stored."""
+"""The table of codecs: each says how one matrix is stored."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ KEEP = "keep"
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """A matrix stored as one tensor of a floating dtype; `name` is what a spec calls it."""
+    """A matrix stored as one tensor of a floating dtype; `name` is its name in a spec."""
 
     name: str
     dtype: str
 
     def tensors(self, name: str, shape: tuple[int, ...]) -> tuple[TensorSpec, ...]:
-        """Return the tensors that hold a matrix of this name and shape."""
+        """Return the stored tensors of a matrix with this name and shape."""
         return (TensorSpec(name, self.dtype, shape),)
 
 
@@ -28,12 +28,12 @@ CODECS = {
         Codec("bfloat16", "BF16"),
     )
 }
-# Those that a spec's `dtype` can name. Only a weight that is float64 already is stored so.
+# The values of a spec's `dtype`. Float64 is not among them: only a weight that is float64 already keeps it.
 CODEC_NAMES = (KEEP, "float32", "float16", "bfloat16")
 
 
 def codec_for(choice: str, dtype: str) -> Codec:
-    """Return the codec that a spec chooses for a weight of this dtype."""
+    """Return the codec for a weight of this dtype; `choice` is the spec's `dtype`."""
     if choice != KEEP:
         return CODECS[choice]
     return next(codec for codec in CODECS.values() if codec.dtype == dtype)

@@ -1,4 +1,4 @@
-"""What a budget pays for: each layer's cost by its rank, what there is to spend, and if that is enough."""
+"""The cost of layers under a budget, counted in parameters or in bytes of the output files."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from schemas.planning.output import LONGEST_ERROR, output_bytes, output_metadata
 from schemas.problem import SpecError
 from schemas.spec import SpecRule
 
-# A share that would be enough is told rounded up to so many digits.
+# An error names the smallest sufficient share, rounded up to this many digits.
 SHARE_DIGITS = 4
 # The rank of each layer that is factored, by its number.
 Ranks = Mapping[int, int]
@@ -26,23 +26,23 @@ class CostModel(Protocol):
 
     @property
     def limit(self) -> int:
-        """What there is to spend in all."""
+        """The budget: the largest allowed total."""
 
     def costs(self, layer: LayerPlan, ranks: Iterable[int]) -> list[int]:
-        """Return what a layer costs at each rank, but for what hangs on the other layers."""
+        """Return the cost of a layer at each rank, without the parts that depend on other layers."""
 
     def dense_cost(self, layer: LayerPlan) -> int:
-        """Return what a layer costs that is kept whole."""
+        """Return the cost of a layer that is kept dense."""
 
     def total(self, ranks: Ranks) -> int:
-        """Return what everything costs together."""
+        """Return the exact total cost."""
 
-    def refusal(self, ranks: Ranks) -> SpecError:
-        """Say that even these ranks cost more than there is to spend."""
+    def budget_error(self, cheapest: Ranks) -> SpecError:
+        """Build the error for a budget that even the cheapest ranks exceed."""
 
 
 def make_cost_model(rule: SpecRule, layers: Sequence[LayerPlan], files: CheckpointFiles) -> CostModel:
-    """Open the account of a budget over these layers."""
+    """Return the cost model that a budget over these layers counts by."""
     if rule.budget_bytes is not None:
         return ByteCost(layers, files, rule.budget_bytes)
     assert rule.budget is not None
@@ -51,15 +51,15 @@ def make_cost_model(rule: SpecRule, layers: Sequence[LayerPlan], files: Checkpoi
 
 @dataclass(frozen=True, slots=True)
 class ParameterCost:
-    """A share of the parameters of all selected layers; in the dense layout, of what is multiplied out."""
+    """Counts parameters of all selected layers; in the dense layout, of the factors before multiplication."""
 
     layers: Sequence[LayerPlan]
     share: float
 
     @property
     def limit(self) -> int:
-        # The share is taken as the decimal it was written as.
-        return math.floor(Fraction(repr(self.share)) * self._before)
+        # Taken as the decimal in the spec, not as the nearest double.
+        return math.floor(Fraction(repr(self.share)) * self._parameters_before)
 
     def costs(self, layer: LayerPlan, ranks: Iterable[int]) -> list[int]:
         return [layer.factor_parameters(rank) for rank in ranks]
@@ -70,19 +70,20 @@ class ParameterCost:
     def total(self, ranks: Ranks) -> int:
         return sum(self._cost(number, ranks) for number in range(len(self.layers)))
 
-    def refusal(self, ranks: Ranks) -> SpecError:
-        least, before = self.total(ranks), self._before
-        most = max(range(len(self.layers)), key=lambda number: self._cost(number, ranks))
+    def budget_error(self, cheapest: Ranks) -> SpecError:
+        least, before = self.total(cheapest), self._parameters_before
+        largest = max(range(len(self.layers)), key=lambda number: self._cost(number, cheapest))
         share = math.ceil(Fraction(least * 10**SHARE_DIGITS, before)) / 10**SHARE_DIGITS
         return SpecError(
             "/rank/budget",
-            f"The selected layers need {least} of their {before} parameters at least; "
-            f"{self._cost(most, ranks)} of that are {_describe_layer(self.layers[most], ranks.get(most))}. "
+            f"The selected layers need {least} of their {before} parameters or more, of which "
+            f"{self._cost(largest, cheapest)} are for "
+            f"{_describe_layer(self.layers[largest], cheapest.get(largest))}. "
             f"Give a budget of at least {share}, or exclude such layers.",
         )
 
     @property
-    def _before(self) -> int:
+    def _parameters_before(self) -> int:
         return sum(layer.parameters_before for layer in self.layers)
 
     def _cost(self, number: int, ranks: Ranks) -> int:
@@ -92,15 +93,15 @@ class ParameterCost:
 
 @dataclass(frozen=True, slots=True)
 class ByteCost:
-    """The bytes of all output files, headers and index included."""
+    """Counts bytes of all output files, headers and index included."""
 
     layers: Sequence[LayerPlan]
     files: CheckpointFiles
     limit: int
 
     def costs(self, layer: LayerPlan, ranks: Iterable[int]) -> list[int]:
-        more = _header_bytes(layer)
-        return [layer.bytes_after(rank) + more for rank in ranks]
+        header_bytes = _extra_header_bytes(layer)
+        return [layer.bytes_after(rank) + header_bytes for rank in ranks]
 
     def dense_cost(self, layer: LayerPlan) -> int:
         return layer.bytes_before
@@ -108,21 +109,21 @@ class ByteCost:
     def total(self, ranks: Ranks) -> int:
         return output_bytes(self.files, self.layers, ranks)
 
-    def refusal(self, ranks: Ranks) -> SpecError:
-        least = self.total(ranks)
+    def budget_error(self, cheapest: Ranks) -> SpecError:
+        least = self.total(cheapest)
         selected = {layer.tensor: number for number, layer in enumerate(self.layers)}
         sizes = {tensor.name: tensor.nbytes for tensor in self.files.tensors}
-        sizes |= {self.layers[i].tensor: self.layers[i].bytes_after(rank) for i, rank in ranks.items()}
+        sizes |= {self.layers[i].tensor: self.layers[i].bytes_after(rank) for i, rank in cheapest.items()}
         name = max(sizes, key=lambda name: sizes[name])
         number = selected.get(name)
         largest = (
             f"{quoted(name)}, which is not selected"
             if number is None
-            else _describe_layer(self.layers[number], ranks.get(number))
+            else _describe_layer(self.layers[number], cheapest.get(number))
         )
         return SpecError(
             "/rank/budget_bytes",
-            f"The output takes {least} bytes at least; {sizes[name]} of that are {largest}. "
+            f"The output has {least} bytes or more, of which {sizes[name]} are for {largest}. "
             f"Give a budget_bytes of at least {least}, or select more layers.",
         )
 
@@ -132,12 +133,12 @@ def _describe_layer(layer: LayerPlan, rank: int | None) -> str:
     return f"{quoted(layer.name)}, {how}"
 
 
-def _header_bytes(layer: LayerPlan) -> int:
-    """Estimate how much more of a header a layer takes as factors, taken by itself."""
-    whole = TensorInfo(layer.tensor, layer.dtype, layer.shape, 0, layer.bytes_before)
+def _extra_header_bytes(layer: LayerPlan) -> int:
+    """Estimate by how many bytes the header grows when a layer is factored, as if it were alone."""
+    dense = TensorInfo(layer.tensor, layer.dtype, layer.shape, 0, layer.bytes_before)
     lengths = []
     for ranks in ({}, {0: layer.break_even_rank}):
-        entries = plan_output([whole], [layer], ranks)
+        entries = plan_output([dense], [layer], ranks)
         metadata = output_metadata({}, entries, [layer], ranks, dict.fromkeys(ranks, LONGEST_ERROR))
         lengths.append(len(build_header([entry.spec for entry in entries], metadata)))
     return lengths[1] - lengths[0]

@@ -1,4 +1,4 @@
-"""A plan as the document that a client reads."""
+"""Build the JSON documents of a plan and of a stored checkpoint."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -14,17 +14,17 @@ from schemas.spec import CompressionSpec, RankRule, SpecRule
 
 
 def plan_document(checkpoint: str | None, tensors: Sequence[Tensor], plan: Plan) -> PlanDocument:
-    """Show a plan in the report's terms."""
-    layers = tuple(_planned(layer) for layer in plan.layers)
+    """Build the document of a plan; its sums are upper bounds where ranks depend on spectra."""
+    layers = tuple(_planned_layer(layer) for layer in plan.layers)
     parameters = sum(tensor.parameters for tensor in tensors)
-    after = parameters + sum(x.parameters_after - x.parameters_before for x in layers)
+    after = parameters + sum(layer.parameters_after - layer.parameters_before for layer in layers)
     nbytes = sum(tensor.nbytes for tensor in tensors)
-    bytes_after = nbytes + sum(x.bytes_after - x.bytes_before for x in layers)
-    open_budget = next((layer.rank for layer in plan.layers if shares_budget(layer)), None)
-    if isinstance(open_budget, SpecRule):
-        spared = _spared(plan, open_budget)
-        after = min(after, parameters - spared)
-        bytes_after = min(bytes_after, open_budget.budget_bytes or nbytes - spared * _least_item(plan))
+    bytes_after = nbytes + sum(layer.bytes_after - layer.bytes_before for layer in layers)
+    budget = next((layer.rank for layer in plan.layers if shares_budget(layer)), None)
+    if isinstance(budget, SpecRule):
+        saved = _parameters_saved(plan, budget)
+        after = min(after, parameters - saved)
+        bytes_after = min(bytes_after, budget.budget_bytes or nbytes - saved * _bytes_per_parameter(plan))
     totals = PlanTotals(
         parameters_before=parameters,
         parameters_after=after,
@@ -32,30 +32,31 @@ def plan_document(checkpoint: str | None, tensors: Sequence[Tensor], plan: Plan)
         compression_factor=parameters / after if after else 1.0,
         bytes_before=nbytes,
         bytes_after=bytes_after,
-        layers_factored=sum(x.outcome == "factored" for x in layers),
-        layers_kept=sum(x.outcome == "kept" for x in layers),
-        exact=all(x.rank_bounds is None for x in layers),
+        layers_factored=sum(layer.outcome == "factored" for layer in layers),
+        layers_kept=sum(layer.outcome == "kept" for layer in layers),
+        exact=all(layer.rank_bounds is None for layer in layers),
     )
     return PlanDocument(checkpoint=checkpoint, warnings=plan.warnings, layers=layers, totals=totals)
 
 
-def _spared(plan: Plan, rule: SpecRule) -> int:
-    """Return how many parameters a budget spares at least, where it is one of parameters that are stored."""
+def _parameters_saved(plan: Plan, rule: SpecRule) -> int:
+    """Return a lower bound of the stored parameters that a budget saves."""
+    # A budget in bytes, or over factors that are multiplied out, says nothing about stored parameters.
     if rule.budget is None or any(layer.dense_layout for layer in plan.layers):
         return 0
     cost_model = ParameterCost(plan.layers, rule.budget)
     return cost_model.total({}) - cost_model.limit
 
 
-def _least_item(plan: Plan) -> int:
-    """Return the least bytes of a parameter that is spared; 0 where factors may be wider than the weight."""
+def _bytes_per_parameter(plan: Plan) -> int:
+    """Return a lower bound of the bytes saved per parameter; 0 where factors may be wider than the weight."""
     if any(layer.codec.dtype != layer.dtype for layer in plan.layers):
         return 0
     return min(DTYPE_BITS[layer.dtype] for layer in plan.layers) // 8
 
 
-def _planned(layer: LayerPlan) -> PlannedLayer:
-    open_rank = isinstance(layer.rank, RankRule)
+def _planned_layer(layer: LayerPlan) -> PlannedLayer:
+    is_open = isinstance(layer.rank, RankRule)
     rank = layer.rank if isinstance(layer.rank, int) else None
     return PlannedLayer(
         name=layer.name,
@@ -68,21 +69,21 @@ def _planned(layer: LayerPlan) -> PlannedLayer:
         reason=layer.reason,
         method=layer.form.name,
         rank=rank,
-        rank_bounds=RankBounds(least=layer.ranks[0], most=layer.ranks[-1]) if open_rank else None,
+        rank_bounds=RankBounds(least=layer.ranks[0], most=layer.ranks[-1]) if is_open else None,
         break_even_rank=layer.break_even_rank,
         parameters_before=layer.parameters_before,
         parameters_after=layer.parameters_after(rank),
         bytes_before=layer.bytes_before,
-        bytes_after=_bytes_bound(layer) if open_rank else layer.bytes_after(rank),
+        bytes_after=_max_bytes_after(layer) if is_open else layer.bytes_after(rank),
     )
 
 
-def _bytes_bound(layer: LayerPlan) -> int:
-    """Bound the bytes where the rank is open: a wider storage dtype may outweigh the parameters saved."""
+def _max_bytes_after(layer: LayerPlan) -> int:
+    # Factors may take more bytes than the dense weight if their storage dtype is wider.
     return max(layer.bytes_after(None), layer.bytes_after(layer.ranks[-1]))
 
 
-# The defaults of everything but the rank: at rank 1 every weight is factored that can be at any.
+# A weight that can be factored at any rank can be factored at rank 1.
 DEFAULT_SPEC = CompressionSpec(rank=1)
 _TWO_FACTORS = FORMS["svd"].of(FormOptions())
 
@@ -95,7 +96,10 @@ def checkpoint_document(
     *,
     factored: Collection[str] = frozenset(),
 ) -> Checkpoint:
-    """Describe a checkpoint; nothing missing means that it is complete; `factored` is as in `make_plan`."""
+    """Build the document of a checkpoint; it is complete if no file is missing.
+
+    `factored` names the modules that are factored already, as in `make_plan`.
+    """
     files, missing = tuple(files), tuple(missing)
     layers = make_plan(tensors, DEFAULT_SPEC, factored=factored).layers
     selected = {layer.tensor for layer in layers if layer.reason is None}
@@ -106,11 +110,11 @@ def checkpoint_document(
         missing=missing,
         parameters=sum(tensor.parameters for tensor in tensors),
         bytes=sum(file.size_bytes for file in files),
-        tensors=tuple(_tensor(tensor, selected=tensor.name in selected) for tensor in tensors),
+        tensors=tuple(_stored_tensor(tensor, selected=tensor.name in selected) for tensor in tensors),
     )
 
 
-def _tensor(tensor: Tensor, *, selected: bool) -> StoredTensor:
+def _stored_tensor(tensor: Tensor, *, selected: bool) -> StoredTensor:
     return StoredTensor(
         name=tensor.name,
         dtype=tensor.dtype,

@@ -1,4 +1,4 @@
-"""What is to be done to each weight, as a frozen value."""
+"""The plan as a frozen value: form, codec and rank of each selected weight, and what follows from them."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,12 +12,12 @@ from schemas.spec import RankRule
 
 WEIGHT = ".weight"
 BIAS = ".bias"
-# Any factors of a higher rank than two of this form would hold would not save a parameter.
+# No form saves parameters at higher ranks than two factors do.
 _TWO_FACTORS = FORMS["svd"].of(FormOptions())
 
 
 class Tensor(Protocol):
-    """What planning needs to know of a tensor."""
+    """The fields of a tensor that planning needs."""
 
     @property
     def name(self) -> str: ...
@@ -33,14 +33,33 @@ class Tensor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """One selected weight and what is to be done with it.
+    """The plan for one selected weight.
 
-    `form` says which tensors replace it, `codec` how each of them is stored. `rank` is an integer where the
-    shape alone gives it, a rule where the spectrum is needed, and None where `reason` says why the weight
-    stays dense. `rows` are outputs and `columns` inputs, also where the weight is stored `transposed`;
-    `calibrated` says that there is a Gram matrix of its inputs. Ranks are multiples of `align` and at least
-    `min_rank`; `weight` is how much the squared error counts under a budget. In the `dense_layout` the
-    factors are multiplied out and stored in place of the weight.
+    Attributes
+    ----------
+    name
+        Name of the module.
+    rows, columns
+        Outputs and inputs, also where the weight is stored `transposed`.
+    dtype
+        Storage dtype of the weight in the input.
+    form, codec
+        The tensors that replace the weight, and how each of them is stored.
+    dense_layout
+        Whether the factors are multiplied out and stored in place of the weight.
+    rank
+        An integer where the shape alone gives it, a rule where the spectrum is needed, None where the weight
+        stays dense.
+    reason
+        Why the weight stays dense; None otherwise.
+    transposed
+        Whether the weight is stored as [inputs, outputs].
+    calibrated
+        Whether there is a Gram matrix of the layer's inputs.
+    align, min_rank
+        Ranks are multiples of `align` and at least `min_rank`.
+    weight
+        Factor on the squared error under a budget.
     """
 
     name: str
@@ -60,28 +79,28 @@ class LayerPlan:
 
     @property
     def tensor(self) -> str:
-        """The weight's name in the input."""
+        """Name of the weight in the input."""
         return self.name + WEIGHT
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The weight's shape as it is stored."""
-        return self._as_stored(self._map)
+        """Shape of the weight as stored."""
+        return self._as_stored(self._map_shape)
 
     @property
     def break_even_rank(self) -> int:
-        """The largest rank that saves a parameter."""
-        return self.form.break_even_rank(self._map)
+        """Largest rank that saves a parameter."""
+        return self.form.break_even_rank(self._map_shape)
 
     @property
     def num_vectors(self) -> int:
-        """How many singular vectors are enough for any form and rank that saves a parameter."""
-        return max(1, _TWO_FACTORS.break_even_rank(self._map))
+        """Number of singular vectors that are enough for any form and any rank that saves a parameter."""
+        return max(1, _TWO_FACTORS.break_even_rank(self._map_shape))
 
     @property
     def ranks(self) -> range:
         """The allowed ranks, ascending."""
-        return self.form.ranks(self._map, align=self.align, least=self.min_rank)
+        return self.form.ranks(self._map_shape, align=self.align, least=self.min_rank)
 
     @property
     def parameters_before(self) -> int:
@@ -95,44 +114,44 @@ class LayerPlan:
 
     def ratio_rank(self, ratio: float) -> int:
         """Return the largest rank that stores at most this share of the parameters, or 0."""
-        return self.form.ratio_rank(self._map, ratio)
+        return self.form.ratio_rank(self._map_shape, ratio)
 
     def parameters_after(self, rank: int | None) -> int:
-        """Elements stored at that rank; None: kept dense."""
+        """Return the number of elements stored at a rank, or kept dense for None."""
         if rank is None or self.dense_layout:
             return self.parameters_before
         return self.factor_parameters(rank)
 
     def factor_parameters(self, rank: int) -> int:
-        """Elements of the factors of that rank, also where they are multiplied out."""
-        return self.form.parameters(self._map, rank)
+        """Return the number of elements of the factors at a rank, also if they are multiplied out."""
+        return self.form.parameters(self._map_shape, rank)
 
     def bytes_after(self, rank: int | None) -> int:
-        """Bytes stored at that rank; None: kept dense, byte for byte."""
+        """Return the bytes stored at a rank, or kept dense for None."""
         if rank is None:
             return self.bytes_before
         return sum(spec.nbytes for spec in self.stored_tensors(rank))
 
     def stored_tensors(self, rank: int) -> tuple[TensorSpec, ...]:
-        """Return what replaces the weight at that rank, in the form's order, input side first."""
+        """Return the tensors that replace the weight at a rank, in the form's order: input side first."""
         if self.dense_layout:
             return self.codec.tensors(self.tensor, self.shape)
-        return tuple(spec for part in self.form.parts(self._map, rank) for spec in self._encoded(part))
+        return tuple(spec for part in self.form.parts(self._map_shape, rank) for spec in self._encoded(part))
 
     @property
     def bias_name(self) -> str:
-        """Name of the bias where the weight is replaced by factors."""
+        """Name of the bias of a weight that is replaced by factors."""
         return f"{self.name}.{self.form.bias}"
 
     @property
-    def _map(self) -> tuple[int, int]:
+    def _map_shape(self) -> tuple[int, int]:
         return self.rows, self.columns
 
     def _encoded(self, part: Part) -> tuple[TensorSpec, ...]:
         name, shape = f"{self.name}.{part.name}", self._as_stored(part.shape)
-        return (
-            self.codec.tensors(name, shape) if part.dtype is None else (TensorSpec(name, part.dtype, shape),)
-        )
+        if part.dtype is None:
+            return self.codec.tensors(name, shape)
+        return (TensorSpec(name, part.dtype, shape),)
 
     def _as_stored(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape[::-1] if self.transposed else shape
@@ -140,7 +159,7 @@ class LayerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Every selected weight in the checkpoint's order, and what is likely not meant."""
+    """All selected weights in the checkpoint's order, and warnings about probable mistakes in the spec."""
 
     layers: tuple[LayerPlan, ...]
     warnings: tuple[str, ...]

@@ -1,11 +1,11 @@
-"""What an output file will hold: its tensors in their order, and what it says of itself."""
+"""The layout of the output files: their tensors in order, their metadata, and their exact size."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from schemas.format.files import CheckpointFiles
-from schemas.format.header import TensorSpec, aligned_order, build_header
+from schemas.format.header import LENGTH_BYTES, TensorSpec, aligned_order, build_header
 from schemas.format.index import ShardIndex, build_index
 from schemas.format.metadata import FactoredLayer, with_factored
 from schemas.format.tensor import TensorInfo
@@ -14,20 +14,19 @@ from schemas.planning.layer import BIAS, LayerPlan
 
 @dataclass(frozen=True, slots=True)
 class CopiedTensor:
-    """A tensor that goes over byte for byte, maybe under a new name."""
+    """A tensor that is copied byte for byte, maybe under a new name."""
 
     name: str
     tensor: TensorInfo
 
     @property
     def spec(self) -> TensorSpec:
-        """The tensor to be written."""
         return TensorSpec(self.name, self.tensor.dtype, self.tensor.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class FactorTensor:
-    """A tensor that was computed: factor `position` of layer `number`."""
+    """A computed tensor: stored tensor `position` of layer `number`."""
 
     name: str
     dtype: str
@@ -37,17 +36,16 @@ class FactorTensor:
 
     @property
     def spec(self) -> TensorSpec:
-        """The tensor to be written."""
         return TensorSpec(self.name, self.dtype, self.shape)
 
 
 def plan_output(
     tensors: Iterable[TensorInfo], layers: Sequence[LayerPlan], ranks: Mapping[int, int]
 ) -> tuple[CopiedTensor | FactorTensor, ...]:
-    """Lay out one output file in its input's order.
+    """Lay out one output file in the order of its input file.
 
-    `layers` are those of the whole checkpoint, since a bias may lie in another file than its weight; `ranks`
-    holds the rank of each layer that is factored, by its number in that order.
+    `layers` are those of the entire checkpoint, since a bias may be in another file than its weight. `ranks`
+    holds the rank of each factored layer by its number, which is its index in `layers`.
     """
     weights = {layers[number].tensor: number for number in ranks}
     factored = (layers[number] for number in ranks if not layers[number].dense_layout)
@@ -76,9 +74,9 @@ def output_metadata(
     ranks: Mapping[int, int],
     errors: Mapping[int, float | None],
 ) -> dict[str, str]:
-    """Keep the input's entries and say what is factored in this file, so that it is enough to load itself.
+    """Add the factored layers of this file to its metadata, so that a loader needs no other file.
 
-    `errors` are the layers' relative errors, by number.
+    `errors` holds the relative errors of the layers by number.
     """
     here = {entry.number for entry in entries if isinstance(entry, FactorTensor)}
     return with_factored(
@@ -98,17 +96,15 @@ def output_metadata(
     )
 
 
-# The header's own length comes first.
-LENGTH_BYTES = 8
-# No error that is written takes more characters than this one.
+# No error in the metadata has more characters than this one.
 LONGEST_ERROR = 2.2250738585072014e-308
 
 
 def output_bytes(files: CheckpointFiles, layers: Sequence[LayerPlan], ranks: Mapping[int, int]) -> int:
-    """Return what all output files take at most, headers and index included.
+    """Return an upper bound for the size of all output files, headers and index included.
 
-    Only the errors in the headers are not known before the work: they take up to 23 bytes for each factored
-    layer, and that is what is counted. `ranks` holds the rank of each layer that is factored, by its number.
+    Only the errors in the headers are unknown before the work; each counts with its largest size, 23 bytes.
+    `ranks` holds the rank of each factored layer by its number.
     """
     errors = dict.fromkeys(ranks, LONGEST_ERROR)
     specs: dict[str, tuple[TensorSpec, ...]] = {}

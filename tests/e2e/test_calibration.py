@@ -79,7 +79,7 @@ def test_a_calibration_of_another_orientation_is_refused_with_the_way_out(servic
 
     assert refused.status_code == 422
     assert refused.json()["type"] == "urn:eckart:problem:invalid-calibration:gram-shape"
-    assert "in `transposed`" in refused.json()["detail"]
+    assert "to `transposed`" in refused.json()["detail"]
 
 
 def test_values_of_no_gram_matrix_fail_the_job_with_the_layer_and_the_remedy(service, gpt2, tmp_path):

@@ -1,4 +1,4 @@
-"""`schemas.digest`: Repr-Digest is read as RFC 9530 says, and the client's own copy agrees with it."""
+"""schemas/digest.py: Repr-Digest follows RFC 9530, and the client's own copy agrees."""
 
 import hashlib
 

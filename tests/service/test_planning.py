@@ -211,8 +211,8 @@ def test_a_calibration_that_lacks_files_is_a_conflict_that_names_them(service, m
         (checkpoint_bytes({"up.gram": (32, 32)}), {}, "unknown-layer", ['"up"', '"h.up"']),
         (checkpoint_bytes({"h.up.gram": (32, 31)}), {}, "gram-shape", ['"h.up"', "[32, 32]", "Calibrate"]),
         (checkpoint_bytes({"h.up.gram": (32,)}), {}, "gram-shape", ['"h.up"', "[32, 32]"]),
-        (checkpoint_bytes({"h.up.gram": (64, 64)}), {}, "gram-shape", ['"h.up"', "in `transposed`"]),
-        (GRAMS, {"transposed": ["h.up"]}, "gram-shape", ['"h.up"', "out of `transposed`"]),
+        (checkpoint_bytes({"h.up.gram": (64, 64)}), {}, "gram-shape", ['"h.up"', "to `transposed`"]),
+        (GRAMS, {"transposed": ["h.up"]}, "gram-shape", ['"h.up"', "from `transposed`"]),
         (halves("h.up.gram", (32, 32)), {}, "gram-dtype", ['"h.up"', "BF16", "F32 or F64"]),
     ],
 )
@@ -231,7 +231,9 @@ def test_what_does_not_fit_is_refused_by_layer_with_its_remedy(
 def test_a_gram_matrix_of_a_layer_that_is_not_selected_is_a_warning(service, model):
     asked = spec(service.stored(checkpoint_bytes({"wte.gram": (2, 2), "h.up.gram": (32, 32)})))
 
-    assert service.submit(model, asked).json()["warnings"] == ["calibration: not selected, so not used: wte"]
+    assert service.submit(model, asked).json()["warnings"] == [
+        "calibration: not used, since the layer is not selected: wte"
+    ]
 
 
 def test_the_same_key_with_other_grams_under_the_same_id_is_another_request(service, model):

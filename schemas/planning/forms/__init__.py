@@ -1,4 +1,4 @@
-"""The forms: one module each says how a weight is replaced. Importing this package registers all of them."""
+"""The forms: each module says how a weight is replaced. Importing this package registers all of them."""
 
 import pkgutil
 from importlib import import_module

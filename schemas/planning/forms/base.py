@@ -1,4 +1,4 @@
-"""What every form has: the tensors it stores at each rank, and therefore what a rank costs."""
+"""The base classes of forms, and the table of all forms."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ Storage = Literal["three", "two"]
 
 @dataclass(frozen=True, slots=True)
 class FormOptions:
-    """What a spec says about forms; each form takes the options that it knows."""
+    """The options of a spec that concern forms; each form uses those that it has."""
 
     selector: Selector = "qdeim"
     storage: Storage = "three"
@@ -21,9 +21,9 @@ class FormOptions:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One stored matrix or vector: its name below the module, and its shape, outputs before inputs.
+    """One stored matrix or vector: its name below the module, and its shape [outputs, inputs].
 
-    `dtype` is None where the codec of the layer decides.
+    `dtype` is None where the codec of the layer decides it.
     """
 
     name: str
@@ -35,8 +35,8 @@ class Part:
 class Form(ABC):
     """One way to replace a weight; a frozen value, so that plans can be compared.
 
-    `selector` says how columns and rows are chosen; it is None where none are. In all methods `shape` is that
-    of the weight as a map, [outputs, inputs], however the weight is stored.
+    `selector` says how columns and rows are selected; it is None for forms that select none. In all methods,
+    `shape` is [outputs, inputs], also where the weight is stored transposed.
     """
 
     name: ClassVar[str]
@@ -50,49 +50,49 @@ class Form(ABC):
     @property
     @abstractmethod
     def bias(self) -> str:
-        """Name of the module's bias, below the module."""
+        """New name of the module's bias, below the module."""
 
     @abstractmethod
     def parts(self, shape: tuple[int, ...], rank: int) -> tuple[Part, ...]:
-        """Return what is stored at a rank, in the order of computation, input side first."""
+        """Return the stored parts at a rank, in the order of computation: the input side first."""
 
     def applies_to(self, shape: tuple[int, ...]) -> bool:
-        """Say whether a weight of this shape can take the form."""
+        """Return whether a weight of this shape can be replaced by the form."""
         return len(shape) == 2
 
     def parameters(self, shape: tuple[int, ...], rank: int) -> int:
-        """Return how many elements are stored at a rank; it must rise with the rank."""
+        """Return the number of elements stored at a rank; it must increase with the rank."""
         return sum(math.prod(part.shape) for part in self.parts(shape, rank))
 
     def largest_rank(self, shape: tuple[int, ...], parameters: int) -> int:
-        """Return the largest rank up to min(shape) that stores at most so many elements, or 0."""
+        """Return the largest rank up to min(shape) that stores at most this many elements, or 0."""
         ranks = range(1, min(shape) + 1)
         return bisect_right(ranks, parameters, key=lambda rank: self.parameters(shape, rank))
 
     def break_even_rank(self, shape: tuple[int, ...]) -> int:
-        """Return the largest rank that still saves a parameter compared with the dense weight, or 0."""
+        """Return the largest rank that stores fewer parameters than the dense weight, or 0."""
         return self.largest_rank(shape, math.prod(shape) - 1)
 
     def ratio_rank(self, shape: tuple[int, ...], ratio: float) -> int:
         """Return the largest rank that stores at most this share of the weight's parameters, or 0.
 
-        The ratio is taken as the decimal it was written as: 0.1 of 1000 is 100, not 100.00000000000000555.
+        The ratio is the decimal in the spec, not the nearest double: 0.1 of 1000 is 100.
         """
         return self.largest_rank(shape, math.floor(Fraction(repr(ratio)) * math.prod(shape)))
 
     def ranks(self, shape: tuple[int, ...], *, align: int = 1, least: int = 1) -> range:
-        """Return the multiples of `align` from `least` on that still save a parameter, ascending."""
+        """Return the multiples of `align`, from `least` up, that save a parameter."""
         first = -(-least // align) * align
         return range(first, self.break_even_rank(shape) + 1, align)
 
 
 class Chain(Form):
-    """Factors whose product approximates the weight: the state of a stock Sequential of linear layers."""
+    """A product of factors that approximates the weight; they load into a Sequential of linear layers."""
 
     @property
     @abstractmethod
     def num_factors(self) -> int:
-        """How many factors there are; all inner sizes are the rank."""
+        """Number of factors; all inner sizes are the rank."""
 
     @property
     def bias(self) -> str:
@@ -104,7 +104,7 @@ class Chain(Form):
         return tuple(Part(f"{i}.weight", (sizes[i + 1], sizes[i])) for i in range(self.num_factors))
 
     def parameters(self, shape: tuple[int, ...], rank: int) -> int:
-        # The sum over `parts`, in closed form: a budget asks for it at every rank of every layer.
+        # The sum over `parts` in closed form, since a budget needs it at every rank of every layer.
         return rank * (shape[0] + shape[1] + (self.num_factors - 2) * rank)
 
 
@@ -113,6 +113,6 @@ F = TypeVar("F", bound=type[Form])
 
 
 def register(form: F) -> F:
-    """Make a form known under its name: a spec's `method` can be any registered name."""
+    """Register a form under its name, which then is a valid `method` of a spec."""
     FORMS[form.name] = form
     return form

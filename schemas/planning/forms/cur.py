@@ -1,4 +1,4 @@
-"""CUR: columns and rows of the weight itself, joined by a small core."""
+"""The form `cur`: columns and rows of the weight, joined by a small core matrix."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -9,7 +9,7 @@ from schemas.planning.forms.base import Chain, FormOptions, Storage, register
 @register
 @dataclass(frozen=True)
 class Cur(Chain):
-    """W ≈ C·U·R: in `three` factors R [k, n], U [k, k] and C [m, k], in `two` U·R and C."""
+    """W ≈ C·U·R, stored as R [k, n], U [k, k] and C [m, k] (`three`), or as U·R and C (`two`)."""
 
     name: ClassVar[str] = "cur"
     storage: Storage = "three"

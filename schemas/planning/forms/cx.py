@@ -1,4 +1,4 @@
-"""CX: columns of the weight itself, and the best coefficients for them."""
+"""The form `cx`: columns of the weight, and the coefficients that fit the others best."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Self

@@ -1,4 +1,4 @@
-"""The truncated singular value decomposition: two factors, the least error of their rank."""
+"""The form `svd`: the truncated singular value decomposition, which has the smallest error at its rank."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Self

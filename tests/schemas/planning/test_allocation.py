@@ -1,4 +1,4 @@
-"""A budget is spent as well as it can be: compared with the exact optimum by dynamic programming."""
+"""schemas/planning/allocation.py: allocations are as good as the exact optimum or a lower bound."""
 
 import math
 import random
@@ -16,7 +16,7 @@ BUDGETS = (0.2, 0.3, 0.5, 0.7, 0.85, 0.95)
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of a small model: its curve, and the ratio rule for comparison."""
+    """A layer of a small model with its rate curve."""
 
     rows: int
     columns: int
@@ -55,7 +55,7 @@ def model(rng, count=5, **kind):
 
 
 def spent(layers, ranks):
-    """Return cost and error of what was chosen."""
+    """Return cost and error of an allocation."""
     cost, error = 0, 0.0
     for layer in layers:
         curve = layer.curve
@@ -66,7 +66,7 @@ def spent(layers, ranks):
 
 
 def optimum(layers, capacity):
-    """Find the least error by dynamic programming over every cost."""
+    """Find the smallest error by dynamic programming over every cost."""
     best = np.zeros(capacity + 1)
     for layer in layers:
         following = np.full(capacity + 1, np.inf)
@@ -86,7 +86,7 @@ KINDS = [{}, {"factors": 3}, {"align": 4}, {"least": 5}, {"low": 4, "high": 12}]
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_the_error_of_a_small_model_is_the_least_there_is(budget, kind):
+def test_the_error_of_a_small_model_is_the_optimum(budget, kind):
     compared = 0
     for seed in range(40):
         layers = model(random.Random(seed), **kind)
@@ -103,13 +103,13 @@ def test_the_error_of_a_small_model_is_the_least_there_is(budget, kind):
 
 
 @pytest.mark.parametrize("budget", [0.3, 0.5, 0.8])
-def test_the_error_of_many_layers_is_close_to_a_bound_that_none_can_beat(budget):
+def test_the_error_of_many_layers_is_close_to_a_lower_bound(budget):
     layers = model(random.Random(11), 100, low=60, high=200)
     capacity = capacity_of(layers, budget)
     _, error = spent(layers, allocate([layer.curve for layer in layers], capacity))
 
     def bound(price):
-        """Return what it costs at least, by duality: whoever pays a price for the cost buys the cheapest."""
+        """Return a lower bound of the error by Lagrangian duality."""
         curves = [layer.curve for layer in layers]
         paid = (min(np.array(curve.errors) + price * np.array(curve.costs)) for curve in curves)
         return sum(paid) - price * capacity
@@ -136,7 +136,7 @@ def test_no_step_of_any_layer_fits_into_what_is_left(kind):
                 assert not gains or curve.costs[at + 1] - curve.costs[at] > left
 
 
-def test_it_is_never_worse_than_the_same_ratio_for_every_layer():
+def test_an_allocation_is_never_worse_than_the_same_ratio_for_every_layer():
     for seed in range(200):
         rng = random.Random(seed)
         layers = model(rng, rng.randint(2, 8))
@@ -154,7 +154,7 @@ def test_it_is_never_worse_than_the_same_ratio_for_every_layer():
         assert spent(layers, allocate([x.curve for x in layers], capacity))[1] <= error * (1 + 1e-12)
 
 
-def test_more_budget_never_makes_it_worse():
+def test_a_larger_budget_never_has_a_larger_error():
     for seed in range(60):
         rng = random.Random(seed)
         layers = model(rng)
@@ -172,7 +172,7 @@ def test_more_budget_never_makes_it_worse():
 def test_the_order_of_the_layers_does_not_matter():
     for seed in range(50):
         rng = random.Random(seed)
-        # Twins make ties.
+        # Equal layers make ties.
         curves = [layer.curve for layer in model(rng, 4)]
         curves += [
             make_rate_curve(c.name + "'", c.ranks, c.costs[:-1], c.costs[-1], c.errors[:-1]) for c in curves
@@ -200,21 +200,21 @@ def test_a_layer_that_weighs_more_gets_no_less():
         assert weighed is None or (plain is not None and weighed >= plain)
 
 
-def test_enough_for_everything_keeps_everything_dense():
+def test_a_budget_for_everything_keeps_everything_dense():
     layers = model(random.Random(3), 6)
     ranks = allocate([layer.curve for layer in layers], capacity_of(layers, 1))
 
     assert all(spent([layer], {layer.curve.name: ranks[layer.curve.name]})[1] == 0 for layer in layers)
 
 
-def test_what_gains_nothing_is_not_bought():
+def test_a_step_that_lowers_no_error_is_not_taken():
     zero = make_rate_curve("zero", range(1, 5), [16, 32, 48, 60], 64, [0.0] * 4)
     exact = make_rate_curve("exact", range(1, 5), [16, 32, 48, 60], 64, [0.5, 0.0, 0.0, 0.0])
 
     assert allocate([zero, exact], 10_000) == {"zero": 1, "exact": 2}
 
 
-def test_a_layer_without_a_rank_is_dense_and_nothing_is_nothing():
+def test_a_layer_without_ranks_is_dense_and_no_layers_give_no_ranks():
     only_dense = make_rate_curve("dense", range(0), [], 64, [])
     dearer = make_rate_curve("dearer", range(1, 3), [64, 80], 64, [0.5, 0.1])
 

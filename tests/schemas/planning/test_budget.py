@@ -1,4 +1,4 @@
-"""A budget is met, never exceeded, and refused by name where it cannot be met."""
+"""schemas/planning/budget.py: a budget is met, never exceeded, and refused where it cannot be met."""
 
 import json
 from fractions import Fraction
@@ -6,7 +6,7 @@ from math import floor
 
 import pytest
 
-from schemas.planning.budget import check_budget, spend
+from schemas.planning.budget import check_budget, spend_budget
 from schemas.planning.output import output_bytes
 from schemas.planning.planner import make_plan
 from schemas.problem import SpecError
@@ -14,10 +14,10 @@ from schemas.spec import CompressionSpec
 from tests.schemas.format.checkpoints import SHAPES, files_of, spectra_of
 
 
-def spent(files, spectra=None, known=None, **document):
+def spent(files, spectra=None, settled=None, **document):
     spec = CompressionSpec.model_validate(document)
     plan = make_plan(files.tensors, spec)
-    return spend(plan, spec, files, spectra or spectra_of(files), known or {})
+    return spend_budget(plan, spec, files, spectra or spectra_of(files), settled or {})
 
 
 def parameters(layers):
@@ -29,7 +29,7 @@ def ranks_of(plan):
 
 
 def next_ranks(plan):
-    """Yield the ranks with one layer gone one step further, dense at last; and the step's parameters."""
+    """Yield the ranks after one more step of one layer; the last step of a layer is dense."""
     for number, layer in enumerate(plan.layers):
         if layer.rank is not None:
             further = layer.rank + layer.align
@@ -54,7 +54,7 @@ def next_ranks(plan):
 )
 def test_a_share_of_the_parameters_is_met_within_a_step_and_never_exceeded(share, document):
     if share == 0.1 and document.keys() & {"align", "overrides"}:
-        return  # less than there must be
+        return  # less than the cheapest ranks cost
     files = files_of()
     plan = spent(files, rank={"budget": share}, **document)
     limit = floor(Fraction(repr(share)) * sum(layer.parameters_before for layer in plan.layers))
@@ -90,7 +90,7 @@ def test_a_number_of_bytes_is_met_within_a_step_and_never_exceeded(share, shards
 
     assert size <= limit
     for ranks in next_ranks(plan):
-        # But for the few bytes by which a header's digits change.
+        # Except for the few bytes by which the digits in a header change.
         assert output_bytes(files, plan.layers, ranks) > limit - 16
     if share < 1:
         assert size >= 0.98 * limit
@@ -111,7 +111,8 @@ def test_a_layer_with_a_rule_of_its_own_keeps_it_and_is_paid_as_it_came_out():
     files = files_of()
     overrides = [{"match": "a", "rank": {"error": 0.1}}]
     cheap, dear = (
-        spent(files, known={"a.weight": rank}, rank={"budget": 0.3}, overrides=overrides) for rank in (1, 31)
+        spent(files, settled={"a.weight": rank}, rank={"budget": 0.3}, overrides=overrides)
+        for rank in (1, 31)
     )
 
     assert cheap.layers[0].rank == dear.layers[0].rank
@@ -122,7 +123,7 @@ def test_a_layer_with_a_rule_of_its_own_keeps_it_and_is_paid_as_it_came_out():
 
 def test_a_layer_that_can_only_be_dense_is_paid_from_the_budget():
     files = files_of()
-    plan = spent(files, known={"a.weight": "not_finite"}, rank={"budget": 0.5})
+    plan = spent(files, settled={"a.weight": "not_finite"}, rank={"budget": 0.5})
 
     assert (plan.layers[0].rank, plan.layers[0].reason) == (None, "not_finite")
     assert parameters(plan.layers) <= 0.5 * 17408
@@ -191,7 +192,7 @@ def refused(files, **document):
         ),
         (
             {"rank": {"budget": 0.2}, "overrides": [{"match": "d", "min_rank": 40}]},
-            ['"d", kept dense (no_saving)', "4096 of that"],
+            ['"d", kept dense (no_saving)', "of which 4096 are for"],
         ),
     ],
 )
@@ -215,10 +216,13 @@ def test_a_share_that_cannot_be_met_is_refused_with_the_layer_and_the_least_shar
 @pytest.mark.parametrize(
     ("document", "words"),
     [
-        ({}, ['6400 of that are "embeddings.weight", which is not selected']),
-        ({"include": ["a"]}, ['18432 of that are "b.weight", which is not selected']),
-        ({"overrides": [{"match": "d", "min_rank": 40}]}, ['16384 of that are "d", kept dense (no_saving)']),
-        ({"min_rank": 20}, ['11520 of that are "b", at rank 20']),
+        ({}, ['of which 6400 are for "embeddings.weight", which is not selected']),
+        ({"include": ["a"]}, ['of which 18432 are for "b.weight", which is not selected']),
+        (
+            {"overrides": [{"match": "d", "min_rank": 40}]},
+            ['of which 16384 are for "d", kept dense (no_saving)'],
+        ),
+        ({"min_rank": 20}, ['of which 11520 are for "b", at rank 20']),
     ],
 )
 def test_bytes_that_cannot_be_met_are_refused_with_the_tensor_and_the_least_number(document, words):
@@ -237,7 +241,7 @@ def test_bytes_that_cannot_be_met_are_refused_with_the_tensor_and_the_least_numb
 def test_what_is_found_out_later_may_make_a_budget_impossible():
     files = files_of()
     with pytest.raises(SpecError, match="not_finite"):
-        spent(files, known={"a.weight": "not_finite"}, rank={"budget": 0.1})
+        spent(files, settled={"a.weight": "not_finite"}, rank={"budget": 0.1})
 
 
 def test_without_a_budget_nothing_changes():
@@ -246,7 +250,7 @@ def test_without_a_budget_nothing_changes():
     plan = make_plan(files.tensors, spec)
     check_budget(plan, spec, files)
 
-    assert spend(plan, spec, files, {}, {}) is plan
+    assert spend_budget(plan, spec, files, {}, {}) is plan
 
 
 def test_a_checkpoint_without_layers_meets_any_budget():

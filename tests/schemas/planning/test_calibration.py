@@ -1,4 +1,4 @@
-"""Gram matrices against the layers they are for, and weights that are stored transposed."""
+"""schemas/planning/calibration.py: Gram matrices are checked against their layers; transposed weights."""
 
 from dataclasses import dataclass
 from math import prod
@@ -44,7 +44,7 @@ def planned(*grams, **spec):
 
 
 def plain(**spec):
-    """Plan without any calibration."""
+    """Plan without a calibration."""
     return make_plan(MODEL, CompressionSpec.model_validate({"rank": 4, "transposed": ["*.conv"]} | spec))
 
 
@@ -68,13 +68,13 @@ def test_layers_with_a_gram_matrix_are_calibrated_and_the_others_are_not():
 def test_a_gram_matrix_of_a_layer_that_is_not_selected_is_a_warning(module):
     plan = planned(Named(f"{module}.gram", (7, 5)), Named("h.0.up.gram", (32, 32)), exclude=["w*", "*.down"])
 
-    assert plan.warnings == (f"calibration: not selected, so not used: {module}",)
+    assert plan.warnings == (f"calibration: not used, since the layer is not selected: {module}",)
 
 
 def test_tensors_that_are_no_gram_matrices_are_a_warning():
     plan = planned(Named("h.0.up.gram", (32, 32)), Named("samples", (1,), "I64"))
 
-    assert plan.warnings == ("calibration: not named `<module>.gram`, so not used: samples",)
+    assert plan.warnings == ("calibration: not used, since not named `<module>.gram`: samples",)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_tensors_that_are_no_gram_matrices_are_a_warning():
         ([Named("h.0.up.gram", (32, 32), "BF16")], "gram-dtype", ['"h.0.up"', "BF16", "F32 or F64"]),
         ([Named("h.0.up.gram", (32, 31))], "gram-shape", ['"h.0.up"', "[32, 31]", "[32, 32]", "again"]),
         ([Named("h.0.up.gram", (32,))], "gram-shape", ['"h.0.up"', "again"]),
-        ([Named("h.0.up.gram", (96, 96))], "gram-shape", ['Name "h.0.up" in `transposed`']),
-        ([Named("h.0.conv.gram", (96, 96))], "gram-shape", ['Take "h.0.conv" out of `transposed`']),
+        ([Named("h.0.up.gram", (96, 96))], "gram-shape", ['Add "h.0.up" to `transposed`']),
+        ([Named("h.0.conv.gram", (96, 96))], "gram-shape", ['Remove "h.0.conv" from `transposed`']),
     ],
 )
 def test_what_does_not_fit_is_refused_by_layer_with_the_remedy(grams, code, words):

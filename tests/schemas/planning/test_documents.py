@@ -1,4 +1,4 @@
-"""What a client is told of a stored checkpoint."""
+"""schemas/planning/documents.py: the document of a stored checkpoint."""
 
 from schemas.checkpoint import Checkpoint, FileInfo, StoredTensor
 from schemas.format.tensor import TensorInfo

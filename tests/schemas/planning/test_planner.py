@@ -1,3 +1,5 @@
+"""schemas/planning/planner.py: which weights are selected, their ranks, names and sizes, and warnings."""
+
 from dataclasses import dataclass
 from math import prod
 
@@ -187,7 +189,7 @@ def test_a_layer_whose_new_names_are_taken_stays_dense(others, method, reason):
         ({"rank": {"budget": 0.5}, "overrides": [{"match": "*", "weight": 2}]}, None),
         (
             {"rank": {"budget": 0.5}, "overrides": [{"match": "*", "weight": 2, "rank": 4}]},
-            "overrides: the weight of '*' has no effect beside a rank",
+            "overrides: the weight of '*' has no effect together with a rank",
         ),
         ({"rank": 99_999}, "every selected layer stays dense: the output equals the input"),
         ({"rank": 30, "align": 25}, "every selected layer stays dense: the output equals the input"),

@@ -1,4 +1,4 @@
-"""A plan is exact where the spectra are known, and bounded where they are not."""
+"""schemas/planning/budget.py, resolve_ranks: a plan is exact where cached spectra allow, else bounded."""
 
 import pytest
 

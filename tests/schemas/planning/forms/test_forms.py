@@ -1,4 +1,4 @@
-"""Laws of every registered form: schemas/planning/forms."""
+"""schemas/planning/forms: laws of every registered form."""
 
 import itertools
 import math
