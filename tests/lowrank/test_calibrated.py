@@ -53,7 +53,7 @@ def output_error(weight, approximation, x):
 
 
 def projections(weight, gram, *, num_vectors=None):
-    """Yield W projected to any rank, by every step of the ladder."""
+    """Yield W projected to any rank, by every solver of the cascade."""
     exponent = exponent_of(weight)
     for found in solve_calibrated(weight, exponent, gram, num_vectors=num_vectors or min(weight.shape)):
         basis = found.basis.double()
@@ -64,7 +64,7 @@ def projections(weight, gram, *, num_vectors=None):
 
 @pytest.mark.parametrize("kind", [*KINDS, "tiny", "huge"])
 @pytest.mark.parametrize(("m", "n"), SHAPES)
-def test_every_step_of_the_ladder_reaches_the_closed_form(m, n, kind):
+def test_every_solver_reaches_the_closed_form(m, n, kind):
     weight, x = gaussian(m, n), inputs(n, kind)
     gram = x @ x.T
     norm = float(np.linalg.norm(weight.numpy() @ x))
@@ -84,7 +84,7 @@ def test_every_step_of_the_ladder_reaches_the_closed_form(m, n, kind):
 
 
 @pytest.mark.parametrize("kind", ["anisotropic", "correlated", "few samples", "scaled over 8 decades"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("gram_dtype", [torch.float64, torch.float32])
 def test_the_closed_form_holds_to_1e_3_for_every_dtype_of_weight_and_gram(kind, dtype, gram_dtype):
     weight, x = gaussian(64, 48).to(dtype), inputs(48, kind)

@@ -1,3 +1,5 @@
+"""Matrices whose singular values, columns and errors have closed forms."""
+
 import math
 
 import numpy as np
@@ -18,8 +20,10 @@ from worker.lowrank import (
 )
 from worker.lowrank.svd import SOLVERS
 
-# The matrices here are exact in all of these, unless it is said otherwise.
+# The matrices here are exact in all of these. Hadamard matrices try all of them, each other law two.
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+WIDE = (torch.float64, torch.float32)
+MIXED = (torch.float32, torch.bfloat16)
 # What rounding the factors to their dtype may add to an error that is not small.
 SEEN = {torch.float64: 1e-6, torch.float32: 1e-6, torch.bfloat16: 1e-4, torch.float16: 1e-5}
 
@@ -46,7 +50,7 @@ def test_hadamard_has_one_error_for_any_columns_and_rows(n, k, dtype):
                 assert reached == pytest.approx(math.sqrt(1 - (k / n) ** 2), rel=1e-6)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", MIXED, ids=str)
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("n", [64, 256])
 def test_every_solver_finds_a_hadamard_matrix_flat(n, solver, dtype):
@@ -69,7 +73,7 @@ def test_rank_rules_do_not_lose_hadamard_ties_to_rounding(n, dtype):
             assert made(weight, "cx", ErrorRank(math.sqrt(1 - k / n))).rank == k
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", WIDE, ids=str)
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("n", [50, 200])
 def test_min_i_j_has_the_singular_values_of_its_formula(n, solver, dtype):
@@ -90,7 +94,7 @@ def test_min_i_j_has_the_singular_values_of_its_formula(n, solver, dtype):
         assert stored.optimal_error == pytest.approx(tail, rel=1e-9)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", WIDE, ids=str)
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("n", [40, 180])
 def test_second_differences_have_the_singular_values_of_their_formula(n, solver, dtype):
@@ -107,7 +111,7 @@ def test_second_differences_have_the_singular_values_of_their_formula(n, solver,
         np.testing.assert_allclose(found.singular_values, values, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", WIDE, ids=str)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_singular_values_of_a_kronecker_product_are_the_products(solver, dtype):
     generator = torch.Generator().manual_seed(1)
@@ -127,7 +131,7 @@ def test_singular_values_of_a_kronecker_product_are_the_products(solver, dtype):
 
 @pytest.mark.parametrize("selector", SELECTORS)
 @pytest.mark.parametrize("method", ["svd", "cx", "cur"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", MIXED, ids=str)
 def test_a_matrix_of_exact_rank_is_recovered_and_its_rank_found(dtype, method, selector):
     integers = torch.randint(-4, 5, (40, 5), generator=torch.Generator().manual_seed(0))
     weight = (integers @ integers.T)[:, :30].to(dtype)  # [40, 30], rank 5, exact in every dtype
@@ -143,7 +147,7 @@ def test_a_matrix_of_exact_rank_is_recovered_and_its_rank_found(dtype, method, s
     assert made(weight, method, 12, selector=selector).relative_error <= rounding
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", MIXED, ids=str)
 @pytest.mark.parametrize("selector", [each for each in SELECTORS if each != "linear_time"])
 def test_of_a_permuted_diagonal_the_largest_entries_are_chosen(selector, dtype):
     d = torch.tensor([3.0, 0.5, 8.0, 1.0, 5.0, 0.125], dtype=dtype)
@@ -158,7 +162,7 @@ def test_of_a_permuted_diagonal_the_largest_entries_are_chosen(selector, dtype):
     assert relative_error(weight, by_both.factors) == pytest.approx(optimum, rel=1e-6)
 
 
-def test_columns_of_very_different_size_are_all_told_apart():
+def test_columns_of_very_different_size_are_all_distinguished():
     d = torch.logspace(0, -25, 26, dtype=torch.float64)
     weight = torch.diag(d)[torch.randperm(26, generator=torch.Generator().manual_seed(0))]
 
@@ -181,7 +185,7 @@ def test_on_a_simplex_every_choice_of_columns_is_off_by_the_root_of_k_plus_1(k, 
     assert found.relative_error / found.optimal_error == pytest.approx(math.sqrt(k + 1), rel=1e-5)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", MIXED, ids=str)
 @pytest.mark.parametrize("selector", SELECTORS)
 @pytest.mark.parametrize("k", [3, 7, 31])
 def test_of_a_flattened_hadamard_matrix_any_columns_are_off_by_nearly_the_root_of_k_plus_1(

@@ -1,3 +1,5 @@
+"""worker.lowrank.cur: columns and rows of the weight itself, and the best fit to them."""
+
 import math
 
 import numpy as np
@@ -75,15 +77,15 @@ def test_the_public_functions_are_what_a_job_runs(selector):
 
 
 @pytest.mark.parametrize("selector", SELECTORS)
-@pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_svd_errs_no_more_than_cx_and_cx_no_more_than_cur(shape, name, selector):
-    weight = torch.from_numpy(with_spectrum(*shape, spectrum(name, min(shape))))
-    for rank in {1, max(1, min(shape) // 3)}:
-        svd_error, cx_error, cur_error, _ = errors(weight, rank, selector, torch.float64)
+def test_svd_errs_no_more_than_cx_and_cx_no_more_than_cur(shape, selector):
+    for name in SPECTRA if min(shape) > 1 else ["slow"]:
+        weight = torch.from_numpy(with_spectrum(*shape, spectrum(name, min(shape))))
+        for rank in {1, max(1, min(shape) // 3)}:
+            svd_error, cx_error, cur_error, _ = errors(weight, rank, selector, torch.float64)
 
-        assert svd_error <= cx_error * (1 + 1e-9) + 1e-14
-        assert cx_error <= cur_error * (1 + 1e-9) + 1e-14
+            assert svd_error <= cx_error * (1 + 1e-9) + 1e-14
+            assert cx_error <= cur_error * (1 + 1e-9) + 1e-14
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -177,10 +179,16 @@ def test_pivoted_choices_come_within_twice_the_optimum(name, selector):
     assert error(matrix, found.factors) < 2 * optimum(matrix, 12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", SPECTRA)
-@pytest.mark.parametrize("shape", [*SHAPES, (160, 400)], ids=str)
-def test_osinsky_promises_the_root_of_k_plus_1_whatever_the_dtype(shape, name, dtype):
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        *((shape, torch.float32) for shape in [*SHAPES, (160, 400)]),
+        *(((90, 24), dtype) for dtype in (torch.float64, torch.bfloat16, torch.float16)),
+    ],
+    ids=str,
+)
+def test_osinsky_is_within_the_root_of_k_plus_1_in_any_dtype(shape, name, dtype):
     weight = torch.from_numpy(with_spectrum(*shape, spectrum(name, min(shape)))).to(dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     for rank in {1, max(1, min(shape) // 8), max(1, min(shape) // 3)}:

@@ -137,10 +137,12 @@ def test_columns_of_a_float16_weight_survive_even_under_the_normal_range():
 @pytest.mark.parametrize("method", ["cx", "cur"])
 def test_a_weight_is_kept_where_the_fit_does_not_converge(method):
     weight = gaussian(30, 24).float()
-    ladder = list(solve(scaled_weight(weight).matrix, num_vectors=24, all_values=True))
+    decompositions = list(solve(scaled_weight(weight).matrix, num_vectors=24, all_values=True))
     so_wrong_that_scaled_columns_overflow = -1900
 
-    found = factor_by(ladder, ScaledWeight(weight, so_wrong_that_scaled_columns_overflow), asked(method))
+    found = factor_by(
+        decompositions, ScaledWeight(weight, so_wrong_that_scaled_columns_overflow), asked(method)
+    )
     assert found == Kept(reason=Reason.NOT_CONVERGED)
 
 
@@ -170,10 +172,10 @@ def test_a_decomposition_whose_error_does_not_fit_its_spectrum_is_passed_over(sp
 @pytest.mark.parametrize("rank", [4, EnergyRank(0.5), ErrorRank(0.7)])
 def test_a_weight_is_kept_where_no_decomposition_is_accurate(rank, spoilt):
     scaled = scaled_weight(gaussian(200, 150).float())
-    ladder = [spoilt(step) for step in solve(scaled.matrix, num_vectors=150, all_values=True)]
+    decompositions = [spoilt(step) for step in solve(scaled.matrix, num_vectors=150, all_values=True)]
 
     request = asked(rank=rank, max_rank=150)
-    assert factor_by(ladder, scaled, request) == Kept(reason=Reason.NOT_CONVERGED)
+    assert factor_by(decompositions, scaled, request) == Kept(reason=Reason.NOT_CONVERGED)
     assert factor_by([], scaled, request) == Kept(reason=Reason.NOT_CONVERGED)
 
 

@@ -1,8 +1,13 @@
+"""worker.lowrank.krylov: what is accepted is within its bound of the optimum."""
+
+import math
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
 
-from tests.lowrank.matrices import error, optimum, with_spectrum
+from tests.lowrank.matrices import error, with_spectrum
 from worker.lowrank import svd
 from worker.lowrank.krylov import EXCESS, sketch
 
@@ -22,35 +27,37 @@ SPECTRA = {
 FLAT = {"gaussian": None, "all alike": np.ones(N)}
 
 
+@cache
 def matrix(name, shape=(N, N)):
+    """Return a float32 matrix and its singular values, to the digits of float32."""
     values = {**SPECTRA, **FLAT}[name]
     made = (
         np.random.default_rng(3).standard_normal(shape) if values is None else with_spectrum(*shape, values)
     )
-    return made.astype(np.float32)
+    made = made.astype(np.float32)
+    return made, np.linalg.svd(made, compute_uv=False).astype(np.float64) if values is None else values
 
 
 @pytest.mark.parametrize("name", [*SPECTRA, *FLAT])
 @pytest.mark.parametrize("rank", [102, 256])
-def test_what_is_found_lies_within_its_promise_of_the_optimum(name, rank):
-    weight = matrix(name)
-    best = optimum(weight.astype(np.float64), rank)
+def test_the_result_is_within_its_bound_of_the_optimum(name, rank):
+    weight, values = matrix(name)
+    best = math.sqrt(float((values[rank:] ** 2).sum()))
+    reached = error(weight.astype(np.float64), svd(torch.from_numpy(weight), rank).factors)
 
-    assert error(weight.astype(np.float64), svd(torch.from_numpy(weight), rank).factors) <= best * (
-        1 + EXCESS
-    )
+    assert reached <= best * (1 + EXCESS + 1e-5)  # The values are known to about 1e-6.
 
 
 @pytest.mark.parametrize("name", ["power law", "exponential", "one outlier"])
 @pytest.mark.parametrize("shape", [(N, N), (N + 900, N), (N, N + 900)], ids=str)
 def test_a_sketch_is_enough_where_the_spectrum_falls(name, shape):
-    weight = torch.from_numpy(matrix(name, shape))
+    array, exact = matrix(name, shape)
+    weight = torch.from_numpy(array)
     found = sketch(weight, 100, seed=0)
 
     assert found.side == ("columns" if shape[0] >= shape[1] else "rows")
     assert found.basis.shape == (100, N)
     torch.testing.assert_close(found.basis @ found.basis.mT, torch.eye(100), rtol=0, atol=1e-5)
-    exact = np.linalg.svd(weight.double().numpy(), compute_uv=False)
     np.testing.assert_allclose(found.singular_values[:50], exact[:50], rtol=1e-3)
     assert found.optimal_error(100) == pytest.approx(
         np.linalg.norm(exact[100:]) / np.linalg.norm(exact), rel=EXCESS
@@ -74,7 +81,7 @@ def test_there_is_no_sketch_where_it_would_not_pay_or_not_be_certain(weight, ran
     assert sketch(weight, rank, seed=0) is None
 
 
-def test_a_matrix_of_exact_rank_comes_out_exactly_by_the_same_door():
+def test_a_matrix_of_exact_rank_comes_out_exactly():
     weight = torch.randn(N, 40, generator=torch.Generator().manual_seed(0)) @ torch.randn(
         40, N, generator=torch.Generator().manual_seed(1)
     )
@@ -85,7 +92,7 @@ def test_a_matrix_of_exact_rank_comes_out_exactly_by_the_same_door():
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others():
-    weight = torch.from_numpy(matrix("power law"))
+    weight = torch.from_numpy(matrix("power law")[0])
     first, again, other = (sketch(weight, 100, seed=seed).basis for seed in (0, 0, 1))
 
     assert torch.equal(first, again)

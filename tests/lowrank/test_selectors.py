@@ -32,7 +32,7 @@ def cx_error(matrix, columns):
 
 
 def deim_of_the_paper(vectors):
-    """Interpolate each singular vector at the indices so far, and take where it is told worst."""
+    """Interpolate each singular vector at the indices so far, and take where that is worst."""
     chosen = [int(np.abs(vectors[:, 0]).argmax())]
     for j in range(1, vectors.shape[1]):
         known = vectors[:, :j]
