@@ -1,11 +1,14 @@
 """What the documentation says is what the code does."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from examples.minilm import installed
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -51,6 +54,30 @@ def test_links_between_pages_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)[^)]*\)", page.read_text())
 
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_plan_that_the_page_on_specs_shows_is_what_the_command_prints(tmp_path):
+    page = (DOCS / "3-spec.md").read_text()
+    spec = re.search(r"```json\n(.*?)```", page, re.DOTALL)
+    command = re.search(r"```sh\neckart (plan .*)\n```", page)
+    shown = re.search(r"```\n(layers .*?)```", page, re.DOTALL)
+    assert spec
+    assert command
+    assert shown
+    (tmp_path / "spec.json").write_text(spec[1])
+    (tmp_path / "model.safetensors").symlink_to(installed("model.safetensors"))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "eckart", *command[1].split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"plan for model.safetensors\n\n{shown[1]}"
 
 
 def test_every_make_target_is_explained_by_make():
