@@ -1,6 +1,7 @@
 """Matrices with known spectra, and what float64 LAPACK says of them."""
 
 import math
+from functools import cache
 
 import numpy as np
 import scipy.linalg
@@ -25,11 +26,15 @@ def spectrum(name, p):
 
 
 def with_spectrum(m, n, values, *, seed=0):
+    left, right = _orthonormal(m, n, seed)
+    return left * values[: min(m, n)] @ right.T
+
+
+@cache
+def _orthonormal(m, n, seed):
     rng = np.random.default_rng(seed)
     p = min(m, n)
-    left = np.linalg.qr(rng.standard_normal((m, p)))[0]
-    right = np.linalg.qr(rng.standard_normal((n, p)))[0]
-    return left * values[:p] @ right.T
+    return tuple(np.linalg.qr(rng.standard_normal((side, p)))[0] for side in (m, n))
 
 
 def gaussian(m, n, *, seed=0):

@@ -37,7 +37,7 @@ def errors(weight, rank, selector, dtype):
 
 def low_rank(kind, *, rank=12):
     """Return a float32 matrix of exactly this numerical rank, with some rows or columns that add nothing."""
-    rows, columns = {"tall": (300, 200), "square": (200, 200)}.get(kind, (200, 300))
+    rows, columns = {"tall": (200, 140), "square": (140, 140)}.get(kind, (140, 200))
     weight = gaussian(rows, rank, seed=1) @ gaussian(rank, columns, seed=2)
     if kind == "duplicates":
         weight[:, 1::2] = weight[:, ::2].clone()
@@ -53,7 +53,7 @@ def test_a_rank_above_the_numerical_rank_loses_nothing(kind, selector):
     weight = low_rank(kind)
     # Columns and rows that were drawn may be nearly dependent, which costs digits of float32.
     limit = 1e-6 if selector in PIVOTED else 1e-4
-    for rank in (13, 24, 100):
+    for rank in (13, 24, 70):
         by_columns, by_both = (method(weight, rank, selector=selector) for method in (cx, cur))
 
         assert relative_error(weight, svd(weight, rank).factors) < 1e-6
@@ -71,7 +71,7 @@ def test_the_public_functions_are_what_a_job_runs(selector):
             ("cx", cx(weight, rank, **chosen)),
             ("cur", cur(weight, rank, **chosen)),
         ):
-            job = factor(weight, asked(name, rank, 200, None, **chosen))
+            job = factor(weight, asked(name, rank, 140, None, **chosen))
 
             assert all(map(torch.equal, found.factors, job.factors))
 
