@@ -1,4 +1,4 @@
-"""`python -m worker`: the worker itself, or one compression or plan without any service."""
+"""`python -m worker`: run the worker, or compress or plan one checkpoint without a service."""
 
 import argparse
 import json
@@ -23,12 +23,12 @@ from schemas.spec import CompressionSpec
 from state.settings import setting_errors
 from worker.settings import Settings
 
-# In a process of its own: a parent that has touched CUDA must not be forked.
+# Runs in a separate process, since a process that has initialized CUDA must not fork.
 NO_CUDA = "import sys, torch; sys.exit(not torch.cuda.is_available())"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; without one, the worker."""
+    """Run a command, or the worker if none is given."""
     options = _parser().parse_args(arguments)
     try:
         settings = Settings()
@@ -42,15 +42,15 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError) as error:
-        print(*_faults(error, options), sep="\n", file=sys.stderr)
+        print(*_error_lines(error, options), sep="\n", file=sys.stderr)
         return 1
     return 0
 
 
-def _faults(error: Exception, options: argparse.Namespace) -> list[str]:
-    """Describe an error in lines that begin with the file or field at fault."""
+def _error_lines(error: Exception, options: argparse.Namespace) -> list[str]:
+    """Describe an error in lines that begin with the invalid file or field."""
     if isinstance(error, ValidationError):
-        return [f"spec{fault.pointer}: {fault.detail}" for fault in field_problems(error.errors())]
+        return [f"spec{field.pointer}: {field.detail}" for field in field_problems(error.errors())]
     if isinstance(error, SpecError):
         return [f"spec{error.pointer}: {error}"]
     if isinstance(error, CalibrationError):
@@ -62,7 +62,7 @@ def _faults(error: Exception, options: argparse.Namespace) -> list[str]:
 
 def _serve(settings: Settings) -> int:
     if settings.redis_url is None:
-        print("ECKART_REDIS_URL is not set; give it, or run `eckart serve`, which sets it", file=sys.stderr)
+        print("ECKART_REDIS_URL is not set; set it, or run `eckart serve`, which sets it", file=sys.stderr)
         return 2
     if (
         settings.device == "cuda"
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
     commands = parser.add_subparsers(dest="command")
     compress = commands.add_parser("compress", help="compress a checkpoint on this machine")
-    plan = commands.add_parser("plan", help="print what would be done to a checkpoint on this machine")
+    plan = commands.add_parser("plan", help="print the plan for a checkpoint on this machine")
     for command in (compress, plan):
         command.add_argument("input", type=Path, help="a safetensors file, an index or a directory with one")
         command.add_argument("--spec", required=True, help="the spec as JSON, or a file that holds it")
@@ -105,7 +105,7 @@ def _run(options: argparse.Namespace, settings: Settings) -> None:
 
 def _plan(options: argparse.Namespace, spec: CompressionSpec) -> PlanDocument:
     if spec.calibration is not None:
-        raise ValueError("the spec names a calibration that a service holds; give its file instead")
+        raise ValueError("the spec names a calibration by the id of a service; give its file instead")
     files = open_checkpoint(options.input)
     grams = None if options.calibration is None else open_calibration(options.calibration).tensors
     factored = factored_names(header.metadata for header in files.headers.values())

@@ -1,4 +1,4 @@
-"""One attempt at a job: claim it, work under a lease, publish behind the fence."""
+"""One attempt at a job: claim it, work under a lease, publish the result under a fence."""
 
 import logging
 import shutil
@@ -32,16 +32,16 @@ T = TypeVar("T")
 def run_attempt(
     job_id: str, jobs: JobStore, settings: Settings, *, worker: str, stopping: StopSignal
 ) -> None:
-    """Work on a job unless it is finished, canceled or in other hands; harmless twice.
+    """Work on a job unless it is finished, canceled or claimed by another worker.
 
-    A fault of the input fails the job at once. Trouble of the machine gives it back to the queue, where the
-    reaper finds it a little later; attempts are counted on the job.
+    A repeated call is harmless. An error in the input fails the job at once. Any other error returns the job
+    to the queue, where the reaper offers it again after a while; the job counts its attempts.
     """
     token = new_token(worker)
     try:
         claim = _persist(lambda: jobs.claim(job_id, token))
     except (OSError, OutOfSpace):
-        log.exception("job %s cannot be claimed; the reaper offers it again", job_id)
+        log.exception("job %s cannot be claimed; the reaper will offer it again", job_id)
         return
     if claim is None:
         return
@@ -51,23 +51,25 @@ def run_attempt(
             report = _work(claim, settings, lease)
             _publish(claim, report, jobs, settings)
     except LeaseLost:
-        mine = False
+        owned = False
     except (WorkerStopping, SystemExit):
-        log.info("job %s: back to the queue, this worker is stopping", job_id)
-        mine = _persist(lambda: jobs.release(job_id, claim.fence))
+        log.info("job %s: returned to the queue, since this worker is stopping", job_id)
+        owned = _persist(lambda: jobs.release(job_id, claim.fence))
     except (CheckpointError, CheckpointNotFound, SpecError) as error:
-        fault = _input_fault(error)
-        log.info("job %s cannot be done: %s", job_id, fault.detail)
-        mine = _persist(lambda: jobs.fail(job_id, claim.fence, fault))
+        input_problem = _input_problem(error)
+        log.info(
+            "job %s: attempt %d found invalid input: %s", job_id, claim.record.attempt, input_problem.detail
+        )
+        owned = _persist(lambda: jobs.fail(job_id, claim.fence, input_problem))
     except Exception as error:
-        log.exception("job %s: attempt %d broke off", job_id, claim.record.attempt)
-        _make_room(error, settings)
-        trouble = _trouble(error)
-        mine = _persist(lambda: jobs.retry(job_id, claim.fence, trouble))
+        log.exception("job %s: attempt %d failed", job_id, claim.record.attempt)
+        _free_disk_space(error, settings)
+        worker_problem = _worker_problem(error)
+        owned = _persist(lambda: jobs.retry(job_id, claim.fence, worker_problem))
     else:
         return
-    if not mine:
-        # What this attempt ran into may be what its successor did.
+    if not owned:
+        # The error may have been caused by the attempt that took over.
         log.info("job %s: attempt %d is no longer wanted", job_id, claim.record.attempt)
     _discard(claim, jobs, settings)
 
@@ -75,7 +77,7 @@ def run_attempt(
 def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
     record = claim.record
     paths = DataDir(settings.data_dir)
-    # What attempts before this one left: their fences can win no more.
+    # Results of earlier attempts; their fences are no longer valid.
     for old in paths.job(record.id).glob("result-*"):
         shutil.rmtree(old, ignore_errors=True)
     names = [file.name for file in record.files]
@@ -87,7 +89,7 @@ def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
         input_files=record.files,
         spec=record.spec,
         spool_dir=paths.work(record.id),
-        result_dir=_part(paths, claim),
+        result_dir=_part_dir(paths, claim),
         job_id=record.id,
         decompositions=_decompositions(record, settings),
         calibration=_calibration(record, checkpoints),
@@ -104,24 +106,24 @@ def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
 
 
 def _decompositions(record: JobRecord, settings: Settings) -> DecompositionCache:
-    # Finished layers and result are about as large as the input, each.
+    # The finished layers and the result are each about as large as the input.
     spare_bytes = 2 * sum(file.size_bytes for file in record.files)
     return DecompositionCache.shared(
         settings.data_dir, limit_bytes=settings.cache_bytes, spare_bytes=spare_bytes
     )
 
 
-def _make_room(error: Exception, settings: Settings) -> None:
-    """Where the disk was full, give the next attempt all that the cache has taken of it."""
+def _free_disk_space(error: Exception, settings: Settings) -> None:
+    """Evict the entire cache if the disk was full, so that the next attempt has more space."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         DecompositionCache.shared(settings.data_dir, limit_bytes=0).trim()
 
 
 def _publish(claim: Claim, report: Report, jobs: JobStore, settings: Settings) -> None:
-    """Rename the result into place, then let the record decide whether it counts."""
+    """Rename the result into place; it counts only if the job accepts this attempt's fence."""
     record, paths = claim.record, DataDir(settings.data_dir)
     result = paths.result(record.id, claim.fence)
-    _part(paths, claim).replace(result)
+    _part_dir(paths, claim).replace(result)
     sync_directory(result.parent)
     single = report.output.files[0].name if len(report.output.files) == 1 else None
     if _persist(lambda: jobs.finish(record.id, claim.fence, report.totals, single_file=single)):
@@ -132,9 +134,9 @@ def _publish(claim: Claim, report: Report, jobs: JobStore, settings: Settings) -
 
 
 def _discard(claim: Claim, jobs: JobStore, settings: Settings) -> None:
-    """Remove what this attempt wrote; finished layers stay for the next one unless the job wants none."""
+    """Remove the files of this attempt; finished layers stay for the next one unless the job has ended."""
     record, paths = claim.record, DataDir(settings.data_dir)
-    shutil.rmtree(_part(paths, claim), ignore_errors=True)
+    shutil.rmtree(_part_dir(paths, claim), ignore_errors=True)
     shutil.rmtree(paths.result(record.id, claim.fence), ignore_errors=True)
     try:
         state = _persist(lambda: jobs.get(record.id)).state
@@ -145,7 +147,7 @@ def _discard(claim: Claim, jobs: JobStore, settings: Settings) -> None:
         shutil.rmtree(paths.work(record.id), ignore_errors=True)
 
 
-def _part(paths: DataDir, claim: Claim) -> Path:
+def _part_dir(paths: DataDir, claim: Claim) -> Path:
     result = paths.result(claim.record.id, claim.fence)
     return result.with_name(result.name + ".part")
 
@@ -157,11 +159,11 @@ def _calibration(record: JobRecord, checkpoints: CheckpointStore) -> StoredCheck
     try:
         return checkpoints.get(record.spec.calibration, only=names)
     except CheckpointNotFound as error:
-        raise CalibrationError("gone", "The calibration is not there any more.") from error
+        raise CalibrationError("gone", "The calibration has been deleted.") from error
 
 
 def _persist(transition: Callable[[], T]) -> T:
-    """Try until Redis is back: what was done must be said, however long it takes."""
+    """Repeat until Redis is available: an outcome must be recorded, however long that takes."""
     while True:
         try:
             return transition()
@@ -170,16 +172,16 @@ def _persist(transition: Callable[[], T]) -> T:
             time.sleep(RETRY_S)
 
 
-def _input_fault(error: CheckpointError | CheckpointNotFound | SpecError) -> Problem:
+def _input_problem(error: CheckpointError | CheckpointNotFound | SpecError) -> Problem:
     if isinstance(error, SpecError):
-        # What headers do not say: a weight with NaN stays dense, and a budget no longer suffices.
+        # Headers could not show it: a weight with NaN stays dense, for example, so the budget is too small.
         field = FieldProblem(pointer="/spec" + error.pointer, detail=error.detail)
         return problem("invalid-spec", "The spec is not valid", 422, error.detail, errors=(field,))
     if isinstance(error, CalibrationError):
         detail = f"{error} Store a calibration that fits, and start a new job."
-        where = FieldProblem(pointer="/spec/calibration", detail=detail)
+        field = FieldProblem(pointer="/spec/calibration", detail=detail)
         kind = f"invalid-calibration:{error.code}"
-        return problem(kind, "The calibration does not fit", 422, detail, errors=(where,))
+        return problem(kind, "The calibration does not fit", 422, detail, errors=(field,))
     return problem(
         "unusable-checkpoint",
         "The checkpoint cannot be read",
@@ -188,11 +190,11 @@ def _input_fault(error: CheckpointError | CheckpointNotFound | SpecError) -> Pro
     )
 
 
-def _trouble(error: Exception) -> Problem:
+def _worker_problem(error: Exception) -> Problem:
     return problem(
         "worker-trouble",
         "The worker could not finish the job",
         500,
-        f"Every attempt broke off, the last one with {type(error).__name__}. "
-        "Look at the worker's log, mend the cause (memory, disk) and start the job again.",
+        f"All attempts failed, the last one with {type(error).__name__}. "
+        "See the worker's log, fix the cause (memory or disk, for example) and start the job again.",
     )

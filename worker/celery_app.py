@@ -1,4 +1,4 @@
-"""The Celery app of the worker: late acknowledgements, one job at a time, JSON only, no results."""
+"""The Celery worker: its settings, its one task, and its heartbeat in the registry of workers."""
 
 import logging
 import multiprocessing
@@ -18,14 +18,14 @@ from state.redis import TASK, redis_client
 from state.workers import WorkerRegistry
 from worker.settings import Settings
 
-# A worker process is replaced after this many jobs, so that what native libraries leak stays bounded.
+# A worker process is replaced after this many jobs, which bounds leaks of native libraries.
 JOBS_PER_PROCESS = 8
-# Importing torch may take long on a cold disk; Celery's default of 4 s would kill the process meanwhile.
+# Importing torch may take long on a cold disk; Celery would kill the process after 4 s by default.
 START_TIMEOUT_S = 120.0
 
 
 def make_app(redis_url: str, *, workers: int) -> Celery:
-    """Build the app; the broker is a doorbell, so nothing is kept in it that matters."""
+    """Build the app; the broker only notifies workers, so losing its messages loses no job."""
     app = Celery("eckart", set_as_current=False)
     app.conf.update(celery_settings(redis_url))
     app.conf.update(
@@ -34,7 +34,7 @@ def make_app(redis_url: str, *, workers: int) -> Celery:
         # The next job stays in the queue, where a free worker finds it.
         worker_prefetch_multiplier=1,
         task_acks_late=True,
-        # A child that was killed gives its message back; our own count of attempts ends a loop.
+        # The message of a killed child is delivered again; the job's count of attempts ends a loop.
         task_reject_on_worker_lost=True,
         task_acks_on_failure=True,
         task_acks_on_timeout=True,
@@ -42,14 +42,14 @@ def make_app(redis_url: str, *, workers: int) -> Celery:
         worker_proc_alive_timeout=START_TIMEOUT_S,
         worker_enable_remote_control=False,
         worker_redirect_stdouts=False,
-        # A blink of Redis must not end hours of work.
+        # A short outage of Redis must not end hours of work.
         worker_cancel_long_running_tasks_on_connection_loss=False,
     )
     return app
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
-    """Log to stderr, one line an event; Celery's own chatter only where it warns."""
+    """Log to stderr, one line per event; of Celery's own messages only warnings."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("celery", "kombu", "amqp"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -59,16 +59,16 @@ log = logging.getLogger(__name__)
 BEAT_S = 5.0
 BEAT_TTL_S = 30
 
-# Set in the parent, seen by its forked children: a job then goes back to the queue between two layers.
+# Set in the parent and visible to its forked children, which then return their jobs between two layers.
 stopping = multiprocessing.get_context("fork").Event()
 
 
 def run_worker(settings: Settings, redis_url: str) -> None:
-    """Run the worker until it is told to stop."""
+    """Run the worker until a signal stops it."""
     set_up_logging()
-    # Connected, this keeps Celery from setting up logging of its own, here and in the children.
-    signals.setup_logging.connect(_stay_as_it_is, weak=False)
-    # Root in a container of its own is an operator's choice; six lines at every start do not change it.
+    # A connected handler keeps Celery from configuring logging, here and in the children.
+    signals.setup_logging.connect(_keep_logging, weak=False)
+    # Celery warns at every start when it runs as root; in a container that is the operator's choice.
     warnings.simplefilter("ignore", SecurityWarning)
     app = make_app(redis_url, workers=settings.workers)
     register(app, settings, redis_url)
@@ -76,21 +76,20 @@ def run_worker(settings: Settings, redis_url: str) -> None:
     signals.worker_shutting_down.connect(_stop, weak=False)
     threading.Thread(target=_beat, args=(redis_url,), name="registry", daemon=True).start()
     log.info("worker %s is up", worker_name())
-    # One worker needs to hear nothing from another: the record and the registry say it all.
+    # Workers need not know of each other: all state is in the job records and the registry.
     app.worker_main(["--quiet", "worker", "--without-gossip", "--without-mingle", "--without-heartbeat"])
 
 
 def worker_name() -> str:
-    """Name this process."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def register(app: Celery, settings: Settings, redis_url: str) -> None:
-    """Give the app its one task."""
+    """Register the app's one task."""
 
     @app.task(name=TASK)  # type: ignore[untyped-decorator] # Celery has no types
     def compress(job_id: str) -> None:
-        # Torch is imported in the forked child alone: the parent stays small, and no thread pool is forked.
+        # Torch is imported only in the forked child: the parent stays small, and no thread pool is forked.
         from worker.attempt import run_attempt
 
         jobs = JobStore(
@@ -102,7 +101,7 @@ def register(app: Celery, settings: Settings, redis_url: str) -> None:
         run_attempt(job_id, jobs, settings, worker=worker_name(), stopping=stopping)
 
 
-def _stay_as_it_is(**_: object) -> None:
+def _keep_logging(**_: object) -> None:
     return
 
 
@@ -115,7 +114,7 @@ def _stop(**_: object) -> None:
 
 
 def _beat(redis_url: str) -> None:
-    """Say every few seconds that this worker is there, until it stops."""
+    """Refresh this worker's entry in the registry every few seconds until it stops."""
     registry, name = WorkerRegistry(redis_client(redis_url)), worker_name()
     while not stopping.is_set():
         with suppress(StoreUnavailable):

@@ -1,4 +1,4 @@
-"""The codecs at work: a matrix in, the stored tensors out, and back."""
+"""The implementation of the codecs: encode a matrix to the stored tensors, and decode it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from worker.checkpoint.reader import torch_dtype
 
 
 class TensorCodec(Protocol):
-    """How one matrix is stored; the counterpart of `schemas.planning.codecs.Codec`."""
+    """Encodes and decodes one matrix; the implementation of a `schemas.planning.codecs.Codec`."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype in which matrices are to be computed."""
+        """Dtype of the matrices that `encode` takes and `decode` returns."""
 
     @property
     def is_exact(self) -> bool:
-        """Whether a matrix of `dtype` is stored without a further error."""
+        """Whether encoding a matrix of `dtype` loses nothing."""
 
     def encode(self, matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the stored tensors, as the codec's `tensors` names them."""
+        """Return the stored tensors, in the order of the codec's `tensors`."""
 
     def decode(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the matrix that stored tensors stand for."""
+        """Return the matrix that the stored tensors represent."""
 
 
 @dataclass(frozen=True)

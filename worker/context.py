@@ -1,4 +1,4 @@
-"""Which device the numerics run on, and with how many threads."""
+"""What all layers of a job share: device and threads, readers of tensors, spool, cache and progress."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 
 def choose_device(choice: DeviceChoice) -> torch.device:
-    """Return the device asked for; `auto` is CUDA where there is one."""
+    """Return the requested device; `auto` is CUDA if there is a CUDA device, else the CPU."""
     if choice == "cuda" and not torch.cuda.is_available():
         raise ValueError("ECKART_DEVICE=cuda, but torch finds no CUDA device; use auto or cpu")
     if choice == "auto":
@@ -32,12 +32,12 @@ def choose_device(choice: DeviceChoice) -> torch.device:
 
 
 def set_threads(threads: int | None) -> None:
-    """Use that many threads, or all processors this process may run on."""
+    """Use this many threads, or as many as there are processors for this process."""
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
 
 
 class TensorReaders:
-    """Reads weights and Gram matrices, from any thread, until it is closed."""
+    """Reads weights and Gram matrices; may be used from several threads."""
 
     def __init__(self) -> None:
         self._readers = ExitStack()
@@ -52,12 +52,12 @@ class TensorReaders:
         self._readers.close()
 
     def weight(self, task: LayerTask) -> torch.Tensor:
-        """Read a weight as the map it is, [outputs, inputs], however it is stored."""
+        """Read a weight as [outputs, inputs], also where it is stored transposed."""
         weight = self._open(task.path).read(task.tensor.name)
         return weight.mT.contiguous() if task.layer.transposed else weight
 
     def gram(self, task: LayerTask) -> torch.Tensor | None:
-        """Read XXᵀ [inputs, inputs] of a layer's inputs; None where it is not calibrated."""
+        """Read XXᵀ [inputs, inputs] of a layer's inputs; None if the layer is not calibrated."""
         if task.gram is None:
             return None
         path, tensor = task.gram
@@ -71,14 +71,14 @@ def check_grams(
     device: torch.device,
     check_cancelled: Callable[[], None],
 ) -> None:
-    """Check the values of all Gram matrices before the first layer is factored.
+    """Check the values of all Gram matrices, so that a bad one fails the job before any layer is factored.
 
     Parameters
     ----------
     tasks
-        The layers; those without a Gram matrix are passed over.
+        The layers; those without a Gram matrix are skipped.
     readers
-        Read the matrices.
+        Reads the matrices.
     device
         Where the numerics run.
     check_cancelled
@@ -87,7 +87,7 @@ def check_grams(
     Raises
     ------
     CalibrationError
-        If one cannot be the Gram matrix of any inputs; it names the layer and the remedy.
+        If a matrix cannot be the Gram matrix of any inputs; it names the layer and what to do.
     """
     for task in tasks:
         if task.gram is None or task.layer.columns == 0:
@@ -111,20 +111,20 @@ class LayerInputs:
 
 @dataclass(frozen=True, slots=True)
 class JobContext:
-    """What every layer of a job needs.
+    """The services that all layers of a job share.
 
     Attributes
     ----------
     readers
-        Read weights and Gram matrices.
+        Reads weights and Gram matrices.
     spool
-        Holds finished layers; a layer counts as done once it is there, at the rank that is planned.
+        Stores finished layers; a layer is done once it is there at the planned rank.
     cache
-        Finds and keeps decompositions; None where none are kept.
+        Loads and stores decompositions; None if there is no cache.
     progress
-        Notified of each layer that begins and ends; an exception from its observer stops the work.
+        Notified of the start and the end of each layer; an exception from its observer stops the work.
     seed
-        Seeds the sampling selectors.
+        Seed of the sampling selectors.
     device
         Where the numerics run.
     """
@@ -140,5 +140,5 @@ class JobContext:
         """Read all inputs of a layer."""
         cached = self.cache.layer(task) if self.cache else None
         if cached:
-            cached.get(0)  # Read ahead with the weight: most layers ask for it first.
+            cached.get(0)  # Read together with the weight, since most layers need it first.
         return LayerInputs(self.readers.weight(task), self.readers.gram(task), cached)

@@ -1,4 +1,4 @@
-"""Tell whether the worker on this host lives, cheaply, without torch: `python -m worker.health`."""
+"""`python -m worker.health`: check that a worker on this host is alive, without importing torch."""
 
 import socket
 import sys
@@ -10,20 +10,20 @@ from worker.settings import Settings
 
 
 def main() -> int:
-    """Return 0 where a worker of this host has said lately that it lives."""
+    """Return 0 if a worker of this host is in the registry, else 1."""
     settings = Settings()
     if settings.redis_url is None:
-        return _ill("ECKART_REDIS_URL is not set")
+        return _unhealthy("ECKART_REDIS_URL is not set")
     try:
         alive = WorkerRegistry(redis_client(settings.redis_url)).alive()
     except StoreUnavailable as error:
-        return _ill(str(error))
+        return _unhealthy(str(error))
     if not any(name.startswith(f"{socket.gethostname()}:") for name in alive):
-        return _ill("no worker of this host is alive")
+        return _unhealthy("no worker of this host is alive")
     return 0
 
 
-def _ill(reason: str) -> int:
+def _unhealthy(reason: str) -> int:
     sys.stderr.write(f"{reason}\n")
     return 1
 

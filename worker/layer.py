@@ -1,4 +1,4 @@
-"""One weight in, its stored factors and its line of the report out."""
+"""Factor one weight: compute its form, encode the tensors to store, and report the errors."""
 
 import time
 from dataclasses import replace
@@ -19,7 +19,7 @@ SPECTRUM_POINTS = 256
 
 
 class LayerOutcome(BaseModel):
-    """What is kept of a finished layer besides its factors: enough for the report without the weight."""
+    """The result of a layer without its tensors: everything that the report of the job needs."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -31,40 +31,40 @@ class LayerOutcome(BaseModel):
 
     @property
     def rank(self) -> int | None:
-        """The rank, or None where the layer is kept dense."""
+        """The rank, or None if the layer is kept dense."""
         return self.report.rank
 
 
 def kept_outcome(task: LayerTask, reason: KeptReason) -> LayerOutcome:
-    """Describe a layer that stays dense by the plan alone."""
+    """Return the outcome of a layer that the plan keeps dense."""
     return _outcome(task, None, None, reason=reason, seconds=0.0)
 
 
 def factor_layer(
     task: LayerTask, inputs: LayerInputs, *, seed: int, device: torch.device
 ) -> tuple[LayerOutcome, tuple[torch.Tensor, ...]]:
-    """Replace a weight as planned; numerical trouble comes back as a kept layer with its reason.
+    """Replace a weight as planned; numerical failures are returned as a kept layer with a reason.
 
     Parameters
     ----------
     task
-        What is to be done.
+        The layer and its plan.
     inputs
-        The weight and what else is known of the layer.
+        The weight, the Gram matrix and cached decompositions.
     seed
-        Seeds the sampling selectors.
+        Seed of the sampling selectors.
     device
-        Where the numerics run; the stored tensors come back on the CPU.
+        Where the numerics run.
 
     Returns
     -------
     outcome, tensors
-        The tensors in the order of `LayerPlan.stored_tensors`; none for a kept layer.
+        The tensors in the order of `LayerPlan.stored_tensors`, on the CPU; none for a kept layer.
     """
     begun = time.perf_counter()
     layer, codec = task.layer, TENSOR_CODECS[task.layer.codec]
     weight = inputs.weight.to(device)
-    # Factors that are only multiplied out are not rounded first.
+    # Factors that will be multiplied are not rounded to the storage dtype first.
     dtype = torch.promote_types(weight.dtype, torch.float32) if layer.dense_layout else codec.dtype
     form_inputs = FormInputs(
         layer=layer,
@@ -78,7 +78,7 @@ def factor_layer(
     result = IMPLEMENTATIONS[layer.form.name].compute(form_inputs)
     tensors: tuple[torch.Tensor, ...] = ()
     if isinstance(result, Factored):
-        result, tensors = _store(form_inputs, result, codec)
+        result, tensors = _encode(form_inputs, result, codec)
     seconds = time.perf_counter() - begun
     if isinstance(result, Kept):
         reason: KeptReason = result.reason.value
@@ -87,28 +87,28 @@ def factor_layer(
     return outcome, tuple(tensor.cpu().contiguous() for tensor in tensors)
 
 
-def _store(
+def _encode(
     inputs: FormInputs, result: Factored, codec: TensorCodec
 ) -> tuple[Factored | Kept, tuple[torch.Tensor, ...]]:
-    """Encode what is to be stored, and measure the error anew where that adds to it."""
+    """Encode the tensors to store, and measure the errors again if encoding changes them."""
     layer, expand = inputs.layer, IMPLEMENTATIONS[inputs.layer.form.name].expand
     matrices = (expand(result.factors),) if layer.dense_layout else result.factors
-    encoded = [codec.encode(_turned(matrix, layer)) for matrix in matrices]
+    encoded = [codec.encode(_transpose_as_stored(matrix, layer)) for matrix in matrices]
     tensors = tuple(tensor for several in encoded for tensor in several)
     if codec.is_exact and not layer.dense_layout:
         return result, tensors
-    decoded = [_turned(codec.decode(several), layer) for several in encoded]
+    decoded = [_transpose_as_stored(codec.decode(several), layer) for several in encoded]
     product = decoded[0] if layer.dense_layout else expand(decoded)
-    return _measured(inputs, result, product), tensors
+    return _with_measured_errors(inputs, result, product), tensors
 
 
-def _turned(matrix: torch.Tensor, layer: LayerPlan) -> torch.Tensor:
-    """Transpose between the map [outputs, inputs] and how the layer stores it."""
+def _transpose_as_stored(matrix: torch.Tensor, layer: LayerPlan) -> torch.Tensor:
+    """Convert between [outputs, inputs] and the orientation in which the layer is stored."""
     return matrix.mT if layer.transposed else matrix
 
 
-def _measured(inputs: FormInputs, result: Factored, product: torch.Tensor) -> Factored | Kept:
-    """Return the result with the errors of what is stored in its place."""
+def _with_measured_errors(inputs: FormInputs, result: Factored, product: torch.Tensor) -> Factored | Kept:
+    """Return the result with the errors of the product [m, n] of the stored tensors."""
     if not bool(torch.isfinite(product).all()):
         return Kept(reason=Reason.OUT_OF_RANGE, singular_values=result.singular_values)
     error = relative_error(inputs.weight, (product,))
@@ -118,13 +118,15 @@ def _measured(inputs: FormInputs, result: Factored, product: torch.Tensor) -> Fa
         factors=(product,),
         relative_error=error,
         squared_error=error**2 * result.squared_norm,
-        # Both are known to some digits only; the least error is never above one that was reached.
+        # Both have rounding errors, but the optimum is never above an error that was achieved.
         optimal_error=None if optimum is None else min(optimum, error),
-        weighted=_measured_outputs(inputs, result.weighted, product),
+        weighted=_with_measured_weighted_errors(inputs, result.weighted, product),
     )
 
 
-def _measured_outputs(inputs: FormInputs, before: Weighted | None, product: torch.Tensor) -> Weighted | None:
+def _with_measured_weighted_errors(
+    inputs: FormInputs, before: Weighted | None, product: torch.Tensor
+) -> Weighted | None:
     if before is None or inputs.gram is None:
         return None
     error = weighted_error(inputs.weight, (product,), inputs.gram)
@@ -138,15 +140,15 @@ def _measured_outputs(inputs: FormInputs, before: Weighted | None, product: torc
 
 def _outcome(
     task: LayerTask,
-    done: Factored | None,
+    factored: Factored | None,
     spectrum: torch.Tensor | None,
     *,
     reason: KeptReason | None,
     seconds: float,
 ) -> LayerOutcome:
     layer = task.layer
-    rank = done.rank if done else None
-    weighted = done.weighted if done else None
+    rank = factored.rank if factored else None
+    weighted = factored.weighted if factored else None
     values, indices = _sample(spectrum, min(layer.rows, layer.columns))
     report = LayerReport(
         name=layer.name,
@@ -155,7 +157,7 @@ def _outcome(
         transposed=layer.transposed,
         calibrated=layer.calibrated,
         dtype=layer.dtype,
-        outcome="factored" if done else "kept",
+        outcome="factored" if factored else "kept",
         reason=reason,
         method=layer.form.name,
         selector=layer.form.selector,
@@ -165,21 +167,21 @@ def _outcome(
         parameters_after=layer.parameters_after(rank),
         bytes_before=layer.bytes_before,
         bytes_after=layer.bytes_after(rank),
-        relative_error=done.relative_error if done else None,
-        optimal_error=done.optimal_error if done else None,
+        relative_error=factored.relative_error if factored else None,
+        optimal_error=factored.optimal_error if factored else None,
         weighted_error=weighted.relative_error if weighted else None,
         optimal_weighted_error=weighted.optimal_error if weighted else None,
         decomposition=None if spectrum is None else "computed",
         singular_values=values,
         singular_value_indices=indices,
-        columns=done.columns if done else None,
-        rows=done.rows if done else None,
+        columns=factored.columns if factored else None,
+        rows=factored.rows if factored else None,
         seconds=seconds,
     )
     return LayerOutcome(
         report=report,
-        squared_error=done.squared_error if done else 0.0,
-        squared_norm=done.squared_norm if done else 0.0,
+        squared_error=factored.squared_error if factored else 0.0,
+        squared_norm=factored.squared_norm if factored else 0.0,
         squared_weighted_error=weighted.squared_error if weighted else 0.0,
         squared_weighted_norm=weighted.squared_norm if weighted else 0.0,
     )
@@ -188,7 +190,7 @@ def _outcome(
 def _sample(
     spectrum: torch.Tensor | None, size: int
 ) -> tuple[tuple[float, ...] | None, tuple[int, ...] | None]:
-    """Return points of the leading part of a spectrum of that size, and their indices unless they are all."""
+    """Sample the known leading part of a spectrum with `size` values; no indices if it is complete."""
     if spectrum is None:
         return None, None
     count = len(spectrum)

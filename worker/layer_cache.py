@@ -1,4 +1,4 @@
-"""Decompositions of a checkpoint's layers, kept by what they were made of and found again."""
+"""Load and store the decompositions of a job's layers in the cache on disk."""
 
 import hashlib
 import platform
@@ -19,7 +19,7 @@ from worker.lowrank import Decomposition
 from worker.lowrank.blas import kernels
 from worker.work_plan import LayerTask, WorkPlan
 
-# A release whose numerics give other bits than those of the one before has the next number.
+# Increment when a release changes the bits of decompositions.
 NUMERICS = 1
 PACKAGES = ("torch", "numpy", "scipy")
 BASIS_DTYPES = {4: torch.float32, 8: torch.float64}
@@ -27,16 +27,16 @@ BASIS_DTYPES = {4: torch.float32, 8: torch.float64}
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """Where the decompositions of these layers lie, by number.
+    """The cache entries of a job's layers, by number.
 
-    A decomposition from another environment is ignored, so that a job gives the same bytes whether it finds
-    anything or not.
+    Decompositions from another environment are ignored, so that a job gives the same bytes with and without
+    cached decompositions.
     """
 
     store: DecompositionCache
     keys: Mapping[int, DecompositionKey]
     environment: bytes
-    # Seconds that this attempt has spent on a layer's decomposition before it factors the layer.
+    # Seconds that this attempt spent on decomposing a layer before it factors that layer.
     decomposed_s: dict[int, float] = field(default_factory=dict)
 
     @classmethod
@@ -48,19 +48,19 @@ class LayerCache:
         calibration_files: Iterable[FileInfo],
         device: torch.device,
     ) -> Self:
-        """Return the place of all layers that are to be factored; the files' digests are in their keys."""
+        """Build the keys of all layers to be factored, from the digests of their files."""
         digests = {file.name: file.sha256 for file in files}
         grams = {file.name: file.sha256 for file in calibration_files}
         keys = {task.number: _key(task, digests, grams) for task in work.tasks if task.layer.reason is None}
         return cls(store, keys, environment_digest(device))
 
     def layer(self, task: LayerTask) -> "CachedLayer":
-        """Return what the ladder asks and tells about one layer."""
+        """Return the view of one layer that its solvers read from and add to."""
         rank = task.layer.rank if isinstance(task.layer.rank, int) else None
         return CachedLayer(self, task, rank)
 
     def spectra(self, task: LayerTask) -> Iterator[Spectrum]:
-        """Yield the spectra that are known of a layer, one step after another up to the first missing."""
+        """Yield the cached spectra of a layer by step, until the first step that is missing."""
         for step in range(STEPS):
             file = self._open(task, step)
             if file is None:
@@ -70,7 +70,7 @@ class LayerCache:
             yield spectrum
 
     def load(self, task: LayerTask, step: int, rank: int | None) -> Decomposition | None:
-        """Read a decomposition with at least `rank` vectors, or all, each block against its checksum."""
+        """Load a decomposition with at least `rank` vectors, or all for None; checksums are verified."""
         file = self._open(task, step)
         if file is None:
             return None
@@ -80,8 +80,8 @@ class LayerCache:
             basis = torch.empty(rows, head.length, dtype=BASIS_DTYPES[head.item_bytes])  # [r, s]
             try:
                 file.read_into(_bytes(basis))
-            except (DamagedFile, OSError) as fault:
-                self.store.discard(self._key(task, step), fault)
+            except (DamagedFile, OSError) as error:
+                self.store.discard(self._key(task, step), error)
                 return None
         values = torch.frombuffer(head.singular_values, dtype=torch.float64)  # [p]
         return Decomposition(values, basis, head.side, head.roundoff, weighted=task.gram is not None)
@@ -97,7 +97,7 @@ class LayerCache:
         return replace(self.keys[task.number], step=step)
 
     def keep(self, task: LayerTask, step: int, decomposition: Decomposition, exponent: int) -> None:
-        """Put a decomposition of 2^-exponent · W there, if it can be kept."""
+        """Store a decomposition of 2^-exponent · W, if there is space."""
         key = self._key(task, step)
         basis = decomposition.basis.detach().cpu().contiguous()
         sources = [task.path, *([task.gram[0]] if task.gram else [])]
@@ -116,47 +116,42 @@ class LayerCache:
 
 
 def needed_bytes(tasks: Iterable[LayerTask]) -> int:
-    """Say how much disk the decompositions of these layers take, about."""
+    """Estimate the disk space for the decompositions of these layers."""
     return sum(_file_bytes(task.layer) for task in tasks if task.layer.reason is None)
 
 
 class CachedLayer:
-    """One layer's decompositions by step: what is known is read when it is asked for."""
+    """The decompositions of one layer by step; cached ones are loaded when needed."""
 
     def __init__(self, cache: LayerCache, task: LayerTask, rank: int | None) -> None:
         self._layer_cache = cache
         self._task = task
         self._rank = rank
-        self._known: dict[int, Decomposition | None] = {}
+        self._loaded: dict[int, Decomposition | None] = {}
         self._new: dict[int, Decomposition] = {}
 
     def get(self, step: int) -> Decomposition | None:
-        """Return what is known of a step."""
-        if step not in self._known:
-            self._known[step] = self._layer_cache.load(self._task, step, self._rank)
-        return self._known[step]
+        """Return the cached decomposition of a step."""
+        if step not in self._loaded:
+            self._loaded[step] = self._layer_cache.load(self._task, step, self._rank)
+        return self._loaded[step]
 
     def __setitem__(self, step: int, decomposition: Decomposition) -> None:
-        """Take what was computed, for `write`."""
+        """Add a new decomposition, which `write` will store."""
         self._new[step] = decomposition
 
     @property
-    def extent(self) -> int:
-        """How many vectors a decomposition is to have."""
-        return self._task.layer.num_vectors
-
-    @property
     def decomposed_s(self) -> float | None:
-        """Seconds that this attempt has spent on the decomposition before; None where it found it."""
+        """Seconds that this attempt spent on decomposing the layer earlier; None if it did not."""
         return self._layer_cache.decomposed_s.get(self._task.number)
 
     @property
     def found(self) -> bool:
-        """Whether nothing had to be computed."""
+        """Whether all decompositions came from the cache."""
         return not self._new
 
     def write(self, exponent: int) -> None:
-        """Keep what is new."""
+        """Store the new decompositions."""
         for step, decomposition in self._new.items():
             self._layer_cache.keep(self._task, step, decomposition, exponent)
 
@@ -184,7 +179,7 @@ def _key(task: LayerTask, digests: Mapping[str, str], grams: Mapping[str, str]) 
 
 
 def environment_digest(device: torch.device) -> bytes:
-    """Return a digest of what the bits of a decomposition hang on besides the weight."""
+    """Return a digest of everything but the weight that the bits of a decomposition depend on."""
     words = [str(NUMERICS), *(version(package) for package in PACKAGES)]
     words += [platform.machine(), torch.backends.cpu.get_cpu_capability(), *kernels()]
     words += [str(torch.get_num_threads())]
@@ -193,6 +188,6 @@ def environment_digest(device: torch.device) -> bytes:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    """Return the memory of a contiguous tensor."""
+    """Return a view of the memory of a contiguous tensor."""
     view: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
     return view

@@ -1,4 +1,4 @@
-"""Finish layers: take each from the spool, or factor it and put it there."""
+"""Factor the layers of a job, and resume from those that the spool has already."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from worker.work_plan import LayerTask
 
 
 def finish_layers(tasks: Sequence[LayerTask], context: JobContext) -> dict[int, LayerOutcome]:
-    """Take each layer from the spool, or factor it and put it there; return the outcomes by number."""
-    outcomes = {task.number: outcome for task in tasks if (outcome := _known(task, context.spool))}
+    """Load each layer from the spool, or factor it and store it there; return the outcomes by number."""
+    outcomes = {task.number: outcome for task in tasks if (outcome := _finished_outcome(task, context.spool))}
     for task in tasks:
         if task.number in outcomes:
             context.progress.end(task)
@@ -31,15 +31,15 @@ def spooled_outcome(task: LayerTask, spool: LayerSpool) -> LayerOutcome | None:
     try:
         return LayerOutcome.model_validate_json(spooled.outcome_json) if spooled else None
     except ValidationError:
-        # Another release wrote it: do the layer again.
+        # Another release wrote it; factor the layer again.
         return None
 
 
-def _known(task: LayerTask, spool: LayerSpool) -> LayerOutcome | None:
+def _finished_outcome(task: LayerTask, spool: LayerSpool) -> LayerOutcome | None:
     if task.layer.reason is not None:
         return kept_outcome(task, task.layer.reason)
     outcome = spooled_outcome(task, spool)
-    # A budget that is spent again, because of a layer that had to stay dense, gives others other ranks.
+    # A layer that had to stay dense changes the ranks of others under a budget; their old factors do not fit.
     planned = task.layer.rank
     fits = outcome is None or outcome.rank is None or outcome.rank == planned or not isinstance(planned, int)
     return outcome if fits else None
@@ -47,16 +47,16 @@ def _known(task: LayerTask, spool: LayerSpool) -> LayerOutcome | None:
 
 @dataclass(frozen=True, slots=True)
 class FactoredLayer:
-    """A layer that is to be written: its outcome, its tensors, and its new decompositions."""
+    """A layer to be written: its outcome, its tensors, and a call that stores its new decompositions."""
 
     outcome: LayerOutcome
     tensors: tuple[torch.Tensor, ...]
-    new_decompositions: Callable[[], None] | None
+    store_decompositions: Callable[[], None] | None
 
 
 @dataclass(frozen=True, slots=True)
 class FactorPass:
-    """Factors each layer as planned and puts it into the spool."""
+    """Factors each layer as planned and stores it in the spool."""
 
     context: JobContext
 
@@ -72,19 +72,19 @@ class FactorPass:
         if cached.found:
             return FactoredLayer(_with_cached(outcome, cached.decomposed_s), tensors, None)
         exponent = exponent_of(inputs.weight)
-        keep = None if exponent is None else partial(cached.write, exponent)
-        return FactoredLayer(outcome, tensors, keep)
+        store = None if exponent is None else partial(cached.write, exponent)
+        return FactoredLayer(outcome, tensors, store)
 
     def write(self, task: LayerTask, result: FactoredLayer) -> LayerOutcome:
-        if result.new_decompositions is not None:
-            result.new_decompositions()
+        if result.store_decompositions is not None:
+            result.store_decompositions()
         self.context.spool.put(task.number, result.outcome.model_dump_json(), result.tensors)
         self.context.progress.end(task)
         return result.outcome
 
 
 def _with_cached(outcome: LayerOutcome, decomposed_s: float | None) -> LayerOutcome:
-    """Mark the decomposition as cached, or add the time that the first pass of this job spent on it."""
+    """Mark the decomposition as cached, or add the time that an earlier pass of this attempt spent on it."""
     report = outcome.report
     if decomposed_s is not None:
         report = report.model_copy(update={"seconds": report.seconds + decomposed_s})

@@ -1,4 +1,4 @@
-"""Keeping a claim alive from a thread, and telling the work when to stop."""
+"""The lease on a job: a thread renews the claim by heartbeats, and stops the work once the claim is lost."""
 
 import logging
 import threading
@@ -12,29 +12,29 @@ from state.records import Claim
 
 log = logging.getLogger(__name__)
 
-# Layers may end every few milliseconds; nobody polls faster than this.
-LEAST_BEAT_S = 0.2
+# Layers may end every few milliseconds; clients do not poll faster than this.
+MIN_INTERVAL_S = 0.2
 
 
 class LeaseLost(Exception):  # noqa: N818 - an end, not an error
-    """The job was canceled, deleted or given to another attempt: this one must publish nothing."""
+    """The job was canceled, deleted or claimed by another attempt: this attempt must publish nothing."""
 
 
 class WorkerStopping(Exception):  # noqa: N818 - an end, not an error
-    """The worker is shutting down: the job goes back to the queue."""
+    """The worker is shutting down: the job returns to the queue."""
 
 
 class StopSignal(Protocol):
-    """What says that the worker is shutting down; shared between processes."""
+    """An event, shared between processes, that is set when the worker shuts down."""
 
     def is_set(self) -> bool: ...
 
 
 class Lease:
-    """A claim's heartbeat; `observe` is what the pipeline tells its progress to.
+    """Renews a claim from a thread; `observe` is the pipeline's observer of progress.
 
-    The work never waits for Redis: a beat that fails is tried again, since nobody else can claim the job
-    while Redis is away, and the fence decides at the end.
+    The work never waits for Redis. A heartbeat that fails is repeated: no other worker can claim the job
+    while Redis is unavailable, and the fence decides at the end.
     """
 
     def __init__(self, jobs: JobStore, claim: Claim, *, heartbeat_s: float, stopping: StopSignal) -> None:
@@ -60,7 +60,7 @@ class Lease:
         self._thread.join()
 
     def observe(self, progress: Progress) -> None:
-        """Pass progress on, and stop the work where it is no longer wanted."""
+        """Record the progress; raise if the claim is lost or the worker stops."""
         self._progress = progress
         self._wake.set()
         if self._lost.is_set():
@@ -69,20 +69,20 @@ class Lease:
             raise WorkerStopping(self._claim.record.id)
 
     def _beat(self) -> None:
-        while not self._done.wait(LEAST_BEAT_S):
+        while not self._done.wait(MIN_INTERVAL_S):
             self._wake.wait(self._heartbeat_s)
             self._wake.clear()
             if self._done.is_set():
                 return
             try:
-                mine = self._jobs.heartbeat(self._claim.record.id, self._claim.fence, self._progress)
+                owned = self._jobs.heartbeat(self._claim.record.id, self._claim.fence, self._progress)
             except StoreUnavailable as error:
-                log.warning("no heartbeat for job %s: %s", self._claim.record.id, error)
+                log.warning("job %s: heartbeat failed: %s", self._claim.record.id, error)
                 continue
             except Exception:
-                # A full disk, say, while records are rebuilt: the next beat may well succeed.
-                log.exception("no heartbeat for job %s", self._claim.record.id)
+                # For example a full disk while records are restored; the next heartbeat may succeed.
+                log.exception("job %s: heartbeat failed", self._claim.record.id)
                 continue
-            if not mine:
+            if not owned:
                 self._lost.set()
                 return

@@ -1,4 +1,4 @@
-"""Compression without a service: a file, a directory or an index in, a directory out."""
+"""Compress a checkpoint on this machine without a service."""
 
 import hashlib
 import shutil
@@ -28,45 +28,50 @@ def compress_local(
     device: torch.device,
     observe: Observer,
 ) -> Report:
-    """Compress into a new place, which appears when all of it is there.
+    """Compress a checkpoint into a new file or directory, which appears only once it is complete.
 
     Parameters
     ----------
     source
         A safetensors file, an index, or a directory that holds one of them.
     target
-        A directory that does not exist yet; or, for a single file, a name that ends in `.safetensors`, with
-        the report beside it as `.report.json`. Finished layers wait beside it in `<target>.work` until the
-        end, so that a broken run goes on where it was.
+        A new directory; or, for a single file, a new name that ends in `.safetensors`, and the report is
+        written next to it as `.report.json`. Finished layers are kept in `<target>.work` until the end, so
+        that an interrupted run can resume.
     calibration
         A safetensors file, an index or a directory with the Gram matrices of the layers' inputs.
+    device
+        Where the numerics run.
+    observe
+        Called with the progress before each layer and each tensor that is written.
 
     Raises
     ------
     CheckpointError
-        If an input file or the index is malformed, or they do not fit together; CalibrationError, if that is
-        so of the calibration.
+        If an input file or the index is malformed, or they do not agree.
+    CalibrationError
+        If the calibration is malformed or does not fit the checkpoint.
     FileExistsError
         If the target exists.
     FileNotFoundError
-        If the input does not.
+        If the input does not exist.
     ValueError
-        If a sharded checkpoint is to become a single file, or the spec names a calibration by an id.
+        If the input is sharded but the target is a file, or the spec names a calibration by its id.
     """
     if spec.calibration is not None:
-        raise ValueError("the spec names a calibration that a service holds; give its file instead")
+        raise ValueError("the spec names a calibration by the id of a service; give its file instead")
     if target.exists():
-        raise FileExistsError(f"{target} exists; name a new place")
+        raise FileExistsError(f"{target} exists; give a new name")
     checkpoint = open_checkpoint(source)
     if target.suffix == FILE_SUFFIX and checkpoint.index is not None:
-        raise ValueError(f"{source} is sharded; name a directory for its files, not {target}")
+        raise ValueError(f"{source} is sharded; give a directory as output, not {target}")
     work = target.with_name(target.name + ".work")
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     files = tuple(_file_info(checkpoint.path(name)) for name in checkpoint.names)
     grams = None if calibration is None else open_calibration(calibration)
     gram_files = () if grams is None else tuple(_file_info(grams.path(name)) for name in grams.names)
-    # Layers of another input or spec must not be taken for this one's.
+    # An interrupted run with another input or spec must not be resumed.
     spool_dir = work / _fingerprint((*files, *gram_files), spec)
     request = CompressionRequest(
         checkpoint,

@@ -1,4 +1,4 @@
-"""Write the output files from finished layers and untouched tensors, in one streaming pass per file."""
+"""Write the output files from finished layers and copied tensors, in one streaming pass per file."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -25,7 +25,7 @@ def write_output(
     *,
     check_cancelled: Callable[[], None],
 ) -> tuple[CheckpointFiles, tuple[FileInfo, ...]]:
-    """Write every output file in the input's shard layout, and the index where there is one.
+    """Write all output files, sharded like the input, and the index if the input has one.
 
     `check_cancelled` is called before each tensor; an exception from it stops the work.
     """
@@ -67,7 +67,7 @@ def _write_file(
     specs = [entry.spec for entry in planned]
     source = work.checkpoint.path(name)
     with CheckpointReader(source) as reader, CheckpointWriter(path, specs, metadata) as writer:
-        # The writer may reorder tensors to keep them aligned, so ask it what comes next.
+        # The writer may reorder tensors to align them, so it decides which one is next.
         while (following := writer.next) is not None:
             check_cancelled()
             entry = entries[following.name]
@@ -81,6 +81,6 @@ def _write_file(
 def _copy_factor(entry: FactorTensor, find: FindLayer, writer: CheckpointWriter) -> None:
     layer = find(entry.number)
     if layer is None:
-        raise FileNotFoundError(f"the finished layer that holds {entry.name} is gone or damaged")
+        raise FileNotFoundError(f"the finished layer with {entry.name} is missing or damaged")
     with layer.open() as reader:
         writer.copy(reader, layer.factors[entry.position])

@@ -1,4 +1,4 @@
-"""The whole of a compression, without Celery or HTTP: read, factor, write, report."""
+"""Compress one checkpoint, without Celery or HTTP: plan, factor, write the output and the report."""
 
 import time
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ from worker.work_plan import WorkPlan, plan_work
 
 @dataclass(frozen=True, slots=True)
 class CompressionRequest:
-    """One compression: what to read, what to do, and where the finished layers and the results go.
+    """One compression: the input, the spec, and folders for finished layers and results.
 
-    `input_files` and `calibration_files` are sizes and digests as they were taken when the files were stored.
-    `decompositions` is what other jobs left and find, or None.
+    `input_files` and `calibration_files` hold sizes and digests from when the files were stored.
+    `decompositions` is the cache that jobs share, or None.
     """
 
     checkpoint: CheckpointFiles
@@ -45,23 +45,28 @@ class CompressionRequest:
 
 
 def compress(request: CompressionRequest, *, device: torch.device, observe: Observer) -> Report:
-    """Compress a checkpoint into `result_dir`: its files under their own names, the index and the report.
+    """Compress a checkpoint into `result_dir`: files under the names of the input, and the report.
 
     Parameters
     ----------
     request
-        What to do; layers found finished in its spool are not done again.
+        The input, the spec and the folders; layers that its spool has already are not computed again.
     device
         Where the numerics run.
     observe
-        Told of the progress before each layer and each tensor written; what it raises stops the work.
+        Called with the progress before each layer and each tensor that is written; an exception from it
+        stops the work.
 
     Raises
     ------
     CheckpointError
-        If an input file is not what its header says, or the calibration does not fit (CalibrationError).
+        If an input file has changed since its header was read.
+    CalibrationError
+        If the calibration does not fit the checkpoint.
+    SpecError
+        If the checkpoint cannot meet the spec.
     OSError
-        If a disk fails or fills.
+        If a disk fails or is full.
     """
     begun = time.perf_counter()
     work = plan_work(request.checkpoint, request.spec, request.calibration)
@@ -92,10 +97,10 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
 
 
 def _layer_cache(request: CompressionRequest, work: WorkPlan, device: torch.device) -> LayerCache | None:
-    """Return where decompositions are found and kept.
+    """Return the cache for the decompositions of this job, or None.
 
-    Where the cache could not keep all of them at once, a few would only drive each other out. Layers that
-    share a budget are then kept with the finished ones; others are not.
+    The shared cache is used only if it can hold all of them at once; otherwise they would evict each other.
+    Layers that share a budget then use a private cache next to the spool, since they need two passes.
     """
     store = request.decompositions
     if store is None or not store.could_hold(needed_bytes(work.tasks)):

@@ -1,4 +1,4 @@
-"""How far the work has come, by what each layer costs, since layers differ a thousandfold."""
+"""Track the progress of a job by the cost of its layers, since costs differ a thousandfold."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -7,22 +7,22 @@ from schemas.job import Progress
 from worker.work_plan import LayerTask
 
 Observer = Callable[[Progress], None]
-# Of the work on a layer whose rank is decided among all, this part comes before that decision.
+# The decomposition's share of the work on a layer that shares a budget.
 DECOMPOSITION_SHARE = 0.8
 
 
 class ProgressTracker:
-    """Tells an observer of each layer that begins and of the end of all, from any thread.
+    """Notifies an observer of each layer that begins and of the end; may be used from several threads.
 
-    What it tells never goes back. Once the observer has raised, every later word raises the same: work that
-    is stopped stays stopped.
+    The reported progress never decreases. Once the observer has raised an exception, every later notification
+    raises it again, so that work that was stopped stays stopped.
     """
 
     def __init__(self, tasks: Sequence[LayerTask], observe: Observer) -> None:
         self._observe = observe
         self._lock = threading.Lock()
         self._stop: BaseException | None = None
-        # As they are at first: what is decided later does not change what was told before.
+        # Costs are fixed at the start, so that later decisions do not change progress already reported.
         self._costs = {task.number: task.cost for task in tasks}
         self._cost_total = sum(self._costs.values())
         self._cost_done = 0
@@ -30,11 +30,11 @@ class ProgressTracker:
         self._done: set[int] = set()
 
     def begin(self, task: LayerTask) -> None:
-        """Say which layer is at hand."""
-        self._tell(task.layer.name)
+        """Report the start of a layer."""
+        self._notify(task.layer.name)
 
     def end_decomposition(self, task: LayerTask) -> None:
-        """Count what comes before the decision on a layer as done."""
+        """Count the decomposition of a layer as done."""
         with self._lock:
             self._count(task.number, int(DECOMPOSITION_SHARE * self._costs[task.number]))
 
@@ -45,10 +45,10 @@ class ProgressTracker:
             self._done.add(task.number)
 
     def end_all(self) -> None:
-        """Say that no layer is left."""
-        self._tell(None)
+        """Report that no layer is left."""
+        self._notify(None)
 
-    def _tell(self, layer: str | None) -> None:
+    def _notify(self, layer: str | None) -> None:
         with self._lock:
             if self._stop is not None:
                 raise self._stop

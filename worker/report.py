@@ -19,7 +19,7 @@ from worker.work_plan import WorkPlan
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """The input or the output: content and files; of the input, the files of its calibration too."""
+    """The input or the output: tensors and files, and for the input the files of its calibration."""
 
     content: CheckpointFiles
     files: tuple[FileInfo, ...]
@@ -27,12 +27,10 @@ class Side:
 
     @property
     def parameters(self) -> int:
-        """Elements of all tensors."""
         return self.content.parameters
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.content.tensors)
 
     def report(self) -> CheckpointReport:
@@ -95,8 +93,8 @@ def _relative(squared_error: float, squared_norm: float) -> float:
 
 
 def _over_optimal(layers: Sequence[LayerReport]) -> float | None:
-    """Return the layers' errors over the SVD's at the same ranks, as one root of mean squares."""
-    reached = least = 0.0
+    """Return the ratio of the layers' errors to the optimal errors, both summed as squares."""
+    actual = optimal = 0.0
     for layer in layers:
         error, optimum = (
             (layer.relative_error, layer.optimal_error)
@@ -104,9 +102,9 @@ def _over_optimal(layers: Sequence[LayerReport]) -> float | None:
             else (layer.weighted_error, layer.optimal_weighted_error)
         )
         if error is not None and optimum is not None:
-            reached += error**2
-            least += optimum**2
-    return sqrt(reached / least) if least > 0 else None
+            actual += error**2
+            optimal += optimum**2
+    return sqrt(actual / optimal) if optimal > 0 else None
 
 
 def _environment(device: torch.device) -> dict[str, str]:

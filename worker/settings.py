@@ -8,15 +8,17 @@ from state.settings import StateSettings
 
 
 class Settings(StateSettings):
-    """What a worker process needs to know besides where the state is."""
+    """Settings of a worker process."""
 
-    workers: int = Field(default=1, ge=1, le=1024, description="Jobs that one worker works on at a time.")
+    workers: int = Field(
+        default=1, ge=1, le=1024, description="Number of jobs that a worker processes at a time."
+    )
     threads: int | None = Field(
         default=None,
         ge=1,
         le=4096,
-        description="Threads of the numerics, per job; all processors if not given.",
+        description="Number of threads per job; all processors if not given.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where the numerics run: `auto` is CUDA where there is one."
+        default="auto", description="Device for the numerics: `auto` is CUDA if available, else the CPU."
     )

@@ -1,4 +1,4 @@
-"""Where everything goes: input files and spec in, a frozen order of work and of the output's tensors out."""
+"""The work of a job as a frozen value: each selected layer with its plan and the files to read it from."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from schemas.spec import CompressionSpec
 
 @dataclass(frozen=True, slots=True)
 class LayerTask:
-    """One selected weight, where it lies, and what is to be done with it; `gram` is for calibrated ones."""
+    """One selected weight: its plan, its file and tensor, and those of its Gram matrix if there is one."""
 
     number: int
     path: Path
@@ -25,22 +25,22 @@ class LayerTask:
 
     @property
     def elements(self) -> int:
-        """Elements of what is to be read."""
+        """Elements of the weight and the Gram matrix."""
         return self.layer.parameters_before + (self.layer.columns**2 if self.gram else 0)
 
     @property
     def cost(self) -> int:
-        """Work in proportion to the flops of a decomposition; 1 at least, so that progress always moves."""
+        """Relative cost, by the flops of a decomposition; at least 1, so that progress always grows."""
         if self.layer.reason is not None:
             return 1
         rows, columns = self.layer.rows, self.layer.columns
-        # Where there is a Gram matrix it is multiplied with the weight.
+        # A Gram matrix is multiplied by the weight.
         return max(1, rows * columns * (min(rows, columns) + (columns if self.gram else 0)))
 
 
 @dataclass(frozen=True, slots=True)
 class WorkPlan:
-    """All layers in the order of work, and what is likely not meant."""
+    """All layers in the order of work, and warnings about probable mistakes in the spec."""
 
     checkpoint: CheckpointFiles
     tasks: tuple[LayerTask, ...]
@@ -48,14 +48,14 @@ class WorkPlan:
 
     @property
     def layers(self) -> tuple[LayerPlan, ...]:
-        """What is to be done to each layer, in the order of their numbers."""
+        """The plans of all layers, in the order of their numbers."""
         return tuple(task.layer for task in self.tasks)
 
 
 def plan_work(
     checkpoint: CheckpointFiles, spec: CompressionSpec, calibration: CheckpointFiles | None = None
 ) -> WorkPlan:
-    """Decide for the whole checkpoint at once, since names must not collide across shards.
+    """Plan all layers of a checkpoint at once, since names must not collide across shards.
 
     Raises
     ------
@@ -68,19 +68,19 @@ def plan_work(
     grams = None if calibration is None else calibration.tensors
     plan = make_plan(checkpoint.tensors, spec, factored=factored, grams=grams)
     check_budget(plan, spec, checkpoint)
-    found = {} if calibration is None else _grams(calibration)
+    gram_tensors = {} if calibration is None else _gram_tensors(calibration)
     layers = {layer.tensor: layer for layer in plan.layers}
     selected = [
-        (checkpoint.path(name), tensor, layers[tensor.name], found.get(layers[tensor.name].name))
+        (checkpoint.path(name), tensor, layers[tensor.name], gram_tensors.get(layers[tensor.name].name))
         for name, header in checkpoint.headers.items()
         for tensor in header.tensors
         if tensor.name in layers
     ]
-    tasks = tuple(LayerTask(number, *where) for number, where in enumerate(selected))
+    tasks = tuple(LayerTask(number, *fields) for number, fields in enumerate(selected))
     return WorkPlan(checkpoint, tasks, plan.warnings)
 
 
-def _grams(calibration: CheckpointFiles) -> dict[str, tuple[Path, TensorInfo]]:
+def _gram_tensors(calibration: CheckpointFiles) -> dict[str, tuple[Path, TensorInfo]]:
     return {
         tensor.name.removesuffix(GRAM): (calibration.path(name), tensor)
         for name, header in calibration.headers.items()

@@ -177,13 +177,15 @@ def test_the_result_of_a_claim_that_was_lost_meanwhile_is_discarded(bench):
     assert not list(directory.glob("result-*"))
 
 
-@pytest.mark.parametrize(("spoil", "met"), [(truncate, "cannot be done"), (spoil_work, "broke off")])
+@pytest.mark.parametrize(
+    ("spoil", "met"), [(truncate, "found invalid input"), (spoil_work, "attempt 1 failed")]
+)
 def test_an_attempt_that_runs_into_what_its_successor_did_says_that_it_is_not_wanted(
     bench, spoil, met, caplog, monkeypatch
 ):
     job_id = bench.accept()
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(lease, "LEAST_BEAT_S", 60)
+    monkeypatch.setattr(lease, "MIN_INTERVAL_S", 60)
 
     class Successor:
         """Ends the job while this attempt sleeps through its lease, and changes what it worked on."""

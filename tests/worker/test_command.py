@@ -43,7 +43,7 @@ def test_a_file_is_compressed_into_a_directory_or_a_file(save, gaussian, tmp_pat
     ("source", "target", "spec", "words"),
     [
         ("missing.safetensors", "out", SPEC, "missing.safetensors"),
-        ("model.safetensors", "model.safetensors", SPEC, "name a new place"),
+        ("model.safetensors", "model.safetensors", SPEC, "give a new name"),
         (
             "model.safetensors",
             "out",

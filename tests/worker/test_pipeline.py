@@ -383,7 +383,7 @@ def test_progress_moves_by_the_cost_of_layers_and_ends_at_one(save, gaussian, co
 
 def test_an_existing_target_is_left_alone(save, gaussian, tmp_path):
     (tmp_path / "there").mkdir()
-    with pytest.raises(FileExistsError, match="name a new place"):
+    with pytest.raises(FileExistsError, match="give a new name"):
         compress_local(
             save({"a.weight": gaussian(8, 8)}),
             tmp_path / "there",

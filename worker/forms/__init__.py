@@ -1,4 +1,4 @@
-"""The forms at work: one module each computes the tensors that `schemas.planning.forms` describes."""
+"""Implementations of the forms: each module computes the tensors that `schemas.planning.forms` describes."""
 
 import pkgutil
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What every form gets and returns at work, and what the low-rank forms share."""
+"""The inputs and outputs of every form's implementation, and the table of all implementations."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ from worker.lowrank import EnergyRank, ErrorRank, Factored, FactorRequest, Kept,
 @dataclass(frozen=True, kw_only=True)
 class FormInputs:
     """
-    What a form needs to replace one weight.
+    The inputs of a form that replaces one weight.
 
     Attributes
     ----------
     layer : LayerPlan
         The plan: the form and its options, the rank or rank rule, and which ranks are allowed.
     weight : Tensor [m, n]
-        The weight as a map [outputs, inputs], on the device where the work is done.
+        The weight as [outputs, inputs], on the device of the numerics.
     gram : Tensor [n, n] or None
-        XXᵀ of the layer's inputs X, where the layer is calibrated.
+        XXᵀ of the layer's inputs X; None if the layer is not calibrated.
     dtype : torch.dtype
         The dtype of the tensors to return.
     seed : int
-        ≥ 0; seeds whatever is sampled.
+        ≥ 0; seed of all sampling.
     num_vectors : int or None
-        How many singular vectors a decomposition must hold, so that later jobs can use it too; None: as
-        many as this rank needs.
+        Number of singular vectors that a decomposition must have, so that later jobs can use it too; None:
+        as many as this rank needs.
     cached : SolverCache or None
-        Decompositions from earlier jobs; new ones are put there.
+        Decompositions from earlier jobs; new ones are added.
     """
 
     layer: LayerPlan
@@ -43,7 +43,7 @@ class FormInputs:
     cached: SolverCache | None = None
 
     def request(self, method: Method) -> FactorRequest:
-        """Return what to ask `worker.lowrank.factor` for, by this method."""
+        """Return the request for `worker.lowrank.factor` with this method."""
         return FactorRequest(
             method=method,
             rank=self._rank(),
@@ -70,16 +70,16 @@ class FormInputs:
 @dataclass(frozen=True)
 class Implementation:
     """
-    How one form is computed, and how it is undone.
+    How one form is computed, and how the weight is reconstructed.
 
     Attributes
     ----------
     compute : callable of FormInputs
-        Returns a `Factored`, whose tensors are those of the form's `parts` in their order, as maps
-        [outputs, inputs], and whose errors are measured on these tensors; or a `Kept` with the reason.
-        Numerical trouble is a `Kept`, never an exception.
+        Returns a `Factored`: its tensors are those of the form's `parts` in their order, each as
+        [outputs, inputs], and its errors are measured on these tensors. Returns a `Kept` with a reason if the
+        weight must stay dense; a numerical failure is a `Kept`, not an exception.
     expand : callable of a sequence of Tensor
-        Returns the approximation [m, n] that these tensors stand for.
+        Returns the approximation [m, n] of the weight that these tensors represent.
     """
 
     compute: Callable[[FormInputs], Factored | Kept]

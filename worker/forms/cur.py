@@ -1,4 +1,4 @@
-"""CUR at work: columns and rows of the weight, joined by a small core."""
+"""Compute the form `cur`: columns and rows of the weight, joined by a small core matrix."""
 
 from schemas.planning.forms.cur import Cur
 from worker.forms.base import FormInputs, multiply_chain, register
@@ -8,7 +8,7 @@ from worker.lowrank import CURMethod, Factored, Kept, factor
 @register("cur", expand=multiply_chain)
 def compute_cur(inputs: FormInputs) -> Factored | Kept:
     """
-    Choose k columns C and k rows R of a weight W and fit U = C⁺WR⁺ (Mahoney and Drineas 2009).
+    Select k columns C and k rows R of a weight W and fit U = C⁺WR⁺ (Mahoney and Drineas 2009).
 
     Returns
     -------

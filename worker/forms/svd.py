@@ -1,4 +1,4 @@
-"""The truncated singular value decomposition at work."""
+"""Compute the form `svd`: the truncated singular value decomposition."""
 
 from worker.forms.base import FormInputs, multiply_chain, register
 from worker.lowrank import Factored, Kept, SVDMethod, factor
