@@ -38,7 +38,7 @@ def ask(options: Options) -> None:
     if options.charts:
         (options.charts / CHART).write_text(_chart(sizes, spent))
     wide = weights[sizes[2]]
-    ranks = [rank for rank in RANKS if rank <= sizes[2] // 4]
+    ranks = [math.ceil(rank * options.scale) for rank in RANKS]
     _grow(f"k, of svd at n = {sizes[2]}", ranks, lambda k: svd(wide, k), rounds)
     layer = matrix("power law", LAYER, LAYER)[0]
     request = FactorRequest(method=SVDMethod(), rank=LAYER // 4, max_rank=LAYER // 2, dtype=torch.float32)
