@@ -164,6 +164,7 @@ MAX_STATES = 50_000
 MIN_STATES = 32
 # How many ranks are tried on either side of the best one at the price.
 WINDOW = 32
+# An allocation must improve the error by more than this share to be searched for.
 ROUNDING = 1e-9
 
 # Cost of the first layers, their regret, and their positions as nested pairs with the last layer outermost.

@@ -1,4 +1,4 @@
-"""Checkpoints that the tests make: real files in tmp_path, written by the reference library."""
+"""Fixtures of the tests of worker/: real checkpoints in tmp_path, written by the reference library."""
 
 import json
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ def save_sharded(tmp_path):
 
 @pytest.fixture
 def gaussian():
-    """Gaussian matrices under a seed of their own."""
+    """Return a function that makes seeded Gaussian matrices."""
     generator = torch.Generator().manual_seed(7)
 
     def make(*shape, dtype=torch.float32):

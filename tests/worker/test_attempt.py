@@ -1,4 +1,4 @@
-"""One attempt at a job, against a real server and a real data directory."""
+"""worker/attempt.py: one attempt at a job, on a real Redis server and a real data directory."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ RUSHED.set()
 
 
 class Bench:
-    """A store with one checkpoint, and jobs on it."""
+    """A data directory with one checkpoint, and a job store with jobs on it."""
 
     def __init__(self, redis_server, data_dir, source):
         self.settings = Settings(data_dir=data_dir, heartbeat_s=0.1)
@@ -53,7 +53,7 @@ def bench(redis_server, tmp_path, gaussian):
     return Bench(redis_server, tmp_path / "data", source)
 
 
-def test_a_job_ends_with_its_files_and_nothing_else(bench):
+def test_a_finished_job_has_its_result_files_and_no_others(bench):
     record = bench.run(bench.accept())
 
     assert (record.state, record.attempt, record.result_fence) == ("succeeded", 1, 1)
@@ -72,7 +72,7 @@ def test_a_finished_job_is_left_alone(bench):
     assert bench.run(record.id) == record
 
 
-def test_a_job_in_other_hands_is_left_alone(bench):
+def test_a_job_of_another_worker_is_left_alone(bench):
     claim = bench.jobs.claim(bench.accept(), new_token("other"))
 
     assert bench.run(claim.record.id) == claim.record
@@ -98,7 +98,7 @@ def spoil_work(bench):
 
 
 @pytest.mark.parametrize("spoil", [truncate, garble, remove])
-def test_a_fault_of_the_input_fails_the_job_at_once(bench, spoil):
+def test_an_invalid_input_fails_the_job_at_once(bench, spoil):
     job_id = bench.accept()
     spoil(bench)
     record = bench.run(job_id)
@@ -123,7 +123,7 @@ def test_a_budget_that_turns_out_not_to_suffice_fails_the_job_with_the_layer_and
         assert words in record.error.detail
 
 
-def test_trouble_of_the_machine_is_tried_three_times(bench):
+def test_an_error_of_the_machine_is_retried_three_times(bench):
     job_id = bench.accept()
     bench.layout.work(job_id).write_text("in the way")
     states = [bench.run(job_id).state for _ in range(3)]
@@ -136,7 +136,7 @@ def test_trouble_of_the_machine_is_tried_three_times(bench):
     assert record.error.type == "urn:eckart:problem:worker-trouble"
 
 
-def test_trouble_that_passes_does_not_end_the_job(bench):
+def test_a_temporary_error_does_not_end_the_job(bench):
     job_id = bench.accept()
     bench.layout.work(job_id).write_text("in the way")
     bench.run(job_id)
@@ -145,7 +145,7 @@ def test_trouble_that_passes_does_not_end_the_job(bench):
     assert bench.run(job_id).state == "succeeded"
 
 
-def test_a_stopping_worker_gives_the_job_back_uncounted(bench):
+def test_a_stopping_worker_returns_the_job_without_counting_the_attempt(bench):
     job_id = bench.accept()
     record = bench.run(job_id, stopping=RUSHED)
 
@@ -153,13 +153,13 @@ def test_a_stopping_worker_gives_the_job_back_uncounted(bench):
     assert bench.run(job_id).state == "succeeded"
 
 
-def test_the_result_of_a_claim_that_was_lost_meanwhile_is_discarded(bench):
+def test_the_result_of_a_lost_claim_is_discarded(bench):
     job_id = bench.accept()
     bench.jobs.claim(job_id, new_token("other"))
     bench.jobs.retry(job_id, 1, record_trouble())
 
     class Thief:
-        """Takes the job away at the second look, as a reaper and another worker would."""
+        """At the second check, gives the job to another worker, as the reaper would."""
 
         looks = 0
 
@@ -178,17 +178,17 @@ def test_the_result_of_a_claim_that_was_lost_meanwhile_is_discarded(bench):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "met"), [(truncate, "found invalid input"), (spoil_work, "attempt 1 failed")]
+    ("spoil", "logged"), [(truncate, "found invalid input"), (spoil_work, "attempt 1 failed")]
 )
-def test_an_attempt_that_runs_into_what_its_successor_did_says_that_it_is_not_wanted(
-    bench, spoil, met, caplog, monkeypatch
+def test_an_attempt_that_fails_after_its_job_has_ended_logs_that_it_is_not_wanted(
+    bench, spoil, logged, caplog, monkeypatch
 ):
     job_id = bench.accept()
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(lease, "MIN_INTERVAL_S", 60)
 
     class Successor:
-        """Ends the job while this attempt sleeps through its lease, and changes what it worked on."""
+        """Cancels the job while this attempt renews no lease, and changes its files."""
 
         looks = 0
 
@@ -200,7 +200,7 @@ def test_an_attempt_that_runs_into_what_its_successor_did_says_that_it_is_not_wa
             return False
 
     assert bench.run(job_id, stopping=Successor()).state == "canceled"
-    assert met in caplog.messages[-2]
+    assert logged in caplog.messages[-2]
     assert caplog.messages[-1] == f"job {job_id}: attempt 1 is no longer wanted"
 
 
@@ -223,11 +223,11 @@ def test_a_cache_of_no_bytes_keeps_nothing(bench):
     assert not list(bench.layout.decompositions.glob("*/*"))
 
 
-def test_a_checkpoint_that_is_deleted_under_a_canceled_job_leaves_no_decompositions(bench):
+def test_a_checkpoint_deleted_under_a_canceled_job_leaves_no_decompositions(bench):
     job_id = bench.accept()
 
     class Deletion:
-        """A client that cancels the job and deletes its checkpoint while the second layer is at work."""
+        """A client that cancels the job and deletes its checkpoint during the second layer."""
 
         looks = 0
 
@@ -248,12 +248,12 @@ def test_a_checkpoint_that_is_deleted_under_a_canceled_job_leaves_no_decompositi
 @pytest.mark.parametrize(
     ("error", "kept"), [(OSError(errno.ENOSPC, "full"), 0), (OSError(errno.EIO, "broken"), 5)]
 )
-def test_a_full_disk_takes_the_room_of_the_cache_before_the_next_attempt(bench, error, kept):
+def test_a_full_disk_evicts_the_cache_before_the_next_attempt(bench, error, kept):
     bench.run(bench.accept())
     job_id = bench.accept(9)
 
     class Disk:
-        """A disk that fails once, while a layer is at work."""
+        """A disk that fails once, during a layer."""
 
         failed = False
 

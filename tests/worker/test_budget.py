@@ -1,4 +1,4 @@
-"""A budget is met by the files that are written, whatever the layers turn out to be."""
+"""worker/budget.py: the written files meet the budget, also when layers have to stay dense."""
 
 from math import floor
 
@@ -11,7 +11,7 @@ SHARE = 0.5
 
 
 def decaying(gaussian, rows, columns, rate, dtype=torch.float32):
-    """Make a matrix whose singular values fall by a power."""
+    """Make a matrix whose singular values decay by a power law."""
     left, _ = torch.linalg.qr(gaussian(rows, min(rows, columns)).double())
     right, _ = torch.linalg.qr(gaussian(columns, min(rows, columns)).double())
     values = torch.arange(1, min(rows, columns) + 1, dtype=torch.float64) ** -rate
@@ -20,7 +20,7 @@ def decaying(gaussian, rows, columns, rate, dtype=torch.float32):
 
 @pytest.fixture
 def model(gaussian):
-    """Layers that a budget should treat differently."""
+    """Layers with different spectra, which a budget should treat differently."""
     return {
         "slow.weight": decaying(gaussian, 96, 80, 0.1),
         "slow.bias": gaussian(96),
@@ -36,7 +36,7 @@ def selected(report):
 
 
 def is_orphaned(report, share=SHARE):
-    """Return the parameters that a budget leaves over."""
+    """Return the number of parameters that a budget leaves unused."""
     return floor(share * selected(report)) - sum(layer.parameters_after for layer in report.layers)
 
 
@@ -79,7 +79,7 @@ def test_the_bytes_of_a_file_are_within_two_hundredths_of_the_budget(save, model
 def test_the_bytes_of_shards_and_their_index_are_within_two_hundredths_of_the_budget(
     save_sharded, gaussian, compress
 ):
-    """Blocks as those of Llama: square and oblong projections without biases, in bfloat16."""
+    """Blocks like those of Llama: square and rectangular projections without biases, in bfloat16."""
     names = {"self_attn.q_proj": (128, 128), "self_attn.k_proj": (32, 128), "mlp.up_proj": (344, 128)}
     shards = [
         {

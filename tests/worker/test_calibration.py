@@ -1,4 +1,4 @@
-"""Calibrated and transposed layers, from files to files, and every way in which a calibration is at fault."""
+"""Calibrated and transposed layers in worker/: from files to files, and every invalid calibration."""
 
 import json
 from math import sqrt
@@ -27,7 +27,7 @@ SHAPES = {"a": (48, 64), "b": (80, 40), "c": (32, 32)}
 
 @pytest.fixture
 def anisotropic(gaussian):
-    """Return inputs [n, samples] that favour few directions."""
+    """Return inputs [n, samples] with most energy in few directions."""
 
     def make(n, samples=400):
         turn = torch.linalg.qr(gaussian(n, n, dtype=torch.float64)).Q
@@ -38,7 +38,7 @@ def anisotropic(gaussian):
 
 @pytest.fixture
 def model(save, gaussian):
-    """Return a checkpoint of three layers, its tensors included."""
+    """Return a checkpoint of three layers and its tensors."""
     tensors = {f"{name}.weight": gaussian(*shape) for name, shape in SHAPES.items()}
     return save(tensors | {"a.bias": gaussian(48)}), tensors
 
@@ -135,9 +135,7 @@ def test_columns_and_rows_are_judged_by_the_outputs_too(model, save, compress, a
     assert layer.optimal_weighted_error <= layer.weighted_error
 
 
-def test_another_calibration_beside_a_broken_run_is_not_taken_for_this_one(
-    model, save, compress, anisotropic
-):
+def test_an_interrupted_run_with_another_calibration_is_not_resumed(model, save, compress, anisotropic):
     source, _ = model
     results = [
         compress(source, calibration=save({"a.gram": x @ x.T}, f"{i}.safetensors"), rank=4).tensors()
@@ -149,7 +147,7 @@ def test_another_calibration_beside_a_broken_run_is_not_taken_for_this_one(
 
 
 class Conv1D(nn.Module):
-    """A layer as GPT-2 has it: the weight is stored as [inputs, outputs]."""
+    """A layer like GPT-2's Conv1D: the weight is stored as [inputs, outputs]."""
 
     def __init__(self, outputs, inputs):
         super().__init__()
@@ -162,7 +160,7 @@ class Conv1D(nn.Module):
 
 
 class Block(nn.Module):
-    """One block of GPT-2, as far as its linear layers go."""
+    """The linear layers of one block of GPT-2."""
 
     def __init__(self, n):
         super().__init__()
@@ -306,7 +304,7 @@ def bad_values():
 @pytest.mark.parametrize(
     ("kind", "gram", "words"), bad_values(), ids=lambda x: x if isinstance(x, str) else ""
 )
-def test_values_of_no_gram_matrix_are_refused_before_the_first_layer_is_factored(
+def test_values_that_no_gram_matrix_has_are_refused_before_any_layer_is_factored(
     model, save, tmp_path, kind, gram, words
 ):
     source, _ = model

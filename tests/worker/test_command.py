@@ -1,4 +1,4 @@
-"""`python -m worker compress` and `python -m worker plan`, as a user types them (worker/__main__.py)."""
+"""worker/__main__.py: `python -m worker compress` and `python -m worker plan`, as a user types them."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_a_file_is_compressed_into_a_directory_or_a_file(save, gaussian, tmp_pat
         (".", "out", SPEC, "name the file or the index"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_line(save, gaussian, tmp_path, source, target, spec, words):
+def test_an_error_is_printed_in_one_line(save, gaussian, tmp_path, source, target, spec, words):
     save({"a.weight": gaussian(8, 8)})
     (tmp_path / "broken.safetensors").write_bytes(b"abc")
     done = run(tmp_path / source, tmp_path / target, "--spec", spec)
@@ -103,7 +103,7 @@ def test_a_sharded_checkpoint_does_not_become_a_single_file(save_sharded, gaussi
     assert "is sharded" in done.stderr
 
 
-def test_a_calibration_is_a_file_beside_the_checkpoint(save, gaussian, tmp_path):
+def test_a_calibration_is_given_as_a_file(save, gaussian, tmp_path):
     source = save({"a.weight": gaussian(64, 48)})
     x = gaussian(48, 200) * torch.logspace(0, -2, 48)[:, None]
     grams = save({"a.gram": x @ x.T}, "grams.safetensors")
@@ -124,7 +124,9 @@ def test_a_calibration_is_a_file_beside_the_checkpoint(save, gaussian, tmp_path)
         ({"a.gram": torch.eye(48)}, '{"rank": 4, "calibration": "stored"}', "give its file instead"),
     ],
 )
-def test_a_calibration_that_does_not_fit_is_said_in_a_line(save, gaussian, tmp_path, grams, spec, words):
+def test_a_calibration_that_does_not_fit_is_an_error_in_one_line(
+    save, gaussian, tmp_path, grams, spec, words
+):
     source = save({"a.weight": gaussian(64, 48)})
     if grams is None:
         (tmp_path / "grams.safetensors").write_bytes(b"abc")
@@ -164,7 +166,7 @@ def test_a_plan_is_printed_without_torch(save, gaussian, tmp_path):
         ("broken.safetensors", SPEC, "broken.safetensors: This is not safetensors"),
     ],
 )
-def test_what_cannot_be_planned_is_said_in_a_line(save, gaussian, tmp_path, source, spec, words):
+def test_an_error_of_a_plan_is_printed_in_one_line(save, gaussian, tmp_path, source, spec, words):
     save({"a.weight": gaussian(8, 8)})
     (tmp_path / "broken.safetensors").write_bytes(b"abc")
     done = run(tmp_path / source, "--spec", spec, verb="plan")

@@ -1,4 +1,4 @@
-"""What one job has decomposed serves the next on the same bytes, and no byte of a result hangs on it."""
+"""worker/layer_cache.py: later jobs reuse decompositions, and results have the same bytes without them."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ GENEROUS = 1 << 30
 
 
 class Bench:
-    """Jobs one after another on one data directory."""
+    """Runs jobs one after another on one data directory."""
 
     def __init__(self, directory, source, limit_bytes=GENEROUS):
         self.directory = directory
@@ -71,7 +71,7 @@ def origins(report):
 
 @pytest.fixture
 def weights(gaussian):
-    """Layers that take every way through the ladder: small and large, of a slow and of a fast spectrum."""
+    """Layers that use every solver: small and large ones, with slowly and quickly decaying spectra."""
     decay = torch.diag(torch.arange(1, 161, dtype=torch.float32) ** -1.5)
     return {
         "square.weight": gaussian(192, 192),
@@ -85,7 +85,7 @@ def weights(gaussian):
 
 @pytest.fixture
 def make_bench(save, weights, tmp_path):
-    """Return what makes benches, each with a data directory of its own."""
+    """Return a function that makes benches, each with a data directory of its own."""
     source = save(weights)
     count = iter(range(100))
 
@@ -131,7 +131,7 @@ def test_the_bytes_are_the_same_whatever_earlier_jobs_left(make_bench):
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_a_job_that_is_done_again_decomposes_nothing(bench, spec):
+def test_a_repeated_job_decomposes_nothing(bench, spec):
     first, second = bench.run(spec), bench.run(spec)
 
     assert origins(first) <= {"computed", None}
@@ -142,14 +142,14 @@ def test_a_job_that_is_done_again_decomposes_nothing(bench, spec):
     ]
 
 
-def test_a_further_rank_decomposes_nothing(bench):
+def test_another_rank_decomposes_nothing(bench):
     bench.run({"rank": {"ratio": 0.5}})
 
     for spec in ({"rank": 3}, {"rank": {"ratio": 0.9}}, {"rank": {"ratio": 0.4}, "method": "cur"}):
         assert origins(bench.run(spec)) == {"cached"}
 
 
-def test_the_same_bytes_under_another_name_are_known(bench, tmp_path):
+def test_the_same_bytes_under_another_name_are_found(bench, tmp_path):
     bench.run({"rank": 5})
     bench.source = shutil.copy(bench.source, tmp_path / "again.safetensors")
 
@@ -177,7 +177,7 @@ def truncate(path):
 
 
 @pytest.mark.parametrize("spoil", [flip, truncate])
-def test_what_is_damaged_is_computed_again_and_kept_again(bench, spoil):
+def test_a_damaged_entry_is_computed_and_stored_again(bench, spoil):
     expected = digests(bench.run({"rank": {"energy": 0.9}}))
     names = bench.kept()
     for path in names:
@@ -190,7 +190,7 @@ def test_what_is_damaged_is_computed_again_and_kept_again(bench, spoil):
     assert origins(bench.run({"rank": {"energy": 0.9}})) == {"cached"}
 
 
-def test_what_another_number_of_threads_made_is_passed_over(bench):
+def test_an_entry_from_another_number_of_threads_is_ignored(bench):
     bench.run({"rank": 5})
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
@@ -201,7 +201,7 @@ def test_what_another_number_of_threads_made_is_passed_over(bench):
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names cores of x86")
-def test_what_another_processor_made_is_of_another_origin():
+def test_another_processor_has_another_environment_digest():
     ask = "import torch, worker.layer_cache as w; print(w.environment_digest(torch.device('cpu')).hex())"
     origins = {
         subprocess.run(
@@ -218,7 +218,7 @@ def test_what_another_processor_made_is_of_another_origin():
 
 
 @pytest.mark.parametrize("limit_bytes", [0, 100_000])
-def test_where_not_all_would_fit_none_is_kept(make_bench, limit_bytes):
+def test_nothing_is_stored_where_not_all_would_fit(make_bench, limit_bytes):
     bench = make_bench(limit_bytes)
 
     assert origins(bench.run({"rank": 5})) == {"computed"}
@@ -226,7 +226,7 @@ def test_where_not_all_would_fit_none_is_kept(make_bench, limit_bytes):
     assert origins(bench.run({"rank": 5})) == {"computed"}
 
 
-def test_what_is_kept_is_about_what_was_foreseen(bench):
+def test_the_stored_bytes_are_about_the_estimate(bench):
     bench.run({"rank": 5})
     total = sum(path.stat().st_size for path in bench.kept())
 
@@ -245,7 +245,7 @@ def test_a_budget_gives_the_same_bytes_where_nothing_is_kept_for_other_jobs(benc
 
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("stop_after", [1, 3, 7, 9])
-def test_a_budget_that_is_broken_off_goes_on_where_it_was(bench, cached, stop_after):
+def test_an_interrupted_budget_resumes(bench, cached, stop_after):
     spec = {"rank": {"budget": 0.5}}
     expected = digests(bench.run(spec, cached=cached))
     bench.forget()
@@ -262,13 +262,13 @@ def test_a_budget_that_is_broken_off_goes_on_where_it_was(bench, cached, stop_af
     report = bench.run(spec, cached=cached, observe=lambda p: again.append(p.layer), fresh=False)
 
     assert digests(report) == expected
-    # Both passes together begin each layer once more than the plug allowed, at most.
+    # Both passes together start each layer at most once more than before the interruption.
     whole = [layer for layer in [*begun[:-1], *again] if layer]
     assert len(whole) <= 2 * len(report.layers)
 
 
 @pytest.mark.parametrize("warm", [False, True])
-def test_progress_never_goes_back_over_both_passes(bench, warm):
+def test_progress_never_decreases_over_both_passes(bench, warm):
     seen = []
     if warm:
         bench.run({"rank": 3})
@@ -280,7 +280,7 @@ def test_progress_never_goes_back_over_both_passes(bench, warm):
     assert (done[0], done[-1], fractions[-1]) == (0, len(bench.request({"rank": 3}).checkpoint.tensors), 1.0)
     if not warm:
         assert fractions[0] == 0
-        # The first pass is most of the work, and no layer is finished in it.
+        # The first pass is most of the work, but it finishes no layer.
         assert any(p.fraction > 0.7 and p.layers_done < 3 for p in seen)
 
 

@@ -1,4 +1,4 @@
-"""The size of an output is known before it is made, but for the digits of the errors."""
+"""schemas/planning/output.py and worker/output.py: the predicted size is that of the written files."""
 
 import pytest
 import torch

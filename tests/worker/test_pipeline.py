@@ -1,3 +1,5 @@
+"""worker/pipeline.py and worker/local.py: from files to files, recomputed with the reference library."""
+
 import json
 from itertools import combinations, pairwise
 from math import prod, sqrt
@@ -25,7 +27,7 @@ LINEAR = {"weight": (48, 32), "bias": (48,)}
 
 
 def product(tensors, name, count):
-    """Multiply out the dense weight that a layer's factors stand for, in float64."""
+    """Multiply a layer's factors to the dense weight, in float64."""
     dense = tensors[f"{name}.0.weight"].double()
     for position in range(1, count):
         dense = tensors[f"{name}.{position}.weight"].double() @ dense
@@ -309,7 +311,7 @@ def test_a_broken_run_goes_on_where_it_was_and_ends_with_the_same_bytes(save, ga
     assert not target.exists()
     finished = len(list(tmp_path.glob("broken.work/*/layer-*.safetensors")))
     assert finished >= 3
-    # The layer that was refused did not begin; those that had begun came to their end.
+    # The refused layer did not start; layers that had started were finished.
     assert set(seen[:-1]) == {f"l{i}" for i in range(finished)}
 
     rest = []

@@ -1,4 +1,4 @@
-"""A form and a codec that only this file has: the proof that adding one touches no other file.
+"""worker/forms, worker/codecs.py: this file alone adds a form and a codec, and every room supports them.
 
 It holds the joints of schemas/planning/forms, schemas/planning/codecs, worker/forms and worker/codecs.
 """
@@ -58,7 +58,7 @@ def compute_sketch(inputs: FormInputs):
 
 @pytest.fixture
 def sketch():
-    """Register the form, and take it away again."""
+    """Register the form, and remove it after the test."""
     register(Sketch)
     register_implementation("sketch", expand=multiply_chain)(compute_sketch)
     yield
@@ -67,7 +67,7 @@ def sketch():
 
 @dataclass(frozen=True)
 class RowScaled(Codec):
-    """Eight bits an element, and one scale a row."""
+    """Eight bits per element, and one scale per row."""
 
     def tensors(self, name, shape):
         return TensorSpec(name, "I8", shape), TensorSpec(f"{name}_scale", "F32", (shape[0], 1))
@@ -88,7 +88,7 @@ class RowScaledTensors:
 
 @pytest.fixture
 def row_scaled(monkeypatch):
-    """Let the codec stand for float16."""
+    """Replace the codec of float16 by this one."""
     codec = RowScaled("float16", "I8")
     monkeypatch.setitem(CODECS, "float16", codec)
     monkeypatch.setitem(TENSOR_CODECS, codec, RowScaledTensors())
