@@ -62,3 +62,18 @@ def optimum(matrix, rank):
 
 def error(matrix, factors, *, scale=1.0):
     return float(np.linalg.norm(matrix - product(factors, scale=scale)))
+
+
+def leading(matrix, k, *, dtype=torch.float64):
+    """Return V_k [n, k], the leading right singular vectors."""
+    return torch.from_numpy(np.linalg.svd(matrix)[2][:k].T.copy()).to(dtype)
+
+
+def columns_of(matrix, dtype=torch.float64):
+    return torch.from_numpy(matrix.T.copy()).to(dtype)
+
+
+def cx_error(matrix, columns):
+    basis = np.linalg.svd(matrix[:, columns], full_matrices=False)
+    kept = basis[0][:, basis[1] > 1e-14 * max(basis[1][0], 1e-300)]
+    return float(np.linalg.norm(matrix - kept @ (kept.T @ matrix)))

@@ -1,4 +1,4 @@
-"""Who computes on how many threads."""
+"""worker.lowrank.blas: how many threads each library computes with."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Calibrated factors against the closed form, by numpy's own SVD of W G^(1/2)."""
+"""worker.lowrank.calibrated and gram: the closed form, by the SVD of W G^(1/2) in numpy."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What calibration changes in the choice of columns and rows."""
+"""worker.lowrank.cur with a Gram matrix: the choice of columns and rows."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The door with a Gram matrix: what comes out is best for the layer's own inputs."""
+"""worker.lowrank.factor with a Gram matrix: the result is best for the inputs of the layer."""
 
 import math
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""worker.lowrank.error: the measured error is that of the factors as stored."""
+
 import math
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""The examples in the docstrings of worker.lowrank."""
+
 import doctest
 import importlib
 

@@ -1,3 +1,5 @@
+"""worker.lowrank.factor: memory is a few copies of the weight, and no full matrices."""
+
 import subprocess
 import sys
 

@@ -6,7 +6,7 @@ any other `Method`. `svd`, `cx` and `cur` are short calls of the same body.
 
 from worker.lowrank.calibrated import weighted_error
 from worker.lowrank.candidate import Candidate, Method, Problem
-from worker.lowrank.cur import CUR, CX, CURMethod, CXMethod, Storage, cur, cx
+from worker.lowrank.cur import CUR, CX, STORAGES, CURMethod, CXMethod, Storage, cur, cx
 from worker.lowrank.decomposition import Decomposition, SolverCache
 from worker.lowrank.error import relative_error
 from worker.lowrank.factor import decompose, factor
@@ -28,6 +28,7 @@ __all__ = [
     "CUR",
     "CX",
     "SELECTORS",
+    "STORAGES",
     "CURMethod",
     "CXMethod",
     "Candidate",
