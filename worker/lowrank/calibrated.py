@@ -128,7 +128,7 @@ def weighted_floor(scaled: ScaledWeight, gram: torch.Tensor, measured: Residual,
     """
     if measured.scaled_norm == 0:
         return math.inf
-    # ‖E X‖ ≤ ‖E‖ ‖X‖_F for whatever error E of the factors.
+    # ‖E X‖ ≤ ‖E‖ ‖X‖_F for any error E of the factors.
     spread = math.sqrt(scaled.energy * float(gram.diagonal().double().sum()) / measured.scaled_norm)
     return max(math.sqrt(RIDGES[gram.dtype]), rounding * spread)
 

@@ -21,7 +21,7 @@ FLOAT32_NORM = 2.0**60
 
 @dataclass(frozen=True)
 class Residual:
-    """‖W - Ŵ‖_F² and ‖W‖_F² of 2^-exponent · W, so that both are in range whatever the scale of W."""
+    """‖W - Ŵ‖_F² and ‖W‖_F² of 2^-exponent · W, so that both are in range at any scale of W."""
 
     scaled_error: float
     scaled_norm: float

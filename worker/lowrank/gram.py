@@ -88,7 +88,7 @@ def _core_fault(gram: torch.Tensor) -> str | None:
     worst = max(float((rows - columns.mT).abs().max()) for rows, columns in blocks)
     if worst > TOLERANCE:
         return f"is not symmetric: mirrored entries differ by {worst:.1g} of their size; {_SYMMETRIC}"
-    # A Cholesky decomposition costs a tenth of the eigenvalues and settles nearly every case.
+    # A Cholesky decomposition costs a tenth of the eigenvalues and decides nearly every case.
     squares = float(torch.linalg.vector_norm(core)) ** 2
     allowed = TOLERANCE * squares / float(core.diagonal().sum())
     core.diagonal().add_(allowed)
