@@ -14,7 +14,7 @@ class DigestError(ValueError):
 
 
 def parse_repr_digest(header: str | None) -> bytes | None:
-    """Return the SHA-256 in the header; RFC 9530 allows to ignore digests by other algorithms."""
+    """Return the SHA-256 in the header, or None; RFC 9530 lets readers ignore digests by other algorithms."""
     found = _SHA256.findall(header or "")
     if not found:
         return None

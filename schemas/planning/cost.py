@@ -35,7 +35,7 @@ class CostModel(Protocol):
         """Return the cost of a layer that is kept dense."""
 
     def total(self, ranks: Ranks) -> int:
-        """Return the exact total cost."""
+        """Return the total cost of all layers and of everything else that the budget counts."""
 
     def budget_error(self, cheapest: Ranks) -> SpecError:
         """Build the error for a budget that even the cheapest ranks exceed."""

@@ -1,4 +1,4 @@
-"""The layout of the output files: their tensors in order, their metadata, and their exact size."""
+"""The layout of the output files: their tensors in order, their metadata, and their size."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -26,7 +26,7 @@ def test_a_digest_is_written_as_the_rfc_says():
         f"{FIELD};by=me",
     ],
 )
-def test_a_digest_is_read_wherever_it_stands(header):
+def test_a_digest_is_read_at_any_position(header):
     assert parse_repr_digest(header) == HELLO.digest()
 
 

@@ -108,11 +108,11 @@ def test_specs_that_mean_the_same_are_written_the_same():
     assert short.canonical() == long.canonical()
 
 
-def test_what_is_not_given_of_calibration_is_not_in_the_document():
+def test_calibration_options_that_are_not_given_are_not_in_the_document():
     assert CompressionSpec(rank=4).document().keys().isdisjoint({"calibration", "transposed"})
 
 
-def test_what_has_no_effect_is_not_written():
+def test_options_without_effect_are_not_written():
     plain = CompressionSpec.model_validate({"rank": {"budget": 0.5}})
     said = CompressionSpec.model_validate(
         {"rank": {"budget": 0.5}, "objective": "relative", "align": 1, "min_rank": 1}

@@ -124,7 +124,7 @@ def test_a_budget_that_no_longer_suffices_is_refused_with_the_layer(save, model,
     assert refusal.value.pointer == "/rank/budget"
 
 
-def test_a_budget_below_what_there_must_be_is_refused_before_any_work(save, model, compress):
+def test_a_budget_below_the_cheapest_ranks_is_refused_before_any_work(save, model, compress):
     with pytest.raises(SpecError, match="at least"):
         compress(save(model), rank={"budget": 0.001}, observe=lambda _: pytest.fail("work began"))
 

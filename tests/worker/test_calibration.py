@@ -96,7 +96,9 @@ def test_both_errors_are_reported_and_anyone_recomputes_them(
     assert (file.name, file.size_bytes) == ("grams.safetensors", grams.stat().st_size)
 
 
-def test_calibrated_factors_serve_these_inputs_better_than_plain_ones(model, save, compress, anisotropic):
+def test_calibrated_factors_have_a_smaller_error_on_these_inputs_than_plain_ones(
+    model, save, compress, anisotropic
+):
     source, weights = model
     inputs = {name: anisotropic(shape[1]) for name, shape in SHAPES.items()}
     grams = save({f"{name}.gram": x @ x.T for name, x in inputs.items()}, "grams.safetensors")
@@ -219,9 +221,7 @@ def truncated(model, result, count):
         ({"method": "cur", "cur": {"storage": "two"}}, 2),
     ],
 )
-def test_gpt2_is_factored_in_its_own_orientation_and_computes_what_its_factors_say(
-    gpt2, compress, spec, count
-):
+def test_gpt2_is_factored_in_its_own_orientation_and_computes_with_its_factors(gpt2, compress, spec, count):
     model, source = gpt2
     result = compress(source, transposed=["transformer.h.*"], rank=5, **spec)
     tensors = result.tensors()
@@ -354,7 +354,7 @@ def run(redis_server, tmp_path, model):
     return attempt
 
 
-def test_a_job_is_calibrated_by_what_is_stored(run, save, anisotropic):
+def test_a_job_is_calibrated_by_a_stored_checkpoint(run, save, anisotropic):
     x = anisotropic(64)
     record, layout = run(save({"a.gram": x @ x.T}, "grams.safetensors"))
     report = json.loads((layout.result(record.id, 1) / "report.json").read_text())
@@ -388,7 +388,7 @@ def test_a_calibration_that_is_gone_fails_the_job_at_once(run, save):
     assert record.error.type == "urn:eckart:problem:invalid-calibration:gone"
 
 
-def test_what_is_kept_of_a_layer_serves_jobs_with_the_same_calibration_alone(run, save, anisotropic):
+def test_cached_decompositions_are_reused_only_with_the_same_calibration(run, save, anisotropic):
     first, second = (
         save({"a.gram": x @ x.T}, f"{i}.safetensors")
         for i, x in enumerate((anisotropic(64), anisotropic(64)))

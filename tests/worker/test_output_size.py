@@ -71,7 +71,7 @@ def test_the_size_of_shards_and_their_index_is_known_from_the_ranks(save_sharded
     assert_predicted(source, compress(source))
 
 
-def test_what_is_compressed_again_keeps_its_metadata(save, gaussian, compress):
+def test_a_checkpoint_that_is_compressed_again_keeps_its_metadata(save, gaussian, compress):
     first = compress(save({"a.weight": gaussian(40, 60), "b.weight": gaussian(60, 40)}), exclude=["b"])
     source = first.directory / "model.safetensors"
     again = compress(source, rank=5)

@@ -53,7 +53,7 @@ METHODS = [
 
 @pytest.mark.parametrize(("spec", "count"), METHODS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_the_report_says_what_anyone_recomputes_from_the_two_files(
+def test_the_report_agrees_with_figures_recomputed_from_the_two_files(
     save, gaussian, compress, spec, count, dtype
 ):
     weights = {"a.weight": gaussian(40, 60, dtype=dtype), "b.weight": gaussian(70, 30, dtype=dtype)}
@@ -110,7 +110,7 @@ def test_a_compressed_layer_is_the_state_of_a_stock_sequential(save, compress, s
     torch.testing.assert_close(stock["up"](x).double(), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_what_is_not_factored_goes_over_byte_for_byte_in_order_with_its_metadata(save, gaussian, compress):
+def test_other_tensors_are_copied_byte_for_byte_in_order_with_their_metadata(save, gaussian, compress):
     source = save(
         {
             "embed_tokens.weight": gaussian(100, 32, dtype=torch.bfloat16),
@@ -193,7 +193,7 @@ def test_a_sharded_llama_keeps_its_shards_and_gets_a_true_index(save_sharded, ga
     assert sizes == {name: (result.directory / name).stat().st_size for name in names}
 
 
-def test_a_bias_in_another_shard_than_its_weight_is_renamed_where_it_lies(save_sharded, gaussian, compress):
+def test_a_bias_in_another_shard_than_its_weight_is_renamed_in_its_shard(save_sharded, gaussian, compress):
     directory = save_sharded([{"a.weight": gaussian(32, 32)}, {"a.bias": gaussian(32)}])
     result = compress(directory)
 
@@ -323,7 +323,7 @@ def test_an_interrupted_run_resumes_and_ends_with_the_same_bytes(save, gaussian,
     assert sorted(path.name for path in tmp_path.glob("broken*")) == ["broken"]
 
 
-def test_a_compressed_file_compressed_again_says_what_is_factored_in_both_passes(save, gaussian, compress):
+def test_a_file_that_is_compressed_again_lists_the_factored_layers_of_both_passes(save, gaussian, compress):
     names = ["attn", "mlp", "attn2"]
     tensors = {f"{name}.{leaf}": gaussian(*shape) for name in names for leaf, shape in LINEAR.items()}
     first = compress(save(tensors), include=["attn"])

@@ -91,7 +91,7 @@ def test_tensors_come_in_the_order_of_their_bytes():
     assert [info.name for info in infos] == ["t3", "t1", "t0", "t5", "t4", "t2"]
 
 
-def test_a_tensor_knows_its_parameters_and_bytes():
+def test_a_tensor_has_its_parameters_and_bytes():
     (info,) = parsed(framed(json.dumps({"w": tensor("BF16", [3, 5], 0, 30)}), bytes(30))).tensors
     assert (info.parameters, info.nbytes) == (15, 30)
 

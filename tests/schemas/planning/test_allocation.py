@@ -118,7 +118,7 @@ def test_the_error_of_many_layers_is_close_to_a_lower_bound(budget):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_step_of_any_layer_fits_into_what_is_left(kind):
+def test_no_step_of_any_layer_fits_into_the_capacity_left(kind):
     for seed in range(100):
         rng = random.Random(seed)
         layers = model(rng, rng.randint(1, 12), **kind)

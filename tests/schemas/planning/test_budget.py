@@ -238,7 +238,7 @@ def test_bytes_that_cannot_be_met_are_refused_with_the_tensor_and_the_least_numb
     refused(files, rank={"budget_bytes": least - 1}, **document)
 
 
-def test_what_is_found_out_later_may_make_a_budget_impossible():
+def test_a_layer_that_must_stay_dense_may_make_a_budget_impossible():
     files = files_of()
     with pytest.raises(SpecError, match="not_finite"):
         spent(files, settled={"a.weight": "not_finite"}, rank={"budget": 0.1})

@@ -92,7 +92,7 @@ def test_tensors_that_are_no_gram_matrices_are_a_warning():
         ([Named("h.0.conv.gram", (96, 96))], "gram-shape", ['Remove "h.0.conv" from `transposed`']),
     ],
 )
-def test_what_does_not_fit_is_refused_by_layer_with_the_remedy(grams, code, words):
+def test_a_misfit_is_refused_with_the_layer_and_the_remedy(grams, code, words):
     with pytest.raises(CalibrationError) as refusal:
         planned(*grams)
 

@@ -138,7 +138,7 @@ def test_an_alignment_above_some_break_evens_keeps_those_layers_dense():
     assert [(layer.rank, layer.reason) for layer in layers] == [(None, "no_saving"), (16, None)]
 
 
-def test_what_cannot_be_factored_anyway_is_no_matter_of_alignment():
+def test_alignment_is_not_blamed_where_nothing_can_be_factored_anyway():
     (layer,) = planned([Named("row.weight", (1, 64))], align=64).layers
 
     assert layer.reason == "no_saving"
@@ -205,7 +205,7 @@ def test_a_pattern_that_matches_nothing_is_a_warning(spec, warning):
     assert plan.warnings == ((warning,) if warning else ())
 
 
-def test_a_checkpoint_without_matrices_is_told_so_and_nothing_that_was_not_asked():
+def test_a_checkpoint_without_matrices_gives_one_warning():
     plan = planned([Named("norm.weight", shape=(64,))])
 
     assert plan.warnings == ("no layer is selected: the output equals the input",)
@@ -255,7 +255,7 @@ def test_the_bytes_of_an_open_rank_are_bounded_even_where_the_dtype_is_wider():
     assert layer.bytes_after > layer.bytes_before
 
 
-def test_what_is_factored_already_is_not_factored_again():
+def test_factored_layers_are_not_factored_again():
     tensors = [Named("a.0.weight"), Named("a.1.weight"), Named("b.0.weight")]
     plan = make_plan(tensors, CompressionSpec(rank=4), factored={"a"})
 

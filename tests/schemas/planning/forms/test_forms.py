@@ -89,7 +89,7 @@ def test_a_matrix_that_cannot_save_has_break_even_zero(shape, form):
     assert form.break_even_rank(shape) == 0
 
 
-def test_a_form_takes_the_options_that_it_knows():
+def test_a_form_uses_only_its_own_options():
     options = FormOptions(selector="leverage", storage="two")
 
     assert FORMS["svd"].of(options) == FORMS["svd"].of(FormOptions())
