@@ -43,9 +43,9 @@ def test_a_local_run_shows_the_tables(model, capfd):
     [
         ("--rank 0", "spec/rank: "),
         ("--budget 0.0001", "spec/rank/budget: The selected layers need "),
-        ("--budget-bytes 8", "spec/rank/budget_bytes: The output takes "),
-        ("--rank 2 --align 10000", "spec/align: No layer could be factored."),
-        ("--rank 2 --calibration model.safetensors", "model.safetensors: The calibration holds no tensor"),
+        ("--budget-bytes 8", "spec/rank/budget_bytes: The output has "),
+        ("--rank 2 --align 10000", "spec/align: No layer can be factored."),
+        ("--rank 2 --calibration model.safetensors", "model.safetensors: The calibration has no tensor"),
     ],
 )
 def test_the_worker_says_what_cannot_be_done(model, capfd, options, said):

@@ -69,8 +69,8 @@ def test_a_report_reads_like_this(table, layer):
         encoder.layer.*.output.dense          6  384x1536     svd  153..158  49.4%     0.250  0.250
         pooler.dense                          1   384x384     svd        96  50.0%  3.25e-07      -
 
-        kept dense, no_saving: Factors of the rank asked for would hold as many parameters as the weight, or
-          more.
+        kept dense, no_saving: At the requested rank, the factors would have at least as many parameters as
+          the weight.
           head.* (2, 2x384)
         kept dense, not_finite: The weight holds NaN or infinity.
           bad (1, 384x384)
@@ -124,8 +124,8 @@ def test_a_plan_reads_like_this():
         ------  -  -----  ------  -----  -----
         m.*.a   3  64x64     svd  1..31      -
 
-        kept dense, no_saving: Factors of the rank asked for would hold as many parameters as the weight, or
-          more.
+        kept dense, no_saving: At the requested rank, the factors would have at least as many parameters as
+          the weight.
           h (1, 1x64)
 
         whole checkpoint  before   after  saved  factor
