@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.lowrank.matrices import error, gaussian
+from tests.worker.lowrank.matrices import error, gaussian
 from worker.lowrank import relative_error, svd
 from worker.lowrank.error import BLOCK_ELEMENTS
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.lowrank.matrices import error, gaussian, optimum, spectrum, with_spectrum
-from tests.lowrank.requests import asked
+from tests.worker.lowrank.matrices import error, gaussian, optimum, spectrum, with_spectrum
+from tests.worker.lowrank.requests import asked
 from worker.lowrank import SELECTORS, cur, cx, factor, relative_error, svd
 from worker.lowrank.lstsq import PseudoInverse
 

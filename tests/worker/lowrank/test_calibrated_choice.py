@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.lowrank.matrices import gaussian, product
-from tests.lowrank.requests import asked
-from tests.lowrank.test_calibrated import inputs, output_error
+from tests.worker.lowrank.matrices import gaussian, product
+from tests.worker.lowrank.requests import asked
+from tests.worker.lowrank.test_calibrated import inputs, output_error
 from worker.lowrank import SELECTORS, cur, cx, factor
 
 PIVOTED = [selector for selector in SELECTORS if selector not in ("leverage", "linear_time")]

@@ -5,8 +5,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from tests.lowrank.matrices import columns_of, cx_error, leading, spectrum, with_spectrum
-from tests.lowrank.test_osinsky import SPECTRA, osinsky_of_the_paper
+from tests.worker.lowrank.matrices import columns_of, cx_error, leading, spectrum, with_spectrum
+from tests.worker.lowrank.test_osinsky import SPECTRA, osinsky_of_the_paper
 from worker.lowrank.osinsky import osinsky
 from worker.lowrank.pivoting import blocked_qr_pivots, lu_pivots, qr_pivots
 

@@ -5,7 +5,7 @@ import sys
 
 MEASURE = """
 import resource, torch
-from tests.lowrank.requests import asked
+from tests.worker.lowrank.requests import asked
 from worker.lowrank import factor
 
 def peak_mib():
@@ -40,7 +40,7 @@ def test_factoring_a_wide_weight_by_columns_takes_as_few():
 
 MEASURE_CALIBRATED = """
 import resource, torch
-from tests.lowrank.requests import asked
+from tests.worker.lowrank.requests import asked
 from worker.lowrank import factor, gram_fault
 
 def peak_mib():

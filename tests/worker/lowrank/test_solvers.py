@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.lowrank.matrices import spectrum, with_spectrum
+from tests.worker.lowrank.matrices import spectrum, with_spectrum
 from worker.lowrank.scale import ScaledWeight, exponent_of
 from worker.lowrank.solvers import solve
 

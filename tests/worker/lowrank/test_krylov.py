@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.lowrank.matrices import error, with_spectrum
+from tests.worker.lowrank.matrices import error, with_spectrum
 from worker.lowrank import svd
 from worker.lowrank.krylov import EXCESS, sketch
 

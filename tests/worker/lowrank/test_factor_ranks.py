@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.lowrank.matrices import gaussian, spectrum, with_spectrum
-from tests.lowrank.requests import asked
+from tests.worker.lowrank.matrices import gaussian, spectrum, with_spectrum
+from tests.worker.lowrank.requests import asked
 from worker.lowrank import EnergyRank, ErrorRank, Factored, Kept, Reason, factor
 
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from tests.lowrank.matrices import (
+from tests.worker.lowrank.matrices import (
     columns_of,
     cx_error,
     hadamard,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.lowrank.requests import asked
+from tests.worker.lowrank.requests import asked
 from worker.lowrank import EnergyRank, ErrorRank
 
 

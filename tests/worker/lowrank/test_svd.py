@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.lowrank.matrices import HALF, error, gaussian, optimum, spectrum, with_spectrum
-from tests.lowrank.requests import asked
+from tests.worker.lowrank.matrices import HALF, error, gaussian, optimum, spectrum, with_spectrum
+from tests.worker.lowrank.requests import asked
 from worker.lowrank import factor, svd
 
 SHAPES = [(1, 9), (9, 1), (2, 2), (40, 40), (90, 24), (24, 90), (45, 36)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.lowrank.matrices import gaussian, spectrum, with_spectrum
+from tests.worker.lowrank.matrices import gaussian, spectrum, with_spectrum
 from worker.lowrank import lapack
 from worker.lowrank.lapack import leading_eigenpairs, thin_qr, triangle
 

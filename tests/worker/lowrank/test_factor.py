@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.lowrank.matrices import gaussian, optimum
-from tests.lowrank.requests import asked
+from tests.worker.lowrank.matrices import gaussian, optimum
+from tests.worker.lowrank.requests import asked
 from worker.lowrank import (
     SELECTORS,
     EnergyRank,

@@ -7,7 +7,7 @@ import scipy.linalg
 import torch
 
 from schemas.planning import forms
-from tests.lowrank.matrices import (
+from tests.worker.lowrank.matrices import (
     cx_error,
     gaussian,
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.lowrank.matrices import gaussian
+from tests.worker.lowrank.matrices import gaussian
 from worker.lowrank.calibrated import input_root, measure_weighted, solve_calibrated
 from worker.lowrank.gram import TOLERANCE, gram_fault
 from worker.lowrank.scale import exponent_of
