@@ -72,7 +72,7 @@ def test_a_report_reads_like_this(table, layer):
         kept dense, no_saving: At the requested rank, the factors would have at least as many parameters as
           the weight.
           head.* (2, 2x384)
-        kept dense, not_finite: The weight holds NaN or infinity.
+        kept dense, not_finite: The weight contains NaN or infinity.
           bad (1, 384x384)
 
         whole checkpoint      before       after  saved  factor
