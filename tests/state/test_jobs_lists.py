@@ -18,16 +18,16 @@ def walk(jobs, state, limit):
         page = jobs.list(state, limit=limit, cursor=page.next_cursor)
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3, 7, 8])
-def test_pages_together_are_the_whole_newest_first(jobs, new, limit):
+def test_pages_together_are_the_whole_newest_first(jobs, new):
     ids = [jobs.create(new).id for _ in range(7)]
-    assert list(walk(jobs, None, limit)) == ids[::-1]
+    for limit in (1, 2, 3, 7, 8):
+        assert list(walk(jobs, None, limit)) == ids[::-1]
 
 
-@pytest.mark.parametrize("state", STATES)
-def test_a_list_by_state_holds_only_jobs_in_that_state(jobs, reach, state):
-    ids = {each: [reach(each), reach(each)] for each in STATES}
-    assert list(walk(jobs, state, 1)) == ids[state][::-1]
+def test_a_list_by_state_holds_only_jobs_in_that_state(jobs, reach):
+    ids = {state: [reach(state), reach(state)] for state in STATES}
+    for state in STATES:
+        assert list(walk(jobs, state, 1)) == ids[state][::-1]
 
 
 def test_jobs_created_and_deleted_between_pages_shift_nothing(jobs, new):

@@ -55,13 +55,13 @@ def test_each_transition_does_what_the_table_says(jobs, reach, call, verb, state
 
 
 @pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("fence", [2, 99])
-@pytest.mark.parametrize("verb", ["heartbeat", "finish", "fail", "retry", "release"])
-def test_a_wrong_fence_changes_nothing_in_any_state(jobs, reach, call, verb, state, fence):
+def test_a_wrong_fence_changes_nothing_in_any_state(jobs, reach, call, state):
     job_id = reach(state)
     before = jobs.get(job_id)
-    assert call[verb](job_id, fence) is False
-    assert jobs.get(job_id) == before
+    for verb in ("heartbeat", "finish", "fail", "retry", "release"):
+        for fence in (2, 99):
+            assert call[verb](job_id, fence) is False
+            assert jobs.get(job_id) == before
 
 
 @pytest.mark.parametrize("state", STATES)
