@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic_settings import BaseSettings
 
+from schemas.problem import ProblemKind
 from schemas.report import KEPT_REASONS
 from schemas.spec import CompressionSpec
 from service.app import create_app
-from service.errors import Kind
 from service.settings import Settings as ServiceSettings
 from worker.settings import Settings as WorkerSettings
 
@@ -49,8 +49,8 @@ def operations_table() -> str:
 
 def problems_table() -> str:
     """List every kind of problem with its status."""
-    kinds = sorted(Kind, key=lambda kind: (kind.status, kind.slug))
-    rows = [f"| {kind.status} | `{kind.slug}` | {kind.title}. |" for kind in kinds]
+    kinds = sorted(ProblemKind, key=lambda kind: (kind.status, kind.value))
+    rows = [f"| {kind.status} | `{kind.value}` | {kind.title}. |" for kind in kinds]
     return "\n".join(["| status | kind | meaning |", "|---|---|---|", *rows])
 
 

@@ -1,7 +1,9 @@
-"""RFC 9457 problem details: every error the service or a job reports."""
+"""The problems (RFC 9457) that the service answers with or a failed job shows: one table, `ProblemKind`."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from enum import Enum
+from string import Formatter
+from typing import Any, Self
 
 from pydantic import Field
 
@@ -40,11 +42,298 @@ class Problem(Output):
     )
 
 
-def problem(
-    slug: str, title: str, status: int, detail: str, *, errors: tuple[FieldProblem, ...] = ()
-) -> Problem:
-    """Build a problem; `slug` is the last part of its type."""
-    return Problem(type=TYPE_PREFIX + slug, title=title, status=status, detail=detail, errors=errors)
+class ProblemKind(Enum):
+    """The table: type, HTTP status, title, detail, and examples of what the detail's placeholders stand for.
+
+    A detail that is just `{reason}` is of a kind that covers many rules: each text is where its rule is
+    checked.
+    """
+
+    INVALID_HTTP = (
+        "invalid-http",
+        400,
+        "Malformed HTTP request",
+        "The request's head or its chunks break the rules of HTTP/1.1; use an ordinary client.",
+    )
+    NOT_FOUND = ("not-found", 404, "Not found", "No such address; /docs lists all of them.")
+    CHECKPOINT_NOT_FOUND = (
+        "checkpoint-not-found",
+        404,
+        "Checkpoint not found",
+        "No checkpoint has this id; upload its files first.",
+    )
+    JOB_NOT_FOUND = (
+        "job-not-found",
+        404,
+        "Job not found",
+        "No job has this id; GET /v1/jobs lists all of them.",
+    )
+    FILE_NOT_FOUND = (
+        "file-not-found",
+        404,
+        "File not found",
+        "The job has no result file of this name; its report lists the files.",
+    )
+    METHOD_NOT_ALLOWED = (
+        "method-not-allowed",
+        405,
+        "Method not allowed",
+        "The Allow header lists the methods of this address.",
+    )
+    NOT_ACCEPTABLE = (
+        "not-acceptable",
+        406,
+        "Not available in the requested format",
+        "The report is available as application/json; change the Accept header.",
+    )
+    REQUEST_TIMEOUT = (
+        "request-timeout",
+        408,
+        "Timed out while waiting for the body",
+        "No data arrived for {idle_s} s, so the upload was discarded; send it again.",
+        {"idle_s": "60"},
+    )
+    CONTENT_CONFLICT = (
+        "content-conflict",
+        409,
+        "The file is already stored with other bytes",
+        (
+            "Other bytes are already stored as {name}; upload under another checkpoint id, or delete "
+            "this checkpoint first."
+        ),
+        {"name": "model.safetensors"},
+    )
+    CHECKPOINT_INCOMPLETE = (
+        "checkpoint-incomplete",
+        409,
+        "The checkpoint is incomplete",
+        (
+            "The checkpoint lacks {missing}. Upload what is missing; a file that needs no index can be "
+            "stored under an id of its own."
+        ),
+        {"missing": "model-00002-of-00002.safetensors"},
+    )
+    CHECKPOINT_IN_USE = (
+        "checkpoint-in-use",
+        409,
+        "The checkpoint is in use",
+        "A queued or running job needs this checkpoint; cancel the job or wait for its end.",
+    )
+    CHECKPOINT_GONE = (
+        "checkpoint-gone",
+        409,
+        "The checkpoint was deleted",
+        "The checkpoint was deleted or replaced during the request; upload it again.",
+    )
+    NO_RESULT = (
+        "no-result",
+        409,
+        "The job has no result",
+        (
+            "The job is {state}; only a job that has succeeded has a result. If it is queued or "
+            "running, ask again later; else create a new job."
+        ),
+        {"state": "running"},
+    )
+    SHARDED_RESULT = (
+        "sharded-result",
+        409,
+        "The result has several files",
+        "Download the files one by one from /v1/jobs/{job_id}/files/; the report lists their names.",
+        {"job_id": "J5b0"},
+    )
+    TOO_LARGE = (
+        "too-large",
+        413,
+        "The request is too large",
+        (
+            "{subject} is larger than the limit of {limit_bytes} bytes. Send less, or ask the operator "
+            "to raise the limit."
+        ),
+        {"subject": "The body", "limit_bytes": 107374182400},
+    )
+    UNSUPPORTED_MEDIA_TYPE = (
+        "unsupported-media-type",
+        415,
+        "Unsupported media type",
+        "Send {media_types}, and name it in Content-Type.",
+        {"media_types": "application/json or multipart/form-data"},
+    )
+    ENCODED_BODY = (
+        "encoded-body",
+        415,
+        "Unsupported content encoding",
+        (
+            "Send the bytes as they are, without Content-Encoding; the only Transfer-Encoding "
+            "supported is chunked."
+        ),
+    )
+    RANGE_NOT_SATISFIABLE = (
+        "range-not-satisfiable",
+        416,
+        "The range lies outside the file",
+        "The Content-Range header gives the file's size; ask for a range within it.",
+    )
+    INVALID_REQUEST = (
+        "invalid-request",
+        422,
+        "The request is not valid",
+        "{reason}",
+        {"reason": ("1 field of the request is not valid. Fix the fields listed in `errors` and resend.")},
+    )
+    INVALID_JSON = (
+        "invalid-json",
+        422,
+        "Invalid JSON",
+        "{reason}",
+        {"reason": "Invalid JSON at character 12 (line 1, column 13); correct it and resend."},
+    )
+    INVALID_MULTIPART = (
+        "invalid-multipart",
+        422,
+        "Malformed multipart body",
+        "{reason}",
+        {"reason": "The body ends before its closing boundary; send all of it."},
+    )
+    INVALID_SPEC = (
+        "invalid-spec",
+        422,
+        "The spec is not valid",
+        "{reason}",
+        {"reason": "1 field of the spec is not valid. Fix the fields listed in `errors` and resend."},
+    )
+    INVALID_CHECKPOINT = (
+        "invalid-checkpoint",
+        422,
+        "The checkpoint is not valid",
+        "{reason}",
+        {"reason": "The file is shorter than its header says; upload the whole file."},
+    )
+    INVALID_CALIBRATION = (
+        "invalid-calibration",
+        422,
+        "The calibration does not fit",
+        "{reason}",
+        {
+            "reason": (
+                'The Gram matrix of "encoder.layer.0.output.dense" is [384, 384], but the layer has 1536 '
+                "inputs, so it must be [1536, 1536]. Calibrate again, with the model of this checkpoint."
+            )
+        },
+    )
+    PARTIAL_BODY = (
+        "partial-body",
+        422,
+        "Partial uploads are not supported",
+        "Send the whole file, without Content-Range.",
+    )
+    DIGEST_MISMATCH = (
+        "digest-mismatch",
+        422,
+        "The digest does not match",
+        "The SHA-256 of the body is {actual}, not {expected} as Repr-Digest says; send it again.",
+        {"actual": "9f86d081…0f00a08", "expected": "60303ae2…e0a4752"},
+    )
+    IDEMPOTENCY_MISMATCH = (
+        "idempotency-mismatch",
+        422,
+        "The idempotency key was used for another request",
+        "This Idempotency-Key was used for another request; use a new key.",
+    )
+    HEADERS_TOO_LARGE = (
+        "headers-too-large",
+        431,
+        "The request's head is too large",
+        "Send a shorter address and fewer or shorter headers.",
+    )
+    INTERNAL_ERROR = (
+        "internal-error",
+        500,
+        "Internal error",
+        "The fault is in the service; its log has the cause under this request's X-Request-ID.",
+    )
+    STORE_UNAVAILABLE = (
+        "store-unavailable",
+        503,
+        "Redis is unavailable",
+        "Redis cannot be reached; try again in a few seconds.",
+    )
+    NOT_READY = (
+        "not-ready",
+        503,
+        "The service is not ready",
+        "Missing: {missing}. `errors` says more about each.",
+        {"missing": "workers"},
+    )
+    OUT_OF_SPACE = (
+        "out-of-space",
+        507,
+        "The disk is full",
+        "There is not enough disk space; delete jobs or checkpoints, or try again later.",
+    )
+
+    # Only a failed job shows these: no response has their status.
+    UNUSABLE_CHECKPOINT = (
+        "unusable-checkpoint",
+        422,
+        "The checkpoint cannot be read",
+        "{reason} Store the checkpoint again and start a new job.",
+        {"reason": "The file model.safetensors changed while it was read."},
+    )
+    WORKER_TROUBLE = (
+        "worker-trouble",
+        500,
+        "The worker could not finish the job",
+        (
+            "All attempts failed, the last one with {error}. See the worker's log, fix the cause "
+            "(memory or disk, for example) and start the job again."
+        ),
+        {"error": "MemoryError"},
+    )
+    WORKER_LOST = (
+        "worker-lost",
+        500,
+        "The worker was lost",
+        (
+            "The worker of the last of {attempts} attempts died or its lease expired. It may lack "
+            "memory: give it more, or start the job again."
+        ),
+        {"attempts": 3},
+    )
+
+    status: int
+    title: str
+    detail: str
+    examples: Mapping[str, object]
+
+    def __new__(
+        cls, kind: str, status: int, title: str, detail: str, examples: Mapping[str, object] | None = None
+    ) -> Self:
+        """Make a member whose value is the last part of its type: `ProblemKind("too-large")` finds it."""
+        member = object.__new__(cls)
+        member._value_ = kind
+        member.status, member.title, member.detail = status, title, detail
+        member.examples = examples or {}
+        return member
+
+    @property
+    def placeholders(self) -> frozenset[str]:
+        """The names in the detail that `text` fills in."""
+        return frozenset(name for _, name, _, _ in Formatter().parse(self.detail) if name)
+
+    def text(self, **values: object) -> str:
+        """Fill in the detail, which needs exactly these values."""
+        assert values.keys() == self.placeholders, f"{self.value} needs {sorted(self.placeholders)}"
+        return self.detail.format(**values)
+
+    def problem(
+        self, detail: str, *, fault: str | None = None, errors: tuple[FieldProblem, ...] = ()
+    ) -> Problem:
+        """Build the document; `fault`, where a kind distinguishes several, ends the type."""
+        kind = f"{self.value}:{fault}" if fault else self.value
+        return Problem(
+            type=TYPE_PREFIX + kind, title=self.title, status=self.status, detail=detail, errors=errors
+        )
 
 
 def field_problems(errors: Iterable[Mapping[str, Any]]) -> tuple[FieldProblem, ...]:

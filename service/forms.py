@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from schemas.format.errors import CheckpointError
 from schemas.format.header import Header
 from schemas.format.index import FILE_NAME, INDEX_ENDING, ShardIndex, check_shards
+from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
 from service.dependencies import Services
-from service.errors import Kind, ProblemError
+from service.errors import ProblemError
 from service.json_body import parse_model
 from service.multipart import MultipartSink, Part, PartHead, TextPart
 from state.checkpoints import StoredCheckpoint
@@ -50,15 +51,15 @@ class SpecField:
     def required(self) -> CompressionSpec:
         if self._spec is None:
             raise ProblemError(
-                Kind.INVALID_MULTIPART,
+                ProblemKind.INVALID_MULTIPART,
                 "The part `spec` is missing; send the compression spec in it, as JSON.",
             )
         return self._spec
 
     def _parse(self, text: bytes) -> None:
         if self._spec is not None:
-            raise ProblemError(Kind.INVALID_MULTIPART, "The part `spec` came twice; send it once.")
-        self._spec = parse_model(CompressionSpec, text, kind=Kind.INVALID_SPEC, subject="spec")
+            raise ProblemError(ProblemKind.INVALID_MULTIPART, "The part `spec` came twice; send it once.")
+        self._spec = parse_model(CompressionSpec, text, kind=ProblemKind.INVALID_SPEC, subject="spec")
 
 
 class CheckpointForm:
@@ -81,7 +82,9 @@ class CheckpointForm:
         if head.name == "spec" and self._with_spec:
             return self._spec.part()
         names = "`checkpoint` and `spec`" if self._with_spec else "`checkpoint`"
-        raise ProblemError(Kind.INVALID_MULTIPART, f"A part has an unknown name; the parts are {names}.")
+        raise ProblemError(
+            ProblemKind.INVALID_MULTIPART, f"A part has an unknown name; the parts are {names}."
+        )
 
     def commit(self) -> FormContent:
         """Publish the files, if none is missing and all are consistent.
@@ -91,7 +94,8 @@ class CheckpointForm:
         """
         if not self._uploads:
             raise ProblemError(
-                Kind.INVALID_MULTIPART, "The part `checkpoint` is missing; send the safetensors file in it."
+                ProblemKind.INVALID_MULTIPART,
+                "The part `checkpoint` is missing; send the safetensors file in it.",
             )
         spec = self._spec.required() if self._with_spec else None
         stored = self._stored()
@@ -151,7 +155,7 @@ def begin_form(
 
 def check_file_name(name: str) -> str:
     if not FILE_NAME.fullmatch(name):
-        raise ProblemError(Kind.INVALID_REQUEST, FILE_NAME_RULE)
+        raise ProblemError(ProblemKind.INVALID_REQUEST, FILE_NAME_RULE)
     return name
 
 
@@ -159,11 +163,11 @@ def new_file_name(head: PartHead, known: Collection[str]) -> str:
     """Check the file name of a part, also against the files that came before it in the form."""
     if head.filename is None:
         raise ProblemError(
-            Kind.INVALID_MULTIPART, f"The part `{head.name}` must be a file; give it a file name."
+            ProblemKind.INVALID_MULTIPART, f"The part `{head.name}` must be a file; give it a file name."
         )
     name = check_file_name(head.filename)
     if name in known:
-        raise ProblemError(Kind.INVALID_MULTIPART, f"The file {name} came twice; send it once.")
+        raise ProblemError(ProblemKind.INVALID_MULTIPART, f"The file {name} came twice; send it once.")
     _check_one_index([*known, name])
     return name
 

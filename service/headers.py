@@ -3,7 +3,8 @@
 from starlette.requests import Request
 
 from schemas.digest import repr_digest
-from service.errors import Kind, ProblemError
+from schemas.problem import ProblemKind
+from service.errors import ProblemError
 
 
 def content_headers(sha256: str) -> dict[str, str]:
@@ -24,4 +25,4 @@ def require_json_accepted(request: Request) -> None:
     accepted = (part.partition(";") for part in request.headers.get("accept", "*/*").split(","))
     wanted = {kind.strip().lower() for kind, _, options in accepted if options.replace(" ", "") != "q=0"}
     if not wanted & {"application/json", "application/*", "*/*"}:
-        raise ProblemError(Kind.NOT_ACCEPTABLE)
+        raise ProblemError(ProblemKind.NOT_ACCEPTABLE)

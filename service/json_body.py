@@ -7,7 +7,8 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from service.errors import Kind, ProblemError
+from schemas.problem import ProblemKind
+from service.errors import ProblemError
 from service.problems import invalid_fields
 
 M = TypeVar("M", bound=BaseModel)
@@ -22,7 +23,8 @@ def require_json(request: Request) -> None:
     """Refuse a body whose Content-Type is not JSON."""
     kind = media_type(request)
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        raise ProblemError(Kind.UNSUPPORTED_MEDIA_TYPE)
+        media_types = "application/json or multipart/form-data"
+        raise ProblemError(ProblemKind.UNSUPPORTED_MEDIA_TYPE, values={"media_types": media_types})
 
 
 def parse_json(text: bytes) -> Any:
@@ -48,7 +50,7 @@ def parse_json(text: bytes) -> Any:
     return value
 
 
-def parse_model(model: type[M], text: bytes, *, kind: Kind, subject: str) -> M:
+def parse_model(model: type[M], text: bytes, *, kind: ProblemKind, subject: str) -> M:
     """Parse strictly and validate without conversions: "0.5" and true are not numbers."""
     parse_json(text)
     try:
@@ -59,7 +61,7 @@ def parse_model(model: type[M], text: bytes, *, kind: Kind, subject: str) -> M:
 
 
 def _invalid(detail: str) -> ProblemError:
-    return ProblemError(Kind.INVALID_JSON, detail)
+    return ProblemError(ProblemKind.INVALID_JSON, detail)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MAX_BOUNDARY_LENGTH, MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from service.errors import Kind, ProblemError
+from schemas.problem import ProblemKind
+from service.errors import ProblemError
 from service.json_body import media_type
 
 PLAIN_ENCODINGS = frozenset({b"", b"7bit", b"8bit", b"binary"})
@@ -57,12 +58,10 @@ def boundary_of(request: Request) -> bytes:
     kind, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data":
-        raise ProblemError(
-            Kind.UNSUPPORTED_MEDIA_TYPE, "Send multipart/form-data, and name it in Content-Type."
-        )
+        raise ProblemError(ProblemKind.UNSUPPORTED_MEDIA_TYPE, values={"media_types": "multipart/form-data"})
     if not 0 < len(boundary) <= MAX_BOUNDARY_LENGTH:
         raise ProblemError(
-            Kind.INVALID_MULTIPART,
+            ProblemKind.INVALID_MULTIPART,
             "Content-Type must give the boundary, of 1 to 256 characters; let your client write it.",
         )
     return boundary
@@ -96,13 +95,13 @@ class MultipartSink(Generic[T]):
         try:
             self._parser.write(block)
         except FormParserError:
-            raise ProblemError(Kind.INVALID_MULTIPART, MALFORMED) from None
+            raise ProblemError(ProblemKind.INVALID_MULTIPART, MALFORMED) from None
 
     def commit(self) -> T:
         """Commit the form, if the closing boundary has arrived."""
         if not self._complete:
             raise ProblemError(
-                Kind.INVALID_MULTIPART, "The body ends before its closing boundary; send all of it."
+                ProblemKind.INVALID_MULTIPART, "The body ends before its closing boundary; send all of it."
             )
         return self._form.commit()
 
@@ -112,7 +111,8 @@ class MultipartSink(Generic[T]):
     def _begin_part(self) -> None:
         if self._parts_left == 0:
             raise ProblemError(
-                Kind.INVALID_MULTIPART, "The body has too many parts; upload the files one by one with PUT."
+                ProblemKind.INVALID_MULTIPART,
+                "The body has too many parts; upload the files one by one with PUT.",
             )
         self._parts_left -= 1
         self._headers = {}
@@ -131,11 +131,13 @@ class MultipartSink(Generic[T]):
         kind, options = parse_options_header(self._headers.get(b"content-disposition", b"").decode("latin-1"))
         if kind != b"form-data" or b"name" not in options:
             raise ProblemError(
-                Kind.INVALID_MULTIPART, "Every part needs `Content-Disposition: form-data` with a name."
+                ProblemKind.INVALID_MULTIPART,
+                "Every part needs `Content-Disposition: form-data` with a name.",
             )
         if self._headers.get(b"content-transfer-encoding", b"").strip().lower() not in PLAIN_ENCODINGS:
             raise ProblemError(
-                Kind.INVALID_MULTIPART, "Send the parts as they are, without Content-Transfer-Encoding."
+                ProblemKind.INVALID_MULTIPART,
+                "Send the parts as they are, without Content-Transfer-Encoding.",
             )
         filename = options.get(b"filename")
         self._part = self._form.part(
@@ -169,7 +171,8 @@ class TextPart:
 
     def write(self, block: bytes | memoryview) -> None:
         if len(self._text) + len(block) > self._limit_bytes:
-            raise ProblemError(Kind.TOO_LARGE, f"{self._subject} may hold at most {self._limit_bytes} bytes.")
+            values = {"subject": self._subject, "limit_bytes": self._limit_bytes}
+            raise ProblemError(ProblemKind.TOO_LARGE, values=values)
         self._text += block
 
     def finish(self) -> None:

@@ -8,57 +8,37 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from schemas.job import JobRequest
-from schemas.problem import Problem
-from service.errors import Kind, ProblemError
-from state.errors import TooLarge
+from schemas.problem import Problem, ProblemKind
+from service.errors import HEADERS as PROBLEM_HEADERS
 
 REFERENCE = "#/components/schemas/{model}"
-ANY_OPERATION = (Kind.INVALID_HTTP, Kind.INTERNAL_ERROR)
+ANY_OPERATION = (ProblemKind.INVALID_HTTP, ProblemKind.INTERNAL_ERROR)
 
 Responses = dict[int | str, dict[str, Any]]
 
-# A code that follows the slug in the type, for the kinds that have one.
-CODE_EXAMPLES: Mapping[Kind, str] = {
-    Kind.INVALID_CHECKPOINT: "not-json",
-    Kind.INVALID_CALIBRATION: "gram-shape",
-}
-# Details as they may be sent; for other kinds the example is the detail in the table.
-DETAIL_EXAMPLES: Mapping[Kind, str] = {
-    Kind.REQUEST_TIMEOUT: "No data arrived for 60 s, so the upload was discarded; send it again.",
-    Kind.CHECKPOINT_INCOMPLETE: "Upload the missing files first: model-00002-of-00002.safetensors.",
-    Kind.NO_RESULT: "The job is running. Its result exists once it has succeeded; ask again later.",
-    Kind.TOO_LARGE: str(TooLarge(100 * 2**30)),
-    Kind.INVALID_REQUEST: (
-        "1 field of the request is not valid. Fix the fields listed in `errors` and resend."
-    ),
-    Kind.INVALID_JSON: "Invalid JSON at character 12 (line 1, column 13); correct it and resend.",
-    Kind.INVALID_MULTIPART: "The body ends before its closing boundary; send all of it.",
-    Kind.INVALID_SPEC: "1 field of the spec is not valid. Fix the fields listed in `errors` and resend.",
-    Kind.INVALID_CHECKPOINT: "The file is shorter than its header says; upload the whole file.",
-    Kind.INVALID_CALIBRATION: (
-        'The Gram matrix of "encoder.layer.0.output.dense" is [384, 384], but the layer has 1536 inputs, so '
-        "it must be [1536, 1536]. Calibrate again, with the model of this checkpoint."
-    ),
-    Kind.NOT_READY: "Missing: workers. `errors` says more about each.",
+# A fault that ends the type, for the kinds that have one.
+FAULT_EXAMPLES: Mapping[ProblemKind, str] = {
+    ProblemKind.INVALID_CHECKPOINT: "not-json",
+    ProblemKind.INVALID_CALIBRATION: "gram-shape",
 }
 
 
-def problem_responses(*kinds: Kind) -> Responses:
+def problem_responses(*kinds: ProblemKind) -> Responses:
     """Describe the problems of an operation, and those that any operation may meet, each with an example."""
-    by_status: defaultdict[int, list[Kind]] = defaultdict(list)
+    by_status: defaultdict[int, list[ProblemKind]] = defaultdict(list)
     for kind in (*kinds, *ANY_OPERATION):
         by_status[kind.status].append(kind)
     return {status: _response(found) for status, found in sorted(by_status.items())}
 
 
-def _response(kinds: list[Kind]) -> dict[str, Any]:
-    headers = {name for kind in kinds for name in kind.headers}
+def _response(kinds: list[ProblemKind]) -> dict[str, Any]:
+    headers = {name for kind in kinds for name in PROBLEM_HEADERS.get(kind, {})}
     described: dict[str, Any] = {
         "description": "; ".join(kind.title for kind in kinds) + ".",
         "content": {
             "application/problem+json": {
                 "schema": {"$ref": REFERENCE.format(model="Problem")},
-                "examples": {kind.slug: {"summary": kind.title, "value": _example(kind)} for kind in kinds},
+                "examples": {kind.value: {"summary": kind.title, "value": _example(kind)} for kind in kinds},
             }
         },
     }
@@ -67,9 +47,9 @@ def _response(kinds: list[Kind]) -> dict[str, Any]:
     return described
 
 
-def _example(kind: Kind) -> dict[str, Any]:
-    error = ProblemError(kind, DETAIL_EXAMPLES.get(kind), code=CODE_EXAMPLES.get(kind))
-    return error.problem().model_dump(mode="json")
+def _example(kind: ProblemKind) -> dict[str, Any]:
+    example = kind.problem(kind.text(**kind.examples), fault=FAULT_EXAMPLES.get(kind))
+    return example.model_dump(mode="json")
 
 
 def _header(description: str, example: object, kind: str = "string") -> dict[str, Any]:

@@ -14,9 +14,10 @@ from schemas.format.files import CheckpointFiles
 from schemas.format.header import Header
 from schemas.format.header_stream import MAX_HEADER_BYTES, HeaderParser
 from schemas.format.index import INDEX_ENDING, MAX_INDEX_BYTES, ShardIndex
+from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
 from service.dependencies import Services
-from service.errors import Kind, ProblemError
+from service.errors import ProblemError
 from service.forms import SpecField, check_consistent, new_file_name
 from service.multipart import MultipartSink, Part, PartHead, TextPart
 from service.submission import missing_from_upload
@@ -93,7 +94,8 @@ class PlanForm:
             return self._spec.part()
         if head.name != "header":
             raise ProblemError(
-                Kind.INVALID_MULTIPART, "A part has an unknown name; the parts are `header` and `spec`."
+                ProblemKind.INVALID_MULTIPART,
+                "A part has an unknown name; the parts are `header` and `spec`.",
             )
         if head.filename == CONFIG_NAME:
             return TextPart(subject=CONFIG_NAME, limit_bytes=MAX_CONFIG_BYTES, receive=self._keep_config)
@@ -106,7 +108,7 @@ class PlanForm:
         """Return the content, if no file is missing and all are consistent."""
         if not self._files:
             raise ProblemError(
-                Kind.INVALID_MULTIPART,
+                ProblemKind.INVALID_MULTIPART,
                 "The part `header` is missing; send the first 8 + N bytes of the safetensors file in it, "
                 "N being the length of its header.",
             )
@@ -118,7 +120,7 @@ class PlanForm:
         if missing := tuple(islice(missing_files(sent, index), MISSING_SHOWN)):
             unrelated = tuple(headers) if missing == (AN_INDEX,) else ()
             detail = missing_from_upload(missing, unrelated=unrelated)
-            raise ProblemError(Kind.INVALID_CHECKPOINT, detail, code="missing-files")
+            raise ProblemError(ProblemKind.INVALID_CHECKPOINT, detail, fault="missing-files")
         return PlanContent(CheckpointFiles(headers, index), spec)
 
     def abort(self) -> None:
@@ -127,7 +129,9 @@ class PlanForm:
     def _keep_config(self, text: bytes) -> None:
         # The model's config.json has no effect on a plan yet.
         if self._config is not None:
-            raise ProblemError(Kind.INVALID_MULTIPART, f"The file {CONFIG_NAME} came twice; send it once.")
+            raise ProblemError(
+                ProblemKind.INVALID_MULTIPART, f"The file {CONFIG_NAME} came twice; send it once."
+            )
         self._config = text
 
 

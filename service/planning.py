@@ -12,10 +12,10 @@ from schemas.planning.budget import check_budget, resolve_ranks
 from schemas.planning.calibration import GRAM, CalibrationError
 from schemas.planning.layer import Plan
 from schemas.planning.planner import make_plan
-from schemas.problem import SpecError
+from schemas.problem import FieldProblem, ProblemKind, SpecError
 from schemas.spec import CompressionSpec, RankRule
 from service.dependencies import Services
-from service.errors import Kind, ProblemError
+from service.errors import ProblemError
 from state.cache import DecompositionKey
 from state.checkpoints import StoredCheckpoint
 from state.errors import CheckpointNotFound
@@ -34,14 +34,13 @@ def find_calibration(services: Services, spec: CompressionSpec, *, pointer: str)
     try:
         stored = services.checkpoints.get(name)
     except CheckpointNotFound as error:
-        detail = (
-            f"No checkpoint has the id {name} that `calibration` names; "
-            f"upload the Gram matrices with PUT /v1/checkpoints/{name}/grams.safetensors."
-        )
-        raise ProblemError(Kind.CHECKPOINT_NOT_FOUND, detail, pointer=field) from error
+        hint = f"Upload the Gram matrices with PUT /v1/checkpoints/{name}/grams.safetensors."
+        named = (FieldProblem(pointer=field, detail=hint),)
+        raise ProblemError(ProblemKind.CHECKPOINT_NOT_FOUND, errors=named) from error
     if not stored.complete:
-        detail = f"The calibration {name} lacks files: {', '.join(stored.missing)}. Upload them first."
-        raise ProblemError(Kind.CHECKPOINT_INCOMPLETE, detail, pointer=field)
+        raise ProblemError(
+            ProblemKind.CHECKPOINT_INCOMPLETE, values={"missing": ", ".join(stored.missing)}, pointer=field
+        )
     return stored
 
 
@@ -53,7 +52,7 @@ def make_bounded_plan(
     patterns = sum(map(len, (spec.include, spec.exclude, spec.overrides, spec.transposed)))
     if patterns * len(tensors) > MAX_MATCHES:
         raise ProblemError(
-            Kind.INVALID_SPEC,
+            ProblemKind.INVALID_SPEC,
             f"{patterns} patterns for {len(tensors)} tensors are too many; "
             "use fewer patterns that match more layers each.",
         )
@@ -87,10 +86,10 @@ def _spec_errors(pointer: str) -> Iterator[None]:
     try:
         yield
     except SpecError as error:
-        raise ProblemError(Kind.INVALID_SPEC, error.detail, pointer=pointer + error.pointer) from error
+        raise ProblemError(ProblemKind.INVALID_SPEC, error.detail, pointer=pointer + error.pointer) from error
     except CalibrationError as error:
         raise ProblemError(
-            Kind.INVALID_CALIBRATION, error.detail, code=error.code, pointer=f"{pointer}/calibration"
+            ProblemKind.INVALID_CALIBRATION, error.detail, fault=error.code, pointer=f"{pointer}/calibration"
         ) from error
 
 

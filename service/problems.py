@@ -12,8 +12,8 @@ from starlette.routing import Match
 
 from schemas.digest import DigestError
 from schemas.format.errors import CheckpointError
-from schemas.problem import field_problems
-from service.errors import KIND_BY_SLUG, Kind, ProblemError
+from schemas.problem import ProblemKind, field_problems
+from service.errors import ProblemError
 from state.errors import StateError
 from state.files import DISK_FULL
 
@@ -33,7 +33,7 @@ class ProblemResponse(JSONResponse):
         super().__init__(error.problem().model_dump(mode="json"), error.kind.status, headers=error.headers)
 
 
-def invalid_fields(kind: Kind, found: list[Mapping[str, Any]], subject: str) -> ProblemError:
+def invalid_fields(kind: ProblemKind, found: list[Mapping[str, Any]], subject: str) -> ProblemError:
     """List the fields that pydantic found invalid, without their values."""
     count = f"1 field of the {subject} is" if len(found) == 1 else f"{len(found)} fields of the {subject} are"
     first = f" The first {MAX_FIELD_PROBLEMS} are listed." if len(found) > MAX_FIELD_PROBLEMS else ""
@@ -43,35 +43,36 @@ def invalid_fields(kind: Kind, found: list[Mapping[str, Any]], subject: str) -> 
 
 def _from_http_exception(error: HTTPException) -> ProblemError:
     kinds = {
-        404: Kind.NOT_FOUND,
-        405: Kind.METHOD_NOT_ALLOWED,
-        413: Kind.TOO_LARGE,
-        415: Kind.UNSUPPORTED_MEDIA_TYPE,
+        404: ProblemKind.NOT_FOUND,
+        405: ProblemKind.METHOD_NOT_ALLOWED,
     }
-    return ProblemError(kinds.get(error.status_code, Kind.INVALID_REQUEST), headers=error.headers)
+    if kind := kinds.get(error.status_code):
+        return ProblemError(kind, headers=error.headers)
+    reason = "The request breaks a rule of this address; /docs lists the rules."
+    return ProblemError(ProblemKind.INVALID_REQUEST, reason, headers=error.headers)
 
 
 def _from_validation_error(error: RequestValidationError) -> ProblemError:
-    return invalid_fields(Kind.INVALID_REQUEST, list(error.errors()), "request")
+    return invalid_fields(ProblemKind.INVALID_REQUEST, list(error.errors()), "request")
 
 
 def _from_checkpoint_error(error: CheckpointError) -> ProblemError:
-    return ProblemError(Kind.INVALID_CHECKPOINT, error.detail, code=error.code, pointer=error.pointer)
+    return ProblemError(ProblemKind.INVALID_CHECKPOINT, error.detail, fault=error.code, pointer=error.pointer)
 
 
 def _from_digest_error(error: DigestError) -> ProblemError:
-    return ProblemError(Kind.INVALID_REQUEST, str(error))
+    return ProblemError(ProblemKind.INVALID_REQUEST, str(error))
 
 
 def _from_state_error(error: StateError) -> ProblemError:
-    return ProblemError(KIND_BY_SLUG[error.slug], str(error))
+    return ProblemError(error.kind, values=error.values)
 
 
 def _from_os_error(error: OSError) -> ProblemError:
     if error.errno in DISK_FULL:
-        return ProblemError(Kind.OUT_OF_SPACE)
+        return ProblemError(ProblemKind.OUT_OF_SPACE)
     log.error("the file system failed", exc_info=error)
-    return ProblemError(Kind.INTERNAL_ERROR)
+    return ProblemError(ProblemKind.INTERNAL_ERROR)
 
 
 CONVERTERS: dict[type[Exception], Callable[[Any], ProblemError]] = {
@@ -89,13 +90,13 @@ def to_problem(error: Exception) -> ProblemError:
     if isinstance(error, ProblemError):
         return error
     convert = next((CONVERTERS[base] for base in type(error).__mro__ if base in CONVERTERS), None)
-    return convert(error) if convert else ProblemError(Kind.INTERNAL_ERROR)
+    return convert(error) if convert else ProblemError(ProblemKind.INTERNAL_ERROR)
 
 
 async def handle_exception(request: Request, error: Exception) -> Response:
     converted = to_problem(error)
     response = ProblemResponse(converted)
-    if converted.kind is Kind.METHOD_NOT_ALLOWED:
+    if converted.kind is ProblemKind.METHOD_NOT_ALLOWED:
         response.headers["Allow"] = ", ".join(_allowed_methods(request))
     # An exception that no one expected is answered outside the middleware that sets this header.
     if request_id := request.scope.get("state", {}).get("request_id"):

@@ -8,20 +8,15 @@ from pathlib import Path
 
 from starlette.responses import FileResponse, MalformedRangeHeader, RangeNotSatisfiable, Response
 
+from schemas.problem import ProblemKind
 from schemas.report import REPORT_NAME, Report
 from service.dependencies import Services
-from service.errors import Kind, ProblemError
+from service.errors import ProblemError
 from service.headers import content_headers, etag_matches
 from state.data_dir import DataDir
 from state.errors import JobNotFound
 from state.records import JobRecord
 
-NO_RESULT_DETAIL = {
-    "queued": "The job is queued. Its result exists once it has succeeded; ask again later.",
-    "running": "The job is running. Its result exists once it has succeeded; ask again later.",
-    "failed": "The job has failed, so it has no result; the job's `error` says why.",
-    "canceled": "The job was canceled, so it has no result; create a new one.",
-}
 MEDIA_TYPES = {".json": "application/json", ".safetensors": "application/octet-stream"}
 
 
@@ -47,15 +42,15 @@ class Download(FileResponse):
             return []  # RFC 9110, 14.2: a malformed range is ignored.
         except RangeNotSatisfiable as refused:
             headers = {"Content-Range": f"bytes */{refused.max_size}"}
-            raise ProblemError(Kind.RANGE_NOT_SATISFIABLE, headers=headers) from None
+            raise ProblemError(ProblemKind.RANGE_NOT_SATISFIABLE, headers=headers) from None
 
 
 def succeeded_job(services: Services, job_id: str) -> JobRecord:
     """Return the record of a job that has a result."""
     record = services.jobs.get(job_id)
-    if record.state in NO_RESULT_DETAIL:
+    if record.state != "succeeded":
         headers = {"Retry-After": "2"} if record.state in {"queued", "running"} else {}
-        raise ProblemError(Kind.NO_RESULT, NO_RESULT_DETAIL[record.state], headers=headers)
+        raise ProblemError(ProblemKind.NO_RESULT, values={"state": record.state}, headers=headers)
     return record
 
 
@@ -66,7 +61,7 @@ def result_file(services: Services, record: JobRecord, name: str) -> ResultFile:
     try:
         sha256 = _digests(directory).get(name)
         if sha256 is None:
-            raise ProblemError(Kind.FILE_NOT_FOUND)
+            raise ProblemError(ProblemKind.FILE_NOT_FOUND)
         return ResultFile(directory / name, sha256, (directory / name).stat())
     except FileNotFoundError:
         # A result is only ever deleted with its job, so the job was deleted after its record was read.

@@ -12,8 +12,9 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from schemas.problem import ProblemKind
 from service.app import create_app
-from service.errors import Kind, ProblemError
+from service.errors import ProblemError
 from service.middleware import WithRequestId
 from service.settings import Settings
 
@@ -48,7 +49,7 @@ class EckartProtocol(HttpToolsProtocol):
         super().data_received(data)
         self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse(ProblemError(Kind.HEADERS_TOO_LARGE))
+            self._refuse(ProblemError(ProblemKind.HEADERS_TOO_LARGE))
 
     def on_message_begin(self) -> None:
         self._end_head()
@@ -67,7 +68,7 @@ class EckartProtocol(HttpToolsProtocol):
 
     def send_400_response(self, _msg: str) -> None:
         """Answer what the parser could not parse."""
-        self._refuse(ProblemError(Kind.INVALID_HTTP))
+        self._refuse(ProblemError(ProblemKind.INVALID_HTTP))
 
     def _begin_head(self) -> None:
         self._in_head = True

@@ -9,9 +9,10 @@ from schemas.format.errors import listed
 from schemas.format.files import CheckpointFiles
 from schemas.job import NO_PROGRESS, JobRequest
 from schemas.planning.layer import Plan
+from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
 from service.dependencies import Services
-from service.errors import Kind, ProblemError
+from service.errors import ProblemError
 from service.forms import FormContent
 from service.planning import SPEC_IN_FORM, SPEC_IN_JSON, find_calibration, make_bounded_plan
 from state.checkpoints import StoredCheckpoint
@@ -40,7 +41,7 @@ def submit_form(services: Services, content: FormContent, key: str | None) -> Jo
         stored = services.checkpoints.get(content.checkpoint_id)
         if not stored.complete:
             detail = missing_from_upload(stored.missing, unrelated=stored.unrelated)
-            raise ProblemError(Kind.INVALID_CHECKPOINT, detail, code="missing-files")
+            raise ProblemError(ProblemKind.INVALID_CHECKPOINT, detail, fault="missing-files")
         digests = sorted((file.name, file.sha256) for file in stored.files)
         calibration = find_calibration(services, content.spec, pointer=SPEC_IN_FORM)
         idempotency = _idempotency(key, content.spec, digests, calibration)
@@ -76,17 +77,12 @@ def complete_checkpoint(services: Services, checkpoint_id: str) -> StoredCheckpo
     """Return a stored checkpoint, which must have all its files."""
     stored = services.checkpoints.get(checkpoint_id)
     if not stored.complete:
-        raise ProblemError(Kind.CHECKPOINT_INCOMPLETE, _missing_from_store(stored))
+        raise ProblemError(ProblemKind.CHECKPOINT_INCOMPLETE, values={"missing": _what_is_missing(stored)})
     return stored
 
 
-def _missing_from_store(stored: StoredCheckpoint) -> str:
-    if stored.unrelated:
-        return (
-            f"It holds {_join(stored.unrelated)} but no index: "
-            "upload their index, or store each file under an id of its own."
-        )
-    return f"Upload the missing files first: {', '.join(stored.missing)}."
+def _what_is_missing(stored: StoredCheckpoint) -> str:
+    return f"the index of {_join(stored.unrelated)}" if stored.unrelated else ", ".join(stored.missing)
 
 
 def missing_from_upload(missing: tuple[str, ...], *, unrelated: tuple[str, ...]) -> str:

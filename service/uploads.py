@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect, Request
 
-from service.errors import Kind, ProblemError
+from schemas.problem import ProblemKind
+from service.errors import ProblemError
 from state.cache import DecompositionCache
 from state.errors import OutOfSpace, TooLarge
 
@@ -65,13 +66,11 @@ class DiskSpace:
 def check_declared_size(request: Request, *, limit_bytes: int) -> int | None:
     """Check the headers that describe the body; return its size, or None where Content-Length is absent."""
     if request.headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}:
-        raise ProblemError(Kind.ENCODED_BODY)
+        raise ProblemError(ProblemKind.ENCODED_BODY)
     if request.headers.get("transfer-encoding", "chunked").strip().lower() != "chunked":
-        raise ProblemError(
-            Kind.ENCODED_BODY, "Send the bytes as they are; the only Transfer-Encoding supported is chunked."
-        )
+        raise ProblemError(ProblemKind.ENCODED_BODY)
     if "content-range" in request.headers:
-        raise ProblemError(Kind.PARTIAL_BODY)
+        raise ProblemError(ProblemKind.PARTIAL_BODY)
     length = request.headers.get("content-length")
     nbytes = None if length is None else int(length)
     if nbytes is not None and nbytes > limit_bytes:
@@ -145,10 +144,7 @@ class Body:
         log.info("%s broke off its upload to %s after %d bytes", client, quote(self._path), self._seen_bytes)
 
     def _timed_out(self) -> ProblemError:
-        return ProblemError(
-            Kind.REQUEST_TIMEOUT,
-            f"No data arrived for {self._idle_timeout_s:g} s, so the upload was discarded; send it again.",
-        )
+        return ProblemError(ProblemKind.REQUEST_TIMEOUT, values={"idle_s": f"{self._idle_timeout_s:g}"})
 
 
 class Writer(Generic[T]):

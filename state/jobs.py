@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import redis
 
 from schemas.job import JobState, Progress
-from schemas.problem import Problem, problem
+from schemas.problem import Problem, ProblemKind
 from schemas.report import Totals
 from state.checkpoints import has_files
 from state.data_dir import DataDir
@@ -277,11 +277,6 @@ def _present(record: JobRecord | None) -> JobRecord:
 
 
 def worker_lost(attempts: int) -> str:
-    """Return the problem of a job whose workers all vanished, as JSON."""
-    return problem(
-        "worker-lost",
-        "The worker was lost",
-        500,
-        f"Each of the {attempts} attempts ended without a word from its worker, which may lack memory; "
-        "give it more, or send the job again.",
-    ).model_dump_json()
+    """Return the problem of a job whose last attempt lost its worker, as JSON."""
+    kind = ProblemKind.WORKER_LOST
+    return kind.problem(kind.text(attempts=attempts)).model_dump_json()

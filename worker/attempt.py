@@ -10,7 +10,7 @@ from typing import TypeVar
 from schemas.format.errors import CheckpointError
 from schemas.job import TERMINAL, Progress
 from schemas.planning.calibration import CalibrationError
-from schemas.problem import FieldProblem, Problem, SpecError, problem
+from schemas.problem import FieldProblem, Problem, ProblemKind, SpecError
 from schemas.report import Report
 from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore, StoredCheckpoint
@@ -176,25 +176,15 @@ def _input_problem(error: CheckpointError | CheckpointNotFound | SpecError) -> P
     if isinstance(error, SpecError):
         # Headers could not show it: a weight with NaN stays dense, for example, so the budget is too small.
         field = FieldProblem(pointer="/spec" + error.pointer, detail=error.detail)
-        return problem("invalid-spec", "The spec is not valid", 422, error.detail, errors=(field,))
+        return ProblemKind.INVALID_SPEC.problem(error.detail, errors=(field,))
     if isinstance(error, CalibrationError):
         detail = f"{error} Store a calibration that fits, and start a new job."
         field = FieldProblem(pointer="/spec/calibration", detail=detail)
-        kind = f"invalid-calibration:{error.code}"
-        return problem(kind, "The calibration does not fit", 422, detail, errors=(field,))
-    return problem(
-        "unusable-checkpoint",
-        "The checkpoint cannot be read",
-        422,
-        f"{error} Store the checkpoint again and start a new job.",
-    )
+        return ProblemKind.INVALID_CALIBRATION.problem(detail, fault=error.code, errors=(field,))
+    kind = ProblemKind.UNUSABLE_CHECKPOINT
+    return kind.problem(kind.text(reason=str(error)))
 
 
 def _worker_problem(error: Exception) -> Problem:
-    return problem(
-        "worker-trouble",
-        "The worker could not finish the job",
-        500,
-        f"All attempts failed, the last one with {type(error).__name__}. "
-        "See the worker's log, fix the cause (memory or disk, for example) and start the job again.",
-    )
+    kind = ProblemKind.WORKER_TROUBLE
+    return kind.problem(kind.text(error=type(error).__name__))

@@ -10,9 +10,9 @@ from schemas.checkpoint import Checkpoint, FileInfo
 from schemas.digest import parse_repr_digest
 from schemas.format.metadata import factored_names
 from schemas.planning.documents import checkpoint_document
+from schemas.problem import ProblemKind
 from service import submission
 from service.dependencies import CheckpointId, FileName, IncomingDep, NewCheckpointId, ReprDigest, ServicesDep
-from service.errors import Kind
 from service.forms import begin_file, begin_form
 from service.headers import content_headers
 from service.multipart import boundary_of
@@ -22,14 +22,14 @@ from state.checkpoints import StoredCheckpoint
 router = APIRouter(prefix="/v1/checkpoints", tags=["checkpoints"])
 
 UPLOAD_PROBLEMS = (
-    Kind.REQUEST_TIMEOUT,
-    Kind.CONTENT_CONFLICT,
-    Kind.TOO_LARGE,
-    Kind.ENCODED_BODY,
-    Kind.INVALID_REQUEST,
-    Kind.INVALID_CHECKPOINT,
-    Kind.PARTIAL_BODY,
-    Kind.OUT_OF_SPACE,
+    ProblemKind.REQUEST_TIMEOUT,
+    ProblemKind.CONTENT_CONFLICT,
+    ProblemKind.TOO_LARGE,
+    ProblemKind.ENCODED_BODY,
+    ProblemKind.INVALID_REQUEST,
+    ProblemKind.INVALID_CHECKPOINT,
+    ProblemKind.PARTIAL_BODY,
+    ProblemKind.OUT_OF_SPACE,
 )
 
 
@@ -38,7 +38,7 @@ UPLOAD_PROBLEMS = (
     status_code=201,
     summary="Store one file of a checkpoint",
     response_model=FileInfo,
-    responses=problem_responses(*UPLOAD_PROBLEMS, Kind.DIGEST_MISMATCH)
+    responses=problem_responses(*UPLOAD_PROBLEMS, ProblemKind.DIGEST_MISMATCH)
     | {
         200: {"model": FileInfo, **described("ETag", "Repr-Digest", description="The same bytes again.")},
         201: described("ETag", "Repr-Digest", description="Stored."),
@@ -74,7 +74,9 @@ async def put_file(
     status_code=201,
     summary="Store several files of a checkpoint at once",
     response_model=Checkpoint,
-    responses=problem_responses(*UPLOAD_PROBLEMS, Kind.UNSUPPORTED_MEDIA_TYPE, Kind.INVALID_MULTIPART)
+    responses=problem_responses(
+        *UPLOAD_PROBLEMS, ProblemKind.UNSUPPORTED_MEDIA_TYPE, ProblemKind.INVALID_MULTIPART
+    )
     | {200: {"model": Checkpoint, "description": "The same bytes again."}},
     openapi_extra=FILES_BODY,
 )
@@ -92,7 +94,7 @@ async def post_files(body: IncomingDep, services: ServicesDep, checkpoint_id: Ne
 @router.get(
     "/{checkpoint_id}",
     summary="Show a checkpoint's files and tensors",
-    responses=problem_responses(Kind.CHECKPOINT_NOT_FOUND),
+    responses=problem_responses(ProblemKind.CHECKPOINT_NOT_FOUND),
 )
 def get_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> Checkpoint:
     """Show the stored files, the missing ones, and which tensors would be factored."""
@@ -103,7 +105,9 @@ def get_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> Checkp
     "/{checkpoint_id}",
     status_code=204,
     summary="Delete a checkpoint",
-    responses=problem_responses(Kind.CHECKPOINT_NOT_FOUND, Kind.CHECKPOINT_IN_USE, Kind.STORE_UNAVAILABLE),
+    responses=problem_responses(
+        ProblemKind.CHECKPOINT_NOT_FOUND, ProblemKind.CHECKPOINT_IN_USE, ProblemKind.STORE_UNAVAILABLE
+    ),
 )
 def delete_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> None:
     """Delete all its files, unless a job needs them."""

@@ -8,9 +8,9 @@ from pydantic import Field
 from starlette.responses import RedirectResponse, Response
 
 from schemas.base import Output
-from schemas.problem import FieldProblem
+from schemas.problem import FieldProblem, ProblemKind
 from service.dependencies import Services, ServicesDep
-from service.errors import Kind, ProblemError
+from service.errors import ProblemError
 from service.openapi import problem_responses
 from state.errors import OutOfSpace, StoreUnavailable
 
@@ -35,15 +35,15 @@ async def livez() -> HealthDocument:
 
 @router.head("/readyz", include_in_schema=False)
 @router.get(
-    "/readyz", summary="Readiness: jobs can be accepted and done", responses=problem_responses(Kind.NOT_READY)
+    "/readyz",
+    summary="Readiness: jobs can be accepted and done",
+    responses=problem_responses(ProblemKind.NOT_READY),
 )
 def readyz(services: ServicesDep) -> HealthDocument:
     """Check Redis, the workers and the disk, and list what is missing."""
     if missing := _missing(services):
         names = ", ".join(part.pointer.removeprefix("/") for part in missing)
-        raise ProblemError(
-            Kind.NOT_READY, f"Missing: {names}. `errors` says more about each.", errors=missing
-        )
+        raise ProblemError(ProblemKind.NOT_READY, values={"missing": names}, errors=missing)
     return OK
 
 

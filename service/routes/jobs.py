@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from schemas.job import Job, JobList, JobRequest
+from schemas.problem import ProblemKind
 from service import submission
 from service.dependencies import (
     Cursor,
@@ -22,7 +23,6 @@ from service.dependencies import (
     StateFilter,
     Wait,
 )
-from service.errors import Kind
 from service.forms import begin_form
 from service.job_status import job_list, job_response, wait_for_change
 from service.json_body import parse_model
@@ -36,16 +36,16 @@ from state.records import JobView
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 SUBMIT_PROBLEMS = (
-    Kind.CHECKPOINT_NOT_FOUND,
-    Kind.CHECKPOINT_INCOMPLETE,
-    Kind.CHECKPOINT_GONE,
-    Kind.UNSUPPORTED_MEDIA_TYPE,
-    Kind.INVALID_JSON,
-    Kind.INVALID_SPEC,
-    Kind.INVALID_CALIBRATION,
-    Kind.INVALID_MULTIPART,
-    Kind.IDEMPOTENCY_MISMATCH,
-    Kind.STORE_UNAVAILABLE,
+    ProblemKind.CHECKPOINT_NOT_FOUND,
+    ProblemKind.CHECKPOINT_INCOMPLETE,
+    ProblemKind.CHECKPOINT_GONE,
+    ProblemKind.UNSUPPORTED_MEDIA_TYPE,
+    ProblemKind.INVALID_JSON,
+    ProblemKind.INVALID_SPEC,
+    ProblemKind.INVALID_CALIBRATION,
+    ProblemKind.INVALID_MULTIPART,
+    ProblemKind.IDEMPOTENCY_MISMATCH,
+    ProblemKind.STORE_UNAVAILABLE,
 )
 
 
@@ -79,14 +79,16 @@ async def _submit_form(body: Incoming, services: Services, key: str | None) -> J
 
 
 async def _submit_json(body: Incoming, services: Services, key: str | None) -> JobView:
-    job_request = parse_model(JobRequest, await body.json_text(), kind=Kind.INVALID_SPEC, subject="request")
+    job_request = parse_model(
+        JobRequest, await body.json_text(), kind=ProblemKind.INVALID_SPEC, subject="request"
+    )
     return await run_in_threadpool(submit_stored, services, job_request, key)
 
 
 @router.get(
     "",
     summary="List jobs, newest first",
-    responses=problem_responses(Kind.INVALID_REQUEST, Kind.STORE_UNAVAILABLE),
+    responses=problem_responses(ProblemKind.INVALID_REQUEST, ProblemKind.STORE_UNAVAILABLE),
 )
 def list_jobs(
     services: ServicesDep, state: StateFilter = None, limit: Limit = 50, cursor: Cursor = None
@@ -100,7 +102,9 @@ def list_jobs(
     "/{job_id}",
     summary="Show a job, at once or when its state changes",
     response_model=Job,
-    responses=problem_responses(Kind.JOB_NOT_FOUND, Kind.INVALID_REQUEST, Kind.STORE_UNAVAILABLE)
+    responses=problem_responses(
+        ProblemKind.JOB_NOT_FOUND, ProblemKind.INVALID_REQUEST, ProblemKind.STORE_UNAVAILABLE
+    )
     | {
         200: described("ETag", "Retry-After", description="The job; Retry-After until it has ended."),
         304: described("ETag", "Retry-After", description="Nothing has changed since that ETag."),
@@ -118,7 +122,7 @@ async def get_job(
     "/{job_id}/cancel",
     summary="Cancel a job",
     response_model=Job,
-    responses=problem_responses(Kind.JOB_NOT_FOUND, Kind.STORE_UNAVAILABLE),
+    responses=problem_responses(ProblemKind.JOB_NOT_FOUND, ProblemKind.STORE_UNAVAILABLE),
 )
 def cancel_job(services: ServicesDep, job_id: JobId) -> Response:
     """Cancel the job unless it has ended; a finished job stays as it is."""
@@ -130,7 +134,7 @@ def cancel_job(services: ServicesDep, job_id: JobId) -> Response:
     "/{job_id}",
     status_code=204,
     summary="Delete a job and its files",
-    responses=problem_responses(Kind.JOB_NOT_FOUND, Kind.STORE_UNAVAILABLE),
+    responses=problem_responses(ProblemKind.JOB_NOT_FOUND, ProblemKind.STORE_UNAVAILABLE),
 )
 def delete_job(services: ServicesDep, job_id: JobId) -> None:
     """Cancel the job if it has not ended, and delete its files.

@@ -8,8 +8,8 @@ from starlette.concurrency import run_in_threadpool
 from schemas.job import JobRequest
 from schemas.plan import PlanDocument
 from schemas.planning.documents import plan_document
+from schemas.problem import ProblemKind
 from service.dependencies import IncomingDep, Services, ServicesDep
-from service.errors import Kind
 from service.json_body import parse_model
 from service.multipart import boundary_of, is_multipart
 from service.openapi import PLAN_BODY, problem_responses
@@ -30,18 +30,18 @@ router = APIRouter(prefix="/v1/plans", tags=["plans"])
     "",
     summary="Plan a job: what it would do to each layer",
     responses=problem_responses(
-        Kind.CHECKPOINT_NOT_FOUND,
-        Kind.REQUEST_TIMEOUT,
-        Kind.CHECKPOINT_INCOMPLETE,
-        Kind.TOO_LARGE,
-        Kind.UNSUPPORTED_MEDIA_TYPE,
-        Kind.ENCODED_BODY,
-        Kind.INVALID_JSON,
-        Kind.INVALID_SPEC,
-        Kind.INVALID_CALIBRATION,
-        Kind.INVALID_MULTIPART,
-        Kind.INVALID_CHECKPOINT,
-        Kind.INVALID_REQUEST,
+        ProblemKind.CHECKPOINT_NOT_FOUND,
+        ProblemKind.REQUEST_TIMEOUT,
+        ProblemKind.CHECKPOINT_INCOMPLETE,
+        ProblemKind.TOO_LARGE,
+        ProblemKind.UNSUPPORTED_MEDIA_TYPE,
+        ProblemKind.ENCODED_BODY,
+        ProblemKind.INVALID_JSON,
+        ProblemKind.INVALID_SPEC,
+        ProblemKind.INVALID_CALIBRATION,
+        ProblemKind.INVALID_MULTIPART,
+        ProblemKind.INVALID_CHECKPOINT,
+        ProblemKind.INVALID_REQUEST,
     ),
     openapi_extra=PLAN_BODY,
 )
@@ -51,7 +51,9 @@ async def plan_job(body: IncomingDep, services: ServicesDep) -> PlanDocument:
         begin = partial(begin_plan_form, services, boundary_of(body.request))
         content = await body.collect(begin, limit_bytes=plan_form_limit_bytes(services))
         return await run_in_threadpool(_plan_form, services, content)
-    request = parse_model(JobRequest, await body.json_text(), kind=Kind.INVALID_SPEC, subject="request")
+    request = parse_model(
+        JobRequest, await body.json_text(), kind=ProblemKind.INVALID_SPEC, subject="request"
+    )
     return await run_in_threadpool(_plan_stored, services, request)
 
 

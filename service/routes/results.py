@@ -3,9 +3,10 @@
 from fastapi import APIRouter, Response
 from starlette.requests import Request
 
+from schemas.problem import ProblemKind
 from schemas.report import REPORT_NAME, Report
 from service.dependencies import IfNoneMatch, JobId, ResultName, ServicesDep
-from service.errors import Kind, ProblemError
+from service.errors import ProblemError
 from service.headers import require_json_accepted
 from service.openapi import BINARY, RANGE_PARAMETER, Responses, described, problem_responses
 from service.results import download, result_file, succeeded_job
@@ -19,7 +20,7 @@ FILE_ANSWERS: Responses = {
     206: {"content": FILE, **described(*DOWNLOAD, "Content-Range", description="The requested bytes.")},
     304: described(*DOWNLOAD, description="The client has it."),
 }
-RESULT_PROBLEMS = (Kind.JOB_NOT_FOUND, Kind.NO_RESULT, Kind.STORE_UNAVAILABLE)
+RESULT_PROBLEMS = (ProblemKind.JOB_NOT_FOUND, ProblemKind.NO_RESULT, ProblemKind.STORE_UNAVAILABLE)
 
 
 @router.head("/report", include_in_schema=False)
@@ -27,7 +28,9 @@ RESULT_PROBLEMS = (Kind.JOB_NOT_FOUND, Kind.NO_RESULT, Kind.STORE_UNAVAILABLE)
     "/report",
     summary="Show the job's report",
     response_model=Report,
-    responses=problem_responses(*RESULT_PROBLEMS, Kind.NOT_ACCEPTABLE, Kind.RANGE_NOT_SATISFIABLE)
+    responses=problem_responses(
+        *RESULT_PROBLEMS, ProblemKind.NOT_ACCEPTABLE, ProblemKind.RANGE_NOT_SATISFIABLE
+    )
     | {
         200: described(*DOWNLOAD, description="The report."),
         206: described(*DOWNLOAD, "Content-Range", description="The requested bytes."),
@@ -49,7 +52,9 @@ def get_report(
     "/checkpoint",
     summary="Download the compressed checkpoint, if it is one file",
     response_class=Response,
-    responses=problem_responses(*RESULT_PROBLEMS, Kind.SHARDED_RESULT, Kind.RANGE_NOT_SATISFIABLE)
+    responses=problem_responses(
+        *RESULT_PROBLEMS, ProblemKind.SHARDED_RESULT, ProblemKind.RANGE_NOT_SATISFIABLE
+    )
     | FILE_ANSWERS,
     openapi_extra=RANGE_PARAMETER,
 )
@@ -61,7 +66,7 @@ def get_result(
     """Send the file, whole or in part."""
     record = succeeded_job(services, job_id)
     if record.single_file is None:
-        raise ProblemError(Kind.SHARDED_RESULT)
+        raise ProblemError(ProblemKind.SHARDED_RESULT, values={"job_id": job_id})
     return download(result_file(services, record, record.single_file), if_none_match)
 
 
@@ -70,7 +75,9 @@ def get_result(
     "/files/{filename}",
     summary="Download any result file",
     response_class=Response,
-    responses=problem_responses(*RESULT_PROBLEMS, Kind.FILE_NOT_FOUND, Kind.RANGE_NOT_SATISFIABLE)
+    responses=problem_responses(
+        *RESULT_PROBLEMS, ProblemKind.FILE_NOT_FOUND, ProblemKind.RANGE_NOT_SATISFIABLE
+    )
     | FILE_ANSWERS,
     openapi_extra=RANGE_PARAMETER,
 )

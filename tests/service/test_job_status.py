@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from schemas.job import Progress
-from schemas.problem import problem
+from schemas.problem import ProblemKind
 from state.records import new_token
 from tests.service.files import checkpoint_bytes
 from tests.service.running import assert_problem
@@ -122,7 +122,7 @@ def test_a_running_job_shows_its_progress(service, job):
 
 def test_a_failed_job_shows_its_problem(service, job):
     claim = service.jobs.claim(job["id"], new_token("test"))
-    why = problem("out-of-memory", "Out of memory", 500, "Give the worker more memory.")
+    why = ProblemKind.WORKER_LOST.problem("Give the worker more memory.")
     service.jobs.fail(job["id"], claim.fence, why)
 
     answer = service.http.get(f"/v1/jobs/{job['id']}")

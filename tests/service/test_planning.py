@@ -187,8 +187,8 @@ def test_an_unknown_calibration_is_not_found_where_it_was_named(service, model, 
     refused = REQUESTS[request_](service, model, spec("nobody"))
 
     body = assert_problem(refused, 404, "checkpoint-not-found")
-    assert "nobody" in body["detail"]
     assert [error["pointer"] for error in body["errors"]] == [POINTERS[request_]]
+    assert "/v1/checkpoints/nobody/" in body["errors"][0]["detail"]
 
 
 @pytest.mark.parametrize("request_", REQUESTS)

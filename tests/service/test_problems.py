@@ -7,8 +7,8 @@ from starlette.exceptions import HTTPException
 
 from schemas.digest import DigestError
 from schemas.format.errors import CheckpointError
-from schemas.problem import Problem
-from service.errors import KIND_BY_SLUG, Kind, ProblemError
+from schemas.problem import Problem, ProblemKind
+from service.errors import HEADERS, ProblemError
 from service.problems import HANDLERS, to_problem
 from state import errors as state_errors
 from tests.service.files import checkpoint_bytes
@@ -17,9 +17,9 @@ from tests.service.running import assert_problem, until
 MODEL = checkpoint_bytes()
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", ProblemKind)
 def test_every_kind_makes_a_whole_problem(kind):
-    problem = ProblemError(kind).problem()
+    problem = kind.problem(kind.text(**kind.examples))
 
     assert isinstance(problem, Problem)
     assert 400 <= problem.status < 600
@@ -27,21 +27,36 @@ def test_every_kind_makes_a_whole_problem(kind):
     assert problem.detail.endswith((".", "}"))
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", ProblemKind)
 def test_a_default_detail_holds_no_number_of_a_particular_case(kind):
     general = re.sub(r"HTTP/1.1|SHA-256|/v1/", "", kind.detail)
 
     assert not any(character.isdigit() for character in general)
 
 
-def test_no_two_kinds_share_a_slug():
-    assert set(KIND_BY_SLUG.values()) == set(Kind)
+def test_no_two_kinds_share_a_name():
+    assert len({kind.value for kind in ProblemKind}) == len(ProblemKind.__members__)
+
+
+@pytest.mark.parametrize("kind", ProblemKind)
+def test_a_detail_takes_exactly_the_values_that_it_names(kind):
+    assert kind.examples.keys() == kind.placeholders
+    with pytest.raises(AssertionError):
+        kind.text(**kind.examples, other=1)
+    if kind.placeholders:
+        with pytest.raises(AssertionError):
+            kind.text()
+
+
+@pytest.mark.parametrize("kind", set(HEADERS))
+def test_headers_of_a_kind_are_sent_with_it(kind):
+    assert ProblemError(kind, values=kind.examples).headers == HEADERS[kind]
 
 
 def test_types_and_statuses_are_a_contract_with_clients():
     by_status = {}
-    for kind in Kind:
-        by_status.setdefault(kind.status, set()).add(kind.slug)
+    for kind in ProblemKind:
+        by_status.setdefault(kind.status, set()).add(kind.value)
 
     assert by_status == {
         400: {"invalid-http"},
@@ -70,9 +85,10 @@ def test_types_and_statuses_are_a_contract_with_clients():
             "partial-body",
             "digest-mismatch",
             "idempotency-mismatch",
+            "unusable-checkpoint",
         },
         431: {"headers-too-large"},
-        500: {"internal-error"},
+        500: {"internal-error", "worker-trouble", "worker-lost"},
         503: {"store-unavailable", "not-ready"},
         507: {"out-of-space"},
     }
@@ -92,8 +108,8 @@ def test_every_error_of_state_has_a_row_in_the_table(error):
 
     problem = to_problem(made)
 
-    assert problem.kind.slug == error.slug
-    assert problem.kind is not Kind.INTERNAL_ERROR
+    assert problem.kind is error.kind
+    assert problem.kind is not ProblemKind.INTERNAL_ERROR
     assert problem.detail == str(made)
     assert any(base in HANDLERS for base in error.__mro__)
 
@@ -101,15 +117,15 @@ def test_every_error_of_state_has_a_row_in_the_table(error):
 @pytest.mark.parametrize(
     ("foreign", "kind"),
     [
-        (CheckpointError("not-json", "Not JSON.", "/a"), Kind.INVALID_CHECKPOINT),
-        (DigestError("No base64."), Kind.INVALID_REQUEST),
-        (HTTPException(404), Kind.NOT_FOUND),
-        (HTTPException(405), Kind.METHOD_NOT_ALLOWED),
-        (HTTPException(400), Kind.INVALID_REQUEST),
-        (OSError(28, "No space left on device"), Kind.OUT_OF_SPACE),
-        (OSError(122, "Disk quota exceeded"), Kind.OUT_OF_SPACE),
-        (OSError(5, "Input/output error"), Kind.INTERNAL_ERROR),
-        (RuntimeError("a fault"), Kind.INTERNAL_ERROR),
+        (CheckpointError("not-json", "Not JSON.", "/a"), ProblemKind.INVALID_CHECKPOINT),
+        (DigestError("No base64."), ProblemKind.INVALID_REQUEST),
+        (HTTPException(404), ProblemKind.NOT_FOUND),
+        (HTTPException(405), ProblemKind.METHOD_NOT_ALLOWED),
+        (HTTPException(400), ProblemKind.INVALID_REQUEST),
+        (OSError(28, "No space left on device"), ProblemKind.OUT_OF_SPACE),
+        (OSError(122, "Disk quota exceeded"), ProblemKind.OUT_OF_SPACE),
+        (OSError(5, "Input/output error"), ProblemKind.INTERNAL_ERROR),
+        (RuntimeError("a fault"), ProblemKind.INTERNAL_ERROR),
     ],
 )
 def test_every_foreign_error_becomes_a_problem(foreign, kind):

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from schemas.problem import problem
+from schemas.problem import ProblemKind
 from schemas.report import Report
 from state.records import new_token
 from tests.service.files import checkpoint_bytes, sharded_set
@@ -138,14 +138,14 @@ def test_an_unknown_file_is_not_found(service, here, filename):
 @pytest.mark.parametrize("path", ROUTES)
 def test_a_result_that_does_not_exist_yet_is_a_conflict_with_the_state(service, job, path):
     queued = service.http.get(f"/v1/jobs/{job}/{path}")
-    assert "queued" in assert_problem(queued, 409, "no-result")["detail"]
+    assert "The job is queued;" in assert_problem(queued, 409, "no-result")["detail"]
     claim = service.jobs.claim(job, new_token("test"))
     running = service.http.get(f"/v1/jobs/{job}/{path}")
-    assert "running" in assert_problem(running, 409, "no-result")["detail"]
+    assert "The job is running;" in assert_problem(running, 409, "no-result")["detail"]
     assert int(running.headers["retry-after"]) > 0
-    service.jobs.fail(job, claim.fence, problem("broken", "Broken", 500, "It broke."))
+    service.jobs.fail(job, claim.fence, ProblemKind.WORKER_TROUBLE.problem("It broke."))
     failed = service.http.get(f"/v1/jobs/{job}/{path}")
-    assert "failed" in assert_problem(failed, 409, "no-result")["detail"]
+    assert "The job is failed;" in assert_problem(failed, 409, "no-result")["detail"]
     assert "retry-after" not in failed.headers
 
 
@@ -154,7 +154,7 @@ def test_a_canceled_job_has_no_result(service, job):
 
     refused = service.http.get(f"/v1/jobs/{job}/report")
 
-    assert "canceled" in assert_problem(refused, 409, "no-result")["detail"]
+    assert "The job is canceled;" in assert_problem(refused, 409, "no-result")["detail"]
 
 
 def test_a_sharded_result_is_fetched_file_by_file(service, job):
@@ -173,7 +173,7 @@ def test_a_file_of_another_attempt_is_never_served(service, job):
     stray = service.data_dir / "jobs" / job / f"result-{first.fence}"
     stray.mkdir(parents=True)
     (stray / "model.safetensors").write_bytes(b"half")
-    service.jobs.retry(job, first.fence, problem("lost", "Lost", 500, "Lost."))
+    service.jobs.retry(job, first.fence, ProblemKind.WORKER_LOST.problem("Lost."))
     service.finish(job, {"model.safetensors": MODEL})
 
     assert service.http.get(f"/v1/jobs/{job}/checkpoint").content == MODEL

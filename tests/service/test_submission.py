@@ -88,8 +88,8 @@ def test_files_side_by_side_without_an_index_are_a_conflict_that_names_both_ways
     refused = service.http.post(path, json={"checkpoint": name, "spec": SPEC})
 
     assert assert_problem(refused, 409, "checkpoint-incomplete")["detail"] == (
-        "It holds a.safetensors and b.safetensors but no index: "
-        "upload their index, or store each file under an id of its own."
+        "The checkpoint lacks the index of a.safetensors and b.safetensors. Upload what is missing; "
+        "a file that needs no index can be stored under an id of its own."
     )
 
 

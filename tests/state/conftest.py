@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from schemas.checkpoint import FileInfo
-from schemas.problem import Problem, problem
+from schemas.problem import Problem, ProblemKind
 from schemas.report import Totals
 from schemas.spec import CompressionSpec
 from state.cache import DecompositionCache
@@ -41,7 +41,9 @@ def summary() -> Totals:
 
 @pytest.fixture
 def why() -> Problem:
-    return problem("not-finite", "The input holds NaN", 422, "Correct the weights and send the job again.")
+    return ProblemKind.INVALID_SPEC.problem(
+        "The input holds NaN. Correct the weights and send the job again."
+    )
 
 
 @pytest.fixture

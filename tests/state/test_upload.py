@@ -35,7 +35,7 @@ def test_what_was_sent_is_stored_for_any_size_of_blocks(send, checkpoints, safet
 def test_a_length_over_the_limit_is_refused_before_a_byte_is_read(checkpoints, left):
     with pytest.raises(TooLarge) as refused:
         checkpoints.receive("m", PLAIN, content_bytes=101, limit_bytes=100)
-    assert refused.value.limit_bytes == 100
+    assert refused.value.values["limit_bytes"] == 100
     assert left() == set()
 
 

@@ -271,6 +271,6 @@ def test_a_full_disk_evicts_the_cache_before_the_next_attempt(bench, error, kept
 
 
 def record_trouble():
-    from schemas.problem import problem
+    from schemas.problem import ProblemKind
 
-    return problem("worker-trouble", "Trouble", 500, "Trouble.")
+    return ProblemKind.WORKER_TROUBLE.problem("Trouble.")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from schemas.problem import FieldProblem, problem
+from schemas.problem import FieldProblem, ProblemKind
 from service.standalone.__main__ import ReadinessProbe
 from service.standalone.address import Address
 from service.standalone.run_dir import locked_run_dir
@@ -118,10 +118,7 @@ def test_a_setting_that_makes_no_sense_is_named(refused):
     assert refused(ECKART_PORT="high").startswith("eckart: ECKART_PORT: ")
 
 
-MISSING = problem(
-    "not-ready",
-    "Not ready for work",
-    503,
+MISSING = ProblemKind.NOT_READY.problem(
     "Missing: workers, disk. See errors for each.",
     errors=(
         FieldProblem(pointer="/workers", detail="No worker is alive; start one."),
