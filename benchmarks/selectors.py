@@ -11,7 +11,7 @@ import torch
 from benchmarks.options import Options
 from benchmarks.table import show
 from worker.lowrank import SELECTORS, Decomposition, Selector, cur, cx, relative_error
-from worker.lowrank.blas import one_pool, product
+from worker.lowrank.blas import limit_blas_threads, product
 from worker.lowrank.pivoting import lu_pivots, qr_pivots
 from worker.lowrank.selectors import select
 from worker.lowrank.solvers import solve_for
@@ -66,7 +66,7 @@ def _time(side: int, rounds: int) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(side, side, generator=generator) / side**0.5
     rank = side // PART
-    with one_pool():
+    with limit_blas_threads():
         begun = time.perf_counter()
         decomposition = solve_for(weight, rank)
         found_s = time.perf_counter() - begun

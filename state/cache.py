@@ -25,15 +25,15 @@ log = logging.getLogger("eckart.state")
 
 ENDING = ".safetensors"
 SEPARATOR = "-"
-# The most decompositions of one tensor; each is more accurate than the one before.
-STEPS = 4
+# The most solvers that a cascade has, and so the most decompositions of one tensor, ever more accurate.
+MAX_SOLVERS = 4
 # Of the free disk and the cache together, the cache takes at most one part in so many.
 DISK_SHARE = 2
 
 
 @dataclass(frozen=True, slots=True)
 class DecompositionKey:
-    """What was decomposed, by its content, and at which step of accuracy."""
+    """What was decomposed, by its content, and by which solver of the cascade."""
 
     file_sha256: str
     tensor: str
@@ -41,7 +41,7 @@ class DecompositionKey:
     shape: tuple[int, ...]
     transposed: bool = False
     calibration_sha256: str | None = None
-    step: int = 0
+    solver: int = 0
 
     @property
     def digest(self) -> bytes:
@@ -93,14 +93,14 @@ class DecompositionCache:
         return file
 
     def spectra(self, keys: Iterable[DecompositionKey]) -> dict[str, tuple[Spectrum, ...]]:
-        """Return the cached spectra by tensor: those of the steps up to the first that is missing."""
+        """Return the cached spectra by tensor: those of the solvers up to the first that is missing."""
         found = {key.tensor: tuple(self._spectra(key)) for key in keys}
-        return {tensor: steps for tensor, steps in found.items() if steps}
+        return {tensor: spectra for tensor, spectra in found.items() if spectra}
 
     def _spectra(self, key: DecompositionKey) -> Iterator[Spectrum]:
-        for step in range(STEPS):
+        for solver in range(MAX_SOLVERS):
             try:
-                with self._file(replace(key, step=step)) as file:
+                with self._file(replace(key, solver=solver)) as file:
                     spectrum = file.head.spectrum
             except (OSError, DamagedFile):
                 return

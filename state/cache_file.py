@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Literal, Self, get_args
 
 from schemas.format.errors import CheckpointError
-from schemas.format.header import LENGTH_BYTES, Header, TensorSpec, build_header, parse_header
+from schemas.format.header import LENGTH_BYTES, Header, NewTensor, build_header, parse_header
 from schemas.format.tensor import DTYPE_BITS
 from schemas.spectrum import Spectrum
 
-Side = Literal["rows", "columns"]
+Axis = Literal["rows", "columns"]
 
 FORMAT = "eckart-decomposition-1"
 TENSORS = ["singular_values", "basis"]
@@ -59,7 +59,7 @@ class DecompositionHeader:
     environment: bytes
     exponent: int
     roundoff: float
-    side: Side
+    axis: Axis
     item_bytes: int
     rows: int
     length: int
@@ -77,9 +77,9 @@ class DecompositionHeader:
 
 def encode_header(head: DecompositionHeader, basis: memoryview) -> bytes:
     """Return the file up to the bytes of the basis, which come next."""
-    specs = [
-        TensorSpec("singular_values", "F64", (len(head.singular_values),)),
-        TensorSpec("basis", BASIS_DTYPES[head.item_bytes], (head.rows, head.length)),
+    new_tensors = [
+        NewTensor("singular_values", "F64", (len(head.singular_values),)),
+        NewTensor("basis", BASIS_DTYPES[head.item_bytes], (head.rows, head.length)),
     ]
     metadata = {
         "format": FORMAT,
@@ -87,12 +87,12 @@ def encode_header(head: DecompositionHeader, basis: memoryview) -> bytes:
         "environment": head.environment.hex(),
         "exponent": str(head.exponent),
         "roundoff": repr(head.roundoff),
-        "side": head.side,
+        "side": head.axis,
         "basis_crc32": " ".join(_hex(zlib.crc32(block)) for block in _blocks(basis, head.row_bytes)),
     }
     values = head.singular_values.tobytes()
-    metadata[CHECKSUM] = _header_checksum(specs, metadata, values)
-    header = build_header(specs, metadata)
+    metadata[CHECKSUM] = _header_checksum(new_tensors, metadata, values)
+    header = build_header(new_tensors, metadata)
     return len(header).to_bytes(LENGTH_BYTES, "little") + header + values
 
 
@@ -181,20 +181,20 @@ def _decode(header: Header, values: bytes, key: bytes) -> tuple[DecompositionHea
     """Return the fields of a file, and the checksum of each block of its basis."""
     metadata = dict(header.metadata)
     checksum = metadata.pop(CHECKSUM, None)
-    specs = [TensorSpec(info.name, info.dtype, info.shape) for info in header.tensors]
-    if checksum != _header_checksum(specs, metadata, values):
+    new_tensors = [NewTensor(info.name, info.dtype, info.shape) for info in header.tensors]
+    if checksum != _header_checksum(new_tensors, metadata, values):
         raise DamagedFile("its header or its singular values do not match their checksum")
     if metadata["key"] != key.hex():
         raise DamagedFile("it is of another tensor")
     # The checksum holds, so the rest is as it was written.
-    side = next(side for side in get_args(Side) if side == metadata["side"])
+    axis = next(axis for axis in get_args(Axis) if axis == metadata["side"])
     rows, length = header.tensors[1].shape
     head = DecompositionHeader(
         key,
         bytes.fromhex(metadata["environment"]),
         int(metadata["exponent"]),
         float(metadata["roundoff"]),
-        side,
+        axis,
         DTYPE_BITS[header.tensors[1].dtype] // 8,
         rows,
         length,
@@ -203,8 +203,8 @@ def _decode(header: Header, values: bytes, key: bytes) -> tuple[DecompositionHea
     return head, metadata["basis_crc32"].split()
 
 
-def _header_checksum(specs: list[TensorSpec], metadata: Mapping[str, str], values: bytes) -> str:
-    return _hex(zlib.crc32(values, zlib.crc32(build_header(specs, metadata))))
+def _header_checksum(new_tensors: list[NewTensor], metadata: Mapping[str, str], values: bytes) -> str:
+    return _hex(zlib.crc32(values, zlib.crc32(build_header(new_tensors, metadata))))
 
 
 def _hex(checksum: int) -> str:

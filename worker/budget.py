@@ -13,9 +13,9 @@ from schemas.spec import CompressionSpec
 from schemas.spectrum import Spectrum, first_accurate
 from worker.context import JobContext, LayerInputs
 from worker.executor import LayerExecutor
+from worker.factor_pass import finish_layers, spooled_outcome
 from worker.layer import LayerOutcome
 from worker.layer_cache import LayerCache
-from worker.layers import finish_layers, spooled_outcome
 from worker.lowrank import Kept, decompose
 from worker.lowrank.scale import exponent_of
 from worker.work_plan import LayerTask, WorkPlan

@@ -10,7 +10,7 @@ from schemas.planning.codecs import CODECS, Codec
 from worker.checkpoint.reader import torch_dtype
 
 
-class TensorCodec(Protocol):
+class CodecImplementation(Protocol):
     """Encodes and decodes one matrix; the implementation of a `schemas.planning.codecs.Codec`."""
 
     @property
@@ -43,6 +43,6 @@ class FloatCodec:
         return matrix
 
 
-TENSOR_CODECS: dict[Codec, TensorCodec] = {
+CODEC_IMPLEMENTATIONS: dict[Codec, CodecImplementation] = {
     codec: FloatCodec(torch_dtype(codec.dtype)) for codec in CODECS.values()
 }

@@ -69,7 +69,7 @@ def check_grams(
     readers: TensorReaders,
     *,
     device: torch.device,
-    check_cancelled: Callable[[], None],
+    check_canceled: Callable[[], None],
 ) -> None:
     """Check the values of all Gram matrices, so that a bad one fails the job before any layer is factored.
 
@@ -81,7 +81,7 @@ def check_grams(
         Reads the matrices.
     device
         Where the numerics run.
-    check_cancelled
+    check_canceled
         Called before each matrix; an exception from it stops the work.
 
     Raises
@@ -92,7 +92,7 @@ def check_grams(
     for task in tasks:
         if task.gram is None or task.layer.columns == 0:
             continue
-        check_cancelled()
+        check_canceled()
         gram = readers.gram(task)
         assert gram is not None
         fault = gram_fault(gram.to(device))

@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict
 
 from schemas.planning.layer import LayerPlan
 from schemas.report import KeptReason, LayerReport
-from worker.codecs import TENSOR_CODECS, TensorCodec
+from worker.codecs import CODEC_IMPLEMENTATIONS, CodecImplementation
 from worker.context import LayerInputs
-from worker.forms import IMPLEMENTATIONS, FormInputs
-from worker.lowrank import Factored, Kept, Reason, Weighted, relative_error, weighted_error
+from worker.forms import FORM_IMPLEMENTATIONS, FormInputs
+from worker.lowrank import Factored, Kept, OutputError, Reason, output_error, relative_error
 from worker.work_plan import LayerTask
 
 SPECTRUM_POINTS = 256
@@ -26,8 +26,8 @@ class LayerOutcome(BaseModel):
     report: LayerReport
     squared_error: float
     squared_norm: float
-    squared_weighted_error: float = 0.0
-    squared_weighted_norm: float = 0.0
+    squared_output_error: float = 0.0
+    squared_output_norm: float = 0.0
 
     @property
     def rank(self) -> int | None:
@@ -62,7 +62,7 @@ def factor_layer(
         The tensors in the order of `LayerPlan.stored_tensors`, on the CPU; none for a kept layer.
     """
     begun = time.perf_counter()
-    layer, codec = task.layer, TENSOR_CODECS[task.layer.codec]
+    layer, codec = task.layer, CODEC_IMPLEMENTATIONS[task.layer.codec]
     weight = inputs.weight.to(device)
     # Factors that will be multiplied are not rounded to the storage dtype first.
     dtype = torch.promote_types(weight.dtype, torch.float32) if layer.dense_layout else codec.dtype
@@ -75,7 +75,7 @@ def factor_layer(
         num_vectors=layer.num_vectors if inputs.cached else None,
         cached=inputs.cached,
     )
-    result = IMPLEMENTATIONS[layer.form.name].compute(form_inputs)
+    result = FORM_IMPLEMENTATIONS[layer.form.name].compute(form_inputs)
     tensors: tuple[torch.Tensor, ...] = ()
     if isinstance(result, Factored):
         result, tensors = _encode(form_inputs, result, codec)
@@ -88,10 +88,10 @@ def factor_layer(
 
 
 def _encode(
-    inputs: FormInputs, result: Factored, codec: TensorCodec
+    inputs: FormInputs, result: Factored, codec: CodecImplementation
 ) -> tuple[Factored | Kept, tuple[torch.Tensor, ...]]:
     """Encode the tensors to store, and measure the errors again if encoding changes them."""
-    layer, expand = inputs.layer, IMPLEMENTATIONS[inputs.layer.form.name].expand
+    layer, expand = inputs.layer, FORM_IMPLEMENTATIONS[inputs.layer.form.name].expand
     matrices = (expand(result.factors),) if layer.dense_layout else result.factors
     encoded = [codec.encode(_transpose_as_stored(matrix, layer)) for matrix in matrices]
     tensors = tuple(tensor for several in encoded for tensor in several)
@@ -120,16 +120,16 @@ def _with_measured_errors(inputs: FormInputs, result: Factored, product: torch.T
         squared_error=error**2 * result.squared_norm,
         # Both have rounding errors, but the optimum is never above an error that was achieved.
         optimal_error=None if optimum is None else min(optimum, error),
-        weighted=_with_measured_weighted_errors(inputs, result.weighted, product),
+        output_error=_with_measured_output_errors(inputs, result.output_error, product),
     )
 
 
-def _with_measured_weighted_errors(
-    inputs: FormInputs, before: Weighted | None, product: torch.Tensor
-) -> Weighted | None:
+def _with_measured_output_errors(
+    inputs: FormInputs, before: OutputError | None, product: torch.Tensor
+) -> OutputError | None:
     if before is None or inputs.gram is None:
         return None
-    error = weighted_error(inputs.weight, (product,), inputs.gram)
+    error = output_error(inputs.weight, (product,), inputs.gram)
     return replace(
         before,
         relative_error=error,
@@ -148,7 +148,7 @@ def _outcome(
 ) -> LayerOutcome:
     layer = task.layer
     rank = factored.rank if factored else None
-    weighted = factored.weighted if factored else None
+    outputs = factored.output_error if factored else None
     values, indices = _sample(spectrum, min(layer.rows, layer.columns))
     report = LayerReport(
         name=layer.name,
@@ -169,8 +169,8 @@ def _outcome(
         bytes_after=layer.bytes_after(rank),
         relative_error=factored.relative_error if factored else None,
         optimal_error=factored.optimal_error if factored else None,
-        weighted_error=weighted.relative_error if weighted else None,
-        optimal_weighted_error=weighted.optimal_error if weighted else None,
+        weighted_error=outputs.relative_error if outputs else None,
+        optimal_weighted_error=outputs.optimal_error if outputs else None,
         decomposition=None if spectrum is None else "computed",
         singular_values=values,
         singular_value_indices=indices,
@@ -182,8 +182,8 @@ def _outcome(
         report=report,
         squared_error=factored.squared_error if factored else 0.0,
         squared_norm=factored.squared_norm if factored else 0.0,
-        squared_weighted_error=weighted.squared_error if weighted else 0.0,
-        squared_weighted_norm=weighted.squared_norm if weighted else 0.0,
+        squared_output_error=outputs.squared_error if outputs else 0.0,
+        squared_output_norm=outputs.squared_norm if outputs else 0.0,
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from schemas.checkpoint import FileInfo
 from schemas.planning.layer import LayerPlan
 from schemas.spectrum import Spectrum
-from state.cache import STEPS, DecompositionCache, DecompositionKey
+from state.cache import MAX_SOLVERS, DecompositionCache, DecompositionKey
 from state.cache_file import DamagedFile, DecompositionFile, DecompositionHeader, estimate_file_bytes
 from worker.lowrank import Decomposition
 from worker.lowrank.blas import kernels
@@ -33,7 +33,7 @@ class LayerCache:
     cached decompositions.
     """
 
-    store: DecompositionCache
+    cache: DecompositionCache
     keys: Mapping[int, DecompositionKey]
     environment: bytes
     # Seconds that this attempt spent on decomposing a layer before it factors that layer.
@@ -42,7 +42,7 @@ class LayerCache:
     @classmethod
     def of(
         cls,
-        store: DecompositionCache,
+        cache: DecompositionCache,
         work: WorkPlan,
         files: Iterable[FileInfo],
         calibration_files: Iterable[FileInfo],
@@ -52,7 +52,7 @@ class LayerCache:
         digests = {file.name: file.sha256 for file in files}
         grams = {file.name: file.sha256 for file in calibration_files}
         keys = {task.number: _key(task, digests, grams) for task in work.tasks if task.layer.reason is None}
-        return cls(store, keys, environment_digest(device))
+        return cls(cache, keys, environment_digest(device))
 
     def layer(self, task: LayerTask) -> "CachedLayer":
         """Return the view of one layer that its solvers read from and add to."""
@@ -60,18 +60,18 @@ class LayerCache:
         return CachedLayer(self, task, rank)
 
     def spectra(self, task: LayerTask) -> Iterator[Spectrum]:
-        """Yield the cached spectra of a layer by step, until the first step that is missing."""
-        for step in range(STEPS):
-            file = self._open(task, step)
+        """Yield the cached spectra of a layer by solver, until the first that is missing."""
+        for solver in range(MAX_SOLVERS):
+            file = self._open(task, solver)
             if file is None:
                 return
             with file:
                 spectrum = file.head.spectrum
             yield spectrum
 
-    def load(self, task: LayerTask, step: int, rank: int | None) -> Decomposition | None:
+    def load(self, task: LayerTask, solver: int, rank: int | None) -> Decomposition | None:
         """Load a decomposition with at least `rank` vectors, or all for None; checksums are verified."""
-        file = self._open(task, step)
+        file = self._open(task, solver)
         if file is None:
             return None
         head = file.head
@@ -81,24 +81,24 @@ class LayerCache:
             try:
                 file.read_into(_bytes(basis))
             except (DamagedFile, OSError) as error:
-                self.store.discard(self._key(task, step), error)
+                self.cache.discard(self._key(task, solver), error)
                 return None
         values = torch.frombuffer(head.singular_values, dtype=torch.float64)  # [p]
-        return Decomposition(values, basis, head.side, head.roundoff, weighted=task.gram is not None)
+        return Decomposition(values, basis, head.axis, head.roundoff, calibrated=task.gram is not None)
 
-    def _open(self, task: LayerTask, step: int) -> DecompositionFile | None:
-        file = self.store.open(self._key(task, step))
+    def _open(self, task: LayerTask, solver: int) -> DecompositionFile | None:
+        file = self.cache.open(self._key(task, solver))
         if file is not None and file.head.environment != self.environment:
             file.close()
             return None
         return file
 
-    def _key(self, task: LayerTask, step: int) -> DecompositionKey:
-        return replace(self.keys[task.number], step=step)
+    def _key(self, task: LayerTask, solver: int) -> DecompositionKey:
+        return replace(self.keys[task.number], solver=solver)
 
-    def keep(self, task: LayerTask, step: int, decomposition: Decomposition, exponent: int) -> None:
+    def store(self, task: LayerTask, solver: int, decomposition: Decomposition, exponent: int) -> None:
         """Store a decomposition of 2^-exponent · W, if there is space."""
-        key = self._key(task, step)
+        key = self._key(task, solver)
         basis = decomposition.basis.detach().cpu().contiguous()
         sources = [task.path, *([task.gram[0]] if task.gram else [])]
         head = DecompositionHeader(
@@ -106,13 +106,13 @@ class LayerCache:
             environment=self.environment,
             exponent=exponent,
             roundoff=decomposition.roundoff,
-            side=decomposition.side,
+            axis=decomposition.axis,
             item_bytes=basis.element_size(),
             rows=basis.shape[0],
             length=basis.shape[1],
             singular_values=array("d", decomposition.singular_values.tolist()),
         )
-        self.store.put(key, head, _bytes(basis), sources=sources)
+        self.cache.put(key, head, _bytes(basis), sources=sources)
 
 
 def needed_bytes(tasks: Iterable[LayerTask]) -> int:
@@ -121,7 +121,7 @@ def needed_bytes(tasks: Iterable[LayerTask]) -> int:
 
 
 class CachedLayer:
-    """The decompositions of one layer by step; cached ones are loaded when needed."""
+    """The decompositions of one layer by solver; cached ones are loaded when needed."""
 
     def __init__(self, cache: LayerCache, task: LayerTask, rank: int | None) -> None:
         self._layer_cache = cache
@@ -130,15 +130,15 @@ class CachedLayer:
         self._loaded: dict[int, Decomposition | None] = {}
         self._new: dict[int, Decomposition] = {}
 
-    def get(self, step: int) -> Decomposition | None:
-        """Return the cached decomposition of a step."""
-        if step not in self._loaded:
-            self._loaded[step] = self._layer_cache.load(self._task, step, self._rank)
-        return self._loaded[step]
+    def get(self, solver: int) -> Decomposition | None:
+        """Return the cached decomposition of a solver."""
+        if solver not in self._loaded:
+            self._loaded[solver] = self._layer_cache.load(self._task, solver, self._rank)
+        return self._loaded[solver]
 
-    def __setitem__(self, step: int, decomposition: Decomposition) -> None:
+    def __setitem__(self, solver: int, decomposition: Decomposition) -> None:
         """Add a new decomposition, which `write` will store."""
-        self._new[step] = decomposition
+        self._new[solver] = decomposition
 
     @property
     def decomposed_s(self) -> float | None:
@@ -152,8 +152,8 @@ class CachedLayer:
 
     def write(self, exponent: int) -> None:
         """Store the new decompositions."""
-        for step, decomposition in self._new.items():
-            self._layer_cache.keep(self._task, step, decomposition, exponent)
+        for solver, decomposition in self._new.items():
+            self._layer_cache.store(self._task, solver, decomposition, exponent)
 
 
 def _file_bytes(layer: LayerPlan) -> int:

@@ -23,18 +23,18 @@ def write_output(
     spool: LayerSpool,
     result_dir: Path,
     *,
-    check_cancelled: Callable[[], None],
+    check_canceled: Callable[[], None],
 ) -> tuple[CheckpointFiles, tuple[FileInfo, ...]]:
     """Write all output files, sharded like the input, and the index if the input has one.
 
-    `check_cancelled` is called before each tensor; an exception from it stops the work.
+    `check_canceled` is called before each tensor; an exception from it stops the work.
     """
     result_dir.mkdir(parents=True, exist_ok=True)
     infos: list[FileInfo] = []
     headers: dict[str, Header] = {}
     find = cache(spool.get)
     for name in work.checkpoint.headers:
-        info, headers[name] = _write_file(name, work, outcomes, find, check_cancelled, result_dir / name)
+        info, headers[name] = _write_file(name, work, outcomes, find, check_canceled, result_dir / name)
         infos.append(info)
     output = CheckpointFiles(headers, index_name=work.checkpoint.index_name, folder=result_dir)
     if work.checkpoint.index is not None and output.index_name is not None:
@@ -55,7 +55,7 @@ def _write_file(
     work: WorkPlan,
     outcomes: Sequence[LayerOutcome],
     find: FindLayer,
-    check_cancelled: Callable[[], None],
+    check_canceled: Callable[[], None],
     path: Path,
 ) -> tuple[FileInfo, Header]:
     header = work.checkpoint.headers[name]
@@ -64,12 +64,12 @@ def _write_file(
     planned = plan_output(header.tensors, work.layers, ranks)
     metadata = output_metadata(header.metadata, planned, work.layers, ranks, errors)
     entries = {entry.name: entry for entry in planned}
-    specs = [entry.spec for entry in planned]
+    new_tensors = [entry.new_tensor for entry in planned]
     source = work.checkpoint.path(name)
-    with CheckpointReader(source) as reader, CheckpointWriter(path, specs, metadata) as writer:
+    with CheckpointReader(source) as reader, CheckpointWriter(path, new_tensors, metadata) as writer:
         # The writer may reorder tensors to align them, so it decides which one is next.
         while (following := writer.next) is not None:
-            check_cancelled()
+            check_canceled()
             entry = entries[following.name]
             if isinstance(entry, CopiedTensor):
                 writer.copy(reader, entry.tensor)

@@ -16,12 +16,12 @@ from state.files import write_atomic
 from worker.budget import finish_within_budget
 from worker.checkpoint.spool import LayerSpool
 from worker.context import JobContext, TensorReaders, check_grams
+from worker.factor_pass import finish_layers
 from worker.layer import LayerOutcome
 from worker.layer_cache import LayerCache, needed_bytes
-from worker.layers import finish_layers
 from worker.output import write_output
 from worker.progress import Observer, ProgressTracker
-from worker.report import Side, make_report
+from worker.report import ReportedCheckpoint, make_report
 from worker.work_plan import WorkPlan, plan_work
 
 
@@ -74,20 +74,20 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
     progress = ProgressTracker(work.tasks, observe)
     cache = _layer_cache(request, work, device)
     with TensorReaders() as readers:
-        check_grams(work.tasks, readers, device=device, check_cancelled=progress.end_all)
+        check_grams(work.tasks, readers, device=device, check_canceled=progress.end_all)
         context = JobContext(readers, spool, cache, progress, request.spec.seed, device)
         work, outcomes = _finish(work, request.spec, context)
     progress.end_all()
     output, output_files = write_output(
-        work, outcomes, spool, request.result_dir, check_cancelled=progress.end_all
+        work, outcomes, spool, request.result_dir, check_canceled=progress.end_all
     )
     calibration = request.calibration_files if request.calibration else None
     report = make_report(
         work,
         request.spec,
         outcomes,
-        before=Side(request.checkpoint, request.input_files, calibration),
-        after=Side(output, output_files),
+        before=ReportedCheckpoint(request.checkpoint, request.input_files, calibration),
+        after=ReportedCheckpoint(output, output_files),
         job_id=request.job_id,
         device=device,
         seconds=time.perf_counter() - begun,

@@ -18,8 +18,8 @@ from worker.work_plan import WorkPlan
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """The input or the output: tensors and files, and for the input the files of its calibration."""
+class ReportedCheckpoint:
+    """The input or the output checkpoint: tensors and files, and for the input those of its calibration."""
 
     content: CheckpointFiles
     files: tuple[FileInfo, ...]
@@ -43,8 +43,8 @@ def make_report(
     spec: CompressionSpec,
     outcomes: Sequence[LayerOutcome],
     *,
-    before: Side,
-    after: Side,
+    before: ReportedCheckpoint,
+    after: ReportedCheckpoint,
     job_id: str | None,
     device: torch.device,
     seconds: float,
@@ -65,12 +65,14 @@ def make_report(
     )
 
 
-def _totals(before: Side, after: Side, outcomes: Sequence[LayerOutcome], *, seconds: float) -> Totals:
+def _totals(
+    before: ReportedCheckpoint, after: ReportedCheckpoint, outcomes: Sequence[LayerOutcome], *, seconds: float
+) -> Totals:
     factored = [outcome for outcome in outcomes if outcome.report.outcome == "factored"]
     squared_norm = sum(outcome.squared_norm for outcome in factored)
     squared_error = sum(outcome.squared_error for outcome in factored)
-    weighted_norm = sum(outcome.squared_weighted_norm for outcome in factored)
-    weighted_error = sum(outcome.squared_weighted_error for outcome in factored)
+    output_norm = sum(outcome.squared_output_norm for outcome in factored)
+    output_error = sum(outcome.squared_output_error for outcome in factored)
     calibrated = any(outcome.report.weighted_error is not None for outcome in factored)
     return Totals(
         parameters_before=before.parameters,
@@ -80,7 +82,7 @@ def _totals(before: Side, after: Side, outcomes: Sequence[LayerOutcome], *, seco
         bytes_before=before.nbytes,
         bytes_after=after.nbytes,
         relative_error=_relative(squared_error, squared_norm),
-        weighted_error=_relative(weighted_error, weighted_norm) if calibrated else None,
+        weighted_error=_relative(output_error, output_norm) if calibrated else None,
         error_over_optimal=_over_optimal([outcome.report for outcome in factored]),
         layers_factored=len(factored),
         layers_kept=len(outcomes) - len(factored),

@@ -31,7 +31,7 @@ FLOOR = 0.75
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule that gives layers their ranks; if calibrated, it minimises the errors of their outputs."""
+    """A rule that gives layers their ranks; if calibrated, it minimizes the errors of their outputs."""
 
     name: str
     kind: str

@@ -17,7 +17,7 @@ Forward = Callable[[Tensor], Tensor]
 def fit(
     forward: Forward, weights: Iterable[nn.Parameter], data: Pictures, *, epochs: int, rate: float, seed: int
 ) -> None:
-    """Minimise the cross entropy by Adam, with cosine annealing of the rate to zero."""
+    """Minimize the cross entropy by Adam, with cosine annealing of the rate to zero."""
     torch.manual_seed(seed)
     steps = epochs * -(-len(data.labels) // BATCH)
     descent = torch.optim.Adam(weights, lr=rate, fused=True)

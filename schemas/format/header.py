@@ -186,7 +186,7 @@ _PADDING_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class TensorSpec:
+class NewTensor:
     """A tensor to be written; its name is checked when the header is built and read back."""
 
     name: str
@@ -198,20 +198,20 @@ class TensorSpec:
         return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
-def aligned_order(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
+def aligned_order(tensors: Iterable[NewTensor]) -> tuple[NewTensor, ...]:
     """Order tensors so that each begins at a multiple of its element's size.
 
     Some readers map the file and fail on unaligned elements. An order that is aligned already is kept. Any
     other is sorted by element size, largest first, which always aligns; the sort is stable.
     """
-    given = tuple(specs)
-    starts = accumulate((spec.nbytes for spec in given), initial=0)
-    if all(start % alignment_bytes(spec.dtype) == 0 for spec, start in zip(given, starts, strict=False)):
+    given = tuple(tensors)
+    starts = accumulate((tensor.nbytes for tensor in given), initial=0)
+    if all(start % alignment_bytes(tensor.dtype) == 0 for tensor, start in zip(given, starts, strict=False)):
         return given
-    return tuple(sorted(given, key=lambda spec: -alignment_bytes(spec.dtype)))
+    return tuple(sorted(given, key=lambda tensor: -alignment_bytes(tensor.dtype)))
 
 
-def build_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+def build_header(tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> bytes:
     """Build the header of a file that holds these tensors one after another.
 
     Spaces pad it so that the data begin at a multiple of eight bytes. Empty metadata are left out.
@@ -226,11 +226,13 @@ def build_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> by
     """
     entries: dict[str, Any] = {METADATA_KEY: dict(metadata)} if metadata else {}
     start = 0
-    for spec in specs:
-        if spec.name in entries:
-            raise CheckpointError("duplicate-name", f'The output would have two tensors named "{spec.name}".')
-        end = start + spec.nbytes
-        entries[spec.name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (start, end)}
+    for tensor in tensors:
+        if tensor.name in entries:
+            raise CheckpointError(
+                "duplicate-name", f'The output would have two tensors named "{tensor.name}".'
+            )
+        end = start + tensor.nbytes
+        entries[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (start, end)}
         start = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     padded = text.ljust(-(-len(text) // _PADDING_BYTES) * _PADDING_BYTES)

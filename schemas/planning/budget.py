@@ -138,7 +138,7 @@ def _rate_curves(
         spectrum = spectra[layer.tensor]
         # In units of the largest value, no square exceeds the range of float64.
         tails = squared_tails(spectrum, _scale(spectrum) if objective == "relative" else largest)
-        unit = layer.weight / (tails[0] or 1.0) if objective == "relative" else layer.weight
+        unit = layer.importance / (tails[0] or 1.0) if objective == "relative" else layer.importance
         ranks = layer.ranks
         errors = [unit * tails[rank] for rank in ranks]
         costs = cost_model.costs(layer, ranks)

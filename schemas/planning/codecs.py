@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from schemas.format.header import TensorSpec
+from schemas.format.header import NewTensor
 
 KEEP = "keep"
 
@@ -14,9 +14,9 @@ class Codec:
     name: str
     dtype: str
 
-    def tensors(self, name: str, shape: tuple[int, ...]) -> tuple[TensorSpec, ...]:
+    def tensors(self, name: str, shape: tuple[int, ...]) -> tuple[NewTensor, ...]:
         """Return the stored tensors of a matrix with this name and shape."""
-        return (TensorSpec(name, self.dtype, shape),)
+        return (NewTensor(name, self.dtype, shape),)
 
 
 CODECS = {

@@ -140,5 +140,5 @@ def _extra_header_bytes(layer: LayerPlan) -> int:
     for ranks in ({}, {0: layer.break_even_rank}):
         entries = plan_output([dense], [layer], ranks)
         metadata = output_metadata({}, entries, [layer], ranks, dict.fromkeys(ranks, LONGEST_ERROR))
-        lengths.append(len(build_header([entry.spec for entry in entries], metadata)))
+        lengths.append(len(build_header([entry.new_tensor for entry in entries], metadata)))
     return lengths[1] - lengths[0]

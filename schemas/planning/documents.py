@@ -9,7 +9,7 @@ from schemas.planning.budget import shares_budget
 from schemas.planning.cost import ParameterCost
 from schemas.planning.forms import FORMS, FormOptions
 from schemas.planning.layer import LayerPlan, Plan, Tensor
-from schemas.planning.planner import is_candidate, make_plan
+from schemas.planning.planner import can_be_factored, make_plan
 from schemas.spec import CompressionSpec, RankRule, SpecRule
 
 
@@ -121,5 +121,5 @@ def _stored_tensor(tensor: Tensor, *, selected: bool) -> StoredTensor:
         shape=tensor.shape,
         parameters=tensor.parameters,
         selected=selected,
-        break_even_rank=_TWO_FACTORS.break_even_rank(tensor.shape) if is_candidate(tensor) else None,
+        break_even_rank=_TWO_FACTORS.break_even_rank(tensor.shape) if can_be_factored(tensor) else None,
     )

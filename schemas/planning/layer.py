@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from schemas.format.header import TensorSpec
+from schemas.format.header import NewTensor
 from schemas.format.tensor import DTYPE_BITS
 from schemas.planning.codecs import Codec
-from schemas.planning.forms import FORMS, Form, FormOptions, Part
+from schemas.planning.forms import FORMS, Form, FormOptions, StoredMatrix
 from schemas.report import KeptReason
 from schemas.spec import RankRule
 
@@ -75,7 +75,7 @@ class LayerPlan:
     calibrated: bool = False
     align: int = 1
     min_rank: int = 1
-    weight: float = 1.0
+    importance: float = 1.0
 
     @property
     def tensor(self) -> str:
@@ -130,13 +130,17 @@ class LayerPlan:
         """Return the bytes stored at a rank, or kept dense for None."""
         if rank is None:
             return self.bytes_before
-        return sum(spec.nbytes for spec in self.stored_tensors(rank))
+        return sum(tensor.nbytes for tensor in self.stored_tensors(rank))
 
-    def stored_tensors(self, rank: int) -> tuple[TensorSpec, ...]:
+    def stored_tensors(self, rank: int) -> tuple[NewTensor, ...]:
         """Return the tensors that replace the weight at a rank, in the form's order: input side first."""
         if self.dense_layout:
             return self.codec.tensors(self.tensor, self.shape)
-        return tuple(spec for part in self.form.parts(self._map_shape, rank) for spec in self._encoded(part))
+        return tuple(
+            tensor
+            for matrix in self.form.stored_matrices(self._map_shape, rank)
+            for tensor in self._encoded(matrix)
+        )
 
     @property
     def bias_name(self) -> str:
@@ -147,11 +151,11 @@ class LayerPlan:
     def _map_shape(self) -> tuple[int, int]:
         return self.rows, self.columns
 
-    def _encoded(self, part: Part) -> tuple[TensorSpec, ...]:
-        name, shape = f"{self.name}.{part.name}", self._as_stored(part.shape)
-        if part.dtype is None:
+    def _encoded(self, matrix: StoredMatrix) -> tuple[NewTensor, ...]:
+        name, shape = f"{self.name}.{matrix.name}", self._as_stored(matrix.shape)
+        if matrix.dtype is None:
             return self.codec.tensors(name, shape)
-        return (TensorSpec(name, part.dtype, shape),)
+        return (NewTensor(name, matrix.dtype, shape),)
 
     def _as_stored(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape[::-1] if self.transposed else shape

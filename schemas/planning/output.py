@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import prod
 
 from schemas.format.files import CheckpointFiles
-from schemas.format.header import LENGTH_BYTES, TensorSpec, aligned_order, build_header
+from schemas.format.header import LENGTH_BYTES, NewTensor, aligned_order, build_header
 from schemas.format.index import ShardIndex, build_index
 from schemas.format.metadata import FactoredLayer, with_factored
 from schemas.format.tensor import TensorInfo
@@ -20,8 +20,8 @@ class CopiedTensor:
     tensor: TensorInfo
 
     @property
-    def spec(self) -> TensorSpec:
-        return TensorSpec(self.name, self.tensor.dtype, self.tensor.shape)
+    def new_tensor(self) -> NewTensor:
+        return NewTensor(self.name, self.tensor.dtype, self.tensor.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class FactorTensor:
     position: int
 
     @property
-    def spec(self) -> TensorSpec:
-        return TensorSpec(self.name, self.dtype, self.shape)
+    def new_tensor(self) -> NewTensor:
+        return NewTensor(self.name, self.dtype, self.shape)
 
 
 def plan_output(
@@ -62,8 +62,8 @@ def plan_output(
 
 def _factor_tensors(layer: LayerPlan, number: int, rank: int) -> list[FactorTensor]:
     return [
-        FactorTensor(spec.name, spec.dtype, spec.shape, number, position)
-        for position, spec in enumerate(layer.stored_tensors(rank))
+        FactorTensor(new_tensor.name, new_tensor.dtype, new_tensor.shape, number, position)
+        for position, new_tensor in enumerate(layer.stored_tensors(rank))
     ]
 
 
@@ -107,24 +107,28 @@ def output_bytes(files: CheckpointFiles, layers: Sequence[LayerPlan], ranks: Map
     `ranks` holds the rank of each factored layer by its number.
     """
     errors = dict.fromkeys(ranks, LONGEST_ERROR)
-    specs: dict[str, tuple[TensorSpec, ...]] = {}
+    new_tensors: dict[str, tuple[NewTensor, ...]] = {}
     headers_bytes = 0
     for name, header in files.headers.items():
         entries = plan_output(header.tensors, layers, ranks)
         metadata = output_metadata(header.metadata, entries, layers, ranks, errors)
-        specs[name] = aligned_order(entry.spec for entry in entries)
-        headers_bytes += LENGTH_BYTES + len(build_header(specs[name], metadata))
-    data_bytes = sum(spec.nbytes for several in specs.values() for spec in several)
-    return headers_bytes + data_bytes + _index_bytes(files.index, specs, data_bytes)
+        new_tensors[name] = aligned_order(entry.new_tensor for entry in entries)
+        headers_bytes += LENGTH_BYTES + len(build_header(new_tensors[name], metadata))
+    data_bytes = sum(new_tensor.nbytes for several in new_tensors.values() for new_tensor in several)
+    return headers_bytes + data_bytes + _index_bytes(files.index, new_tensors, data_bytes)
 
 
-def _index_bytes(index: ShardIndex | None, specs: Mapping[str, Sequence[TensorSpec]], data_bytes: int) -> int:
+def _index_bytes(
+    index: ShardIndex | None, new_tensors: Mapping[str, Sequence[NewTensor]], data_bytes: int
+) -> int:
     if index is None:
         return 0
     text = build_index(
-        {spec.name: name for name, several in specs.items() for spec in several},
+        {new_tensor.name: name for name, several in new_tensors.items() for new_tensor in several},
         metadata=index.metadata,
         total_size_bytes=data_bytes,
-        total_parameters=sum(prod(spec.shape) for several in specs.values() for spec in several),
+        total_parameters=sum(
+            prod(new_tensor.shape) for several in new_tensors.values() for new_tensor in several
+        ),
     )
     return len(text)

@@ -19,7 +19,7 @@ NO_OVERRIDE = Override(match="*")
 FACTOR_NAME = re.compile(r"(?P<module>.*)\.[0-9]+\.weight")
 
 
-def is_candidate(tensor: Tensor) -> bool:
+def can_be_factored(tensor: Tensor) -> bool:
     """Return whether a tensor can be factored: it is a matrix of floats named `*.weight`."""
     return tensor.name.endswith(WEIGHT) and len(tensor.shape) == 2 and tensor.dtype in FLOAT_DTYPES
 
@@ -56,7 +56,7 @@ def make_plan(
     layers = tuple(
         _plan_layer(tensor, spec, names)
         for tensor in tensors
-        if is_candidate(tensor) and _is_selected(_module(tensor), spec)
+        if can_be_factored(tensor) and _is_selected(_module(tensor), spec)
     )
     _check_ranks(layers, spec)
     warnings = tuple(_warnings(tensors, spec, layers))
@@ -102,7 +102,7 @@ def _plan_layer(tensor: Tensor, spec: CompressionSpec, names: frozenset[str]) ->
         transposed=transposed,
         align=override.align or spec.align,
         min_rank=override.min_rank or spec.min_rank,
-        weight=override.weight or 1.0,
+        importance=override.weight or 1.0,
     )
     rank, reason = _rank(layer, override.rank or spec.rank)
     if reason is None and not layer.dense_layout and _names_taken(layer, names):
@@ -155,7 +155,7 @@ def _names_taken(layer: LayerPlan, names: frozenset[str]) -> bool:
 
 def _warnings(tensors: Sequence[Tensor], spec: CompressionSpec, layers: Sequence[LayerPlan]) -> Iterable[str]:
     weights = [_module(tensor) for tensor in tensors if tensor.name.endswith(WEIGHT)]
-    matrices = [_module(tensor) for tensor in tensors if is_candidate(tensor)]
+    matrices = [_module(tensor) for tensor in tensors if can_be_factored(tensor)]
     # Defaults that match nothing are no mistake of the user's.
     given_include = () if spec.include == DEFAULT_INCLUDE else spec.include
     given_exclude = () if spec.exclude == DEFAULT_EXCLUDE else spec.exclude

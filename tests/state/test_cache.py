@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from state.cache import STEPS, DecompositionCache, make_room
+from state.cache import MAX_SOLVERS, DecompositionCache, make_room
 from state.data_dir import DataDir
 from tests.state.decompositions import KEY, SIZE, example, files, folders, numbered, read
 
@@ -31,7 +31,7 @@ def test_an_empty_cache_finds_nothing(cache):
         {"transposed": True},
         {"calibration_sha256": "cd" * 32},
         {"file_sha256": "cd" * 32},
-        {"step": 1},
+        {"solver": 1},
     ],
 )
 def test_another_content_is_another_key(cache, source, other):
@@ -42,9 +42,9 @@ def test_another_content_is_another_key(cache, source, other):
 
 
 def test_spectra_are_those_of_the_steps_up_to_the_first_that_is_missing(cache, source):
-    steps = [example(replace(KEY, step=step), seed=step) for step in range(STEPS)]
-    for step, known in ((1, 0), (0, 2), (3, 2), (2, 4)):
-        cache.put(replace(KEY, step=step), *steps[step], sources=[source])
+    steps = [example(replace(KEY, solver=solver), seed=solver) for solver in range(MAX_SOLVERS)]
+    for solver, known in ((1, 0), (0, 2), (3, 2), (2, 4)):
+        cache.put(replace(KEY, solver=solver), *steps[solver], sources=[source])
         found = cache.spectra([KEY]).get(KEY.tensor, ())
         assert found == tuple(head.spectrum for head, _ in steps[:known])
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from schemas.format.errors import CheckpointError
-from schemas.format.header import MAX_OUTPUT_HEADER_BYTES, TensorSpec, aligned_order, build_header
+from schemas.format.header import MAX_OUTPUT_HEADER_BYTES, NewTensor, aligned_order, build_header
 from worker.checkpoint.reader import CheckpointReader, dtype_name
 from worker.checkpoint.writer import CheckpointWriter
 
@@ -100,13 +100,13 @@ class LayerSpool:
         ready = {str(at): factor.detach().cpu().contiguous() for at, factor in enumerate(factors)}
         if not ready:
             ready = {_NO_FACTORS: torch.empty(0, dtype=torch.uint8)}
-        specs = aligned_order(
-            TensorSpec(name, dtype_name(factor.dtype), tuple(factor.shape)) for name, factor in ready.items()
+        new_tensors = aligned_order(
+            NewTensor(name, dtype_name(factor.dtype), tuple(factor.shape)) for name, factor in ready.items()
         )
-        in_order = [ready[spec.name] for spec in specs]
-        checksum = _checksum(outcome_json, specs, (_bytes(factor) for factor in in_order))
+        in_order = [ready[new_tensor.name] for new_tensor in new_tensors]
+        checksum = _checksum(outcome_json, new_tensors, (_bytes(factor) for factor in in_order))
         metadata = {_OUTCOME: outcome_json, _CHECKSUM: checksum}
-        with CheckpointWriter(self._path(index), specs, metadata, durable=False) as writer:
+        with CheckpointWriter(self._path(index), new_tensors, metadata, durable=False) as writer:
             for factor in in_order:
                 writer.write(factor)
 
@@ -134,9 +134,9 @@ class LayerSpool:
             with CheckpointReader(path, max_header_bytes=MAX_OUTPUT_HEADER_BYTES) as reader:
                 metadata, infos = reader.header.metadata, reader.header.tensors
                 outcome_json = metadata.get(_OUTCOME, "")
-                specs = [TensorSpec(info.name, info.dtype, info.shape) for info in infos]
+                new_tensors = [NewTensor(info.name, info.dtype, info.shape) for info in infos]
                 pieces = (piece for info in infos for piece in reader.chunks(info))
-                if metadata.get(_CHECKSUM) != _checksum(outcome_json, specs, pieces):
+                if metadata.get(_CHECKSUM) != _checksum(outcome_json, new_tensors, pieces):
                     return None
         except (FileNotFoundError, CheckpointError):
             return None
@@ -147,9 +147,9 @@ class LayerSpool:
         return self.directory / f"layer-{index:05d}.safetensors"
 
 
-def _checksum(outcome_json: str, specs: Sequence[TensorSpec], pieces: Iterable[memoryview]) -> str:
+def _checksum(outcome_json: str, new_tensors: Sequence[NewTensor], pieces: Iterable[memoryview]) -> str:
     """Return the CRC-32 of everything in a file but the checksum itself, in decimal."""
-    total = zlib.crc32(build_header(specs, {_OUTCOME: outcome_json}))
+    total = zlib.crc32(build_header(new_tensors, {_OUTCOME: outcome_json}))
     for piece in pieces:
         total = zlib.crc32(piece, total)
     return str(total)

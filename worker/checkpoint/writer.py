@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from schemas.checkpoint import FileInfo
-    from schemas.format.header import TensorSpec
+    from schemas.format.header import NewTensor
     from schemas.format.tensor import TensorInfo
 
 
@@ -32,7 +32,7 @@ class CheckpointWriter:
     ----------
     path : Path
         Where the file shall appear, replacing what is there.
-    specs : iterable of TensorSpec
+    tensors : iterable of NewTensor
         The tensors; `aligned_order` may reorder them.
     metadata : mapping of str to str, optional
         The file's ``__metadata__``.
@@ -53,7 +53,7 @@ class CheckpointWriter:
 
     Examples
     --------
-    >>> with CheckpointWriter(path, [TensorSpec("w", "F32", (2, 2))]) as writer:  # doctest: +SKIP
+    >>> with CheckpointWriter(path, [NewTensor("w", "F32", (2, 2))]) as writer:  # doctest: +SKIP
     ...     writer.write(torch.eye(2))
     >>> writer.written.sha256  # doctest: +SKIP
     """
@@ -61,16 +61,17 @@ class CheckpointWriter:
     def __init__(
         self,
         path: Path,
-        specs: Iterable[TensorSpec],
+        tensors: Iterable[NewTensor],
         metadata: Mapping[str, str] | None = None,
         *,
         durable: bool = True,
     ) -> None:
-        ordered = aligned_order(specs)
+        ordered = aligned_order(tensors)
         self._header_json = build_header(ordered, metadata or {})
         # What is written must be what would be accepted.
         self.header: Header = parse_header(
-            self._header_json, file_bytes=8 + len(self._header_json) + sum(spec.nbytes for spec in ordered)
+            self._header_json,
+            file_bytes=8 + len(self._header_json) + sum(tensor.nbytes for tensor in ordered),
         )
         self._path = path
         self._durable = durable

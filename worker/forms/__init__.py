@@ -3,9 +3,9 @@
 import pkgutil
 from importlib import import_module
 
-from worker.forms.base import IMPLEMENTATIONS, FormInputs, Implementation, multiply_chain, register
+from worker.forms.base import FORM_IMPLEMENTATIONS, FormImplementation, FormInputs, multiply_chain, register
 
 for _module in pkgutil.iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["IMPLEMENTATIONS", "FormInputs", "Implementation", "multiply_chain", "register"]
+__all__ = ["FORM_IMPLEMENTATIONS", "FormImplementation", "FormInputs", "multiply_chain", "register"]

@@ -68,14 +68,14 @@ class FormInputs:
 
 
 @dataclass(frozen=True)
-class Implementation:
+class FormImplementation:
     """
     How one form is computed, and how the weight is reconstructed.
 
     Attributes
     ----------
     compute : callable of FormInputs
-        Returns a `Factored`: its tensors are those of the form's `parts` in their order, each as
+        Returns a `Factored`: its tensors are those of the form's `stored_matrices` in their order, each as
         [outputs, inputs], and its errors are measured on these tensors. Returns a `Kept` with a reason if the
         weight must stay dense; a numerical failure is a `Kept`, not an exception.
     expand : callable of a sequence of Tensor
@@ -86,7 +86,7 @@ class Implementation:
     expand: Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 
-IMPLEMENTATIONS: dict[str, Implementation] = {}
+FORM_IMPLEMENTATIONS: dict[str, FormImplementation] = {}
 Compute = Callable[[FormInputs], Factored | Kept]
 
 
@@ -96,7 +96,7 @@ def register(
     """Register the decorated function as the implementation of the form `name`."""
 
     def add(compute: Compute) -> Compute:
-        IMPLEMENTATIONS[name] = Implementation(compute, expand)
+        FORM_IMPLEMENTATIONS[name] = FormImplementation(compute, expand)
         return compute
 
     return add

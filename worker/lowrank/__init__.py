@@ -4,8 +4,8 @@
 any other `Method`. `svd`, `cx` and `cur` are short calls of the same body.
 """
 
-from worker.lowrank.calibrated import weighted_error
-from worker.lowrank.candidate import Candidate, Method, Problem
+from worker.lowrank.calibrated import output_error
+from worker.lowrank.candidate import Candidate, DecomposedWeight, Method
 from worker.lowrank.cur import CUR, CX, STORAGES, CURMethod, CXMethod, Storage, cur, cx
 from worker.lowrank.decomposition import Decomposition, SolverCache
 from worker.lowrank.error import relative_error
@@ -19,9 +19,9 @@ from worker.lowrank.types import (
     Factored,
     FactorRequest,
     Kept,
-    RankRule,
+    OutputError,
     Reason,
-    Weighted,
+    SpectralRank,
 )
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "CURMethod",
     "CXMethod",
     "Candidate",
+    "DecomposedWeight",
     "Decomposition",
     "EnergyRank",
     "ErrorRank",
@@ -40,20 +41,19 @@ __all__ = [
     "Kept",
     "LowRank",
     "Method",
-    "Problem",
-    "RankRule",
+    "OutputError",
     "Reason",
     "SVDMethod",
     "Selector",
     "SolverCache",
+    "SpectralRank",
     "Storage",
-    "Weighted",
     "cur",
     "cx",
     "decompose",
     "factor",
     "gram_fault",
+    "output_error",
     "relative_error",
     "svd",
-    "weighted_error",
 ]

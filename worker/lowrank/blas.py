@@ -13,8 +13,8 @@ import torch
 from worker.lowrank import openblas
 
 CPU_INFO = Path("/proc/cpuinfo")
-# Elements of one block of rows that is taken to a wider dtype.
-BLOCK_ELEMENTS = 1 << 22
+# Elements of one block of rows that is taken to a wider dtype for one product.
+WIDENED_ELEMENTS = 1 << 22
 TILE = 512
 
 _inside = threading.local()
@@ -44,7 +44,7 @@ def kernels() -> tuple[str, ...]:
 
 
 @contextmanager
-def one_pool() -> Iterator[None]:
+def limit_blas_threads() -> Iterator[None]:
     """Let the threads of one library work at a time, as many as torch may use in this thread.
 
     Threads of both libraries at once wait busily for each other: 2048 x 2048 then took five times as long.
@@ -69,8 +69,8 @@ def one_pool() -> Iterator[None]:
 
 
 @contextmanager
-def torch_pool() -> Iterator[None]:
-    """Return to torch the threads that :func:`one_pool` took from it."""
+def restore_torch_threads() -> Iterator[None]:
+    """Return to torch the threads that :func:`limit_blas_threads` took from it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(getattr(_inside, "threads", threads) if prefers_scipy() else threads)
     try:
@@ -115,7 +115,7 @@ def subtract_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tens
     openblas.gemm(-1, right.detach().numpy().T, left.detach().numpy().T, beta=1, into=target.numpy().T)
 
 
-def gram(tall: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def self_product(tall: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return AᵀA, summed in a dtype that may be wider than that of A; A is widened in blocks of rows.
 
     Parameters
@@ -154,6 +154,6 @@ def symmetrize(lower: torch.Tensor) -> torch.Tensor:
 
 
 def _blocks(tall: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:
-    rows = len(tall) if tall.dtype == dtype else max(1, BLOCK_ELEMENTS // tall.shape[1])
+    rows = len(tall) if tall.dtype == dtype else max(1, WIDENED_ELEMENTS // tall.shape[1])
     for block in torch.split(tall, rows):
         yield block.to(dtype)

@@ -1,4 +1,4 @@
-"""The best factors for the inputs of a layer: ‖(W - Ŵ)X‖_F instead of ‖W - Ŵ‖_F, computed from G = XXᵀ."""
+"""The error of outputs, ‖(W - Ŵ)X‖_F in place of ‖W - Ŵ‖_F: its minimum, and its measurement from G = XXᵀ."""
 
 import math
 import sys
@@ -7,18 +7,15 @@ from functools import partial
 
 import torch
 
-from worker.lowrank.blas import gram as gram_of
-from worker.lowrank.blas import product
+from worker.lowrank.blas import product, self_product
 from worker.lowrank.decomposition import Decomposition, SolverCache
-from worker.lowrank.error import Residual, as_pair, check_chain, product_rows
-from worker.lowrank.gram import RIDGES, Gram
+from worker.lowrank.error import Residual, as_pair, check_chain, product_rows, row_blocks
+from worker.lowrank.gram import RIDGES, ScaledGram
 from worker.lowrank.lapack import fix_signs, full_svd, leading_eigenpairs, thin_qr, triangle
 from worker.lowrank.scale import ScaledWeight, finite_exponent, scaled_copy, times_power
 from worker.lowrank.solvers import Solver, Wanted, run_cascade
 
 EPS = sys.float_info.epsilon
-# Elements of a block of rows in float64.
-BLOCK_ELEMENTS = 1 << 21
 
 
 def solve_calibrated(
@@ -31,11 +28,11 @@ def solve_calibrated(
 ) -> Iterator[Decomposition]:
     """Yield decompositions of 2^-exponent · W G^½, each more accurate than the one before.
 
-    Ŵ = U_k U_kᵀ W with the leading left singular vectors U_k of W S, for any S with S Sᵀ = G, minimises
+    Ŵ = U_k U_kᵀ W with the leading left singular vectors U_k of W S, for any S with S Sᵀ = G, minimizes
     ‖(W - Ŵ)X‖_F over all Ŵ of rank k, and its square is Σ_{i>k} σᵢ² (Eckart and Young 1936 for W S; as in
     SVD-LLM V2, Wang et al. 2025). No inverse of S is needed, so G may be of any rank. G is equilibrated and
-    ridged first: see :class:`worker.lowrank.gram.Gram`. All is done in float64: first by eigenvalues of the
-    smaller of the Gram matrices of W S, and where their rounding is visible by QR and an SVD of W S itself.
+    ridged first: see :class:`worker.lowrank.gram.ScaledGram`. All is done in float64: first by eigenvalues of
+    the smaller Gram matrix of W S, and where its rounding is visible by QR and an SVD of W S itself.
 
     Parameters
     ----------
@@ -53,9 +50,9 @@ def solve_calibrated(
     Yields
     ------
     Decomposition
-        Of side "rows", at most three; none where nothing converged. Its spectrum is without the ridge.
+        Of axis "rows", at most three; none where nothing converged. Its spectrum is without the ridge.
     """
-    inputs = Gram.of(gram.to(weight.device))
+    inputs = ScaledGram.of(gram.to(weight.device))
     taken = scaled_copy(weight, exponent, torch.float64).mul_(inputs.scale)  # [m, n]
     solvers: list[Solver] = [
         partial(_by_eigenvalues, inputs=inputs),
@@ -65,7 +62,7 @@ def solve_calibrated(
     yield from run_cascade(taken, solvers, num_vectors=num_vectors, all_values=True, cache=cache)
 
 
-def measure_weighted(
+def measure_output_error(
     weight: torch.Tensor, factors: Sequence[torch.Tensor], exponent: int, gram: torch.Tensor
 ) -> Residual:
     """Return ‖(W - Ŵ)X‖_F² = tr((W - Ŵ)G(W - Ŵ)ᵀ) and ‖WX‖_F² of 2^-exponent · W, measured in float64.
@@ -86,10 +83,10 @@ def measure_weighted(
     Residual
         Summed over blocks of rows. Neither is below 0, though rounding in G could make them so.
     """
-    inputs = Gram.of(gram.to(weight.device))
+    inputs = ScaledGram.of(gram.to(weight.device))
     pair = as_pair([factor.to(torch.float64) for factor in factors])  # [j, n], [m, j]
     error = norm = 0.0
-    for rows in _row_blocks(*weight.shape):
+    for rows in row_blocks(*weight.shape):
         block = times_power(weight[rows].to(torch.float64), -exponent) * inputs.scale  # [rows, n]
         norm += _energy(block, inputs.core)
         block -= product_rows(pair, rows, exponent) * inputs.scale
@@ -97,8 +94,8 @@ def measure_weighted(
     return Residual(max(error, 0.0), max(norm, 0.0), exponent)
 
 
-def weighted_error(weight: torch.Tensor, factors: Sequence[torch.Tensor], gram: torch.Tensor) -> float:
-    """Return ‖(W - Ŵ)X‖_F/‖WX‖_F for the factors exactly as they are stored; see :func:`measure_weighted`.
+def output_error(weight: torch.Tensor, factors: Sequence[torch.Tensor], gram: torch.Tensor) -> float:
+    """Return ‖(W - Ŵ)X‖_F/‖WX‖_F for factors exactly as stored; see :func:`measure_output_error`.
 
     Raises
     ------
@@ -109,11 +106,15 @@ def weighted_error(weight: torch.Tensor, factors: Sequence[torch.Tensor], gram: 
     exponent = finite_exponent(weight.detach())
     if tuple(gram.shape) != (weight.shape[1], weight.shape[1]):
         raise ValueError(f"a weight of shape {tuple(weight.shape)} has no inputs of {tuple(gram.shape)}")
-    return measure_weighted(weight.detach(), factors, exponent, gram).relative
+    return measure_output_error(weight.detach(), factors, exponent, gram).relative
 
 
-def weighted_floor(scaled: ScaledWeight, gram: torch.Tensor, measured: Residual, *, rounding: float) -> float:
-    """Return the relative error of the outputs that G cannot distinguish from none, or that rounding causes.
+def output_error_floor(
+    scaled: ScaledWeight, gram: torch.Tensor, measured: Residual, *, rounding: float
+) -> float:
+    """Return the least relative error of the outputs that can be told from zero.
+
+    Below it, an error may come from the rounding of G or of the stored factors.
 
     Parameters
     ----------
@@ -148,29 +149,32 @@ def input_root(gram: torch.Tensor, device: torch.device) -> torch.Tensor:
     LinAlgError
         torch's or numpy's, if the eigenvalues of G were not found.
     """
-    inputs = Gram.of(gram.to(device))
+    inputs = ScaledGram.of(gram.to(device))
     vectors, values = _root(inputs)
     core = product(vectors * (values + inputs.ridge).sqrt(), vectors.mT.contiguous())
     return core.mul_(inputs.scale[:, None])
 
 
-def _by_eigenvalues(taken: torch.Tensor, wanted: Wanted, *, inputs: Gram) -> Decomposition:
+def _by_eigenvalues(taken: torch.Tensor, wanted: Wanted, *, inputs: ScaledGram) -> Decomposition:
     wide = taken.shape[0] <= taken.shape[1]
     energies, basis = (_left_of_wide if wide else _left_of_tall)(taken, inputs, wanted.num_vectors)
     total = float(energies.clamp_min(0).sum())
     reach = wanted.energy * float(torch.linalg.matrix_norm(inputs.core)) / total if total > 0 else 0.0
     roundoff = EPS * math.sqrt(max(taken.shape)) * reach
-    # What float32 has rounded away of G, no solver brings back.
+    # If G was stored in float32, its own rounding is larger than that of any solver, so a better solver
+    # would not help.
     return _decomposition(
         energies, basis, roundoff=roundoff if inputs.ridge == RIDGES[torch.float64] else 0.0
     )
 
 
-def _left_of_wide(taken: torch.Tensor, inputs: Gram, num_vectors: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _left_of_wide(
+    taken: torch.Tensor, inputs: ScaledGram, num_vectors: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Decompose A (C + δI) Aᵀ [m, m]; no eigenvalues of the larger C are needed."""
-    plain = gram_of(taken.mT, torch.float64)  # [m, m]
+    plain = self_product(taken.mT, torch.float64)  # [m, m]
     ridged = torch.empty_like(plain)
-    for rows in _row_blocks(*taken.shape):
+    for rows in row_blocks(*taken.shape):
         ridged[rows] = product(product(taken[rows], inputs.core), taken.mT)
     ridged.add_(plain, alpha=inputs.ridge)
     ridged = ridged.add_(ridged.mT.clone()).mul_(0.5)
@@ -180,18 +184,20 @@ def _left_of_wide(taken: torch.Tensor, inputs: Gram, num_vectors: int) -> tuple[
     return energies, rows_of[:num_vectors]
 
 
-def _left_of_tall(taken: torch.Tensor, inputs: Gram, num_vectors: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _left_of_tall(
+    taken: torch.Tensor, inputs: ScaledGram, num_vectors: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Decompose (A S)ᵀ A S [n, n], and compute the left vectors from the right ones."""
     matrix, share = _rooted(taken, inputs)
     values, right = leading_eigenpairs(
-        gram_of(matrix, torch.float64), matrix.shape[1], all_values=True
+        self_product(matrix, torch.float64), matrix.shape[1], all_values=True
     )  # [n], [n, n]
     energies = values * (right.square() @ share).cpu()
     left, _ = thin_qr(product(matrix, right[:num_vectors].mT))  # [m, num_vectors]
     return energies, left.mT
 
 
-def _by_svd(taken: torch.Tensor, wanted: Wanted, *, inputs: Gram, iterate: bool) -> Decomposition:
+def _by_svd(taken: torch.Tensor, wanted: Wanted, *, inputs: ScaledGram, iterate: bool) -> Decomposition:
     """Decompose A S by QR and an SVD of the small factor: no squares are taken."""
     matrix, share = _rooted(taken, inputs)
     if matrix.shape[0] <= matrix.shape[1]:
@@ -210,19 +216,19 @@ def _decomposition(energies: torch.Tensor, basis: torch.Tensor, *, roundoff: flo
     return Decomposition(
         singular_values=energies.clamp_min(0).sqrt().sort(descending=True).values,
         basis=fix_signs(basis.contiguous()),
-        side="rows",
+        axis="rows",
         roundoff=roundoff,
-        weighted=True,
+        calibrated=True,
     )
 
 
-def _root(inputs: Gram) -> tuple[torch.Tensor, torch.Tensor]:
+def _root(inputs: ScaledGram) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the eigenvectors of C [n, n] and its eigenvalues [n], those that rounding took below 0 as 0."""
     values, rows = leading_eigenpairs(inputs.core, len(inputs.scale), all_values=True)
     return rows.mT, values.clamp_min(0).to(rows.device)
 
 
-def _rooted(taken: torch.Tensor, inputs: Gram) -> tuple[torch.Tensor, torch.Tensor]:
+def _rooted(taken: torch.Tensor, inputs: ScaledGram) -> tuple[torch.Tensor, torch.Tensor]:
     """Return A S [m, n] with S Sᵀ = C + δI, and the share [n] of each column's energy without δ."""
     vectors, values = _root(inputs)
     ridged = values + inputs.ridge
@@ -231,8 +237,3 @@ def _rooted(taken: torch.Tensor, inputs: Gram) -> tuple[torch.Tensor, torch.Tens
 
 def _energy(block: torch.Tensor, core: torch.Tensor) -> float:
     return float((product(block, core) * block).sum())
-
-
-def _row_blocks(rows: int, columns: int) -> Iterator[slice]:
-    step = max(1, BLOCK_ELEMENTS // columns)
-    return (slice(start, start + step) for start in range(0, rows, step))

@@ -1,4 +1,4 @@
-"""Candidate factorisations of one weight at a rank, stored and measured; the search for the least rank."""
+"""Candidate factorizations of one weight at a rank, stored and measured; the search for the least rank."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from typing import Protocol, TypeVar
 import torch
 
 from worker.lowrank.blas import product
-from worker.lowrank.calibrated import input_root, measure_weighted
-from worker.lowrank.decomposition import Decomposition
+from worker.lowrank.calibrated import input_root, measure_output_error
+from worker.lowrank.decomposition import Axis, Decomposition
 from worker.lowrank.error import Residual, measure
 from worker.lowrank.lapack import NotConvergedError, failures
 from worker.lowrank.scale import ScaledWeight
-from worker.lowrank.selectors import Axis, Indices, Selector, select
+from worker.lowrank.selectors import Indices, Selector, select
 from worker.lowrank.truncation import Factors, fits_dtype
 
 
@@ -37,7 +37,7 @@ class Candidate:
         False where the decomposition behind them was not accurate, so that a better solver is needed.
     columns, rows : tuple of int, or None
         The columns and rows that were chosen, ascending.
-    weighted : Residual or None
+    output_residual : Residual or None
         ‖(W - Ŵ)X‖_F², where there is a Gram matrix.
     """
 
@@ -47,16 +47,16 @@ class Candidate:
     accurate: bool = True
     columns: Indices | None = None
     rows: Indices | None = None
-    weighted: Residual | None = None
+    output_residual: Residual | None = None
 
     @property
     def objective(self) -> Residual:
-        """The error that is minimised: that of the outputs where there is a Gram matrix."""
-        return self.weighted or self.residual
+        """The error that is minimized: that of the outputs where there is a Gram matrix."""
+        return self.output_residual or self.residual
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class DecomposedWeight:
     """One weight and one decomposition of it, from which a method makes candidates.
 
     Attributes
@@ -71,7 +71,7 @@ class Problem:
         ≥ 0, for selectors that draw at random.
     gram : Tensor [n, n] or None
         See :class:`worker.lowrank.FactorRequest`.
-    error_is_promised : bool
+    needs_exact_error : bool
         Whether a limit on the error must be met, so that the error is measured in float64.
     """
 
@@ -80,14 +80,14 @@ class Problem:
     dtype: torch.dtype | None
     seed: int = 0
     gram: torch.Tensor | None = None
-    error_is_promised: bool = False
+    needs_exact_error: bool = False
 
     @cached_property
-    def outputs(self) -> torch.Tensor:
-        """A, or A·S where there is a Gram matrix S·Sᵀ [m, n]."""
-        return self.as_outputs(self.scaled.matrix)
+    def target(self) -> torch.Tensor:
+        """What is to be approximated [m, n]: A, or A·S where there is a Gram matrix S·Sᵀ."""
+        return self.times_input_root(self.scaled.matrix)
 
-    def as_outputs(self, rows: torch.Tensor) -> torch.Tensor:
+    def times_input_root(self, rows: torch.Tensor) -> torch.Tensor:
         """Return rows [k, n], times S where there is a Gram matrix.
 
         Raises
@@ -112,7 +112,7 @@ class Problem:
             selector,
             rank,
             axis=axis,
-            matrix=self.outputs if axis == "rows" else self._columns_by_input,
+            matrix=self.target if axis == "rows" else self._columns_by_input,
             decomposition=self.decomposition,
             seed=self.seed,
         )
@@ -142,24 +142,24 @@ class Problem:
 
     def residual(self, factors: Factors) -> Residual:
         """Return ‖W - Ŵ‖_F² of factors as they are stored."""
-        return measure(self.scaled.weight, factors, self.scaled.exponent, in_float64=self.error_is_promised)
+        return measure(self.scaled.weight, factors, self.scaled.exponent, in_float64=self.needs_exact_error)
 
-    def weighted_residual(self, factors: Factors) -> Residual | None:
+    def output_residual(self, factors: Factors) -> Residual | None:
         """Return ‖(W - Ŵ)X‖_F² of factors as they are stored; None without a Gram matrix."""
         if self.gram is None:
             return None
-        return measure_weighted(self.scaled.weight, factors, self.scaled.exponent, self.gram)
+        return measure_output_error(self.scaled.weight, factors, self.scaled.exponent, self.gram)
 
 
 class Method(Protocol):
     """How a weight is approximated at a rank: the one thing in which svd, cx and cur differ."""
 
-    def candidate(self, problem: Problem, rank: int) -> Candidate:
+    def candidate(self, decomposed: DecomposedWeight, rank: int) -> Candidate:
         """Return stored factors of this rank and their error.
 
         Parameters
         ----------
-        problem : Problem
+        decomposed : DecomposedWeight
             The weight, and a decomposition of it.
         rank : int
             k, at most the number of vectors of the decomposition.

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import torch
 
-from worker.lowrank.candidate import Candidate, OutOfRangeError, Problem
+from worker.lowrank.candidate import Candidate, DecomposedWeight, OutOfRangeError
 from worker.lowrank.error import Residual
 from worker.lowrank.factor import factor_at
 from worker.lowrank.lstsq import PseudoInverse
@@ -14,6 +14,7 @@ from worker.lowrank.scale import times_power, working_dtype
 from worker.lowrank.selectors import SELECTORS, Indices, Selector
 from worker.lowrank.truncation import Factors, best_rounded
 
+# Named again in schemas/planning/forms/base.py, since lowrank imports no other package; a test compares them.
 Storage = Literal["three", "two"]
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 
@@ -27,17 +28,17 @@ class CXMethod:
     def __post_init__(self) -> None:
         _check_selector(self.selector)
 
-    def candidate(self, problem: Problem, rank: int) -> Candidate:
+    def candidate(self, decomposed: DecomposedWeight, rank: int) -> Candidate:
         """Return ``(X [k, n], C [m, k])``; see :class:`worker.lowrank.candidate.Method`."""
-        columns = problem.select(self.selector, rank, "columns")
-        scaled = problem.scaled
-        dtype = problem.dtype or working_dtype(scaled.weight)
-        c, c_inverse = _fitted_columns(problem, columns, dtype)
+        columns = decomposed.select(self.selector, rank, "columns")
+        scaled = decomposed.scaled
+        dtype = decomposed.dtype or working_dtype(scaled.weight)
+        c, c_inverse = _fitted_columns(decomposed, columns, dtype)
 
         def fit(cutoff: float) -> Factors:
             return c_inverse.solve(scaled.matrix, cutoff=cutoff), c
 
-        return _best_candidate(problem, fit, dtype, columns, None)
+        return _best_candidate(decomposed, fit, dtype, columns, None)
 
 
 @dataclass(frozen=True)
@@ -56,52 +57,52 @@ class CURMethod:
         if self.storage not in STORAGES:
             raise ValueError(f"storage must be one of {', '.join(STORAGES)}, not {self.storage!r}")
 
-    def candidate(self, problem: Problem, rank: int) -> Candidate:
+    def candidate(self, decomposed: DecomposedWeight, rank: int) -> Candidate:
         """Return ``(R [k, n], U [k, k], C [m, k])`` or ``(U·R, C)``; see the protocol ``Method``."""
-        columns = problem.select(self.selector, rank, "columns")
-        rows = problem.select(self.selector, rank, "rows")
-        scaled = problem.scaled
-        dtype = problem.dtype or working_dtype(scaled.weight)
-        c, c_inverse = _fitted_columns(problem, columns, dtype)
-        r = problem.cast(take_rows(scaled.weight, rows), dtype)  # [k, n]
-        r_inverse = PseudoInverse.of(problem.as_outputs(r).mT, scaled.exponent)
+        columns = decomposed.select(self.selector, rank, "columns")
+        rows = decomposed.select(self.selector, rank, "rows")
+        scaled = decomposed.scaled
+        dtype = decomposed.dtype or working_dtype(scaled.weight)
+        c, c_inverse = _fitted_columns(decomposed, columns, dtype)
+        r = decomposed.cast(take_rows(scaled.weight, rows), dtype)  # [k, n]
+        r_inverse = PseudoInverse.of(decomposed.times_input_root(r).mT, scaled.exponent)
 
         def fit(cutoff: float) -> Factors:
-            u = fit_u(problem.outputs, c_inverse, r_inverse, cutoff=cutoff)  # [k, k]
+            u = fit_u(decomposed.target, c_inverse, r_inverse, cutoff=cutoff)  # [k, k]
             if self.storage == "two":
                 return u @ times_power(r.to(torch.float64), -scaled.exponent), c
             return r, times_power(u, -scaled.exponent), c
 
-        return _best_candidate(problem, fit, dtype, columns, rows)
+        return _best_candidate(decomposed, fit, dtype, columns, rows)
 
 
 def _fitted_columns(
-    problem: Problem, columns: Indices, dtype: torch.dtype
+    decomposed: DecomposedWeight, columns: Indices, dtype: torch.dtype
 ) -> tuple[torch.Tensor, PseudoInverse]:
     # The fit is to the columns as they are stored, so that it corrects for their rounding too.
-    c = problem.cast(take_columns(problem.scaled.weight, columns), dtype)  # [m, k]
-    return c, PseudoInverse.of(c, problem.scaled.exponent)
+    c = decomposed.cast(take_columns(decomposed.scaled.weight, columns), dtype)  # [m, k]
+    return c, PseudoInverse.of(c, decomposed.scaled.exponent)
 
 
 def _best_candidate(
-    problem: Problem,
+    decomposed: DecomposedWeight,
     fit: Callable[[float], Factors],
     dtype: torch.dtype,
     columns: Indices,
     rows: Indices | None,
 ) -> Candidate:
     def objective(factors: Factors) -> Residual:
-        return problem.weighted_residual(factors) or problem.residual(factors)
+        return decomposed.output_residual(factors) or decomposed.residual(factors)
 
     best = best_rounded(fit, dtype, objective)
     if best is None:
         raise OutOfRangeError
     factors, residual = best
     rank = len(columns)
-    if problem.gram is None:
+    if decomposed.gram is None:
         return Candidate(rank, factors, residual, columns=columns, rows=rows)
-    plain = problem.residual(factors)
-    return Candidate(rank, factors, plain, columns=columns, rows=rows, weighted=residual)
+    plain = decomposed.residual(factors)
+    return Candidate(rank, factors, plain, columns=columns, rows=rows, output_residual=residual)
 
 
 def _check_selector(selector: str) -> None:

@@ -12,7 +12,9 @@ from schemas.spectrum import is_accurate, smallest_rank_within, squared_tails
 from worker.lowrank.blas import product
 from worker.lowrank.lapack import thin_qr
 
-# Vectors of singular values below this share of the largest are orthogonalised again: rounding has bent them.
+Axis = Literal["columns", "rows"]
+
+# Vectors of singular values below this share of the largest are orthogonalized again: rounding has bent them.
 WEAK = 1e-3
 
 
@@ -28,24 +30,24 @@ class Decomposition:
     singular_values : Tensor [p], float64, on the CPU
         Descending: all min(m, n) of them, or only the leading ones where `tail_energy` is not 0.
     basis : Tensor [r, n] or [r, m], float32 or float64
-        Orthonormal rows, each with its largest entry positive: right singular vectors for the side "columns",
+        Orthonormal rows, each with its largest entry positive: right singular vectors for the axis "columns",
         left ones for "rows".
-    side : {"columns", "rows"}
+    axis : {"columns", "rows"}
         Which vectors the basis holds.
     roundoff : float
         The share of Σσ² that rounding may have moved; 0 where float64 cannot do better.
     tail_energy : float
         Σσ² over the singular values that are not given.
-    weighted : bool
+    calibrated : bool
         Whether the values are those of A·S, so that they do not measure the directions of A itself.
     """
 
     singular_values: torch.Tensor
     basis: torch.Tensor
-    side: Literal["columns", "rows"]
+    axis: Axis
     roundoff: float
     tail_energy: float = 0.0
-    weighted: bool = False
+    calibrated: bool = False
 
     @cached_property
     def _tails(self) -> Sequence[float]:
@@ -83,15 +85,15 @@ class Decomposition:
         basis = self.basis[:rank]
         dtype = torch.promote_types(matrix.dtype, basis.dtype)
         matrix, basis = matrix.to(dtype), basis.to(matrix.device, dtype)
-        if self.side == "columns":
+        if self.axis == "columns":
             return product(matrix, basis.mT), basis
         return basis.mT, product(basis, matrix)
 
-    def vectors(self, matrix: torch.Tensor, rank: int, *, axis: Literal["columns", "rows"]) -> torch.Tensor:
+    def vectors(self, matrix: torch.Tensor, rank: int, *, axis: Axis) -> torch.Tensor:
         """Return the leading singular vectors of one side of A as orthonormal columns [n or m, k].
 
-        Where the values are those of A·S, the result for the other side spans what `matrix` makes of the
-        known vectors.
+        The vectors of the other axis are computed by multiplying `matrix` with the known ones. With a Gram
+        matrix they are no singular vectors of A·S, only an orthonormal basis of that product.
 
         Parameters
         ----------
@@ -102,14 +104,14 @@ class Decomposition:
         axis : {"columns", "rows"}
             V_k [n, k], which weighs columns, or U_k [m, k].
         """
-        if axis == self.side:
+        if axis == self.axis:
             return self.basis[:rank].to(matrix.device).mT
         left, right = self.factors(matrix, rank)
         return self._normalized(left if axis == "rows" else right.mT)
 
     def _normalized(self, projected: torch.Tensor) -> torch.Tensor:
         norms: torch.Tensor = torch.linalg.vector_norm(projected, dim=0)  # [k]
-        if not self.weighted and bool(norms.min() > WEAK * norms.max()):
+        if not self.calibrated and bool(norms.min() > WEAK * norms.max()):
             return projected / norms
         # Where A has no directions left, any orthonormal ones will do.
         q, r = thin_qr(projected)
@@ -118,10 +120,10 @@ class Decomposition:
 
 
 class SolverCache(Protocol):
-    """Decompositions of one weight by the number of the solver that made them; a dict is one.
+    """Decompositions of one weight, by the number of the solver in the cascade; a dict is one.
 
     They may have fewer vectors than the solver would compute, but as many as the request needs.
     """
 
-    def get(self, step: int, /) -> Decomposition | None: ...
-    def __setitem__(self, step: int, decomposition: Decomposition, /) -> None: ...
+    def get(self, solver: int, /) -> Decomposition | None: ...
+    def __setitem__(self, solver: int, decomposition: Decomposition, /) -> None: ...

@@ -1,7 +1,14 @@
-"""The error of stored factors, measured: the relative Frobenius error."""
+"""The relative Frobenius error of stored factors, measured from W - Ŵ in blocks of rows.
+
+Where the error of each method is measured: `cx` and `cur` here (:func:`measure`), and so is `svd` where the
+error is small or a limit must be met. Else the error of `svd` follows from products that
+:mod:`worker.lowrank.truncation` has at hand. With a Gram matrix, the error of the outputs of all methods is
+measured in :mod:`worker.lowrank.calibrated` (`measure_output_error`). After the dense layout or a codec that
+rounds, ``worker/layer.py`` measures again, by :func:`relative_error`, on the matrices that are stored.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,7 +17,7 @@ import torch
 from worker.lowrank.blas import product
 from worker.lowrank.scale import exponent_of, squared_norm, times_power
 
-# Elements of one block of rows: the dense product is never whole in memory.
+# Elements of one block that is taken to float64, so that no whole matrix is in memory in float64.
 BLOCK_ELEMENTS = 1 << 21
 # Rounding in a float32 product is at most about eps times the product of the factors' norms. An error this
 # many times larger is not affected by it.
@@ -112,14 +119,19 @@ def _measure_in(
     dtype: torch.dtype, weight: torch.Tensor, factors: Sequence[torch.Tensor], exponent: int
 ) -> Residual:
     pair = as_pair([factor.to(dtype) for factor in factors])  # [j, n], [m, j]
-    rows = max(1, BLOCK_ELEMENTS // weight.shape[1])
     scaled_error = scaled_norm = 0.0
-    for start in range(0, weight.shape[0], rows):
-        block = times_power(weight[start : start + rows].to(dtype), -exponent)  # [rows, n]
+    for rows in row_blocks(*weight.shape):
+        block = times_power(weight[rows].to(dtype), -exponent)  # [rows, n]
         scaled_norm += squared_norm(block)
-        block -= product_rows(pair, slice(start, start + rows), exponent)
+        block -= product_rows(pair, rows, exponent)
         scaled_error += squared_norm(block)
     return Residual(scaled_error, scaled_norm, exponent)
+
+
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Yield slices that cut so many rows of so many columns into blocks of about `BLOCK_ELEMENTS`."""
+    step = max(1, BLOCK_ELEMENTS // columns)
+    return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def product_rows(pair: tuple[torch.Tensor, torch.Tensor | None], rows: slice, exponent: int) -> torch.Tensor:

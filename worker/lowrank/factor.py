@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from worker.lowrank.blas import one_pool
+from worker.lowrank.blas import limit_blas_threads
 from worker.lowrank.calibrated import solve_calibrated
-from worker.lowrank.candidate import Candidate, Method, OutOfRangeError, Problem, smallest_rank
+from worker.lowrank.candidate import Candidate, DecomposedWeight, Method, OutOfRangeError, smallest_rank
 from worker.lowrank.decomposition import Decomposition, SolverCache
-from worker.lowrank.krylov import sketch
+from worker.lowrank.krylov import krylov_decomposition
 from worker.lowrank.lapack import NotConvergedError
 from worker.lowrank.scale import ScaledWeight, check_weight, exponent_of, finite_exponent, times_power
 from worker.lowrank.solvers import solve
@@ -18,14 +18,14 @@ from worker.lowrank.types import (
     Factored,
     FactorRequest,
     Kept,
+    OutputError,
     Reason,
-    Weighted,
     check_rank,
     check_seed,
 )
 
 
-@one_pool()
+@limit_blas_threads()
 def factor(
     weight: torch.Tensor, request: FactorRequest, *, cache: SolverCache | None = None
 ) -> Factored | Kept:
@@ -79,7 +79,7 @@ def factor(
     return factor_by(_decompositions(scaled, request, cache), scaled, request)
 
 
-@one_pool()
+@limit_blas_threads()
 def factor_at(
     weight: torch.Tensor,
     method: Method,
@@ -127,7 +127,7 @@ def factor_at(
     raise OutOfRangeError if found.reason is Reason.OUT_OF_RANGE else NotConvergedError
 
 
-@one_pool()
+@limit_blas_threads()
 def decompose(
     weight: torch.Tensor,
     *,
@@ -222,7 +222,7 @@ def _decompositions(
     elif request.num_vectors is not None:
         yield from solve(scaled.matrix, num_vectors=request.num_vectors, all_values=True, cache=cache)
     elif isinstance(request.rank, int):
-        if (found := sketch(scaled.matrix, request.rank, seed=request.seed)) is not None:
+        if (found := krylov_decomposition(scaled.matrix, request.rank, seed=request.seed)) is not None:
             yield found
         yield from solve(scaled.matrix, num_vectors=request.rank, all_values=False)
     else:
@@ -245,13 +245,15 @@ def _attempt(
         return no_saving
     if not decomposition.is_accurate_for(rank):
         return None
-    promised = isinstance(rule, ErrorRank)
-    problem = Problem(scaled, decomposition, request.dtype, request.seed, request.gram, promised)
+    needs_exact_error = isinstance(rule, ErrorRank)
+    decomposed = DecomposedWeight(
+        scaled, decomposition, request.dtype, request.seed, request.gram, needs_exact_error
+    )
 
     def attempt(multiple: int) -> Candidate:
         if multiple * align > len(decomposition.basis):
             raise NotConvergedError
-        return request.method.candidate(problem, multiple * align)
+        return request.method.candidate(decomposed, multiple * align)
 
     def accept(candidate: Candidate) -> bool:
         return not isinstance(rule, ErrorRank) or rule.allows(candidate.objective.relative)
@@ -259,18 +261,18 @@ def _attempt(
     candidate = smallest_rank(rank // align, ceiling // align, attempt, accept)
     if not (candidate.accurate and decomposition.is_accurate_for(candidate.rank)):
         return None
-    return _factored(candidate, problem) if accept(candidate) else no_saving
+    return _factored(candidate, decomposed) if accept(candidate) else no_saving
 
 
-def _factored(candidate: Candidate, problem: Problem) -> Factored:
+def _factored(candidate: Candidate, decomposed: DecomposedWeight) -> Factored:
     residual, objective = candidate.residual, candidate.objective
     if not (math.isfinite(residual.squared_norm) and math.isfinite(objective.squared_norm)):
         raise OutOfRangeError
     # Any factors of this rank bound the optimum from above; only rounding could contradict that.
-    optimum = min(problem.decomposition.optimal_error(candidate.rank), objective.relative)
-    weighted = None
-    if candidate.weighted is not None:
-        weighted = Weighted(
+    optimum = min(decomposed.decomposition.optimal_error(candidate.rank), objective.relative)
+    output_error = None
+    if candidate.output_residual is not None:
+        output_error = OutputError(
             relative_error=objective.relative,
             squared_error=objective.squared_error,
             squared_norm=objective.squared_norm,
@@ -282,10 +284,10 @@ def _factored(candidate: Candidate, problem: Problem) -> Factored:
         relative_error=residual.relative,
         squared_error=residual.squared_error,
         squared_norm=residual.squared_norm,
-        optimal_error=optimum if weighted is None else None,
-        weighted=weighted,
-        singular_values=times_power(problem.decomposition.singular_values, problem.scaled.exponent),
-        decomposition=problem.decomposition,
+        optimal_error=optimum if output_error is None else None,
+        output_error=output_error,
+        singular_values=times_power(decomposed.decomposition.singular_values, decomposed.scaled.exponent),
+        decomposition=decomposed.decomposition,
         columns=candidate.columns,
         rows=candidate.rows,
     )

@@ -18,7 +18,7 @@ SMALLEST, LARGEST = 2.0**-800, 2.0**800
 
 
 @dataclass(frozen=True)
-class Gram:
+class ScaledGram:
     """G = D C D with diagonal D, so that C is as well scaled as G can be (van der Sluis 1969).
 
     Attributes
@@ -28,7 +28,7 @@ class Gram:
     core : Tensor [n, n]
         C: symmetric, its diagonal at most 1; float64.
     ridge : float
-        δ: 1e-10, or 1e-6 where G came in float32. What is minimised is ‖(W - Ŵ)X‖² + δ‖(W - Ŵ)D‖², so that
+        δ: 1e-10, or 1e-6 where G came in float32. What is minimized is ‖(W - Ŵ)X‖² + δ‖(W - Ŵ)D‖², so that
         directions that no input reaches are chosen by the plain error, each input taken by its own size.
     """
 

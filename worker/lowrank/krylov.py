@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import torch
 
-from worker.lowrank.blas import gram, product
+from worker.lowrank.blas import product, self_product
 from worker.lowrank.decomposition import Decomposition
 from worker.lowrank.lapack import failures, fix_signs, leading_eigenpairs, thin_qr
 from worker.lowrank.scale import squared_norm
@@ -29,7 +29,7 @@ BLOCK_STEP, BLOCK_LEAST = 16, 32
 ROUNDOFF = 4 * torch.finfo(torch.float32).eps
 
 
-def sketch(matrix: torch.Tensor, rank: int, *, seed: int) -> Decomposition | None:
+def krylov_decomposition(matrix: torch.Tensor, rank: int, *, seed: int) -> Decomposition | None:
     """Return leading singular vectors with an excess error of at most 1e-3, or None where that is uncertain.
 
     Block Lanczos with full reorthogonalization on the smaller Gram matrix, from a random block of rank/4
@@ -68,7 +68,7 @@ def _search(matrix: torch.Tensor, rank: int, seed: int) -> Decomposition | None:
     flat = energy > 0 and _spread(tall, energy, seed) > FLAT * short
     if energy == 0 or (flat and rank > LARGEST_FLAT_RANK * short):
         return None
-    space = _Space(gram(tall, torch.float32), rank)
+    space = _Space(self_product(tall, torch.float32), rank)
     checks: list[tuple[float, float]] = []
     multiple = FIRST_CHECK_FLAT if flat else FIRST_CHECK
     if not space.start(seed):
@@ -81,7 +81,7 @@ def _search(matrix: torch.Tensor, rank: int, seed: int) -> Decomposition | None:
             return Decomposition(
                 singular_values=values.sqrt(),
                 basis=fix_signs(product(ritz, space.basis)),
-                side="columns" if by_columns else "rows",
+                axis="columns" if by_columns else "rows",
                 roundoff=ROUNDOFF,
                 tail_energy=tail,
             )

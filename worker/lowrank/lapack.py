@@ -5,7 +5,7 @@ import scipy.linalg
 import torch
 
 from worker.lowrank import openblas
-from worker.lowrank.blas import prefers_scipy, torch_pool
+from worker.lowrank.blas import prefers_scipy, restore_torch_threads
 
 LINALG_ERRORS: tuple[type[Exception], ...] = (
     torch.linalg.LinAlgError,  # type: ignore[attr-defined]  # Public, but re-exported without saying so.
@@ -52,7 +52,7 @@ def full_svd(
     """
     by_scipy = matrix.device.type == "cpu" and prefers_scipy() and min(matrix.shape) <= LARGEST_SVD
     if not (iterate or by_scipy):
-        with torch_pool():
+        with restore_torch_threads():
             u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         return u, s, vh
     if not bool(torch.isfinite(matrix).all()):
@@ -101,7 +101,7 @@ def leading_eigenpairs(
         found = openblas.syevr(array, count) if few else openblas.syevd(array)
         values, columns = (torch.from_numpy(part) for part in found)
     else:
-        with torch_pool():
+        with restore_torch_threads():
             values, columns = torch.linalg.eigh(matrix)
     rows = columns.mT.flip(0)[:count].contiguous()  # [k, n]
     descending = values.flip(0).to("cpu", torch.float64)

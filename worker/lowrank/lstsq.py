@@ -8,12 +8,11 @@ from typing import Self
 import torch
 
 from worker.lowrank.blas import product
+from worker.lowrank.error import BLOCK_ELEMENTS
 from worker.lowrank.lapack import LINALG_ERRORS, NotConvergedError, failures, full_svd, thin_qr
 from worker.lowrank.scale import times_power
 
 EPS = sys.float_info.epsilon
-# Columns of the right-hand side taken to float64 at a time.
-BLOCK_ELEMENTS = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class PseudoInverse:
         return cls(product(q, u), s, vh, scale)
 
     def solve(self, rhs: torch.Tensor, *, cutoff: float = 0.0) -> torch.Tensor:
-        """Return the X of least ‖D X‖_F that minimises ‖C X - rhs‖_F, C scaled as in :meth:`of`.
+        """Return the X of least ‖D X‖_F that minimizes ‖C X - rhs‖_F, C scaled as in :meth:`of`.
 
         Parameters
         ----------

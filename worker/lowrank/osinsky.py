@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from worker.lowrank.blas import gram, product, subtract_product
+from worker.lowrank.blas import product, self_product, subtract_product
 from worker.lowrank.lapack import thin_qr
 from worker.lowrank.pivoting import BLOCK, candidates, combined, products, slack, squared_norms
 
@@ -61,7 +61,7 @@ def _orthonormal(basis: torch.Tensor) -> torch.Tensor:
     widened = basis.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
     if basis.dtype == torch.float64:
         return widened
-    core = gram(widened, torch.float64).mul_(-0.5)  # [k, k]
+    core = self_product(widened, torch.float64).mul_(-0.5)  # [k, k]
     core.diagonal().add_(1.5)
     return product(widened, core)
 

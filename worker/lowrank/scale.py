@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 
 # Elements of one block of rows whose squares are summed in float64.
-BLOCK_ELEMENTS = 1 << 16
+SUM_ELEMENTS = 1 << 16
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -134,7 +134,7 @@ def squared_norm(matrix: torch.Tensor) -> float:
     matrix : Tensor [m, n]
         A; real and floating, of at least one element.
     """
-    rows = max(1, BLOCK_ELEMENTS // matrix.shape[1])
+    rows = max(1, SUM_ELEMENTS // matrix.shape[1])
     norms = (
         float(torch.linalg.vector_norm(block, dtype=torch.float64)) for block in torch.split(matrix, rows)
     )

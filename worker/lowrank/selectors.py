@@ -5,16 +5,16 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from worker.lowrank.decomposition import Decomposition
+from worker.lowrank.decomposition import Axis, Decomposition
 from worker.lowrank.osinsky import osinsky
 from worker.lowrank.pivoting import lu_pivots, qr_pivots, squared_norms
 
+# Named again in schemas/planning/forms/base.py, since lowrank imports no other package; a test compares them.
 Selector = Literal["qdeim", "deim", "cpqr", "osinsky", "leverage", "linear_time"]
 SELECTORS: tuple[Selector, ...] = get_args(Selector)
 # These use singular vectors, the others the matrix only.
 SPECTRAL: tuple[Selector, ...] = ("qdeim", "deim", "osinsky", "leverage")
 
-Axis = Literal["columns", "rows"]
 Indices = tuple[int, ...]
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from worker.lowrank.blas import gram
+from worker.lowrank.blas import self_product
 from worker.lowrank.decomposition import Decomposition, SolverCache
 from worker.lowrank.lapack import (
     NotConvergedError,
@@ -138,7 +138,7 @@ def _solvers(matrix: torch.Tensor) -> list[Solver]:
 
 def _by_gram(matrix: torch.Tensor, wanted: Wanted, *, dtype: torch.dtype) -> Decomposition:
     by_columns = matrix.shape[0] >= matrix.shape[1]
-    products = gram(matrix if by_columns else matrix.mT, dtype)  # [p, p]
+    products = self_product(matrix if by_columns else matrix.mT, dtype)  # [p, p]
     values, basis = leading_eigenpairs(  # [p or r], [r, p]
         products, wanted.num_vectors, all_values=wanted.all_values
     )
@@ -147,7 +147,7 @@ def _by_gram(matrix: torch.Tensor, wanted: Wanted, *, dtype: torch.dtype) -> Dec
     return Decomposition(
         singular_values=squares.sqrt(),
         basis=basis,
-        side="columns" if by_columns else "rows",
+        axis="columns" if by_columns else "rows",
         roundoff=GRAM_ROUNDING * torch.finfo(dtype).eps,
         tail_energy=0.0 if complete else max(wanted.energy - float(squares.sum()), 0.0),
     )
@@ -162,6 +162,6 @@ def _by_svd(matrix: torch.Tensor, wanted: Wanted, *, iterate: bool) -> Decomposi
     return Decomposition(
         singular_values=s.to("cpu", torch.float64),
         basis=fix_signs(vh[: wanted.num_vectors].contiguous()),
-        side="columns" if by_columns else "rows",
+        axis="columns" if by_columns else "rows",
         roundoff=0.0,
     )

@@ -6,8 +6,8 @@ from functools import partial
 
 import torch
 
-from worker.lowrank.calibrated import weighted_floor
-from worker.lowrank.candidate import Candidate, OutOfRangeError, Problem
+from worker.lowrank.calibrated import output_error_floor
+from worker.lowrank.candidate import Candidate, DecomposedWeight, OutOfRangeError
 from worker.lowrank.decomposition import Decomposition
 from worker.lowrank.factor import factor_at
 from worker.lowrank.solvers import solve, solve_exactly
@@ -24,22 +24,24 @@ FLOAT64_NOISE = 1e-14
 class SVDMethod:
     """W ≈ left · right of least error; a :class:`worker.lowrank.candidate.Method`."""
 
-    def candidate(self, problem: Problem, rank: int) -> Candidate:
+    def candidate(self, decomposed: DecomposedWeight, rank: int) -> Candidate:
         """Return ``(right [k, n], left [m, k])``; see :class:`worker.lowrank.candidate.Method`."""
-        scaled, decomposition = problem.scaled, problem.decomposition
+        scaled, decomposition = decomposed.scaled, decomposed.decomposition
         working = torch.promote_types(scaled.matrix.dtype, decomposition.basis.dtype)
-        dtype = problem.dtype or working
+        dtype = decomposed.dtype or working
         found = truncate(scaled, decomposition, rank, dtype=dtype)
         if found is None:
             raise OutOfRangeError
-        weighted = problem.weighted_residual(found.factors)
-        if weighted is not None and problem.gram is not None:
-            floor = weighted_floor(scaled, problem.gram, weighted, rounding=torch.finfo(dtype).eps)
-            accurate = is_optimal(weighted.relative, decomposition, rank, rounding=floor)
-            return Candidate(rank, found.factors, found.residual, accurate, weighted=weighted)
+        output_residual = decomposed.output_residual(found.factors)
+        if output_residual is not None and decomposed.gram is not None:
+            floor = output_error_floor(
+                scaled, decomposed.gram, output_residual, rounding=torch.finfo(dtype).eps
+            )
+            accurate = is_optimal(output_residual.relative, decomposition, rank, rounding=floor)
+            return Candidate(rank, found.factors, found.residual, accurate, output_residual=output_residual)
         rounding = 0.0 if dtype == working else torch.finfo(dtype).eps
         accurate = is_optimal(found.residual.relative, decomposition, rank, rounding=rounding)
-        residual = problem.residual(found.factors) if problem.error_is_promised else found.residual
+        residual = decomposed.residual(found.factors) if decomposed.needs_exact_error else found.residual
         return Candidate(rank, found.factors, residual, accurate)
 
 
@@ -78,9 +80,9 @@ def svd(weight: torch.Tensor, rank: int, *, solver: str = "auto", seed: int = 0)
         1 ≤ k ≤ min(m, n).
     solver : {"auto", "gram", "exact"}
         ``auto`` begins with a random block Krylov space, where that is faster and certain to come within 1e-3
-        of the optimum (see :func:`worker.lowrank.krylov.sketch`). Where it is not, and with ``gram``, the
-        eigenpairs of a Gram matrix follow, to 1e-4. Where they are not accurate enough for the error left,
-        and with ``exact``, the SVD in float64 follows (see :func:`worker.lowrank.solvers.solve`).
+        of the optimum (see :func:`worker.lowrank.krylov.krylov_decomposition`). Where it is not, and with
+        ``gram``, the eigenpairs of a Gram matrix follow, to 1e-4. Where they are not accurate enough for the
+        error left, and with ``exact``, the SVD in float64 follows (see :func:`worker.lowrank.solvers.solve`).
     seed : int
         ≥ 0; of the Krylov space.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.lowrank.blas import gram, product
+from worker.lowrank.blas import product, self_product
 from worker.lowrank.decomposition import Decomposition
 from worker.lowrank.error import Residual, measure
 from worker.lowrank.scale import ScaledWeight
@@ -54,30 +54,38 @@ def truncate(
     Truncation or None
         None where `dtype` cannot hold the factors.
     """
-    by_columns = decomposition.side == "columns"
+    by_columns = decomposition.axis == "columns"
     basis = decomposition.basis[:rank].to(scaled.matrix.device)  # [k, s]
     working = torch.promote_types(scaled.matrix.dtype, basis.dtype)
     matrix = (scaled.matrix if by_columns else scaled.matrix.mT).to(working)  # [l, s], l the other side
     root = math.ldexp(1.0, scaled.exponent // 2)
-    lengths = _lengths(matrix, basis) if decomposition.weighted else decomposition.singular_values[:rank]
-    kept = cast_factors((basis * (lengths.to(basis).sqrt() * root)[:, None],), dtype)
-    if kept is None:
+    lengths = _lengths(matrix, basis) if decomposition.calibrated else decomposition.singular_values[:rank]
+    cast = cast_factors((basis * (lengths.to(basis).sqrt() * root)[:, None],), dtype)
+    if cast is None:
         return None
-    kept = (_without_subnormal_rows(kept[0]),)
-    held = kept[0].to(working) / root  # [k, s]
-    image = product(matrix, held.mT)  # [l, k]
-    core = gram(held.mT, working)  # [k, k]
-    seen = (
+    stored_basis = _without_subnormal_rows(cast[0])  # [k, s]
+    right = stored_basis.to(working) / root  # R [k, s]
+    projected = product(matrix, right.mT)  # ARᵀ [l, k]
+    right_gram = self_product(right.mT, working)  # RRᵀ [k, k]
+    rounding_is_visible = (
         torch.finfo(dtype).eps > NEGLIGIBLE_ROUNDING * decomposition.optimal_error(rank) and dtype != working
     )
-    other = _fit(image, core) if seen else image / _positive(core.diagonal())
-    fitted = cast_factors((other * root,), dtype)
-    if fitted is None:
+    if rounding_is_visible:
+        coefficients = _fit(projected, right_gram)
+    else:
+        coefficients = projected / _positive(right_gram.diagonal())
+    cast = cast_factors((coefficients * root,), dtype)
+    if cast is None:
         return None
-    other = fitted[0].to(working) / root  # [l, k]
-    error = scaled.energy - 2 * _inner(other, image) + _inner(gram(other, working), core)
+    stored_fit = cast[0]  # [l, k]
+    left = stored_fit.to(working) / root  # L [l, k]
+    error = scaled.energy - 2 * _inner(left, projected) + _inner(self_product(left, working), right_gram)
     residual = Residual(error, scaled.energy, scaled.exponent)
-    factors = (kept[0], fitted[0]) if by_columns else (fitted[0].mT.contiguous(), kept[0].mT.contiguous())
+    factors = (
+        (stored_basis, stored_fit)
+        if by_columns
+        else (stored_fit.mT.contiguous(), stored_basis.mT.contiguous())
+    )
     if residual.scaled_error < LEAST_DIFFERENCE[working] * scaled.energy:
         residual = measure(scaled.weight, factors, scaled.exponent)
     return Truncation(factors, residual)
@@ -103,15 +111,15 @@ def _positive(sizes: torch.Tensor) -> torch.Tensor:
     return torch.where(sizes > 0, sizes, 1.0)
 
 
-def _fit(image: torch.Tensor, core: torch.Tensor) -> torch.Tensor:
+def _fit(projected: torch.Tensor, right_gram: torch.Tensor) -> torch.Tensor:
     """Return the L [l, k] of least ‖A - LR‖_F, given ARᵀ and RRᵀ; R's rows are nearly orthogonal."""
-    lengths = _positive(core.diagonal().sqrt())  # [k]
-    even = core / lengths / lengths[:, None]
-    even.diagonal().clamp_(min=1.0)  # Rows of zeros alone: their coefficients are zero.
-    lower, failed = torch.linalg.cholesky_ex(even)
+    lengths = _positive(right_gram.diagonal().sqrt())  # [k]
+    correlation = right_gram / lengths / lengths[:, None]
+    correlation.diagonal().clamp_(min=1.0)  # Rows of zeros alone: their coefficients are zero.
+    lower, failed = torch.linalg.cholesky_ex(correlation)
     if int(failed):
-        return image / lengths.square()
-    return product(image / lengths, torch.cholesky_inverse(lower)) / lengths
+        return projected / lengths.square()
+    return product(projected / lengths, torch.cholesky_inverse(lower)) / lengths
 
 
 def fits_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -181,18 +189,18 @@ def best_rounded(
         where `dtype` can hold the factors of no cutoff.
     """
     exact = fit(0.0)
-    best = _judged(cast_factors(exact, dtype), measured)
+    best = _with_error(cast_factors(exact, dtype), measured)
     if best is not None and best[1].relative <= VISIBLE_ROUNDING * measured(exact).relative:
         return best
     eps = torch.finfo(dtype).eps
     for cutoff in (eps, math.sqrt(eps), eps**0.25):
-        tamer = _judged(cast_factors(fit(cutoff), dtype), measured)
-        if tamer is not None and (best is None or tamer[1].relative < best[1].relative):
-            best = tamer
+        truncated = _with_error(cast_factors(fit(cutoff), dtype), measured)
+        if truncated is not None and (best is None or truncated[1].relative < best[1].relative):
+            best = truncated
     return best
 
 
-def _judged(
+def _with_error(
     factors: Factors | None, measured: Callable[[Factors], Residual]
 ) -> tuple[Factors, Residual] | None:
     return None if factors is None else (factors, measured(factors))

@@ -13,7 +13,10 @@ from worker.lowrank.scale import DTYPES
 
 
 class Reason(StrEnum):
-    """Why a weight was kept dense."""
+    """Why the numerics kept a weight dense.
+
+    Each value is one of ``schemas.report.KeptReason``, which also has the reasons of the planner.
+    """
 
     NO_SAVING = "no_saving"
     NOT_FINITE = "not_finite"
@@ -57,7 +60,7 @@ class ErrorRank:
         return relative_error <= self.epsilon * (1 + TIE)
 
 
-RankRule = EnergyRank | ErrorRank
+SpectralRank = EnergyRank | ErrorRank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ class FactorRequest:
         serves other requests too. None for what this request needs, computed as fast as possible.
     gram : Tensor [n, n] or None
         G = XXᵀ of the inputs X of W [m, n], in which :func:`worker.lowrank.gram_fault` finds no fault. With
-        it, svd and the fit of cur minimise ‖(W - Ŵ)X‖_F, columns and rows are chosen for it, and ranks by
+        it, svd and the fit of cur minimize ‖(W - Ŵ)X‖_F, columns and rows are chosen for it, and ranks by
         energy and error refer to it.
 
     Raises
@@ -94,7 +97,7 @@ class FactorRequest:
     """
 
     method: Method
-    rank: int | RankRule
+    rank: int | SpectralRank
     max_rank: int
     dtype: torch.dtype | None
     seed: int = 0
@@ -138,7 +141,7 @@ def check_seed(seed: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighted:
+class OutputError:
     """The measured error of the outputs WX: ‖(W - Ŵ)X‖_F/‖WX‖_F, its squares, and the least at this rank."""
 
     relative_error: float
@@ -163,8 +166,8 @@ class Factored:
     squared_error, squared_norm : float
         ‖W - Ŵ‖_F² and ‖W‖_F².
     optimal_error : float or None
-        The relative error of the best Ŵ of this rank; None where another error was minimised.
-    weighted : Weighted or None
+        The relative error of the best Ŵ of this rank; None where another error was minimized.
+    output_error : OutputError or None
         The error of the outputs, where there is a Gram matrix.
     singular_values : Tensor [p]
         float64 on the CPU, descending: all min(m, n) of them, or the leading ones where more were not needed;
@@ -185,7 +188,7 @@ class Factored:
     decomposition: Decomposition = field(compare=False, repr=False)
     columns: tuple[int, ...] | None = None
     rows: tuple[int, ...] | None = None
-    weighted: Weighted | None = None
+    output_error: OutputError | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

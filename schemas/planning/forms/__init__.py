@@ -3,9 +3,18 @@
 import pkgutil
 from importlib import import_module
 
-from schemas.planning.forms.base import FORMS, Chain, Form, FormOptions, Part, Selector, Storage, register
+from schemas.planning.forms.base import (
+    FORMS,
+    Chain,
+    Form,
+    FormOptions,
+    Selector,
+    Storage,
+    StoredMatrix,
+    register,
+)
 
 for _module in pkgutil.iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["FORMS", "Chain", "Form", "FormOptions", "Part", "Selector", "Storage", "register"]
+__all__ = ["FORMS", "Chain", "Form", "FormOptions", "Selector", "Storage", "StoredMatrix", "register"]

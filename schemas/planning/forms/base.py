@@ -20,7 +20,7 @@ class FormOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class StoredMatrix:
     """One stored matrix or vector: its name below the module, and its shape [outputs, inputs].
 
     `dtype` is None where the codec of the layer decides it.
@@ -53,7 +53,7 @@ class Form(ABC):
         """New name of the module's bias, below the module."""
 
     @abstractmethod
-    def parts(self, shape: tuple[int, ...], rank: int) -> tuple[Part, ...]:
+    def stored_matrices(self, shape: tuple[int, ...], rank: int) -> tuple[StoredMatrix, ...]:
         """Return the stored parts at a rank, in the order of computation: the input side first."""
 
     def applies_to(self, shape: tuple[int, ...]) -> bool:
@@ -62,7 +62,7 @@ class Form(ABC):
 
     def parameters(self, shape: tuple[int, ...], rank: int) -> int:
         """Return the number of elements stored at a rank; it must increase with the rank."""
-        return sum(math.prod(part.shape) for part in self.parts(shape, rank))
+        return sum(math.prod(matrix.shape) for matrix in self.stored_matrices(shape, rank))
 
     def largest_rank(self, shape: tuple[int, ...], parameters: int) -> int:
         """Return the largest rank up to min(shape) that stores at most this many elements, or 0."""
@@ -98,13 +98,13 @@ class Chain(Form):
     def bias(self) -> str:
         return f"{self.num_factors - 1}.bias"
 
-    def parts(self, shape: tuple[int, ...], rank: int) -> tuple[Part, ...]:
+    def stored_matrices(self, shape: tuple[int, ...], rank: int) -> tuple[StoredMatrix, ...]:
         outputs, inputs = shape
         sizes = (inputs, *[rank] * (self.num_factors - 1), outputs)
-        return tuple(Part(f"{i}.weight", (sizes[i + 1], sizes[i])) for i in range(self.num_factors))
+        return tuple(StoredMatrix(f"{i}.weight", (sizes[i + 1], sizes[i])) for i in range(self.num_factors))
 
     def parameters(self, shape: tuple[int, ...], rank: int) -> int:
-        # The sum over `parts` in closed form, since a budget needs it at every rank of every layer.
+        # The sum over `stored_matrices` in closed form, since a budget needs it at every rank of every layer.
         return rank * (shape[0] + shape[1] + (self.num_factors - 2) * rank)
 
 

@@ -3,16 +3,16 @@
 import random
 
 from schemas.format.files import CheckpointFiles
-from schemas.format.header import TensorSpec, build_header, parse_header
+from schemas.format.header import NewTensor, build_header, parse_header
 from schemas.format.index import ShardIndex
 
 SHAPES = {"a": (64, 64), "b": (48, 96), "c": (96, 48), "d": (64, 64)}
 
 
 def header_of(shapes, dtype="F32", metadata=None):
-    specs = [TensorSpec(name, dtype, shape) for name, shape in shapes.items()]
-    text = build_header(specs, metadata or {})
-    return parse_header(text, file_bytes=8 + len(text) + sum(spec.nbytes for spec in specs))
+    new_tensors = [NewTensor(name, dtype, shape) for name, shape in shapes.items()]
+    text = build_header(new_tensors, metadata or {})
+    return parse_header(text, file_bytes=8 + len(text) + sum(tensor.nbytes for tensor in new_tensors))
 
 
 def files_of(shapes=None, dtype="F32", shards=1):

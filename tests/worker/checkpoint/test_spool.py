@@ -4,7 +4,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from schemas.format.header import TensorSpec
+from schemas.format.header import NewTensor
 from worker.checkpoint.spool import LayerSpool
 from worker.checkpoint.writer import CheckpointWriter
 
@@ -36,8 +36,10 @@ def test_factors_are_copied_into_a_checkpoint(spool, tmp_path, dtype):
     spool.put(0, OUTCOME, (RIGHT.to(dtype), LEFT.to(dtype)))
     layer = spool.get(0)
     path = tmp_path / "model.safetensors"
-    specs = [TensorSpec(f"X.{at}.weight", info.dtype, info.shape) for at, info in enumerate(layer.factors)]
-    with layer.open() as reader, CheckpointWriter(path, specs) as writer:
+    new_tensors = [
+        NewTensor(f"X.{at}.weight", info.dtype, info.shape) for at, info in enumerate(layer.factors)
+    ]
+    with layer.open() as reader, CheckpointWriter(path, new_tensors) as writer:
         for info in layer.factors:
             writer.copy(reader, info)
     loaded = safetensors.torch.load_file(path)

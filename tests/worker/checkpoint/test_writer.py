@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from schemas.format.errors import CheckpointError
-from schemas.format.header import TensorSpec
+from schemas.format.header import NewTensor
 from schemas.format.header_stream import read_header
 from schemas.format.index import parse_index
 from schemas.format.tensor import TensorInfo
@@ -23,20 +23,20 @@ def names_in(directory) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def spec_of(name: str, tensor: torch.Tensor) -> TensorSpec:
-    return TensorSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape))
+def new_tensor_of(name: str, tensor: torch.Tensor) -> NewTensor:
+    return NewTensor(name, dtype_name(tensor.dtype), tuple(tensor.shape))
 
 
 def save(path, tensors, metadata=None):
-    with CheckpointWriter(path, [spec_of(*item) for item in tensors.items()], metadata) as writer:
+    with CheckpointWriter(path, [new_tensor_of(*item) for item in tensors.items()], metadata) as writer:
         while (info := writer.next) is not None:
             writer.write(tensors[info.name])
     return writer.written
 
 
 def copy_all(reader: CheckpointReader, path) -> None:
-    specs = [TensorSpec(info.name, info.dtype, info.shape) for info in reader.header.tensors]
-    with CheckpointWriter(path, specs, reader.header.metadata) as writer:
+    new_tensors = [NewTensor(info.name, info.dtype, info.shape) for info in reader.header.tensors]
+    with CheckpointWriter(path, new_tensors, reader.header.metadata) as writer:
         while (info := writer.next) is not None:
             writer.copy(reader, reader.info(info.name))
 
@@ -166,11 +166,11 @@ def test_the_same_tensors_give_the_same_bytes(tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-SPECS = [TensorSpec("a", "F32", (2,)), TensorSpec("b", "F32", (3,))]
+NEW_TENSORS = [NewTensor("a", "F32", (2,)), NewTensor("b", "F32", (3,))]
 
 
-def write_each(path, specs, *tensors, then: BaseException | None = None) -> None:
-    with CheckpointWriter(path, specs) as writer:
+def write_each(path, new_tensors, *tensors, then: BaseException | None = None) -> None:
+    with CheckpointWriter(path, new_tensors) as writer:
         for tensor in tensors:
             writer.write(tensor)
         if then is not None:
@@ -181,14 +181,14 @@ def test_a_failed_block_publishes_nothing(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"as it was")
     with pytest.raises(KeyboardInterrupt):
-        write_each(path, SPECS, torch.zeros(2), torch.zeros(3), then=KeyboardInterrupt())
+        write_each(path, NEW_TENSORS, torch.zeros(2), torch.zeros(3), then=KeyboardInterrupt())
     assert names_in(tmp_path) == [path.name]
     assert path.read_bytes() == b"as it was"
 
 
 def test_nothing_is_visible_before_the_block_ends(tmp_path):
     path = tmp_path / "model.safetensors"
-    with CheckpointWriter(path, SPECS) as writer:
+    with CheckpointWriter(path, NEW_TENSORS) as writer:
         writer.write(torch.zeros(2))
         writer.write(torch.zeros(3))
         assert not path.exists()
@@ -197,20 +197,20 @@ def test_nothing_is_visible_before_the_block_ends(tmp_path):
 
 def test_a_block_that_leaves_a_tensor_out_publishes_nothing(tmp_path):
     with pytest.raises(ValueError, match="incomplete: b was not written"):
-        write_each(tmp_path / "model.safetensors", SPECS, torch.zeros(2))
+        write_each(tmp_path / "model.safetensors", NEW_TENSORS, torch.zeros(2))
     assert names_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("tensor", [torch.zeros(3), torch.zeros(2, 1), torch.zeros(2).int()])
 def test_another_tensor_than_the_next_is_refused(tmp_path, tensor):
     with pytest.raises(ValueError, match="a comes next as F32"):
-        write_each(tmp_path / "model.safetensors", SPECS, tensor)
+        write_each(tmp_path / "model.safetensors", NEW_TENSORS, tensor)
     assert names_in(tmp_path) == []
 
 
 def test_more_tensors_than_declared_are_refused(tmp_path):
     with pytest.raises(ValueError, match="written already"):
-        write_each(tmp_path / "model.safetensors", SPECS[:1], torch.zeros(2), torch.zeros(2))
+        write_each(tmp_path / "model.safetensors", NEW_TENSORS[:1], torch.zeros(2), torch.zeros(2))
     assert names_in(tmp_path) == []
 
 
@@ -230,7 +230,7 @@ def test_a_copy_of_too_few_bytes_publishes_nothing(tmp_path):
     with (
         CheckpointReader(source) as reader,
         pytest.raises(ValueError, match="bytes, not"),
-        CheckpointWriter(path, SPECS[:1]) as writer,
+        CheckpointWriter(path, NEW_TENSORS[:1]) as writer,
     ):
         writer.copy(reader, TensorInfo("a", "F32", (2,), 0, 4))
     assert names_in(tmp_path) == [source.name]
@@ -251,25 +251,25 @@ def test_a_copy_holds_a_few_mebibytes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("specs", "code"),
+    ("new_tensors", "code"),
     [
-        ([SPECS[0], SPECS[0]], "duplicate-name"),
-        ([TensorSpec("__metadata__", "F32", (1,))], "reserved-name"),
-        ([TensorSpec("n" * 1025, "F32", (1,))], "name-too-long"),
-        ([TensorSpec("w", "F32", (1,) * 9)], "too-many-dimensions"),
+        ([NEW_TENSORS[0], NEW_TENSORS[0]], "duplicate-name"),
+        ([NewTensor("__metadata__", "F32", (1,))], "reserved-name"),
+        ([NewTensor("n" * 1025, "F32", (1,))], "name-too-long"),
+        ([NewTensor("w", "F32", (1,) * 9)], "too-many-dimensions"),
         ([], "no-tensors"),
     ],
 )
-def test_what_a_reader_would_refuse_is_not_written(tmp_path, specs, code):
+def test_what_a_reader_would_refuse_is_not_written(tmp_path, new_tensors, code):
     with pytest.raises(CheckpointError) as refused:
-        CheckpointWriter(tmp_path / "model.safetensors", specs)
+        CheckpointWriter(tmp_path / "model.safetensors", new_tensors)
     assert refused.value.code == code
     assert names_in(tmp_path) == []
 
 
 def test_a_header_over_what_readers_take_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="100000000") as refused:
-        CheckpointWriter(tmp_path / "model.safetensors", SPECS, {"eckart": "x" * 100_000_000})
+        CheckpointWriter(tmp_path / "model.safetensors", NEW_TENSORS, {"eckart": "x" * 100_000_000})
     assert refused.value.code == "output-header-too-large"
 
 

@@ -13,14 +13,14 @@ from safetensors import safe_open
 
 from eckart.torch import load_compressed
 from schemas.format.files import open_checkpoint
-from schemas.format.header import TensorSpec
+from schemas.format.header import NewTensor
 from schemas.planning.codecs import CODECS, Codec
 from schemas.planning.documents import plan_document
 from schemas.planning.forms import FORMS, Chain, register
 from schemas.planning.planner import make_plan
 from schemas.spec import CompressionSpec
-from worker.codecs import TENSOR_CODECS
-from worker.forms import IMPLEMENTATIONS, FormInputs, multiply_chain
+from worker.codecs import CODEC_IMPLEMENTATIONS
+from worker.forms import FORM_IMPLEMENTATIONS, FormInputs, multiply_chain
 from worker.forms import register as register_implementation
 from worker.lowrank import Factored, relative_error
 
@@ -62,7 +62,7 @@ def sketch():
     register(Sketch)
     register_implementation("sketch", expand=multiply_chain)(compute_sketch)
     yield
-    del FORMS["sketch"], IMPLEMENTATIONS["sketch"]
+    del FORMS["sketch"], FORM_IMPLEMENTATIONS["sketch"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class RowScaled(Codec):
     """Eight bits per element, and one scale per row."""
 
     def tensors(self, name, shape):
-        return TensorSpec(name, "I8", shape), TensorSpec(f"{name}_scale", "F32", (shape[0], 1))
+        return NewTensor(name, "I8", shape), NewTensor(f"{name}_scale", "F32", (shape[0], 1))
 
 
 class RowScaledTensors:
@@ -82,8 +82,8 @@ class RowScaledTensors:
         return (matrix / scale).round().to(torch.int8), scale
 
     def decode(self, tensors):
-        quantised, scale = tensors
-        return quantised.float() * scale
+        quantized, scale = tensors
+        return quantized.float() * scale
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def row_scaled(monkeypatch):
     """Replace the codec of float16 by this one."""
     codec = RowScaled("float16", "I8")
     monkeypatch.setitem(CODECS, "float16", codec)
-    monkeypatch.setitem(TENSOR_CODECS, codec, RowScaledTensors())
+    monkeypatch.setitem(CODEC_IMPLEMENTATIONS, codec, RowScaledTensors())
 
 
 def distance(weight, product):

@@ -6,7 +6,7 @@ import pytest
 import threadpoolctl
 import torch
 
-from worker.lowrank.blas import one_pool, prefers_scipy
+from worker.lowrank.blas import limit_blas_threads, prefers_scipy
 
 
 def counts():
@@ -29,7 +29,7 @@ def in_a_thread(threads):
 
     def look():
         torch.set_num_threads(threads)
-        with one_pool():
+        with limit_blas_threads():
             seen.append((counts(), torch.get_num_threads()))
         seen.append(torch.get_num_threads())
 
@@ -42,7 +42,7 @@ def in_a_thread(threads):
 @pytest.mark.usefixtures("two_threads")
 def test_each_thread_computes_with_its_own_number_whoever_came_before():
     for threads in (1, 2, 1):
-        with one_pool():
+        with limit_blas_threads():
             assert counts() == {2}
         assert torch.get_num_threads() == 2
         assert in_a_thread(threads) == [({threads}, 1 if prefers_scipy() else threads), threads]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.worker.lowrank.matrices import gaussian
-from worker.lowrank.calibrated import input_root, measure_weighted, solve_calibrated
+from worker.lowrank.calibrated import input_root, measure_output_error, solve_calibrated
 from worker.lowrank.gram import TOLERANCE, gram_fault
 from worker.lowrank.scale import exponent_of
 
@@ -48,7 +48,7 @@ def closed_form(weight, gram, rank):
     return math.sqrt(float((values[rank:][::-1] ** 2).sum()))
 
 
-def output_error(weight, approximation, x):
+def expected_output_error(weight, approximation, x):
     return float(np.linalg.norm((weight - approximation) @ x))
 
 
@@ -57,7 +57,7 @@ def projections(weight, gram, *, num_vectors=None):
     exponent = exponent_of(weight)
     for found in solve_calibrated(weight, exponent, gram, num_vectors=num_vectors or min(weight.shape)):
         basis = found.basis.double()
-        assert found.side == "rows"
+        assert found.axis == "rows"
         assert torch.allclose(basis @ basis.mT, torch.eye(len(basis), dtype=torch.float64), atol=1e-9)
         yield found, exponent, lambda k, basis=basis: (basis[:k].mT @ (basis[:k] @ weight.double())).numpy()
 
@@ -77,7 +77,7 @@ def test_every_solver_reaches_the_closed_form(m, n, kind):
         assert np.allclose(values, expected[: len(values)], rtol=1e-4, atol=noise * norm)
         for rank in {1, min(m, n) // 4 or 1, min(m, n) // 2 or 1, min(m, n)}:
             best = closed_form(weight.numpy(), gram, rank)
-            reached = output_error(weight.numpy(), project(rank), x)
+            reached = expected_output_error(weight.numpy(), project(rank), x)
             assert reached <= math.hypot(best * (1 + 1e-4), noise * norm)
         count += 1
     assert count == 3
@@ -95,7 +95,7 @@ def test_the_closed_form_holds_to_1e_3_for_every_dtype_of_weight_and_gram(kind, 
         best = closed_form(exact, x @ x.T, rank)
         floor = 1e-3 if gram_dtype == torch.float32 else 1e-7  # what float32 can tell of XXᵀ
         norm = float(np.linalg.norm(exact @ x))
-        assert output_error(exact, project(rank), x) <= max(best * (1 + 1e-3), floor * norm)
+        assert expected_output_error(exact, project(rank), x) <= max(best * (1 + 1e-3), floor * norm)
     assert found.roundoff < 1e-10
 
 
@@ -107,7 +107,7 @@ def test_anisotropic_inputs_are_served_far_better_than_by_the_plain_svd(m, n):
 
     for rank in (4, 10, 20):
         by_weight = (plain[:, :rank] * spectrum[:rank]) @ right[:rank]
-        assert output_error(weight.numpy(), project(rank), x) < 0.8 * output_error(
+        assert expected_output_error(weight.numpy(), project(rank), x) < 0.8 * expected_output_error(
             weight.numpy(), by_weight, x
         )
 
@@ -144,9 +144,11 @@ def test_the_measured_error_is_that_of_the_outputs(kind, gram_dtype):
     gram = torch.from_numpy(x @ x.T).to(gram_dtype)
     factors = (gaussian(7, 60, seed=3).float(), gaussian(40, 7, seed=4).half())
     product = factors[1].double().numpy() @ factors[0].double().numpy()
-    found = measure_weighted(weight, factors, exponent_of(weight), gram)
+    found = measure_output_error(weight, factors, exponent_of(weight), gram)
 
-    assert math.sqrt(found.squared_error) == pytest.approx(output_error(weight.numpy(), product, x), rel=1e-5)
+    assert math.sqrt(found.squared_error) == pytest.approx(
+        expected_output_error(weight.numpy(), product, x), rel=1e-5
+    )
     assert math.sqrt(found.squared_norm) == pytest.approx(np.linalg.norm(weight.numpy() @ x), rel=1e-5)
 
 
@@ -154,9 +156,9 @@ def test_an_exact_product_has_no_error_however_rounding_falls():
     weight, x = gaussian(30, 40).float(), inputs(40, "few samples")
     gram = torch.from_numpy(x @ x.T).float()
 
-    assert measure_weighted(weight, (weight,), exponent_of(weight), gram).scaled_error == 0
+    assert measure_output_error(weight, (weight,), exponent_of(weight), gram).scaled_error == 0
     left, spectrum, right = torch.linalg.svd(weight.double(), full_matrices=False)
-    close = measure_weighted(weight, (right, left * spectrum), exponent_of(weight), gram)
+    close = measure_output_error(weight, (right, left * spectrum), exponent_of(weight), gram)
     assert 0 <= close.relative < 1e-6
 
 

@@ -6,7 +6,7 @@ import torch
 
 from tests.worker.lowrank.matrices import gaussian, product
 from tests.worker.lowrank.requests import asked
-from tests.worker.lowrank.test_calibrated import inputs, output_error
+from tests.worker.lowrank.test_calibrated import expected_output_error, inputs
 from worker.lowrank import SELECTORS, cur, cx, factor
 
 PIVOTED = [selector for selector in SELECTORS if selector not in ("leverage", "linear_time")]
@@ -37,7 +37,9 @@ def test_columns_and_rows_for_the_inputs_give_better_outputs_than_those_of_the_w
         mine = calibrated(weight, x, method, selector)
         plain = product(alone(weight, 12, selector=selector).factors)
 
-        assert output_error(exact, product(mine.factors), x) < 0.9 * output_error(exact, plain, x)
+        assert expected_output_error(exact, product(mine.factors), x) < 0.9 * expected_output_error(
+            exact, plain, x
+        )
 
 
 @pytest.mark.parametrize("selector", SELECTORS)
@@ -58,9 +60,11 @@ def test_choices_are_distinct_and_no_better_than_the_optimum_for_any_inputs(kind
 
         assert len(set(by_columns.columns)) == len(set(by_both.rows)) == rank
         assert by_both.columns == by_columns.columns
-        least = by_columns.weighted.optimal_error * (1 - 1e-6)
+        least = by_columns.output_error.optimal_error * (1 - 1e-6)
         assert (
-            least <= by_columns.weighted.relative_error <= by_both.weighted.relative_error * (1 + 1e-6) + 1e-9
+            least
+            <= by_columns.output_error.relative_error
+            <= by_both.output_error.relative_error * (1 + 1e-6) + 1e-9
         )
 
 

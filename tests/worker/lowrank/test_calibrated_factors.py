@@ -9,7 +9,7 @@ import torch
 
 from tests.worker.lowrank.matrices import gaussian, product
 from tests.worker.lowrank.requests import asked
-from tests.worker.lowrank.test_calibrated import closed_form, inputs, output_error
+from tests.worker.lowrank.test_calibrated import closed_form, expected_output_error, inputs
 from worker.lowrank import (
     EnergyRank,
     ErrorRank,
@@ -18,7 +18,7 @@ from worker.lowrank import (
     Reason,
     decompose,
     factor,
-    weighted_error,
+    output_error,
 )
 
 
@@ -41,12 +41,12 @@ def test_the_output_error_is_the_closed_form_and_both_errors_are_reported(m, n, 
     approximation = product(done.factors)
 
     best, norm = closed_form(exact, x @ x.T, 12), float(np.linalg.norm(exact @ x))
-    assert output_error(exact, approximation, x) <= best * (1 + 1e-3)
-    assert done.weighted.relative_error == pytest.approx(
-        output_error(exact, approximation, x) / norm, rel=1e-5
+    assert expected_output_error(exact, approximation, x) <= best * (1 + 1e-3)
+    assert done.output_error.relative_error == pytest.approx(
+        expected_output_error(exact, approximation, x) / norm, rel=1e-5
     )
-    assert done.weighted.optimal_error == pytest.approx(best / norm, rel=1e-3)
-    assert math.sqrt(done.weighted.squared_norm) == pytest.approx(norm, rel=1e-5)
+    assert done.output_error.optimal_error == pytest.approx(best / norm, rel=1e-3)
+    assert math.sqrt(done.output_error.squared_norm) == pytest.approx(norm, rel=1e-5)
     plain = np.linalg.norm(exact - approximation) / np.linalg.norm(exact)
     assert done.relative_error == pytest.approx(plain, rel=1e-5)
     assert done.optimal_error is None
@@ -60,7 +60,9 @@ def test_half_precision_storage_adds_no_more_than_its_rounding(dtype):
     best = closed_form(exact, x @ x.T, 12) / float(np.linalg.norm(exact @ x))
 
     assert [part.dtype for part in done.factors] == [dtype] * 2
-    assert best <= done.weighted.relative_error <= math.hypot(best, 2 * torch.finfo(dtype).eps) * (1 + 1e-3)
+    assert (
+        best <= done.output_error.relative_error <= math.hypot(best, 2 * torch.finfo(dtype).eps) * (1 + 1e-3)
+    )
 
 
 @pytest.mark.parametrize(("m", "n"), [(40, 60), (60, 40)])
@@ -69,8 +71,8 @@ def test_it_beats_the_plain_svd_on_anisotropic_inputs_and_loses_on_the_weight(m,
     exact = weight.double().numpy()
     calibrated, plain = (factor(weight, request(10, each)) for each in (x, None))
 
-    assert plain.weighted is None
-    assert output_error(exact, product(calibrated.factors), x) < 0.8 * output_error(
+    assert plain.output_error is None
+    assert expected_output_error(exact, product(calibrated.factors), x) < 0.8 * expected_output_error(
         exact, product(plain.factors), x
     )
     assert calibrated.relative_error > plain.relative_error
@@ -81,7 +83,7 @@ def test_the_identity_gives_the_plain_svd():
     calibrated, plain = (factor(weight, request(10, each)) for each in (np.eye(60), None))
 
     assert np.allclose(product(calibrated.factors), product(plain.factors), atol=1e-5)
-    assert calibrated.weighted.relative_error == pytest.approx(plain.relative_error, rel=1e-5)
+    assert calibrated.output_error.relative_error == pytest.approx(plain.relative_error, rel=1e-5)
     assert np.allclose(calibrated.singular_values, plain.singular_values, rtol=1e-5)
 
 
@@ -93,7 +95,7 @@ def test_rank_rules_go_by_the_outputs():
 
     by_error = factor(weight, request(ErrorRank(0.25), x))
     assert by_error.rank == int((tails > 0.25).sum())
-    assert by_error.weighted.relative_error <= 0.25
+    assert by_error.output_error.relative_error <= 0.25
     by_energy = factor(weight, request(EnergyRank(0.9), x))
     assert by_energy.rank == int((tails**2 > 0.1).sum())
     assert factor(weight, request(ErrorRank(0.25), None)).reason == Reason.NO_SAVING
@@ -106,8 +108,8 @@ def test_inputs_of_few_samples_need_no_more_than_their_own_rank(gram_dtype):
     done = factor(weight, replace(request(ErrorRank(0.01), x), gram=gram))
 
     assert done.rank == 6
-    assert done.weighted.relative_error < 2e-3
-    assert output_error(weight.double().numpy(), product(done.factors), x) < 2e-3 * np.linalg.norm(
+    assert done.output_error.relative_error < 2e-3
+    assert expected_output_error(weight.double().numpy(), product(done.factors), x) < 2e-3 * np.linalg.norm(
         weight.double().numpy() @ x
     )
 
@@ -121,7 +123,7 @@ def test_a_rank_beyond_that_of_the_inputs_is_factored_all_the_same(rank, gram_dt
 
     assert isinstance(done, Factored)
     assert (done.rank, done.factors[0].shape) == (rank, (rank, 60))
-    assert done.weighted.relative_error < 2e-3
+    assert done.output_error.relative_error < 2e-3
 
 
 @pytest.mark.parametrize("storage", ["three", "two"])
@@ -133,11 +135,11 @@ def test_the_middle_of_cur_is_the_best_for_the_outputs(storage):
     best = c @ np.linalg.pinv(c) @ exact @ x @ np.linalg.pinv(r @ x) @ r
     plain = c @ np.linalg.pinv(c) @ exact @ np.linalg.pinv(r) @ r
 
-    assert output_error(exact, product(done.factors), x) == pytest.approx(
-        output_error(exact, best, x), rel=1e-4
+    assert expected_output_error(exact, product(done.factors), x) == pytest.approx(
+        expected_output_error(exact, best, x), rel=1e-4
     )
-    assert output_error(exact, best, x) < output_error(exact, plain, x)
-    assert done.weighted.optimal_error <= done.weighted.relative_error
+    assert expected_output_error(exact, best, x) < expected_output_error(exact, plain, x)
+    assert done.output_error.optimal_error <= done.output_error.relative_error
 
 
 def test_cx_reports_the_error_of_the_outputs_and_their_optimum():
@@ -146,18 +148,18 @@ def test_cx_reports_the_error_of_the_outputs_and_their_optimum():
     done = factor(weight, request(10, x, method="cx"))
     norm = float(np.linalg.norm(exact @ x))
 
-    assert done.weighted.relative_error == pytest.approx(
-        output_error(exact, product(done.factors), x) / norm, rel=1e-5
+    assert done.output_error.relative_error == pytest.approx(
+        expected_output_error(exact, product(done.factors), x) / norm, rel=1e-5
     )
-    assert done.weighted.optimal_error == pytest.approx(closed_form(exact, x @ x.T, 10) / norm, rel=1e-4)
+    assert done.output_error.optimal_error == pytest.approx(closed_form(exact, x @ x.T, 10) / norm, rel=1e-4)
 
 
 def test_what_a_memo_keeps_gives_the_same_bytes_again():
     weight, x = gaussian(140, 150).float(), inputs(150, "anisotropic")
     memo = {}
     first = factor(weight, request(12, x, num_vectors=30), cache=memo)
-    assert {each.side for each in memo.values()} == {"rows"}
-    assert all(each.weighted for each in memo.values())
+    assert {each.axis for each in memo.values()} == {"rows"}
+    assert all(each.calibrated for each in memo.values())
     again = factor(weight, request(12, x, num_vectors=30), cache=dict(memo))
 
     assert all(torch.equal(a, b) for a, b in zip(first.factors, again.factors, strict=True))
@@ -171,7 +173,7 @@ def test_weights_that_cannot_be_factored_say_so_with_a_gram_matrix_too():
     assert factor(weight, request(4, x)) == Kept(reason=Reason.NOT_FINITE)
     assert decompose(weight, num_vectors=4, gram=torch.from_numpy(x @ x.T)).reason == Reason.NOT_FINITE
     zero = factor(torch.zeros(40, 60), request(4, x))
-    assert (zero.relative_error, zero.weighted.relative_error) == (0, 0)
+    assert (zero.relative_error, zero.output_error.relative_error) == (0, 0)
 
 
 def test_the_public_measure_checks_what_it_is_given():
@@ -179,7 +181,7 @@ def test_the_public_measure_checks_what_it_is_given():
     gram = torch.from_numpy(x @ x.T)
     half = (0.5 * weight,)
 
-    assert weighted_error(weight, half, gram) == pytest.approx(0.5)
+    assert output_error(weight, half, gram) == pytest.approx(0.5)
     for wrong in ((weight[:, :3], half, gram), (weight, half, gram[:3, :3]), (weight * math.nan, half, gram)):
         with pytest.raises(ValueError, match=r"shape|inputs|NaN"):
-            weighted_error(*wrong)
+            output_error(*wrong)

@@ -172,7 +172,7 @@ def test_a_decomposition_whose_error_does_not_fit_its_spectrum_is_passed_over(sp
 @pytest.mark.parametrize("rank", [4, EnergyRank(0.5), ErrorRank(0.7)])
 def test_a_weight_is_kept_where_no_decomposition_is_accurate(rank, spoilt):
     scaled = scaled_weight(gaussian(200, 150).float())
-    decompositions = [spoilt(step) for step in solve(scaled.matrix, num_vectors=150, all_values=True)]
+    decompositions = [spoilt(found) for found in solve(scaled.matrix, num_vectors=150, all_values=True)]
 
     request = asked(rank=rank, max_rank=150)
     assert factor_by(decompositions, scaled, request) == Kept(reason=Reason.NOT_CONVERGED)
@@ -183,7 +183,7 @@ def test_a_weight_is_kept_where_no_decomposition_is_accurate(rank, spoilt):
 def test_what_is_known_serves_any_later_request_with_the_same_bytes(method):
     weight = gaussian(200, 150).float()
     memo = {}
-    # A promise that float32 cannot keep takes the next step, which changes nothing for those before it.
+    # A limit that float32 cannot meet takes the next solver, which changes nothing for those before it.
     for rank in (5, 60, EnergyRank(0.5), ErrorRank(0.9), EnergyRank(0.9996), 5, ErrorRank(0.9)):
         request = asked(method, rank=rank, max_rank=150, num_vectors=150)
         fresh, again = factor(weight, request), factor(weight, request, cache=memo)
@@ -194,15 +194,15 @@ def test_what_is_known_serves_any_later_request_with_the_same_bytes(method):
     assert sorted(memo) == [0, 1]
 
 
-def test_no_step_that_is_known_is_taken_again():
+def test_no_solver_whose_result_is_known_runs_again():
     weight = gaussian(200, 150).float()
     memo = {}
     request = asked(rank=EnergyRank(0.9996), max_rank=150, num_vectors=150)
     factor(weight, request, cache=memo)
 
     class Full(dict):
-        def __setitem__(self, step, _):
-            pytest.fail(f"step {step} was taken")
+        def __setitem__(self, solver, _):
+            pytest.fail(f"solver {solver} ran")
 
     factor(weight, request, cache=Full(memo))
     assert len(memo) == 2

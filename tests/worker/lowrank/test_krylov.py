@@ -9,7 +9,7 @@ import torch
 
 from tests.worker.lowrank.matrices import error, with_spectrum
 from worker.lowrank import svd
-from worker.lowrank.krylov import EXCESS, sketch
+from worker.lowrank.krylov import EXCESS, krylov_decomposition
 
 N = 1024
 INDEX = np.arange(1, N + 1)
@@ -53,9 +53,9 @@ def test_the_result_is_within_its_bound_of_the_optimum(name, rank):
 def test_a_sketch_is_enough_where_the_spectrum_falls(name, shape):
     array, exact = matrix(name, shape)
     weight = torch.from_numpy(array)
-    found = sketch(weight, 100, seed=0)
+    found = krylov_decomposition(weight, 100, seed=0)
 
-    assert found.side == ("columns" if shape[0] >= shape[1] else "rows")
+    assert found.axis == ("columns" if shape[0] >= shape[1] else "rows")
     assert found.basis.shape == (100, N)
     torch.testing.assert_close(found.basis @ found.basis.mT, torch.eye(100), rtol=0, atol=1e-5)
     np.testing.assert_allclose(found.singular_values[:50], exact[:50], rtol=1e-3)
@@ -78,7 +78,7 @@ def test_a_sketch_is_enough_where_the_spectrum_falls(name, shape):
     ids=["small", "high rank", "flat", "float64", "zero", "rank 1", "rank 40"],
 )
 def test_there_is_no_sketch_where_it_would_not_pay_or_not_be_certain(weight, rank):
-    assert sketch(weight, rank, seed=0) is None
+    assert krylov_decomposition(weight, rank, seed=0) is None
 
 
 def test_a_matrix_of_exact_rank_comes_out_exactly():
@@ -93,7 +93,7 @@ def test_a_matrix_of_exact_rank_comes_out_exactly():
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others():
     weight = torch.from_numpy(matrix("power law")[0])
-    first, again, other = (sketch(weight, 100, seed=seed).basis for seed in (0, 0, 1))
+    first, again, other = (krylov_decomposition(weight, 100, seed=seed).basis for seed in (0, 0, 1))
 
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

@@ -1,12 +1,14 @@
 """worker.lowrank.types: requests that make no sense are refused."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
+from schemas.report import KeptReason
 from tests.worker.lowrank.requests import asked
-from worker.lowrank import EnergyRank, ErrorRank
+from worker.lowrank import EnergyRank, ErrorRank, Reason
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,7 @@ def test_an_energy_outside_its_range_is_refused(energy):
 def test_an_error_outside_its_range_is_refused(epsilon):
     with pytest.raises(ValueError, match="epsilon must be"):
         ErrorRank(epsilon)
+
+
+def test_every_reason_is_one_of_the_report():
+    assert {reason.value for reason in Reason} <= set(get_args(KeptReason))

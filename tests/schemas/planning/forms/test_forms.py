@@ -27,19 +27,19 @@ def test_every_registered_form_is_held_to_these_laws():
 
 @given(shapes, st.integers(1, 4000), forms)
 def test_the_parameters_are_the_elements_of_the_parts(shape, rank, form):
-    parts = form.parts(shape, rank)
+    stored_matrices = form.stored_matrices(shape, rank)
 
-    assert form.parameters(shape, rank) == sum(math.prod(part.shape) for part in parts)
-    assert len({part.name for part in parts} | {form.bias}) == len(parts) + 1
+    assert form.parameters(shape, rank) == sum(math.prod(matrix.shape) for matrix in stored_matrices)
+    assert len({matrix.name for matrix in stored_matrices} | {form.bias}) == len(stored_matrices) + 1
 
 
 @given(shapes, st.integers(1, 4000), forms)
 def test_the_parts_chain_from_the_inputs_to_the_outputs(shape, rank, form):
-    parts = form.parts(shape, rank)
+    stored_matrices = form.stored_matrices(shape, rank)
 
-    assert parts[0].shape[1] == shape[1]
-    assert parts[-1].shape[0] == shape[0]
-    for before, after in itertools.pairwise(parts):
+    assert stored_matrices[0].shape[1] == shape[1]
+    assert stored_matrices[-1].shape[0] == shape[0]
+    for before, after in itertools.pairwise(stored_matrices):
         assert after.shape[1] == before.shape[0] == rank
 
 

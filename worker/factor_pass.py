@@ -46,7 +46,7 @@ def _finished_outcome(task: LayerTask, spool: LayerSpool) -> LayerOutcome | None
 
 
 @dataclass(frozen=True, slots=True)
-class FactoredLayer:
+class LayerToStore:
     """A layer to be written: its outcome, its tensors, and a call that stores its new decompositions."""
 
     outcome: LayerOutcome
@@ -63,19 +63,19 @@ class FactorPass:
     def read(self, task: LayerTask) -> LayerInputs:
         return self.context.read(task)
 
-    def compute(self, task: LayerTask, inputs: LayerInputs) -> FactoredLayer:
+    def compute(self, task: LayerTask, inputs: LayerInputs) -> LayerToStore:
         self.context.progress.begin(task)
         cached = inputs.cached
         outcome, tensors = factor_layer(task, inputs, seed=self.context.seed, device=self.context.device)
         if cached is None:
-            return FactoredLayer(outcome, tensors, None)
+            return LayerToStore(outcome, tensors, None)
         if cached.found:
-            return FactoredLayer(_with_cached(outcome, cached.decomposed_s), tensors, None)
+            return LayerToStore(_with_cached(outcome, cached.decomposed_s), tensors, None)
         exponent = exponent_of(inputs.weight)
         store = None if exponent is None else partial(cached.write, exponent)
-        return FactoredLayer(outcome, tensors, store)
+        return LayerToStore(outcome, tensors, store)
 
-    def write(self, task: LayerTask, result: FactoredLayer) -> LayerOutcome:
+    def write(self, task: LayerTask, result: LayerToStore) -> LayerOutcome:
         if result.store_decompositions is not None:
             result.store_decompositions()
         self.context.spool.put(task.number, result.outcome.model_dump_json(), result.tensors)
