@@ -14,7 +14,7 @@ from service.metrics import Metrics, StateCollector
 from service.middleware import Measure, RequestId, UnreadBody
 from service.openapi import DocumentedApp
 from service.problems import HANDLERS
-from service.reaper import reap_forever
+from service.reaper import run_reaper
 from service.routes import checkpoints, health, jobs, plans, results
 from service.settings import Settings
 from service.uploads import DiskSpace
@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[LifespanState]:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        reaper = asyncio.create_task(reap_forever(services))
+        reaper = asyncio.create_task(run_reaper(services))
         yield {"services": services}
         reaper.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -74,7 +74,7 @@ class Metrics:
         self.upload_bytes = Counter(
             "eckart_upload_bytes", "Bytes of request bodies received.", registry=self._registry
         )
-        self.requeued = Counter(
+        self.queued_again = Counter(
             "eckart_reaper_requeued", "Jobs that the reaper queued again.", registry=self._registry
         )
 

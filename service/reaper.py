@@ -1,4 +1,4 @@
-"""The reaper: a task of the API that recovers jobs whose worker or message was lost, and cleans up."""
+"""The reaper: a task of the API that queues lost jobs again (`JobStore.sweep`) and cleans up."""
 
 import asyncio
 import logging
@@ -19,10 +19,10 @@ ORPHANS_EVERY_S = 3600.0
 log = logging.getLogger("eckart.service")
 
 
-async def reap_forever(services: Services) -> None:
+async def run_reaper(services: Services) -> None:
     """Run a cycle at once and then every `reaper_s`."""
     steps: dict[str, Callable[[], object]] = {
-        "requeue jobs": partial(requeue, services),
+        "sweep jobs": partial(sweep_jobs, services),
         "remove stale uploads": partial(services.checkpoints.sweep_parts, STALE_UPLOAD_S),
         "trim the cache": services.decompositions.trim,
         "remove orphans": at_most_every(ORPHANS_EVERY_S, services.checkpoints.remove_orphans),
@@ -43,12 +43,12 @@ async def run_cycle(steps: Mapping[str, Callable[[], object]]) -> None:
             log.exception("the reaper failed to %s and will try again", what)
 
 
-def requeue(services: Services) -> None:
-    """Enqueue jobs whose worker or message was lost."""
+def sweep_jobs(services: Services) -> None:
+    """Send the messages of jobs whose worker or message was lost."""
     for job_id in services.jobs.sweep():
         services.queue.send(job_id)
-        services.metrics.requeued.inc()
-        log.info("requeued job %s", job_id)
+        services.metrics.queued_again.inc()
+        log.info("job %s: its message is sent again", job_id)
 
 
 def at_most_every(interval_s: float, step: Callable[[], object]) -> Callable[[], None]:

@@ -29,7 +29,7 @@ def submit_stored(services: Services, request: JobRequest, key: str | None) -> J
     idempotency = _idempotency(key, request.spec, request.checkpoint, calibration)
     files = CheckpointFiles(stored.headers, stored.index)
     plan = make_bounded_plan(files, request.spec, calibration, pointer=SPEC_IN_JSON)
-    record = _create(services, stored, request.spec, plan, calibration, idempotency, one_shot=False)
+    record = _create(services, stored, request.spec, plan, calibration, idempotency, owns_checkpoint=False)
     return _view(services, record)
 
 
@@ -47,7 +47,7 @@ def submit_form(services: Services, content: FormContent, key: str | None) -> Jo
         idempotency = _idempotency(key, content.spec, digests, calibration)
         files = CheckpointFiles(stored.headers, stored.index)
         plan = make_bounded_plan(files, content.spec, calibration, pointer=SPEC_IN_FORM)
-        record = _create(services, stored, content.spec, plan, calibration, idempotency, one_shot=True)
+        record = _create(services, stored, content.spec, plan, calibration, idempotency, owns_checkpoint=True)
         kept = record.checkpoint == content.checkpoint_id
         return _view(services, record)
     finally:
@@ -61,7 +61,7 @@ def delete_job(services: Services, job_id: str) -> None:
     The record goes last, so that the request can be repeated if anything before it fails.
     """
     record = services.jobs.cancel(job_id)
-    if record.one_shot:
+    if record.owns_checkpoint:
         with suppress(CheckpointInUse, CheckpointNotFound):
             delete_checkpoint(services, record.checkpoint)
     services.jobs.delete(job_id)
@@ -107,7 +107,7 @@ def _create(
     calibration: StoredCheckpoint | None,
     idempotency: Idempotency | None,
     *,
-    one_shot: bool,
+    owns_checkpoint: bool,
 ) -> JobRecord:
     new = NewJob(
         checkpoint=stored.id,
@@ -115,7 +115,7 @@ def _create(
         files=stored.files,
         calibration_files=calibration.files if calibration else (),
         warnings=plan.warnings,
-        one_shot=one_shot,
+        owns_checkpoint=owns_checkpoint,
     )
     record = services.jobs.create(new, idempotency=idempotency)
     _enqueue(services, record)

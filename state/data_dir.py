@@ -60,9 +60,9 @@ class DataDir:
         """Return the path of job.json, the copy of the record in Redis."""
         return self.job(job_id) / "job.json"
 
-    def work(self, job_id: str) -> Path:
+    def spool(self, job_id: str) -> Path:
         """Finished layers, kept for the next attempt."""
-        return self.job(job_id) / "work"
+        return self.job(job_id) / "spool"
 
     def result(self, job_id: str, fence: int) -> Path:
         """Return the directory of one attempt's result; only the one that the record names is ever served."""

@@ -27,7 +27,7 @@ class JobFiles:
         self._lease_us = lease_us
 
     def lock(self, job_id: str) -> AbstractContextManager[None]:
-        """Keep all others from this job's files. Never rebuild while holding it: that takes it too."""
+        """Lock the job's files. Restoring takes every job's lock, so never restore while you hold one."""
         return locked(self._paths.lock("job", job_id))
 
     def load(self, job_id: str) -> JobRecord | None:
@@ -100,7 +100,7 @@ class JobFiles:
         purge(place)
 
     def undo_locked(self, job_id: str) -> None:
-        """Delete a job that no client was told of: the record goes even where the files cannot."""
+        """Delete a job whose creation failed: the record goes even where the files cannot."""
         try:
             purge(move_to_trash(self._paths.job(job_id), self._paths.trash))
         finally:
@@ -128,6 +128,6 @@ def remove_attempt_files(paths: DataDir, record: JobRecord) -> None:
 
 def _attempt_files(paths: DataDir, record: JobRecord) -> Iterator[Path]:
     kept = None if record.result_fence is None else paths.result(record.id, record.result_fence)
-    for path in (paths.work(record.id), *sorted(paths.job(record.id).glob("result-*"))):
+    for path in (paths.spool(record.id), *sorted(paths.job(record.id).glob("result-*"))):
         if path != kept and path.is_dir():
             yield path

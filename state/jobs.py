@@ -60,13 +60,13 @@ class JobStore:
         *,
         lease_s: float = 60,
         max_attempts: int = 3,
-        resend_after_s: float = 15,
+        send_again_after_s: float = 15,
     ) -> None:
         self._client = client
         self._paths = DataDir(data_dir)
         self._scripts = Scripts(client)
         self._lease_us = int(lease_s * 1_000_000)
-        self._resend_after_us = int(resend_after_s * 1_000_000)
+        self._send_again_after_us = int(send_again_after_s * 1_000_000)
         self._max_attempts = max_attempts
         self._files = JobFiles(self._paths, self._scripts, lease_us=self._lease_us)
 
@@ -79,7 +79,7 @@ class JobStore:
         then returned. The caller sends the message afterwards; where that fails, the next sweep does.
         """
         job_id = new_job_id()
-        return self._with_recovery(lambda: self._create(job_id, new, idempotency))
+        return self._with_restore(lambda: self._create(job_id, new, idempotency))
 
     def get(self, job_id: str) -> JobRecord:
         """Return the record, or raise `JobNotFound`."""
@@ -87,7 +87,7 @@ class JobStore:
 
     def view(self, job_id: str) -> JobView:
         """Return the record with progress and queue position, which change too often to be part of it."""
-        return self._with_recovery(lambda: job_view(self._run_on("read", job_id)))
+        return self._with_restore(lambda: job_view(self._run_on("read", job_id)))
 
     def list(self, state: JobState | None = None, *, limit: int = 50, cursor: str | None = None) -> JobPage:
         """Return a page of jobs, newest first; `cursor` is the `next_cursor` of the page before."""
@@ -131,17 +131,17 @@ class JobStore:
         The same token (`new_token`) is the same claim: repeat it with that after `StoreUnavailable`.
         """
         try:
-            record = self._with_recovery(lambda: self._claim(job_id, token))
+            record = self._with_restore(lambda: self._claim(job_id, token))
         except JobNotFound:
             return None
-        return Claim(record, record.fence) if record and record.worker == token else None
+        return Claim(record, record.fence) if record and record.claim_token == token else None
 
-    def heartbeat(self, job_id: str, fence: int, progress: Progress | None = None) -> bool:
+    def renew_lease(self, job_id: str, fence: int, progress: Progress | None = None) -> bool:
         """Renew the lease; False: this attempt lost the job, and must stop."""
         document = progress.model_dump_json() if progress else ""
         arguments = (job_id, fence, self._lease_us, document)
         try:
-            return bool(self._with_recovery(lambda: self._run_on("heartbeat", *arguments)) == "done")
+            return bool(self._with_restore(lambda: self._run_on("renew_lease", *arguments)) == "done")
         except JobNotFound:
             return False
 
@@ -171,30 +171,26 @@ class JobStore:
                 return ()
         try:
             lost = worker_lost(self._max_attempts)
-            due = self._run("sweep", self._max_attempts, lost, self._resend_after_us, QUEUE_KEY)
+            due = self._run("sweep", self._max_attempts, lost, self._send_again_after_us, QUEUE_KEY)
             # The messages that are due must be sent even if this fails; it has time until the next sweep.
             with suppress(StoreUnavailable):
                 for job_id in self._scripts.dirty():
-                    self._with_recovery(partial(self._files.write_or_defer, job_id))
+                    self._with_restore(partial(self._files.write_or_defer, job_id))
         finally:
             with suppress(StoreUnavailable), translated():
                 self._client.delete(key)
         return tuple(due)
 
-    def rebuild(self) -> None:
-        """Restore the records from disk, if Redis is new or was restarted; every other call does it too."""
-        self._scripts.rebuild(self._files.restore_all)
-
     # Each method above runs one of these, from its start again whenever Redis lost its data.
 
-    def _with_recovery(self, action: Callable[[], T]) -> T:
-        return self._scripts.with_recovery(action, self._files.restore_all)
+    def _with_restore(self, action: Callable[[], T]) -> T:
+        return self._scripts.with_restore(action, self._files.restore_all)
 
     def _run(self, name: str, *args: str | float) -> Any:
-        return self._with_recovery(lambda: self._scripts.run(name, *args))
+        return self._with_restore(lambda: self._scripts.run(name, *args))
 
     def _run_on(self, verb: str, job_id: str, *args: str | float) -> Any:
-        """Run a script on one job, which may be known on disk only; the caller recovers."""
+        """Run a script on one job, which may be known on disk only; the caller restores."""
         if JOB_ID.fullmatch(job_id) is None:
             raise JobNotFound
         answer = self._scripts.run(verb, job_id, *args)
@@ -213,7 +209,7 @@ class JobStore:
             # If Redis lost its data before job.json was written, the transition is lost and must be repeated.
             return _present(self._files.write_or_defer(job_id))
 
-        return self._with_recovery(act)
+        return self._with_restore(act)
 
     def _end(self, verb: str, job_id: str, fence: int, *args: str | float) -> bool:
         try:
@@ -236,9 +232,9 @@ class JobStore:
             raise
 
     def _unclaim(self, job_id: str, token: str) -> None:
-        """Queue a job again that nobody can work on for now; the sweep offers it again."""
+        """Queue a job again that nobody can work on for now; the next sweep sends its message."""
         record = self.get(job_id)
-        if record.worker == token:
+        if record.claim_token == token:
             self.release(job_id, record.fence)
 
     def _create(self, job_id: str, new: NewJob, idempotency: Idempotency | None) -> JobRecord:

@@ -21,7 +21,7 @@ JOB_ID = re.compile(r"J[0-9a-f]{32}")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # The fields that a transition may change; the rest of a record is fixed when the job is created.
-PLAIN_FIELDS = ("state", "version", "attempt", "fence", "worker", "result_fence", "single_file")
+PLAIN_FIELDS = ("state", "version", "attempt", "fence", "claim_token", "result_fence", "single_file")
 JSON_FIELDS = ("error", "summary")
 TIME_FIELDS = {"created_at": "created_us", "started_at": "started_us", "finished_at": "finished_us"}
 
@@ -52,7 +52,7 @@ class NewJob(PersistedModel):
     files: tuple[FileInfo, ...] = ()
     calibration_files: tuple[FileInfo, ...] = ()  # those of the checkpoint that the spec names
     warnings: tuple[str, ...] = ()
-    one_shot: bool = False  # its checkpoint came in the same request, under an id of the service
+    owns_checkpoint: bool = False  # its checkpoint came in the same request, under an id of the service
 
 
 class JobRecord(NewJob):
@@ -66,7 +66,7 @@ class JobRecord(NewJob):
     finished_at: str | None = None
     attempt: int = 0
     fence: int = 0
-    worker: str | None = None
+    claim_token: str | None = None
     error: Problem | None = None
     summary: Totals | None = None
     result_fence: int | None = None

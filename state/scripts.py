@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 READY = KEY_PREFIX + "ready"
 # A server that loses its keys again and again counts as unavailable.
-MAX_REBUILDS = 10
-REBUILD_LIMIT_S = 86_400
-OPEN_IF_KEPT = "if redis.call('DEL', KEYS[1]) == 1 then return redis.call('SET', KEYS[2], 1) end"
+MAX_RESTORES = 10
+RESTORE_LIMIT_S = 86_400
+READY_IF_KEPT = "if redis.call('DEL', KEYS[1]) == 1 then return redis.call('SET', KEYS[2], 1) end"
 
 REQUIRE_READY = (
     "cancel",
@@ -29,10 +29,10 @@ REQUIRE_READY = (
     "fail",
     "finish",
     "lock_checkpoint",
-    "heartbeat",
     "page",
     "read",
     "release",
+    "renew_lease",
     "retry",
     "sweep",
 )
@@ -40,15 +40,15 @@ UNCONDITIONAL = ("delete", "restore", "written")
 
 
 class StateLost(Exception):  # noqa: N818 - it says what happened, and never leaves this package
-    """Redis lost its keys, or was restarted and may have lost the last of them: rebuild, then repeat."""
+    """Redis lost its keys, or was restarted and may have lost the last of them: restore, then repeat."""
 
 
 class Scripts:
-    """Runs the Lua scripts. Most refuse to run on a server that may have lost data, until `rebuild`."""
+    """Runs the Lua scripts. Most refuse to run on a server that may have lost data, until `restore`."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
-        self._rebuilding = threading.Lock()
+        self._restoring = threading.Lock()
         folder = files("state") / "lua"
         common = (folder / "common.lua").read_text()
         self._texts = {
@@ -78,27 +78,27 @@ class Scripts:
         with translated():
             return self._client.eval(self._texts[name], 0, *args)
 
-    def with_recovery(self, action: Callable[[], T], restore_all: Callable[[], None]) -> T:
-        """Return the action's result; on `StateLost`, rebuild Redis and repeat the action from its start."""
-        for _ in range(MAX_REBUILDS):
+    def with_restore(self, action: Callable[[], T], restore_all: Callable[[], None]) -> T:
+        """Return the action's result; on `StateLost`, restore all records and repeat the whole action."""
+        for _ in range(MAX_RESTORES):
             try:
                 return action()
             except StateLost:
-                self.rebuild(restore_all)
+                self.restore(restore_all)
         raise StoreUnavailable
 
-    def rebuild(self, restore_all: Callable[[], None]) -> None:
+    def restore(self, restore_all: Callable[[], None]) -> None:
         """Restore what Redis lost, if it lost anything, and let all scripts run again.
 
-        If Redis loses its data once more meanwhile, it stays closed, and the next call rebuilds it.
+        If Redis loses its data again meanwhile, it does not become ready, and the next call restores again.
         """
-        with self._rebuilding:
+        with self._restoring:
             if not self.ready():
-                key = f"{KEY_PREFIX}rebuilding:{secrets.token_hex(8)}"
+                key = f"{KEY_PREFIX}restoring:{secrets.token_hex(8)}"
                 with translated():
-                    self._client.set(key, 1, ex=REBUILD_LIMIT_S)
+                    self._client.set(key, 1, ex=RESTORE_LIMIT_S)
                 restore_all()
-                self._open_if_kept(key)
+                self._make_ready_if_kept(key)
 
     def ready(self) -> bool:
         """Whether the scripts that require a ready server can run."""
@@ -106,10 +106,10 @@ class Scripts:
             known: Any = self._client.script_exists(*self._digests.values())
             return all(known) and bool(self._client.exists(READY))
 
-    def _open_if_kept(self, key: str) -> None:
+    def _make_ready_if_kept(self, key: str) -> None:
         """Let all scripts run from now on, unless Redis lost a key that was set before."""
         with translated():
-            if self._client.eval(OPEN_IF_KEPT, 2, key, READY):
+            if self._client.eval(READY_IF_KEPT, 2, key, READY):
                 for name in REQUIRE_READY:
                     self._client.script_load(self._texts[name])
 

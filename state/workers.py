@@ -1,4 +1,4 @@
-"""The workers that are alive, by their own heartbeats."""
+"""The workers that are alive, by the entries that they refresh."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ class WorkerRegistry:
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
 
-    def beat(self, name: str, ttl_s: float) -> None:
-        """Register a worker, which will beat again within `ttl_s` seconds."""
+    def refresh(self, name: str, ttl_s: float) -> None:
+        """Register a worker, which will do so again within `ttl_s` seconds."""
         with translated():
             now = self._now()
             self._client.zadd(WORKERS, {name: now + ttl_s})

@@ -20,7 +20,7 @@ from state.files import DISK_FULL, sync_directory
 from state.jobs import JobStore
 from state.records import Claim, JobRecord, new_token
 from worker.context import choose_device, set_threads
-from worker.lease import Lease, LeaseLost, StopSignal, WorkerStopping
+from worker.lease import ClaimLost, Lease, StopSignal, WorkerStopping
 from worker.pipeline import CompressionRequest, compress
 from worker.settings import Settings
 
@@ -35,13 +35,13 @@ def run_attempt(
     """Work on a job unless it is finished, canceled or claimed by another worker.
 
     A repeated call is harmless. An error in the input fails the job at once. Any other error returns the job
-    to the queue, where the reaper offers it again after a while; the job counts its attempts.
+    to the queue, where the reaper sends its message again after a while; the job counts its attempts.
     """
     token = new_token(worker)
     try:
         claim = _persist(lambda: jobs.claim(job_id, token))
     except (OSError, OutOfSpace):
-        log.exception("job %s cannot be claimed; the reaper will offer it again", job_id)
+        log.exception("job %s cannot be claimed; the reaper will send its message again", job_id)
         return
     if claim is None:
         return
@@ -50,7 +50,7 @@ def run_attempt(
         with Lease(jobs, claim, heartbeat_s=settings.heartbeat_s, stopping=stopping) as lease:
             report = _work(claim, settings, lease)
             _publish(claim, report, jobs, settings)
-    except LeaseLost:
+    except ClaimLost:
         owned = False
     except (WorkerStopping, SystemExit):
         log.info("job %s: returned to the queue, since this worker is stopping", job_id)
@@ -88,7 +88,7 @@ def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
         checkpoint=stored,
         input_files=record.files,
         spec=record.spec,
-        spool_dir=paths.work(record.id),
+        spool_dir=paths.spool(record.id),
         result_dir=_part_dir(paths, claim),
         job_id=record.id,
         decompositions=_decompositions(record, settings),
@@ -127,10 +127,10 @@ def _publish(claim: Claim, report: Report, jobs: JobStore, settings: Settings) -
     sync_directory(result.parent)
     single = report.output.files[0].name if len(report.output.files) == 1 else None
     if _persist(lambda: jobs.finish(record.id, claim.fence, report.totals, single_file=single)):
-        shutil.rmtree(paths.work(record.id), ignore_errors=True)
+        shutil.rmtree(paths.spool(record.id), ignore_errors=True)
         log.info("job %s succeeded in %.1f s", record.id, report.totals.seconds)
     else:
-        raise LeaseLost(record.id)
+        raise ClaimLost(record.id)
 
 
 def _discard(claim: Claim, jobs: JobStore, settings: Settings) -> None:
@@ -144,7 +144,7 @@ def _discard(claim: Claim, jobs: JobStore, settings: Settings) -> None:
         shutil.rmtree(paths.job(record.id), ignore_errors=True)
         return
     if state in TERMINAL:
-        shutil.rmtree(paths.work(record.id), ignore_errors=True)
+        shutil.rmtree(paths.spool(record.id), ignore_errors=True)
 
 
 def _part_dir(paths: DataDir, claim: Claim) -> Path:

@@ -1,4 +1,4 @@
-"""The Celery worker: its settings, its one task, and its heartbeat in the registry of workers."""
+"""The Celery worker: its settings, its one task, and its entry in the registry of workers."""
 
 import logging
 import multiprocessing
@@ -56,8 +56,8 @@ def set_up_logging(level: int = logging.INFO) -> None:
 
 
 log = logging.getLogger(__name__)
-BEAT_S = 5.0
-BEAT_TTL_S = 30
+REFRESH_S = 5.0
+ENTRY_TTL_S = 30
 
 # Set in the parent and visible to its forked children, which then return their jobs between two layers.
 stopping = multiprocessing.get_context("fork").Event()
@@ -74,7 +74,7 @@ def run_worker(settings: Settings, redis_url: str) -> None:
     register(app, settings, redis_url)
     signals.worker_process_init.connect(_preload, weak=False)
     signals.worker_shutting_down.connect(_stop, weak=False)
-    threading.Thread(target=_beat, args=(redis_url,), name="registry", daemon=True).start()
+    threading.Thread(target=_stay_registered, args=(redis_url,), name="registry", daemon=True).start()
     log.info("worker %s is up", worker_name())
     # Workers need not know of each other: all state is in the job records and the registry.
     app.worker_main(["--quiet", "worker", "--without-gossip", "--without-mingle", "--without-heartbeat"])
@@ -113,12 +113,12 @@ def _stop(**_: object) -> None:
     stopping.set()
 
 
-def _beat(redis_url: str) -> None:
+def _stay_registered(redis_url: str) -> None:
     """Refresh this worker's entry in the registry every few seconds until it stops."""
     registry, name = WorkerRegistry(redis_client(redis_url)), worker_name()
     while not stopping.is_set():
         with suppress(StoreUnavailable):
-            registry.beat(name, BEAT_TTL_S)
-        stopping.wait(BEAT_S)
+            registry.refresh(name, ENTRY_TTL_S)
+        stopping.wait(REFRESH_S)
     with suppress(StoreUnavailable):
         registry.leave(name)

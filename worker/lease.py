@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 MIN_INTERVAL_S = 0.2
 
 
-class LeaseLost(Exception):  # noqa: N818 - an end, not an error
+class ClaimLost(Exception):  # noqa: N818 - an end, not an error
     """The job was canceled, deleted or claimed by another attempt: this attempt must publish nothing."""
 
 
@@ -31,7 +31,7 @@ class StopSignal(Protocol):
 
 
 class Lease:
-    """Renews a claim from a thread; `observe` is the pipeline's observer of progress.
+    """Renews the lease of a claim from a thread; `observe` is the pipeline's observer of progress.
 
     The work never waits for Redis. A heartbeat that fails is repeated: no other worker can claim the job
     while Redis is unavailable, and the fence decides at the end.
@@ -46,7 +46,7 @@ class Lease:
         self._wake = threading.Event()
         self._done = threading.Event()
         self._lost = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._keep_renewing, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -64,18 +64,18 @@ class Lease:
         self._progress = progress
         self._wake.set()
         if self._lost.is_set():
-            raise LeaseLost(self._claim.record.id)
+            raise ClaimLost(self._claim.record.id)
         if self._stopping.is_set():
             raise WorkerStopping(self._claim.record.id)
 
-    def _beat(self) -> None:
+    def _keep_renewing(self) -> None:
         while not self._done.wait(MIN_INTERVAL_S):
             self._wake.wait(self._heartbeat_s)
             self._wake.clear()
             if self._done.is_set():
                 return
             try:
-                owned = self._jobs.heartbeat(self._claim.record.id, self._claim.fence, self._progress)
+                owned = self._jobs.renew_lease(self._claim.record.id, self._claim.fence, self._progress)
             except StoreUnavailable as error:
                 log.warning("job %s: heartbeat failed: %s", self._claim.record.id, error)
                 continue

@@ -7,7 +7,7 @@ local state = field(id, 'state')
 if not state then return 'missing' end
 if TERMINAL[state] then return 'refused' end
 if state == 'running' then
-  if field(id, 'worker') == token then -- a repeated call: the answer to the first was lost
+  if field(id, 'claim_token') == token then -- a repeated call: the answer to the first was lost
     lease(id, lease_us)
     return 'claimed'
   end
@@ -19,11 +19,11 @@ if used_up(id, most) then
   return 'failed'
 end
 -- Messages are read in order, so all that were sent before this job was created have been read by now.
-local frontier = tonumber(redis.call('GET', FRONTIER) or 0)
-redis.call('SET', FRONTIER, text(math.max(frontier, tonumber(field(id, 'created_us')))))
+local youngest_claimed = tonumber(redis.call('GET', YOUNGEST_CLAIMED) or 0)
+redis.call('SET', YOUNGEST_CLAIMED, text(math.max(youngest_claimed, tonumber(field(id, 'created_us')))))
 enter(id, 'running')
 redis.call('HINCRBY', job(id), 'attempt', 1)
 redis.call('HINCRBY', job(id), 'fence', 1)
-redis.call('HSET', job(id), 'worker', token, 'started_us', text(now))
+redis.call('HSET', job(id), 'claim_token', token, 'started_us', text(now))
 lease(id, lease_us)
 return 'claimed'

@@ -1,23 +1,26 @@
 -- Prepended to every script. The scripts build their keys themselves, so all keys must be on one Redis node.
 --
+-- The head of a script lists its arguments and its answers. Two more answers are common to several scripts:
+-- 'state_lost': the server is not ready, so nothing was done; 'missing': there is no job of this id.
+--
 -- job:<id>             hash: the record (state/records.py), and its progress
 -- jobs:all, jobs:<state>  zset: ids by the microsecond they were created
 -- waiting              zset: queued ids by the microsecond their message was last sent
--- unsent               set: queued ids whose message is to be sent at the next sweep
--- frontier             creation time of the youngest job that was ever claimed
+-- to_send              set: queued ids whose message is to be sent at the next sweep
+-- youngest_claimed     creation time of the youngest job that was ever claimed
 -- leases               zset: running ids, and canceled ids whose attempt may still run, by the microsecond
 --                      their lease ends
 -- dependents:<checkpoint> set: unfinished ids that need the checkpoint, as their input or their calibration
 -- deleting:<checkpoint>   exists while the checkpoint is being deleted: no new job may need it
 -- idempotency:<digest> hash: job, fingerprint
 -- dirty                set: ids whose files are not up to date: job.json, or files to be removed
--- rebuilding:<random>  one for each rebuild that is running: state/scripts.py
+-- restoring:<random>   one for each restore that is running: state/scripts.py
 -- sweeping             exists while a process sweeps: state/jobs.py
 -- workers              zset: names of workers by the second they count as dead: state/workers.py
 -- ready                absent if Redis lost its data: the records must be restored from disk
 local PREFIX = 'eckart:'
-local ALL, WAITING, UNSENT = PREFIX .. 'jobs:all', PREFIX .. 'waiting', PREFIX .. 'unsent'
-local LEASES, DIRTY, FRONTIER = PREFIX .. 'leases', PREFIX .. 'dirty', PREFIX .. 'frontier'
+local ALL, WAITING, TO_SEND = PREFIX .. 'jobs:all', PREFIX .. 'waiting', PREFIX .. 'to_send'
+local LEASES, DIRTY, YOUNGEST_CLAIMED = PREFIX .. 'leases', PREFIX .. 'dirty', PREFIX .. 'youngest_claimed'
 local TERMINAL = { succeeded = true, failed = true, canceled = true }
 
 local clock = redis.call('TIME')
@@ -43,9 +46,9 @@ end
 
 local function used_up(id, most) return tonumber(field(id, 'attempt')) >= tonumber(most) end
 
-local function wait(id, since, unsent)
+local function wait(id, since, to_send)
   redis.call('ZADD', WAITING, text(since), id)
-  if unsent then redis.call('SADD', UNSENT, id) end
+  if to_send then redis.call('SADD', TO_SEND, id) end
 end
 
 -- Everything that follows from a new state, in one place, so that no transition can forget a part of it.
@@ -54,11 +57,11 @@ local function enter(id, state)
   redis.call('ZREM', index(field(id, 'state')), id)
   redis.call('ZADD', index(state), field(id, 'created_us'), id)
   redis.call('ZREM', WAITING, id)
-  redis.call('SREM', UNSENT, id)
+  redis.call('SREM', TO_SEND, id)
   redis.call('ZREM', LEASES, id)
   redis.call('HSET', job(id), 'state', state)
   redis.call('HINCRBY', job(id), 'version', 1)
-  if state ~= 'running' then redis.call('HDEL', job(id), 'worker') end
+  if state ~= 'running' then redis.call('HDEL', job(id), 'claim_token') end
   if TERMINAL[state] then
     redis.call('HSET', job(id), 'finished_us', text(now))
     for _, checkpoint in ipairs(needs(id)) do redis.call('SREM', dependents(checkpoint), id) end
@@ -72,7 +75,7 @@ local function fail(id, problem)
 end
 
 -- After an attempt without result: queue the job again if it has attempts left, else fail it.
-local function requeue_or_fail(id, most, problem)
+local function queue_or_fail(id, most, problem)
   if used_up(id, most) then return fail(id, problem) end
   enter(id, 'queued')
   wait(id, now, true)
@@ -86,7 +89,7 @@ local function remove(id)
   redis.call('ZREM', ALL, id)
   redis.call('ZREM', WAITING, id)
   redis.call('ZREM', LEASES, id)
-  redis.call('SREM', UNSENT, id)
+  redis.call('SREM', TO_SEND, id)
   redis.call('SREM', DIRTY, id)
   for _, checkpoint in ipairs(needs(id)) do redis.call('SREM', dependents(checkpoint), id) end
   if key and redis.call('HGET', PREFIX .. 'idempotency:' .. key, 'job') == id then

@@ -7,5 +7,5 @@ if not state then return 'missing' end
 -- A repeated call.
 if (state == 'queued' or state == 'failed') and field(id, 'fence') == fence then return 'done' end
 if not owns(id, fence) then return 'lost' end
-requeue_or_fail(id, most, problem)
+queue_or_fail(id, most, problem)
 return 'done'

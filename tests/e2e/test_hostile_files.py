@@ -27,7 +27,7 @@ def put_in_pieces(http, raw):
     return http.put("/v1/checkpoints/hostile/model.safetensors", content=iter(lambda: stream.read(1000), b""))
 
 
-def one_shot(http, raw):
+def submit_files(http, raw):
     return http.post("/v1/jobs", data={"spec": SPEC}, files={"checkpoint": ("model.safetensors", raw)})
 
 
@@ -37,7 +37,7 @@ def things_on_disk(service):
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.label)
-@pytest.mark.parametrize("door", [put, put_in_pieces, one_shot])
+@pytest.mark.parametrize("door", [put, put_in_pieces, submit_files])
 def test_a_hostile_file_is_refused_by_name_and_nothing_stays(service, http, door, attack):
     before = things_on_disk(service)
     answer = door(http, attack.raw)
@@ -54,7 +54,7 @@ def test_a_hostile_file_is_refused_by_name_and_nothing_stays(service, http, door
 
 def test_the_service_is_well_afterwards(service, http):
     weights = {"a.weight": torch.randn(64, 64, generator=torch.Generator().manual_seed(0))}
-    answer = one_shot(http, save(weights))
+    answer = submit_files(http, save(weights))
 
     assert answer.status_code == 202
     assert service.client.wait(answer.json()["id"]).state == "succeeded"

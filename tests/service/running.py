@@ -68,7 +68,7 @@ class RunningService:
             "/v1/jobs", json={"checkpoint": checkpoint_id, "spec": spec or SPEC}, headers=headers
         )
 
-    def one_shot(self, files, spec=None, **headers):
+    def submit_files(self, files, spec=None, **headers):
         parts = [("checkpoint", (name, content)) for name, content in files.items()]
         return self.http.post(
             "/v1/jobs", files=parts, data={"spec": json.dumps(spec or SPEC)}, headers=headers

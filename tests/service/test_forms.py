@@ -97,7 +97,7 @@ def test_a_form_makes_a_job_in_any_order_of_its_parts(service, order):
 
 
 def test_a_sharded_set_and_its_index_make_a_job(service):
-    accepted = service.one_shot(sharded_set(2))
+    accepted = service.submit_files(sharded_set(2))
 
     assert accepted.status_code == 202
 
@@ -109,7 +109,7 @@ def test_the_spec_may_be_a_file(service):
 
 
 def test_ids_of_jobs_and_of_their_checkpoints_are_long_and_never_the_same(service):
-    made = [service.one_shot({"model.safetensors": MODEL}).json() for _ in range(3)]
+    made = [service.submit_files({"model.safetensors": MODEL}).json() for _ in range(3)]
 
     ids = {name for job in made for name in (job["id"], job["checkpoint"])}
     assert len(ids) == 6

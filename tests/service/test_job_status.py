@@ -109,7 +109,7 @@ def test_a_wait_that_makes_no_sense_is_refused(service, job, wait):
 def test_a_running_job_shows_its_progress(service, job):
     claim = service.jobs.claim(job["id"], new_token("test"))
     progress = Progress(layers_done=1, layers_total=4, layer="layer.1", fraction=0.25)
-    service.jobs.heartbeat(job["id"], claim.fence, progress)
+    service.jobs.renew_lease(job["id"], claim.fence, progress)
 
     body = service.http.get(f"/v1/jobs/{job['id']}").json()
 

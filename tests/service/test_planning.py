@@ -61,7 +61,7 @@ def test_what_cannot_be_met_is_refused_with_the_layer_and_the_remedy(service, sp
             service.http.post("/v1/plans", json={"checkpoint": checkpoint, "spec": spec}),
             service.submit(checkpoint, spec),
         ],
-        "": [service.one_shot({"model.safetensors": content()}, spec)],
+        "": [service.submit_files({"model.safetensors": content()}, spec)],
     }
 
     for place, refusals in answers.items():
@@ -161,7 +161,7 @@ def test_a_job_keeps_its_calibration_until_it_has_ended(service, model, grams):
 
 
 def test_a_job_with_its_own_files_may_name_a_stored_calibration_and_leaves_it(service, grams):
-    job = service.one_shot(FILES, spec(grams))
+    job = service.submit_files(FILES, spec(grams))
     assert job.status_code == 202
     record = service.jobs.get(job.json()["id"])
     assert [file.name for file in record.calibration_files] == ["grams.safetensors"]
@@ -175,7 +175,7 @@ REQUESTS = {
     "plan": lambda service, model, asked: service.http.post(
         "/v1/plans", json={"checkpoint": model, "spec": asked}
     ),
-    "form": lambda service, _model, asked: service.one_shot(FILES, asked),
+    "form": lambda service, _model, asked: service.submit_files(FILES, asked),
 }
 
 

@@ -172,7 +172,7 @@ def test_with_redis_away_jobs_are_refused_and_come_back_with_it(redis_server, st
     try:
         for refused in (
             service.submit(stored),
-            service.one_shot({"model.safetensors": MODEL}),
+            service.submit_files({"model.safetensors": MODEL}),
             service.http.get(f"/v1/jobs/{job}"),
             service.http.get("/v1/jobs"),
             service.http.post(f"/v1/jobs/{job}/cancel"),

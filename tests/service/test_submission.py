@@ -94,7 +94,7 @@ def test_files_side_by_side_without_an_index_are_a_conflict_that_names_both_ways
 
 
 def test_a_job_of_files_without_an_index_is_refused_with_both_ways_out(service):
-    refused = service.one_shot({"a.safetensors": MODEL, "b.safetensors": MODEL})
+    refused = service.submit_files({"a.safetensors": MODEL, "b.safetensors": MODEL})
 
     detail = assert_problem(refused, 422, "invalid-checkpoint:missing-files")["detail"]
     assert "a.safetensors and b.safetensors but no index" in detail
@@ -104,7 +104,7 @@ def test_a_job_of_files_without_an_index_is_refused_with_both_ways_out(service):
 @pytest.fixture
 def brought(service):
     """Make a job that brings its checkpoint."""
-    return service.one_shot(FILES).json()
+    return service.submit_files(FILES).json()
 
 
 @pytest.mark.parametrize("end", ["queued", "succeeded"])
@@ -120,7 +120,7 @@ def test_a_deleted_job_takes_the_checkpoint_that_it_brought(service, brought, en
 
 def test_a_deleted_job_takes_what_was_decomposed_of_the_checkpoint_that_it_brought(start, tmp_path):
     service = start()
-    job = service.one_shot(FILES).json()
+    job = service.submit_files(FILES).json()
     for file in service.checkpoints.get(job["checkpoint"]).files:
         folder = DataDir(tmp_path).decompositions / file.sha256
         folder.mkdir(parents=True)
@@ -187,16 +187,16 @@ def test_a_repeated_key_for_another_request_is_refused(service, stored):
     assert_problem(service.submit(stored, {"rank": 1}, **headers), 422, "idempotency-mismatch")
     other = service.stored(MODEL)
     assert_problem(service.submit(other, **headers), 422, "idempotency-mismatch")
-    assert_problem(service.one_shot(FILES, **headers), 422, "idempotency-mismatch")
+    assert_problem(service.submit_files(FILES, **headers), 422, "idempotency-mismatch")
 
 
 def test_a_repeated_form_returns_the_first_job_and_keeps_no_second_copy(service, stored):
     headers = {"Idempotency-Key": f"form-{stored}"}
-    first = service.one_shot(FILES, **headers).json()
+    first = service.submit_files(FILES, **headers).json()
     before = set((service.data_dir / "checkpoints").iterdir())
 
-    again = service.one_shot(FILES, **headers).json()
-    refused = service.one_shot({"model.safetensors": checkpoint_bytes(fill=9)}, **headers)
+    again = service.submit_files(FILES, **headers).json()
+    refused = service.submit_files({"model.safetensors": checkpoint_bytes(fill=9)}, **headers)
 
     assert again["id"] == first["id"]
     assert again["checkpoint"] == first["checkpoint"]

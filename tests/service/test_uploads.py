@@ -63,7 +63,7 @@ def test_an_upload_that_would_fill_the_disk_is_refused(start):
 
     assert_problem(service.put("full", "model.safetensors", MODEL), 507, "out-of-space")
     assert_problem(service.put("full", "model.safetensors", iter([MODEL])), 507, "out-of-space")
-    assert_problem(service.one_shot({"model.safetensors": MODEL}), 507, "out-of-space")
+    assert_problem(service.submit_files({"model.safetensors": MODEL}), 507, "out-of-space")
 
 
 def test_an_upload_takes_the_room_of_the_cache(tmp_path):

@@ -8,7 +8,7 @@ def test_all_paths_are_below_the_data_directory_and_differ(tmp_path):
     places = [
         layout.manifest("m"),
         layout.record("J1"),
-        layout.work("J1"),
+        layout.spool("J1"),
         layout.result("J1", 2),
         layout.parts,
         layout.trash,

@@ -61,7 +61,7 @@ def test_no_job_json_is_left_when_a_delete_races_with_other_transitions(make_sto
             job_id = jobs.create(new).id
             racing = [
                 pool.submit(others.claim, job_id, new_token("worker")),
-                pool.submit(others.heartbeat, job_id, 1),
+                pool.submit(others.renew_lease, job_id, 1),
             ]
             jobs.delete(job_id)
             for future in racing:
@@ -98,7 +98,7 @@ def test_a_replay_is_on_disk_even_if_the_process_that_created_the_job_died_first
     jobs, new, redis_server, on_disk
 ):
     key = Idempotency(key="k", fingerprint="f")
-    jobs.rebuild()
+    jobs.counts()
     job_id = new_job_id()
     fixed = fixed_document(new, job_id, key)
     scripts = Scripts(redis_server.client())
@@ -123,7 +123,7 @@ def test_a_job_that_cannot_be_claimed_on_a_full_disk_waits_until_there_is_space(
         with pytest.raises(OSError, match=r"job\.json"):
             jobs.claim(job_id, token)
         record = jobs.get(job_id)
-        assert (record.state, record.attempt, record.worker) == ("queued", 0, None)
+        assert (record.state, record.attempt, record.claim_token) == ("queued", 0, None)
         assert jobs.sweep() == (job_id,)
     repair()
     claim = jobs.claim(job_id, token)
@@ -158,7 +158,7 @@ def litter(tmp_path):
     layout = DataDir(tmp_path)
 
     def put(job_id: str) -> None:
-        places = [layout.work(job_id), layout.result(job_id, 1), layout.result(job_id, 2)]
+        places = [layout.spool(job_id), layout.result(job_id, 1), layout.result(job_id, 2)]
         for place in [*places, layout.job(job_id) / "result-1.part", layout.job(job_id) / "result-3.part"]:
             (place / "deep").mkdir(parents=True)
             (place / "deep" / "file").write_bytes(b"some bytes")
@@ -180,7 +180,7 @@ def test_a_job_canceled_while_it_waits_leaves_only_its_record(jobs, reach, why, 
     job_id = reach("running")
     litter(job_id)
     assert jobs.retry(job_id, 1, why)
-    assert "work" in left(job_id)
+    assert "spool" in left(job_id)
     jobs.cancel(job_id)
     assert left(job_id) == ["job.json"]
     assert not any((tmp_path / "trash").iterdir())
@@ -196,7 +196,7 @@ def test_a_job_canceled_while_it_runs_keeps_its_files_until_its_worker_must_have
     before = left(job_id)
     jobs.cancel(job_id)
     jobs.cancel(job_id)
-    assert not jobs.heartbeat(job_id, 1)
+    assert not jobs.renew_lease(job_id, 1)
     assert jobs.sweep() == ()
     assert left(job_id) == before
 
@@ -213,8 +213,8 @@ def test_files_of_a_worker_that_died_after_a_cancel_are_removed(jobs, reach, lit
     job_id = reach("canceled")
     litter(job_id)
     jobs.sweep()
-    assert "work" in left(job_id)
-    # Its lease lapses.
+    assert "spool" in left(job_id)
+    # Its lease expires.
     redis_server.client().zadd("eckart:leases", {job_id: 1})
     jobs.sweep()
     assert left(job_id) == ["job.json"]

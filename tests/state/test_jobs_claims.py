@@ -51,8 +51,8 @@ def test_a_claim_returns_all_that_the_worker_needs(jobs, new):
     claim = jobs.claim(created.id, new_token("worker"))
     assert claim is not None
     assert (claim.record.id, claim.record.spec, claim.record.checkpoint) == (created.id, new.spec, "my-model")
-    assert claim.record.worker is not None
-    assert claim.record.worker.startswith("worker#")
+    assert claim.record.claim_token is not None
+    assert claim.record.claim_token.startswith("worker#")
 
 
 def test_a_claim_is_repeated_by_its_token_as_often_as_its_answer_is_lost(jobs, new):
@@ -84,7 +84,7 @@ def test_a_claim_that_redis_did_not_answer_succeeds_when_it_is_repeated(
     assert (claim.fence, claim.record.attempt) == (1, 1)
 
 
-def test_a_lapsed_lease_goes_to_the_next_that_claims_and_its_holder_can_publish_nothing(
+def test_an_expired_lease_goes_to_the_next_that_claims_and_its_holder_can_publish_nothing(
     make_store, new, summary, why
 ):
     jobs = make_store(lease_s=0)
@@ -93,7 +93,7 @@ def test_a_lapsed_lease_goes_to_the_next_that_claims_and_its_holder_can_publish_
     second = jobs.claim(job_id, new_token("second"))
     assert second is not None
     assert (second.fence, second.record.attempt) == (2, 2)
-    assert not jobs.heartbeat(job_id, 1, PROGRESS)
+    assert not jobs.renew_lease(job_id, 1, PROGRESS)
     assert not jobs.finish(job_id, 1, summary)
     assert not jobs.fail(job_id, 1, why)
     assert not jobs.retry(job_id, 1, why)
@@ -103,11 +103,11 @@ def test_a_lapsed_lease_goes_to_the_next_that_claims_and_its_holder_can_publish_
     assert jobs.get(job_id).result_fence == 2
 
 
-def test_a_heartbeat_renews_a_lapsed_lease_that_was_not_claimed(make_store, new):
+def test_a_heartbeat_renews_an_expired_lease_that_was_not_claimed(make_store, new):
     hasty, patient = make_store(lease_s=0), make_store()
     job_id = hasty.create(new).id
     assert hasty.claim(job_id, new_token("worker")) is not None
-    assert patient.heartbeat(job_id, 1)
+    assert patient.renew_lease(job_id, 1)
     assert hasty.claim(job_id, new_token("another")) is None
     assert hasty.sweep() == ()
     assert hasty.get(job_id).attempt == 1
@@ -115,8 +115,8 @@ def test_a_heartbeat_renews_a_lapsed_lease_that_was_not_claimed(make_store, new)
 
 def test_a_heartbeat_carries_progress_which_stays_for_the_next_attempt(jobs, reach, why):
     job_id = reach("running")
-    assert jobs.heartbeat(job_id, 1, PROGRESS)
-    assert jobs.heartbeat(job_id, 1)
+    assert jobs.renew_lease(job_id, 1, PROGRESS)
+    assert jobs.renew_lease(job_id, 1)
     assert jobs.view(job_id).progress == PROGRESS
     assert jobs.retry(job_id, 1, why)
     assert jobs.view(job_id).progress == PROGRESS
@@ -124,7 +124,7 @@ def test_a_heartbeat_carries_progress_which_stays_for_the_next_attempt(jobs, rea
 
 def test_a_finished_job_has_done_all_its_layers_whatever_the_last_heartbeat_said(jobs, reach, summary):
     job_id = reach("running")
-    assert jobs.heartbeat(job_id, 1, PROGRESS)
+    assert jobs.renew_lease(job_id, 1, PROGRESS)
     assert jobs.finish(job_id, 1, summary)
     progress = jobs.view(job_id).progress
     assert (progress.layers_done, progress.layers_total, progress.fraction) == (4, 4, 1.0)
@@ -133,7 +133,7 @@ def test_a_finished_job_has_done_all_its_layers_whatever_the_last_heartbeat_said
 def test_a_cancel_reaches_the_worker_with_its_next_heartbeat(jobs, reach, summary):
     job_id = reach("running")
     assert jobs.cancel(job_id).state == "canceled"
-    assert not jobs.heartbeat(job_id, 1)
+    assert not jobs.renew_lease(job_id, 1)
     assert not jobs.finish(job_id, 1, summary)
     assert jobs.get(job_id).state == "canceled"
 

@@ -23,13 +23,13 @@ def messages(redis_server):
     return Messages()
 
 
-def test_a_job_whose_lease_has_lapsed_is_sent_again(make_store, new):
+def test_a_job_whose_lease_has_expired_is_sent_again(make_store, new):
     jobs = make_store(lease_s=0)
     job_id = jobs.create(new).id
     assert jobs.claim(job_id, new_token("worker")) is not None
     assert jobs.sweep() == (job_id,)
     record = jobs.get(job_id)
-    assert (record.state, record.attempt, record.fence, record.worker) == ("queued", 1, 1, None)
+    assert (record.state, record.attempt, record.fence, record.claim_token) == ("queued", 1, 1, None)
 
 
 def test_a_job_whose_lease_holds_is_left_alone(jobs, reach):
@@ -37,7 +37,7 @@ def test_a_job_whose_lease_holds_is_left_alone(jobs, reach):
     assert jobs.sweep() == ()
 
 
-def test_a_lapsed_lease_with_no_attempts_left_fails_the_job(make_store, new, in_use):
+def test_an_expired_lease_with_no_attempts_left_fails_the_job(make_store, new, in_use):
     jobs = make_store(lease_s=0, max_attempts=1)
     job_id = jobs.create(new).id
     assert jobs.claim(job_id, new_token("worker")) is not None
@@ -63,13 +63,13 @@ def test_a_fresh_job_is_not_sent_again(jobs, reach):
 
 
 def test_lost_messages_are_sent_again_in_order_when_the_queue_is_empty(make_store, new):
-    jobs = make_store(resend_after_s=0)
+    jobs = make_store(send_again_after_s=0)
     ids = tuple(jobs.create(new).id for _ in range(5))
     assert jobs.sweep() == ids
 
 
 def test_no_second_messages_are_sent_while_the_queue_is_long(make_store, new, messages):
-    jobs = make_store(resend_after_s=0)
+    jobs = make_store(send_again_after_s=0)
     ids = [jobs.create(new).id for _ in range(5)]
     messages.put(5)
     for job_id in ids[:3]:
@@ -79,7 +79,7 @@ def test_no_second_messages_are_sent_while_the_queue_is_long(make_store, new, me
 
 
 def test_a_lost_message_is_found_behind_a_queue_that_never_empties(make_store, new, messages):
-    jobs = make_store(resend_after_s=0)
+    jobs = make_store(send_again_after_s=0)
     lost, *others = [jobs.create(new).id for _ in range(4)]
     messages.put(3)
     assert jobs.sweep() == ()
@@ -88,7 +88,7 @@ def test_a_lost_message_is_found_behind_a_queue_that_never_empties(make_store, n
 
 
 def test_a_job_that_was_sent_again_does_not_make_the_others_look_lost(make_store, new, messages, why):
-    jobs = make_store(resend_after_s=0)
+    jobs = make_store(send_again_after_s=0)
     first, *_ = [jobs.create(new).id for _ in range(4)]
     messages.put(4)
     assert jobs.claim(first, new_token("worker")) is not None
@@ -99,7 +99,7 @@ def test_a_job_that_was_sent_again_does_not_make_the_others_look_lost(make_store
 
 
 def test_a_job_sent_again_waits_for_its_message_like_any_other(make_store, new):
-    jobs = make_store(resend_after_s=0.5)
+    jobs = make_store(send_again_after_s=0.5)
     job_id = jobs.create(new).id
     time.sleep(0.5)
     assert jobs.sweep() == (job_id,)
@@ -116,7 +116,7 @@ def test_the_queue_position_counts_the_jobs_before(jobs, reach, why):
 
 
 def test_only_one_process_sweeps_at_a_time(make_store, new, redis_server):
-    jobs = make_store(resend_after_s=0)
+    jobs = make_store(send_again_after_s=0)
     job_id = jobs.create(new).id
     client = redis_server.client()
     client.set("eckart:sweeping", 1)
@@ -127,7 +127,7 @@ def test_only_one_process_sweeps_at_a_time(make_store, new, redis_server):
 
 
 def test_canceled_and_deleted_jobs_are_not_sent_again(make_store, new):
-    jobs = make_store(resend_after_s=0)
+    jobs = make_store(send_again_after_s=0)
     canceled, deleted = jobs.create(new).id, jobs.create(new).id
     jobs.cancel(canceled)
     jobs.delete(deleted)

@@ -11,7 +11,7 @@ STATES = ("queued", "running", "succeeded", "failed", "canceled")
 # A repeated call gets the same answer: the first answer may have been lost.
 TABLE = {
     "claim": {"queued": (True, "running"), "running": (False, None)},
-    "heartbeat": {"running": (True, None)},
+    "renew_lease": {"running": (True, None)},
     "finish": {"running": (True, "succeeded"), "succeeded": (True, None)},
     "fail": {"running": (True, "failed"), "failed": (True, None)},
     "retry": {"running": (True, "queued"), "failed": (True, None)},
@@ -30,7 +30,7 @@ TABLE = {
 def call(jobs, summary, why):
     return {
         "claim": lambda job_id, _: jobs.claim(job_id, new_token("another")) is not None,
-        "heartbeat": jobs.heartbeat,
+        "renew_lease": jobs.renew_lease,
         "finish": lambda job_id, fence: jobs.finish(job_id, fence, summary),
         "fail": lambda job_id, fence: jobs.fail(job_id, fence, why),
         "retry": lambda job_id, fence: jobs.retry(job_id, fence, why),
@@ -58,7 +58,7 @@ def test_each_transition_does_what_the_table_says(jobs, reach, call, verb, state
 def test_a_wrong_fence_changes_nothing_in_any_state(jobs, reach, call, state):
     job_id = reach(state)
     before = jobs.get(job_id)
-    for verb in ("heartbeat", "finish", "fail", "retry", "release"):
+    for verb in ("renew_lease", "finish", "fail", "retry", "release"):
         for fence in (2, 99):
             assert call[verb](job_id, fence) is False
             assert jobs.get(job_id) == before
@@ -86,12 +86,12 @@ def test_a_deleted_job_is_gone_from_every_state(jobs, reach, call, redis_server,
     with pytest.raises(JobNotFound):
         jobs.delete(job_id)
     assert not any(
-        call[verb](job_id, 1) for verb in ("claim", "heartbeat", "finish", "fail", "retry", "release")
+        call[verb](job_id, 1) for verb in ("claim", "renew_lease", "finish", "fail", "retry", "release")
     )
     assert jobs.list().jobs == ()
     assert not any((tmp_path / "jobs").iterdir())
     assert not any((tmp_path / "trash").iterdir())
-    assert set(redis_server.client().keys()) - keys_before <= {"eckart:ready", "eckart:frontier"}
+    assert set(redis_server.client().keys()) - keys_before <= {"eckart:ready", "eckart:youngest_claimed"}
 
 
 def test_a_result_is_named_by_the_fence_that_made_it(jobs, reach, summary):
@@ -163,7 +163,7 @@ def test_an_impossible_id_is_not_found_and_never_becomes_a_path(jobs, call, tmp_
         with pytest.raises(JobNotFound):
             verb(job_id)
     assert not any(
-        call[verb](job_id, 1) for verb in ("claim", "heartbeat", "finish", "fail", "retry", "release")
+        call[verb](job_id, 1) for verb in ("claim", "renew_lease", "finish", "fail", "retry", "release")
     )
     assert not outside.exists()
     assert not any(tmp_path.iterdir())

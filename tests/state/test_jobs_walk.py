@@ -28,7 +28,7 @@ class Walk:
             ["create"]
             + ["claim"] * 3
             + ["end"] * 3
-            + ["heartbeat", "cancel", "sweep", "sweep", "wipe", "restart"]
+            + ["renew_lease", "cancel", "sweep", "sweep", "wipe", "restart"]
         )
         getattr(self, self.random.choice(verbs))(self.random.choice(self.stores))
         self.check()
@@ -53,10 +53,10 @@ class Walk:
         if getattr(jobs, verb)(job_id, fence, given):
             assert fence == self.fences[job_id][-1]
 
-    def heartbeat(self, jobs) -> None:
+    def renew_lease(self, jobs) -> None:
         if self.held:
             job_id, fence = self.random.choice(self.held)
-            if jobs.heartbeat(job_id, fence):
+            if jobs.renew_lease(job_id, fence):
                 assert fence == self.fences[job_id][-1]
 
     def cancel(self, jobs) -> None:
@@ -92,7 +92,7 @@ class Walk:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_order_of_events_breaks_a_promise(make_store, new, summary, why, redis_server, in_use, seed):
-    stores = [make_store(), make_store(lease_s=0), make_store(max_attempts=2, resend_after_s=0)]
+    stores = [make_store(), make_store(lease_s=0), make_store(max_attempts=2, send_again_after_s=0)]
     walk = Walk(seed, stores, new, summary, why, redis_server, in_use)
     for _ in range(STEPS):
         walk.step()

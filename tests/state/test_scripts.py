@@ -1,9 +1,9 @@
-"""state/scripts.py: scripts refuse to run on a server that may have lost data, until it is rebuilt."""
+"""state/scripts.py: scripts refuse to run on a server that may have lost data, until it is restored."""
 
 import pytest
 
 from state.errors import StoreUnavailable
-from state.scripts import MAX_REBUILDS, REQUIRE_READY, Scripts, StateLost
+from state.scripts import MAX_RESTORES, REQUIRE_READY, Scripts, StateLost
 
 
 @pytest.fixture
@@ -23,32 +23,32 @@ def test_a_new_server_runs_no_script_that_requires_records(scripts, redis_server
 
 
 @pytest.mark.parametrize("harm", ["wipe", "restart"])
-def test_a_server_that_may_have_lost_data_must_be_rebuilt(scripts, redis_server, harm):
-    scripts.rebuild(nothing_to_restore)
+def test_a_server_that_may_have_lost_data_must_be_restored(scripts, redis_server, harm):
+    scripts.restore(nothing_to_restore)
     assert scripts.ready()
     getattr(redis_server, harm)()
     assert not scripts.ready()
     with pytest.raises(StateLost):
         scripts.run("counts")
-    scripts.rebuild(nothing_to_restore)
+    scripts.restore(nothing_to_restore)
     assert scripts.run("counts")
 
 
-def test_a_ready_server_is_not_rebuilt(scripts):
-    scripts.rebuild(nothing_to_restore)
-    scripts.rebuild(lambda: pytest.fail("nothing was lost"))
+def test_a_ready_server_is_not_restored(scripts):
+    scripts.restore(nothing_to_restore)
+    scripts.restore(lambda: pytest.fail("nothing was lost"))
 
 
-def test_a_server_that_loses_its_data_during_a_rebuild_is_rebuilt_again(scripts, jobs, reach, redis_server):
+def test_a_server_that_loses_its_data_during_a_restore_is_restored_again(scripts, jobs, reach, redis_server):
     job_id = reach("succeeded")
     redis_server.wipe()
-    scripts.rebuild(redis_server.wipe)
+    scripts.restore(redis_server.wipe)
     assert not scripts.ready()
     assert [view.record.id for view in jobs.list().jobs] == [job_id]
 
 
 def test_an_action_is_repeated_from_its_start_after_a_loss(scripts, redis_server):
-    scripts.rebuild(nothing_to_restore)
+    scripts.restore(nothing_to_restore)
     answers = []
 
     def act() -> int:
@@ -58,16 +58,16 @@ def test_an_action_is_repeated_from_its_start_after_a_loss(scripts, redis_server
         scripts.run("counts")
         return len(answers)
 
-    assert scripts.with_recovery(act, nothing_to_restore) == 3
+    assert scripts.with_restore(act, nothing_to_restore) == 3
 
 
 def test_a_server_that_loses_its_data_again_and_again_is_unavailable(scripts, redis_server):
-    rebuilds = []
+    restores = []
 
     def restore_all() -> None:
-        rebuilds.append(1)
+        restores.append(1)
         redis_server.wipe()
 
     with pytest.raises(StoreUnavailable):
-        scripts.with_recovery(lambda: scripts.run("counts"), restore_all)
-    assert len(rebuilds) == MAX_REBUILDS
+        scripts.with_restore(lambda: scripts.run("counts"), restore_all)
+    assert len(restores) == MAX_RESTORES

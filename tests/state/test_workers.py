@@ -1,4 +1,4 @@
-"""state/workers.py: a worker is alive until its last beat expires."""
+"""state/workers.py: a worker is alive until its entry expires."""
 
 import pytest
 
@@ -14,24 +14,24 @@ def registry(redis_server):
 
 
 def test_a_worker_is_alive_until_its_beat_expires(registry):
-    registry.beat("b", 60)
-    registry.beat("a", 60)
-    registry.beat("late", 0)
+    registry.refresh("b", 60)
+    registry.refresh("a", 60)
+    registry.refresh("late", 0)
     assert registry.alive() == ["a", "b"]
-    registry.beat("a", 0)
+    registry.refresh("a", 0)
     assert registry.alive() == ["b"]
 
 
 def test_a_worker_that_leaves_is_gone_at_once(registry):
-    registry.beat("a", 60)
+    registry.refresh("a", 60)
     registry.leave("a")
     registry.leave("never-there")
     assert registry.alive() == []
 
 
 def test_dead_workers_are_not_kept(registry, redis_server):
-    registry.beat("dead", 0)
-    registry.beat("a", 60)
+    registry.refresh("dead", 0)
+    registry.refresh("a", 60)
     assert redis_server.client().zrange("eckart:workers", 0, -1) == ["a"]
 
 
@@ -40,4 +40,4 @@ def test_a_server_that_is_down_raises_store_unavailable(registry, redis_server):
     with pytest.raises(StoreUnavailable):
         registry.alive()
     with pytest.raises(StoreUnavailable):
-        registry.beat("a", 1)
+        registry.refresh("a", 1)

@@ -94,7 +94,7 @@ def remove(bench):
 
 def spoil_work(bench):
     (job,) = bench.layout.jobs.iterdir()
-    (job / "work").write_text("in the way")
+    (job / "spool").write_text("in the way")
 
 
 @pytest.mark.parametrize("spoil", [truncate, garble, remove])
@@ -125,11 +125,11 @@ def test_a_budget_that_turns_out_not_to_suffice_fails_the_job_with_the_layer_and
 
 def test_an_error_of_the_machine_is_retried_three_times(bench):
     job_id = bench.accept()
-    bench.layout.work(job_id).write_text("in the way")
+    bench.layout.spool(job_id).write_text("in the way")
     states = [bench.run(job_id).state for _ in range(3)]
     record = bench.run(job_id)
 
-    bench.layout.work(job_id).unlink()
+    bench.layout.spool(job_id).unlink()
     assert [path.name for path in bench.layout.job(job_id).iterdir()] == ["job.json"]
     assert states == ["queued", "queued", "failed"]
     assert record.attempt == 3
@@ -138,9 +138,9 @@ def test_an_error_of_the_machine_is_retried_three_times(bench):
 
 def test_a_temporary_error_does_not_end_the_job(bench):
     job_id = bench.accept()
-    bench.layout.work(job_id).write_text("in the way")
+    bench.layout.spool(job_id).write_text("in the way")
     bench.run(job_id)
-    bench.layout.work(job_id).unlink()
+    bench.layout.spool(job_id).unlink()
 
     assert bench.run(job_id).state == "succeeded"
 

@@ -23,14 +23,14 @@ def test_readiness_names_all_that_is_missing(start):
 
 def test_a_service_with_a_worker_is_ready(start):
     service = start()
-    service.workers.beat("w1", 30)
+    service.workers.refresh("w1", 30)
 
     assert service.http.get("/readyz").json() == {"status": "ok"}
 
 
 def test_a_worker_that_has_fallen_silent_does_not_count(start):
     service = start()
-    service.workers.beat("w1", 0)
+    service.workers.refresh("w1", 0)
 
     assert service.http.get("/readyz").status_code == 503
 

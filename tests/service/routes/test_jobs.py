@@ -32,7 +32,7 @@ def test_cancelling_ends_a_job_and_changes_nothing_of_one_that_has_ended(service
     }
 
     assert states == {queued: "canceled", running: "canceled", done: "succeeded"}
-    assert service.jobs.heartbeat(running, claim.fence) is False
+    assert service.jobs.renew_lease(running, claim.fence) is False
     assert service.http.post(f"/v1/jobs/{queued}/cancel").status_code == 200
 
 

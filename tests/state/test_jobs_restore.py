@@ -1,4 +1,4 @@
-"""state/jobs.py and scripts.py, recovery: all answers stay true when Redis is killed, set back or wiped."""
+"""state/jobs.py and scripts.py: all answers stay true when Redis is killed, set back or wiped."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 
 from state.errors import IdempotencyMismatch, JobNotFound, StoreUnavailable
 from state.records import Idempotency, new_token
-from state.scripts import MAX_REBUILDS, Scripts
+from state.scripts import MAX_RESTORES, Scripts
 
 STATES = ("queued", "running", "succeeded", "failed", "canceled")
 ENDED = ("succeeded", "failed", "canceled")
@@ -44,7 +44,7 @@ def test_a_lease_that_could_not_be_renewed_while_the_server_was_down_starts_agai
     assert hasty.claim(job_id, new_token("worker")) is not None
     redis_server.restart()
     assert jobs.sweep() == ()
-    assert jobs.heartbeat(job_id, 1)
+    assert jobs.renew_lease(job_id, 1)
 
 
 @pytest.mark.parametrize("state", ENDED)
@@ -70,7 +70,7 @@ def test_a_worker_from_before_a_wipe_can_publish_nothing_after_it(jobs, reach, s
     job_id = reach("running")
     redis_server.wipe()
     assert not jobs.finish(job_id, 1, summary)
-    assert not jobs.heartbeat(job_id, 1)
+    assert not jobs.renew_lease(job_id, 1)
     claim = jobs.claim(job_id, new_token("another"))
     assert claim is not None
     assert (claim.fence, claim.record.attempt) == (2, 2)
@@ -92,7 +92,7 @@ def test_no_fence_is_issued_twice_however_often_the_server_is_wiped(make_store, 
 
 @pytest.mark.parametrize(
     "first_call",
-    ["get", "view", "list", "cancel", "claim", "create", "deleting_checkpoint", "sweep", "delete", "rebuild"],
+    ["get", "view", "list", "cancel", "claim", "create", "deleting_checkpoint", "sweep", "delete"],
 )
 def test_the_first_call_after_a_wipe_finds_everything(
     make_store, reach, new, redis_server, first_call, in_use
@@ -110,7 +110,6 @@ def test_the_first_call_after_a_wipe_finds_everything(
         "deleting_checkpoint": in_use,
         "sweep": lambda: jobs.sweep() == (queued,),
         "delete": lambda: jobs.delete(queued) is None,
-        "rebuild": lambda: jobs.rebuild() is None,
     }
     assert calls[first_call]()
     assert jobs.get(ended).state == "succeeded"
@@ -194,7 +193,7 @@ def test_a_server_set_back_unnoticed_does_not_undo_what_is_on_disk(jobs, reach, 
         assert jobs.claim(job_id, new_token("worker")) is not None
         assert jobs.finish(job_id, 1, summary)
     redis_server.set_back(saved)
-    Scripts(redis_server.client()).rebuild(lambda: None)
+    Scripts(redis_server.client()).restore(lambda: None)
     claimed, canceled, deleted = job_ids
     assert jobs.get(claimed).state == "queued"
     assert jobs.claim(claimed, new_token("another")) is None
@@ -210,7 +209,7 @@ def test_a_cancel_holds_though_the_server_was_set_back_unnoticed(jobs, reach, su
     saved = redis_server.save()
     assert jobs.claim(job_id, new_token("worker")) is not None
     redis_server.set_back(saved)
-    Scripts(redis_server.client()).rebuild(lambda: None)
+    Scripts(redis_server.client()).restore(lambda: None)
     record = jobs.cancel(job_id)
     assert (record.state, record.fence) == ("canceled", 1)
     assert jobs.get(job_id) == on_disk(job_id) == record
@@ -222,7 +221,7 @@ def test_lost_messages_are_sent_again_in_order_after_a_wipe(jobs, reach, redis_s
     assert jobs.sweep() == ids
 
 
-def test_two_processes_that_rebuild_at_once_agree(make_store, reach, redis_server):
+def test_two_processes_that_restore_at_once_agree(make_store, reach, redis_server):
     ids = [reach(state) for state in STATES * 2]
     redis_server.wipe()
     stores = [make_store() for _ in range(4)]
@@ -269,7 +268,7 @@ def test_jobs_are_created_while_the_server_is_wiped_again_and_again(jobs, make_s
     with ThreadPoolExecutor(3) as pool:
         running = [pool.submit(create, store) for store in stores]
         # Fewer wipes than one call tolerates, so that it cannot fail by unlucky timing.
-        for _ in range(MAX_REBUILDS - 1):
+        for _ in range(MAX_RESTORES - 1):
             redis_server.wipe()
             time.sleep(0.02)
     ids = [job_id for future in running for job_id in future.result()]
