@@ -15,7 +15,7 @@ from eckart.errors import (
     UnreachableError,
     WaitTimeoutError,
 )
-from eckart.progress import Progress
+from eckart.progress import ProgressCallback as Progress
 
 __all__ = [
     "AnswerError",

@@ -22,7 +22,8 @@ FILE_NAME = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,115}\.safetensors|[A-Za-z0-9._-]{0,104}\.safetensors\.index\.json)"
 )
 LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 100_000_000
+# The format's limit. The service has a lower one and refuses longer headers itself.
+FORMAT_MAX_HEADER_BYTES = 100_000_000
 NAMES_LISTED = 5
 PathOrId = str | os.PathLike[str]
 
@@ -124,7 +125,7 @@ def _header(path: Path) -> bytes:
     with path.open("rb") as stream:
         length = stream.read(LENGTH_BYTES)
         size_bytes = int.from_bytes(length, "little")
-        header = stream.read(size_bytes) if size_bytes <= MAX_HEADER_BYTES else b""
+        header = stream.read(size_bytes) if size_bytes <= FORMAT_MAX_HEADER_BYTES else b""
     if len(length) < LENGTH_BYTES or len(header) != size_bytes:
         raise InputError(f"{path} is not a safetensors file: it does not begin with a header")
     return length + header

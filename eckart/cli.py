@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from eckart import server
+from eckart import launch
 from eckart.checkpoint import ENDING, INDEX_ENDING, find_checkpoint
 from eckart.client import DEFAULT_URL, Client
 from eckart.download import REPORT_NAME
@@ -24,7 +24,7 @@ from eckart.errors import EckartError, InputError
 from eckart.progress import ProgressLine
 from eckart.spec import schema, spec_document
 from eckart.table import plan_table, report_table
-from eckart.types import Plan, Report
+from eckart.types import PlanDocument, Report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             line = f"{field.pointer}: {field.detail}" if field.pointer else field.detail
             print(f"  {line}", file=sys.stderr)
         return 1
-    except (server.LocalRunError, BrokenPipeError):
+    except (launch.LocalRunError, BrokenPipeError):
         return 1  # the worker has said why; the reader of our output has gone
     except OSError as error:
         print(f"eckart: {error}", file=sys.stderr)
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = verbs.add_parser("serve", help="run API, worker and queue on this machine until Ctrl-C")
-    serve.set_defaults(run=lambda _options: server.serve())
+    serve.set_defaults(run=lambda _options: launch.serve())
     compress = verbs.add_parser("compress", help="compress a checkpoint and fetch the result with its report")
     compress.set_defaults(run=run_compress, parser=compress)
     plan = verbs.add_parser("plan", help="show what would be done to each layer, without doing it")
@@ -197,7 +197,7 @@ def run_plan(options: argparse.Namespace) -> None:
     """Show what a job would do."""
     spec = spec_from(options)
     if options.local:
-        plan = Plan.model_validate_json(run_local(options, spec))
+        plan = PlanDocument.model_validate_json(run_local(options, spec))
     else:
         with Client(options.url) as client:
             plan = client.plan(options.source, spec, calibration=options.calibration)
@@ -209,7 +209,7 @@ def run_local(options: argparse.Namespace, spec: dict[str, Any], *into: Path) ->
     if find_checkpoint(options.source) is None:
         raise InputError(f"{options.source}: there is no such file or directory; --local takes no id")
     calibration = None if options.calibration is None else Path(options.calibration)
-    return server.run_worker(
+    return launch.run_worker_command(
         options.command, Path(options.source), *into, spec=json.dumps(spec), calibration=calibration
     )
 
@@ -249,7 +249,7 @@ def read_report(path: Path) -> Report:
         raise InputError(f"{path} is no report that this version of eckart understands") from error
 
 
-def show(document: Report | Plan, *, as_json: bool) -> None:
+def show(document: Report | PlanDocument, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(document.model_dump_json(indent=2) + "\n")
     else:

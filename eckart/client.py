@@ -15,7 +15,7 @@ from eckart.errors import InputError, JobFailed, WaitTimeoutError
 from eckart.http import Call, Connection, parse, retry_after_s
 from eckart.progress import silent
 from eckart.spec import Spec, spec_document
-from eckart.types import Job, JobList, Plan, Report
+from eckart.types import Job, JobList, PlanDocument, Report
 from eckart.upload import upload
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import httpx
 
     from eckart.checkpoint import CheckpointFiles, PathOrId
-    from eckart.progress import Progress
+    from eckart.progress import ProgressCallback
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 # How long the service holds an answer until the state changes; shorter where somebody watches the layers.
@@ -68,7 +68,7 @@ class Client:
         path: str | os.PathLike[str],
         *,
         id: str | None = None,  # noqa: A002 - the word the service uses
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> str:
         """Store a file, an index with its shards, or a directory's checkpoint; return the checkpoint's id.
 
@@ -87,7 +87,7 @@ class Client:
         *,
         calibration: PathOrId | None = None,
         wait: bool = True,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Job:
         """Compress a checkpoint on disk or a stored one, and wait for the end.
 
@@ -111,7 +111,9 @@ class Client:
         body = {"checkpoint": checkpoint, "spec": spec_document(spec)}
         return parse(Job, self._connection.request(Call("POST", "/v1/jobs", json=body, headers=headers)))
 
-    def wait(self, job_id: str, *, timeout_s: float | None = None, progress: Progress | None = None) -> Job:
+    def wait(
+        self, job_id: str, *, timeout_s: float | None = None, progress: ProgressCallback | None = None
+    ) -> Job:
         """Return the job once it has succeeded; raise JobFailed when it ends otherwise."""
         ends_at = None if timeout_s is None else time.monotonic() + timeout_s
         longest_s = HOLD_S if progress is None else WATCHED_HOLD_S
@@ -155,7 +157,7 @@ class Client:
                 return
             params["cursor"] = page.next_cursor
 
-    def plan(self, path_or_id: PathOrId, spec: Spec, *, calibration: PathOrId | None = None) -> Plan:
+    def plan(self, path_or_id: PathOrId, spec: Spec, *, calibration: PathOrId | None = None) -> PlanDocument:
         """Return what a job would do. Of a checkpoint on disk only the headers are sent.
 
         A `calibration` on disk is stored first.
@@ -165,16 +167,16 @@ class Client:
         if files is not None:
             return self._plan_headers(files, document)
         body = {"checkpoint": str(path_or_id), "spec": document}
-        return parse(Plan, self._connection.request(Call("POST", "/v1/plans", json=body)))
+        return parse(PlanDocument, self._connection.request(Call("POST", "/v1/plans", json=body)))
 
-    def _plan_headers(self, files: CheckpointFiles, spec: dict[str, Any]) -> Plan:
+    def _plan_headers(self, files: CheckpointFiles, spec: dict[str, Any]) -> PlanDocument:
         parts = [("header", part) for part in files.headers()]
         call = Call("POST", "/v1/plans", form={"spec": json.dumps(spec)}, files=parts)
-        plan = parse(Plan, self._connection.request(call))
+        plan = parse(PlanDocument, self._connection.request(call))
         return plan.model_copy(update={"checkpoint": files.name})
 
     def _with_calibration(
-        self, spec: dict[str, Any], calibration: PathOrId | None, progress: Progress
+        self, spec: dict[str, Any], calibration: PathOrId | None, progress: ProgressCallback
     ) -> dict[str, Any]:
         """Name a calibration in the spec by its id; store it first where it is on disk."""
         if calibration is None:
@@ -191,7 +193,7 @@ class Client:
         return parse(Report, self._connection.request(call))
 
     def download(
-        self, job_id: str, into: str | os.PathLike[str], *, progress: Progress | None = None
+        self, job_id: str, into: str | os.PathLike[str], *, progress: ProgressCallback | None = None
     ) -> tuple[Path, ...]:
         """Fetch the compressed checkpoint and the report into a directory; return their paths."""
         return download(self._connection, job_id, Path(into), progress or silent)

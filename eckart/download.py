@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from eckart.progress import Progress
+    from eckart.progress import ProgressCallback
     from eckart.types import FileInfo
 
 BLOCK_BYTES = 1 << 20
 REPORT_NAME = "report.json"
 
 
-def download(connection: Connection, job_id: str, into: Path, progress: Progress) -> tuple[Path, ...]:
+def download(connection: Connection, job_id: str, into: Path, progress: ProgressCallback) -> tuple[Path, ...]:
     """Fetch every result file and then the report; never overwrite a file with other bytes."""
     base = f"/v1/jobs/{quote(job_id, safe='')}"
     answer = connection.request(Call("GET", f"{base}/report", headers={"Accept": "application/json"}))
@@ -138,7 +138,7 @@ def _is_there(target: Path, sha256: str) -> bool:
     raise InputError(f"{target} exists with other bytes; choose another directory")
 
 
-def _fetch(connection: Connection, fetch: Fetch, progress: Progress) -> None:
+def _fetch(connection: Connection, fetch: Fetch, progress: ProgressCallback) -> None:
     with AtomicFile(fetch.part) as part:
         resumed = part.size_bytes > 0
         _receive_all(connection, fetch, part, progress)
@@ -152,7 +152,7 @@ def _fetch(connection: Connection, fetch: Fetch, progress: Progress) -> None:
         part.publish(fetch.target)
 
 
-def _receive_all(connection: Connection, fetch: Fetch, part: AtomicFile, progress: Progress) -> None:
+def _receive_all(connection: Connection, fetch: Fetch, part: AtomicFile, progress: ProgressCallback) -> None:
     backoff = Backoff(connection.patience_s)
     while part.size_bytes < fetch.file.size_bytes:
         before = part.size_bytes
@@ -164,7 +164,7 @@ def _receive_all(connection: Connection, fetch: Fetch, part: AtomicFile, progres
             connection.pause_or_raise(error, backoff)
 
 
-def _receive(connection: Connection, fetch: Fetch, part: AtomicFile, progress: Progress) -> None:
+def _receive(connection: Connection, fetch: Fetch, part: AtomicFile, progress: ProgressCallback) -> None:
     headers = {"Range": f"bytes={part.size_bytes}-"} if part.size_bytes else {}
     with connection.stream(Call("GET", fetch.url, headers=headers)) as response:
         _check_answer(response, fetch, part)

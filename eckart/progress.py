@@ -13,7 +13,7 @@ LIVE_EVERY_S = 0.1
 SPARSE_EVERY_S = 10.0
 
 
-class Progress(Protocol):
+class ProgressCallback(Protocol):
     """A callback for long operations."""
 
     def __call__(self, done: int, total: int, what: str, /) -> None:

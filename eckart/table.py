@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from eckart.spec import schema
-from eckart.types import Layer, LayerPlan, LayerReport
+from eckart.types import Layer, LayerReport, PlannedLayer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from eckart.types import Plan, PlanTotals, Report, Totals
+    from eckart.types import PlanDocument, PlanTotals, Report, Totals
 
 WIDTH = 100
 GAP = "  "
@@ -83,7 +83,7 @@ def report_table(report: Report) -> str:
     )
 
 
-def plan_table(plan: Plan) -> str:
+def plan_table(plan: PlanDocument) -> str:
     """Show what would be done, in the same form."""
     groups = group_layers(plan.layers)
     rows = [
@@ -128,14 +128,14 @@ def _ranks(ranks: Iterable[int | None]) -> str:
     return _span(min(known), max(known)) if known else "-"
 
 
-def _planned_ranks(layers: Sequence[LayerPlan]) -> str:
+def _planned_ranks(layers: Sequence[PlannedLayer]) -> str:
     bounds = [layer.rank_bounds for layer in layers if layer.rank_bounds]
     if not bounds:
         return _ranks(layer.rank for layer in layers)
     return _span(min(bound.least for bound in bounds), max(bound.most for bound in bounds))
 
 
-def _planned_saving(group: Group[LayerPlan]) -> str:
+def _planned_saving(group: Group[PlannedLayer]) -> str:
     return "-" if any(layer.rank_bounds for layer in group.layers) else f"{group.saved:.1%}"
 
 

@@ -105,7 +105,7 @@ class RankBounds(Document):
     most: int
 
 
-class LayerPlan(Layer):
+class PlannedLayer(Layer):
     """What would be done to one weight."""
 
     rank_bounds: RankBounds | None = None
@@ -127,12 +127,12 @@ class LayerReport(Layer):
     seconds: float = 0.0
 
 
-class Plan(Document):
+class PlanDocument(Document):
     """What would be done to each layer of a checkpoint."""
 
     checkpoint: str | None = None
     warnings: tuple[str, ...] = ()
-    layers: tuple[LayerPlan, ...]
+    layers: tuple[PlannedLayer, ...]
     totals: PlanTotals
 
 

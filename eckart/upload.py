@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from eckart.checkpoint import CheckpointFiles
-    from eckart.progress import Progress
+    from eckart.progress import ProgressCallback
 
 BLOCK_BYTES = 1 << 20
 # The service flushes and checks a file before it answers; a slow disk needs a second for this many bytes.
@@ -37,7 +37,7 @@ class LocalFile:
 
 
 def upload(
-    connection: Connection, source: CheckpointFiles, checkpoint: str | None, progress: Progress
+    connection: Connection, source: CheckpointFiles, checkpoint: str | None, progress: ProgressCallback
 ) -> str:
     """Send what the service does not have yet; return the id of the checkpoint."""
     files = _hashed(source.paths, progress)
@@ -59,7 +59,7 @@ def content_id(name: str, files: Sequence[LocalFile]) -> str:
     return f"{plain or 'checkpoint'}-{digest.hexdigest()[:16]}"
 
 
-def _hashed(paths: Sequence[Path], progress: Progress) -> list[LocalFile]:
+def _hashed(paths: Sequence[Path], progress: ProgressCallback) -> list[LocalFile]:
     total_bytes = sum(path.stat().st_size for path in paths)
     files: list[LocalFile] = []
     done = 0
@@ -85,7 +85,7 @@ def _stored(connection: Connection, name: str) -> dict[str, str]:
     return {file.name: file.sha256 for file in parse(Checkpoint, answer).files}
 
 
-def _send(connection: Connection, name: str, file: LocalFile, progress: Progress) -> None:
+def _send(connection: Connection, name: str, file: LocalFile, progress: ProgressCallback) -> None:
     def content() -> Iterator[bytes]:
         sent = 0
         with file.path.open("rb") as stream:

@@ -9,7 +9,7 @@ _SHA256_BYTES = 32
 _FORMAT = "Repr-Digest must look like sha-256=:<base64 of 32 bytes>:"
 
 
-class DigestError(ValueError):
+class DigestHeaderError(ValueError):
     """The header does not follow RFC 9530."""
 
 
@@ -20,13 +20,13 @@ def parse_repr_digest(header: str | None) -> bytes | None:
         return None
     text = found[-1].split(";")[0].strip()
     if len(text) < 2 or text[0] != ":" or text[-1] != ":":
-        raise DigestError(f"{_FORMAT}.")
+        raise DigestHeaderError(f"{_FORMAT}.")
     try:
         digest = base64.b64decode(text[1:-1], validate=True)
     except (binascii.Error, ValueError):
-        raise DigestError(f"{_FORMAT}; this is not base64.") from None
+        raise DigestHeaderError(f"{_FORMAT}; this is not base64.") from None
     if len(digest) != _SHA256_BYTES:
-        raise DigestError(f"{_FORMAT}; this has {len(digest)} bytes.")
+        raise DigestHeaderError(f"{_FORMAT}; this has {len(digest)} bytes.")
     return digest
 
 

@@ -8,7 +8,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from service.uploads import DiskSpace
-from state.errors import StoreUnavailable
+from state.errors import RedisUnavailable
 from state.jobs import JobStore
 from state.queue import JobQueue
 from state.workers import WorkerRegistry
@@ -39,7 +39,7 @@ class StateCollector(Collector):
             counts = self._jobs.counts()
             depth = self._queue.depth()
             alive = len(self._workers.alive())
-        except StoreUnavailable:
+        except RedisUnavailable:
             log.warning("metrics: Redis is unavailable")
             return
         jobs = GaugeMetricFamily("eckart_jobs", "Jobs by state.", labels=["state"])

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
-from schemas.digest import DigestError
+from schemas.digest import DigestHeaderError
 from schemas.format.errors import CheckpointError
 from schemas.problem import ProblemKind, field_problems
 from service.errors import ProblemError
@@ -60,7 +60,7 @@ def _from_checkpoint_error(error: CheckpointError) -> ProblemError:
     return ProblemError(ProblemKind.INVALID_CHECKPOINT, error.detail, fault=error.code, pointer=error.pointer)
 
 
-def _from_digest_error(error: DigestError) -> ProblemError:
+def _from_digest_error(error: DigestHeaderError) -> ProblemError:
     return ProblemError(ProblemKind.INVALID_REQUEST, str(error))
 
 
@@ -79,7 +79,7 @@ CONVERTERS: dict[type[Exception], Callable[[Any], ProblemError]] = {
     HTTPException: _from_http_exception,
     RequestValidationError: _from_validation_error,
     CheckpointError: _from_checkpoint_error,
-    DigestError: _from_digest_error,
+    DigestHeaderError: _from_digest_error,
     OSError: _from_os_error,
     StateError: _from_state_error,
 }

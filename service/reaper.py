@@ -10,7 +10,7 @@ from functools import partial
 from starlette.concurrency import run_in_threadpool
 
 from service.dependencies import Services
-from state.errors import StoreUnavailable
+from state.errors import RedisUnavailable
 
 STALE_UPLOAD_S = 600.0
 # Rarely: only a process that was killed leaves orphans, and finding them reads every manifest.
@@ -37,7 +37,7 @@ async def run_cycle(steps: Mapping[str, Callable[[], object]]) -> None:
     for what, step in steps.items():
         try:
             await run_in_threadpool(step)
-        except StoreUnavailable:
+        except RedisUnavailable:
             log.warning("the reaper cannot reach Redis and will try again")
         except Exception:
             log.exception("the reaper failed to %s and will try again", what)

@@ -16,7 +16,7 @@ from service.errors import ProblemError
 from service.forms import FormContent
 from service.planning import SPEC_IN_FORM, SPEC_IN_JSON, find_calibration, make_bounded_plan
 from state.checkpoints import StoredCheckpoint
-from state.errors import CheckpointInUse, CheckpointNotFound, StoreUnavailable
+from state.errors import CheckpointInUse, CheckpointNotFound, RedisUnavailable
 from state.records import Idempotency, JobRecord, JobView, NewJob
 
 log = logging.getLogger("eckart.service")
@@ -126,7 +126,7 @@ def _view(services: Services, record: JobRecord) -> JobView:
     # The job is accepted; it stays so if Redis becomes unavailable at this very moment.
     try:
         return services.jobs.view(record.id)
-    except StoreUnavailable:
+    except RedisUnavailable:
         return JobView(record, NO_PROGRESS, queue_position=None)
 
 
@@ -136,7 +136,7 @@ def _enqueue(services: Services, record: JobRecord) -> None:
         return
     try:
         services.queue.send(record.id)
-    except StoreUnavailable:
+    except RedisUnavailable:
         log.warning("job %s is accepted, but not enqueued; the reaper will enqueue it", record.id)
 
 

@@ -92,7 +92,7 @@ class BadCursor(StateError):
         super().__init__(reason="The cursor does not come from a list of jobs; start again without it.")
 
 
-class StoreUnavailable(StateError):
+class RedisUnavailable(StateError):
     """Redis cannot be reached or cannot answer."""
 
     kind = ProblemKind.STORE_UNAVAILABLE

@@ -20,7 +20,7 @@ from state.errors import (
     IdempotencyMismatch,
     JobNotFound,
     OutOfSpace,
-    StoreUnavailable,
+    RedisUnavailable,
 )
 from state.job_file import JobFiles
 from state.records import (
@@ -120,7 +120,7 @@ class JobStore:
             yield
         finally:
             # The checkpoint is deleted by now, so a mark that cannot be removed may expire by itself.
-            with suppress(StoreUnavailable), translated():
+            with suppress(RedisUnavailable), translated():
                 self._client.delete(f"{KEY_PREFIX}deleting:{checkpoint_id}")
 
     # For the worker.
@@ -128,7 +128,7 @@ class JobStore:
     def claim(self, job_id: str, token: str) -> Claim | None:
         """Take a job under a new fence; None where it has ended, is leased, is gone, or is out of attempts.
 
-        The same token (`new_token`) is the same claim: repeat it with that after `StoreUnavailable`.
+        The same token (`new_token`) is the same claim: repeat it with that after `RedisUnavailable`.
         """
         try:
             record = self._with_restore(lambda: self._claim(job_id, token))
@@ -173,11 +173,11 @@ class JobStore:
             lost = worker_lost(self._max_attempts)
             due = self._run("sweep", self._max_attempts, lost, self._send_again_after_us, QUEUE_KEY)
             # The messages that are due must be sent even if this fails; it has time until the next sweep.
-            with suppress(StoreUnavailable):
+            with suppress(RedisUnavailable):
                 for job_id in self._scripts.dirty():
                     self._with_restore(partial(self._files.write_or_defer, job_id))
         finally:
-            with suppress(StoreUnavailable), translated():
+            with suppress(RedisUnavailable), translated():
                 self._client.delete(key)
         return tuple(due)
 

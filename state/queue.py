@@ -6,7 +6,7 @@ from urllib.parse import parse_qs
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from state.errors import StoreUnavailable
+from state.errors import RedisUnavailable
 from state.redis import BROKER_PREFIX, QUEUE, QUEUE_KEY, TASK, redis_client, translated
 
 # Longer than any job: before it ends, Celery must not deliver a running job's message again.
@@ -69,13 +69,13 @@ class JobQueue:
         self._client = redis_client(redis_url, timeout_s=timeout_s)
 
     def send(self, job_id: str) -> None:
-        """Enqueue a job, or raise `StoreUnavailable` within a few seconds."""
+        """Enqueue a job, or raise `RedisUnavailable` within a few seconds."""
         try:
             # By name and to the default exchange: Redis stores no routes, so it can lose none.
             with translated():
                 self._celery.send_task(TASK, args=[job_id], queue=QUEUE, retry=False, ignore_result=True)
         except OperationalError as error:
-            raise StoreUnavailable from error
+            raise RedisUnavailable from error
 
     def depth(self) -> int:
         """Return how many messages no worker has taken yet."""
@@ -83,7 +83,7 @@ class JobQueue:
             return int(self._client.llen(QUEUE_KEY))
 
     def ping(self) -> None:
-        """Raise `StoreUnavailable` where Redis does not answer."""
+        """Raise `RedisUnavailable` where Redis does not answer."""
         with translated():
             self._client.ping()
 

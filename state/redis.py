@@ -9,7 +9,7 @@ from redis import exceptions
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from state.errors import StoreUnavailable
+from state.errors import RedisUnavailable
 
 KEY_PREFIX = "eckart:"
 TASK = "eckart.compress"
@@ -57,12 +57,12 @@ def redis_client(redis_url: str, *, timeout_s: float = TIMEOUT_S) -> redis.Redis
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Translate errors of the server into `StoreUnavailable`; errors of ours are not translated."""
+    """Translate errors of the server into `RedisUnavailable`; errors of ours are not translated."""
     try:
         yield
     except UNAVAILABLE as error:
-        raise StoreUnavailable from error
+        raise RedisUnavailable from error
     except exceptions.ResponseError as error:
         if str(error).startswith(UNAVAILABLE_REPLIES):
-            raise StoreUnavailable from error
+            raise RedisUnavailable from error
         raise

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import redis
 from redis.exceptions import NoScriptError
 
-from state.errors import StoreUnavailable
+from state.errors import RedisUnavailable
 from state.redis import KEY_PREFIX, translated
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ class Scripts:
                 return action()
             except StateLost:
                 self.restore(restore_all)
-        raise StoreUnavailable
+        raise RedisUnavailable
 
     def restore(self, restore_all: Callable[[], None]) -> None:
         """Restore what Redis lost, if it lost anything, and let all scripts run again.

@@ -15,7 +15,7 @@ from schemas.report import Report
 from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore, StoredCheckpoint
 from state.data_dir import DataDir
-from state.errors import CheckpointNotFound, JobNotFound, OutOfSpace, StoreUnavailable
+from state.errors import CheckpointNotFound, JobNotFound, OutOfSpace, RedisUnavailable
 from state.files import DISK_FULL, sync_directory
 from state.jobs import JobStore
 from state.records import Claim, JobRecord, new_token
@@ -167,7 +167,7 @@ def _persist(transition: Callable[[], T]) -> T:
     while True:
         try:
             return transition()
-        except StoreUnavailable as error:
+        except RedisUnavailable as error:
             log.warning("%s", error)
             time.sleep(RETRY_S)
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from celery import Celery, signals
 from celery.exceptions import SecurityWarning
 
-from state.errors import StoreUnavailable
+from state.errors import RedisUnavailable
 from state.jobs import JobStore
 from state.queue import celery_settings
 from state.redis import TASK, redis_client
@@ -117,8 +117,8 @@ def _stay_registered(redis_url: str) -> None:
     """Refresh this worker's entry in the registry every few seconds until it stops."""
     registry, name = WorkerRegistry(redis_client(redis_url)), worker_name()
     while not stopping.is_set():
-        with suppress(StoreUnavailable):
+        with suppress(RedisUnavailable):
             registry.refresh(name, ENTRY_TTL_S)
         stopping.wait(REFRESH_S)
-    with suppress(StoreUnavailable):
+    with suppress(RedisUnavailable):
         registry.leave(name)

@@ -3,7 +3,7 @@
 import socket
 import sys
 
-from state.errors import StoreUnavailable
+from state.errors import RedisUnavailable
 from state.redis import redis_client
 from state.workers import WorkerRegistry
 from worker.settings import Settings
@@ -16,7 +16,7 @@ def main() -> int:
         return _unhealthy("ECKART_REDIS_URL is not set")
     try:
         alive = WorkerRegistry(redis_client(settings.redis_url)).alive()
-    except StoreUnavailable as error:
+    except RedisUnavailable as error:
         return _unhealthy(str(error))
     if not any(name.startswith(f"{socket.gethostname()}:") for name in alive):
         return _unhealthy("no worker of this host is alive")

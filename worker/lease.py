@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from schemas.job import NO_PROGRESS, Progress
-from state.errors import StoreUnavailable
+from state.errors import RedisUnavailable
 from state.jobs import JobStore
 from state.records import Claim
 
@@ -76,7 +76,7 @@ class Lease:
                 return
             try:
                 owned = self._jobs.renew_lease(self._claim.record.id, self._claim.fence, self._progress)
-            except StoreUnavailable as error:
+            except RedisUnavailable as error:
                 log.warning("job %s: heartbeat failed: %s", self._claim.record.id, error)
                 continue
             except Exception:

@@ -12,7 +12,7 @@ from schemas.problem import FieldProblem, ProblemKind
 from service.dependencies import Services, ServicesDep
 from service.errors import ProblemError
 from service.openapi import problem_responses
-from state.errors import OutOfSpace, StoreUnavailable
+from state.errors import OutOfSpace, RedisUnavailable
 
 router = APIRouter(tags=["health"])
 
@@ -73,7 +73,7 @@ def _redis(services: Services) -> list[FieldProblem]:
     try:
         services.queue.ping()
         alive = services.workers.alive()
-    except StoreUnavailable as error:
+    except RedisUnavailable as error:
         return [FieldProblem(pointer="/redis", detail=str(error))]
     return [] if alive else [FieldProblem(pointer="/workers", detail="No worker is alive; start one.")]
 

@@ -18,7 +18,7 @@ from eckart import (
     UnreachableError,
     WaitTimeoutError,
 )
-from eckart.types import Job, Plan, Report
+from eckart.types import Job, PlanDocument, Report
 
 SPEC = {"method": "svd", "rank": 4}
 NOW = {"Retry-After": "0"}
@@ -218,7 +218,7 @@ def test_a_plan_of_what_is_on_disk_sends_headers_alone(tmp_path, plan):
     with client(answers) as c:
         document = c.plan(path, {"rank": 2})
 
-    assert isinstance(document, Plan)
+    assert isinstance(document, PlanDocument)
     assert document.checkpoint == "x"
     first, second = answers.requests
     assert (first.method, first.url.path) == ("POST", "/v1/plans")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from eckart.spec import schema
 from eckart.table import WIDTH, plan_table, report_table
-from eckart.types import Plan, Report
+from eckart.types import PlanDocument, Report
 from schemas.format.tensor import TensorInfo
 from schemas.planning.documents import plan_document
 from schemas.planning.planner import make_plan
@@ -37,7 +37,7 @@ def planned(rank, *shapes):
     ]
     spec = CompressionSpec.model_validate({"rank": rank})
     document = plan_document("my-model", tensors, make_plan(tensors, spec))
-    return plan_table(Plan.model_validate(document.model_dump()))
+    return plan_table(PlanDocument.model_validate(document.model_dump()))
 
 
 def test_a_report_reads_like_this(table, layer):

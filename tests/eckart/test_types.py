@@ -13,7 +13,7 @@ DOCUMENTS = {
     "Job": types.Job,
     "JobList": types.JobList,
     "Checkpoint": types.Checkpoint,
-    "PlanDocument": types.Plan,
+    "PlanDocument": types.PlanDocument,
     "Report": types.Report,
     "Problem": types.Problem,
 }

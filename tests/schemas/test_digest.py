@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from eckart import http
-from schemas.digest import DigestError, parse_repr_digest, repr_digest
+from schemas.digest import DigestHeaderError, parse_repr_digest, repr_digest
 
 HELLO = hashlib.sha256(b"hello")
 FIELD = "sha-256=:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=:"
@@ -39,7 +39,7 @@ def test_digests_by_other_algorithms_are_ignored(header):
     "header", ["sha-256=", "sha-256=abc", "sha-256=:abc", "sha-256=:", "sha-256=:!!!!:", "sha-256=:YWJj:"]
 )
 def test_a_malformed_digest_is_refused(header):
-    with pytest.raises(DigestError, match="must look like"):
+    with pytest.raises(DigestHeaderError, match="must look like"):
         parse_repr_digest(header)
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from starlette.exceptions import HTTPException
 
-from schemas.digest import DigestError
+from schemas.digest import DigestHeaderError
 from schemas.format.errors import CheckpointError
 from schemas.problem import Problem, ProblemKind
 from service.errors import HEADERS, ProblemError
@@ -118,7 +118,7 @@ def test_every_error_of_state_has_a_row_in_the_table(error):
     ("foreign", "kind"),
     [
         (CheckpointError("not-json", "Not JSON.", "/a"), ProblemKind.INVALID_CHECKPOINT),
-        (DigestError("No base64."), ProblemKind.INVALID_REQUEST),
+        (DigestHeaderError("No base64."), ProblemKind.INVALID_REQUEST),
         (HTTPException(404), ProblemKind.NOT_FOUND),
         (HTTPException(405), ProblemKind.METHOD_NOT_ALLOWED),
         (HTTPException(400), ProblemKind.INVALID_REQUEST),

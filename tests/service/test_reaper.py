@@ -7,7 +7,7 @@ import time
 import pytest
 
 from service.reaper import run_cycle
-from state.errors import StoreUnavailable
+from state.errors import RedisUnavailable
 from state.records import new_token
 from tests.service.files import checkpoint_bytes
 from tests.service.running import until
@@ -87,7 +87,7 @@ def test_the_cache_is_kept_within_its_bounds(start, decomposition):
     assert new.exists()
 
 
-@pytest.mark.parametrize("fault", [StoreUnavailable(), OSError("the disk is away"), RuntimeError("a bug")])
+@pytest.mark.parametrize("fault", [RedisUnavailable(), OSError("the disk is away"), RuntimeError("a bug")])
 def test_a_step_that_fails_keeps_no_other_from_its_turn_and_is_logged(fault, caplog):
     taken = []
 

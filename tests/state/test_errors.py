@@ -15,7 +15,7 @@ def test_every_error_says_what_to_do():
         errors.TooLarge(10),
         errors.OutOfSpace(),
         errors.BadCursor(),
-        errors.StoreUnavailable(),
+        errors.RedisUnavailable(),
     ]
     leaves = {each for each in _below(errors.StateError) if not each.__subclasses__()}
     assert {type(error) for error in made} == leaves

@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from schemas.job import NO_PROGRESS, Progress
-from state.errors import StoreUnavailable
+from state.errors import RedisUnavailable
 from state.jobs import JobStore
 from state.records import new_token
 
@@ -77,7 +77,7 @@ def test_a_claim_that_redis_did_not_answer_succeeds_when_it_is_repeated(
     jobs, new, redis_server, tmp_path, calls
 ):
     job_id, token = jobs.create(new).id, new_token("worker")
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(RedisUnavailable):
         JobStore(Blinking.after(calls, redis_server), tmp_path).claim(job_id, token)
     claim = jobs.claim(job_id, token)
     assert claim is not None

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from state.errors import IdempotencyMismatch, JobNotFound, StoreUnavailable
+from state.errors import IdempotencyMismatch, JobNotFound, RedisUnavailable
 from state.records import Idempotency, new_token
 from state.scripts import MAX_RESTORES, Scripts
 
@@ -29,7 +29,7 @@ def test_a_server_that_is_down_raises_store_unavailable_until_it_is_back(jobs, r
     job_id = reach("queued")
     redis_server.kill()
     for verb in (lambda: jobs.get(job_id), lambda: jobs.create(new), jobs.sweep, jobs.list):
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(RedisUnavailable):
             verb()
     redis_server.start()
     assert jobs.get(job_id).state == "queued"

@@ -9,7 +9,7 @@ import tempfile
 import pytest
 from celery import Celery
 
-from state.errors import StoreUnavailable
+from state.errors import RedisUnavailable
 from state.queue import JobQueue, broker_url, celery_settings
 from state.redis import QUEUE, QUEUE_KEY, TASK
 
@@ -79,7 +79,7 @@ def test_a_send_after_a_wipe_or_a_restart_reaches_a_consumer(queue, take, redis_
 def test_a_server_that_is_down_raises_at_once_until_it_is_back(queue, take, redis_server):
     redis_server.kill()
     for verb in (lambda: queue.send("J1"), queue.depth, queue.ping):
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(RedisUnavailable):
             verb()
     redis_server.start()
     queue.ping()
@@ -92,7 +92,7 @@ def test_a_server_that_hangs_does_not_block_the_sender(queue, redis_server):
     queue.send("J1")
     os.kill(redis_server.pid, signal.SIGSTOP)
     try:
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(RedisUnavailable):
             queue.send("J2")
     finally:
         os.kill(redis_server.pid, signal.SIGCONT)
@@ -104,7 +104,7 @@ def test_a_server_that_never_answers_does_not_block_the_first_send():
         deaf.bind(f"{folder}/s")
         deaf.listen()
         queue = JobQueue(f"redis+socket://{folder}/s", timeout_s=0.2)
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(RedisUnavailable):
             queue.send("J1")
         queue.close()
 

@@ -3,7 +3,7 @@
 import pytest
 from redis import exceptions
 
-from state.errors import StoreUnavailable
+from state.errors import RedisUnavailable
 from state.redis import client_url, redis_client, translated
 
 
@@ -45,7 +45,7 @@ def test_both_forms_of_a_socket_reach_the_server(redis_server, form):
     ids=lambda e: type(e).__name__,
 )
 def test_each_error_of_the_server_is_translated_with_its_cause(trouble):
-    with pytest.raises(StoreUnavailable, match="try again") as caught, translated():
+    with pytest.raises(RedisUnavailable, match="try again") as caught, translated():
         raise trouble
     assert caught.value.__cause__ is trouble
 
@@ -60,7 +60,7 @@ def test_a_full_server_is_unavailable(jobs, new, redis_server):
     client = redis_server.client()
     client.config_set("maxmemory", 1)
     try:
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(RedisUnavailable):
             jobs.create(new)
     finally:
         client.config_set("maxmemory", 0)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from state.errors import StoreUnavailable
+from state.errors import RedisUnavailable
 from state.scripts import MAX_RESTORES, REQUIRE_READY, Scripts, StateLost
 
 
@@ -68,6 +68,6 @@ def test_a_server_that_loses_its_data_again_and_again_is_unavailable(scripts, re
         restores.append(1)
         redis_server.wipe()
 
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(RedisUnavailable):
         scripts.with_restore(lambda: scripts.run("counts"), restore_all)
     assert len(restores) == MAX_RESTORES

@@ -2,7 +2,7 @@
 
 import pytest
 
-from state.errors import StoreUnavailable
+from state.errors import RedisUnavailable
 from state.redis import redis_client
 from state.workers import WorkerRegistry
 
@@ -37,7 +37,7 @@ def test_dead_workers_are_not_kept(registry, redis_server):
 
 def test_a_server_that_is_down_raises_store_unavailable(registry, redis_server):
     redis_server.kill()
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(RedisUnavailable):
         registry.alive()
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(RedisUnavailable):
         registry.refresh("a", 1)

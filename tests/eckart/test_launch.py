@@ -1,4 +1,4 @@
-"""The bundled server as child processes (eckart/server.py), from a source checkout."""
+"""The bundled server as child processes (eckart/launch.py), from a source checkout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eckart import InputError, server
+from eckart import InputError, launch
 from eckart.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def test_a_signal_ends_the_worker_too(model, number, status):
 
 
 def test_what_an_extra_needs_comes_from_the_packages_own_metadata():
-    needed = set(server._needed(("service", "worker")))
+    needed = set(launch._needed(("service", "worker")))
 
     assert {"celery", "fastapi", "redis", "torch", "scipy", "pydantic_settings"} <= needed
     assert needed.isdisjoint({"pytest", "sklearn", "httpx"})
@@ -97,4 +97,4 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "celery", None)
 
     with pytest.raises(InputError, match=r"\(celery missing\): pip install 'eckart\[server\]'"):
-        server.serve()
+        launch.serve()

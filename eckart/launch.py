@@ -42,7 +42,7 @@ def serve() -> None:
     os.execve(sys.executable, _command("service.standalone"), _environment())  # noqa: S606 - a fixed list
 
 
-def run_worker(verb: str, *paths: Path, spec: str, calibration: Path | None) -> str:
+def run_worker_command(verb: str, *paths: Path, spec: str, calibration: Path | None) -> str:
     """Run one command of the bundled worker and return its output; its progress goes to our stderr."""
     _check_installed("worker")
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
