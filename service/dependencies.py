@@ -15,7 +15,7 @@ from schemas.job import JobState
 from service.json_body import require_json
 from service.metrics import Metrics
 from service.settings import Settings
-from service.uploads import Body, DiskSpace, Sink, check_declared_size, receive_body
+from service.uploads import BodyStream, DiskSpace, Sink, check_declared_size, receive_body
 from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore
 from state.jobs import JobStore
@@ -55,7 +55,7 @@ def _services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(_services)]
 
 
-class Incoming:
+class RequestBody:
     """The body of one request, within the limits of this service."""
 
     def __init__(self, request: Request, services: ServicesDep) -> None:
@@ -86,18 +86,18 @@ class Incoming:
         require_json(self.request)
         limit_bytes = self._services.settings.max_spec_bytes
         check_declared_size(self.request, limit_bytes=limit_bytes)
-        return await self._body(limit_bytes=limit_bytes, space=None).whole()
+        return await self._open(limit_bytes=limit_bytes, space=None).whole()
 
     async def _stream(self, begin: Callable[[], Sink[T]], *, limit_bytes: int, space: DiskSpace | None) -> T:
-        body = self._body(limit_bytes=limit_bytes, space=space)
+        body = self._open(limit_bytes=limit_bytes, space=space)
         return await receive_body(body, begin, count=self._services.metrics.upload_bytes.inc)
 
-    def _body(self, *, limit_bytes: int, space: DiskSpace | None) -> Body:
+    def _open(self, *, limit_bytes: int, space: DiskSpace | None) -> BodyStream:
         idle_timeout_s = self._services.settings.idle_timeout_s
-        return Body(self.request, limit_bytes=limit_bytes, idle_timeout_s=idle_timeout_s, space=space)
+        return BodyStream(self.request, limit_bytes=limit_bytes, idle_timeout_s=idle_timeout_s, space=space)
 
 
-IncomingDep = Annotated[Incoming, Depends()]
+RequestBodyDep = Annotated[RequestBody, Depends()]
 
 CheckpointId = Annotated[str, Path(description="The checkpoint's id.", examples=["my-model"])]
 NewCheckpointId = Annotated[

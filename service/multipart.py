@@ -36,7 +36,7 @@ class Part(Protocol):
         """Take note that the part is complete."""
 
 
-class Form(Protocol[T_co]):
+class MultipartReceiver(Protocol[T_co]):
     """Where the parts of one body go."""
 
     def part(self, head: PartHead) -> Part:
@@ -68,10 +68,10 @@ def boundary_of(request: Request) -> bytes:
 
 
 class MultipartSink(Generic[T]):
-    """Feeds a body to the parser and its parts to a form."""
+    """Feeds a body to the parser and its parts to a receiver."""
 
-    def __init__(self, form: Form[T], *, boundary: bytes, max_parts: int) -> None:
-        self._form = form
+    def __init__(self, receiver: MultipartReceiver[T], *, boundary: bytes, max_parts: int) -> None:
+        self._receiver = receiver
         self._parts_left = max_parts
         self._part: Part | None = None
         self._headers: dict[bytes, bytes] = {}
@@ -98,15 +98,15 @@ class MultipartSink(Generic[T]):
             raise ProblemError(ProblemKind.INVALID_MULTIPART, MALFORMED) from None
 
     def commit(self) -> T:
-        """Commit the form, if the closing boundary has arrived."""
+        """Commit the parts, if the closing boundary has arrived."""
         if not self._complete:
             raise ProblemError(
                 ProblemKind.INVALID_MULTIPART, "The body ends before its closing boundary; send all of it."
             )
-        return self._form.commit()
+        return self._receiver.commit()
 
     def abort(self) -> None:
-        self._form.abort()
+        self._receiver.abort()
 
     def _begin_part(self) -> None:
         if self._parts_left == 0:
@@ -140,7 +140,7 @@ class MultipartSink(Generic[T]):
                 "Send the parts as they are, without Content-Transfer-Encoding.",
             )
         filename = options.get(b"filename")
-        self._part = self._form.part(
+        self._part = self._receiver.part(
             PartHead(
                 name=options[b"name"].decode("utf-8", "replace"),
                 filename=None if filename is None else filename.decode("utf-8", "replace"),

@@ -97,7 +97,7 @@ RAW_BODY = {
 }
 
 
-def _form(name: str, description: str, *, spec: bool) -> dict[str, Any]:
+def _multipart(name: str, description: str, *, spec: bool) -> dict[str, Any]:
     properties: dict[str, Any] = {
         name: {
             "type": "array",
@@ -124,19 +124,21 @@ def _json() -> dict[str, Any]:
     }
 
 
-def _files_form(*, spec: bool) -> dict[str, Any]:
-    return _form(
+def _files_multipart(*, spec: bool) -> dict[str, Any]:
+    return _multipart(
         "checkpoint",
         "The safetensors file, or the shards and their index; each part with its file name.",
         spec=spec,
     )
 
 
-FILES_BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": _files_form(spec=False)}}}
+FILES_BODY = {
+    "requestBody": {"required": True, "content": {"multipart/form-data": _files_multipart(spec=False)}}
+}
 JOB_BODY = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": _json(), "multipart/form-data": _files_form(spec=True)},
+        "content": {"application/json": _json(), "multipart/form-data": _files_multipart(spec=True)},
     }
 }
 PLAN_BODY = {
@@ -144,7 +146,7 @@ PLAN_BODY = {
         "required": True,
         "content": {
             "application/json": _json(),
-            "multipart/form-data": _form(
+            "multipart/form-data": _multipart(
                 "header",
                 "The first 8 + N bytes of a safetensors file, N being the length of its header, or the whole "
                 "index, or config.json; each part with the file's own name.",

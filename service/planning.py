@@ -1,6 +1,6 @@
 """Plans within HTTP's bounds: limited in work, with errors that point into the request.
 
-Each function takes `pointer`, the JSON pointer to the spec in the request: SPEC_IN_JSON or SPEC_IN_FORM.
+Each function takes `pointer`, the JSON pointer to the spec in the request: SPEC_IN_JSON or SPEC_IN_MULTIPART.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from state.checkpoints import StoredCheckpoint
 from state.errors import CheckpointNotFound
 
 SPEC_IN_JSON = "/spec"
-SPEC_IN_FORM = ""
+SPEC_IN_MULTIPART = ""
 # Matching one pattern with one tensor takes 0.5 us, or 10 us for a pattern made to be slow.
 MAX_MATCHES = 10_000_000
 

@@ -160,7 +160,7 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM."""
     logging.config.dictConfig(LOGGING)
-    # A form keeps all of its files open until it is complete.
+    # A multipart upload keeps all of its files open until it is complete.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     Server(settings).run()

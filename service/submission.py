@@ -1,9 +1,8 @@
-"""Creating and deleting jobs: the files are durable first, then the record, then the message is sent."""
+"""Creating jobs: the files are durable first, then the record, then the message is sent."""
 
 import hashlib
 import json
 import logging
-from contextlib import suppress
 
 from schemas.format.errors import listed
 from schemas.format.files import CheckpointFiles
@@ -13,10 +12,10 @@ from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
 from service.dependencies import Services
 from service.errors import ProblemError
-from service.forms import FormContent
-from service.planning import SPEC_IN_FORM, SPEC_IN_JSON, find_calibration, make_bounded_plan
+from service.multipart_upload import UploadContent
+from service.planning import SPEC_IN_JSON, SPEC_IN_MULTIPART, find_calibration, make_bounded_plan
 from state.checkpoints import StoredCheckpoint
-from state.errors import CheckpointInUse, CheckpointNotFound, RedisUnavailable
+from state.errors import RedisUnavailable
 from state.records import Idempotency, JobRecord, JobView, NewJob
 
 log = logging.getLogger("eckart.service")
@@ -33,8 +32,8 @@ def submit_stored(services: Services, request: JobRequest, key: str | None) -> J
     return _view(services, record)
 
 
-def submit_form(services: Services, content: FormContent, key: str | None) -> JobView:
-    """Create a job with the files of its form, which are deleted if the job is refused or a repetition."""
+def submit_upload(services: Services, content: UploadContent, key: str | None) -> JobView:
+    """Create a job with the files of its request, which are deleted if the job is refused or a repetition."""
     assert content.spec is not None
     kept = False
     try:
@@ -43,34 +42,16 @@ def submit_form(services: Services, content: FormContent, key: str | None) -> Jo
             detail = missing_from_upload(stored.missing, unrelated=stored.unrelated)
             raise ProblemError(ProblemKind.INVALID_CHECKPOINT, detail, fault="missing-files")
         digests = sorted((file.name, file.sha256) for file in stored.files)
-        calibration = find_calibration(services, content.spec, pointer=SPEC_IN_FORM)
+        calibration = find_calibration(services, content.spec, pointer=SPEC_IN_MULTIPART)
         idempotency = _idempotency(key, content.spec, digests, calibration)
         files = CheckpointFiles(stored.headers, stored.index)
-        plan = make_bounded_plan(files, content.spec, calibration, pointer=SPEC_IN_FORM)
+        plan = make_bounded_plan(files, content.spec, calibration, pointer=SPEC_IN_MULTIPART)
         record = _create(services, stored, content.spec, plan, calibration, idempotency, owns_checkpoint=True)
         kept = record.checkpoint == content.checkpoint_id
         return _view(services, record)
     finally:
         if not kept:
             services.checkpoints.delete(content.checkpoint_id)
-
-
-def delete_job(services: Services, job_id: str) -> None:
-    """Cancel and delete a job, and the checkpoint that came in its own request.
-
-    The record goes last, so that the request can be repeated if anything before it fails.
-    """
-    record = services.jobs.cancel(job_id)
-    if record.owns_checkpoint:
-        with suppress(CheckpointInUse, CheckpointNotFound):
-            delete_checkpoint(services, record.checkpoint)
-    services.jobs.delete(job_id)
-
-
-def delete_checkpoint(services: Services, checkpoint_id: str) -> None:
-    """Delete a checkpoint's files, unless a job needs them."""
-    with services.jobs.locked_for_deletion(checkpoint_id):
-        services.checkpoints.delete(checkpoint_id)
 
 
 def complete_checkpoint(services: Services, checkpoint_id: str) -> StoredCheckpoint:
@@ -86,7 +67,7 @@ def _what_is_missing(stored: StoredCheckpoint) -> str:
 
 
 def missing_from_upload(missing: tuple[str, ...], *, unrelated: tuple[str, ...]) -> str:
-    """Describe what a form lacks; `unrelated` are files without an index that are not named like shards."""
+    """Describe what a body lacks; `unrelated` are files without an index that are not named like shards."""
     if unrelated:
         return (
             f"The upload holds {_join(unrelated)} but no index: "

@@ -78,7 +78,7 @@ def check_declared_size(request: Request, *, limit_bytes: int) -> int | None:
     return nbytes
 
 
-class Body:
+class BodyStream:
     """The body of one request as it arrives: counted, limited, and dropped if the client stops sending.
 
     `space` is the disk that it will be written to, if any.
@@ -192,7 +192,9 @@ class Writer(Generic[T]):
             self._sink.result().abort()
 
 
-async def receive_body(body: Body, begin: Callable[[], Sink[T]], *, count: Callable[[int], object]) -> T:
+async def receive_body(
+    body: BodyStream, begin: Callable[[], Sink[T]], *, count: Callable[[int], object]
+) -> T:
     """Stream a body into a sink; on any error, also when the client disconnects, the sink is aborted."""
     async with Writer(begin, before_write=body.check_space) as writer:
         try:

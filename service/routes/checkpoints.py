@@ -11,11 +11,18 @@ from schemas.digest import parse_repr_digest
 from schemas.format.metadata import factored_names
 from schemas.planning.documents import checkpoint_document
 from schemas.problem import ProblemKind
-from service import submission
-from service.dependencies import CheckpointId, FileName, IncomingDep, NewCheckpointId, ReprDigest, ServicesDep
-from service.forms import begin_file, begin_form
+from service import deletion
+from service.dependencies import (
+    CheckpointId,
+    FileName,
+    NewCheckpointId,
+    ReprDigest,
+    RequestBodyDep,
+    ServicesDep,
+)
 from service.headers import content_headers
 from service.multipart import boundary_of
+from service.multipart_upload import begin_file, begin_multipart_upload
 from service.openapi import FILES_BODY, RAW_BODY, described, problem_responses
 from state.checkpoints import StoredCheckpoint
 
@@ -46,7 +53,7 @@ UPLOAD_PROBLEMS = (
     openapi_extra=RAW_BODY,
 )
 async def put_file(
-    body: IncomingDep,
+    body: RequestBodyDep,
     services: ServicesDep,
     checkpoint_id: NewCheckpointId,
     filename: FileName,
@@ -80,11 +87,13 @@ async def put_file(
     | {200: {"model": Checkpoint, "description": "The same bytes again."}},
     openapi_extra=FILES_BODY,
 )
-async def post_files(body: IncomingDep, services: ServicesDep, checkpoint_id: NewCheckpointId) -> Response:
+async def post_files(body: RequestBodyDep, services: ServicesDep, checkpoint_id: NewCheckpointId) -> Response:
     """Stream the parts to the disk. If one file is refused, none is stored."""
     boundary = boundary_of(body.request)
     await body.check_upload()
-    content = await body.store(partial(begin_form, services, checkpoint_id, boundary, with_spec=False))
+    content = await body.store(
+        partial(begin_multipart_upload, services, checkpoint_id, boundary, with_spec=False)
+    )
     stored = await run_in_threadpool(services.checkpoints.get, checkpoint_id)
     created = any(file.created for file in content.files)
     return JSONResponse(_document(stored).model_dump(mode="json"), 201 if created else 200)
@@ -111,7 +120,7 @@ def get_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> Checkp
 )
 def delete_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> None:
     """Delete all its files, unless a job needs them."""
-    submission.delete_checkpoint(services, checkpoint_id)
+    deletion.delete_checkpoint(services, checkpoint_id)
 
 
 def _document(stored: StoredCheckpoint) -> Checkpoint:

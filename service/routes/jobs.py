@@ -9,27 +9,27 @@ from starlette.responses import Response
 
 from schemas.job import Job, JobList, JobRequest
 from schemas.problem import ProblemKind
-from service import submission
+from service import deletion
 from service.dependencies import (
     Cursor,
     IdempotencyKey,
     IfNoneMatch,
-    Incoming,
-    IncomingDep,
     JobId,
     Limit,
+    RequestBody,
+    RequestBodyDep,
     Services,
     ServicesDep,
     StateFilter,
     Wait,
 )
-from service.forms import begin_form
 from service.job_status import job_list, job_response, wait_for_change
 from service.json_body import parse_model
 from service.multipart import boundary_of, is_multipart
+from service.multipart_upload import begin_multipart_upload
 from service.openapi import JOB_BODY, described, problem_responses
 from service.routes.checkpoints import UPLOAD_PROBLEMS
-from service.submission import submit_form, submit_stored
+from service.submission import submit_stored, submit_upload
 from state.checkpoints import new_checkpoint_id
 from state.records import JobView
 
@@ -59,26 +59,26 @@ SUBMIT_PROBLEMS = (
     openapi_extra=JOB_BODY,
 )
 async def create_job(
-    body: IncomingDep, services: ServicesDep, idempotency_key: IdempotencyKey = None
+    body: RequestBodyDep, services: ServicesDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Check the checkpoint and the spec, store them, and queue the job."""
-    submit = _submit_form if is_multipart(body.request) else _submit_json
+    submit = _submit_multipart if is_multipart(body.request) else _submit_json
     view = await submit(body, services, idempotency_key)
     response = job_response(view, status=202)
     response.headers["Location"] = f"/v1/jobs/{view.record.id}"
     return response
 
 
-async def _submit_form(body: Incoming, services: Services, key: str | None) -> JobView:
+async def _submit_multipart(body: RequestBody, services: Services, key: str | None) -> JobView:
     boundary = boundary_of(body.request)
     await body.check_upload()
     await run_in_threadpool(services.queue.ping)
-    begin = partial(begin_form, services, new_checkpoint_id(), boundary, with_spec=True)
+    begin = partial(begin_multipart_upload, services, new_checkpoint_id(), boundary, with_spec=True)
     content = await body.store(begin)
-    return await run_in_threadpool(submit_form, services, content, key)
+    return await run_in_threadpool(submit_upload, services, content, key)
 
 
-async def _submit_json(body: Incoming, services: Services, key: str | None) -> JobView:
+async def _submit_json(body: RequestBody, services: Services, key: str | None) -> JobView:
     job_request = parse_model(
         JobRequest, await body.json_text(), kind=ProblemKind.INVALID_SPEC, subject="request"
     )
@@ -141,4 +141,4 @@ def delete_job(services: ServicesDep, job_id: JobId) -> None:
 
     A checkpoint that came in the job's own request is deleted too, unless another unfinished job needs it.
     """
-    submission.delete_job(services, job_id)
+    deletion.delete_job(services, job_id)

@@ -9,14 +9,14 @@ from schemas.job import JobRequest
 from schemas.plan import PlanDocument
 from schemas.planning.documents import plan_document
 from schemas.problem import ProblemKind
-from service.dependencies import IncomingDep, Services, ServicesDep
+from service.dependencies import RequestBodyDep, Services, ServicesDep
+from service.header_plans import HeaderContent, begin_header_plan, header_plan_limit_bytes
 from service.json_body import parse_model
 from service.multipart import boundary_of, is_multipart
 from service.openapi import PLAN_BODY, problem_responses
-from service.plan_form import PlanContent, begin_plan_form, plan_form_limit_bytes
 from service.planning import (
-    SPEC_IN_FORM,
     SPEC_IN_JSON,
+    SPEC_IN_MULTIPART,
     find_calibration,
     make_bounded_plan,
     make_resolved_plan,
@@ -45,12 +45,12 @@ router = APIRouter(prefix="/v1/plans", tags=["plans"])
     ),
     openapi_extra=PLAN_BODY,
 )
-async def plan_job(body: IncomingDep, services: ServicesDep) -> PlanDocument:
+async def plan_job(body: RequestBodyDep, services: ServicesDep) -> PlanDocument:
     """Plan for a stored checkpoint, or from the headers in the request. Nothing is computed or stored."""
     if is_multipart(body.request):
-        begin = partial(begin_plan_form, services, boundary_of(body.request))
-        content = await body.collect(begin, limit_bytes=plan_form_limit_bytes(services))
-        return await run_in_threadpool(_plan_form, services, content)
+        begin = partial(begin_header_plan, services, boundary_of(body.request))
+        content = await body.collect(begin, limit_bytes=header_plan_limit_bytes(services))
+        return await run_in_threadpool(_plan_headers, services, content)
     request = parse_model(
         JobRequest, await body.json_text(), kind=ProblemKind.INVALID_SPEC, subject="request"
     )
@@ -64,7 +64,7 @@ def _plan_stored(services: Services, request: JobRequest) -> PlanDocument:
     return plan_document(stored.id, stored.tensors, plan)
 
 
-def _plan_form(services: Services, content: PlanContent) -> PlanDocument:
-    calibration = find_calibration(services, content.spec, pointer=SPEC_IN_FORM)
-    plan = make_bounded_plan(content.files, content.spec, calibration, pointer=SPEC_IN_FORM)
+def _plan_headers(services: Services, content: HeaderContent) -> PlanDocument:
+    calibration = find_calibration(services, content.spec, pointer=SPEC_IN_MULTIPART)
+    plan = make_bounded_plan(content.files, content.spec, calibration, pointer=SPEC_IN_MULTIPART)
     return plan_document(None, content.files.tensors, plan)

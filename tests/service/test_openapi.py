@@ -89,10 +89,10 @@ def test_every_field_has_a_description_and_an_example(document):
     assert seen > 80
 
 
-def test_every_field_of_a_form_has_a_description_and_an_example(operations):
+def test_every_field_of_a_multipart_body_has_a_description_and_an_example(operations):
     for name in ("post /v1/jobs", "post /v1/plans", "post /v1/checkpoints/{checkpoint_id}"):
-        form = operations[name]["requestBody"]["content"]["multipart/form-data"]["schema"]
-        for schema in form["properties"].values():
+        multipart = operations[name]["requestBody"]["content"]["multipart/form-data"]["schema"]
+        for schema in multipart["properties"].values():
             assert schema["description"]
             assert shows(schema)
 

@@ -175,11 +175,11 @@ REQUESTS = {
     "plan": lambda service, model, asked: service.http.post(
         "/v1/plans", json={"checkpoint": model, "spec": asked}
     ),
-    "form": lambda service, _model, asked: service.submit_files(FILES, asked),
+    "multipart": lambda service, _model, asked: service.submit_files(FILES, asked),
 }
 
 
-POINTERS = {"job": "/spec/calibration", "plan": "/spec/calibration", "form": "/calibration"}
+POINTERS = {"job": "/spec/calibration", "plan": "/spec/calibration", "multipart": "/calibration"}
 
 
 @pytest.mark.parametrize("request_", REQUESTS)

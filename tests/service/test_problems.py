@@ -204,7 +204,7 @@ def test_a_missing_body_is_a_refusal_and_no_fault(service):
     assert answer.startswith(b"HTTP/1.1 422 ")
 
 
-def test_with_redis_away_a_refused_form_leaves_nothing_either(redis_server, start):
+def test_with_redis_away_a_refused_multipart_body_leaves_nothing_either(redis_server, start):
     service = start(reaper_s=60)
     files = [("checkpoint", ("a.safetensors", MODEL)), ("checkpoint", ("b.safetensors", MODEL[:-1]))]
     redis_server.kill()

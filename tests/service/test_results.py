@@ -119,7 +119,7 @@ def test_a_report_is_given_to_whoever_takes_json(service, here, accept):
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/png, application/json;q=0"])
-def test_a_report_in_another_form_is_refused(service, here, accept):
+def test_a_report_in_another_format_is_refused(service, here, accept):
     assert_problem(service.http.get(f"{here}/report", headers={"Accept": accept}), 406, "not-acceptable")
 
 

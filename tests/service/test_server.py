@@ -142,13 +142,13 @@ def anonymous_bytes(pid):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
-def send_file(port, pid, nbytes, *, form):
+def send_file(port, pid, nbytes, *, multipart):
     """Upload a file of that size and return the largest anonymous memory of the API during the upload."""
     head, block = big_checkpoint(nbytes), bytes(MIB)
     before, after, kind, method, name = b"", b"", "", "PUT", "big/model.safetensors"
-    if form:
+    if multipart:
         before = b'--x\r\nContent-Disposition: form-data; name="checkpoint"; filename="m.safetensors"\r\n\r\n'
-        after, method, name = b"\r\n--x--\r\n", "POST", "form"
+        after, method, name = b"\r\n--x--\r\n", "POST", "multipart"
         kind = "Content-Type: multipart/form-data; boundary=x\r\n"
     length = len(before) + len(head) + nbytes + len(after)
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
@@ -166,11 +166,11 @@ def send_file(port, pid, nbytes, *, form):
     return max(largest, anonymous_bytes(pid))
 
 
-@pytest.mark.parametrize("form", [False, True])
-def test_an_upload_of_300_mb_takes_at_most_64_mib_of_memory(process, form):
+@pytest.mark.parametrize("multipart", [False, True])
+def test_an_upload_of_300_mb_takes_at_most_64_mib_of_memory(process, multipart):
     before = anonymous_bytes(process.pid)
 
-    largest = send_file(process.port, process.pid, 300 * MIB, form=form)
+    largest = send_file(process.port, process.pid, 300 * MIB, multipart=multipart)
 
     assert largest - before <= 64 * MIB
 

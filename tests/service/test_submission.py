@@ -1,10 +1,9 @@
-"""`service.submission`: jobs are created once and deleted with what is theirs."""
+"""`service.submission`: jobs are created once."""
 
 import threading
 
 import pytest
 
-from state.data_dir import DataDir
 from tests.service.files import checkpoint_bytes, sharded_set
 from tests.service.running import SPEC, assert_problem
 
@@ -101,75 +100,6 @@ def test_a_job_of_files_without_an_index_is_refused_with_both_ways_out(service):
     assert "each file in a request of its own" in detail
 
 
-@pytest.fixture
-def brought(service):
-    """Make a job that brings its checkpoint."""
-    return service.submit_files(FILES).json()
-
-
-@pytest.mark.parametrize("end", ["queued", "succeeded"])
-def test_a_deleted_job_takes_the_checkpoint_that_it_brought(service, brought, end):
-    if end == "succeeded":
-        service.finish(brought["id"], FILES)
-
-    assert service.http.delete(f"/v1/jobs/{brought['id']}").status_code == 204
-
-    assert_problem(service.http.get(f"/v1/jobs/{brought['id']}"), 404, "job-not-found")
-    assert_problem(service.http.get(f"/v1/checkpoints/{brought['checkpoint']}"), 404, "checkpoint-not-found")
-
-
-def test_a_deleted_job_takes_what_was_decomposed_of_the_checkpoint_that_it_brought(start, tmp_path):
-    service = start()
-    job = service.submit_files(FILES).json()
-    for file in service.checkpoints.get(job["checkpoint"]).files:
-        folder = DataDir(tmp_path).decompositions / file.sha256
-        folder.mkdir(parents=True)
-        (folder / "a.safetensors").write_bytes(b"some bytes")
-
-    assert service.http.delete(f"/v1/jobs/{job['id']}").status_code == 204
-    assert not any(DataDir(tmp_path).decompositions.iterdir())
-
-
-def test_a_deleted_job_leaves_a_checkpoint_that_another_job_needs(service, brought):
-    other = service.submit(brought["checkpoint"]).json()
-
-    assert service.http.delete(f"/v1/jobs/{brought['id']}").status_code == 204
-
-    assert service.http.get(f"/v1/checkpoints/{brought['checkpoint']}").json()["complete"] is True
-    assert service.http.get(f"/v1/jobs/{other['id']}").json()["state"] == "queued"
-
-
-def test_a_deleted_job_leaves_a_checkpoint_that_it_did_not_bring(service, stored, job, brought):
-    guest = service.submit(brought["checkpoint"]).json()
-
-    assert service.http.delete(f"/v1/jobs/{job['id']}").status_code == 204
-    assert service.http.delete(f"/v1/jobs/{guest['id']}").status_code == 204
-
-    assert service.http.get(f"/v1/checkpoints/{stored}").status_code == 200
-    assert service.http.get(f"/v1/checkpoints/{brought['checkpoint']}").status_code == 200
-
-
-def test_a_job_is_deleted_though_its_checkpoint_is_gone_already(service, brought):
-    service.http.post(f"/v1/jobs/{brought['id']}/cancel")
-    assert service.http.delete(f"/v1/checkpoints/{brought['checkpoint']}").status_code == 204
-
-    assert service.http.delete(f"/v1/jobs/{brought['id']}").status_code == 204
-
-    assert_problem(service.http.get(f"/v1/jobs/{brought['id']}"), 404, "job-not-found")
-
-
-def test_a_deleted_job_is_gone_with_its_files(service, job):
-    service.finish(job["id"], FILES)
-
-    deleted = service.http.delete(f"/v1/jobs/{job['id']}")
-
-    assert deleted.status_code == 204
-    assert_problem(service.http.get(f"/v1/jobs/{job['id']}"), 404, "job-not-found")
-    assert_problem(service.http.get(f"/v1/jobs/{job['id']}/checkpoint"), 404, "job-not-found")
-    assert_problem(service.http.delete(f"/v1/jobs/{job['id']}"), 404, "job-not-found")
-    assert not (service.data_dir / "jobs" / job["id"]).exists()
-
-
 def test_a_repeated_key_returns_the_first_job(service, stored):
     headers = {"Idempotency-Key": f"key-{stored}"}
 
@@ -190,8 +120,8 @@ def test_a_repeated_key_for_another_request_is_refused(service, stored):
     assert_problem(service.submit_files(FILES, **headers), 422, "idempotency-mismatch")
 
 
-def test_a_repeated_form_returns_the_first_job_and_keeps_no_second_copy(service, stored):
-    headers = {"Idempotency-Key": f"form-{stored}"}
+def test_a_repeated_multipart_body_returns_the_first_job_and_keeps_no_second_copy(service, stored):
+    headers = {"Idempotency-Key": f"upload-{stored}"}
     first = service.submit_files(FILES, **headers).json()
     before = set((service.data_dir / "checkpoints").iterdir())
 

@@ -98,24 +98,24 @@ def test_a_client_that_asks_first_is_refused_before_it_sends(service, headers, s
     assert b"connection: close" in answer.lower()
 
 
-@pytest.mark.parametrize("form", [False, True])
-def test_a_bad_header_is_refused_long_before_the_end_of_the_body(service, form):
+@pytest.mark.parametrize("multipart", [False, True])
+def test_a_bad_header_is_refused_long_before_the_end_of_the_body(service, multipart):
     sent = 0
 
     def endless():
         nonlocal sent
         yield (
             b'--x\r\nContent-Disposition: form-data; name="checkpoint"; filename="m.safetensors"\r\n\r\n'
-            * form
+            * multipart
         )
         yield b"GGUF" + bytes(60_000)
         while sent < 10**9:
             sent += 65_536
             yield bytes(65_536)
 
-    headers = {"Content-Type": "multipart/form-data; boundary=x"} if form else {}
-    path = f"/v1/checkpoints/{fresh_id()}" + ("" if form else "/model.safetensors")
-    refused = service.http.request("POST" if form else "PUT", path, content=endless(), headers=headers)
+    headers = {"Content-Type": "multipart/form-data; boundary=x"} if multipart else {}
+    path = f"/v1/checkpoints/{fresh_id()}" + ("" if multipart else "/model.safetensors")
+    refused = service.http.request("POST" if multipart else "PUT", path, content=endless(), headers=headers)
 
     assert_problem(refused, 422, "invalid-checkpoint:other-format")
     assert sent < 10**8

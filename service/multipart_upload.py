@@ -1,7 +1,7 @@
-"""The multipart bodies of checkpoint files: an upload of several files, or a whole job with its spec.
+"""Multipart bodies of checkpoint files: an upload of several files, or a whole job with its spec.
 
-A form's parts are streamed to the disk as they arrive. Its files become visible together, at its end, once
-they are known to be consistent with each other and with what is stored.
+The parts are streamed to the disk as they arrive. The files become visible together, at the end of the body,
+once they are known to be consistent with each other and with what is stored.
 """
 
 import contextlib
@@ -30,16 +30,16 @@ Content = Header | ShardIndex
 
 
 @dataclass(frozen=True, slots=True)
-class FormContent:
-    """What a form held; `spec` is None where the form is no job."""
+class UploadContent:
+    """What a body held; `spec` is None where it is no job."""
 
     checkpoint_id: str
     files: tuple[StoredFile, ...]
     spec: CompressionSpec | None
 
 
-class SpecField:
-    """The part `spec` of a form."""
+class SpecPart:
+    """The part `spec` of a body."""
 
     def __init__(self, *, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -62,10 +62,10 @@ class SpecField:
         self._spec = parse_model(CompressionSpec, text, kind=ProblemKind.INVALID_SPEC, subject="spec")
 
 
-class CheckpointForm:
-    """Stores the files of a form under one id.
+class CheckpointParts:
+    """Stores the files of a multipart body under one id.
 
-    `with_spec`: the form is a whole job, and the id is its own, so that nothing else is stored under it.
+    `with_spec`: the body is a whole job, and the id is its own, so that nothing else is stored under it.
     """
 
     def __init__(self, services: Services, checkpoint_id: str, *, with_spec: bool) -> None:
@@ -74,7 +74,7 @@ class CheckpointForm:
         self._limit_bytes = services.settings.max_upload_bytes
         self._with_spec = with_spec
         self._uploads: dict[str, Upload] = {}
-        self._spec = SpecField(limit_bytes=services.settings.max_spec_bytes)
+        self._spec = SpecPart(limit_bytes=services.settings.max_spec_bytes)
 
     def part(self, head: PartHead) -> Part:
         if head.name == "checkpoint":
@@ -86,7 +86,7 @@ class CheckpointForm:
             ProblemKind.INVALID_MULTIPART, f"A part has an unknown name; the parts are {names}."
         )
 
-    def commit(self) -> FormContent:
+    def commit(self) -> UploadContent:
         """Publish the files, if none is missing and all are consistent.
 
         A full disk, or another client that stores other files under the id at the same time, can still stop
@@ -104,10 +104,10 @@ class CheckpointForm:
         # files come first.
         known = {file.name for file in stored.files} if stored else set()
         order = sorted(self._uploads, key=lambda name: name not in known)
-        return FormContent(self._id, tuple(self._uploads[name].commit() for name in order), spec)
+        return UploadContent(self._id, tuple(self._uploads[name].commit() for name in order), spec)
 
     def abort(self) -> None:
-        """Remove the files that are not published; those of a job's own form are removed in any case."""
+        """Remove the files that are not published; those of a job's own request are removed in any case."""
         for upload in self._uploads.values():
             upload.abort()
         if self._with_spec:
@@ -145,12 +145,12 @@ def begin_file(
     )
 
 
-def begin_form(
+def begin_multipart_upload(
     services: Services, checkpoint_id: str, boundary: bytes, *, with_spec: bool
-) -> MultipartSink[FormContent]:
+) -> MultipartSink[UploadContent]:
     """Begin an upload of several files, or of a job's files and its spec."""
-    form = CheckpointForm(services, checkpoint_id, with_spec=with_spec)
-    return MultipartSink(form, boundary=boundary, max_parts=services.settings.max_files + with_spec)
+    parts = CheckpointParts(services, checkpoint_id, with_spec=with_spec)
+    return MultipartSink(parts, boundary=boundary, max_parts=services.settings.max_files + with_spec)
 
 
 def check_file_name(name: str) -> str:
@@ -160,7 +160,7 @@ def check_file_name(name: str) -> str:
 
 
 def new_file_name(head: PartHead, known: Collection[str]) -> str:
-    """Check the file name of a part, also against the files that came before it in the form."""
+    """Check the file name of a part, also against the files that came before it in the body."""
     if head.filename is None:
         raise ProblemError(
             ProblemKind.INVALID_MULTIPART, f"The part `{head.name}` must be a file; give it a file name."

@@ -18,8 +18,8 @@ from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
 from service.dependencies import Services
 from service.errors import ProblemError
-from service.forms import SpecField, check_consistent, new_file_name
 from service.multipart import MultipartSink, Part, PartHead, TextPart
+from service.multipart_upload import SpecPart, check_consistent, new_file_name
 from service.submission import missing_from_upload
 from state.checkpoints import AN_INDEX, MISSING_SHOWN, missing_files
 from state.upload import IndexParser
@@ -29,8 +29,8 @@ MAX_CONFIG_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class PlanContent:
-    """What a form held."""
+class HeaderContent:
+    """What a body held."""
 
     files: CheckpointFiles
     spec: CompressionSpec
@@ -81,13 +81,13 @@ class IndexPart:
         return self._index
 
 
-class PlanForm:
-    """Keeps the headers and the spec of a form in memory."""
+class HeaderParts:
+    """Keeps the headers and the spec of a body in memory."""
 
     def __init__(self, *, spec_limit_bytes: int) -> None:
         self._files: dict[str, HeaderPart | IndexPart] = {}
         self._config: bytes | None = None
-        self._spec = SpecField(limit_bytes=spec_limit_bytes)
+        self._spec = SpecPart(limit_bytes=spec_limit_bytes)
 
     def part(self, head: PartHead) -> Part:
         if head.name == "spec":
@@ -104,7 +104,7 @@ class PlanForm:
         self._files[name] = part
         return part
 
-    def commit(self) -> PlanContent:
+    def commit(self) -> HeaderContent:
         """Return the content, if no file is missing and all are consistent."""
         if not self._files:
             raise ProblemError(
@@ -121,7 +121,7 @@ class PlanForm:
             unrelated = tuple(headers) if missing == (AN_INDEX,) else ()
             detail = missing_from_upload(missing, unrelated=unrelated)
             raise ProblemError(ProblemKind.INVALID_CHECKPOINT, detail, fault="missing-files")
-        return PlanContent(CheckpointFiles(headers, index), spec)
+        return HeaderContent(CheckpointFiles(headers, index), spec)
 
     def abort(self) -> None:
         """Do nothing: nothing was stored."""
@@ -135,15 +135,15 @@ class PlanForm:
         self._config = text
 
 
-def plan_form_limit_bytes(services: Services) -> int:
-    """Return the most bytes of a whole form: the largest header, index, config.json and spec together."""
+def header_plan_limit_bytes(services: Services) -> int:
+    """Return the most bytes of a whole body: the largest header, index, config.json and spec together."""
     return MAX_HEADER_BYTES + MAX_INDEX_BYTES + MAX_CONFIG_BYTES + services.settings.max_spec_bytes
 
 
-def begin_plan_form(services: Services, boundary: bytes) -> MultipartSink[PlanContent]:
+def begin_header_plan(services: Services, boundary: bytes) -> MultipartSink[HeaderContent]:
     settings = services.settings
-    form = PlanForm(spec_limit_bytes=settings.max_spec_bytes)
-    return MultipartSink(form, boundary=boundary, max_parts=settings.max_files + 2)
+    parts = HeaderParts(spec_limit_bytes=settings.max_spec_bytes)
+    return MultipartSink(parts, boundary=boundary, max_parts=settings.max_files + 2)
 
 
 @contextmanager

@@ -1,11 +1,11 @@
-"""`service.plan_form`: a plan from headers is the plan of the whole files, and is checked like them."""
+"""`service.header_plans`: a plan from headers is the plan of the whole files, and is checked like them."""
 
 import json
 import struct
 
 import pytest
 
-from service.plan_form import MAX_CONFIG_BYTES
+from service.header_plans import MAX_CONFIG_BYTES
 from tests.service.files import checkpoint_bytes, sharded_set
 from tests.service.running import SPEC, assert_problem
 
@@ -150,7 +150,7 @@ def test_a_malformed_set_is_refused_with_the_name_of_the_file(service, files, fa
         ([("header", ("config.json", bytes(MAX_CONFIG_BYTES + 1)))], 413, "too-large", ["config.json"]),
     ],
 )
-def test_a_malformed_form_is_refused(service, parts, status, slug, words):
+def test_a_malformed_multipart_body_is_refused(service, parts, status, slug, words):
     answer = service.http.post("/v1/plans", files=parts)
 
     assert all(word in assert_problem(answer, status, slug)["detail"] for word in words)

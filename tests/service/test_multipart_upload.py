@@ -1,4 +1,4 @@
-"""`service.forms`, `service.multipart`: several files at once, or a whole job; all are stored or none."""
+"""`service.multipart_upload`, `service.multipart`: several files or a whole job; all are stored or none."""
 
 import json
 import secrets
@@ -29,7 +29,7 @@ def part(name, content, *, filename=None, extra=""):
 END = b"--xyz--\r\n"
 
 
-FORM = {"Content-Type": "multipart/form-data; boundary=xyz"}
+MULTIPART = {"Content-Type": "multipart/form-data; boundary=xyz"}
 
 
 FILE = part("checkpoint", MODEL, filename="model.safetensors")
@@ -57,7 +57,7 @@ def test_several_files_are_stored_under_one_id(service):
     assert [file["name"] for file in first.json()["files"]] == sorted(files)
 
 
-def test_if_one_file_of_a_form_is_refused_none_is_stored(service):
+def test_if_one_file_of_a_multipart_body_is_refused_none_is_stored(service):
     name, files = fresh_id(), sharded_set(2)
     parts = [("checkpoint", (filename, content)) for filename, content in files.items()]
 
@@ -70,7 +70,7 @@ def test_if_one_file_of_a_form_is_refused_none_is_stored(service):
     assert service.http.post(f"/v1/checkpoints/{name}", files=parts).status_code == 201
 
 
-def test_a_refused_form_leaves_what_was_stored_before_it(service):
+def test_a_refused_multipart_body_leaves_what_was_stored_before_it(service):
     name, files = fresh_id(), sharded_set(2)
     first, second, index = files
     assert service.put(name, first, files[first]).status_code == 201
@@ -84,8 +84,8 @@ def test_a_refused_form_leaves_what_was_stored_before_it(service):
 
 
 @pytest.mark.parametrize("order", [FILE + SPEC_PART, SPEC_PART + FILE])
-def test_a_form_makes_a_job_in_any_order_of_its_parts(service, order):
-    accepted = service.http.post("/v1/jobs", content=order + END, headers=FORM)
+def test_a_multipart_body_makes_a_job_in_any_order_of_its_parts(service, order):
+    accepted = service.http.post("/v1/jobs", content=order + END, headers=MULTIPART)
 
     job = accepted.json()
     assert accepted.status_code == 202
@@ -105,7 +105,7 @@ def test_a_sharded_set_and_its_index_make_a_job(service):
 def test_the_spec_may_be_a_file(service):
     body = FILE + part("spec", SPEC_TEXT.encode(), filename="spec.json") + END
 
-    assert service.http.post("/v1/jobs", content=body, headers=FORM).status_code == 202
+    assert service.http.post("/v1/jobs", content=body, headers=MULTIPART).status_code == 202
 
 
 def test_ids_of_jobs_and_of_their_checkpoints_are_long_and_never_the_same(service):
@@ -163,10 +163,10 @@ def test_ids_of_jobs_and_of_their_checkpoints_are_long_and_never_the_same(servic
         ),
     ],
 )
-def test_a_form_that_cannot_be_a_job_is_refused_and_leaves_nothing(service, body, slug):
+def test_a_multipart_body_that_cannot_be_a_job_is_refused_and_leaves_nothing(service, body, slug):
     before = stored_ids(service)
 
-    refused = service.http.post("/v1/jobs", content=body, headers=FORM)
+    refused = service.http.post("/v1/jobs", content=body, headers=MULTIPART)
 
     assert_problem(refused, 422, slug)
     assert stored_ids(service) == before
@@ -182,7 +182,7 @@ def test_a_form_that_cannot_be_a_job_is_refused_and_leaves_nothing(service, body
         "multipart/form-data; boundary=" + "b" * 300,
     ],
 )
-def test_a_form_without_a_boundary_is_refused(service, kind):
+def test_a_multipart_body_without_a_boundary_is_refused(service, kind):
     for path in ("/v1/jobs", "/v1/checkpoints/bound"):
         refused = service.http.post(path, content=FILE + SPEC_PART + END, headers={"Content-Type": kind})
         assert_problem(refused, 422, "invalid-multipart")
@@ -191,14 +191,14 @@ def test_a_form_without_a_boundary_is_refused(service, kind):
 @pytest.mark.parametrize(
     "kind", ["application/octet-stream", "text/plain", "", "multipart/mixed; boundary=xyz"]
 )
-def test_what_is_no_form_is_refused_by_its_type(service, kind):
+def test_what_is_no_multipart_body_is_refused_by_its_type(service, kind):
     refused = service.http.post("/v1/jobs", content=FILE + SPEC_PART + END, headers={"Content-Type": kind})
     assert_problem(refused, 415, "unsupported-media-type")
     refused = service.http.post("/v1/checkpoints/kind", content=FILE + END, headers={"Content-Type": kind})
     assert_problem(refused, 415, "unsupported-media-type")
 
 
-def test_a_form_over_the_limit_is_refused(start):
+def test_a_multipart_body_over_the_limit_is_refused(start):
     service = start(max_upload_bytes=len(MODEL))
     parts = {"checkpoint": ("model.safetensors", MODEL)}
 
@@ -211,11 +211,11 @@ def test_a_spec_over_its_limit_is_refused(start):
     service = start(max_spec_bytes=100)
     body = FILE + part("spec", SPEC_TEXT.encode() + b" " * 100) + END
 
-    assert_problem(service.http.post("/v1/jobs", content=body, headers=FORM), 413, "too-large")
+    assert_problem(service.http.post("/v1/jobs", content=body, headers=MULTIPART), 413, "too-large")
     assert stored_ids(service) == set()
 
 
-def test_a_form_of_too_many_parts_is_refused(start):
+def test_a_multipart_body_of_too_many_parts_is_refused(start):
     service = start(max_files=2)
     files = [("checkpoint", (f"m{i}.safetensors", checkpoint_bytes(fill=i))) for i in range(3)]
 
@@ -229,14 +229,16 @@ def test_a_boundary_inside_the_data_is_data_unless_it_stands_alone(service):
     content = content[: -len(decoy)] + decoy
     body = part("checkpoint", content, filename="model.safetensors") + END
 
-    assert service.http.post(f"/v1/checkpoints/{fresh_id()}", content=body, headers=FORM).status_code == 201
+    assert (
+        service.http.post(f"/v1/checkpoints/{fresh_id()}", content=body, headers=MULTIPART).status_code == 201
+    )
 
 
-def test_a_form_that_trickles_in_byte_by_byte_is_read_as_well(service):
+def test_a_multipart_body_that_trickles_in_byte_by_byte_is_read_as_well(service):
     body = FILE + SPEC_PART + END
     pieces = (body[i : i + 1] for i in range(len(body)))
 
-    assert service.http.post("/v1/jobs", content=pieces, headers=FORM).status_code == 202
+    assert service.http.post("/v1/jobs", content=pieces, headers=MULTIPART).status_code == 202
 
 
 def test_the_printed_curl_line_makes_a_job(service, tmp_path):
@@ -263,8 +265,8 @@ def test_the_printed_curl_line_makes_a_job(service, tmp_path):
     assert job["spec"]["rank"] == {"ratio": 0.5}
 
 
-def test_a_refused_form_takes_nothing_from_another_client(service):
-    """What somebody was told is stored stays, though a form that brought the same bytes is refused."""
+def test_a_refused_multipart_body_takes_nothing_from_another_client(service):
+    """What somebody was told is stored stays, though a body that brought the same bytes is refused."""
     name = fresh_id()
     told = []
 
@@ -276,7 +278,7 @@ def test_a_refused_form_takes_nothing_from_another_client(service):
         told.append(service.submit(name))
         yield part("checkpoint", MODEL[:-1], filename="other.safetensors").removeprefix(b"--xyz\r\n") + END
 
-    refused = httpx.post(f"{service.url}/v1/checkpoints/{name}", content=slowly(), headers=FORM)
+    refused = httpx.post(f"{service.url}/v1/checkpoints/{name}", content=slowly(), headers=MULTIPART)
 
     assert_problem(refused, 422, "invalid-checkpoint:truncated")
     assert [answer.status_code for answer in told] == [201, 202]
@@ -284,7 +286,7 @@ def test_a_refused_form_takes_nothing_from_another_client(service):
     until(lambda: service.leftovers() == [])
 
 
-def test_the_files_of_a_form_appear_together(service):
+def test_the_files_of_a_multipart_body_appear_together(service):
     name, files = fresh_id(), sharded_set(2)
     first, *others = files
 
@@ -295,7 +297,7 @@ def test_the_files_of_a_form_appear_together(service):
         rest = b"".join(part("checkpoint", files[other], filename=other) for other in others)
         yield rest.removeprefix(b"--xyz\r\n") + END
 
-    stored = httpx.post(f"{service.url}/v1/checkpoints/{name}", content=slowly(), headers=FORM)
+    stored = httpx.post(f"{service.url}/v1/checkpoints/{name}", content=slowly(), headers=MULTIPART)
 
     assert stored.status_code == 201
     assert stored.json()["complete"] is True
@@ -346,7 +348,7 @@ WRONG = {SECOND: checkpoint_bytes({"layer.0.weight": (8, 8)})}
         ({SECOND: SHARDS[SECOND]}, {FIRST: SHARDS[FIRST], **WRONG}, 409, "content-conflict"),
     ],
 )
-def test_a_form_whose_files_do_not_fit_stores_none_of_them(service, before, sent, status, slug):
+def test_a_multipart_body_whose_files_do_not_fit_stores_none_of_them(service, before, sent, status, slug):
     name = fresh_id()
     for filename, content in before.items():
         assert service.put(name, filename, content).status_code == 201
@@ -363,7 +365,7 @@ def test_a_form_whose_files_do_not_fit_stores_none_of_them(service, before, sent
     until(lambda: service.leftovers() == [])
 
 
-def test_a_form_may_bring_the_rest_of_a_set(service):
+def test_a_multipart_body_may_bring_the_rest_of_a_set(service):
     name = fresh_id()
     assert service.put(name, INDEX, SHARDS[INDEX]).status_code == 201
     assert service.put(name, SECOND, SHARDS[SECOND]).status_code == 201
@@ -375,7 +377,7 @@ def test_a_form_may_bring_the_rest_of_a_set(service):
     assert stored.json()["complete"] is True
 
 
-def test_a_file_that_comes_twice_in_a_form_is_refused(service):
-    refused = service.http.post(f"/v1/checkpoints/{fresh_id()}", content=FILE + FILE + END, headers=FORM)
+def test_a_file_that_comes_twice_in_a_multipart_body_is_refused(service):
+    refused = service.http.post(f"/v1/checkpoints/{fresh_id()}", content=FILE + FILE + END, headers=MULTIPART)
 
     assert "twice" in assert_problem(refused, 422, "invalid-multipart")["detail"]
