@@ -115,7 +115,7 @@ def _plan(options: argparse.Namespace, spec: CompressionSpec) -> PlanDocument:
 
 
 def _compress(options: argparse.Namespace, spec: CompressionSpec, settings: Settings) -> Report:
-    from worker.context import choose_device, set_threads
+    from worker.device import choose_device, set_threads
     from worker.local import compress_local
 
     set_threads(settings.threads)

@@ -19,7 +19,7 @@ from state.errors import CheckpointNotFound, JobNotFound, OutOfSpace, RedisUnava
 from state.files import DISK_FULL, sync_directory
 from state.jobs import JobStore
 from state.records import Claim, JobRecord, new_token
-from worker.context import choose_device, set_threads
+from worker.device import choose_device, set_threads
 from worker.lease import ClaimLost, Lease, StopSignal, WorkerStopping
 from worker.pipeline import CompressionRequest, compress
 from worker.settings import Settings

@@ -1,39 +1,18 @@
-"""What all layers of a job share: device and threads, readers of tensors, spool, cache and progress."""
+"""What all layers of a job share: readers of tensors, spool, cache and progress; and the inputs of each."""
 
-import os
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import torch
 
-from schemas.format.errors import quoted
-from schemas.planning.calibration import CalibrationError
 from worker.checkpoint.reader import CheckpointReader
 from worker.checkpoint.spool import LayerSpool
 from worker.layer_cache import CachedLayer, LayerCache
-from worker.lowrank import gram_fault
 from worker.progress import ProgressTracker
 from worker.work_plan import LayerTask
-
-DeviceChoice = Literal["auto", "cpu", "cuda"]
-
-
-def choose_device(choice: DeviceChoice) -> torch.device:
-    """Return the requested device; `auto` is CUDA if there is a CUDA device, else the CPU."""
-    if choice == "cuda" and not torch.cuda.is_available():
-        raise ValueError("ECKART_DEVICE=cuda, but torch finds no CUDA device; use auto or cpu")
-    if choice == "auto":
-        choice = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(choice)
-
-
-def set_threads(threads: int | None) -> None:
-    """Use this many threads, or as many as there are processors for this process."""
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
 
 
 class TensorReaders:
@@ -62,42 +41,6 @@ class TensorReaders:
             return None
         path, tensor = task.gram
         return self._open(path).read(tensor.name)
-
-
-def check_grams(
-    tasks: Sequence[LayerTask],
-    readers: TensorReaders,
-    *,
-    device: torch.device,
-    check_canceled: Callable[[], None],
-) -> None:
-    """Check the values of all Gram matrices, so that a bad one fails the job before any layer is factored.
-
-    Parameters
-    ----------
-    tasks
-        The layers; those without a Gram matrix are skipped.
-    readers
-        Reads the matrices.
-    device
-        Where the numerics run.
-    check_canceled
-        Called before each matrix; an exception from it stops the work.
-
-    Raises
-    ------
-    CalibrationError
-        If a matrix cannot be the Gram matrix of any inputs; it names the layer and what to do.
-    """
-    for task in tasks:
-        if task.gram is None or task.layer.columns == 0:
-            continue
-        check_canceled()
-        gram = readers.gram(task)
-        assert gram is not None
-        fault = gram_fault(gram.to(device))
-        if fault is not None:
-            raise CalibrationError("gram-values", f"The Gram matrix of {quoted(task.layer.name)} {fault}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ from schemas.spec import CompressionSpec
 from state.cache import DecompositionCache
 from state.files import write_atomic
 from worker.budget import finish_within_budget
+from worker.calibration import check_grams
 from worker.checkpoint.spool import LayerSpool
-from worker.context import JobContext, TensorReaders, check_grams
+from worker.context import JobContext, TensorReaders
 from worker.factor_pass import finish_layers
 from worker.layer import LayerOutcome
 from worker.layer_cache import LayerCache, needed_bytes
