@@ -101,13 +101,11 @@ def _keys(
     digests = {file.name: file.sha256 for file in stored.files}
     grams = _gram_digests(calibration) if calibration else {}
     return [
-        DecompositionKey(
+        DecompositionKey.of(
             digests[name],
-            tensor.name,
-            tensor.dtype,
-            tensor.shape,
-            waiting[tensor.name].transposed,
-            grams.get(waiting[tensor.name].name),
+            tensor,
+            transposed=waiting[tensor.name].transposed,
+            calibration_sha256=grams.get(waiting[tensor.name].name),
         )
         for name, header in stored.headers.items()
         for tensor in header.tensors

@@ -16,6 +16,7 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from schemas.format.tensor import TensorInfo
 from schemas.spectrum import Spectrum
 from state.cache_file import DamagedFile, DecompositionFile, DecompositionHeader, encode_header
 from state.data_dir import DataDir
@@ -42,6 +43,16 @@ class DecompositionKey:
     transposed: bool = False
     calibration_sha256: str | None = None
     solver: int = 0
+
+    @classmethod
+    def of(
+        cls, file_sha256: str, tensor: TensorInfo, *, transposed: bool, calibration_sha256: str | None
+    ) -> Self:
+        """Return the key of a weight: the service looks for what the worker stored, so both build it here.
+
+        `calibration_sha256` is the digest of the file with the Gram matrix of the layer's inputs, if any.
+        """
+        return cls(file_sha256, tensor.name, tensor.dtype, tensor.shape, transposed, calibration_sha256)
 
     @property
     def digest(self) -> bytes:

@@ -168,13 +168,11 @@ def _file_bytes(layer: LayerPlan) -> int:
 
 
 def _key(task: LayerTask, digests: Mapping[str, str], grams: Mapping[str, str]) -> DecompositionKey:
-    return DecompositionKey(
+    return DecompositionKey.of(
         digests[task.path.name],
-        task.tensor.name,
-        task.tensor.dtype,
-        task.tensor.shape,
-        task.layer.transposed,
-        None if task.gram is None else grams[task.gram[0].name],
+        task.tensor,
+        transposed=task.layer.transposed,
+        calibration_sha256=None if task.gram is None else grams[task.gram[0].name],
     )
 
 
