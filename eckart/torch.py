@@ -38,6 +38,8 @@ class FactoredLayer(BaseModel):
     method: str
     rank: Size
     shape: tuple[Size, Size]
+    # The codec that stores the matrices; None where each is one tensor, as it is.
+    codec: str | None = None
     # `shape` is then [inputs, outputs], and so are the factors'.
     transposed: bool = False
 
@@ -50,12 +52,48 @@ class Manifest(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class Decoder:
+    """How a codec is read: the endings of the names of a matrix's stored tensors, and the way back.
+
+    `shape` and `decode` take the shapes, or the tensors, in the order of the endings, and return the shape of
+    the matrix, or the matrix.
+    """
+
+    endings: tuple[str, ...]
+    shape: Callable[..., tuple[int, ...]]
+    decode: Callable[..., Tensor]
+
+    def names(self, matrix: str) -> tuple[str, ...]:
+        """Return the names of a matrix's stored tensors."""
+        return tuple(matrix + ending for ending in self.endings)
+
+
+# By the codec's name in the metadata. Where it names none, each matrix is one tensor of a floating dtype. A
+# new codec needs one entry here.
+DECODERS: dict[str | None, Decoder] = {
+    None: Decoder(("",), shape=lambda shape: shape, decode=lambda matrix: matrix),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Contents:
-    """The tensors' shapes and the factored layers of a checkpoint, from the headers of its files."""
+    """What the headers of a checkpoint's files say: its factored layers, and shapes as they are once decoded.
+
+    `encoded` holds the decoder of each matrix of a factored layer.
+    """
 
     shards: tuple[Path, ...]
     shapes: Shapes
     factored: Mapping[str, FactoredLayer]
+    encoded: Mapping[str, Decoder]
+
+    def load(self) -> dict[str, Tensor]:
+        """Load all tensors, and decode those that a codec stores."""
+        tensors = {name: tensor for shard in self.shards for name, tensor in load_file(shard).items()}
+        for name, decoder in self.encoded.items():
+            stored = [tensors.pop(part) for part in decoder.names(name)]
+            tensors[name] = decoder.decode(*stored)
+        return tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +139,7 @@ def load_compressed(model: Model, path: str | os.PathLike[str]) -> Model:
     ]
     aliases = _tied_names(model, shapes)
     _check_names(model, swaps, shapes, aliases)
-    tensors = {name: tensor for shard in contents.shards for name, tensor in load_file(shard).items()}
+    tensors = contents.load()
     tensors |= {name: tensors[alias] for name, alias in aliases.items()}
     for swap in swaps:
         model.set_submodule(swap.name, _chain(swap))
@@ -126,7 +164,33 @@ def _read_headers(path: Path) -> Contents:
             raise LoadError(f"two shards, one of them {shard}, hold {listed(twice)}; compress it again")
         shapes |= own
         factored |= layers
-    return Contents(shards, shapes, factored)
+    encoded: dict[str, Decoder] = {}
+    for name, entry in factored.items():
+        encoded |= _decoded_matrices(name, entry.codec, shapes)
+    return Contents(shards, shapes, factored, encoded)
+
+
+def _decoded_matrices(name: str, codec: str | None, shapes: dict[str, tuple[int, ...]]) -> dict[str, Decoder]:
+    """Return the decoder of each matrix of a layer; in `shapes`, it takes the place of its stored tensors."""
+    decoder = DECODERS.get(codec)
+    if decoder is None:
+        raise LoadError(
+            f"{name} is stored in the codec {codec!r}, which this version of eckart cannot read; upgrade it"
+        )
+    found = {}
+    for matrix in (name + WEIGHT, *(f"{name}.{i}{WEIGHT}" for i in range(MOST_FACTORS))):
+        stored = decoder.names(matrix)
+        present = [part for part in stored if part in shapes]
+        if not present:
+            continue
+        if len(present) < len(stored):
+            lost = listed([part for part in stored if part not in shapes])
+            raise LoadError(
+                f"the checkpoint lacks {lost}; the file is damaged, compress the checkpoint again"
+            )
+        shapes[matrix] = decoder.shape(*(shapes.pop(part) for part in stored))
+        found[matrix] = decoder
+    return found
 
 
 def _manifest(shard: Path, metadata: Mapping[str, str]) -> Mapping[str, FactoredLayer]:

@@ -63,8 +63,8 @@ class Totals(Savings):
     )
     error_over_optimal: float | None = Field(
         default=None,
-        description="sqrt(sum of squared relative errors / sum of squared optimal errors at the same ranks) "
-        "over the factored layers, of the outputs where calibrated; null if all optimal errors are 0.",
+        description="sqrt(sum of squared relative errors / sum of squared best possible errors at the same "
+        "ranks) over the factored layers, of the outputs where calibrated; null if all the latter are 0.",
         examples=[1.22],
     )
     seconds: float = Field(description="Duration of the successful attempt.", examples=[4.2])
@@ -102,7 +102,7 @@ class LayerReport(Output):
         examples=[0.46],
     )
     optimal_error: float | None = Field(
-        description="Smallest possible relative_error at that rank; null where it is unknown, as for "
+        description="Best possible relative_error at that rank; null where it is unknown, as for "
         "calibrated layers.",
         examples=[0.46],
     )
@@ -111,7 +111,7 @@ class LayerReport(Output):
         examples=[0.21],
     )
     optimal_weighted_error: float | None = Field(
-        description="Smallest possible weighted_error at that rank; null where the layer is not calibrated.",
+        description="Best possible weighted_error at that rank; null where the layer is not calibrated.",
         examples=[0.21],
     )
     decomposition: DecompositionOrigin | None = Field(
@@ -127,10 +127,10 @@ class LayerReport(Output):
         examples=[None],
     )
     columns: tuple[int, ...] | None = Field(
-        description="Columns (inputs) that `cur` or `cx` selected, ascending.", examples=[None]
+        description="Columns (inputs) that `cur` or `cx` chose, ascending.", examples=[None]
     )
     rows: tuple[int, ...] | None = Field(
-        description="Rows (outputs) that `cur` selected, ascending.", examples=[None]
+        description="Rows (outputs) that `cur` chose, ascending.", examples=[None]
     )
     seconds: float = Field(description="Time spent on this weight, in seconds.", examples=[0.03])
 

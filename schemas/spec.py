@@ -21,7 +21,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from schemas.base import Input, is_none
 from schemas.format.index import CHECKPOINT_ID
-from schemas.planning.codecs import CODEC_NAMES
+from schemas.planning.codecs import CODECS, KEEP
 from schemas.planning.forms import FORMS, Selector, Storage
 
 
@@ -137,9 +137,14 @@ Objective = Literal["relative", "absolute"]
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """Annotates a string that must be a name in a table; the table is looked up at validation."""
+    """Annotates a string that must be a name in a table, or one of `others`; looked up at validation."""
 
-    names: Collection[str]
+    table: Collection[str]
+    others: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.others, *self.table)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
@@ -159,7 +164,7 @@ class OneOf:
 
 
 Method = Annotated[str, OneOf(FORMS)]
-FactorDtype = Annotated[str, OneOf(CODEC_NAMES)]
+FactorDtype = Annotated[str, OneOf(CODECS, others=(KEEP,))]
 
 DEFAULT_INCLUDE = ("*",)
 DEFAULT_EXCLUDE = ("*embed*", "*wte*", "*wpe*", "*norm*")

@@ -62,7 +62,7 @@ def factor_layer(
         The tensors in the order of `LayerPlan.stored_tensors`, on the CPU; none for a kept layer.
     """
     begun = time.perf_counter()
-    layer, codec = task.layer, CODEC_IMPLEMENTATIONS[task.layer.codec]
+    layer, codec = task.layer, CODEC_IMPLEMENTATIONS[task.layer.codec.name]
     weight = inputs.weight.to(device)
     # Factors that will be multiplied are not rounded to the storage dtype first.
     dtype = torch.promote_types(weight.dtype, torch.float32) if layer.dense_layout else codec.dtype

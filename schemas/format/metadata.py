@@ -11,7 +11,7 @@ Size = Annotated[int, Field(ge=1)]
 
 
 class FactoredLayer(BaseModel):
-    """One weight that is stored as factors."""
+    """One weight that is stored as factors, or in a codec that a reader has to decode."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -20,6 +20,8 @@ class FactoredLayer(BaseModel):
     shape: tuple[Size, ...]
     dtype: str
     relative_error: float | None = None
+    # Name of the codec that stores the factors; absent where each is one tensor of `dtype`.
+    codec: str | None = Field(default=None, exclude_if=lambda value: value is None)
     # `shape` is then [inputs, outputs], and so are the factors'.
     transposed: bool = Field(default=False, exclude_if=lambda value: not value)
 

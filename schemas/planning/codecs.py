@@ -1,5 +1,6 @@
-"""The table of codecs: each says how one matrix is stored."""
+"""The codecs: each says which tensors store one matrix."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from schemas.format.header import NewTensor
@@ -8,32 +9,48 @@ KEEP = "keep"
 
 
 @dataclass(frozen=True, slots=True)
-class Codec:
-    """A matrix stored as one tensor of a floating dtype; `name` is its name in a spec."""
+class Codec(ABC):
+    """One way to store a matrix; a frozen value, so that plans can be compared.
+
+    Attributes
+    ----------
+    name
+        The codec's name, which a spec's `dtype` may give.
+    dtype
+        Dtype of the tensor with the matrix's own name.
+    """
 
     name: str
     dtype: str
 
+    @abstractmethod
     def tensors(self, name: str, shape: tuple[int, ...]) -> tuple[NewTensor, ...]:
         """Return the stored tensors of a matrix with this name and shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class FloatCodec(Codec):
+    """A matrix as one tensor of a floating dtype, which any reader understands."""
+
+    def tensors(self, name: str, shape: tuple[int, ...]) -> tuple[NewTensor, ...]:
         return (NewTensor(name, self.dtype, shape),)
 
 
-CODECS = {
-    codec.name: codec
+# By the dtype of the weight that they keep.
+FLOAT_CODECS: dict[str, FloatCodec] = {
+    codec.dtype: codec
     for codec in (
-        Codec("float64", "F64"),
-        Codec("float32", "F32"),
-        Codec("float16", "F16"),
-        Codec("bfloat16", "BF16"),
+        FloatCodec("float64", "F64"),
+        FloatCodec("float32", "F32"),
+        FloatCodec("float16", "F16"),
+        FloatCodec("bfloat16", "BF16"),
     )
 }
-# The values of a spec's `dtype`. Float64 is not among them: only a weight that is float64 already keeps it.
-CODEC_NAMES = (KEEP, "float32", "float16", "bfloat16")
+# The codecs that a spec's `dtype` may name; `keep` takes that of the weight. Float64 is not among them: only
+# a weight that is float64 already keeps it.
+CODECS: dict[str, Codec] = {codec.name: codec for codec in FLOAT_CODECS.values() if codec.name != "float64"}
 
 
 def codec_for(choice: str, dtype: str) -> Codec:
     """Return the codec for a weight of this dtype; `choice` is the spec's `dtype`."""
-    if choice != KEEP:
-        return CODECS[choice]
-    return next(codec for codec in CODECS.values() if codec.dtype == dtype)
+    return FLOAT_CODECS[dtype] if choice == KEEP else CODECS[choice]

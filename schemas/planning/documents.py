@@ -7,8 +7,7 @@ from schemas.format.tensor import DTYPE_BITS
 from schemas.plan import PlanDocument, PlannedLayer, PlanTotals, RankBounds
 from schemas.planning.budget import shares_budget
 from schemas.planning.cost import ParameterCost
-from schemas.planning.forms import FORMS, FormOptions
-from schemas.planning.layer import LayerPlan, Plan, Tensor
+from schemas.planning.layer import TWO_FACTORS, LayerPlan, Plan, Tensor
 from schemas.planning.planner import can_be_factored, make_plan
 from schemas.spec import CompressionSpec, RankRule, SpecRule
 
@@ -85,7 +84,6 @@ def _max_bytes_after(layer: LayerPlan) -> int:
 
 # A weight that can be factored at any rank can be factored at rank 1.
 DEFAULT_SPEC = CompressionSpec(rank=1)
-_TWO_FACTORS = FORMS["svd"].of(FormOptions())
 
 
 def checkpoint_document(
@@ -121,5 +119,7 @@ def _stored_tensor(tensor: Tensor, *, selected: bool) -> StoredTensor:
         shape=tensor.shape,
         parameters=tensor.parameters,
         selected=selected,
-        break_even_rank=_TWO_FACTORS.break_even_rank(tensor.shape) if can_be_factored(tensor) else None,
+        break_even_rank=TWO_FACTORS.break_even_rank(tensor.shape)
+        if can_be_factored(tensor, TWO_FACTORS)
+        else None,
     )

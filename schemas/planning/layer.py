@@ -5,7 +5,7 @@ from typing import Protocol
 
 from schemas.format.header import NewTensor
 from schemas.format.tensor import DTYPE_BITS
-from schemas.planning.codecs import Codec
+from schemas.planning.codecs import Codec, FloatCodec
 from schemas.planning.forms import FORMS, Form, FormOptions, StoredMatrix
 from schemas.report import KeptReason
 from schemas.spec import RankRule
@@ -13,7 +13,7 @@ from schemas.spec import RankRule
 WEIGHT = ".weight"
 BIAS = ".bias"
 # No form saves parameters at higher ranks than two factors do.
-_TWO_FACTORS = FORMS["svd"].of(FormOptions())
+TWO_FACTORS = FORMS["svd"].of(FormOptions())
 
 
 class Tensor(Protocol):
@@ -95,7 +95,7 @@ class LayerPlan:
     @property
     def num_vectors(self) -> int:
         """Number of singular vectors that are enough for any form and any rank that saves a parameter."""
-        return max(1, _TWO_FACTORS.break_even_rank(self._map_shape))
+        return max(1, TWO_FACTORS.break_even_rank(self._map_shape))
 
     @property
     def ranks(self) -> range:
@@ -156,6 +156,11 @@ class LayerPlan:
         if matrix.dtype is None:
             return self.codec.tensors(name, shape)
         return (NewTensor(name, matrix.dtype, shape),)
+
+    @property
+    def needs_decoding(self) -> bool:
+        """Whether a reader needs the codec to read the stored tensors."""
+        return not isinstance(self.codec, FloatCodec)
 
     def _as_stored(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape[::-1] if self.transposed else shape

@@ -88,10 +88,11 @@ def output_metadata(
                 shape=layer.shape,
                 dtype=layer.codec.dtype,
                 relative_error=errors[number],
+                codec=layer.codec.name if layer.needs_decoding else None,
                 transposed=layer.transposed,
             )
             for number, layer in enumerate(layers)
-            if number in here and not layer.dense_layout
+            if number in here and (layer.needs_decoding or not layer.dense_layout)
         },
     )
 

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from schemas.format.errors import quoted
 from schemas.format.tensor import FLOAT_DTYPES
 from schemas.planning.calibration import GramInfo, mark_calibrated
 from schemas.planning.codecs import codec_for
-from schemas.planning.forms import FORMS, FormOptions
+from schemas.planning.forms import FORMS, Form, FormOptions
 from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Plan, Tensor
 from schemas.problem import SpecError
 from schemas.report import KeptReason
@@ -19,9 +19,22 @@ NO_OVERRIDE = Override(match="*")
 FACTOR_NAME = re.compile(r"(?P<module>.*)\.[0-9]+\.weight")
 
 
-def can_be_factored(tensor: Tensor) -> bool:
-    """Return whether a tensor can be factored: it is a matrix of floats named `*.weight`."""
-    return tensor.name.endswith(WEIGHT) and len(tensor.shape) == 2 and tensor.dtype in FLOAT_DTYPES
+@dataclass(frozen=True, slots=True)
+class LayerOptions:
+    """The options of a spec for one layer: its override, its form, and whether its weight is transposed."""
+
+    override: Override
+    form: Form
+    transposed: bool
+
+
+def can_be_factored(tensor: Tensor, form: Form, *, transposed: bool = False) -> bool:
+    """Return whether a tensor is a weight of floats, named `*.weight`, to which the form applies."""
+    return _is_float_weight(tensor) and form.applies_to(tensor.shape[::-1] if transposed else tensor.shape)
+
+
+def _is_float_weight(tensor: Tensor) -> bool:
+    return tensor.name.endswith(WEIGHT) and tensor.dtype in FLOAT_DTYPES
 
 
 def make_plan(
@@ -53,13 +66,19 @@ def make_plan(
     """
     names = frozenset(tensor.name for tensor in tensors)
     tensors = [tensor for tensor in tensors if not _is_factor(tensor.name, factored)]
-    layers = tuple(
-        _plan_layer(tensor, spec, names)
+    options = {tensor.name: _options(_module(tensor), spec) for tensor in tensors if _is_float_weight(tensor)}
+    factorable = [
+        tensor
         for tensor in tensors
-        if can_be_factored(tensor) and _is_selected(_module(tensor), spec)
+        if (own := options.get(tensor.name)) and can_be_factored(tensor, own.form, transposed=own.transposed)
+    ]
+    layers = tuple(
+        _plan_layer(tensor, spec, options[tensor.name], names)
+        for tensor in factorable
+        if _is_selected(_module(tensor), spec)
     )
     _check_ranks(layers, spec)
-    warnings = tuple(_warnings(tensors, spec, layers))
+    warnings = tuple(_warnings(tensors, factorable, spec, layers))
     if grams is None:
         return Plan(layers, warnings)
     modules = {name.removesuffix(WEIGHT) for name in names if name.endswith(WEIGHT)} | set(factored)
@@ -83,23 +102,29 @@ def _is_selected(module: str, spec: CompressionSpec) -> bool:
     return _matches(module, spec.include) and not _matches(module, spec.exclude)
 
 
-def _plan_layer(tensor: Tensor, spec: CompressionSpec, names: frozenset[str]) -> LayerPlan:
-    name = _module(tensor)
+def _options(name: str, spec: CompressionSpec) -> LayerOptions:
     _, override = _override(name, spec)
     options = FormOptions(override.selector or spec.selector, (override.cur or spec.cur).storage)
-    transposed = _matches(name, spec.transposed)
-    rows, columns = reversed(tensor.shape) if transposed else tensor.shape
+    form = FORMS[override.method or spec.method].of(options)
+    return LayerOptions(override, form, _matches(name, spec.transposed))
+
+
+def _plan_layer(
+    tensor: Tensor, spec: CompressionSpec, options: LayerOptions, names: frozenset[str]
+) -> LayerPlan:
+    name, override = _module(tensor), options.override
+    rows, columns = reversed(tensor.shape) if options.transposed else tensor.shape
     layer = LayerPlan(
         name=name,
         rows=rows,
         columns=columns,
         dtype=tensor.dtype,
-        form=FORMS[override.method or spec.method].of(options),
+        form=options.form,
         codec=codec_for(spec.dtype, tensor.dtype),
         dense_layout=spec.layout == "dense",
         rank=None,
         reason=None,
-        transposed=transposed,
+        transposed=options.transposed,
         align=override.align or spec.align,
         min_rank=override.min_rank or spec.min_rank,
         importance=override.weight or 1.0,
@@ -147,15 +172,20 @@ def _override(name: str, spec: CompressionSpec) -> tuple[int, Override]:
 
 def _names_taken(layer: LayerPlan, names: frozenset[str]) -> bool:
     """Return whether the checkpoint has a tensor with the name of a factor already."""
-    new_names = {spec.name for spec in layer.stored_tensors(1)}
+    new_names = {tensor.name for tensor in layer.stored_tensors(1)}
     if layer.name + BIAS in names:
         new_names.add(layer.bias_name)
     return bool(new_names & names)
 
 
-def _warnings(tensors: Sequence[Tensor], spec: CompressionSpec, layers: Sequence[LayerPlan]) -> Iterable[str]:
+def _warnings(
+    tensors: Sequence[Tensor],
+    factorable: Sequence[Tensor],
+    spec: CompressionSpec,
+    layers: Sequence[LayerPlan],
+) -> Iterable[str]:
     weights = [_module(tensor) for tensor in tensors if tensor.name.endswith(WEIGHT)]
-    matrices = [_module(tensor) for tensor in tensors if can_be_factored(tensor)]
+    matrices = [_module(tensor) for tensor in factorable]
     # Defaults that match nothing are no mistake of the user's.
     given_include = () if spec.include == DEFAULT_INCLUDE else spec.include
     given_exclude = () if spec.exclude == DEFAULT_EXCLUDE else spec.exclude

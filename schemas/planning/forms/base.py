@@ -35,7 +35,7 @@ class StoredMatrix:
 class Form(ABC):
     """One way to replace a weight; a frozen value, so that plans can be compared.
 
-    `selector` says how columns and rows are selected; it is None for forms that select none. In all methods,
+    `selector` says how columns and rows are chosen; it is None for forms that choose none. In all methods,
     `shape` is [outputs, inputs], also where the weight is stored transposed.
     """
 
@@ -57,7 +57,7 @@ class Form(ABC):
         """Return the stored parts at a rank, in the order of computation: the input side first."""
 
     def applies_to(self, shape: tuple[int, ...]) -> bool:
-        """Return whether a weight of this shape can be replaced by the form."""
+        """Return whether the form can replace a weight of this shape; plans hold matrices only."""
         return len(shape) == 2
 
     def parameters(self, shape: tuple[int, ...], rank: int) -> int:
