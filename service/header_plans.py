@@ -152,4 +152,4 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise CheckpointError(error.code, f"{name}: {error.detail}", error.pointer) from None
+        raise CheckpointError(error.fault, f"{name}: {error.detail}", error.pointer) from None

@@ -89,7 +89,7 @@ def _spec_errors(pointer: str) -> Iterator[None]:
         raise ProblemError(ProblemKind.INVALID_SPEC, error.detail, pointer=pointer + error.pointer) from error
     except CalibrationError as error:
         raise ProblemError(
-            ProblemKind.INVALID_CALIBRATION, error.detail, fault=error.code, pointer=f"{pointer}/calibration"
+            ProblemKind.INVALID_CALIBRATION, error.detail, fault=error.fault, pointer=f"{pointer}/calibration"
         ) from error
 
 

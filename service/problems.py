@@ -57,7 +57,9 @@ def _from_validation_error(error: RequestValidationError) -> ProblemError:
 
 
 def _from_checkpoint_error(error: CheckpointError) -> ProblemError:
-    return ProblemError(ProblemKind.INVALID_CHECKPOINT, error.detail, fault=error.code, pointer=error.pointer)
+    return ProblemError(
+        ProblemKind.INVALID_CHECKPOINT, error.detail, fault=error.fault, pointer=error.pointer
+    )
 
 
 def _from_digest_error(error: DigestHeaderError) -> ProblemError:

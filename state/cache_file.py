@@ -155,7 +155,7 @@ class DecompositionFile:
         try:
             header = parse_header(self._read(LENGTH_BYTES, length), file_bytes=self.size_bytes)
         except CheckpointError as error:
-            raise DamagedFile(f"its header is damaged ({error.code})") from error
+            raise DamagedFile(f"its header is damaged ({error.fault})") from error
         if header.metadata.get("format") != FORMAT or [info.name for info in header.tensors] != TENSORS:
             raise DamagedFile("it is of another kind or version")
         return header

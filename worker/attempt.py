@@ -180,7 +180,7 @@ def _input_problem(error: CheckpointError | CheckpointNotFound | SpecError) -> P
     if isinstance(error, CalibrationError):
         detail = f"{error} Store a calibration that fits, and start a new job."
         field = FieldProblem(pointer="/spec/calibration", detail=detail)
-        return ProblemKind.INVALID_CALIBRATION.problem(detail, fault=error.code, errors=(field,))
+        return ProblemKind.INVALID_CALIBRATION.problem(detail, fault=error.fault, errors=(field,))
     kind = ProblemKind.UNUSABLE_CHECKPOINT
     return kind.problem(kind.text(reason=str(error)))
 

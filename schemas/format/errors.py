@@ -13,11 +13,11 @@ NAMES_LISTED = 5
 
 
 class CheckpointError(ValueError):
-    """A checkpoint, or one of its files, cannot be used; `code` is stable, `detail` is for people."""
+    """A checkpoint, or one of its files, cannot be used; `fault` is stable, `detail` is for people."""
 
-    def __init__(self, code: str, detail: str, pointer: str | None = None) -> None:
-        super().__init__(code, detail, pointer)
-        self.code = code
+    def __init__(self, fault: str, detail: str, pointer: str | None = None) -> None:
+        super().__init__(fault, detail, pointer)
+        self.fault = fault
         self.detail = detail
         self.pointer = pointer
 

@@ -43,7 +43,7 @@ _TEXT = (
 )
 _PRINTABLE = frozenset(b"\t\n\r" + bytes(range(32, 127)))
 # The errors that a file of another format may cause.
-_AMBIGUOUS_CODES = frozenset(
+_AMBIGUOUS_FAULTS = frozenset(
     {
         "big-endian-length",
         "header-length-overflow",
@@ -61,7 +61,7 @@ _AMBIGUOUS_CODES = frozenset(
 
 def identify_format(first: bytes, error: CheckpointError) -> CheckpointError:
     """Return an error that names another format if the first eight bytes look like one, else `error`."""
-    found = _other_format(first) if error.code in _AMBIGUOUS_CODES else None
+    found = _other_format(first) if error.fault in _AMBIGUOUS_FAULTS else None
     return CheckpointError("other-format", f"This is not safetensors: {found}.") if found else error
 
 

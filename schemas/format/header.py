@@ -37,7 +37,7 @@ def parse_header(
 ) -> Header:
     """Check the header of a file of `file_bytes`, given its JSON, and the size of the file."""
     header = parse_tensors(raw, max_tensors=max_tensors)
-    check_extent(header, file_bytes=file_bytes, short_code="truncated")
+    check_extent(header, file_bytes=file_bytes, short_fault="truncated")
     return header
 
 
@@ -56,8 +56,8 @@ def parse_tensors(raw: bytes | bytearray | memoryview, *, max_tensors: int = MAX
     return Header(metadata, ordered, data_start, data_start + ordered[-1].end)
 
 
-def check_extent(header: Header, *, file_bytes: int, short_code: str) -> None:
-    """Check that the file ends with the last tensor; `short_code` is the error's code where it is shorter."""
+def check_extent(header: Header, *, file_bytes: int, short_fault: str) -> None:
+    """Check that the file ends with the last tensor; `short_fault` is the fault of one that is shorter."""
     if file_bytes == header.file_bytes:
         return
     last = header.tensors[-1]
@@ -68,7 +68,7 @@ def check_extent(header: Header, *, file_bytes: int, short_code: str) -> None:
             f"{ends}, but more bytes follow. Nothing may follow the data: truncate the file there.",
         )
     raise CheckpointError(
-        short_code,
+        short_fault,
         f"{ends}, but the file has {file_bytes} bytes: "
         f"{header.file_bytes - file_bytes} bytes are missing. Send the complete file again.",
         pointer(last.name, "data_offsets"),
@@ -219,7 +219,7 @@ def build_header(tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> b
     Raises
     ------
     CheckpointError
-        With code ``duplicate-name`` if two tensors have one name, with ``output-header-too-large`` if the
+        With fault ``duplicate-name`` if two tensors have one name, with ``output-header-too-large`` if the
         header exceeds 100 MB.
     UnicodeEncodeError
         If a name or the metadata contain half of a surrogate pair.

@@ -42,13 +42,13 @@ class HeaderParser:
         except CheckpointError as error:
             raise identify_format(bytes(self._first), error) from None
         if self.header is not None and self._seen_bytes > self.header.file_bytes:
-            check_extent(self.header, file_bytes=self._seen_bytes, short_code="truncated")
+            check_extent(self.header, file_bytes=self._seen_bytes, short_fault="truncated")
 
     def finish(self, total_bytes: int) -> Header:
         """Return the header of a file that ended after `total_bytes`."""
         if self.header is None:
             raise identify_format(bytes(self._first), self._unfinished(total_bytes))
-        check_extent(self.header, file_bytes=total_bytes, short_code="truncated")
+        check_extent(self.header, file_bytes=total_bytes, short_fault="truncated")
         return self.header
 
     def _take(self, rest: memoryview) -> int:
@@ -105,7 +105,7 @@ class HeaderParser:
         self.header = parse_tensors(self._header_json)
         self._header_json = bytearray()
         if self._content_bytes is not None:
-            check_extent(self.header, file_bytes=self._content_bytes, short_code="past-end")
+            check_extent(self.header, file_bytes=self._content_bytes, short_fault="past-end")
 
     def _unfinished(self, total_bytes: int) -> CheckpointError:
         if total_bytes < LENGTH_BYTES:

@@ -155,10 +155,10 @@ class JsonReader:
             f"Not valid JSON: {token} (NaN, Infinity, comments and single quotes are not allowed).",
         )
 
-    def error(self, code: str, detail: str, pointer: str | None = None) -> CheckpointError:
+    def error(self, fault: str, detail: str, pointer: str | None = None) -> CheckpointError:
         """Build an error that names the byte of the file at the cursor."""
         byte = self._base + len(self.text[: self.position].encode())
-        return CheckpointError(code, f"{detail} (At byte {byte} of the file.)", pointer)
+        return CheckpointError(fault, f"{detail} (At byte {byte} of the file.)", pointer)
 
     def _decoded(self, window_characters: int) -> Any:
         """Read the value at the cursor if it ends within the window."""

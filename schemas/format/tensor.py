@@ -206,14 +206,14 @@ def _bad_offsets(name: str, value: Any) -> CheckpointError:
     )
 
 
-def _bad_integer(code: str, subject: str, value: Any, place: str) -> CheckpointError:
+def _bad_integer(fault: str, subject: str, value: Any, place: str) -> CheckpointError:
     digits = str(value).lstrip("-")
     if type(value) in {int, NumberText} and digits.isdigit() and int(digits[:20]) > MAX_SIZE:
         return CheckpointError(
             "integer-too-large", f"{subject} is {escaped(str(value))}, which exceeds 2^63 - 1.", place
         )
     return CheckpointError(
-        code, f"{subject} must be an integer of at least 0, not {_describe(value)}.", place
+        fault, f"{subject} must be an integer of at least 0, not {_describe(value)}.", place
     )
 
 

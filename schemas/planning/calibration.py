@@ -22,7 +22,7 @@ def open_calibration(path: Path) -> CheckpointFiles:
     try:
         return open_checkpoint(path)
     except CheckpointError as error:
-        raise CalibrationError(error.code, error.detail, error.pointer) from error
+        raise CalibrationError(error.fault, error.detail, error.pointer) from error
 
 
 class GramInfo(Protocol):

@@ -46,7 +46,7 @@ def test_a_hostile_file_is_refused_by_name_and_nothing_stays(service, http, door
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()
     prefix = "urn:eckart:problem:invalid-checkpoint:"
-    assert problem["type"] in {prefix + attack.code, prefix + attack.code.replace("truncated", "past-end")}
+    assert problem["type"] in {prefix + attack.fault, prefix + attack.fault.replace("truncated", "past-end")}
     assert attack.names in problem["detail"] or problem["type"] == prefix + "past-end"
     assert things_on_disk(service) == before
     assert http.get("/v1/checkpoints/hostile").status_code == 404

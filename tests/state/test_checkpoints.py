@@ -65,7 +65,7 @@ def test_other_bytes_under_the_same_name_are_refused(send, checkpoints, safetens
 def test_a_hostile_name_never_becomes_a_path(checkpoints, left, checkpoint_id, name):
     with pytest.raises(CheckpointError) as refused:
         checkpoints.receive(checkpoint_id, name, content_bytes=None, limit_bytes=100)
-    assert refused.value.code == "bad-name"
+    assert refused.value.fault == "bad-name"
     assert left() == set()
 
 
@@ -91,7 +91,7 @@ def test_a_sharded_checkpoint_is_complete_when_all_files_are_stored(send, checkp
 
 
 @pytest.mark.parametrize(
-    ("before", "sent", "code"),
+    ("before", "sent", "fault"),
     [
         ({ONE, TWO}, {INDEX: {"a.weight": TWO, "b.weight": ONE}}, "tensor-in-other-shard"),
         ({ONE, TWO}, {INDEX: {"a.weight": ONE, "c.weight": TWO}}, "tensor-missing"),
@@ -102,7 +102,7 @@ def test_a_sharded_checkpoint_is_complete_when_all_files_are_stored(send, checkp
     ],
 )
 def test_a_file_that_does_not_fit_the_others_is_refused_and_they_stay(
-    send, checkpoints, shards, safetensors, before, sent, code
+    send, checkpoints, shards, safetensors, before, sent, fault
 ):
     for name in sorted(before):
         send("m", name, shards[name])
@@ -110,7 +110,7 @@ def test_a_file_that_does_not_fit_the_others_is_refused_and_they_stay(
     body = index(**content) if isinstance(content, dict) else safetensors(**{"z.weight": content})
     with pytest.raises(CheckpointError) as refused:
         send("m", name, body)
-    assert refused.value.code == code
+    assert refused.value.fault == fault
     assert {file.name for file in checkpoints.get("m").files} == before
 
 

@@ -95,7 +95,7 @@ def test_an_index_is_refused_at_the_byte_that_is_too_much(checkpoints, left):
         upload.write(b" " * MAX_INDEX_BYTES)
         with pytest.raises(CheckpointError) as refused:
             upload.write(b" ")
-    assert refused.value.code == "index-too-large"
+    assert refused.value.fault == "index-too-large"
     assert left() == set()
 
 

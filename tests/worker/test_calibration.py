@@ -321,7 +321,7 @@ def test_values_that_no_gram_matrix_has_are_refused_before_any_layer_is_factored
         )
 
     assert '"c"' in refusal.value.detail
-    assert refusal.value.code == "gram-values"
+    assert refusal.value.fault == "gram-values"
     assert set(seen) == {None}
     assert not (tmp_path / "out").exists()
 

@@ -131,7 +131,7 @@ class CheckpointReader:
         KeyError
             If the file holds no tensor `name`.
         CheckpointError
-            With code ``dtype-not-readable`` for a dtype that torch lacks, with ``file-changed`` if the file
+            With fault ``dtype-not-readable`` for a dtype that torch lacks, with ``file-changed`` if the file
             changed since it was opened.
         """
         info = self._infos[name]
@@ -160,7 +160,7 @@ class CheckpointReader:
         Raises
         ------
         CheckpointError
-            With code ``file-changed``, if the file changed since it was opened.
+            With fault ``file-changed``, if the file changed since it was opened.
         """
         buffer = memoryview(bytearray(min(chunk_bytes, info.nbytes)))
         for offset in range(0, info.nbytes, chunk_bytes):
@@ -206,7 +206,7 @@ def torch_dtype(name: str) -> torch.dtype:
     Raises
     ------
     CheckpointError
-        With code ``dtype-not-readable``, if torch cannot hold such a tensor in its own shape.
+        With fault ``dtype-not-readable``, if torch cannot hold such a tensor in its own shape.
     """
     if name not in TORCH_DTYPES:
         raise CheckpointError("dtype-not-readable", f"Tensors of dtype {name} can be copied, but not read.")
@@ -225,7 +225,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     Raises
     ------
     CheckpointError
-        With code ``dtype-not-writable``, if safetensors has no such dtype.
+        With fault ``dtype-not-writable``, if safetensors has no such dtype.
     """
     if dtype not in _NAMES:
         raise CheckpointError("dtype-not-writable", f"safetensors has no dtype for {dtype}.")

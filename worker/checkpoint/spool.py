@@ -90,7 +90,7 @@ class LayerSpool:
         Raises
         ------
         CheckpointError
-            With code ``dtype-not-writable``, if safetensors has no such dtype.
+            With fault ``dtype-not-writable``, if safetensors has no such dtype.
         FileExistsError
             If another process began to store the same layer meanwhile.
         OSError

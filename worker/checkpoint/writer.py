@@ -132,7 +132,7 @@ class CheckpointWriter:
         ValueError
             If dtype or shape differ from the next tensor's, or every tensor is written.
         CheckpointError
-            With code ``dtype-not-writable``, if safetensors has no such dtype.
+            With fault ``dtype-not-writable``, if safetensors has no such dtype.
         OSError
             If the file cannot be written.
         """
@@ -158,7 +158,7 @@ class CheckpointWriter:
         ValueError
             If dtype or shape differ from the next tensor's, or every tensor is written.
         CheckpointError
-            With code ``file-changed`` if the other file changed since it was opened.
+            With fault ``file-changed`` if the other file changed since it was opened.
         OSError
             If the other file cannot be read, or this one written.
         """

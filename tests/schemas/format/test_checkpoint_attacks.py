@@ -1,4 +1,4 @@
-"""schemas/format: every malformed file is refused with its own code, in whatever chunks it arrives."""
+"""schemas/format: every malformed file is refused with its own fault, in whatever chunks it arrives."""
 
 import json
 import struct
@@ -39,11 +39,11 @@ def with_metadata(metadata: str) -> bytes:
 
 @dataclass(frozen=True)
 class Attack:
-    """A bad file, the code of the error, and words that its message must contain."""
+    """A bad file, the fault of the error, and words that its message must contain."""
 
     label: str
     raw: bytes
-    code: str
+    fault: str
     names: str
     # The reference reader accepts some of these files; we do not.
     reference_accepts: bool = False
@@ -306,7 +306,7 @@ ATTACKS = [
     ),
     Attack("no tensors", framed("{}", b""), "no-tensors", "nothing to compress", True),
     Attack("metadata alone", framed('{"__metadata__":{"format":"pt"}}', b""), "no-tensors", "", True),
-    # Missing data; a test below announces the length and expects another code.
+    # Missing data; a test below announces the length and expects another fault.
     Attack("data cut short", framed(f'{{"w":{ENTRY}}}', b"\0"), "truncated", "3 bytes are missing"),
     Attack("no data at all", framed(f'{{"w":{ENTRY}}}', b""), "truncated", "4 bytes are missing"),
     Attack(
@@ -373,7 +373,7 @@ def test_a_bad_file_is_refused_by_its_own_name(attack, tmp_path):
     path.write_bytes(attack.raw)
     with pytest.raises(CheckpointError) as refused:
         read_header(path)
-    assert refused.value.code == attack.code
+    assert refused.value.fault == attack.fault
     assert attack.names in refused.value.detail
     assert refused.value.detail.isprintable()
     assert str(refused.value) == refused.value.detail
@@ -386,7 +386,7 @@ def test_chunking_does_not_change_the_error(attack):
     for chunk_bytes in (1, 7, 1 << 20) if len(attack.raw) < 20_000 else (7, 1 << 20):
         with pytest.raises(CheckpointError) as refused:
             parsed(attack.raw, chunk_bytes)
-        assert refused.value.code == attack.code
+        assert refused.value.fault == attack.fault
         assert attack.names in refused.value.detail
 
 
@@ -394,7 +394,7 @@ def test_chunking_does_not_change_the_error(attack):
 def test_the_announced_length_is_checked_against_the_header(attack):
     with pytest.raises(CheckpointError) as refused:
         parsed(attack.raw, 7, content_bytes=len(attack.raw))
-    assert refused.value.code == {"truncated": "past-end"}.get(attack.code, attack.code)
+    assert refused.value.fault == {"truncated": "past-end"}.get(attack.fault, attack.fault)
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.label)
@@ -409,16 +409,16 @@ def test_the_reference_reader_is_never_stricter(attack):
 
 
 @pytest.mark.parametrize(
-    ("content_bytes", "code"),
+    ("content_bytes", "fault"),
     [(8, "no-header"), (20, "header-past-end"), (65, "past-end"), (67, "trailing-data")],
 )
-def test_a_wrong_announced_length_is_refused_before_the_data_arrives(content_bytes, code):
+def test_a_wrong_announced_length_is_refused_before_the_data_arrives(content_bytes, fault):
     raw = framed(f'{{"w":{ENTRY}}}')
     assert len(raw) == 66
     parser = HeaderParser(content_bytes=content_bytes)
     with pytest.raises(CheckpointError) as refused:
         parser.feed(raw[:62])
-    assert refused.value.code == code
+    assert refused.value.fault == fault
 
 
 def test_bytes_after_the_data_are_refused_as_soon_as_they_arrive():
@@ -434,7 +434,7 @@ def test_a_list_is_refused_by_its_first_character():
     parser.feed(b" \n")
     with pytest.raises(CheckpointError) as refused:
         parser.feed(b"[")
-    assert (refused.value.code, "byte 10" in refused.value.detail) == ("not-an-object", True)
+    assert (refused.value.fault, "byte 10" in refused.value.detail) == ("not-an-object", True)
 
 
 def test_too_many_tensors_are_refused():
@@ -442,7 +442,7 @@ def test_too_many_tensors_are_refused():
     header = "{" + ",".join(f'"{at:x}":{entry}' for at in range(101)) + "}"
     with pytest.raises(CheckpointError, match="more than 100 tensors") as refused:
         parse_header(header.encode(), file_bytes=8 + len(header), max_tensors=100)
-    assert refused.value.code == "too-many-tensors"
+    assert refused.value.fault == "too-many-tensors"
     assert len(parse_header(header.encode(), file_bytes=8 + len(header)).tensors) == 101
 
 
@@ -462,7 +462,7 @@ def test_a_sparse_file_is_refused_by_its_size(tmp_path):
         file.truncate(100_000)
     with pytest.raises(CheckpointError) as refused:
         read_header(path)
-    assert refused.value.code == "truncated"
+    assert refused.value.fault == "truncated"
 
 
 def test_long_and_hostile_names_are_shortened_and_escaped():

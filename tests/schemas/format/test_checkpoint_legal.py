@@ -122,7 +122,7 @@ def test_a_header_is_read_on_a_small_stack():
         try:
             parse_header(b'{"w":' + b"[" * 60_000, file_bytes=100_000)
         except CheckpointError as error:
-            faults.append(error.code)
+            faults.append(error.fault)
 
     before = threading.stack_size(256 * 1024)
     try:

@@ -102,11 +102,11 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize(("raw", "code", "names"), REFUSALS.values(), ids=REFUSALS.keys())
-def test_a_bad_index_is_refused_by_its_own_name(raw, code, names):
+@pytest.mark.parametrize(("raw", "fault", "names"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_a_bad_index_is_refused_by_its_own_name(raw, fault, names):
     with pytest.raises(CheckpointError) as refused:
         parse_index(raw)
-    assert refused.value.code == code
+    assert refused.value.fault == fault
     assert names in refused.value.detail
     assert refused.value.detail.isprintable()
 
@@ -114,7 +114,7 @@ def test_a_bad_index_is_refused_by_its_own_name(raw, code, names):
 def test_an_index_over_the_cap_is_refused_unread():
     with pytest.raises(CheckpointError, match="at most 100 are allowed") as refused:
         parse_index(b"[" * 101, max_index_bytes=100)
-    assert refused.value.code == "index-too-large"
+    assert refused.value.fault == "index-too-large"
 
 
 def header(*names: str, nbytes: int = 4) -> Header:
@@ -158,13 +158,13 @@ DISAGREEMENTS = {
 
 
 @pytest.mark.parametrize(
-    ("raw", "headers", "code", "names"), DISAGREEMENTS.values(), ids=DISAGREEMENTS.keys()
+    ("raw", "headers", "fault", "names"), DISAGREEMENTS.values(), ids=DISAGREEMENTS.keys()
 )
-def test_shards_that_disagree_with_the_index_are_refused(raw, headers, code, names):
+def test_shards_that_disagree_with_the_index_are_refused(raw, headers, fault, names):
     found = parse_index(raw)
     with pytest.raises(CheckpointError) as refused:
         check_shards(found, headers)
-    assert refused.value.code == code
+    assert refused.value.fault == fault
     assert names in refused.value.detail
 
 

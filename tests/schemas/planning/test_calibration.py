@@ -78,7 +78,7 @@ def test_tensors_that_are_no_gram_matrices_are_a_warning():
 
 
 @pytest.mark.parametrize(
-    ("grams", "code", "words"),
+    ("grams", "fault", "words"),
     [
         ([], "no-grams", ["eckart.calibrate"]),
         ([Named("h.0.up.weight")], "no-grams", ["<module>.gram"]),
@@ -92,11 +92,11 @@ def test_tensors_that_are_no_gram_matrices_are_a_warning():
         ([Named("h.0.conv.gram", (96, 96))], "gram-shape", ['Remove "h.0.conv" from `transposed`']),
     ],
 )
-def test_a_misfit_is_refused_with_the_layer_and_the_remedy(grams, code, words):
+def test_a_misfit_is_refused_with_the_layer_and_the_remedy(grams, fault, words):
     with pytest.raises(CalibrationError) as refusal:
         planned(*grams)
 
-    assert refusal.value.code == code
+    assert refusal.value.fault == fault
     for word in words:
         assert word in refusal.value.detail
 

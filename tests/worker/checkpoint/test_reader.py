@@ -90,7 +90,7 @@ def test_a_dtype_that_torch_lacks_is_copied_but_not_read(tmp_path, dtype, shape,
         assert b"".join(reader.chunks(reader.info("w"))) == bytes(range(nbytes))
         with pytest.raises(CheckpointError, match=dtype) as refused:
             reader.read("w")
-    assert refused.value.code == "dtype-not-readable"
+    assert refused.value.fault == "dtype-not-readable"
 
 
 def test_a_bad_header_is_refused_and_the_file_closed(tmp_path):
@@ -134,7 +134,7 @@ def test_a_file_that_changes_is_refused(tmp_path, change):
         change(path)
         with pytest.raises(CheckpointError) as refused:
             reader.read("w")
-        assert refused.value.code == "file-changed"
+        assert refused.value.fault == "file-changed"
         assert "model.safetensors changed while it was read" in refused.value.detail
         with pytest.raises(CheckpointError, match="changed"):
             list(reader.chunks(reader.info("w"), chunk_bytes=16))
@@ -176,4 +176,4 @@ def test_the_two_names_of_a_dtype_agree():
     assert all(dtype_name(torch_dtype(name)) == name for name in TORCH_DTYPES)
     with pytest.raises(CheckpointError, match="complex128") as refused:
         dtype_name(torch.complex128)
-    assert refused.value.code == "dtype-not-writable"
+    assert refused.value.fault == "dtype-not-writable"

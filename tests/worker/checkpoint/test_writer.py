@@ -251,7 +251,7 @@ def test_a_copy_holds_a_few_mebibytes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("new_tensors", "code"),
+    ("new_tensors", "fault"),
     [
         ([NEW_TENSORS[0], NEW_TENSORS[0]], "duplicate-name"),
         ([NewTensor("__metadata__", "F32", (1,))], "reserved-name"),
@@ -260,17 +260,17 @@ def test_a_copy_holds_a_few_mebibytes(tmp_path):
         ([], "no-tensors"),
     ],
 )
-def test_what_a_reader_would_refuse_is_not_written(tmp_path, new_tensors, code):
+def test_what_a_reader_would_refuse_is_not_written(tmp_path, new_tensors, fault):
     with pytest.raises(CheckpointError) as refused:
         CheckpointWriter(tmp_path / "model.safetensors", new_tensors)
-    assert refused.value.code == code
+    assert refused.value.fault == fault
     assert names_in(tmp_path) == []
 
 
 def test_a_header_over_what_readers_take_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="100000000") as refused:
         CheckpointWriter(tmp_path / "model.safetensors", NEW_TENSORS, {"eckart": "x" * 100_000_000})
-    assert refused.value.code == "output-header-too-large"
+    assert refused.value.fault == "output-header-too-large"
 
 
 # The index.
