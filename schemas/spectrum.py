@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import accumulate
 from math import ldexp
 
-# The share by which rounding may raise the error of a truncation over the optimum.
+# The share by which rounding may raise the error of a truncation over the best possible one.
 ROUNDING_EXCESS = 1e-4
 # Exact ties (a Hadamard matrix has n equal singular values) must not depend on the last bits of float64.
 TIE = 1e-12
@@ -48,11 +48,11 @@ def _count_above(descending: Sequence[float], limit: float) -> int:
 
 
 def is_accurate(roundoff: float, tail: float, total: float) -> bool:
-    """Return whether a tail energy is known well enough for an error within `ROUNDING_EXCESS` of the optimum.
+    """Return whether a tail energy is known well enough for an error within `ROUNDING_EXCESS` of the best.
 
     `roundoff` is the share of the total energy that rounding may have moved.
     """
-    # An error of (1 + x)ε is 2xε² above the optimum ε in its square.
+    # An error of (1 + x)ε is 2xε² above the best possible error ε in its square.
     return roundoff == 0 or roundoff * total <= 2 * ROUNDING_EXCESS * tail
 
 

@@ -127,7 +127,7 @@ class DecompositionCache:
     def put(
         self, key: DecompositionKey, head: DecompositionHeader, basis: memoryview, *, sources: Iterable[Path]
     ) -> bool:
-        """Keep a decomposition, replacing an older one, and return whether it was kept.
+        """Store a decomposition in place of an older one, and return whether it was stored.
 
         `sources` are the files it was computed from: if one was deleted meanwhile, it is removed again.
         """
@@ -144,7 +144,7 @@ class DecompositionCache:
                 return True
             self._remove([key.folder])
         except OSError:
-            log.warning("the decomposition of %s cannot be kept", key.tensor, exc_info=True)
+            log.warning("the decomposition of %s cannot be stored", key.tensor, exc_info=True)
         return False
 
     def trim(self) -> None:

@@ -43,7 +43,7 @@ def kept_outcome(task: LayerTask, reason: KeptReason) -> LayerOutcome:
 def factor_layer(
     task: LayerTask, inputs: LayerInputs, *, seed: int, device: torch.device
 ) -> tuple[LayerOutcome, tuple[torch.Tensor, ...]]:
-    """Replace a weight as planned; numerical failures are returned as a kept layer with a reason.
+    """Replace a weight as planned; a numerical failure is a layer that is kept dense, with the reason.
 
     Parameters
     ----------
@@ -112,14 +112,14 @@ def _with_measured_errors(inputs: FormInputs, result: Factored, product: torch.T
     if not bool(torch.isfinite(product).all()):
         return Kept(reason=Reason.OUT_OF_RANGE, singular_values=result.singular_values)
     error = relative_error(inputs.weight, (product,))
-    optimum = result.optimal_error
+    best = result.optimal_error
     return replace(
         result,
         factors=(product,),
         relative_error=error,
         squared_error=error**2 * result.squared_norm,
-        # Both have rounding errors, but the optimum is never above an error that was achieved.
-        optimal_error=None if optimum is None else min(optimum, error),
+        # Both have rounding errors, but the best possible error is never above one that was achieved.
+        optimal_error=None if best is None else min(best, error),
         output_error=_with_measured_output_errors(inputs, result.output_error, product),
     )
 

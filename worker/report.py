@@ -95,18 +95,18 @@ def _relative(squared_error: float, squared_norm: float) -> float:
 
 
 def _over_optimal(layers: Sequence[LayerReport]) -> float | None:
-    """Return the ratio of the layers' errors to the optimal errors, both summed as squares."""
-    actual = optimal = 0.0
+    """Return the ratio of the layers' errors to the best possible ones, both summed as squares."""
+    actual = best_total = 0.0
     for layer in layers:
-        error, optimum = (
+        error, best = (
             (layer.relative_error, layer.optimal_error)
             if layer.weighted_error is None
             else (layer.weighted_error, layer.optimal_weighted_error)
         )
-        if error is not None and optimum is not None:
+        if error is not None and best is not None:
             actual += error**2
-            optimal += optimum**2
-    return sqrt(actual / optimal) if optimal > 0 else None
+            best_total += best**2
+    return sqrt(actual / best_total) if best_total > 0 else None
 
 
 def _environment(device: torch.device) -> dict[str, str]:

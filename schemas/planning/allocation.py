@@ -155,10 +155,10 @@ def _fill(curves: Sequence[RateCurve], positions: Sequence[int], capacity: int) 
 
 
 # The dynamic program. A state is a choice for each of the first layers. Its regret is the excess of its
-# error + price · cost over the smallest possible for these layers.
+# error + price · cost over the best possible for these layers.
 
-# States kept after each layer, times the number of layers: small models are solved exactly, and a model of
-# hundreds of layers takes a second or two. Where fewer than MIN_STATES would be kept, the search is skipped:
+# States held after each layer, times the number of layers: small models are solved exactly, and a model of
+# hundreds of layers takes a second or two. Where fewer than MIN_STATES would be held, the search is skipped:
 # the greedy allocation is as good there, since one layer of thousands hardly matters.
 MAX_STATES = 50_000
 MIN_STATES = 32
@@ -178,10 +178,10 @@ def _search(
 ) -> tuple[int, ...] | None:
     """Return the positions with the smallest error, or None if none has an error below the given one.
 
-    The result is optimal unless states had to be dropped for their number.
+    The result is the best possible one unless states had to be dropped for their number.
     """
-    kept = MAX_STATES // max(1, len(curves))
-    if kept < MIN_STATES:
+    limit = MAX_STATES // max(1, len(curves))
+    if limit < MIN_STATES:
         return None
     smallest = [curve.lagrangian(curve.best_position(price), price) for curve in curves]
     # By duality, an allocation with more regret than this has an error above `below`.
@@ -192,7 +192,7 @@ def _search(
         # The layers that follow cost at least as much as their cheapest choices.
         max_cost += curve.costs[0]
         choices = [choice for choice in _choices(curve, price, least) if choice[1] < max_regret]
-        states = _thin(_efficient(_extend(states, choices, max_regret, max_cost), price), kept)
+        states = _thin(_efficient(_extend(states, choices, max_regret, max_cost), price), limit)
     best = min(states, key=lambda state: state[1] - price * state[0], default=None)
     return None if best is None else _positions(best[2])
 
@@ -232,12 +232,12 @@ def _efficient(extended: dict[int, tuple[float, Any]], price: float) -> list[Sta
     return efficient
 
 
-def _thin(states: list[State], kept: int) -> list[State]:
-    """If there are too many states, keep the one with the smallest regret in each interval of cost."""
-    if len(states) <= kept:
+def _thin(states: list[State], limit: int) -> list[State]:
+    """If there are too many states, take the one with the smallest regret in each interval of cost."""
+    if len(states) <= limit:
         return states
     first, last = states[0][0], states[-1][0]
-    width = (last - first) // kept + 1
+    width = (last - first) // limit + 1
     best: dict[int, State] = {}
     for state in states:
         at = (state[0] - first) // width

@@ -191,7 +191,7 @@ assert cache.put(KEY, *example(), sources=[Path(sys.argv[1])]) is False
     out, _ = process.communicate()
 
     assert process.returncode == 0, out
-    assert b"cannot be kept" in out
+    assert b"cannot be stored" in out
     assert files(tmp_path) == []
     assert not list((tmp_path / "parts").iterdir())
 
@@ -201,7 +201,7 @@ def test_a_folder_that_cannot_be_created_raises_nothing(cache, source, tmp_path,
 
     assert not cache.put(KEY, *example(), sources=[source])
     assert cache.open(KEY) is None
-    assert "cannot be kept" in caplog.text
+    assert "cannot be stored" in caplog.text
 
 
 def test_a_decomposition_of_a_file_deleted_meanwhile_is_not_kept(cache, source, tmp_path):

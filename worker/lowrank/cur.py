@@ -46,7 +46,7 @@ class CURMethod:
     """W ≈ C·U·R, C of k columns and R of k rows of W; a :class:`worker.lowrank.candidate.Method`.
 
     U = C⁺WR⁺ is the best for these columns and rows; with a Gram matrix S·Sᵀ it is C⁺(WS)(RS)⁺. ``storage``
-    "three" keeps R, U and C, and "two" keeps U·R and C.
+    "three" stores R, U and C, and "two" stores U·R and C.
     """
 
     selector: Selector = "qdeim"

@@ -35,10 +35,11 @@ def factor(
     :func:`worker.lowrank.solvers.solve`) runs only where the one before did not converge or was not accurate
     enough for the rank.
 
-    For svd the error of the factors, before a cast to half precision, exceeds the optimum by at most 1e-4 of
-    it, or 1e-3 where a Krylov space was enough. Rounding the factors to the stored dtype has an error of its
-    own, added in squares: about 4e-8 of ‖W‖ in float32, 1e-16 in float64, 3e-4 in float16 and 2e-3 in
-    bfloat16. With a Gram matrix the same holds for the error of the outputs, to the digits of that matrix.
+    For svd the error of the factors, before a cast to half precision, exceeds the best possible one by at
+    most 1e-4 of it, or 1e-3 where a Krylov space was enough. Rounding the factors to the stored dtype has an
+    error of its own, added in squares: about 4e-8 of ‖W‖ in float32, 1e-16 in float64, 3e-4 in float16 and
+    2e-3 in bfloat16. With a Gram matrix the same holds for the error of the outputs, to the digits of that
+    matrix.
 
     Parameters
     ----------
@@ -268,15 +269,15 @@ def _factored(candidate: Candidate, decomposed: DecomposedWeight) -> Factored:
     residual, objective = candidate.residual, candidate.objective
     if not (math.isfinite(residual.squared_norm) and math.isfinite(objective.squared_norm)):
         raise OutOfRangeError
-    # Any factors of this rank bound the optimum from above; only rounding could contradict that.
-    optimum = min(decomposed.decomposition.optimal_error(candidate.rank), objective.relative)
+    # Any factors of this rank bound the best possible error from above; only rounding could contradict that.
+    best = min(decomposed.decomposition.optimal_error(candidate.rank), objective.relative)
     output_error = None
     if candidate.output_residual is not None:
         output_error = OutputError(
             relative_error=objective.relative,
             squared_error=objective.squared_error,
             squared_norm=objective.squared_norm,
-            optimal_error=optimum,
+            optimal_error=best,
         )
     return Factored(
         factors=candidate.factors,
@@ -284,7 +285,7 @@ def _factored(candidate: Candidate, decomposed: DecomposedWeight) -> Factored:
         relative_error=residual.relative,
         squared_error=residual.squared_error,
         squared_norm=residual.squared_norm,
-        optimal_error=optimum if output_error is None else None,
+        optimal_error=best if output_error is None else None,
         output_error=output_error,
         singular_values=times_power(decomposed.decomposition.singular_values, decomposed.scaled.exponent),
         decomposition=decomposed.decomposition,

@@ -10,7 +10,7 @@ from worker.lowrank.decomposition import Decomposition
 from worker.lowrank.lapack import failures, fix_signs, leading_eigenpairs, thin_qr
 from worker.lowrank.scale import squared_norm
 
-# The share by which the error of a truncation may exceed the optimum.
+# The share by which the error of a truncation may exceed the best possible one.
 EXCESS = 1e-3
 # The energy that is missed may be this many times the estimate; up to 2.1 times was seen.
 SAFETY = 2.5
@@ -35,7 +35,7 @@ def krylov_decomposition(matrix: torch.Tensor, rank: int, *, seed: int) -> Decom
     Block Lanczos with full reorthogonalization on the smaller Gram matrix, from a random block of rank/4
     vectors, and Rayleigh-Ritz in the space they span (Golub and Underwood 1977; Musco and Musco 2015,
     algorithm 2). The space grows until its residuals show that the error of the truncation is at most 1e-3
-    above the optimum.
+    above the best possible one.
 
     Parameters
     ----------

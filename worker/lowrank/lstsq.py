@@ -71,17 +71,17 @@ class PseudoInverse:
             X, in float64.
         """
         floor = max(cutoff, EPS * max(self.basis.shape)) * float(self.s[0])
-        keep = int((self.s > floor).sum())
+        rank = int((self.s > floor).sum())
         step = max(1, BLOCK_ELEMENTS // rhs.shape[0])
         projected = torch.cat(
             [
-                product(self.basis[:, :keep].mT, block.to(torch.float64))
+                product(self.basis[:, :rank].mT, block.to(torch.float64))
                 for block in torch.split(rhs, step, dim=1)
             ],
             dim=1,
-        )  # [keep, j]
-        scaled = projected / self.s[:keep, None]
-        return product(self.vh[:keep].mT, scaled) / self.column_scale[:, None]
+        )  # [rank, j]
+        scaled = projected / self.s[:rank, None]
+        return product(self.vh[:rank].mT, scaled) / self.column_scale[:, None]
 
 
 def _careful_svd(r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

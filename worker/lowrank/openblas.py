@@ -234,8 +234,9 @@ def _solve(name: str, like: Matrix, arguments: tuple[Argument, ...], *, integers
 def _call(name: str, like: Matrix, *arguments: Argument) -> None:
     """Call a routine in the precision of a matrix; Fortran takes every argument by its address."""
     routine = _routine(_PRECISION[like.dtype.char] + name)
-    kept = [_integer(value) if isinstance(value, int) else value for value in arguments]
-    routine(*[_address(value) for value in kept])
+    # The list holds the integers while the routine reads them.
+    values = [_integer(value) if isinstance(value, int) else value for value in arguments]
+    routine(*[_address(value) for value in values])
 
 
 def _address(value: bytes | Matrix | npt.NDArray[np.int64] | Scalar) -> object:

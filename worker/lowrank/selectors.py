@@ -1,4 +1,4 @@
-"""Which columns or rows to keep: k distinct indices, deterministic under the seed."""
+"""Which columns or rows to choose: k distinct indices, deterministic under the seed."""
 
 from typing import Literal, get_args
 
@@ -37,7 +37,7 @@ def select(
         ``qdeim``: pivoted QR of V_kᵀ (Drmač and Gugercin 2016, Q-DEIM; Sorensen and Embree 2016 for CUR).
         ``deim``: pivoted LU of V_k, which is DEIM (Sorensen and Embree 2016).
         ``cpqr``: QR with column pivoting of A itself (Businger and Golub 1965).
-        ``osinsky``: within √(k + 1) of the optimum, always (Osinsky 2023).
+        ``osinsky``: error at most √(k + 1) times the best possible one, always (Osinsky 2023).
         ``leverage``: sampling by leverage scores, p_j = Σ_{i≤k} V_ji²/k (Mahoney and Drineas 2009).
         ``linear_time``: sampling by squared norms (Drineas, Kannan and Mahoney 2006, LinearTimeCUR).
         Both samplings draw without replacement, so that no index is chosen twice.

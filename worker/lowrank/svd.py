@@ -16,7 +16,7 @@ from worker.lowrank.truncation import truncate
 SOLVERS = ("auto", "gram", "exact")
 # The share by which the measured error of a truncation may exceed the tail of its own spectrum.
 EXCESS = 5e-5
-# The error that float64 may leave where the optimum is zero, relative to ‖W‖, per √p.
+# The error that float64 may leave where the best possible one is zero, relative to ‖W‖, per √p.
 FLOAT64_NOISE = 1e-14
 
 
@@ -79,10 +79,11 @@ def svd(weight: torch.Tensor, rank: int, *, solver: str = "auto", seed: int = 0)
     rank : int
         1 ≤ k ≤ min(m, n).
     solver : {"auto", "gram", "exact"}
-        ``auto`` begins with a random block Krylov space, where that is faster and certain to come within 1e-3
-        of the optimum (see :func:`worker.lowrank.krylov.krylov_decomposition`). Where it is not, and with
-        ``gram``, the eigenpairs of a Gram matrix follow, to 1e-4. Where they are not accurate enough for the
-        error left, and with ``exact``, the SVD in float64 follows (see :func:`worker.lowrank.solvers.solve`).
+        ``auto`` begins with a random block Krylov space, where that is faster and its error is certain to be
+        within 1e-3 of the best possible one (see :func:`worker.lowrank.krylov.krylov_decomposition`). Where
+        it is not, and with ``gram``, the eigenpairs of a Gram matrix follow, to 1e-4. Where they are not
+        accurate enough for the error left, and with ``exact``, the SVD in float64 follows (see
+        :func:`worker.lowrank.solvers.solve`).
     seed : int
         ≥ 0; of the Krylov space.
 

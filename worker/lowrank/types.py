@@ -142,7 +142,7 @@ def check_seed(seed: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputError:
-    """The measured error of the outputs WX: ‖(W - Ŵ)X‖_F/‖WX‖_F, its squares, and the least at this rank."""
+    """The error of the outputs WX, ‖(W - Ŵ)X‖_F/‖WX‖_F, as measured, its squares, and the best possible one."""
 
     relative_error: float
     squared_error: float
@@ -166,7 +166,7 @@ class Factored:
     squared_error, squared_norm : float
         ‖W - Ŵ‖_F² and ‖W‖_F².
     optimal_error : float or None
-        The relative error of the best Ŵ of this rank; None where another error was minimized.
+        The best possible relative error at this rank; None where another error was minimized.
     output_error : OutputError or None
         The error of the outputs, where there is a Gram matrix.
     singular_values : Tensor [p]
