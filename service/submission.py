@@ -35,7 +35,7 @@ def submit_stored(services: Services, request: JobRequest, key: str | None) -> J
 def submit_upload(services: Services, content: UploadContent, key: str | None) -> JobView:
     """Create a job with the files of its request, which are deleted if the job is refused or a repetition."""
     assert content.spec is not None
-    kept = False
+    used = False
     try:
         stored = services.checkpoints.get(content.checkpoint_id)
         if not stored.complete:
@@ -47,10 +47,10 @@ def submit_upload(services: Services, content: UploadContent, key: str | None) -
         files = CheckpointFiles(stored.headers, stored.index)
         plan = make_bounded_plan(files, content.spec, calibration, pointer=SPEC_IN_MULTIPART)
         record = _create(services, stored, content.spec, plan, calibration, idempotency, owns_checkpoint=True)
-        kept = record.checkpoint == content.checkpoint_id
+        used = record.checkpoint == content.checkpoint_id
         return _view(services, record)
     finally:
-        if not kept:
+        if not used:
             services.checkpoints.delete(content.checkpoint_id)
 
 

@@ -1,6 +1,6 @@
-"""The cache of decompositions: kept by what they were made of, shared by all processes, bounded in size.
+"""The cache of decompositions: found by the digest of their input, shared by all processes, limited in size.
 
-Nothing here is forced to the disk: checksums show what a loss of power has torn. Trouble with the disk is
+Nothing here is flushed to the disk: checksums show what a power failure left incomplete. Trouble with the disk is
 logged and never raised, since a missing decomposition can be computed again.
 """
 

@@ -127,7 +127,7 @@ def remove_attempt_files(paths: DataDir, record: JobRecord) -> None:
 
 
 def _attempt_files(paths: DataDir, record: JobRecord) -> Iterator[Path]:
-    kept = None if record.result_fence is None else paths.result(record.id, record.result_fence)
+    published = None if record.result_fence is None else paths.result(record.id, record.result_fence)
     for path in (paths.spool(record.id), *sorted(paths.job(record.id).glob("result-*"))):
-        if path != kept and path.is_dir():
+        if path != published and path.is_dir():
             yield path

@@ -22,13 +22,13 @@ class StateSettings(BaseSettings):
     redis_url: str | None = Field(
         default=None,
         description="The Redis-compatible server: `redis://`, `rediss://`, `unix://` or `redis+socket://`. "
-        "Unset: standalone starts its own.",
+        "Unset: `eckart serve` starts its own.",
     )
     lease_s: float = Field(
         default=60,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds without a heartbeat after which another worker takes the job.",
+        description="Seconds without a heartbeat after which a lease expires and the job is queued again.",
     )
     heartbeat_s: float = Field(
         default=None,
@@ -39,11 +39,9 @@ class StateSettings(BaseSettings):
     reaper_s: float = Field(
         default=10,
         gt=0,
-        description="Seconds between two searches for jobs whose worker or message was lost.",
+        description="Seconds between two sweeps for jobs whose lease expired or whose message was lost.",
     )
-    max_attempts: int = Field(
-        default=3, ge=1, description="The attempts after which a job fails as `worker-lost`."
-    )
+    max_attempts: int = Field(default=3, ge=1, description="How often a job is tried before it fails.")
     cache_bytes: int = Field(
         default=32 * 2**30,
         ge=0,

@@ -41,8 +41,8 @@ def main() -> int:
     try:
         serve(Settings())
     except ValidationError as error:
-        for fault in setting_errors(error):
-            say(fault)
+        for line in setting_errors(error):
+            say(line)
         return 1
     except (AddressUnavailableError, DataDirectoryError, EmbeddedServerError, StartFailedError) as error:
         say(str(error))
@@ -120,8 +120,10 @@ def api_child(environment: Mapping[str, str], address: Address, *, grace_s: floa
 
 def announce(address: Address, data_dir: Path) -> None:
     url = address.url
-    form = """-F checkpoint=@model.safetensors -F 'spec={"method":"svd","rank":{"ratio":0.5}}'"""
-    sys.stdout.write(f"Eckart listens on {url}, its data is in {data_dir}. Try: curl {form} {url}/v1/jobs\n")
+    fields = """-F checkpoint=@model.safetensors -F 'spec={"method":"svd","rank":{"ratio":0.5}}'"""
+    sys.stdout.write(
+        f"Eckart listens on {url}, its data is in {data_dir}. Try: curl {fields} {url}/v1/jobs\n"
+    )
     sys.stdout.flush()
 
 
