@@ -20,7 +20,7 @@ from schemas.spectrum import Spectrum
 
 Axis = Literal["rows", "columns"]
 
-FORMAT = "eckart-decomposition-1"
+FORMAT = "eckart-decomposition-2"
 TENSORS = ["singular_values", "basis"]
 BLOCK_ROWS = 128
 BASIS_DTYPES: Mapping[int, str] = {4: "F32", 8: "F64"}
@@ -45,8 +45,8 @@ class DecompositionHeader:
         The decomposition is that of 2^-exponent · W.
     roundoff : float
         The part of the sum of squared singular values that rounding may have moved.
-    side : {"rows", "columns"}
-        The side of W on which the basis lies.
+    axis : {"rows", "columns"}
+        Whether the basis holds left ("rows") or right ("columns") singular vectors of W.
     item_bytes : int
         4 or 8: the basis is in float32 or float64.
     rows, length : int
@@ -87,7 +87,7 @@ def encode_header(head: DecompositionHeader, basis: memoryview) -> bytes:
         "environment": head.environment.hex(),
         "exponent": str(head.exponent),
         "roundoff": repr(head.roundoff),
-        "side": head.axis,
+        "axis": head.axis,
         "basis_crc32": " ".join(_hex(zlib.crc32(block)) for block in _blocks(basis, head.row_bytes)),
     }
     values = head.singular_values.tobytes()
@@ -187,7 +187,7 @@ def _decode(header: Header, values: bytes, key: bytes) -> tuple[DecompositionHea
     if metadata["key"] != key.hex():
         raise DamagedFile("it is of another tensor")
     # The checksum holds, so the rest is as it was written.
-    axis = next(axis for axis in get_args(Axis) if axis == metadata["side"])
+    axis = next(axis for axis in get_args(Axis) if axis == metadata["axis"])
     rows, length = header.tensors[1].shape
     head = DecompositionHeader(
         key,

@@ -103,13 +103,13 @@ def _layer_cache(request: CompressionRequest, work: WorkPlan, device: torch.devi
     The shared cache is used only if it can hold all of them at once; otherwise they would evict each other.
     Layers that share a budget then use a private cache next to the spool, since they need two passes.
     """
-    store = request.decompositions
-    if store is None or not store.could_hold(needed_bytes(work.tasks)):
+    cache = request.decompositions
+    if cache is None or not cache.could_hold(needed_bytes(work.tasks)):
         if not any(shares_budget(layer) for layer in work.layers):
             return None
         folder = request.spool_dir / "decompositions"
-        store = DecompositionCache(folder, folder, limit_bytes=None)
-    return LayerCache.of(store, work, request.input_files, request.calibration_files, device)
+        cache = DecompositionCache(folder, folder, limit_bytes=None)
+    return LayerCache.of(cache, work, request.input_files, request.calibration_files, device)
 
 
 def _finish(

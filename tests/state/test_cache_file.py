@@ -88,7 +88,7 @@ def test_the_stock_reader_opens_it_and_finds_everything(cache, source, item_byte
     assert tensors["basis"].shape == (200, 300)
     assert tensors["basis"].tobytes() == basis
     assert metadata["key"] == KEY.digest.hex()
-    assert (metadata["exponent"], float(metadata["roundoff"]), metadata["side"]) == ("2", 1e-9, "columns")
+    assert (metadata["exponent"], float(metadata["roundoff"]), metadata["axis"]) == ("2", 1e-9, "columns")
 
 
 def test_damage_beyond_the_rank_does_not_matter_to_it(cache, source):

@@ -13,7 +13,7 @@ RIDGES = {torch.float64: 1e-10, torch.float32: 1e-6}
 # How far rounding, also that of sums in float32 over millions of samples, may take a Gram matrix from being
 # symmetric and positive, relative to unit diagonal and largest eigenvalue.
 TOLERANCE = 1e-4
-# With these limits, squares and sums of squares of weighted entries stay in the range of float64.
+# With these limits, squares and sums of squares of scaled entries stay in the range of float64.
 SMALLEST, LARGEST = 2.0**-800, 2.0**800
 
 

@@ -142,7 +142,7 @@ def check_seed(seed: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputError:
-    """The error of the outputs WX, ‖(W - Ŵ)X‖_F/‖WX‖_F, as measured, its squares, and the best possible one."""
+    """The measured error of the outputs WX, ‖(W - Ŵ)X‖_F/‖WX‖_F, its squares, and the best possible one."""
 
     relative_error: float
     squared_error: float

@@ -54,7 +54,7 @@ class Form(ABC):
 
     @abstractmethod
     def stored_matrices(self, shape: tuple[int, ...], rank: int) -> tuple[StoredMatrix, ...]:
-        """Return the stored parts at a rank, in the order of computation: the input side first."""
+        """Return what is stored at a rank, in the order of computation: the input side first."""
 
     def applies_to(self, shape: tuple[int, ...]) -> bool:
         """Return whether the form can replace a weight of this shape; plans hold matrices only."""

@@ -26,7 +26,7 @@ def test_every_registered_form_is_held_to_these_laws():
 
 
 @given(shapes, st.integers(1, 4000), forms)
-def test_the_parameters_are_the_elements_of_the_parts(shape, rank, form):
+def test_the_parameters_are_the_elements_of_the_stored_matrices(shape, rank, form):
     stored_matrices = form.stored_matrices(shape, rank)
 
     assert form.parameters(shape, rank) == sum(math.prod(matrix.shape) for matrix in stored_matrices)
