@@ -46,8 +46,8 @@ types: $(READY) ## mypy, strict
 contracts: $(READY) ## check that imports run one way
 	$(BIN)/lint-imports
 
-unit: $(READY) ## only the tests
-	$(BIN)/python -m pytest -m 'not docker'
+unit: $(READY) ## only the tests, two files at a time
+	$(BIN)/python -m pytest -m 'not docker' -n 2 --dist loadfile --no-loadscope-reorder
 
 study: $(READY) ## measure what compression costs in accuracy (docs/7-study.md); leaves its files in study/
 	$(BIN)/python -m examples.vgg11
