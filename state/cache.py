@@ -1,7 +1,7 @@
 """The cache of decompositions: found by the digest of their input, shared by all processes, limited in size.
 
-Nothing here is flushed to the disk: checksums show what a power failure left incomplete. Trouble with the disk is
-logged and never raised, since a missing decomposition can be computed again.
+Nothing here is flushed to the disk: checksums show what a power failure left incomplete. Trouble with the
+disk is logged and never raised, since a missing decomposition can be computed again.
 """
 
 import hashlib

@@ -8,7 +8,7 @@ import torch
 from worker.lowrank.blas import TILE, symmetrize
 
 GRAM_DTYPES = (torch.float64, torch.float32)
-# Relative to the size of each input (see `Gram`): below it, the Gram matrix is rounding.
+# Relative to the size of each input (see `ScaledGram`): below it, the Gram matrix is rounding.
 RIDGES = {torch.float64: 1e-10, torch.float32: 1e-6}
 # How far rounding, also that of sums in float32 over millions of samples, may take a Gram matrix from being
 # symmetric and positive, relative to unit diagonal and largest eigenvalue.
