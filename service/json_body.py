@@ -21,8 +21,8 @@ def media_type(request: Request) -> str:
 
 def require_json(request: Request) -> None:
     """Refuse a body whose Content-Type is not JSON."""
-    kind = media_type(request)
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+    media = media_type(request)
+    if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
         media_types = "application/json or multipart/form-data"
         raise ProblemError(ProblemKind.UNSUPPORTED_MEDIA_TYPE, values={"media_types": media_types})
 

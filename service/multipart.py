@@ -55,9 +55,9 @@ def is_multipart(request: Request) -> bool:
 
 def boundary_of(request: Request) -> bytes:
     """Return the boundary that Content-Type gives."""
-    kind, options = parse_options_header(request.headers.get("content-type"))
+    media, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary", b"")
-    if kind != b"multipart/form-data":
+    if media != b"multipart/form-data":
         raise ProblemError(ProblemKind.UNSUPPORTED_MEDIA_TYPE, values={"media_types": "multipart/form-data"})
     if not 0 < len(boundary) <= MAX_BOUNDARY_LENGTH:
         raise ProblemError(
@@ -128,8 +128,10 @@ class MultipartSink(Generic[T]):
         self._field = self._value = b""
 
     def _open_part(self) -> None:
-        kind, options = parse_options_header(self._headers.get(b"content-disposition", b"").decode("latin-1"))
-        if kind != b"form-data" or b"name" not in options:
+        disposition, options = parse_options_header(
+            self._headers.get(b"content-disposition", b"").decode("latin-1")
+        )
+        if disposition != b"form-data" or b"name" not in options:
             raise ProblemError(
                 ProblemKind.INVALID_MULTIPART,
                 "Every part needs `Content-Disposition: form-data` with a name.",

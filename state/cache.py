@@ -129,7 +129,7 @@ class DecompositionCache:
     ) -> bool:
         """Store a decomposition in place of an older one, and return whether it was stored.
 
-        `sources` are the files it was computed from: if one was deleted meanwhile, it is removed again.
+        `sources` are the files it was computed from: if one is gone by then, the entry is removed again.
         """
         begin = encode_header(head, basis)
         path = self._path(key)

@@ -38,7 +38,7 @@ class DataDir:
 
     @property
     def redis(self) -> Path:
-        """The files of the embedded Redis server."""
+        """The files of the Redis server that `eckart serve` starts."""
         return self.root / "redis"
 
     def checkpoint(self, checkpoint_id: str) -> Path:
@@ -61,7 +61,7 @@ class DataDir:
         return self.job(job_id) / "job.json"
 
     def spool(self, job_id: str) -> Path:
-        """Finished layers, kept for the next attempt."""
+        """Finished layers, for the next attempt."""
         return self.job(job_id) / "spool"
 
     def result(self, job_id: str, fence: int) -> Path:

@@ -90,7 +90,7 @@ class Scripts:
     def restore(self, restore_all: Callable[[], None]) -> None:
         """Restore what Redis lost, if it lost anything, and let all scripts run again.
 
-        If Redis loses its data again meanwhile, it does not become ready, and the next call restores again.
+        If Redis loses its data during that, it does not become ready, and the next call restores again.
         """
         with self._restoring:
             if not self.ready():

@@ -1,4 +1,4 @@
-"""A real Redis-compatible server on a unix socket, with the durability that standalone gives it."""
+"""A real Redis-compatible server on a unix socket, as durable as the one of `eckart serve`."""
 
 import os
 import shutil

