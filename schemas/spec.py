@@ -295,7 +295,7 @@ class CompressionSpec(Input):
         examples=[[{"match": "*.attention.*", "rank": 64}]],
     )
     selector: Selector = Field(
-        default="qdeim", description="How `cur` and `cx` select columns and rows.", examples=["qdeim"]
+        default="qdeim", description="How `cur` and `cx` choose columns and rows.", examples=["qdeim"]
     )
     cur: CurOptions = Field(
         default=CurOptions(), description="Options of the method `cur`.", examples=[{"storage": "three"}]

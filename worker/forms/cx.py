@@ -8,12 +8,12 @@ from worker.lowrank import CXMethod, Factored, Kept, factor
 @register("cx", expand=multiply_chain)
 def compute_cx(inputs: FormInputs) -> Factored | Kept:
     """
-    Select k columns C of a weight W and fit X = C⁺W (Mahoney and Drineas 2009).
+    Choose k columns C of a weight W and fit X = C⁺W (Mahoney and Drineas 2009).
 
     Returns
     -------
     Factored or Kept
-        Tensors X [k, n] and C [m, k]; the selected columns are in `columns`.
+        Tensors X [k, n] and C [m, k]; the chosen columns are in `columns`.
     """
     form = inputs.layer.form
     assert isinstance(form, Cx)
