@@ -48,7 +48,7 @@ def test_a_detail_takes_exactly_the_values_that_it_names(kind):
             kind.text()
 
 
-@pytest.mark.parametrize("kind", set(HEADERS))
+@pytest.mark.parametrize("kind", HEADERS)
 def test_headers_of_a_kind_are_sent_with_it(kind):
     assert ProblemError(kind, values=kind.examples).headers == HEADERS[kind]
 
