@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import re
 import subprocess
 from math import sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+README = Path(__file__).parents[2] / "README.md"
 # The contract's selection takes 6 matrices in each of 6 blocks, and the pooler's.
 LAYERS = 37
 SPECS = {
@@ -160,16 +163,34 @@ def test_the_metadata_is_enough_to_know_what_was_done(result):
     assert {name: layer["rank"] for name, layer in layers.items()} == {x.name: x.rank for x in report.layers}
 
 
-def test_the_two_curl_lines_of_the_readme_work_as_printed(service, minilm, tmp_path):
-    (tmp_path / "model.safetensors").symlink_to(minilm)
-    host = service.url
-    put = f"curl -fsS -T model.safetensors {host}/v1/checkpoints/my-model/"
-    post = (
-        "curl -fsS -F checkpoint=@model.safetensors "
-        f"""-F 'spec={{"method":"svd","rank":{{"ratio":0.5}}}}' {host}/v1/jobs"""
-    )
-    stored = json.loads(subprocess.check_output(put, shell=True, cwd=tmp_path))
-    assert stored["sha256"] == hashlib.sha256(minilm.read_bytes()).hexdigest()
-    job = json.loads(subprocess.check_output(post, shell=True, cwd=tmp_path))
+def readme_lines(word, service, job="J0"):
+    """Take the block of shell lines with this word from the README, for this service and this job."""
+    blocks = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if word in block)
+    return re.sub(r"\bJ[0-9a-f]{32}\b", job, block.replace("http://127.0.0.1:8000", service.url))
 
-    assert service.client.wait(job["id"]).summary.layers_factored == LAYERS
+
+def run_lines(lines, directory):
+    """Run shell lines and return what they print; lines that never end fail."""
+    return subprocess.run(
+        ["bash", "-c", lines], cwd=directory, capture_output=True, text=True, timeout=120, check=True
+    ).stdout
+
+
+def test_the_curl_lines_of_the_readme_work_as_printed(service, minilm, tmp_path):
+    (tmp_path / "model.safetensors").symlink_to(minilm)
+    job = json.loads(run_lines(readme_lines("-F checkpoint=", service), tmp_path))
+    report = json.loads(run_lines(readme_lines("$job/checkpoint", service, job["id"]), tmp_path))
+    assert report["totals"]["layers_factored"] == LAYERS
+    (file,) = report["output"]["files"]
+    result = (tmp_path / "compressed.safetensors").read_bytes()
+    assert hashlib.sha256(result).hexdigest() == file["sha256"]
+
+    printed = run_lines(readme_lines("curl -T", service), tmp_path)
+    stored, end = json.JSONDecoder().raw_decode(printed)
+    assert stored["sha256"] == hashlib.sha256(minilm.read_bytes()).hexdigest()
+    job = json.loads(printed[end:])
+
+    service.client.cancel(job["id"])
+    problem = json.loads(run_lines(readme_lines("$job/checkpoint", service, job["id"]), tmp_path))
+    assert problem["detail"].startswith("The job is canceled")
