@@ -23,7 +23,9 @@ class StoredTensor(Output):
     shape: tuple[int, ...] = Field(description="Shape.", examples=[[384, 384]])
     parameters: int = Field(description="Number of elements.", examples=[147456])
     selected: bool = Field(
-        description="Whether a spec without `include` and `exclude` would factor it.", examples=[True]
+        description='Whether the spec `{"rank": 1}` would select and factor it. (In plans and reports a '
+        "selected weight may also be kept dense.)",
+        examples=[True],
     )
     break_even_rank: int | None = Field(
         description="Largest rank at which two factors save a parameter; null for a tensor that cannot be "

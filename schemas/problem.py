@@ -272,7 +272,7 @@ class ProblemKind(Enum):
         "There is not enough disk space; delete jobs or checkpoints, or try again later.",
     )
 
-    # Only a failed job shows these: no response has their status.
+    # Only the `error` of a failed job shows these: no response carries these kinds.
     UNUSABLE_CHECKPOINT = (
         "unusable-checkpoint",
         422,

@@ -58,7 +58,8 @@ class Totals(Savings):
     # Optional, since jobs of earlier releases lack these two fields.
     weighted_error: float | None = Field(
         default=None,
-        description="The same for the layers' outputs, over the calibrated layers; null if there are none.",
+        description="The error of the outputs, in the same way over the calibrated layers; null if there "
+        "are none.",
         examples=[0.31],
     )
     error_over_optimal: float | None = Field(
@@ -107,7 +108,8 @@ class LayerReport(Output):
         examples=[0.46],
     )
     weighted_error: float | None = Field(
-        description="‖(W - Ŵ)X‖ / ‖WX‖ for the calibration inputs X; null where the layer is not calibrated.",
+        description="The error of the outputs: ‖(W - Ŵ)X‖ / ‖WX‖ for the calibration inputs X; null where "
+        "the layer is not calibrated.",
         examples=[0.21],
     )
     optimal_weighted_error: float | None = Field(

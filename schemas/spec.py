@@ -314,7 +314,7 @@ class CompressionSpec(Input):
         strict=True,
         ge=0,
         le=2**63 - 1,
-        description="Seed of all sampling: the same input and spec give the same bytes.",
+        description="Seed of all random numbers: the same input and spec give the same bytes.",
         examples=[0],
     )
     calibration: Annotated[str, Field(pattern=CHECKPOINT_ID.pattern)] | None = Field(

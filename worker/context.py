@@ -67,7 +67,7 @@ class JobContext:
     progress
         Notified of the start and the end of each layer; an exception from its observer stops the work.
     seed
-        Seed of the sampling selectors.
+        Seed of the sampling selectors and of the random Krylov space.
     device
         Where the numerics run.
     """

@@ -52,7 +52,7 @@ def factor_layer(
     inputs
         The weight, the Gram matrix and cached decompositions.
     seed
-        Seed of the sampling selectors.
+        Seed of the sampling selectors and of the random Krylov space.
     device
         Where the numerics run.
 

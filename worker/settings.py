@@ -10,7 +10,12 @@ from state.settings import StateSettings
 class Settings(StateSettings):
     """Settings of a worker process."""
 
-    workers: int = Field(default=1, ge=1, le=1024, description="Number of jobs that a worker runs at a time.")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Number of processes in one worker service, each running one job.",
+    )
     threads: int | None = Field(
         default=None,
         ge=1,

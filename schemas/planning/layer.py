@@ -58,8 +58,8 @@ class LayerPlan:
         Whether there is a Gram matrix of the layer's inputs.
     align, min_rank
         Ranks are multiples of `align` and at least `min_rank`.
-    weight
-        Factor on the squared error under a budget.
+    importance
+        Factor on the squared error under a budget: the `weight` of an override.
     """
 
     name: str

@@ -26,7 +26,7 @@ class FormInputs:
     dtype : torch.dtype
         The dtype of the tensors to return.
     seed : int
-        ≥ 0; seed of all sampling.
+        ≥ 0; seed of the sampling selectors and of the random Krylov space.
     num_vectors : int or None
         Number of singular vectors that a decomposition must have, so that later jobs can use it too; None:
         as many as this rank needs.

@@ -9,7 +9,8 @@ from worker.lowrank.decomposition import Axis, Decomposition
 from worker.lowrank.osinsky import osinsky
 from worker.lowrank.pivoting import lu_pivots, qr_pivots, squared_norms
 
-# Named again in schemas/planning/forms/base.py, since lowrank imports no other package; a test compares them.
+# Named again in schemas/planning/forms/base.py, since lowrank imports nothing of ours but schemas.spectrum; a
+# test compares them.
 Selector = Literal["qdeim", "deim", "cpqr", "osinsky", "leverage", "linear_time"]
 SELECTORS: tuple[Selector, ...] = get_args(Selector)
 # These use singular vectors, the others the matrix only.
