@@ -46,7 +46,9 @@ types: $(READY) ## mypy, strict
 contracts: $(READY) ## check that imports run one way
 	$(BIN)/lint-imports
 
+# Two processes share the processors, so a thread that waits must sleep and not spin.
 unit: $(READY) ## only the tests, two files at a time
+	OMP_WAIT_POLICY=passive OPENBLAS_THREAD_TIMEOUT=4 \
 	$(BIN)/python -m pytest -m 'not docker' -n 2 --dist loadfile --no-loadscope-reorder
 
 study: $(READY) ## measure what compression costs in accuracy (docs/7-study.md); leaves its files in study/
