@@ -6,7 +6,7 @@ from typing import Protocol
 from schemas.format.header import NewTensor
 from schemas.format.tensor import DTYPE_BITS
 from schemas.planning.codecs import Codec, FloatCodec
-from schemas.planning.forms import FORMS, Form, FormOptions, StoredMatrix
+from schemas.planning.forms import FORMS, Chain, Form, FormOptions, StoredMatrix
 from schemas.report import KeptReason
 from schemas.spec import RankRule
 
@@ -130,6 +130,9 @@ class LayerPlan:
         """Return the bytes stored at a rank, or kept dense for None."""
         if rank is None:
             return self.bytes_before
+        if isinstance(self.form, Chain) and isinstance(self.codec, FloatCodec):
+            # The same sum in closed form, since a budget needs it at every rank of every layer.
+            return self.parameters_after(rank) * DTYPE_BITS[self.codec.dtype] // 8
         return sum(tensor.nbytes for tensor in self.stored_tensors(rank))
 
     def stored_tensors(self, rank: int) -> tuple[NewTensor, ...]:
