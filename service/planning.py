@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from schemas.format.files import CheckpointFiles
-from schemas.format.metadata import factored_names
 from schemas.planning.budget import check_budget, resolve_ranks
-from schemas.planning.calibration import GRAM, CalibrationError
+from schemas.planning.calibration import CalibrationError, gram_tensors
 from schemas.planning.layer import Plan
 from schemas.planning.planner import make_plan
 from schemas.problem import FieldProblem, ProblemKind, SpecError
@@ -56,10 +55,9 @@ def make_bounded_plan(
             f"{patterns} patterns for {len(tensors)} tensors are too many; "
             "use fewer patterns that match more layers each.",
         )
-    factored = factored_names(header.metadata for header in files.headers.values())
     grams = calibration.tensors if calibration else None
     with _spec_errors(pointer):
-        plan = make_plan(tensors, spec, factored=factored, grams=grams)
+        plan = make_plan(tensors, spec, factored=files.factored, grams=grams)
         check_budget(plan, spec, files)
     return plan
 
@@ -73,11 +71,10 @@ def make_resolved_plan(
     pointer: str,
 ) -> Plan:
     """Plan, and resolve the ranks that depend on spectra which earlier jobs have left in the cache."""
-    files = CheckpointFiles(stored.headers, stored.index)
-    plan = make_bounded_plan(files, spec, calibration, pointer=pointer)
+    plan = make_bounded_plan(stored, spec, calibration, pointer=pointer)
     spectra = services.decompositions.spectra(_keys(stored, plan, calibration))
     with _spec_errors(pointer):
-        return resolve_ranks(plan, spec, files, spectra)
+        return resolve_ranks(plan, spec, stored, spectra)
 
 
 @contextmanager
@@ -116,9 +113,4 @@ def _keys(
 def _gram_digests(calibration: StoredCheckpoint) -> dict[str, str]:
     """Return the digest of the file that holds a layer's Gram matrix, by the layer's name."""
     digests = {file.name: file.sha256 for file in calibration.files}
-    return {
-        tensor.name.removesuffix(GRAM): digests[name]
-        for name, header in calibration.headers.items()
-        for tensor in header.tensors
-        if tensor.name.endswith(GRAM)
-    }
+    return {layer: digests[name] for layer, (name, _) in gram_tensors(calibration).items()}

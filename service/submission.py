@@ -5,7 +5,6 @@ import json
 import logging
 
 from schemas.format.errors import listed
-from schemas.format.files import CheckpointFiles
 from schemas.job import NO_PROGRESS, JobRequest
 from schemas.planning.layer import Plan
 from schemas.problem import ProblemKind
@@ -26,8 +25,7 @@ def submit_stored(services: Services, request: JobRequest, key: str | None) -> J
     stored = complete_checkpoint(services, request.checkpoint)
     calibration = find_calibration(services, request.spec, pointer=SPEC_IN_JSON)
     idempotency = _idempotency(key, request.spec, request.checkpoint, calibration)
-    files = CheckpointFiles(stored.headers, stored.index)
-    plan = make_bounded_plan(files, request.spec, calibration, pointer=SPEC_IN_JSON)
+    plan = make_bounded_plan(stored, request.spec, calibration, pointer=SPEC_IN_JSON)
     record = _create(services, stored, request.spec, plan, calibration, idempotency, owns_checkpoint=False)
     return _view(services, record)
 
@@ -44,8 +42,7 @@ def submit_upload(services: Services, content: UploadContent, key: str | None) -
         digests = sorted((file.name, file.sha256) for file in stored.files)
         calibration = find_calibration(services, content.spec, pointer=SPEC_IN_MULTIPART)
         idempotency = _idempotency(key, content.spec, digests, calibration)
-        files = CheckpointFiles(stored.headers, stored.index)
-        plan = make_bounded_plan(files, content.spec, calibration, pointer=SPEC_IN_MULTIPART)
+        plan = make_bounded_plan(stored, content.spec, calibration, pointer=SPEC_IN_MULTIPART)
         record = _create(services, stored, content.spec, plan, calibration, idempotency, owns_checkpoint=True)
         used = record.checkpoint == content.checkpoint_id
         return _view(services, record)

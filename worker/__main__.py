@@ -10,18 +10,17 @@ from pydantic import ValidationError
 
 from schemas.format.errors import CheckpointError
 from schemas.format.files import open_checkpoint
-from schemas.format.metadata import factored_names
 from schemas.job import Progress
 from schemas.plan import PlanDocument
-from schemas.planning.budget import check_budget
 from schemas.planning.calibration import CalibrationError, open_calibration
 from schemas.planning.documents import plan_document
-from schemas.planning.planner import make_plan
+from schemas.planning.layer import Plan
 from schemas.problem import SpecError, field_problems
 from schemas.report import Report
 from schemas.spec import CompressionSpec
 from state.settings import setting_errors
 from worker.settings import Settings
+from worker.work_plan import plan_work
 
 # Runs in a separate process, since a process that has initialized CUDA must not fork.
 NO_CUDA = "import sys, torch; sys.exit(not torch.cuda.is_available())"
@@ -107,11 +106,9 @@ def _plan(options: argparse.Namespace, spec: CompressionSpec) -> PlanDocument:
     if spec.calibration is not None:
         raise ValueError("the spec names a calibration by the id of a service; give its file instead")
     files = open_checkpoint(options.input)
-    grams = None if options.calibration is None else open_calibration(options.calibration).tensors
-    factored = factored_names(header.metadata for header in files.headers.values())
-    plan = make_plan(files.tensors, spec, factored=factored, grams=grams)
-    check_budget(plan, spec, files)
-    return plan_document(options.input.absolute().name, files.tensors, plan)
+    calibration = None if options.calibration is None else open_calibration(options.calibration)
+    work = plan_work(files, spec, calibration)
+    return plan_document(options.input.absolute().name, files.tensors, Plan(work.layers, work.warnings))
 
 
 def _compress(options: argparse.Namespace, spec: CompressionSpec, settings: Settings) -> Report:

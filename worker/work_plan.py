@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from schemas.format.files import CheckpointFiles
-from schemas.format.metadata import factored_names
 from schemas.format.tensor import TensorInfo
 from schemas.planning.budget import check_budget
-from schemas.planning.calibration import GRAM
+from schemas.planning.calibration import gram_tensors
 from schemas.planning.layer import LayerPlan
 from schemas.planning.planner import make_plan
 from schemas.spec import CompressionSpec
@@ -64,14 +63,13 @@ def plan_work(
     SpecError
         If the checkpoint cannot meet the spec.
     """
-    factored = factored_names(header.metadata for header in checkpoint.headers.values())
     grams = None if calibration is None else calibration.tensors
-    plan = make_plan(checkpoint.tensors, spec, factored=factored, grams=grams)
+    plan = make_plan(checkpoint.tensors, spec, factored=checkpoint.factored, grams=grams)
     check_budget(plan, spec, checkpoint)
-    gram_tensors = {} if calibration is None else _gram_tensors(calibration)
+    sources = {} if calibration is None else _gram_sources(calibration)
     layers = {layer.tensor: layer for layer in plan.layers}
     selected = [
-        (checkpoint.path(name), tensor, layers[tensor.name], gram_tensors.get(layers[tensor.name].name))
+        (checkpoint.path(name), tensor, layers[tensor.name], sources.get(layers[tensor.name].name))
         for name, header in checkpoint.headers.items()
         for tensor in header.tensors
         if tensor.name in layers
@@ -80,10 +78,6 @@ def plan_work(
     return WorkPlan(checkpoint, tasks, plan.warnings)
 
 
-def _gram_tensors(calibration: CheckpointFiles) -> dict[str, tuple[Path, TensorInfo]]:
-    return {
-        tensor.name.removesuffix(GRAM): (calibration.path(name), tensor)
-        for name, header in calibration.headers.items()
-        for tensor in header.tensors
-        if tensor.name.endswith(GRAM)
-    }
+def _gram_sources(calibration: CheckpointFiles) -> dict[str, tuple[Path, TensorInfo]]:
+    grams = gram_tensors(calibration)
+    return {layer: (calibration.path(name), tensor) for layer, (name, tensor) in grams.items()}

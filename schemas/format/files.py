@@ -7,6 +7,7 @@ from pathlib import Path
 from schemas.format.header import Header
 from schemas.format.header_stream import read_header
 from schemas.format.index import INDEX_ENDING, ShardIndex, check_shards, parse_index
+from schemas.format.metadata import factored_names
 from schemas.format.tensor import TensorInfo
 
 
@@ -30,6 +31,11 @@ class CheckpointFiles:
     @property
     def parameters(self) -> int:
         return sum(tensor.parameters for tensor in self.tensors)
+
+    @property
+    def factored(self) -> frozenset[str]:
+        """Names of the modules that are factored already."""
+        return factored_names(header.metadata for header in self.headers.values())
 
     @property
     def names(self) -> tuple[str, ...]:

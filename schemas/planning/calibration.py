@@ -7,6 +7,7 @@ from typing import Protocol
 
 from schemas.format.errors import CheckpointError, listed, quoted
 from schemas.format.files import CheckpointFiles, open_checkpoint
+from schemas.format.tensor import TensorInfo
 from schemas.planning.layer import LayerPlan, Plan
 
 GRAM = ".gram"
@@ -23,6 +24,16 @@ def open_calibration(path: Path) -> CheckpointFiles:
         return open_checkpoint(path)
     except CheckpointError as error:
         raise CalibrationError(error.fault, error.detail, error.pointer) from error
+
+
+def gram_tensors(calibration: CheckpointFiles) -> dict[str, tuple[str, TensorInfo]]:
+    """Return the file's name and the tensor of each Gram matrix, by the name of its layer."""
+    return {
+        tensor.name.removesuffix(GRAM): (name, tensor)
+        for name, header in calibration.headers.items()
+        for tensor in header.tensors
+        if tensor.name.endswith(GRAM)
+    }
 
 
 class GramInfo(Protocol):

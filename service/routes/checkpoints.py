@@ -8,7 +8,6 @@ from starlette.responses import JSONResponse, Response
 
 from schemas.checkpoint import Checkpoint, FileInfo
 from schemas.digest import parse_repr_digest
-from schemas.format.metadata import factored_names
 from schemas.planning.documents import checkpoint_document
 from schemas.problem import ProblemKind
 from service import deletion
@@ -124,5 +123,6 @@ def delete_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> Non
 
 
 def _document(stored: StoredCheckpoint) -> Checkpoint:
-    factored = factored_names(header.metadata for header in stored.headers.values())
-    return checkpoint_document(stored.id, stored.files, stored.missing, stored.tensors, factored=factored)
+    return checkpoint_document(
+        stored.id, stored.files, stored.missing, stored.tensors, factored=stored.factored
+    )
