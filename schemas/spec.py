@@ -117,11 +117,6 @@ class SpecRule(RankRule):
         examples=[50_000_000],
     )
 
-    @property
-    def is_budget(self) -> bool:
-        """Whether the layers share a budget."""
-        return self.budget is not None or self.budget_bytes is not None
-
 
 def _rank_tag(value: object) -> str:
     return "rule" if isinstance(value, dict | RankRule) else "integer"
@@ -130,6 +125,14 @@ def _rank_tag(value: object) -> str:
 Integer = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1, examples=[64]), Tag("integer")]
 Rank = Annotated[Integer | Annotated[SpecRule, Tag("rule")], Discriminator(_rank_tag)]
 LayerRank = Annotated[Integer | Annotated[LayerRule, Tag("rule")], Discriminator(_rank_tag)]
+
+
+def budget_of(rank: int | RankRule | None) -> SpecRule | None:
+    """Return the rule if it is a budget that the layers share, else None."""
+    if isinstance(rank, SpecRule) and (rank.budget is not None or rank.budget_bytes is not None):
+        return rank
+    return None
+
 
 Layout = Literal["factored", "dense"]
 Objective = Literal["relative", "absolute"]

@@ -11,7 +11,7 @@ from schemas.planning.allocation import RateCurve, allocate, make_rate_curve
 from schemas.planning.cost import CostModel, Ranks, make_cost_model
 from schemas.planning.layer import LayerPlan, Plan
 from schemas.report import KeptReason
-from schemas.spec import CompressionSpec, Objective, RankRule, SpecRule
+from schemas.spec import CompressionSpec, Objective, RankRule, SpecRule, budget_of
 from schemas.spectrum import Spectrum, first_accurate, squared_tails
 
 # A few bytes of the output depend on all ranks together, such as the digits of offsets. They are found by
@@ -25,13 +25,13 @@ CachedSpectra = Mapping[str, Sequence[Spectrum]]
 
 def shares_budget(layer: LayerPlan) -> bool:
     """Return whether a budget decides the rank of a layer."""
-    return isinstance(layer.rank, SpecRule) and layer.rank.is_budget
+    return budget_of(layer.rank) is not None
 
 
 def check_budget(plan: Plan, spec: CompressionSpec, files: CheckpointFiles) -> None:
     """Raise a `SpecError` if no spectra could make the budget sufficient."""
-    if isinstance(spec.rank, SpecRule) and spec.rank.is_budget:
-        _checked_cost_model(spec.rank, plan.layers, files)
+    if (rule := budget_of(spec.rank)) is not None:
+        _checked_cost_model(rule, plan.layers, files)
 
 
 def spend_budget(
@@ -62,8 +62,8 @@ def spend_budget(
     SpecError
         If the budget cannot be met.
     """
-    rule = spec.rank
-    if not (isinstance(rule, SpecRule) and rule.is_budget):
+    rule = budget_of(spec.rank)
+    if rule is None:
         return plan
     spectra = {name: _finite(spectrum) for name, spectrum in spectra.items()}
     layers = tuple(settle(layer, settled.get(layer.tensor)) for layer in plan.layers)

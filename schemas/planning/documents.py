@@ -5,11 +5,10 @@ from collections.abc import Collection, Iterable, Sequence
 from schemas.checkpoint import Checkpoint, FileInfo, StoredTensor
 from schemas.format.tensor import DTYPE_BITS
 from schemas.plan import PlanDocument, PlannedLayer, PlanTotals, RankBounds
-from schemas.planning.budget import shares_budget
 from schemas.planning.cost import ParameterCost
 from schemas.planning.layer import TWO_FACTORS, LayerPlan, Plan, Tensor
 from schemas.planning.planner import can_be_factored, make_plan
-from schemas.spec import CompressionSpec, RankRule, SpecRule
+from schemas.spec import CompressionSpec, RankRule, SpecRule, budget_of
 
 
 def plan_document(checkpoint: str | None, tensors: Sequence[Tensor], plan: Plan) -> PlanDocument:
@@ -19,8 +18,8 @@ def plan_document(checkpoint: str | None, tensors: Sequence[Tensor], plan: Plan)
     after = parameters + sum(layer.parameters_after - layer.parameters_before for layer in layers)
     nbytes = sum(tensor.nbytes for tensor in tensors)
     bytes_after = nbytes + sum(layer.bytes_after - layer.bytes_before for layer in layers)
-    budget = next((layer.rank for layer in plan.layers if shares_budget(layer)), None)
-    if isinstance(budget, SpecRule):
+    budget = next(filter(None, (budget_of(layer.rank) for layer in plan.layers)), None)
+    if budget is not None:
         saved = _parameters_saved(plan, budget)
         after = min(after, parameters - saved)
         bytes_after = min(bytes_after, budget.budget_bytes or nbytes - saved * _bytes_per_parameter(plan))

@@ -13,7 +13,7 @@ from schemas.planning.forms import FORMS, Form, FormOptions
 from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Plan, Tensor
 from schemas.problem import SpecError
 from schemas.report import KeptReason
-from schemas.spec import DEFAULT_EXCLUDE, DEFAULT_INCLUDE, CompressionSpec, Override, RankRule, SpecRule
+from schemas.spec import DEFAULT_EXCLUDE, DEFAULT_INCLUDE, CompressionSpec, Override, RankRule, budget_of
 
 NO_OVERRIDE = Override(match="*")
 FACTOR_NAME = re.compile(r"(?P<module>.*)\.[0-9]+\.weight")
@@ -210,7 +210,7 @@ def _warnings(
 
 def _budget_warnings(spec: CompressionSpec) -> Iterable[str]:
     """Warn about options that have no effect without a budget."""
-    has_budget = isinstance(spec.rank, SpecRule) and spec.rank.is_budget
+    has_budget = budget_of(spec.rank) is not None
     if spec.objective != "relative" and not has_budget:
         yield "objective: it has no effect without a budget"
     for override in spec.overrides:
