@@ -15,6 +15,7 @@ from schemas.planning.layer import LayerPlan
 from schemas.spectrum import Spectrum
 from state.cache import MAX_SOLVERS, DecompositionCache, DecompositionKey
 from state.cache_file import DamagedFile, DecompositionFile, DecompositionHeader, estimate_file_bytes
+from worker.checkpoint.reader import tensor_bytes
 from worker.lowrank import Decomposition
 from worker.lowrank.blas import kernels
 from worker.work_plan import LayerTask, WorkPlan
@@ -79,7 +80,7 @@ class LayerCache:
             rows = head.rows if rank is None else file.rows_of_blocks(rank)
             basis = torch.empty(rows, head.length, dtype=BASIS_DTYPES[head.item_bytes])  # [r, s]
             try:
-                file.read_into(_bytes(basis))
+                file.read_into(tensor_bytes(basis))
             except (DamagedFile, OSError) as error:
                 self.cache.discard(self._key(task, solver), error)
                 return None
@@ -112,7 +113,7 @@ class LayerCache:
             length=basis.shape[1],
             singular_values=array("d", decomposition.singular_values.tolist()),
         )
-        self.cache.put(key, head, _bytes(basis), sources=sources)
+        self.cache.put(key, head, tensor_bytes(basis), sources=sources)
 
 
 def needed_bytes(tasks: Iterable[LayerTask]) -> int:
@@ -183,9 +184,3 @@ def environment_digest(device: torch.device) -> bytes:
     words += [str(torch.get_num_threads())]
     words += [torch.cuda.get_device_name(device) if device.type == "cuda" else device.type]
     return hashlib.sha256("\n".join(words).encode()).digest()
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    """Return a view of the memory of a contiguous tensor."""
-    view: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
-    return view

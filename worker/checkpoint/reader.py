@@ -1,4 +1,4 @@
-"""Reading a checkpoint one tensor at a time, and the dtypes of safetensors and torch."""
+"""Reading a checkpoint one tensor at a time, and the dtypes and bytes of tensors."""
 
 from __future__ import annotations
 
@@ -49,8 +49,7 @@ _MAX_READ_BYTES = 1 << 30
 
 
 class CheckpointReader:
-    """
-    Reads the tensors of one safetensors file.
+    """Reads the tensors of one safetensors file.
 
     The file is neither mapped nor read as a whole: `read` holds one tensor in memory, `chunks` a few MiB.
     Several threads may use one reader at the same time.
@@ -102,8 +101,7 @@ class CheckpointReader:
         self._file.close()
 
     def info(self, name: str) -> TensorInfo:
-        """
-        Return the header's entry of a tensor.
+        """Return the header's entry of a tensor.
 
         Raises
         ------
@@ -113,8 +111,7 @@ class CheckpointReader:
         return self._infos[name]
 
     def read(self, name: str) -> torch.Tensor:
-        """
-        Read one tensor into new memory.
+        """Read one tensor into new memory.
 
         Parameters
         ----------
@@ -142,8 +139,7 @@ class CheckpointReader:
         return raw.view(dtype).reshape(info.shape)
 
     def chunks(self, info: TensorInfo, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[memoryview]:
-        """
-        Yield the bytes of one tensor in pieces.
+        """Yield the bytes of one tensor in pieces.
 
         Parameters
         ----------
@@ -195,8 +191,7 @@ class CheckpointReader:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """
-    Return the torch dtype of a safetensors dtype.
+    """Return the torch dtype of a safetensors dtype.
 
     Parameters
     ----------
@@ -213,9 +208,20 @@ def torch_dtype(name: str) -> torch.dtype:
     return TORCH_DTYPES[name]
 
 
-def dtype_name(dtype: torch.dtype) -> str:
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """Return a view of the memory of a tensor.
+
+    Parameters
+    ----------
+    tensor : Tensor, of any shape
+        Contiguous and on the CPU.
     """
-    Return the safetensors dtype of a torch dtype.
+    view: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return view
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the safetensors dtype of a torch dtype.
 
     Parameters
     ----------

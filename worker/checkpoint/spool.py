@@ -10,7 +10,7 @@ import torch
 
 from schemas.format.errors import CheckpointError
 from schemas.format.header import MAX_OUTPUT_HEADER_BYTES, NewTensor, aligned_order, build_header
-from worker.checkpoint.reader import CheckpointReader, dtype_name
+from worker.checkpoint.reader import CheckpointReader, dtype_name, tensor_bytes
 from worker.checkpoint.writer import CheckpointWriter
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ _NO_FACTORS = "none"
 
 @dataclass(frozen=True, slots=True)
 class SpooledLayer:
-    """
-    A finished layer on disk.
+    """A finished layer on disk.
 
     Attributes
     ----------
@@ -45,8 +44,7 @@ class SpooledLayer:
     factors: tuple[TensorInfo, ...]
 
     def open(self) -> CheckpointReader:
-        """
-        Open the file to read the factors, or to copy them into a `CheckpointWriter`; the caller closes it.
+        """Open the file to read the factors, or to copy them into a `CheckpointWriter`; the caller closes it.
 
         Raises
         ------
@@ -59,8 +57,7 @@ class SpooledLayer:
 
 
 class LayerSpool:
-    """
-    A directory of finished layers, one file each.
+    """A directory of finished layers, one file each.
 
     Files appear complete or not at all, but they are not forced to the disk: a loss of power may damage one,
     which its checksum shows. A damaged layer counts as missing.
@@ -75,8 +72,7 @@ class LayerSpool:
         self.directory = directory
 
     def put(self, index: int, outcome_json: str, factors: Sequence[torch.Tensor]) -> None:
-        """
-        Store a layer, replacing an earlier one with the same number.
+        """Store a layer, replacing an earlier one with the same number.
 
         Parameters
         ----------
@@ -104,15 +100,14 @@ class LayerSpool:
             NewTensor(name, dtype_name(factor.dtype), tuple(factor.shape)) for name, factor in ready.items()
         )
         in_order = [ready[new_tensor.name] for new_tensor in new_tensors]
-        checksum = _checksum(outcome_json, new_tensors, (_bytes(factor) for factor in in_order))
+        checksum = _checksum(outcome_json, new_tensors, (tensor_bytes(factor) for factor in in_order))
         metadata = {_OUTCOME: outcome_json, _CHECKSUM: checksum}
         with CheckpointWriter(self._path(index), new_tensors, metadata, durable=False) as writer:
             for factor in in_order:
                 writer.write(factor)
 
     def get(self, index: int) -> SpooledLayer | None:
-        """
-        Find a layer that was stored and is not damaged.
+        """Find a layer that was stored and is not damaged.
 
         Parameters
         ----------
@@ -153,8 +148,3 @@ def _checksum(outcome_json: str, new_tensors: Sequence[NewTensor], pieces: Itera
     for piece in pieces:
         total = zlib.crc32(piece, total)
     return str(total)
-
-
-def _bytes(factor: torch.Tensor) -> memoryview:
-    view: memoryview = factor.reshape(-1).view(torch.uint8).numpy().data
-    return view

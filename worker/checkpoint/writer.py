@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
-
-from schemas.format.header import Header, aligned_order, build_header, parse_header
+from schemas.format.header import LENGTH_BYTES, Header, aligned_order, build_header, parse_header
 from schemas.format.index import build_index
 from state.files import AtomicFile, write_atomic
-from worker.checkpoint.reader import CHUNK_BYTES, CheckpointReader, dtype_name
+from worker.checkpoint.reader import CHUNK_BYTES, CheckpointReader, dtype_name, tensor_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
     from types import TracebackType
+
+    import torch
 
     from schemas.checkpoint import FileInfo
     from schemas.format.header import NewTensor
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 
 class CheckpointWriter:
-    """
-    Writes one safetensors file, tensor by tensor, and publishes it when it is complete.
+    """Writes one safetensors file, tensor by tensor, and publishes it when it is complete.
 
     The header is written first, so names, dtypes and shapes must be known. The data is hashed while it is
     written. A block that raises, or that ends before every tensor is written, publishes nothing.
@@ -71,7 +70,7 @@ class CheckpointWriter:
         # What is written must be what would be accepted.
         self.header: Header = parse_header(
             self._header_json,
-            file_bytes=8 + len(self._header_json) + sum(tensor.nbytes for tensor in ordered),
+            file_bytes=LENGTH_BYTES + len(self._header_json) + sum(tensor.nbytes for tensor in ordered),
         )
         self._path = path
         self._durable = durable
@@ -80,7 +79,7 @@ class CheckpointWriter:
     def __enter__(self) -> Self:
         self._file = AtomicFile(self._path, durable=self._durable)
         try:
-            self._file.write(len(self._header_json).to_bytes(8, "little"))
+            self._file.write(len(self._header_json).to_bytes(LENGTH_BYTES, "little"))
             self._file.write(self._header_json)
         except BaseException:
             self._file.abort()
@@ -90,8 +89,7 @@ class CheckpointWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """
-        Publish the file if the block did not raise and wrote every tensor; else remove the temporary file.
+        """Publish the file if the block did not raise and wrote every tensor; else remove the temporary file.
 
         Raises
         ------
@@ -119,8 +117,7 @@ class CheckpointWriter:
         return tensors[self._count] if self._count < len(tensors) else None
 
     def write(self, tensor: torch.Tensor) -> None:
-        """
-        Write the next tensor from memory.
+        """Write the next tensor from memory.
 
         Parameters
         ----------
@@ -137,14 +134,12 @@ class CheckpointWriter:
             If the file cannot be written.
         """
         self._step(dtype_name(tensor.dtype), tuple(tensor.shape))
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        raw = flat.view(torch.uint8).numpy().data
+        raw = tensor_bytes(tensor.detach().cpu().contiguous())
         for offset in range(0, len(raw), CHUNK_BYTES):
             self._file.write(raw[offset : offset + CHUNK_BYTES])
 
     def copy(self, reader: CheckpointReader, info: TensorInfo) -> None:
-        """
-        Write the next tensor by copying the bytes of one in another file.
+        """Write the next tensor by copying the bytes of one in another file.
 
         Parameters
         ----------
@@ -193,8 +188,7 @@ def write_index(
     total_size_bytes: int,
     total_parameters: int,
 ) -> FileInfo:
-    """
-    Write the index of a sharded checkpoint atomically.
+    """Write the index of a sharded checkpoint atomically.
 
     Parameters
     ----------
