@@ -12,8 +12,7 @@ from worker.lowrank import EnergyRank, ErrorRank, Factored, FactorRequest, Kept,
 
 @dataclass(frozen=True, kw_only=True)
 class FormInputs:
-    """
-    The inputs of a form that replaces one weight.
+    """The inputs of a form that replaces one weight.
 
     Attributes
     ----------
@@ -69,8 +68,7 @@ class FormInputs:
 
 @dataclass(frozen=True)
 class FormImplementation:
-    """
-    How one form is computed, and how the weight is reconstructed.
+    """How one form is computed, and how the weight is reconstructed.
 
     Attributes
     ----------
@@ -103,8 +101,7 @@ def register(
 
 
 def multiply_chain(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """
-    Multiply the factors of a chain.
+    """Multiply the factors of a chain.
 
     Parameters
     ----------

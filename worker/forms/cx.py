@@ -7,8 +7,7 @@ from worker.lowrank import CXMethod, Factored, Kept, factor
 
 @register("cx", expand=multiply_chain)
 def compute_cx(inputs: FormInputs) -> Factored | Kept:
-    """
-    Choose k columns C of a weight W and fit X = C⁺W (Mahoney and Drineas 2009).
+    """Choose k columns C of a weight W and fit X = C⁺W (Mahoney and Drineas 2009).
 
     Returns
     -------

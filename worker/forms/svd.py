@@ -6,8 +6,7 @@ from worker.lowrank import Factored, Kept, SVDMethod, factor
 
 @register("svd", expand=multiply_chain)
 def compute_svd(inputs: FormInputs) -> Factored | Kept:
-    """
-    Truncate the SVD of a weight (Eckart and Young 1936), or of W·G^½ where it is calibrated.
+    """Truncate the SVD of a weight (Eckart and Young 1936), or of W·G^½ where it is calibrated.
 
     Returns
     -------
