@@ -75,12 +75,12 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
     progress = ProgressTracker(work.tasks, observe)
     cache = _layer_cache(request, work, device)
     with TensorReaders() as readers:
-        check_grams(work.tasks, readers, device=device, check_canceled=progress.end_all)
+        check_grams(work.tasks, readers, device=device, check_canceled=progress.between_layers)
         context = JobContext(readers, spool, cache, progress, request.spec.seed, device)
         work, outcomes = _finish(work, request.spec, context)
-    progress.end_all()
+    progress.between_layers()
     output, output_files = write_output(
-        work, outcomes, spool, request.result_dir, check_canceled=progress.end_all
+        work, outcomes, spool, request.result_dir, check_canceled=progress.between_layers
     )
     calibration = request.calibration_files if request.calibration else None
     report = make_report(

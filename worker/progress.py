@@ -44,8 +44,8 @@ class ProgressTracker:
             self._count(task.number, self._costs[task.number])
             self._done.add(task.number)
 
-    def end_all(self) -> None:
-        """Report that no layer is left."""
+    def between_layers(self) -> None:
+        """Report the progress while no layer is in work; the observer may stop the work here too."""
         self._notify(None)
 
     def _notify(self, layer: str | None) -> None:
