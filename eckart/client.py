@@ -7,10 +7,9 @@ import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote
 
 from eckart.checkpoint import CHECKPOINT_ID, find_checkpoint, open_checkpoint
-from eckart.download import download
+from eckart.download import download, job_path, request_report
 from eckart.errors import InputError, JobFailed, WaitTimeoutError
 from eckart.http import Call, Connection, parse, retry_after_s
 from eckart.progress import silent
@@ -139,11 +138,11 @@ class Client:
         patience_s = self._connection.patience_s
         if left_s is not None:
             hold_s, patience_s = min(hold_s, int(left_s)), min(patience_s, left_s)
-        call = Call("GET", _job_path(job_id), params={"wait": hold_s}, answer_s=hold_s)
+        call = Call("GET", job_path(job_id), params={"wait": hold_s}, answer_s=hold_s)
         return self._connection.request(call, patience_s=patience_s)
 
     def job(self, job_id: str) -> Job:
-        return parse(Job, self._connection.request(Call("GET", _job_path(job_id))))
+        return parse(Job, self._connection.request(Call("GET", job_path(job_id))))
 
     def jobs(self, *, state: str | None = None) -> Iterator[Job]:
         """Iterate over all jobs, or those in one state, newest first; pages are fetched on demand."""
@@ -188,9 +187,7 @@ class Client:
         return {**spec, "calibration": name}
 
     def report(self, job_id: str) -> Report:
-        headers = {"Accept": "application/json"}
-        call = Call("GET", f"{_job_path(job_id)}/report", headers=headers)
-        return parse(Report, self._connection.request(call))
+        return parse(Report, request_report(self._connection, job_id))
 
     def download(
         self, job_id: str, into: str | os.PathLike[str], *, progress: ProgressCallback | None = None
@@ -200,15 +197,11 @@ class Client:
 
     def cancel(self, job_id: str) -> Job:
         """End a queued or running job; of a finished one nothing changes."""
-        return parse(Job, self._connection.request(Call("POST", f"{_job_path(job_id)}/cancel")))
+        return parse(Job, self._connection.request(Call("POST", f"{job_path(job_id)}/cancel")))
 
     def delete(self, job_id: str) -> None:
         """Remove a job and its files."""
-        self._connection.request(Call("DELETE", _job_path(job_id)))
-
-
-def _job_path(job_id: str) -> str:
-    return f"/v1/jobs/{quote(job_id, safe='')}"
+        self._connection.request(Call("DELETE", job_path(job_id)))
 
 
 def _progress_of(job: Job) -> tuple[int, int, str]:

@@ -29,13 +29,12 @@ REPORT_NAME = "report.json"
 
 def download(connection: Connection, job_id: str, into: Path, progress: ProgressCallback) -> tuple[Path, ...]:
     """Fetch every result file and then the report; never overwrite a file with other bytes."""
-    base = f"/v1/jobs/{quote(job_id, safe='')}"
-    answer = connection.request(Call("GET", f"{base}/report", headers={"Accept": "application/json"}))
+    answer = request_report(connection, job_id)
     report = parse(Report, answer)
     into.mkdir(parents=True, exist_ok=True)
     sha256 = hashlib.sha256(answer.content).hexdigest()
     have_report = _is_there(into / REPORT_NAME, sha256)
-    fetches = _fetches(base, report, into)
+    fetches = _fetches(job_path(job_id), report, into)
     missing = [fetch for fetch in fetches if not _is_there(fetch.target, fetch.file.sha256)]
     for fetch in missing:
         _fetch(connection, fetch, progress)
@@ -45,6 +44,15 @@ def download(connection: Connection, job_id: str, into: Path, progress: Progress
             part.write(answer.content)
             part.publish(into / REPORT_NAME)
     return (*(fetch.target for fetch in fetches), into / REPORT_NAME)
+
+
+def job_path(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def request_report(connection: Connection, job_id: str) -> httpx.Response:
+    headers = {"Accept": "application/json"}
+    return connection.request(Call("GET", f"{job_path(job_id)}/report", headers=headers))
 
 
 class AtomicFile:
