@@ -1,11 +1,10 @@
 """The device and the number of threads of the numerics."""
 
 import os
-from typing import Literal
 
 import torch
 
-DeviceChoice = Literal["auto", "cpu", "cuda"]
+from worker.settings import DeviceChoice
 
 
 def choose_device(choice: DeviceChoice) -> torch.device:

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from state.settings import StateSettings
 
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+
 
 class Settings(StateSettings):
     """Settings of a worker process."""
@@ -22,6 +24,6 @@ class Settings(StateSettings):
         le=4096,
         description="Number of threads per job; all processors if not given.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
+    device: DeviceChoice = Field(
         default="auto", description="Device for the numerics: `auto` is CUDA if available, else the CPU."
     )

@@ -229,7 +229,7 @@ def build_header(tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> b
     for tensor in tensors:
         if tensor.name in entries:
             raise CheckpointError(
-                "duplicate-name", f'The output would have two tensors named "{tensor.name}".'
+                "duplicate-name", f"The output would have two tensors named {quoted(tensor.name)}."
             )
         end = start + tensor.nbytes
         entries[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (start, end)}

@@ -116,10 +116,10 @@ class HeaderParser:
         return _truncated(self._header_bytes, total_bytes)
 
 
-def read_header(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> Header:
+def read_header(path: Path) -> Header:
     """Read and check the header of a file, and check that the file has the size that it states."""
     with path.open("rb", buffering=0) as file:
-        return read_open_header(file, max_header_bytes=max_header_bytes)
+        return read_open_header(file)
 
 
 def read_open_header(file: FileIO, *, max_header_bytes: int = MAX_HEADER_BYTES) -> Header:

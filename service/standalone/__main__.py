@@ -59,7 +59,7 @@ def serve(settings: Settings) -> None:
     """
     data_dir = DataDir(settings.data_dir.absolute())
     environment = {**os.environ, "ECKART_DATA_DIR": str(data_dir.root), "PYTHONPATH": import_path()}
-    rows = []
+    children = []
     with ExitStack() as stack:
         lock = stack.enter_context(locked_run_dir(data_dir.run))
         address = Address(settings.host, settings.port).resolve()
@@ -67,9 +67,12 @@ def serve(settings: Settings) -> None:
         if not settings.redis_url:
             socket = stack.enter_context(redis_socket(data_dir.run))
             environment["ECKART_REDIS_URL"] = f"unix://{quote(str(socket))}"
-            rows.append(redis_child(socket, data_dir.redis, lock=lock))
-        rows += [worker_child(environment), api_child(environment, address, grace_s=settings.shutdown_s + 5)]
-        Supervisor(rows, run_dir=data_dir.run).run(partial(announce, address, data_dir.root))
+            children.append(redis_child(socket, data_dir.redis, lock=lock))
+        children += [
+            worker_child(environment),
+            api_child(environment, address, grace_s=settings.shutdown_s + 5),
+        ]
+        Supervisor(children, run_dir=data_dir.run).run(partial(announce, address, data_dir.root))
 
 
 def import_path() -> str:

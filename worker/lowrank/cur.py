@@ -14,7 +14,8 @@ from worker.lowrank.scale import times_power, working_dtype
 from worker.lowrank.selectors import SELECTORS, Indices, Selector
 from worker.lowrank.truncation import Factors, best_rounded
 
-# Named again in schemas/planning/forms/base.py, since lowrank imports no other package; a test compares them.
+# Named again in schemas/planning/forms/base.py, since lowrank imports nothing of ours but schemas.spectrum; a
+# test compares them.
 Storage = Literal["three", "two"]
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 
