@@ -1,13 +1,12 @@
 """The Celery queue: a message is a job id and nothing else. Nothing else in `state` imports Celery."""
 
 from typing import Any
-from urllib.parse import parse_qs
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 
 from state.errors import RedisUnavailable
-from state.redis import BROKER_PREFIX, QUEUE, QUEUE_KEY, TASK, redis_client, translated
+from state.redis import BROKER_PREFIX, QUEUE, QUEUE_KEY, TASK, broker_url, redis_client, translated
 
 # Longer than any job: before it ends, Celery must not deliver a running job's message again.
 VISIBILITY_TIMEOUT_S = 86_400
@@ -42,15 +41,6 @@ def celery_settings(redis_url: str) -> dict[str, Any]:
         "accept_content": ["json"],
         "task_default_queue": QUEUE,
     }
-
-
-def broker_url(redis_url: str) -> str:
-    """Convert the address of a unix socket from redis-py's form to Celery's."""
-    if not redis_url.startswith("unix://"):
-        return redis_url
-    address, _, query = redis_url.removeprefix("unix://").partition("?")
-    database = parse_qs(query).get("db", ["0"])[0]
-    return f"redis+socket://{address}?virtual_host={database}"
 
 
 class JobQueue:

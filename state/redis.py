@@ -43,6 +43,15 @@ def client_url(redis_url: str) -> str:
     return f"unix://{parts.netloc}{parts.path}?db={database}"
 
 
+def broker_url(redis_url: str) -> str:
+    """Convert the address of a unix socket from redis-py's form to Celery's."""
+    if not redis_url.startswith("unix://"):
+        return redis_url
+    address, _, query = redis_url.removeprefix("unix://").partition("?")
+    database = parse_qs(query).get("db", ["0"])[0]
+    return f"redis+socket://{address}?virtual_host={database}"
+
+
 def redis_client(redis_url: str, *, timeout_s: float = TIMEOUT_S) -> redis.Redis:
     """Connect to `redis://`, `rediss://`, `unix://` or `redis+socket://`, lazily."""
     return redis.Redis.from_url(

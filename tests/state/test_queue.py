@@ -10,8 +10,8 @@ import pytest
 from celery import Celery
 
 from state.errors import RedisUnavailable
-from state.queue import JobQueue, broker_url, celery_settings
-from state.redis import QUEUE, QUEUE_KEY, TASK
+from state.queue import JobQueue, celery_settings
+from state.redis import QUEUE, QUEUE_KEY, TASK, broker_url
 
 
 @pytest.fixture
