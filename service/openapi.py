@@ -1,5 +1,6 @@
 """What the OpenAPI document says that FastAPI cannot find out: problems, headers, and streamed bodies."""
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -112,16 +113,15 @@ def _multipart(name: str, description: str, *, spec: bool) -> dict[str, Any]:
             "contentMediaType": "application/json",
             "contentSchema": {"$ref": REFERENCE.format(model="CompressionSpec")},
             "description": "The compression spec, as JSON.",
-            "examples": ['{"method": "svd", "rank": {"ratio": 0.5}}'],
+            "examples": [json.dumps(SPEC_EXAMPLE)],
         }
     return {"schema": {"type": "object", "properties": properties, "required": list(properties)}}
 
 
-def _json() -> dict[str, Any]:
-    return {
-        "schema": {"$ref": REFERENCE.format(model="JobRequest")},
-        "example": {"checkpoint": "my-model", "spec": SPEC_EXAMPLE},
-    }
+JOB_REQUEST = {
+    "schema": {"$ref": REFERENCE.format(model="JobRequest")},
+    "example": {"checkpoint": "my-model", "spec": SPEC_EXAMPLE},
+}
 
 
 def _files_multipart(*, spec: bool) -> dict[str, Any]:
@@ -138,14 +138,14 @@ FILES_BODY = {
 JOB_BODY = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": _json(), "multipart/form-data": _files_multipart(spec=True)},
+        "content": {"application/json": JOB_REQUEST, "multipart/form-data": _files_multipart(spec=True)},
     }
 }
 PLAN_BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": _json(),
+            "application/json": JOB_REQUEST,
             "multipart/form-data": _multipart(
                 "header",
                 "The first 8 + N bytes of a safetensors file, N being the length of its header, or the whole "
