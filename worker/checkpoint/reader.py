@@ -100,16 +100,6 @@ class CheckpointReader:
         """Close the file; tensors that were read stay valid."""
         self._file.close()
 
-    def info(self, name: str) -> TensorInfo:
-        """Return the header's entry of a tensor.
-
-        Raises
-        ------
-        KeyError
-            If the file holds no tensor `name`.
-        """
-        return self._infos[name]
-
     def read(self, name: str) -> torch.Tensor:
         """Read one tensor into new memory.
 

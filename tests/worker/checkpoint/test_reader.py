@@ -87,7 +87,7 @@ def test_a_dtype_that_torch_lacks_is_copied_but_not_read(tmp_path, dtype, shape,
     header = json.dumps({"w": {"dtype": dtype, "shape": shape, "data_offsets": [0, nbytes]}}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(range(nbytes)))
     with CheckpointReader(path) as reader:
-        assert b"".join(reader.chunks(reader.info("w"))) == bytes(range(nbytes))
+        assert b"".join(reader.chunks(reader.header.tensors[0])) == bytes(range(nbytes))
         with pytest.raises(CheckpointError, match=dtype) as refused:
             reader.read("w")
     assert refused.value.fault == "dtype-not-readable"
@@ -137,7 +137,7 @@ def test_a_file_that_changes_is_refused(tmp_path, change):
         assert refused.value.fault == "file-changed"
         assert "model.safetensors changed while it was read" in refused.value.detail
         with pytest.raises(CheckpointError, match="changed"):
-            list(reader.chunks(reader.info("w"), chunk_bytes=16))
+            list(reader.chunks(reader.header.tensors[0], chunk_bytes=16))
 
 
 def test_a_file_replaced_by_rename_is_still_read(tmp_path):
@@ -156,12 +156,12 @@ def test_threads_may_share_a_reader(tmp_path):
     wrong: list[str] = []
 
     def read_all() -> None:
-        for name, tensor in tensors.items():
-            if not torch.equal(reader.read(name), tensor):
-                wrong.append(name)
-            pieces = [bytes(piece) for piece in reader.chunks(reader.info(name), chunk_bytes=100)]
-            if b"".join(pieces) != tensor.numpy().tobytes():
-                wrong.append(name)
+        for info in reader.header.tensors:
+            if not torch.equal(reader.read(info.name), tensors[info.name]):
+                wrong.append(info.name)
+            pieces = [bytes(piece) for piece in reader.chunks(info, chunk_bytes=100)]
+            if b"".join(pieces) != tensors[info.name].numpy().tobytes():
+                wrong.append(info.name)
 
     with CheckpointReader(path) as reader:
         threads = [threading.Thread(target=read_all) for _ in range(4)]

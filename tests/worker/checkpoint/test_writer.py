@@ -35,10 +35,11 @@ def save(path, tensors, metadata=None):
 
 
 def copy_all(reader: CheckpointReader, path) -> None:
-    new_tensors = [NewTensor(info.name, info.dtype, info.shape) for info in reader.header.tensors]
+    infos = {info.name: info for info in reader.header.tensors}
+    new_tensors = [NewTensor(info.name, info.dtype, info.shape) for info in infos.values()]
     with CheckpointWriter(path, new_tensors, reader.header.metadata) as writer:
-        while (info := writer.next) is not None:
-            writer.copy(reader, reader.info(info.name))
+        while (following := writer.next) is not None:
+            writer.copy(reader, infos[following.name])
 
 
 def mixed() -> dict[str, torch.Tensor]:
