@@ -6,6 +6,7 @@ Each function takes `pointer`, the JSON pointer to the spec in the request: SPEC
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from schemas.format.errors import listed
 from schemas.format.files import CheckpointFiles
 from schemas.planning.budget import check_budget, resolve_ranks
 from schemas.planning.calibration import CalibrationError, gram_tensors
@@ -36,11 +37,22 @@ def find_calibration(services: Services, spec: CompressionSpec, *, pointer: str)
         hint = f"Upload the Gram matrices with PUT /v1/checkpoints/{name}/grams.safetensors."
         named = (FieldProblem(pointer=field, detail=hint),)
         raise ProblemError(ProblemKind.CHECKPOINT_NOT_FOUND, errors=named) from error
-    if not stored.complete:
-        raise ProblemError(
-            ProblemKind.CHECKPOINT_INCOMPLETE, values={"missing": ", ".join(stored.missing)}, pointer=field
-        )
+    require_complete(stored, pointer=field)
     return stored
+
+
+def require_complete(stored: StoredCheckpoint, *, pointer: str | None = None) -> None:
+    """Refuse a stored checkpoint that lacks files; `pointer` is the field of the request that names it."""
+    if not stored.complete:
+        missing = (
+            f"the index of {join_names(stored.unrelated)}" if stored.unrelated else ", ".join(stored.missing)
+        )
+        raise ProblemError(ProblemKind.CHECKPOINT_INCOMPLETE, values={"missing": missing}, pointer=pointer)
+
+
+def join_names(names: tuple[str, ...]) -> str:
+    """Join names for a sentence; long lists are shortened."""
+    return " and ".join(names) if len(names) == 2 else listed(names)
 
 
 def make_bounded_plan(

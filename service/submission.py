@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 
-from schemas.format.errors import listed
 from schemas.job import NO_PROGRESS, JobRequest
 from schemas.planning.layer import Plan
 from schemas.problem import ProblemKind
@@ -12,7 +11,14 @@ from schemas.spec import CompressionSpec
 from service.dependencies import Services
 from service.errors import ProblemError
 from service.multipart_upload import UploadContent
-from service.planning import SPEC_IN_JSON, SPEC_IN_MULTIPART, find_calibration, make_bounded_plan
+from service.planning import (
+    SPEC_IN_JSON,
+    SPEC_IN_MULTIPART,
+    find_calibration,
+    join_names,
+    make_bounded_plan,
+    require_complete,
+)
 from state.checkpoints import StoredCheckpoint
 from state.errors import RedisUnavailable
 from state.records import Idempotency, JobRecord, JobView, NewJob
@@ -54,27 +60,18 @@ def submit_upload(services: Services, content: UploadContent, key: str | None) -
 def complete_checkpoint(services: Services, checkpoint_id: str) -> StoredCheckpoint:
     """Return a stored checkpoint, which must have all its files."""
     stored = services.checkpoints.get(checkpoint_id)
-    if not stored.complete:
-        raise ProblemError(ProblemKind.CHECKPOINT_INCOMPLETE, values={"missing": _what_is_missing(stored)})
+    require_complete(stored)
     return stored
-
-
-def _what_is_missing(stored: StoredCheckpoint) -> str:
-    return f"the index of {_join(stored.unrelated)}" if stored.unrelated else ", ".join(stored.missing)
 
 
 def missing_from_upload(missing: tuple[str, ...], *, unrelated: tuple[str, ...]) -> str:
     """Describe what a body lacks; `unrelated` are files without an index that are not named like shards."""
     if unrelated:
         return (
-            f"The upload holds {_join(unrelated)} but no index: "
+            f"The upload holds {join_names(unrelated)} but no index: "
             "send their index with them, or each file in a request of its own."
         )
     return f"The upload lacks {', '.join(missing)}."
-
-
-def _join(names: tuple[str, ...]) -> str:
-    return " and ".join(names) if len(names) == 2 else listed(names)
 
 
 def _create(

@@ -203,6 +203,15 @@ def test_a_calibration_that_lacks_files_is_a_conflict_that_names_them(service, m
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
+def test_a_calibration_of_unrelated_files_is_a_conflict_that_names_both(service, model, request_):
+    name = service.stored(GRAMS, "a.safetensors")
+    service.put(name, "b.safetensors", GRAMS)
+
+    body = assert_problem(REQUESTS[request_](service, model, spec(name)), 409, "checkpoint-incomplete")
+    assert "the index of a.safetensors and b.safetensors" in body["detail"]
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
 @pytest.mark.parametrize(
     ("content", "fields", "fault", "words"),
     [
