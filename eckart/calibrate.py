@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from eckart.errors import InputError
+from eckart.errors import InputError, missing_extra
 
 if TYPE_CHECKING:
     import os
@@ -41,13 +41,18 @@ def calibrate(
 
     Needs torch: `pip install 'eckart[torch]'`.
     """
-    from eckart.gram_collector import GramCollector  # imports torch
-
+    try:
+        from eckart.gram_collector import GramCollector  # imports torch
+    except ModuleNotFoundError as error:
+        raise missing_extra(error, "torch") from error
     if dtype not in DTYPES:
         raise InputError(f"dtype must be float32 or float64, not {dtype!r}")
     target = Path(path)
     if not target.name.endswith(".safetensors"):
         raise InputError(f"{target}: give a name that ends in .safetensors")
+    if not target.parent.is_dir():
+        # Said before the pass over the batches, which may take hours.
+        raise InputError(f"{target.parent} is not a folder; make it first, or name another file")
 
     def chosen(name: str) -> bool:
         return _matches(name, include) and not _matches(name, exclude)

@@ -115,8 +115,8 @@ def _shard_names(index: Path) -> list[str]:
 def _check_name(path: Path, name: object) -> None:
     if not isinstance(name, str) or FILE_NAME.fullmatch(name) is None:
         raise InputError(
-            f"{path}: {name!r} is no name of a checkpoint's file; it has at most 128 letters, digits, dots, "
-            f"underscores and hyphens, and ends in {ENDING}; rename or convert it"
+            f"{path}: {name!r} cannot be the name of a checkpoint's file; a name has at most 128 "
+            f"letters, digits, dots, underscores and hyphens, and ends in {ENDING}; rename or convert it"
         )
 
 

@@ -237,7 +237,7 @@ def default_out(given: str) -> Path:
 def refuse_used(into: Path) -> None:
     """Refuse an output folder with files before any work; hidden ones are parts of a broken download."""
     if into.exists() and not into.is_dir():
-        raise InputError(f"{into} is no directory; name another one with --out")
+        raise InputError(f"{into} is not a directory; name another one with --out")
     if into.is_dir() and any(not path.name.startswith(".") for path in into.iterdir()):
         raise InputError(f"{into} is not empty; name another directory with --out")
 
@@ -246,7 +246,7 @@ def read_report(path: Path) -> Report:
     try:
         return Report.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise InputError(f"{path} is no report that this version of eckart understands") from error
+        raise InputError(f"{path} is not a report that this version of eckart can read") from error
 
 
 def show(document: Report | PlanDocument, *, as_json: bool) -> None:

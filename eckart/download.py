@@ -127,7 +127,7 @@ def _fetches(base: str, report: Report, into: Path) -> list[Fetch]:
         # The name comes from the service and becomes a path here.
         if FILE_NAME.fullmatch(file.name) is None or re.fullmatch("[0-9a-f]{64}", file.sha256) is None:
             raise AnswerError(
-                f"{file.name!r} in the report is no name of a checkpoint's file; nothing was written",
+                f"{file.name!r} in the report cannot be the name of a checkpoint's file; nothing was written",
                 status=200,
                 retry_after_s=None,
             )

@@ -76,6 +76,9 @@ class ProblemError(ServiceError):
             errors=problem.errors,
         )
         self.problem = problem
+        for field in problem.errors:
+            # A traceback shows notes; the message alone would not say which field is wrong.
+            self.add_note(f"{field.pointer}: {field.detail}")
 
 
 class AnswerError(ServiceError):
@@ -109,6 +112,11 @@ class WaitTimeoutError(EckartError):
     def __init__(self, job: Job, *, timeout_s: float) -> None:
         super().__init__(f"job {job.id} is still {job.state} after {timeout_s:g} s; it goes on")
         self.job = job
+
+
+def missing_extra(error: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:
+    """Return the error of a package that is not installed, with the extra that brings it."""
+    return ModuleNotFoundError(f"{error.msg}: pip install 'eckart[{extra}]'", name=error.name)
 
 
 FOREIGN: dict[type[Exception], type[EckartError]] = {

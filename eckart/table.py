@@ -156,12 +156,12 @@ def _heads(*, calibrated: bool) -> tuple[str, ...]:
 
 def _legend(totals: Totals) -> str:
     over = totals.error_over_optimal
-    whole = "" if over is None else f"; over all layers {over:.4g} times the least possible"
+    whole = "" if over is None else f"; over all layers {over:.4g} times the best possible error"
     if totals.weighted_error is None:
-        return f"error, best: of the row's worst layer, and the least possible at its rank{whole}"
+        return f"error, best: of the row's worst layer, and the best possible at its rank{whole}"
     return (
         "error, outputs, best: of the row's worst layer, of its weight and of its outputs, "
-        f"and the least possible at its rank; of all outputs {totals.weighted_error:.4g}{whole}"
+        f"and the best possible at its rank; of all outputs {totals.weighted_error:.4g}{whole}"
     )
 
 

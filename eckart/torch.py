@@ -8,14 +8,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
-import torch
 from pydantic import BaseModel, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from eckart.checkpoint import listed, open_checkpoint
-from eckart.errors import InputError, LoadError
+from eckart.errors import InputError, LoadError, missing_extra
+
+try:
+    import torch
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+    from torch import Tensor, nn
+except ModuleNotFoundError as error:
+    raise missing_extra(error, "torch") from error
 
 if TYPE_CHECKING:
     import os

@@ -277,7 +277,7 @@ class ProblemKind(Enum):
         "unusable-checkpoint",
         422,
         "The checkpoint cannot be read",
-        "{reason} Store the checkpoint again and start a new job.",
+        "{reason} Delete the checkpoint, upload it again and start a new job.",
         {"reason": "The file model.safetensors changed while it was read."},
     )
     WORKER_TROUBLE = (

@@ -296,3 +296,12 @@ def test_inputs_that_are_not_finite_are_refused_by_layer(net, tmp_path):
         calibrate(net, [torch.tensor([1, 3])], tmp_path / "g.safetensors")
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_is_refused_before_the_first_batch(net, tmp_path):
+    def batches():
+        raise AssertionError("a batch was taken")
+        yield
+
+    with pytest.raises(InputError, match="is not a folder; make it first"):
+        calibrate(net, batches(), tmp_path / "nowhere" / "grams.safetensors")

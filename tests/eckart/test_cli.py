@@ -55,7 +55,7 @@ def test_compress_can_print_the_report_as_json_and_nothing_else(model, url, caps
 
 @pytest.mark.parametrize(
     ("out", "said"),
-    [(".", "is not empty; name another"), ("tiny.safetensors", "is no directory; name another")],
+    [(".", "is not empty; name another"), ("tiny.safetensors", "is not a directory; name another")],
 )
 def test_a_place_that_is_taken_is_refused_before_any_work(model, serve, capsys, out, said):
     asked = []
@@ -209,7 +209,7 @@ def test_a_report_can_be_json(url, capsys):
     ("line", "said"),
     [
         ("report gone.json", "there is no such file"),
-        ("report tiny.safetensors", "is no report"),
+        ("report tiny.safetensors", "is not a report"),
         ("report J1 --url http://127.0.0.1:9", "`eckart serve` starts one"),
         ("report J1 --url nowhere", "is not the address of a service"),
         ("plan gone.safetensors --rank 2", "there is no such file"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import traceback
 
 import httpx
 import pytest
@@ -101,3 +102,13 @@ def test_a_canceled_job_says_so(job):
         str(JobFailed(Job.model_validate_json(json.dumps(job("canceled")))))
         == "job J1 canceled: it was canceled"
     )
+
+
+def test_the_traceback_of_a_refusal_names_the_bad_fields():
+    field = {"pointer": "/spec/rank/ratio", "detail": "Input should be less than or equal to 1"}
+    problem = Problem(
+        type="urn:eckart:problem:invalid-spec", title="t", status=422, detail="d", errors=[field]
+    )
+
+    shown = "".join(traceback.format_exception(ProblemError(problem)))
+    assert "/spec/rank/ratio: Input should be less than or equal to 1" in shown

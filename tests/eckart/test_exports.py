@@ -5,10 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
 
 import eckart
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_public_names_are_these():
@@ -76,3 +79,20 @@ def test_the_client_works_where_nothing_else_is_installed():
     assert done.stdout.strip() == "1"
     assert "pip install 'eckart[server]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "script", ["import eckart.torch", "import eckart; eckart.calibrate(None, [], 'a.safetensors')"]
+)
+def test_without_torch_the_message_names_the_extra_that_brings_it(script, tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert "No module named 'torch': pip install 'eckart[torch]'" in done.stderr.splitlines()[-1]

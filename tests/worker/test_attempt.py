@@ -105,7 +105,7 @@ def test_an_invalid_input_fails_the_job_at_once(bench, spoil):
 
     assert (record.state, record.attempt) == ("failed", 1)
     assert record.error.type == "urn:eckart:problem:unusable-checkpoint"
-    assert "Store the checkpoint again" in record.error.detail
+    assert "Delete the checkpoint, upload it again" in record.error.detail
     assert [path.name for path in bench.layout.job(job_id).iterdir()] == ["job.json"]
 
 
