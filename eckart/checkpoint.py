@@ -128,4 +128,19 @@ def _header(path: Path) -> bytes:
         header = stream.read(size_bytes) if size_bytes <= FORMAT_MAX_HEADER_BYTES else b""
     if len(length) < LENGTH_BYTES or len(header) != size_bytes:
         raise InputError(f"{path} is not a safetensors file: it does not begin with a header")
+    _check_size(path, header)
     return length + header
+
+
+def _check_size(path: Path, header: bytes) -> None:
+    """Refuse a file that is shorter or longer than its header says, before anything is uploaded."""
+    try:
+        entries = json.loads(header)
+        data_bytes = max(entries[name]["data_offsets"][1] for name in entries if name != "__metadata__")
+        surplus_bytes = path.stat().st_size - LENGTH_BYTES - len(header) - int(data_bytes)
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return  # The service says what is wrong with the header.
+    if surplus_bytes < 0:
+        raise InputError(f"{path} is cut short: {-surplus_bytes} bytes are missing; fetch the complete file")
+    if surplus_bytes > 0:
+        raise InputError(f"{path} has {surplus_bytes} bytes after its data; cut the file there")

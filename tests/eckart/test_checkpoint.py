@@ -43,6 +43,33 @@ def test_a_file_is_a_checkpoint(tmp_path):
     assert open_checkpoint(tmp_path).name == tmp_path.name
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: content[:-1], "is cut short: 1 bytes are missing"),
+        (lambda content: content[:-24], "is cut short: 24 bytes are missing"),
+        (lambda content: content + b"xyz", "has 3 bytes after its data"),
+    ],
+)
+def test_a_file_of_another_size_than_its_header_says_is_refused_before_anything_is_sent(
+    tmp_path, change, words
+):
+    path = tmp_path / "tiny.safetensors"
+    save_file({"x.weight": torch.ones(2, 3)}, path, metadata={"format": "pt"})
+    path.write_bytes(change(path.read_bytes()))
+
+    with pytest.raises(InputError, match=words):
+        list(open_checkpoint(path).headers())
+
+
+@pytest.mark.parametrize("header", [b"{", b"[]", b"{}", b'{"a": 1}', b'{"a": {"data_offsets": ["x", "y"]}}'])
+def test_a_malformed_header_is_left_to_the_service(tmp_path, header):
+    path = tmp_path / "tiny.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+
+    assert list(open_checkpoint(path).headers()) == [(path.name, path.read_bytes())]
+
+
 def test_an_index_brings_its_shards(sharded):
     for given in (sharded, sharded / INDEX):
         source = open_checkpoint(given)
