@@ -64,7 +64,8 @@ def _in_sequence(
 ) -> dict[int, Outcome]:
     """Compute one layer at a time; meanwhile read the next one and write the previous one."""
     outcomes: dict[int, Outcome] = {}
-    with _pool(1, "write") as writing, _pool(1, "read") as reading:
+    # Without `_pool`: a layer that is computed is written even if the work is stopped at the next one.
+    with ThreadPoolExecutor(1, "write") as writing, _pool(1, "read") as reading:
         inputs = _prefetched(reading.submit(layer_pass.read, task) for task in tasks)
         written: tuple[int, Future[Outcome]] | None = None
         for task, future in zip(tasks, inputs, strict=True):
