@@ -35,6 +35,16 @@ class CheckpointReport(Output):
     bytes: int = Field(description="Size of all files.", examples=[90868376])
 
 
+def parameter_savings(before: int, after: int) -> float:
+    """Return the share of the parameters that is saved; 0 for a checkpoint without any."""
+    return 1 - after / before if before else 0.0
+
+
+def compression_factor(before: int, after: int) -> float:
+    """Return how many times fewer parameters there are; 1 for a checkpoint without any."""
+    return before / after if after else 1.0
+
+
 class Savings(Output):
     """Sums over all tensors of the checkpoint, before and after."""
 

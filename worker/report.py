@@ -11,7 +11,14 @@ import torch
 
 from schemas.checkpoint import FileInfo
 from schemas.format.files import CheckpointFiles
-from schemas.report import CheckpointReport, LayerReport, Report, Totals
+from schemas.report import (
+    CheckpointReport,
+    LayerReport,
+    Report,
+    Totals,
+    compression_factor,
+    parameter_savings,
+)
 from schemas.spec import CompressionSpec
 from worker.layer import LayerOutcome
 from worker.work_plan import WorkPlan
@@ -77,8 +84,8 @@ def _totals(
     return Totals(
         parameters_before=before.parameters,
         parameters_after=after.parameters,
-        parameter_savings=1 - after.parameters / before.parameters if before.parameters else 0.0,
-        compression_factor=before.parameters / after.parameters if after.parameters else 1.0,
+        parameter_savings=parameter_savings(before.parameters, after.parameters),
+        compression_factor=compression_factor(before.parameters, after.parameters),
         bytes_before=before.nbytes,
         bytes_after=after.nbytes,
         relative_error=_relative(squared_error, squared_norm),

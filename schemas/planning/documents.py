@@ -8,6 +8,7 @@ from schemas.plan import PlanDocument, PlannedLayer, PlanTotals, RankBounds
 from schemas.planning.cost import ParameterCost
 from schemas.planning.layer import TWO_FACTORS, LayerPlan, Plan, Tensor
 from schemas.planning.planner import can_be_factored, make_plan
+from schemas.report import compression_factor, parameter_savings
 from schemas.spec import CompressionSpec, RankRule, SpecRule, budget_of
 
 
@@ -26,8 +27,8 @@ def plan_document(checkpoint: str | None, tensors: Sequence[Tensor], plan: Plan)
     totals = PlanTotals(
         parameters_before=parameters,
         parameters_after=after,
-        parameter_savings=1 - after / parameters if parameters else 0.0,
-        compression_factor=parameters / after if after else 1.0,
+        parameter_savings=parameter_savings(parameters, after),
+        compression_factor=compression_factor(parameters, after),
         bytes_before=nbytes,
         bytes_after=bytes_after,
         layers_factored=sum(layer.outcome == "factored" for layer in layers),

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.service.files import MODEL
 from tests.service.running import RunningService
 
 
@@ -38,3 +39,13 @@ def start(redis_server, tmp_path):
     yield start_one
     for made in running:
         made.__exit__()
+
+
+@pytest.fixture
+def stored(service):
+    return service.stored(MODEL)
+
+
+@pytest.fixture
+def job(service, stored):
+    return service.submit(stored).json()

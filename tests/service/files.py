@@ -35,3 +35,7 @@ def big_checkpoint(nbytes: int) -> bytes:
     entry = {"dtype": "U8", "shape": [nbytes], "data_offsets": [0, nbytes]}
     header = json.dumps({"big": entry}).encode()
     return struct.pack("<Q", len(header)) + header
+
+
+MODEL = checkpoint_bytes()
+FILES = {"model.safetensors": MODEL}

@@ -9,23 +9,8 @@ import pytest
 from schemas.job import Progress
 from schemas.problem import ProblemKind
 from state.records import new_token
-from tests.service.files import checkpoint_bytes
+from tests.service.files import FILES, MODEL
 from tests.service.running import assert_problem
-
-MODEL = checkpoint_bytes()
-
-
-FILES = {"model.safetensors": MODEL}
-
-
-@pytest.fixture
-def stored(service):
-    return service.stored(MODEL)
-
-
-@pytest.fixture
-def job(service, stored):
-    return service.submit(stored).json()
 
 
 def test_a_status_has_a_tag_that_spares_the_next_answer(service, job):

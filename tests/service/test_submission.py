@@ -4,23 +4,8 @@ import threading
 
 import pytest
 
-from tests.service.files import checkpoint_bytes, sharded_set
+from tests.service.files import FILES, MODEL, checkpoint_bytes, sharded_set
 from tests.service.running import SPEC, assert_problem
-
-MODEL = checkpoint_bytes()
-
-
-FILES = {"model.safetensors": MODEL}
-
-
-@pytest.fixture
-def stored(service):
-    return service.stored(MODEL)
-
-
-@pytest.fixture
-def job(service, stored):
-    return service.submit(stored).json()
 
 
 def test_a_job_for_a_stored_checkpoint_is_accepted_with_all_its_fields(service, stored):

@@ -3,23 +3,8 @@
 import pytest
 
 from state.records import new_token
-from tests.service.files import checkpoint_bytes
+from tests.service.files import FILES, MODEL
 from tests.service.running import assert_problem
-
-MODEL = checkpoint_bytes()
-
-
-FILES = {"model.safetensors": MODEL}
-
-
-@pytest.fixture
-def stored(service):
-    return service.stored(MODEL)
-
-
-@pytest.fixture
-def job(service, stored):
-    return service.submit(stored).json()
 
 
 def test_cancelling_ends_a_job_and_changes_nothing_of_one_that_has_ended(service, stored):
