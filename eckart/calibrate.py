@@ -33,11 +33,12 @@ def calibrate(
     """Run batches through a model and write `<module>.gram` = XXᵀ of the inputs X of each linear layer.
 
     This is one pass in eval mode and without gradients. A batch is a mapping (passed as keywords), a tuple or
-    list (passed in order) or one argument. Where a mapping holds `attention_mask` [batch, tokens], padding
-    does not count. Sums are in float64 and take 8 n² bytes for each distinct input of n features, for any
-    number of samples; layers that take the same tensor (query, key and value) share one sum. `spill` keeps
-    the sums in files next to `path` instead of in memory. The file appears when it is whole; its path is
-    returned.
+    list (passed in order) or one argument. Where it has an `attention_mask` or a `decoder_attention_mask`
+    [batch, tokens], padding does not count: each mask follows its own tokens through the model. Left out are
+    layers whose weight is another module's too, such as a head tied to the embedding. Sums are in float64 and
+    take 8 n² bytes for each distinct input of n features, for any number of samples; layers that take the
+    same tensor (query, key and value) share one sum. `spill` keeps the sums in files next to `path` instead
+    of in memory. The file appears when it is whole; its path is returned.
 
     Needs torch: `pip install 'eckart[torch]'`.
     """

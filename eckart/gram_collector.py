@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from eckart.checkpoint import listed
 from eckart.errors import InputError
+from eckart.token_mask import counted_rows, following_masks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
 ROWS = 2048
 # Query, key and value run one after another: this many inputs later, a layer may still take the same one.
 WINDOW = 4
-MASK = "attention_mask"
 
 
 class GramSum:
@@ -60,7 +62,7 @@ class GramCollector:
         self, model: nn.Module, chosen: Callable[[str], bool], *, spill_next_to: Path | None = None
     ) -> None:
         self._model = model
-        self._layers = {n: m for n, m in model.named_modules() if _is_linear(m) and chosen(n)}
+        self._layers = {n: m for n, m in _untied_layers(model) if chosen(n)}
         if not self._layers:
             raise InputError("the model has no Linear or Conv1D layer that is included")
         self._spill_next_to = spill_next_to
@@ -68,7 +70,7 @@ class GramCollector:
         self._files = 0
         self._sums: dict[str, GramSum] = {}
         self._recent: list[GramSum] = []
-        self._mask: Tensor | None = None
+        self._followed = False
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -94,14 +96,20 @@ class GramCollector:
 
     def run(self, batches: Iterable[object]) -> int:
         """Run the model on every batch; return how many there were."""
-        count = 0
+        count, has_padding = 0, False
         with torch.no_grad():
             for batch in batches:
-                self._mask = batch.get(MASK) if isinstance(batch, Mapping) else None
-                _call(self._model, batch)
+                with following_masks(self._model, batch) as is_padded:
+                    _call(self._model, batch)
+                has_padding |= is_padded
                 while self._recent:
                     self._flush(self._recent[0])
                 count += 1
+        if has_padding and not self._followed:
+            warnings.warn(
+                "padding was counted: the masks could not be followed to any layer, as in a compiled model",
+                stacklevel=3,
+            )
         return count
 
     def finish(self) -> dict[str, Tensor]:
@@ -129,7 +137,9 @@ class GramCollector:
             own = self._split(own, {name})
         elif own.held is not None:
             self._flush(own)
-        own.hold(x, _gram(x, self._mask), name)
+        counted = counted_rows(x)
+        self._followed |= counted is not None
+        own.hold(x, _gram(x, counted), name)
         self._recent.append(own)
         if len(self._recent) > WINDOW:
             self._flush(self._recent[0])
@@ -170,6 +180,16 @@ class GramCollector:
         return mapped.reshape(shape)
 
 
+def _untied_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the linear layers whose weight is no other module's, as a head's may be the embedding's."""
+    uses = Counter(
+        id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False)
+    )
+    for name, module in model.named_modules():
+        if _is_linear(module) and uses[id(module.weight)] == 1:
+            yield name, module
+
+
 def _is_linear(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     is_conv1d = type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.ndim == 2
@@ -190,11 +210,11 @@ def _version(x: Tensor) -> int | None:
     return None if x.is_inference() else x._version  # noqa: SLF001 - torch's own, and its only one
 
 
-def _gram(x: Tensor, mask: object) -> Tensor:
-    """Return XXᵀ in float64 on the CPU for inputs [..., n], without those that a mask [...] leaves out."""
+def _gram(x: Tensor, counted: Tensor | None) -> Tensor:
+    """Return XXᵀ in float64 on the CPU for inputs [..., n]; a mask [...] says which of them count."""
     rows = x.detach()
-    if isinstance(mask, Tensor) and mask.shape == x.shape[:-1]:
-        rows = rows[mask.to(x.device).bool()]
+    if counted is not None:
+        rows = rows[counted]
     rows = rows.reshape(-1, x.shape[-1])
     n = rows.shape[1]
     total = torch.zeros(n, n, dtype=torch.float64, device=x.device)
