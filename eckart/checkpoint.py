@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 ENDING = ".safetensors"
-INDEX_ENDING = ".safetensors.index.json"
 # The service's own rules for ids and file names.
 CHECKPOINT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 FILE_NAME = re.compile(
-    r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,115}\.safetensors|[A-Za-z0-9._-]{0,104}\.safetensors\.index\.json)"
+    r"(?!.{129})[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors(?:\.index(?:\.[A-Za-z0-9_-]+)*\.json)?"
 )
+# `model.safetensors.index.json`, or `model.safetensors.index.fp16.json` of a variant.
+INDEX_ENDING = re.compile(r"\.safetensors\.index(?:\.[A-Za-z0-9_-]+)*\.json$")
 LENGTH_BYTES = 8
 # The format's limit. The service has a lower one and refuses longer headers itself.
 FORMAT_MAX_HEADER_BYTES = 100_000_000
@@ -55,7 +56,7 @@ def find_checkpoint(given: PathOrId) -> CheckpointFiles | None:
     if text and Path(text).exists():
         return open_checkpoint(Path(text))
     is_id = isinstance(given, str) and CHECKPOINT_ID.fullmatch(text) is not None
-    if not is_id or text.endswith((ENDING, INDEX_ENDING)):
+    if not is_id or text.endswith(ENDING) or is_index(text):
         raise InputError(f"{text}: there is no such file or directory")
     return None
 
@@ -65,7 +66,7 @@ def open_checkpoint(path: Path) -> CheckpointFiles:
     if not path.exists():
         raise InputError(f"{path}: there is no such file or directory")
     if not path.is_dir():
-        return _open_file(path, name=path.name.removesuffix(INDEX_ENDING).removesuffix(ENDING))
+        return _open_file(path, name=bare_name(path.name))
     found = _open_file(_in_directory(path), name=path.absolute().name)
     strays = sorted(set(path.glob(f"*{ENDING}")) - set(found.shards))
     if strays:
@@ -76,6 +77,16 @@ def open_checkpoint(path: Path) -> CheckpointFiles:
     return found
 
 
+def is_index(name: str) -> bool:
+    """Whether a file is an index by its name."""
+    return INDEX_ENDING.search(name) is not None
+
+
+def bare_name(name: str) -> str:
+    """Return a file's name without the ending of a checkpoint or an index."""
+    return INDEX_ENDING.sub("", name).removesuffix(ENDING)
+
+
 def listed(names: Sequence[str]) -> str:
     """Name the first five, and count the rest."""
     first = ", ".join(names[:NAMES_LISTED])
@@ -84,7 +95,8 @@ def listed(names: Sequence[str]) -> str:
 
 def _in_directory(path: Path) -> Path:
     """Return the index, or else the only file."""
-    found = sorted(path.glob(f"*{INDEX_ENDING}")) or sorted(path.glob(f"*{ENDING}"))
+    indexes = sorted(file for file in path.glob("*.json") if is_index(file.name))
+    found = indexes or sorted(path.glob(f"*{ENDING}"))
     if not found:
         raise InputError(f"{path} holds no {ENDING} file")
     if len(found) > 1:
@@ -94,7 +106,7 @@ def _in_directory(path: Path) -> Path:
 
 def _open_file(path: Path, *, name: str) -> CheckpointFiles:
     _check_name(path, path.name)
-    if not path.name.endswith(INDEX_ENDING):
+    if not is_index(path.name):
         return CheckpointFiles(name, None, (path,))
     shards = tuple(path.parent / shard for shard in _shard_names(path))
     if missing := [shard.name for shard in shards if not shard.is_file()]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from eckart import launch
-from eckart.checkpoint import ENDING, INDEX_ENDING, find_checkpoint
+from eckart.checkpoint import ENDING, bare_name, find_checkpoint
 from eckart.client import DEFAULT_URL, Client
 from eckart.download import REPORT_NAME
 from eckart.errors import EckartError, InputError
@@ -231,7 +231,7 @@ def run_report(options: argparse.Namespace) -> None:
 def default_out(given: str) -> Path:
     """Name the output after the input, in the current directory."""
     name = Path(given).absolute().name
-    return Path(f"{name.removesuffix(INDEX_ENDING).removesuffix(ENDING)}-compressed")
+    return Path(f"{bare_name(name)}-compressed")
 
 
 def refuse_used(into: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from schemas.base import Input, Output
-from schemas.format.index import CHECKPOINT_ID
+from schemas.format.names import CHECKPOINT_ID
 from schemas.problem import Problem
 from schemas.report import Totals
 from schemas.spec import CompressionSpec
@@ -70,7 +70,9 @@ class Job(Output):
     expires_at: str | None = Field(
         description="When the job and its files are deleted; null if never.", examples=[None]
     )
-    warnings: tuple[str, ...] = Field(description="Probable mistakes in the spec.", examples=[[]])
+    warnings: tuple[str, ...] = Field(
+        description="What is odd about the checkpoint, and probable mistakes in the spec.", examples=[[]]
+    )
     error: Problem | None = Field(description="Why the job failed; null if it has not.", examples=[None])
     summary: Totals | None = Field(
         description="Totals of the report; null until the job has succeeded.", examples=[None]

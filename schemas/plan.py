@@ -63,6 +63,8 @@ class PlanDocument(Output):
     checkpoint: str | None = Field(
         description="Id of the checkpoint; null for a plan from headers.", examples=["my-model"]
     )
-    warnings: tuple[str, ...] = Field(description="Probable mistakes in the spec.", examples=[[]])
+    warnings: tuple[str, ...] = Field(
+        description="What is odd about the checkpoint, and probable mistakes in the spec.", examples=[[]]
+    )
     layers: tuple[PlannedLayer, ...] = Field(description="All selected weights.")
     totals: PlanTotals = Field(description="Sums over all tensors of the checkpoint.")

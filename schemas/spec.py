@@ -20,7 +20,7 @@ from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from schemas.base import Input, is_none
-from schemas.format.index import CHECKPOINT_ID
+from schemas.format.names import CHECKPOINT_ID
 from schemas.planning.codecs import CODECS, KEEP
 from schemas.planning.forms import FORMS, Selector, Storage
 

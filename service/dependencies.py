@@ -10,7 +10,7 @@ from redis import Redis
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from schemas.format.index import CHECKPOINT_ID
+from schemas.format.names import CHECKPOINT_ID
 from schemas.job import JobState
 from service.json_body import require_json
 from service.metrics import Metrics

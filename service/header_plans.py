@@ -13,7 +13,8 @@ from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles
 from schemas.format.header import Header
 from schemas.format.header_stream import MAX_HEADER_BYTES, HeaderParser
-from schemas.format.index import INDEX_ENDING, MAX_INDEX_BYTES, ShardIndex
+from schemas.format.index import MAX_INDEX_BYTES, ShardIndex
+from schemas.format.names import is_index
 from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
 from service.dependencies import Services
@@ -100,7 +101,7 @@ class HeaderParts:
         if head.filename == CONFIG_NAME:
             return TextPart(subject=CONFIG_NAME, limit_bytes=MAX_CONFIG_BYTES, receive=self._keep_config)
         name = new_file_name(head, self._files)
-        part = IndexPart(name) if name.endswith(INDEX_ENDING) else HeaderPart(name)
+        part = IndexPart(name) if is_index(name) else HeaderPart(name)
         self._files[name] = part
         return part
 

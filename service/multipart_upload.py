@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from schemas.format.errors import CheckpointError
 from schemas.format.header import Header
-from schemas.format.index import FILE_NAME, INDEX_ENDING, ShardIndex, check_shards
+from schemas.format.index import ShardIndex, check_shards
+from schemas.format.names import FILE_NAME, is_index
 from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
 from service.dependencies import Services
@@ -185,7 +186,7 @@ def check_consistent(sent: Mapping[str, Content], stored: StoredCheckpoint | Non
 
 
 def _check_one_index(names: list[str]) -> None:
-    found = [name for name in names if name.endswith(INDEX_ENDING)]
+    found = [name for name in names if is_index(name)]
     if len(found) > 1:
         raise CheckpointError(
             "second-index", f"{found[0]} and {found[1]} are both indexes. Use one index per checkpoint."

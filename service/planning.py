@@ -5,6 +5,7 @@ Each function takes `pointer`, the JSON pointer to the spec in the request: SPEC
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from schemas.format.errors import listed
 from schemas.format.files import CheckpointFiles
@@ -71,7 +72,7 @@ def make_bounded_plan(
     with _spec_errors(pointer):
         plan = make_plan(tensors, spec, factored=files.factored, grams=grams)
         check_budget(plan, spec, files)
-    return plan
+    return replace(plan, warnings=(*files.warnings, *plan.warnings))
 
 
 def make_resolved_plan(

@@ -19,7 +19,8 @@ from schemas.checkpoint import FileInfo
 from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles
 from schemas.format.header_stream import read_header
-from schemas.format.index import CHECKPOINT_ID, FILE_NAME, INDEX_ENDING, ShardIndex, check_shards, parse_index
+from schemas.format.index import ShardIndex, check_shards, parse_index
+from schemas.format.names import CHECKPOINT_ID, FILE_NAME, index_of, is_index
 from state.cache import DecompositionCache
 from state.data_dir import DataDir
 from state.errors import CheckpointNotFound, ContentConflict, TooLarge
@@ -85,7 +86,8 @@ class CheckpointStore:
             raise CheckpointError(
                 "bad-name",
                 "Ids and file names are made of at most 128 letters, digits, dots, underscores and hyphens; "
-                "a file's name ends in .safetensors or .safetensors.index.json.",
+                "a file's name ends in .safetensors, .safetensors.index.json or "
+                ".safetensors.index.<variant>.json.",
             )
         if content_bytes is not None and content_bytes > limit_bytes:
             raise TooLarge(limit_bytes)
@@ -212,7 +214,7 @@ def _read_stored(checkpoint_id: str, folder: Path, files: Mapping[str, FileInfo]
     return StoredCheckpoint(
         {name: read_header(folder / name) for name in _weight_files(files)},
         index,
-        next((name for name in files if name.endswith(INDEX_ENDING)), None),
+        next(filter(is_index, files), None),
         folder,
         id=checkpoint_id,
         files=tuple(files.values()),
@@ -228,7 +230,7 @@ def check_addition(
 ) -> None:
     """Check that a new file fits the stored ones; `index` is its content if it is an index."""
     others = {other: folder / other for other in names if other != name}
-    if index is not None and (second := next((o for o in others if o.endswith(INDEX_ENDING)), None)):
+    if index is not None and (second := next(filter(is_index, others), None)):
         raise CheckpointError(
             "second-index",
             f"The checkpoint has an index already, {second}. Use one index per checkpoint.",
@@ -251,7 +253,7 @@ def missing_files(names: Collection[str], index: ShardIndex | None) -> Iterator[
     shard = next((match for name in files if (match := SHARD.fullmatch(name))), None)
     if shard:
         stem, count = shard["stem"], shard["count"]
-        yield f"{stem}{INDEX_ENDING}"
+        yield index_of(stem)
         siblings = (f"{stem}-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1))
         yield from (name for name in siblings if name not in names)
     elif len(files) != 1:
@@ -270,12 +272,12 @@ def _check_named(index: ShardIndex, names: Collection[str], *, sent: str) -> Non
 
 
 def _read_index(folder: Path, names: Collection[str]) -> ShardIndex | None:
-    name = next((name for name in names if name.endswith(INDEX_ENDING)), None)
+    name = next(filter(is_index, names), None)
     return parse_index((folder / name).read_bytes()) if name else None
 
 
 def _weight_files(names: Collection[str]) -> list[str]:
-    return sorted(name for name in names if not name.endswith(INDEX_ENDING))
+    return sorted(name for name in names if not is_index(name))
 
 
 # Sweeping.

@@ -8,7 +8,8 @@ from typing import Self
 from schemas.checkpoint import FileInfo
 from schemas.format.header import Header
 from schemas.format.header_stream import HeaderParser
-from schemas.format.index import INDEX_ENDING, MAX_INDEX_BYTES, ShardIndex, parse_index
+from schemas.format.index import MAX_INDEX_BYTES, ShardIndex, parse_index
+from schemas.format.names import is_index
 from state.errors import DigestMismatch, TooLarge
 from state.files import AtomicFile, disk_errors
 
@@ -56,9 +57,7 @@ class Upload:
         self._limit_bytes = limit_bytes
         self._expected_sha256 = expected_sha256
         self._content: Header | ShardIndex | None = None
-        self._parser = (
-            IndexParser() if self.name.endswith(INDEX_ENDING) else HeaderParser(content_bytes=content_bytes)
-        )
+        self._parser = IndexParser() if is_index(self.name) else HeaderParser(content_bytes=content_bytes)
 
     def __enter__(self) -> Self:
         return self

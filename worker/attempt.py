@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from schemas.format.errors import CheckpointError
+from schemas.format.names import single_weight_file
 from schemas.job import TERMINAL, Progress
 from schemas.planning.calibration import CalibrationError
 from schemas.problem import FieldProblem, Problem, ProblemKind, SpecError
@@ -125,7 +126,7 @@ def _publish(claim: Claim, report: Report, jobs: JobStore, settings: Settings) -
     result = paths.result(record.id, claim.fence)
     _part_dir(paths, claim).replace(result)
     sync_directory(result.parent)
-    single = report.output.files[0].name if len(report.output.files) == 1 else None
+    single = single_weight_file(file.name for file in report.output.files)
     if _persist(lambda: jobs.finish(record.id, claim.fence, report.totals, single_file=single)):
         shutil.rmtree(paths.spool(record.id), ignore_errors=True)
         log.info("job %s succeeded in %.1f s", record.id, report.totals.seconds)

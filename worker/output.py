@@ -42,7 +42,7 @@ def write_output(
         index = write_index(
             output.path(output.index_name),
             weight_map,
-            metadata=work.checkpoint.index.metadata,
+            source=work.checkpoint.index,
             total_size_bytes=sum(tensor.nbytes for tensor in output.tensors),
             total_parameters=output.parameters,
         )

@@ -39,7 +39,7 @@ class LayerTask:
 
 @dataclass(frozen=True, slots=True)
 class WorkPlan:
-    """All layers in the order of work, and warnings about probable mistakes in the spec."""
+    """All layers in the order of work, and warnings about the checkpoint and the spec."""
 
     checkpoint: CheckpointFiles
     tasks: tuple[LayerTask, ...]
@@ -75,7 +75,7 @@ def plan_work(
         if tensor.name in layers
     ]
     tasks = tuple(LayerTask(number, *fields) for number, fields in enumerate(selected))
-    return WorkPlan(checkpoint, tasks, plan.warnings)
+    return WorkPlan(checkpoint, tasks, (*checkpoint.warnings, *plan.warnings))
 
 
 def _gram_sources(calibration: CheckpointFiles) -> dict[str, tuple[Path, TensorInfo]]:

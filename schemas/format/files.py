@@ -6,8 +6,9 @@ from pathlib import Path
 
 from schemas.format.header import Header
 from schemas.format.header_stream import read_header
-from schemas.format.index import INDEX_ENDING, ShardIndex, check_shards, parse_index
+from schemas.format.index import ShardIndex, check_shards, index_warnings, parse_index
 from schemas.format.metadata import factored_names
+from schemas.format.names import is_index
 from schemas.format.tensor import TensorInfo
 
 
@@ -42,6 +43,13 @@ class CheckpointFiles:
         """Names of all files, the index last."""
         return (*self.headers, *([self.index_name] if self.index_name else []))
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong without any harm; of a checkpoint that lacks shards nothing is known yet."""
+        if self.index is None or set(self.index.shards) != self.headers.keys():
+            return ()
+        return index_warnings(self.index, sum(tensor.nbytes for tensor in self.tensors))
+
     def path(self, name: str) -> Path:
         assert self.folder is not None
         return self.folder / name
@@ -58,11 +66,12 @@ def open_checkpoint(path: Path) -> CheckpointFiles:
         If there is no such file, a shard is missing, or a directory does not hold exactly one checkpoint.
     """
     if path.is_dir():
-        found = sorted(path.glob("*" + INDEX_ENDING)) or sorted(path.glob("*.safetensors"))
+        indexes = sorted(file for file in path.glob("*.json") if is_index(file.name))
+        found = indexes or sorted(path.glob("*.safetensors"))
         if len(found) != 1:
             raise FileNotFoundError(f"{path} holds {len(found)} checkpoints; name the file or the index")
         path = found[0]
-    if not path.name.endswith(INDEX_ENDING):
+    if not is_index(path.name):
         return CheckpointFiles({path.name: read_header(path)}, folder=path.parent)
     index = parse_index(path.read_bytes())
     missing = [name for name in index.shards if not path.with_name(name).is_file()]

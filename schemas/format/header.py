@@ -118,6 +118,9 @@ def _repeated(first: TensorInfo, second: TensorInfo, reader: JsonReader) -> Chec
 
 
 def _metadata(reader: JsonReader) -> dict[str, str]:
+    # Null means the same as no metadata, as it does to the reference reader.
+    if reader.peek() == "n" and reader.value() is None:
+        return {}
     if reader.peek() != "{":
         raise reader.error(
             "metadata-not-object", f"{METADATA_KEY} must be an object of strings.", pointer(METADATA_KEY)

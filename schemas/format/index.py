@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from schemas.format.errors import CheckpointError, escaped, listed, pointer, quoted
 from schemas.format.json_reader import JsonReader, NumberText
+from schemas.format.names import FILE_NAME, is_index
 from schemas.format.tensor import check_name
 
 if TYPE_CHECKING:
@@ -20,21 +21,16 @@ if TYPE_CHECKING:
 
 # 32 MB hold about 300 000 tensors, as a header of that size does.
 MAX_INDEX_BYTES = 32_000_000
-CHECKPOINT_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
-# A checkpoint id that ends in one of two ways, 128 characters in all. Use both patterns with `fullmatch`.
-FILE_NAME = re.compile(
-    r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,115}\.safetensors|[A-Za-z0-9._-]{0,104}\.safetensors\.index\.json)$"
-)
-INDEX_ENDING = ".safetensors.index.json"
-_MAX_METADATA_DEPTH = 16
+_MAX_DEPTH = 16
 
 
 @dataclass(frozen=True, slots=True)
 class ShardIndex:
-    """Which file holds each tensor of a sharded checkpoint."""
+    """Which file holds each tensor of a sharded checkpoint; `extra` has the keys that mean nothing to us."""
 
     weight_map: Mapping[str, str]
     metadata: Mapping[str, Any]
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -44,26 +40,28 @@ class ShardIndex:
 def build_index(
     weight_map: Mapping[str, str],
     *,
-    metadata: Mapping[str, Any],
+    source: ShardIndex,
     total_size_bytes: int,
     total_parameters: int,
 ) -> bytes:
-    """Build the text of an index: `total_size` is set, `total_parameters` is updated where it exists.
+    """Build the text of an index with what else the index `source` holds.
+
+    `total_size` is set, `total_parameters` is updated where it exists.
 
     Raises
     ------
     ValueError
-        If the metadata contain NaN, infinity or half of a surrogate pair, which JSON cannot.
+        If `source` contains NaN, infinity or half of a surrogate pair, which JSON cannot.
     """
     totals = {"total_size": total_size_bytes}
-    if "total_parameters" in metadata:
+    if "total_parameters" in source.metadata:
         totals["total_parameters"] = total_parameters
-    index = {"metadata": {**metadata, **totals}, "weight_map": dict(weight_map)}
+    index = {"metadata": {**source.metadata, **totals}, "weight_map": dict(weight_map), **source.extra}
     return json.dumps(index, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def parse_index(raw: bytes | bytearray, *, max_index_bytes: int = MAX_INDEX_BYTES) -> ShardIndex:
-    """Check the text of a `*.safetensors.index.json` file."""
+    """Check the text of an index."""
     if len(raw) > max_index_bytes:
         raise CheckpointError(
             "index-too-large", f"The index has {len(raw)} bytes; at most {max_index_bytes} are allowed."
@@ -85,7 +83,8 @@ def parse_index(raw: bytes | bytearray, *, max_index_bytes: int = MAX_INDEX_BYTE
         raise CheckpointError(
             "no-tensors", "The index names no tensors, so there is nothing to compress.", "/weight_map"
         )
-    return ShardIndex(fields["weight_map"], fields.get("metadata", {}))
+    weight_map, metadata = fields.pop("weight_map"), fields.pop("metadata", {})
+    return ShardIndex(weight_map, metadata, fields)
 
 
 def _fields(reader: JsonReader) -> dict[str, Any]:
@@ -99,11 +98,7 @@ def _fields(reader: JsonReader) -> dict[str, Any]:
         elif key == "metadata":
             fields[key] = _metadata(reader)
         else:
-            raise reader.error(
-                "unknown-key",
-                f"Unknown key {quoted(key)}; only metadata and weight_map are allowed.",
-                pointer(key),
-            )
+            fields[_text(key, ())] = _plain(reader.value(), (key,))
     return fields
 
 
@@ -118,7 +113,7 @@ def _weight_map(reader: JsonReader) -> dict[str, str]:
         if name in shards or reader.peek() != '"':
             raise _bad_entry(name, reader, repeated=name in shards)
         shards[name] = shard = reader.string()
-        if FILE_NAME.fullmatch(shard) is None or shard.endswith(INDEX_ENDING):
+        if FILE_NAME.fullmatch(shard) is None or is_index(shard):
             raise _bad_shard(shard, name, reader)
     return shards
 
@@ -151,19 +146,19 @@ def _bad_shard(shard: str, name: str, reader: JsonReader) -> CheckpointError:
 
 
 def _metadata(reader: JsonReader) -> dict[str, Any]:
-    if reader.peek() != "{":
+    if reader.peek() not in {"{", "n"}:
         raise reader.error("metadata-not-object", "metadata must be an object.", "/metadata")
     value = _plain(reader.value(), ("metadata",))
-    assert isinstance(value, dict)
-    return value
+    assert value is None or isinstance(value, dict)
+    return value or {}
 
 
 def _plain(value: Any, place: tuple[str | int, ...]) -> Any:
     """Convert to what `json.loads` returns; refuse what could not be written to the output's index."""
-    if len(place) > _MAX_METADATA_DEPTH:
+    if len(place) > _MAX_DEPTH:
         raise CheckpointError(
             "nested-too-deep",
-            f"metadata is nested deeper than {_MAX_METADATA_DEPTH} levels.",
+            f"{escaped(str(place[0]))} is nested deeper than {_MAX_DEPTH} levels.",
             pointer(*place),
         )
     if isinstance(value, tuple):
@@ -186,7 +181,7 @@ def _text(value: str, place: tuple[str | int, ...]) -> str:
     except UnicodeEncodeError:
         raise CheckpointError(
             "lone-surrogate",
-            f"{quoted(value)} in metadata contains half of a surrogate pair.",
+            f"{quoted(value)} contains half of a surrogate pair.",
             pointer(*place),
         ) from None
     return value
@@ -196,7 +191,7 @@ def _float(text: NumberText, place: tuple[str | int, ...]) -> float:
     number = float(text)
     if not math.isfinite(number) or text.lstrip("-").isdigit():
         raise CheckpointError(
-            "integer-too-large", f"{escaped(text)} in metadata is out of range.", pointer(*place)
+            "integer-too-large", f"The number {escaped(text)} is out of range.", pointer(*place)
         )
     return number
 
@@ -215,7 +210,6 @@ def check_shards(index: ShardIndex, headers: Mapping[str, Header]) -> None:
                 )
             found[info.name] = shard
     _check_places(index, found)
-    _check_total(index, sum(info.nbytes for header in headers.values() for info in header.tensors))
 
 
 def _check_files(index: ShardIndex, headers: Mapping[str, Header]) -> None:
@@ -251,13 +245,13 @@ def _check_places(index: ShardIndex, found: Mapping[str, str]) -> None:
         )
 
 
-def _check_total(index: ShardIndex, found_bytes: int) -> None:
+def index_warnings(index: ShardIndex, tensor_bytes: int) -> tuple[str, ...]:
+    """Say what is wrong in an index without any harm; `tensor_bytes` is what the tensors take."""
     stated = index.metadata.get("total_size")
     # Some writers write the integer as a float.
-    if stated is None or (type(stated) in {int, float} and stated == found_bytes):
-        return
-    raise CheckpointError(
-        "total-size",
-        f"total_size is {escaped(str(stated))}, but the tensors take {found_bytes} bytes. Correct it.",
-        "/metadata/total_size",
+    if stated is None or (type(stated) in {int, float} and stated == tensor_bytes):
+        return ()
+    said = (
+        f"The index says that total_size is {quoted(str(stated))}, but the tensors take {tensor_bytes} bytes"
     )
+    return (f"{said}; nothing depends on it, and the index of a result has the right number.",)

@@ -126,7 +126,7 @@ def _index_bytes(
         return 0
     text = build_index(
         {new_tensor.name: name for name, several in new_tensors.items() for new_tensor in several},
-        metadata=index.metadata,
+        source=index,
         total_size_bytes=data_bytes,
         total_parameters=sum(
             prod(new_tensor.shape) for several in new_tensors.values() for new_tensor in several

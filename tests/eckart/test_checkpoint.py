@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from eckart.checkpoint import CHECKPOINT_ID, FILE_NAME, find_checkpoint, open_checkpoint
 from eckart.errors import InputError
-from schemas.format import index
+from schemas.format import names as server_names
 
 INDEX = "model.safetensors.index.json"
 
@@ -162,6 +162,27 @@ def test_a_set_that_is_not_whole_is_refused(sharded, spoil, said):
         open_checkpoint(sharded)
 
 
+@pytest.mark.parametrize(
+    "index", ["model.safetensors.index.fp16.json", "model.safetensors.index.non_ema.json"]
+)
+def test_the_index_of_a_variant_is_an_index(sharded, index):
+    """Transformers and diffusers put the variant between `index` and `json`."""
+    (sharded / INDEX).rename(sharded / index)
+
+    for given in (sharded, sharded / index):
+        assert names(open_checkpoint(given))[0] == index
+    assert open_checkpoint(sharded / index).name == "model"
+    with pytest.raises(InputError, match="no such file"):
+        find_checkpoint("gone.safetensors.index.fp16.json")
+
+
+def test_two_variants_side_by_side_are_asked_about(sharded):
+    (sharded / "model.safetensors.index.fp16.json").write_text((sharded / INDEX).read_text())
+
+    with pytest.raises(InputError, match="give the one you mean"):
+        open_checkpoint(sharded)
+
+
 def test_strays_do_not_matter_to_an_index_named_by_itself(sharded):
     spoil_strays(sharded)
 
@@ -179,7 +200,8 @@ def test_a_name_the_service_would_not_take_is_refused(tmp_path, name):
 
 def test_names_and_ids_are_those_that_the_server_accepts():
     assert (CHECKPOINT_ID.pattern, FILE_NAME.pattern) == tuple(
-        pattern.pattern.strip("^$") for pattern in (index.CHECKPOINT_ID, index.FILE_NAME)
+        pattern.pattern.removeprefix("^").removesuffix("$")
+        for pattern in (server_names.CHECKPOINT_ID, server_names.FILE_NAME)
     )
 
 

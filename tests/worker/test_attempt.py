@@ -66,6 +66,19 @@ def test_a_finished_job_has_its_result_files_and_no_others(bench):
     assert len(load_file(result / "model.safetensors")) == 10
 
 
+def test_one_shard_with_an_index_is_one_file(bench):
+    index = {"weight_map": {f"l{i}.weight": "model.safetensors" for i in range(5)}}
+    name = "model.safetensors.index.json"
+    with bench.checkpoints.receive("m", name, content_bytes=None, limit_bytes=10**9) as upload:
+        upload.write(json.dumps(index).encode())
+        upload.commit()
+
+    record = bench.run(bench.accept())
+
+    assert record.single_file == "model.safetensors"
+    assert (bench.layout.result(record.id, 1) / name).is_file()
+
+
 def test_a_finished_job_is_left_alone(bench):
     record = bench.run(bench.accept())
 

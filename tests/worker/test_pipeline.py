@@ -193,6 +193,33 @@ def test_a_sharded_llama_keeps_its_shards_and_gets_a_true_index(save_sharded, ga
     assert sizes == {name: (result.directory / name).stat().st_size for name in names}
 
 
+def test_an_index_with_a_wrong_total_is_written_anew_with_the_right_one(save_sharded, gaussian, compress):
+    directory = save_sharded(
+        [{"a.weight": gaussian(32, 32)}, {"b.weight": gaussian(32, 32)}], total_size=2, note="kept"
+    )
+    path = directory / "model.safetensors.index.json"
+    path.write_text(json.dumps({"format": "safetensors", **json.loads(path.read_text())}))
+
+    result = compress(directory)
+
+    index = json.loads((result.directory / path.name).read_text())
+    assert index["metadata"] == {"total_size": result.report.totals.bytes_after, "note": "kept"}
+    assert index["format"] == "safetensors"
+    assert any("total_size" in warning for warning in result.report.warnings)
+
+
+def test_a_variant_keeps_the_names_of_its_index_and_its_shards(save_sharded, gaussian, compress):
+    directory = save_sharded([{"a.weight": gaussian(32, 32)}, {"b.weight": gaussian(32, 32)}])
+    path = directory / "model.safetensors.index.json"
+    path.rename(directory / "model.safetensors.index.fp16.json")
+
+    result = compress(directory)
+
+    names = {path.name for path in directory.iterdir()}
+    assert {path.name for path in result.directory.iterdir()} == {*names, "report.json"}
+    assert "model.safetensors.index.fp16.json" in names
+
+
 def test_a_bias_in_another_shard_than_its_weight_is_renamed_in_its_shard(save_sharded, gaussian, compress):
     directory = save_sharded([{"a.weight": gaussian(32, 32)}, {"a.bias": gaussian(32)}])
     result = compress(directory)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from schemas.format.header import LENGTH_BYTES, Header, aligned_order, build_header, parse_header
 from schemas.format.index import build_index
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from schemas.checkpoint import FileInfo
     from schemas.format.header import NewTensor
+    from schemas.format.index import ShardIndex
     from schemas.format.tensor import TensorInfo
 
 
@@ -184,7 +185,7 @@ def write_index(
     path: Path,
     weight_map: Mapping[str, str],
     *,
-    metadata: Mapping[str, Any],
+    source: ShardIndex,
     total_size_bytes: int,
     total_parameters: int,
 ) -> FileInfo:
@@ -196,8 +197,9 @@ def write_index(
         Where the index shall appear, replacing what is there.
     weight_map : mapping of str to str
         The file name of each tensor, in the order to list them.
-    metadata : mapping
-        The input index's metadata. ``total_size`` is set; ``total_parameters`` is updated if present.
+    source : ShardIndex
+        The input's index, whose metadata and further keys are kept. ``total_size`` is set;
+        ``total_parameters`` is updated if present.
     total_size_bytes : int
         The bytes of all tensors together, at least 0.
     total_parameters : int
@@ -211,7 +213,7 @@ def write_index(
     Raises
     ------
     ValueError
-        If the metadata hold NaN, infinity or half of a surrogate pair, which JSON cannot represent.
+        If ``source`` holds NaN, infinity or half of a surrogate pair, which JSON cannot represent.
     FileExistsError
         If another process began to write the same path meanwhile.
     OSError
@@ -219,7 +221,7 @@ def write_index(
     """
     text = build_index(
         weight_map,
-        metadata=metadata,
+        source=source,
         total_size_bytes=total_size_bytes,
         total_parameters=total_parameters,
     )

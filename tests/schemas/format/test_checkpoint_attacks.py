@@ -198,7 +198,13 @@ ATTACKS = [
     ),
     Attack("text reversal in a name", framed(f'{{"a\u202eb":{ENTRY}}}'), "control-character", "U+202E", True),
     # Metadata.
-    Attack("metadata null", with_metadata("null"), "metadata-not-object", "__metadata__", True),
+    Attack(
+        "metadata null twice",
+        framed(f'{{"__metadata__":null,"__metadata__":null,"w":{ENTRY}}}'),
+        "duplicate-metadata",
+        "twice",
+    ),
+    Attack("metadata a word", with_metadata("none"), "not-json", '"n"'),
     Attack("metadata a string", with_metadata('"pt"'), "metadata-not-object", "__metadata__"),
     Attack("metadata a list", with_metadata("[]"), "metadata-not-object", "__metadata__"),
     Attack("metadata int", with_metadata('{"epoch":3}'), "metadata-not-string", '"epoch"'),

@@ -40,6 +40,7 @@ LEGAL = {
     "whitespace beyond the short window": (f'{{"w":{ENTRY.replace(",", "," + " " * 2_000)}}}', 4),
     "no metadata": (f'{{"w":{ENTRY}}}', 4),
     "empty metadata": (f'{{"__metadata__":{{}},"w":{ENTRY}}}', 4),
+    "metadata null": (f'{{"__metadata__":null,"w":{ENTRY}}}', 4),
     "metadata last": (f'{{"w":{ENTRY},"__metadata__":{{"a":"b"}}}}', 4),
     "large metadata": (json.dumps({"__metadata__": {"a": 'é"\n\\' * 200_000}, "w": json.loads(ENTRY)}), 4),
     "empty metadata key and value": (f'{{"__metadata__":{{"":""}},"w":{ENTRY}}}', 4),
@@ -74,7 +75,7 @@ def test_a_legal_file_is_read_as_the_reference_reads_it(header, data_bytes):
     raw = framed(header, data)
     ours = parsed(raw)
     assert ours.file_bytes == len(raw)
-    assert ours.metadata == json.loads(header).get("__metadata__", {})
+    assert ours.metadata == (json.loads(header).get("__metadata__") or {})
     assert {
         info.name: (
             info.dtype,

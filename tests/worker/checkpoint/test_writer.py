@@ -13,7 +13,7 @@ import torch
 from schemas.format.errors import CheckpointError
 from schemas.format.header import NewTensor
 from schemas.format.header_stream import read_header
-from schemas.format.index import parse_index
+from schemas.format.index import ShardIndex, parse_index
 from schemas.format.tensor import TensorInfo
 from worker.checkpoint.reader import CheckpointReader, dtype_name
 from worker.checkpoint.writer import CheckpointWriter, write_index
@@ -290,7 +290,9 @@ INPUT_INDEX = {"total_size": 1, "note": "é"}
 def test_an_index_is_written_with_its_totals(tmp_path, metadata, expected):
     path = tmp_path / "model.safetensors.index.json"
     weight_map = {"z": "a.safetensors", "a": "b.safetensors"}
-    written = write_index(path, weight_map, metadata=metadata, total_size_bytes=20, total_parameters=5)
+    written = write_index(
+        path, weight_map, source=ShardIndex({}, metadata), total_size_bytes=20, total_parameters=5
+    )
     raw = path.read_bytes()
     assert (written.size_bytes, written.sha256) == (len(raw), hashlib.sha256(raw).hexdigest())
     found = parse_index(raw)
@@ -305,7 +307,7 @@ def test_metadata_that_json_cannot_hold_are_not_written(tmp_path, value):
         write_index(
             tmp_path / "model.safetensors.index.json",
             {"a": "a.safetensors"},
-            metadata={"note": value},
+            source=ShardIndex({}, {"note": value}),
             total_size_bytes=20,
             total_parameters=5,
         )

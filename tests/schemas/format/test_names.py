@@ -1,0 +1,138 @@
+"""schemas/format/names.py: which names are legal, which are an index's, and what an illegal one becomes."""
+
+import pytest
+
+from schemas.format.names import (
+    CHECKPOINT_ID,
+    FILE_NAME,
+    index_of,
+    is_index,
+    legal_file_name,
+    single_weight_file,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "legal"),
+    [
+        ("model.safetensors", True),
+        ("model.safetensors.index.json", True),
+        ("model.safetensors.index.fp16.json", True),
+        ("model.safetensors.index.non_ema.fp16.json", True),
+        ("model.safetensors.index..json", False),
+        ("model.safetensors.index.f p.json", False),
+        ("model.safetensors.fp16.json", False),
+        ("a.safetensors", True),
+        ("model-00001-of-00002.safetensors", True),
+        ("m" * 116 + ".safetensors", True),
+        ("m" * 117 + ".safetensors", False),
+        ("m" * 105 + ".safetensors.index.json", True),
+        ("m" * 106 + ".safetensors.index.json", False),
+        ("m" * 106 + ".safetensors.index.fp16.json", False),
+        (".safetensors", False),
+        ("-m.safetensors", False),
+        ("m.safetensors\n", False),
+        ("m.safetensors.part", False),
+        ("m.json", False),
+        ("m/n.safetensors", False),
+        ("é.safetensors", False),
+        ("", False),
+    ],
+)
+def test_a_file_name_is_an_id_with_the_ending_of_a_weight_file_or_an_index(name, legal):
+    assert (FILE_NAME.fullmatch(name) is not None) == legal
+    assert not legal or CHECKPOINT_ID.fullmatch(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "legal"),
+    [
+        ("a", True),
+        ("my-model_1.2", True),
+        ("a" * 128, True),
+        ("a" * 129, False),
+        ("", False),
+        (".a", False),
+        ("a\n", False),
+    ],
+)
+def test_an_id_is_up_to_128_plain_characters(name, legal):
+    assert (CHECKPOINT_ID.fullmatch(name) is not None) == legal
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("model.safetensors.index.json", True),
+        ("diffusion_pytorch_model.safetensors.index.fp16.json", True),
+        ("model.safetensors", False),
+        ("model.fp16.safetensors", False),
+        ("config.json", False),
+        ("index.json", False),
+    ],
+)
+def test_an_index_is_known_by_its_name(name, index):
+    assert is_index(name) == index
+
+
+@pytest.mark.parametrize(
+    ("stem", "index"),
+    [
+        ("model", "model.safetensors.index.json"),
+        ("diffusion_pytorch_model.fp16", "diffusion_pytorch_model.safetensors.index.fp16.json"),
+        ("llama-3.1", "llama-3.1.safetensors.index.json"),
+    ],
+)
+def test_shards_of_a_variant_have_the_index_that_transformers_and_diffusers_write(stem, index):
+    assert index_of(stem) == index
+    assert is_index(index)
+
+
+@pytest.mark.parametrize(
+    ("given", "legal"),
+    [
+        ("model.safetensors", "model.safetensors"),
+        ("my model (1).safetensors", "my-model-1.safetensors"),
+        ("modèle.safetensors", "modele.safetensors"),
+        ("mode\u0300le.safetensors", "modele.safetensors"),
+        ("model.SAFETENSORS", "model.safetensors"),
+        ("Model.SafeTensors.Index.JSON", "Model.safetensors.index.json"),
+        ("my model.safetensors.index.fp16.json", "my-model.safetensors.index.fp16.json"),
+        ("x.safetensors.index.é.json", "x.safetensors.index.e.json"),
+        ("unet/model.safetensors", "model.safetensors"),
+        ("C:\\models\\model.safetensors", "model.safetensors"),
+        ("../../etc/model.safetensors", "model.safetensors"),
+        ("模型.safetensors", "model.safetensors"),
+        ("模型-v2.safetensors", "v2.safetensors"),
+        (".hidden.safetensors", "hidden.safetensors"),
+        (".safetensors", "model.safetensors"),
+        ("a\x00b\n.safetensors", "a-b.safetensors"),
+        ("m" * 200 + "-00001-of-00002.safetensors", "m" * 101 + "-00001-of-00002.safetensors"),
+    ],
+)
+def test_a_name_with_other_letters_is_made_legal(given, legal):
+    assert legal_file_name(given) == legal
+    assert FILE_NAME.fullmatch(legal)
+    assert legal_file_name(legal) == legal
+
+
+@pytest.mark.parametrize("given", ["blob", "model.bin", "model.safetensors.part", "", "x.safetensors/"])
+def test_a_name_of_another_kind_of_file_is_not_made_legal(given):
+    assert legal_file_name(given) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "single"),
+    [
+        (["model.safetensors"], "model.safetensors"),
+        (
+            ["model.safetensors.index.json", "model-00001-of-00001.safetensors"],
+            "model-00001-of-00001.safetensors",
+        ),
+        (["config.json", "model.safetensors"], "model.safetensors"),
+        (["a.safetensors", "b.safetensors", "m.safetensors.index.json"], None),
+        ([], None),
+    ],
+)
+def test_one_weight_file_is_one_file_with_an_index_or_without(names, single):
+    assert single_weight_file(names) == single
