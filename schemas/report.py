@@ -1,6 +1,7 @@
 """The report: what was done to each weight, in figures that follow from the input and the output."""
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -30,7 +31,7 @@ KEPT_REASONS: dict[KeptReason, str] = {
 class CheckpointReport(Output):
     """The input or the output checkpoint, in sums."""
 
-    files: tuple[FileInfo, ...] = Field(description="All files, the index included.")
+    files: tuple[FileInfo, ...] = Field(description="All files: weights, index and companions.")
     parameters: int = Field(description="Elements of all tensors.", examples=[22713728])
     bytes: int = Field(description="Size of all files.", examples=[90868376])
 
@@ -170,3 +171,9 @@ class Report(Output):
     output: CheckpointReport = Field(description="The output checkpoint, without the report itself.")
     totals: Totals = Field(description="Sums over all tensors of the checkpoint.")
     layers: tuple[LayerReport, ...] = Field(description="All selected weights.")
+
+    def with_companions(self, files: Sequence[FileInfo]) -> Self:
+        """Return the report with further output files."""
+        nbytes = self.output.bytes + sum(file.size_bytes for file in files)
+        output = self.output.model_copy(update={"files": (*self.output.files, *files), "bytes": nbytes})
+        return self.model_copy(update={"output": output})

@@ -4,7 +4,6 @@ A file counts as stored from the moment the manifest names it.
 """
 
 import logging
-import re
 import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -20,7 +19,7 @@ from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles
 from schemas.format.header_stream import read_header
 from schemas.format.index import ShardIndex, check_shards, parse_index
-from schemas.format.names import CHECKPOINT_ID, FILE_NAME, index_of, is_index
+from schemas.format.names import CHECKPOINT_ID, FILE_NAME, SHARD, index_of, is_index
 from state.cache import DecompositionCache
 from state.data_dir import DataDir
 from state.errors import CheckpointNotFound, ContentConflict, TooLarge
@@ -41,7 +40,6 @@ log = logging.getLogger("eckart.state")
 
 READ_ONLY = 0o444
 MANIFEST = TypeAdapter(dict[str, FileInfo])
-SHARD = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.safetensors")
 AN_INDEX = "an index file (*.safetensors.index.json)"
 MISSING_SHOWN = 1000
 

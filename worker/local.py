@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ def compress_local(
     Parameters
     ----------
     source
-        A safetensors file, an index, or a directory that holds one of them.
+        A safetensors file, an index, or a directory that holds one of them, perhaps with its companions.
     target
         A new directory; or, for a single file, a new name that ends in `.safetensors`, and the report is
         written next to it as `.report.json`. Finished layers are kept in `<target>.work` until the end, so
@@ -65,14 +66,17 @@ def compress_local(
     checkpoint = open_checkpoint(source)
     if target.suffix == FILE_SUFFIX and checkpoint.index is not None:
         raise ValueError(f"{source} is sharded; give a directory as output, not {target}")
+    if target.suffix == FILE_SUFFIX:
+        checkpoint = replace(checkpoint, companions=())
     work = target.with_name(target.name + ".work")
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     files = tuple(_file_info(checkpoint.path(name)) for name in checkpoint.names)
-    grams = None if calibration is None else open_calibration(calibration)
+    grams = None if calibration is None else replace(open_calibration(calibration), companions=())
     gram_files = () if grams is None else tuple(_file_info(grams.path(name)) for name in grams.names)
-    # An interrupted run with another input or spec must not be resumed.
-    spool_dir = work / _fingerprint((*files, *gram_files), spec)
+    # An interrupted run with other weights or another spec must not be resumed.
+    weights = (file for file in files if file.name not in checkpoint.companions)
+    spool_dir = work / _fingerprint((*weights, *gram_files), spec)
     request = CompressionRequest(
         checkpoint,
         files,

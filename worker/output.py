@@ -7,6 +7,7 @@ from pathlib import Path
 from schemas.checkpoint import FileInfo
 from schemas.format.files import CheckpointFiles
 from schemas.format.header import Header
+from schemas.planning.model_folder import output_names
 from schemas.planning.output import CopiedTensor, FactorTensor, output_metadata, plan_output
 from worker.checkpoint.reader import CheckpointReader
 from worker.checkpoint.spool import LayerSpool, SpooledLayer
@@ -25,7 +26,7 @@ def write_output(
     *,
     check_canceled: Callable[[], None],
 ) -> tuple[CheckpointFiles, tuple[FileInfo, ...]]:
-    """Write all output files, sharded like the input, and the index if the input has one.
+    """Write all weight files, sharded like the input, and the index if the input has one.
 
     `check_canceled` is called before each tensor; an exception from it stops the work.
     """
@@ -33,10 +34,13 @@ def write_output(
     infos: list[FileInfo] = []
     headers: dict[str, Header] = {}
     find = cache(spool.get)
+    names = output_names(work.checkpoint, work.layers, _ranks(outcomes))
     for name in work.checkpoint.headers:
-        info, headers[name] = _write_file(name, work, outcomes, find, check_canceled, result_dir / name)
+        path = result_dir / names[name]
+        info, headers[path.name] = _write_file(name, work, outcomes, find, check_canceled, path)
         infos.append(info)
-    output = CheckpointFiles(headers, index_name=work.checkpoint.index_name, folder=result_dir)
+    index_name = work.checkpoint.index_name and names[work.checkpoint.index_name]
+    output = CheckpointFiles(headers, index_name=index_name, folder=result_dir)
     if work.checkpoint.index is not None and output.index_name is not None:
         weight_map = {tensor.name: name for name, header in headers.items() for tensor in header.tensors}
         index = write_index(
@@ -59,7 +63,7 @@ def _write_file(
     path: Path,
 ) -> tuple[FileInfo, Header]:
     header = work.checkpoint.headers[name]
-    ranks = {number: outcome.rank for number, outcome in enumerate(outcomes) if outcome.rank is not None}
+    ranks = _ranks(outcomes)
     errors = {number: outcome.report.relative_error for number, outcome in enumerate(outcomes)}
     planned = plan_output(header.tensors, work.layers, ranks)
     metadata = output_metadata(header.metadata, planned, work.layers, ranks, errors)
@@ -76,6 +80,10 @@ def _write_file(
             else:
                 _copy_factor(entry, find, writer)
     return writer.written, writer.header
+
+
+def _ranks(outcomes: Sequence[LayerOutcome]) -> dict[int, int]:
+    return {number: outcome.rank for number, outcome in enumerate(outcomes) if outcome.rank is not None}
 
 
 def _copy_factor(entry: FactorTensor, find: FindLayer, writer: CheckpointWriter) -> None:

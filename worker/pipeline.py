@@ -16,6 +16,7 @@ from state.files import write_atomic
 from worker.budget import finish_within_budget
 from worker.calibration import check_grams
 from worker.checkpoint.spool import LayerSpool
+from worker.companions import check_config, write_companions
 from worker.context import JobContext, TensorReaders
 from worker.factor_pass import finish_layers
 from worker.layer import LayerOutcome
@@ -46,7 +47,9 @@ class CompressionRequest:
 
 
 def compress(request: CompressionRequest, *, device: torch.device, observe: Observer) -> Report:
-    """Compress a checkpoint into `result_dir`: files under the names of the input, and the report.
+    """Compress a checkpoint into `result_dir`: weights, companions and report, under the names of the input.
+
+    A factored model whose config.json is among the companions has its weights under another name.
 
     Parameters
     ----------
@@ -70,6 +73,7 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
         If a disk fails or is full.
     """
     begun = time.perf_counter()
+    check_config(request.checkpoint)
     work = plan_work(request.checkpoint, request.spec, request.calibration)
     spool = LayerSpool(request.spool_dir)
     progress = ProgressTracker(work.tasks, observe)
@@ -93,6 +97,7 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
         device=device,
         seconds=time.perf_counter() - begun,
     )
+    report = write_companions(request.checkpoint, request.input_files, output, report, request.result_dir)
     write_atomic(request.result_dir / REPORT_NAME, report.model_dump_json(indent=1).encode() + b"\n")
     return report
 

@@ -1,9 +1,10 @@
-"""The files of one checkpoint: a single safetensors file, or shards and the index that names them."""
+"""The files of one checkpoint: a safetensors file, or shards and their index; and the companions of both."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from schemas.format.companion import companions_in
 from schemas.format.header import Header
 from schemas.format.header_stream import read_header
 from schemas.format.index import ShardIndex, check_shards, index_warnings, parse_index
@@ -14,7 +15,7 @@ from schemas.format.tensor import TensorInfo
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
-    """The headers of all weight files by name, and the index of a sharded checkpoint.
+    """The headers of all weight files by name, the index of a sharded checkpoint, and the companions' names.
 
     `folder` holds the files; it is None where only their headers are known.
     """
@@ -23,6 +24,7 @@ class CheckpointFiles:
     index: ShardIndex | None = None
     index_name: str | None = None
     folder: Path | None = None
+    companions: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
@@ -40,8 +42,8 @@ class CheckpointFiles:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all files, the index last."""
-        return (*self.headers, *([self.index_name] if self.index_name else []))
+        """Names of all files: the weights, the index, the companions."""
+        return (*self.headers, *([self.index_name] if self.index_name else []), *self.companions)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -58,6 +60,8 @@ class CheckpointFiles:
 def open_checkpoint(path: Path) -> CheckpointFiles:
     """Read all headers of a checkpoint: a file, an index, or a directory that holds one of them.
 
+    Only a directory has companions.
+
     Raises
     ------
     CheckpointError
@@ -70,7 +74,7 @@ def open_checkpoint(path: Path) -> CheckpointFiles:
         found = indexes or sorted(path.glob("*.safetensors"))
         if len(found) != 1:
             raise FileNotFoundError(f"{path} holds {len(found)} checkpoints; name the file or the index")
-        path = found[0]
+        return replace(open_checkpoint(found[0]), companions=companions_in(path))
     if not is_index(path.name):
         return CheckpointFiles({path.name: read_header(path)}, folder=path.parent)
     index = parse_index(path.read_bytes())

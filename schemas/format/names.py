@@ -11,6 +11,7 @@ FILE_NAME = re.compile(
 )
 INDEX_ENDING = ".safetensors.index.json"
 MAX_NAME_CHARACTERS = 128
+SHARD = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.safetensors")
 _INDEX = re.compile(r".*\.safetensors\.index(?:\.[A-Za-z0-9_-]+)*\.json", re.DOTALL)
 _ENDING = re.compile(r"\.safetensors(?:\.index(?:\.[^.]+)*\.json)?$", re.IGNORECASE)
 _VARIANT = re.compile(r"(?P<model>.+)\.(?P<variant>[A-Za-z][A-Za-z0-9_-]*)")

@@ -1,0 +1,108 @@
+"""The model card of a result, README.md: what was done, the errors, and the lines that run it."""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from schemas.report import REPORT_NAME, Report
+
+CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+# The YAML block at the begin of a card on the hub.
+FRONT_MATTER = re.compile(rb"\A---[ \t]*\r?\n(?:.*?\n)??---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+TAGS = "tags:\n- eckart\n- low-rank\n"
+
+
+def model_card(
+    report: Report,
+    config: Mapping[str, Any],
+    companions: Collection[str],
+    original: bytes,
+    *,
+    is_factored: bool,
+) -> bytes:
+    """Return the text of the card: ours, then that of the input, whose front matter stays on top.
+
+    Apart from the input's card, the text holds numbers and fixed words only: nothing in it comes from names.
+    """
+    found = FRONT_MATTER.match(original)
+    front = found[0] if found else _front_matter(config, companions).encode()
+    body = original[found.end() :] if found else original
+    front = front if front.endswith(b"\n") else front + b"\n"
+    own = "\n".join([*_introduction(report), "", *_usage(config, companions, is_factored=is_factored)])
+    rest = b"\n---\n\n" + body.lstrip(b"\r\n") if body.strip() else b""
+    return front + b"\n" + own.encode() + b"\n" + rest
+
+
+def _front_matter(config: Mapping[str, Any], companions: Collection[str]) -> str:
+    library = f"library_name: {name}\n" if (name := _library(config, companions)) else ""
+    return f"---\n{library}{TAGS}---\n"
+
+
+def _library(config: Mapping[str, Any], companions: Collection[str]) -> str | None:
+    """Return the library that the model is loaded with, where its files tell it."""
+    if "modules.json" in companions:
+        return "sentence-transformers"
+    return "transformers" if "model_type" in config or "architectures" in config else None
+
+
+def _introduction(report: Report) -> list[str]:
+    totals, spec = report.totals, report.spec
+    methods = ", ".join(sorted({layer.method for layer in report.layers if layer.outcome == "factored"}))
+    count = "1 layer was" if totals.layers_factored == 1 else f"{totals.layers_factored:,} layers were"
+    parameters = f"{totals.parameters_before:,} → {totals.parameters_after:,}"
+    rows = [
+        ("method", methods or "none"),
+        ("rank", f"`{json.dumps(spec['rank'])}`"),
+        ("layout", str(spec["layout"])),
+        ("layers factored, kept dense", f"{totals.layers_factored:,}, {totals.layers_kept:,}"),
+        ("parameters", f"{parameters} ({totals.parameter_savings:.1%} saved)"),
+        ("bytes of weights", f"{totals.bytes_before:,} → {totals.bytes_after:,}"),
+        ("relative error of the factored weights", f"{totals.relative_error:.4g}"),
+    ]
+    if totals.weighted_error is not None:
+        rows.append(("relative error of the layers' outputs", f"{totals.weighted_error:.4g}"))
+    return [
+        "# Compressed with Eckart",
+        "",
+        f"{count} replaced by low-rank factors. `{REPORT_NAME}` has the rank and the error of each layer.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {what} | {value} |" for what, value in rows),
+    ]
+
+
+def _usage(config: Mapping[str, Any], companions: Collection[str], *, is_factored: bool) -> list[str]:
+    lines = _loading(config, companions)
+    own_method = "quantization_config" in config
+    if lines is None or (is_factored and own_method):
+        lines = ["from eckart.torch import load_compressed", "", 'load_compressed(model, ".")']
+    elif is_factored:
+        lines = ["import eckart.transformers", *lines]
+    text = ["Run it in this folder:", "", "```python", *lines, "```"]
+    if is_factored:
+        text += [
+            "",
+            "Install `eckart[transformers]` first. Never load this folder with `from_pretrained` alone:",
+            "stock transformers does not know the factored layers.",
+        ]
+    return text
+
+
+def _loading(config: Mapping[str, Any], companions: Collection[str]) -> list[str] | None:
+    """Return the lines that load the model with its own library; None where that is not known."""
+    library = _library(config, companions)
+    if library == "sentence-transformers":
+        return ["from sentence_transformers import SentenceTransformer", 'model = SentenceTransformer(".")']
+    if library == "transformers":
+        name = _class_name(config)
+        return [f"from transformers import {name}", f'model = {name}.from_pretrained(".")']
+    return None
+
+
+def _class_name(config: Mapping[str, Any]) -> str:
+    architectures = config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    is_known = isinstance(first, str) and CLASS_NAME.fullmatch(first) and "auto_map" not in config
+    return str(first) if is_known else "AutoModel"

@@ -1,0 +1,84 @@
+"""A result that is a model's folder: the names of its weights, and what its config.json says of them.
+
+Stock transformers fills weights that it does not find with random numbers, and only warns. So the weights of
+a factored model lie under a name that it does not look for, and config.json names a file that does not exist:
+it fails, and its message says what to import. `eckart.transformers` finds the weights.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from schemas.format.companion import CONFIG_NAME, parse_config
+from schemas.format.errors import quoted
+from schemas.format.files import CheckpointFiles
+from schemas.format.metadata import FactoredLayer
+from schemas.format.names import INDEX_ENDING, MAX_NAME_CHARACTERS, SHARD
+from schemas.planning.layer import LayerPlan
+
+QUANT_METHOD = "eckart"
+ENTRY_STEM = "eckart"
+ENDING = ".safetensors"
+SHARD_PREFIX = "eckart_"
+MISSING_WEIGHTS = "import-eckart.transformers-first.safetensors"
+
+
+def output_names(
+    files: CheckpointFiles, layers: Sequence[LayerPlan], ranks: Mapping[int, int]
+) -> dict[str, str]:
+    """Return the output file's name for each weight file and the index.
+
+    `ranks` holds the rank of each factored layer by its number, which is its index in `layers`.
+    """
+    names = {name: name for name in (*files.headers, *([files.index_name] if files.index_name else []))}
+    if CONFIG_NAME not in files.companions or not _is_factored(files, layers, ranks):
+        return names
+    if files.index_name is None:
+        return dict.fromkeys(names, ENTRY_STEM + ENDING)
+    renamed = {name: _shard_name(name) for name in files.headers}
+    return {**renamed, files.index_name: ENTRY_STEM + INDEX_ENDING}
+
+
+def _is_factored(files: CheckpointFiles, layers: Sequence[LayerPlan], ranks: Mapping[int, int]) -> bool:
+    """Whether the output has a layer that a reader must know as factored; the input may have had one."""
+    factored = (layers[number] for number in ranks)
+    return bool(files.factored) or any(layer.needs_decoding or not layer.dense_layout for layer in factored)
+
+
+def _shard_name(name: str) -> str:
+    """Rename a shard that has the name of a whole file, such as model.safetensors."""
+    if SHARD.fullmatch(name) or len(SHARD_PREFIX + name) > MAX_NAME_CHARACTERS:
+        return name
+    return SHARD_PREFIX + name
+
+
+def folder_config(raw: bytes, layers: Mapping[str, FactoredLayer]) -> tuple[bytes, str | None]:
+    """Return the config.json of a folder with these factored layers, and a warning where it needs one.
+
+    All other keys stay as they are, in their order.
+    """
+    config = parse_config(raw)
+    own = config.get("quantization_config")
+    warning = None
+    if own is None or quant_method(own) == QUANT_METHOD:
+        config["quantization_config"] = _quantization_config(layers)
+    else:
+        method = quoted(str(quant_method(own)))
+        warning = (
+            f"config.json keeps its own quantization_config, {method}, so transformers "
+            "cannot load this folder: use eckart.torch.load_compressed, or ask for layout dense."
+        )
+    config["transformers_weights"] = MISSING_WEIGHTS
+    return json.dumps(config, indent=2).encode() + b"\n", warning
+
+
+def quant_method(quantization: Any) -> object:
+    return quantization.get("quant_method") if isinstance(quantization, dict) else None
+
+
+def _quantization_config(layers: Mapping[str, FactoredLayer]) -> dict[str, Any]:
+    described = {
+        name: layer.model_dump(mode="json", exclude={"dtype", "relative_error"})
+        for name, layer in layers.items()
+    }
+    return {"quant_method": QUANT_METHOD, "version": 1, "layers": described}

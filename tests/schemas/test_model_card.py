@@ -1,0 +1,129 @@
+"""schemas/model_card.py: the README.md of a result that is a model's folder."""
+
+import pytest
+
+from schemas.model_card import model_card
+from schemas.report import Report
+
+BERT = {"model_type": "bert", "architectures": ["BertModel"]}
+TOTALS = {
+    "parameters_before": 1000,
+    "parameters_after": 600,
+    "parameter_savings": 0.4,
+    "compression_factor": 1.67,
+    "bytes_before": 4000,
+    "bytes_after": 2400,
+    "relative_error": 0.125,
+    "layers_factored": 0,
+    "layers_kept": 0,
+    "seconds": 1.0,
+}
+
+
+def report(**totals):
+    side = {"files": (), "parameters": 0, "bytes": 0}
+    return Report.model_validate(
+        {
+            "version": 1,
+            "job_id": None,
+            "created_at": "2026-01-02T03:04:05Z",
+            "spec": {"rank": {"ratio": 0.5}, "layout": "factored"},
+            "environment": {},
+            "warnings": (),
+            "input": side,
+            "calibration": None,
+            "output": side,
+            "totals": TOTALS | totals,
+            "layers": (),
+        }
+    )
+
+
+def card(config=BERT, companions=("config.json",), original=b"", *, is_factored=True, **totals):
+    return model_card(report(**totals), config, companions, original, is_factored=is_factored).decode()
+
+
+def code(text):
+    return text.partition("```python\n")[2].partition("```")[0]
+
+
+def test_it_has_the_figures_and_the_three_lines_that_run_it():
+    text = card()
+
+    assert "1,000 → 600 (40.0% saved)" in text
+    assert "| relative error of the factored weights | 0.125 |" in text
+    assert code(text).splitlines() == [
+        "import eckart.transformers",
+        "from transformers import BertModel",
+        'model = BertModel.from_pretrained(".")',
+    ]
+
+
+def test_a_dense_folder_needs_no_import():
+    assert code(card(is_factored=False)).splitlines() == [
+        "from transformers import BertModel",
+        'model = BertModel.from_pretrained(".")',
+    ]
+
+
+def test_a_sentence_transformers_folder_is_run_by_that_library():
+    text = card(companions=("config.json", "modules.json"))
+    assert 'SentenceTransformer(".")' in code(text)
+    assert text.startswith("---\nlibrary_name: sentence-transformers\ntags:\n")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"_class_name": "UNet2DConditionModel"}, BERT | {"quantization_config": {"quant_method": "fp8"}}],
+)
+def test_what_transformers_cannot_load_is_loaded_by_load_compressed(config):
+    assert "load_compressed(model" in code(card(config))
+    assert "from_pretrained(" not in code(card(config))
+
+
+def test_the_front_matter_and_the_text_of_the_input_are_kept():
+    front = "---\nlicense: mit\nbase_model: org/name\n---\n"
+    text = card(original=(front + "# A model\n\nIts text.\n").encode())
+
+    assert text.startswith(front)
+    assert text.endswith("\n---\n\n# A model\n\nIts text.\n")
+
+
+@pytest.mark.parametrize(
+    "original",
+    [
+        b"---\nnever closed",
+        b"--- no\nx\n---\n",
+        b"\xff\xfe not UTF-8",
+        b"---",
+        b"text\n---\nlicense: x\n---\n",
+    ],
+)
+def test_what_is_no_front_matter_is_text(original):
+    text = model_card(report(), BERT, ["config.json"], original, is_factored=True)
+
+    assert text.startswith(b"---\nlibrary_name: transformers\ntags:\n- eckart\n")
+    assert text.endswith(b"\n---\n\n" + original)
+
+
+def test_an_empty_front_matter_and_windows_line_ends_are_known():
+    assert card(original=b"---\n---\nx").startswith("---\n---\n\n# Compressed")
+    assert card(original=b"---\r\nlicense: mit\r\n---\r\nx").startswith(
+        "---\r\nlicense: mit\r\n---\r\n\n# Comp"
+    )
+
+
+@pytest.mark.parametrize(
+    "first",
+    ['A").__class__("', "os\nimport os", "```", "<script>", "A" * 200, 7, None, ["A"], "Ünicode"],
+)
+def test_a_hostile_class_name_never_reaches_the_card(first):
+    text = card(BERT | {"architectures": [first]})
+
+    assert 'AutoModel.from_pretrained(".")' in code(text)
+    assert text.count("```") == 2
+
+
+def test_a_model_with_code_of_its_own_is_loaded_by_the_auto_class():
+    text = card(BERT | {"auto_map": {"AutoModel": "modeling.Mine"}, "architectures": ["Mine"]})
+    assert "from transformers import AutoModel\n" in code(text)

@@ -1,0 +1,107 @@
+"""Write the companions of a result: copied as they are, but for config.json and the model card."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from schemas.checkpoint import FileInfo
+from schemas.format.companion import CONFIG_NAME, card_name, parse_config
+from schemas.format.errors import CheckpointError
+from schemas.format.files import CheckpointFiles
+from schemas.format.metadata import FactoredLayer, factored_layers
+from schemas.model_card import model_card
+from schemas.planning.model_folder import folder_config
+from schemas.report import Report
+from state.files import AtomicFile, write_atomic
+
+BLOCK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class CompanionWriter:
+    """The companions of the input, with their sizes and digests, and where they go."""
+
+    checkpoint: CheckpointFiles
+    files: Mapping[str, FileInfo]
+    result_dir: Path
+
+    def copy(self, name: str) -> FileInfo:
+        with AtomicFile(self.result_dir / name) as file:
+            for block in self._blocks(name):
+                file.write(block)
+            self._check(name, file.info.sha256)
+            return file.publish()
+
+    def read(self, name: str) -> bytes:
+        content = b"".join(self._blocks(name))
+        self._check(name, hashlib.sha256(content).hexdigest())
+        return content
+
+    def write(self, name: str, content: bytes) -> FileInfo:
+        return write_atomic(self.result_dir / name, content)
+
+    def _blocks(self, name: str) -> Iterator[bytes]:
+        try:
+            with self.checkpoint.path(name).open("rb") as stream:
+                while block := stream.read(BLOCK_BYTES):
+                    yield block
+        except FileNotFoundError as error:
+            raise CheckpointError("file-changed", f"The file {name} was deleted.") from error
+
+    def _check(self, name: str, sha256: str) -> None:
+        if sha256 != self.files[name].sha256:
+            raise CheckpointError("file-changed", f"The file {name} changed since it was stored.")
+
+
+def check_config(checkpoint: CheckpointFiles) -> None:
+    """Refuse a config.json that cannot be changed before any work is done."""
+    if CONFIG_NAME in checkpoint.companions:
+        parse_config(checkpoint.path(CONFIG_NAME).read_bytes())
+
+
+def write_companions(
+    checkpoint: CheckpointFiles,
+    input_files: Sequence[FileInfo],
+    output: CheckpointFiles,
+    report: Report,
+    result_dir: Path,
+) -> Report:
+    """Write the companions and return the report with them; with a config.json, the result gets a model card.
+
+    Raises
+    ------
+    CheckpointError
+        If a companion is not what it was when it was stored.
+    """
+    writer = CompanionWriter(checkpoint, {file.name: file for file in input_files}, result_dir)
+    has_config = CONFIG_NAME in checkpoint.companions
+    card = card_name(checkpoint.companions)
+    written = [
+        writer.copy(name)
+        for name in checkpoint.companions
+        if not (has_config and name in {CONFIG_NAME, card})
+    ]
+    if has_config:
+        config = writer.read(CONFIG_NAME)
+        text, warning = config, None
+        layers = _factored(output)
+        if layers:
+            text, warning = folder_config(config, layers)
+        written.append(writer.write(CONFIG_NAME, text))
+        original = writer.read(card) if card in checkpoint.companions else b""
+        content = model_card(
+            report, parse_config(config), checkpoint.companions, original, is_factored=bool(layers)
+        )
+        written.append(writer.write(card, content))
+        if warning:
+            report = report.model_copy(update={"warnings": (*report.warnings, warning)})
+    return report.with_companions(sorted(written, key=lambda file: file.name))
+
+
+def _factored(output: CheckpointFiles) -> dict[str, FactoredLayer]:
+    return {
+        name: layer
+        for header in output.headers.values()
+        for name, layer in factored_layers(header.metadata).items()
+    }
