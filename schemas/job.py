@@ -12,6 +12,7 @@ from schemas.spec import CompressionSpec
 
 JobState = Literal["queued", "running", "succeeded", "failed", "canceled"]
 TERMINAL: frozenset[JobState] = frozenset({"succeeded", "failed", "canceled"})
+UNFINISHED: frozenset[JobState] = frozenset({"queued", "running"})
 
 
 class JobRequest(Input):
@@ -43,7 +44,7 @@ class Links(Output):
     self: str = Field(description="This job.", examples=["/v1/jobs/J5b0"])
     report: str = Field(description="The report.", examples=["/v1/jobs/J5b0/report"])
     checkpoint: str = Field(
-        description="The compressed checkpoint, where it is a single file.",
+        description="The compressed checkpoint, where it is a single weight file.",
         examples=["/v1/jobs/J5b0/checkpoint"],
     )
     files: str = Field(description="Any result file, by name.", examples=["/v1/jobs/J5b0/files/{filename}"])

@@ -128,11 +128,8 @@ class ProblemKind(Enum):
     NO_RESULT = (
         "no-result",
         409,
-        "The job has no result",
-        (
-            "The job is {state}; only a job that has succeeded has a result. If it is queued or "
-            "running, ask again later; else create a new job."
-        ),
+        "The job has no result yet",
+        "The job is {state}; its result exists once it has succeeded. Ask again later, or wait with ?wait=.",
         {"state": "running"},
     )
     SHARDED_RESULT = (
@@ -141,6 +138,13 @@ class ProblemKind(Enum):
         "The result has several files",
         "Download the files one by one from /v1/jobs/{job_id}/files/; the report lists their names.",
         {"job_id": "J5b0"},
+    )
+    ENDED_WITHOUT_RESULT = (
+        "ended-without-result",
+        410,
+        "The job ended without a result",
+        "The job is {state}, so there will be no result. GET {job} says why; create a new job.",
+        {"state": "failed", "job": "/v1/jobs/J5b0"},
     )
     TOO_LARGE = (
         "too-large",

@@ -139,8 +139,19 @@ Wait = Annotated[
     float,
     Query(
         ge=0,
-        le=60,
-        description="Hold the answer until the state changes, for at most this many seconds.",
+        allow_inf_nan=False,
+        description="Hold the answer until the state changes, for at most this many seconds, and for 50 s "
+        "in any case.",
+        examples=[30],
+    ),
+]
+WaitForEnd = Annotated[
+    float,
+    Query(
+        ge=0,
+        allow_inf_nan=False,
+        description="Hold the answer until the job has ended, for at most this many seconds, and for 50 s "
+        "in any case.",
         examples=[30],
     ),
 ]

@@ -2,12 +2,13 @@
 
 import asyncio
 import hashlib
+from collections.abc import Collection
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from schemas.job import TERMINAL, Job, JobList, Links
+from schemas.job import TERMINAL, UNFINISHED, Job, JobList, JobState, Links
 from service.dependencies import Services
 from service.headers import etag_matches
 from state.records import JobPage, JobView
@@ -63,14 +64,27 @@ def job_response(view: JobView, if_none_match: str | None = None, *, status: int
 
 async def wait_for_change(request: Request, services: Services, job_id: str, *, wait_s: float) -> JobView:
     """Poll a job until its state changes, `wait_s` is over, the client disconnects, or the service stops."""
+    first = await run_in_threadpool(services.jobs.view, job_id)
+    states = frozenset({first.record.state}) - TERMINAL
+    return await _wait(request, services, first, while_in=states, wait_s=wait_s)
+
+
+async def wait_for_end(request: Request, services: Services, job_id: str, *, wait_s: float) -> JobView:
+    """Do the same until the job has ended."""
+    first = await run_in_threadpool(services.jobs.view, job_id)
+    return await _wait(request, services, first, while_in=UNFINISHED, wait_s=wait_s)
+
+
+async def _wait(
+    request: Request, services: Services, view: JobView, *, while_in: Collection[JobState], wait_s: float
+) -> JobView:
     loop = asyncio.get_running_loop()
-    first = view = await run_in_threadpool(services.jobs.view, job_id)
-    until_s, pause_s = loop.time() + wait_s, FIRST_PAUSE_S
-    while view.record.state == first.record.state and view.record.state not in TERMINAL:
+    until_s, pause_s = loop.time() + min(wait_s, services.settings.max_wait_s), FIRST_PAUSE_S
+    while view.record.state in while_in:
         left_s = until_s - loop.time()
         if left_s <= 0 or services.stopping.is_set() or await request.is_disconnected():
             break
         await asyncio.sleep(min(pause_s, left_s))
         pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
-        view = await run_in_threadpool(services.jobs.view, job_id)
+        view = await run_in_threadpool(services.jobs.view, view.record.id)
     return view

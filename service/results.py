@@ -5,14 +5,19 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
+from fastapi import Depends
+from starlette.requests import Request
 from starlette.responses import FileResponse, MalformedRangeHeader, RangeNotSatisfiable, Response
 
+from schemas.job import UNFINISHED
 from schemas.problem import ProblemKind
 from schemas.report import REPORT_NAME, Report
-from service.dependencies import Services
+from service.dependencies import JobId, Services, ServicesDep, WaitForEnd
 from service.errors import ProblemError
 from service.headers import content_headers, etag_matches
+from service.job_status import RETRY_AFTER_S, wait_for_end
 from state.data_dir import DataDir
 from state.errors import JobNotFound
 from state.records import JobRecord
@@ -45,13 +50,22 @@ class Download(FileResponse):
             raise ProblemError(ProblemKind.RANGE_NOT_SATISFIABLE, headers=headers) from None
 
 
-def succeeded_job(services: Services, job_id: str) -> JobRecord:
+async def succeeded_job(
+    request: Request, services: ServicesDep, job_id: JobId, wait: WaitForEnd = 0
+) -> JobRecord:
     """Return the record of a job that has a result."""
-    record = services.jobs.get(job_id)
-    if record.state != "succeeded":
-        headers = {"Retry-After": "2"} if record.state in {"queued", "running"} else {}
-        raise ProblemError(ProblemKind.NO_RESULT, values={"state": record.state}, headers=headers)
-    return record
+    view = await wait_for_end(request, services, job_id, wait_s=wait)
+    state = view.record.state
+    if state in UNFINISHED:
+        headers = {"Retry-After": str(RETRY_AFTER_S)}
+        raise ProblemError(ProblemKind.NO_RESULT, values={"state": state}, headers=headers)
+    if state != "succeeded":
+        values = {"state": state, "job": f"/v1/jobs/{job_id}"}
+        raise ProblemError(ProblemKind.ENDED_WITHOUT_RESULT, values=values)
+    return view.record
+
+
+SucceededJob = Annotated[JobRecord, Depends(succeeded_job)]
 
 
 def result_file(services: Services, record: JobRecord, name: str) -> ResultFile:

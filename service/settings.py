@@ -29,6 +29,12 @@ class Settings(StateSettings):
     idle_timeout_s: float = Field(
         default=60, gt=0, description="An upload is dropped if no data arrives for this long."
     )
+    max_wait_s: float = Field(
+        default=50,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long `?wait=` holds an answer at most. Proxies often give up after 60 seconds.",
+    )
     shutdown_s: int = Field(
         default=10, ge=0, description="How long running requests may take to end when the API is stopped."
     )

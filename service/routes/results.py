@@ -5,11 +5,11 @@ from starlette.requests import Request
 
 from schemas.problem import ProblemKind
 from schemas.report import REPORT_NAME, Report
-from service.dependencies import IfNoneMatch, JobId, ResultName, ServicesDep
+from service.dependencies import IfNoneMatch, ResultName, ServicesDep
 from service.errors import ProblemError
 from service.headers import require_json_accepted
 from service.openapi import BINARY, RANGE_PARAMETER, Responses, described, problem_responses
-from service.results import download, result_file, succeeded_job
+from service.results import SucceededJob, download, result_file
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["results"])
 
@@ -20,7 +20,13 @@ FILE_ANSWERS: Responses = {
     206: {"content": FILE, **described(*DOWNLOAD, "Content-Range", description="The requested bytes.")},
     304: described(*DOWNLOAD, description="The client has it."),
 }
-RESULT_PROBLEMS = (ProblemKind.JOB_NOT_FOUND, ProblemKind.NO_RESULT, ProblemKind.STORE_UNAVAILABLE)
+RESULT_PROBLEMS = (
+    ProblemKind.JOB_NOT_FOUND,
+    ProblemKind.NO_RESULT,
+    ProblemKind.ENDED_WITHOUT_RESULT,
+    ProblemKind.INVALID_REQUEST,
+    ProblemKind.STORE_UNAVAILABLE,
+)
 
 
 @router.head("/report", include_in_schema=False)
@@ -39,10 +45,9 @@ RESULT_PROBLEMS = (ProblemKind.JOB_NOT_FOUND, ProblemKind.NO_RESULT, ProblemKind
     openapi_extra=RANGE_PARAMETER,
 )
 def get_report(
-    request: Request, services: ServicesDep, job_id: JobId, if_none_match: IfNoneMatch = None
+    request: Request, services: ServicesDep, record: SucceededJob, if_none_match: IfNoneMatch = None
 ) -> Response:
     """Send report.json."""
-    record = succeeded_job(services, job_id)
     require_json_accepted(request)
     return download(result_file(services, record, REPORT_NAME), if_none_match)
 
@@ -50,7 +55,7 @@ def get_report(
 @router.head("/checkpoint", include_in_schema=False)
 @router.get(
     "/checkpoint",
-    summary="Download the compressed checkpoint, if it is one file",
+    summary="Download the compressed checkpoint, if it is one weight file",
     response_class=Response,
     responses=problem_responses(
         *RESULT_PROBLEMS, ProblemKind.SHARDED_RESULT, ProblemKind.RANGE_NOT_SATISFIABLE
@@ -58,15 +63,10 @@ def get_report(
     | FILE_ANSWERS,
     openapi_extra=RANGE_PARAMETER,
 )
-def get_result(
-    services: ServicesDep,
-    job_id: JobId,
-    if_none_match: IfNoneMatch = None,
-) -> Response:
-    """Send the file, whole or in part."""
-    record = succeeded_job(services, job_id)
+def get_result(services: ServicesDep, record: SucceededJob, if_none_match: IfNoneMatch = None) -> Response:
+    """Send the file, whole or in part; an index does not make it several."""
     if record.single_file is None:
-        raise ProblemError(ProblemKind.SHARDED_RESULT, values={"job_id": job_id})
+        raise ProblemError(ProblemKind.SHARDED_RESULT, values={"job_id": record.id})
     return download(result_file(services, record, record.single_file), if_none_match)
 
 
@@ -82,10 +82,7 @@ def get_result(
     openapi_extra=RANGE_PARAMETER,
 )
 def get_file(
-    services: ServicesDep,
-    job_id: JobId,
-    filename: ResultName,
-    if_none_match: IfNoneMatch = None,
+    services: ServicesDep, record: SucceededJob, filename: ResultName, if_none_match: IfNoneMatch = None
 ) -> Response:
     """Send a shard, the index, the single file or report.json."""
-    return download(result_file(services, succeeded_job(services, job_id), filename), if_none_match)
+    return download(result_file(services, record, filename), if_none_match)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 
+from schemas.format.names import single_weight_file
 from schemas.report import Totals
 from service.server import Server
 from service.settings import Settings
@@ -78,13 +79,16 @@ class RunningService:
         """Act as the worker: claim the job and publish these files with their report."""
         claim = self.jobs.claim(job_id, new_token("test"))
         assert claim is not None
+        self.publish(job_id, claim, files)
+
+    def publish(self, job_id, claim, files):
+        """Publish these files as the result of a claimed job."""
         directory = DataDir(self.data_dir).result(job_id, claim.fence)
         directory.mkdir(parents=True)
         for name, content in files.items():
             (directory / name).write_bytes(content)
         (directory / "report.json").write_text(json.dumps(report_document(job_id, files)))
-        single = next(iter(files)) if len(files) == 1 else None
-        assert self.jobs.finish(job_id, claim.fence, TOTALS, single)
+        assert self.jobs.finish(job_id, claim.fence, TOTALS, single_weight_file(files))
 
     def raw(self, request, *, timeout_s=10):
         """Send these bytes and return all that the service sends before it closes the connection."""

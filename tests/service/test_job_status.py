@@ -83,7 +83,19 @@ def test_waiting_for_a_job_that_has_ended_ends_at_once(service, job):
     assert answer.json()["state"] == "succeeded"
 
 
-@pytest.mark.parametrize("wait", ["-1", "61", "x", "nan", "inf", "1e9"])
+@pytest.mark.parametrize("wait", ["60", "300", "1e9"])
+def test_a_wait_is_cut_short_before_a_proxy_gives_up(start, wait):
+    service = start(max_wait_s=0.2)
+    job = service.submit(service.stored(MODEL)).json()["id"]
+
+    answer = service.http.get(f"/v1/jobs/{job}", params={"wait": wait})
+    no_result = service.http.get(f"/v1/jobs/{job}/checkpoint", params={"wait": wait})
+
+    assert answer.json()["state"] == "queued"
+    assert_problem(no_result, 409, "no-result")
+
+
+@pytest.mark.parametrize("wait", ["-1", "x", "nan", "inf"])
 def test_a_wait_that_makes_no_sense_is_refused(service, job, wait):
     refused = service.http.get(f"/v1/jobs/{job['id']}", params={"wait": wait})
 

@@ -2,7 +2,13 @@
 
 import base64
 import hashlib
+import json
+import re
 import shutil
+import subprocess
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -138,6 +144,7 @@ def test_an_unknown_file_is_not_found(service, here, filename):
 @pytest.mark.parametrize("path", ROUTES)
 def test_a_result_that_does_not_exist_yet_is_a_conflict_with_the_state(service, job, path):
     queued = service.http.get(f"/v1/jobs/{job}/{path}")
+    assert int(queued.headers["retry-after"]) > 0
     assert "The job is queued;" in assert_problem(queued, 409, "no-result")["detail"]
     claim = service.jobs.claim(job, new_token("test"))
     running = service.http.get(f"/v1/jobs/{job}/{path}")
@@ -145,16 +152,78 @@ def test_a_result_that_does_not_exist_yet_is_a_conflict_with_the_state(service, 
     assert int(running.headers["retry-after"]) > 0
     service.jobs.fail(job, claim.fence, ProblemKind.WORKER_TROUBLE.problem("It broke."))
     failed = service.http.get(f"/v1/jobs/{job}/{path}")
-    assert "The job is failed;" in assert_problem(failed, 409, "no-result")["detail"]
+    detail = assert_problem(failed, 410, "ended-without-result")["detail"]
+    assert "The job is failed," in detail
+    assert f"/v1/jobs/{job} " in detail
     assert "retry-after" not in failed.headers
 
 
-def test_a_canceled_job_has_no_result(service, job):
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_canceled_job_will_have_no_result(service, job, path):
     service.http.post(f"/v1/jobs/{job}/cancel")
 
-    refused = service.http.get(f"/v1/jobs/{job}/report")
+    refused = service.http.get(f"/v1/jobs/{job}/{path}", params={"wait": 30})
 
-    assert "The job is canceled;" in assert_problem(refused, 409, "no-result")["detail"]
+    assert "The job is canceled," in assert_problem(refused, 410, "ended-without-result")["detail"]
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_waiting_for_a_result_ends_with_the_job_and_not_with_its_start(service, job, path):
+    answers = []
+
+    def wait():
+        answers.append(service.http.get(f"/v1/jobs/{job}/{path}", params={"wait": 30}))
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    time.sleep(0.2)
+    claim = service.jobs.claim(job, new_token("test"))
+    time.sleep(0.6)
+    assert answers == []
+    service.publish(job, claim, {"model.safetensors": MODEL})
+    waiter.join(10)
+
+    assert answers[0].status_code == 200
+
+
+def test_a_wait_for_a_result_that_makes_no_sense_is_refused(service, job):
+    refused = service.http.get(f"/v1/jobs/{job}/checkpoint", params={"wait": "-1"})
+
+    assert assert_problem(refused, 422, "invalid-request")["errors"][0]["pointer"] == "/query/wait"
+
+
+@pytest.mark.parametrize("end", ["cancel", "succeed", "fail"])
+def test_the_lines_of_the_readme_end_with_the_job(service, job, end, tmp_path):
+    page = (Path(__file__).parents[2] / "README.md").read_text()
+    lines = next(block for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "?wait=" in block)
+    script = re.sub(r"^job=.*$", f"job={service.url}/v1/jobs/{job}", lines, flags=re.MULTILINE)
+    shell = subprocess.Popen(["bash", "-c", script], cwd=tmp_path, stdout=subprocess.PIPE)
+    time.sleep(0.3)
+    assert shell.poll() is None
+    if end == "cancel":
+        service.http.post(f"/v1/jobs/{job}/cancel")
+    elif end == "succeed":
+        service.finish(job, {"model.safetensors": MODEL})
+    else:
+        claim = service.jobs.claim(job, new_token("test"))
+        service.jobs.fail(job, claim.fence, ProblemKind.WORKER_TROUBLE.problem("It broke."))
+    said, _ = shell.communicate(timeout=20)
+
+    fetched = tmp_path / "compressed.safetensors"
+    if end == "succeed":
+        assert fetched.read_bytes() == MODEL
+        assert json.loads(said)["job_id"] == job
+    else:
+        assert not fetched.exists() or fetched.read_bytes() == b""
+        assert json.loads(said)["type"] == "urn:eckart:problem:ended-without-result"
+
+
+def test_one_shard_with_an_index_is_one_file(service, job):
+    shard, index = sharded_set(1)
+    service.finish(job, sharded_set(1))
+
+    assert service.http.get(f"/v1/jobs/{job}/checkpoint").content == sharded_set(1)[shard]
+    assert service.http.get(f"/v1/jobs/{job}/files/{index}").content == sharded_set(1)[index]
 
 
 def test_a_sharded_result_is_fetched_file_by_file(service, job):
