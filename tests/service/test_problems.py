@@ -72,6 +72,7 @@ def test_types_and_statuses_are_a_contract_with_clients():
             "no-result",
             "sharded-result",
         },
+        410: {"ended-without-result"},
         413: {"too-large"},
         415: {"unsupported-media-type", "encoded-body"},
         416: {"range-not-satisfiable"},
