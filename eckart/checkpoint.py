@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eckart.errors import InputError
+from eckart.header import header_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,9 +23,6 @@ FILE_NAME = re.compile(
 )
 # `model.safetensors.index.json`, or `model.safetensors.index.fp16.json` of a variant.
 INDEX_ENDING = re.compile(r"\.safetensors\.index(?:\.[A-Za-z0-9_-]+)*\.json$")
-LENGTH_BYTES = 8
-# The format's limit. The service has a lower one and refuses longer headers itself.
-FORMAT_MAX_HEADER_BYTES = 100_000_000
 NAMES_LISTED = 5
 PathOrId = str | os.PathLike[str]
 
@@ -47,7 +45,7 @@ class CheckpointFiles:
         if self.index is not None:
             yield self.index.name, self.index.read_bytes()
         for shard in self.shards:
-            yield shard.name, _header(shard)
+            yield shard.name, header_bytes(shard)
 
 
 def find_checkpoint(given: PathOrId) -> CheckpointFiles | None:
@@ -130,29 +128,3 @@ def _check_name(path: Path, name: object) -> None:
             f"{path}: {name!r} cannot be the name of a checkpoint's file; a name has at most 128 "
             f"letters, digits, dots, underscores and hyphens, and ends in {ENDING}; rename or convert it"
         )
-
-
-def _header(path: Path) -> bytes:
-    """Read the first 8 + N bytes of a safetensors file."""
-    with path.open("rb") as stream:
-        length = stream.read(LENGTH_BYTES)
-        size_bytes = int.from_bytes(length, "little")
-        header = stream.read(size_bytes) if size_bytes <= FORMAT_MAX_HEADER_BYTES else b""
-    if len(length) < LENGTH_BYTES or len(header) != size_bytes:
-        raise InputError(f"{path} is not a safetensors file: it does not begin with a header")
-    _check_size(path, header)
-    return length + header
-
-
-def _check_size(path: Path, header: bytes) -> None:
-    """Refuse a file that is shorter or longer than its header says, before anything is uploaded."""
-    try:
-        entries = json.loads(header)
-        data_bytes = max(entries[name]["data_offsets"][1] for name in entries if name != "__metadata__")
-        surplus_bytes = path.stat().st_size - LENGTH_BYTES - len(header) - int(data_bytes)
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return  # The service says what is wrong with the header.
-    if surplus_bytes < 0:
-        raise InputError(f"{path} is cut short: {-surplus_bytes} bytes are missing; fetch the complete file")
-    if surplus_bytes > 0:
-        raise InputError(f"{path} has {surplus_bytes} bytes after its data; cut the file there")

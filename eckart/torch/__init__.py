@@ -1,0 +1,21 @@
+"""Load compressed checkpoints into torch models, save them, and multiply them out."""
+
+from eckart.errors import missing_extra
+
+try:
+    import safetensors.torch  # noqa: F401 - which needs torch
+except ModuleNotFoundError as error:
+    raise missing_extra(error, "torch") from error
+
+from eckart.torch.decoders import DECODERS, Decoder
+from eckart.torch.layers import LowRankConv1D, LowRankLinear
+from eckart.torch.loading import IncompatibleKeys, load_compressed
+
+__all__ = [
+    "DECODERS",
+    "Decoder",
+    "IncompatibleKeys",
+    "LowRankConv1D",
+    "LowRankLinear",
+    "load_compressed",
+]

@@ -1,0 +1,169 @@
+"""What a compressed checkpoint's files hold: tensors once decoded, and which make up a factored layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from eckart.checkpoint import listed, open_checkpoint
+from eckart.errors import InputError, LoadError
+from eckart.header import Header, read_header
+from eckart.torch.decoders import DECODERS, Decoder
+from eckart.torch.layers import product
+from eckart.torch.manifest import FactoredLayer, read_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+WEIGHT = ".weight"
+BIAS = ".bias"
+LEAST_FACTORS, MOST_FACTORS = 2, 3
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """A factored layer of a file: its module's name there, and the sizes of the chain, input side first."""
+
+    name: str
+    entry: FactoredLayer
+    sizes: tuple[int, ...]
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The names of the factors."""
+        return tuple(f"{self.name}.{i}{WEIGHT}" for i in range(len(self.sizes) - 1))
+
+    @property
+    def bias(self) -> str:
+        """The name of the bias, where there is one: that of the last factor."""
+        return f"{self.name}.{len(self.sizes) - 2}{BIAS}"
+
+    def multiply(self, factors: Sequence[Tensor]) -> Tensor:
+        """Return the weight, in float32 at least."""
+        wide = torch.promote_types(torch.float32, factors[0].dtype)
+        return product([factor.to(wide) for factor in factors], transposed=self.entry.transposed)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file: its header and what its metadata say of its layers; None where they say nothing."""
+
+    path: Path
+    header: Header
+    layers: Mapping[str, FactoredLayer] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What the headers of a checkpoint's files say: its factored layers, and shapes as they are once decoded.
+
+    `encoded` holds the decoder of each matrix that a codec stores.
+    """
+
+    shards: tuple[Shard, ...]
+    shapes: Shapes
+    factored: Mapping[str, Factors]
+    encoded: Mapping[str, Decoder]
+
+    def load(self) -> dict[str, Tensor]:
+        """Load all tensors, and decode those that a codec stores."""
+        tensors: dict[str, Tensor] = {}
+        for shard in self.shards:
+            try:
+                tensors |= load_file(shard.path)
+            except SafetensorError as error:
+                raise InputError(f"{shard.path}: {error}") from error
+        for name, decoder in self.encoded.items():
+            stored = [tensors.pop(part) for part in decoder.names(name)]
+            tensors[name] = decoder.decode(*stored)
+        return tensors
+
+
+def read_contents(path: Path) -> Contents:
+    """Read names, shapes and factored layers; each shard describes only its own."""
+    shards = tuple(_read_shard(shard) for shard in open_checkpoint(path).shards)
+    shapes: dict[str, tuple[int, ...]] = {}
+    layers: dict[str, FactoredLayer] = {}
+    for shard in shards:
+        own = {tensor.name: tensor.loaded_shape for tensor in shard.header.tensors}
+        described = shard.layers or {}
+        if twice := [name for name in own if name in shapes] + [name for name in described if name in layers]:
+            raise LoadError(f"two shards, one of them {shard.path}, hold {listed(twice)}; compress it again")
+        shapes |= own
+        layers |= described
+    encoded: dict[str, Decoder] = {}
+    for name, entry in layers.items():
+        encoded |= decoded_matrices(name, entry.codec, shapes)
+    factored = {
+        name: Factors(name, entry, _sizes(name, entry, shapes))
+        for name, entry in layers.items()
+        if name + WEIGHT not in shapes  # multiplied out: `layout: dense`
+    }
+    return Contents(shards, shapes, factored, encoded)
+
+
+def decoded_matrices(name: str, codec: str | None, shapes: dict[str, tuple[int, ...]]) -> dict[str, Decoder]:
+    """Return the decoder of each matrix of a layer; in `shapes`, it takes the place of its stored tensors."""
+    decoder = DECODERS.get(codec)
+    if decoder is None:
+        raise LoadError(
+            f"{name} is stored in the codec {codec!r}, which this version of eckart cannot read; upgrade it"
+        )
+    found = {}
+    for matrix in (name + WEIGHT, *(f"{name}.{i}{WEIGHT}" for i in range(MOST_FACTORS))):
+        stored = decoder.names(matrix)
+        present = [part for part in stored if part in shapes]
+        if not present:
+            continue
+        if len(present) < len(stored):
+            lost = listed([part for part in stored if part not in shapes])
+            raise LoadError(
+                f"the checkpoint lacks {lost}; the file is damaged, compress the checkpoint again"
+            )
+        shapes[matrix] = decoder.shape(*(shapes.pop(part) for part in stored))
+        found[matrix] = decoder
+    return found
+
+
+def chain_sizes(shapes: Sequence[tuple[int, ...]], *, transposed: bool) -> tuple[int, ...] | None:
+    """Return inputs, ranks and outputs of factors, input side first; None where they do not chain."""
+    if not LEAST_FACTORS <= len(shapes) <= MOST_FACTORS or any(len(shape) != 2 for shape in shapes):
+        return None
+    turned = shapes if transposed else [shape[::-1] for shape in shapes]
+    if any(first[1] != second[0] for first, second in pairwise(turned)):
+        return None
+    return (*(shape[0] for shape in turned), turned[-1][1])
+
+
+def _read_shard(path: Path) -> Shard:
+    header = read_header(path)
+    return Shard(path, header, read_manifest(path, header.metadata))
+
+
+def _sizes(name: str, entry: FactoredLayer, shapes: Shapes) -> tuple[int, ...]:
+    """Check that the factors chain from the layer's inputs to its outputs through its rank."""
+    names = [f"{name}.{i}{WEIGHT}" for i in range(MOST_FACTORS)]
+    found = [shapes[factor] for factor in names if factor in shapes]
+    sizes = chain_sizes(found, transposed=entry.transposed)
+    ends = entry.shape if entry.transposed else entry.shape[::-1]
+    fits = (
+        sizes is not None
+        and names[len(found) - 1] in shapes
+        and (sizes[0], sizes[-1]) == ends
+        and set(sizes[1:-1]) == {entry.rank}
+    )
+    if not fits or sizes is None:
+        raise LoadError(
+            f"the factors of {name} have the shapes {[list(shape) for shape in found]}, which do not make up "
+            f"{list(entry.shape)} at rank {entry.rank}; the file is damaged, compress the checkpoint again"
+        )
+    return sizes

@@ -1,0 +1,231 @@
+"""Loading a compressed checkpoint into the model that it was made from."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+
+from eckart.checkpoint import listed
+from eckart.errors import LoadError
+from eckart.torch.files import WEIGHT, Contents, Factors, chain_sizes, read_contents
+from eckart.torch.layers import become_low_rank, obstacle
+from eckart.torch.manifest import FactoredLayer
+from eckart.torch.matching import Match, Matching, ModelState, match
+from eckart.torch.renaming import Rename, prefix_changes, renaming
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Mapping
+
+Model = TypeVar("Model", bound=nn.Module)
+Dequantize = bool | Literal["auto"]
+
+
+class IncompatibleKeys(NamedTuple):
+    """Names of the model that the file lacks, and names of the file without a place."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+@overload
+def load_compressed(
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    strict: Literal[True] = True,
+    rename: Rename | None = None,
+    dequantize: Dequantize = "auto",
+) -> Model: ...
+@overload
+def load_compressed(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    strict: Literal[False],
+    rename: Rename | None = None,
+    dequantize: Dequantize = "auto",
+) -> IncompatibleKeys: ...
+def load_compressed(
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    strict: bool = True,
+    rename: Rename | None = None,
+    dequantize: Dequantize = "auto",
+) -> Model | IncompatibleKeys:
+    """Load a compressed checkpoint, a file, an index or a directory, into the model it was made from.
+
+    Each factored layer of the model becomes a `LowRankLinear`, or a `LowRankConv1D`, with the same bias,
+    hooks, attributes, device, dtype and mode. A layer that cannot run as factors, such as an embedding, gets
+    their product, and one warning lists all of these; `dequantize=True` multiplies every layer out, and False
+    refuses what cannot run. The model is changed in place and returned. A mismatch raises a LoadError before
+    any change.
+
+    `rename` leads from the file's names to the model's: a mapping of names of tensors or modules, pairs of
+    prefixes, or a function of a tensor's name. A prefix that all names have or lack is found without it. With
+    `strict=False`, names that are missing or unexpected are returned as `load_state_dict` does; the factors
+    of a layer must have their place all the same.
+    """
+    contents = read_contents(Path(path))
+    state = ModelState(model)
+    contents = _with_unlisted_factors(contents, state, renaming(rename))
+    matching = _fitting(state, contents, rename, dequantize=dequantize is True)
+    _check(state, contents, matching, strict=strict)
+    if dequantize is False:
+        _refuse_products(matching)
+    tensors = contents.load()
+    values = _values(matching, tensors)
+    for one in matching.matches:
+        if one.reason is None:
+            _swap(state.modules[one.name], one.factors)
+    model.load_state_dict(values, strict=False)
+    if dequantize == "auto":
+        _warn_of_products(matching)
+    return model if strict else IncompatibleKeys(list(matching.missing), list(matching.strange))
+
+
+def _with_unlisted_factors(contents: Contents, state: ModelState, renamed: Callable[[str], str]) -> Contents:
+    """Add layers of a file that lost its metadata: factors that chain to a weight of the model."""
+    found = {}
+    for first in contents.shapes:
+        name = first.removesuffix(f".0{WEIGHT}")
+        if name == first or name in contents.factored or name + WEIGHT in contents.shapes:
+            continue
+        target = renamed(name + WEIGHT)
+        place = state.places.get(target)
+        if place is None or renamed(first) in state.places:
+            continue
+        factors = _unlisted(name, contents, state.modules.get(target.removesuffix(WEIGHT)), place.shape)
+        if factors is not None:
+            found[name] = factors
+    return replace(contents, factored={**contents.factored, **found}) if found else contents
+
+
+def _unlisted(
+    name: str, contents: Contents, layer: nn.Module | None, shape: tuple[int, ...]
+) -> Factors | None:
+    names = [f"{name}.{i}{WEIGHT}" for i in range(3)]
+    shapes = [contents.shapes[factor] for factor in names if factor in contents.shapes]
+    turned = layer is not None and obstacle(layer, transposed=True) is None
+    for transposed in (turned, not turned):
+        sizes = chain_sizes(shapes, transposed=transposed)
+        if sizes is not None and shape == ((sizes[0], sizes[-1]) if transposed else (sizes[-1], sizes[0])):
+            entry = FactoredLayer(rank=sizes[1], shape=(shape[0], shape[1]), transposed=transposed)
+            return Factors(name, entry, sizes)
+    return None
+
+
+def _fitting(state: ModelState, contents: Contents, rename: Rename | None, *, dequantize: bool) -> Matching:
+    """Match by the given names or, where these do not fit, by the one change of a prefix that does."""
+    given = match(state, contents, renaming(rename), dequantize=dequantize)
+    if rename is not None or given.is_complete:
+        return given
+    fitting = [other for _, other in _by_prefix(state, contents, dequantize=dequantize) if other.is_complete]
+    return fitting[0] if len(fitting) == 1 else given
+
+
+def _by_prefix(
+    state: ModelState, contents: Contents, *, dequantize: bool
+) -> Iterable[tuple[tuple[str, str], Matching]]:
+    taken = {name for factors in contents.factored.values() for name in (*factors.matrices, factors.bias)}
+    stored = [name + WEIGHT for name in contents.factored] + [n for n in contents.shapes if n not in taken]
+    for change in prefix_changes(stored, state.places):
+        try:
+            yield change, match(state, contents, renaming([change]), dequantize=dequantize)
+        except LoadError:
+            continue
+
+
+def _check(state: ModelState, contents: Contents, matching: Matching, *, strict: bool) -> None:
+    """Refuse what does not fit, naming the layer, while the model is unchanged."""
+    hint = _hint(state, contents, matching)
+    if matching.homeless:
+        names = listed([repr(name) for name in matching.homeless])
+        raise LoadError(f"the checkpoint holds factors of {names}, but the model has no such module{hint}")
+    for name, factors in matching.products.items():
+        if matching.places[name].shape != factors.entry.shape:
+            raise _shapes_differ(name, matching.places[name].shape, factors.entry.shape)
+    for name, stored in matching.given.items():
+        if matching.places[name].shape != contents.shapes[stored]:
+            raise _shapes_differ(name, matching.places[name].shape, contents.shapes[stored])
+    if not strict:
+        return
+    if matching.missing:
+        raise LoadError(
+            f"the checkpoint lacks what the model needs: {listed(matching.missing)}; strict=False leaves the "
+            f"model's own values there{hint}"
+        )
+    if matching.strange:
+        raise LoadError(
+            f"the model has no place for what the checkpoint holds: {listed(matching.strange)}; strict=False "
+            f"leaves it out{hint}"
+        )
+
+
+def _shapes_differ(name: str, own: tuple[int, ...], stored: tuple[int, ...]) -> LoadError:
+    return LoadError(
+        f"{name} is {list(own)} in the model, but {list(stored)} in the checkpoint; build the model with the "
+        "checkpoint's own configuration"
+    )
+
+
+def _hint(state: ModelState, contents: Contents, matching: Matching) -> str:
+    """Name the change of a prefix by which more of the file would find its place."""
+    best = len(matching.homeless) + len(matching.strange)
+    hint = ""
+    if best:
+        for change, other in _by_prefix(state, contents, dequantize=False):
+            left = len(other.homeless) + len(other.strange)
+            if left < best:
+                best, hint = left, f". Most names fit with rename=[{change!r}]"
+    return hint
+
+
+def _refuse_products(matching: Matching) -> None:
+    if offenders := _multiplied(matching):
+        names = json.dumps([one.factors.name for one in offenders])
+        raise LoadError(
+            f"these layers cannot run as factors: {_reasons(offenders)}. Compress again with them excluded: "
+            f'"exclude": {names}'
+        )
+
+
+def _warn_of_products(matching: Matching) -> None:
+    if offenders := _multiplied(matching):
+        warnings.warn(
+            f"these layers cannot run as factors, so the model got their products, which take as much memory "
+            f"as before: {_reasons(offenders)}. To have their exact weights, compress again without them",
+            stacklevel=3,
+        )
+
+
+def _multiplied(matching: Matching) -> list[Match]:
+    return [one for one in matching.matches if one.reason is not None]
+
+
+def _reasons(offenders: Iterable[Match]) -> str:
+    return "; ".join(f"{one.factors.name} ({one.reason})" for one in offenders)
+
+
+def _values(matching: Matching, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what goes into the model's state dict."""
+    values = {name: tensors[stored] for name, stored in matching.given.items()}
+    with torch.no_grad():
+        for name, factors in matching.products.items():
+            values[name] = factors.multiply([tensors[matrix] for matrix in factors.matrices])
+    return values | {name: values[other] for name, other in matching.aliases.items()}
+
+
+def _swap(layer: nn.Module, factors: Factors) -> None:
+    """Make a layer one of factors; under a second name it may be one already."""
+    if obstacle(layer, transposed=factors.entry.transposed) is None:
+        become_low_rank(
+            layer, factors.sizes, transposed=factors.entry.transposed, method=factors.entry.method
+        )
