@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_settings import BaseSettings
 
 from schemas.problem import ProblemKind
-from schemas.report import KEPT_REASONS
+from schemas.report import KEPT_REASONS, NOT_SELECTED
 from schemas.spec import CompressionSpec
 from service.app import create_app
 from service.settings import Settings as ServiceSettings
@@ -60,6 +60,12 @@ def reasons_table() -> str:
     return "\n".join(["| reason | meaning |", "|---|---|", *rows])
 
 
+def rules_table() -> str:
+    """List every rule by which a tensor is not selected, but for those of `exclude`."""
+    rows = [f"| `{rule}` | {text} |" for rule, text in NOT_SELECTED.items()]
+    return "\n".join(["| rule | meaning |", "|---|---|", *rows])
+
+
 def client_schema(_text: str) -> str:
     """Return what the client knows of the spec and of the reasons to keep a layer dense."""
     content = {"spec": CompressionSpec.model_json_schema(), "reasons": KEPT_REASONS}
@@ -73,6 +79,7 @@ def fresh(text: str) -> str:
         "operations": operations_table,
         "problems": problems_table,
         "reasons": reasons_table,
+        "rules": rules_table,
     }
     for name, make in makers.items():
         pattern = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- end of {name} -->)", re.DOTALL)

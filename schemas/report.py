@@ -14,7 +14,17 @@ DecompositionOrigin = Literal["computed", "cached"]
 REPORT_NAME = "report.json"
 
 KeptReason = Literal[
-    "no_saving", "rank_zero", "not_finite", "not_converged", "out_of_range", "names_taken", "kept_by_budget"
+    "no_saving",
+    "rank_zero",
+    "not_finite",
+    "not_converged",
+    "out_of_range",
+    "names_taken",
+    "kept_by_budget",
+    "more_than_a_linear",
+    "adapter",
+    "not_called",
+    "tied",
 ]
 # A test checks that every reason has its text here.
 KEPT_REASONS: dict[KeptReason, str] = {
@@ -25,7 +35,43 @@ KEPT_REASONS: dict[KeptReason, str] = {
     "out_of_range": "The factors exceed the range of the storage dtype, or the squares of W that of float64.",
     "names_taken": "The checkpoint already has a tensor with the name of a factor.",
     "kept_by_budget": "The budget achieves a smaller total error if this weight stays dense.",
+    "more_than_a_linear": "The module has tensors beside `weight` and `bias`, such as a scale or a mask.",
+    "adapter": "The weight is one of the two matrices of a LoRA adapter.",
+    "not_called": "An attention with an `in_proj_weight` reads this weight without calling the module.",
+    "tied": "Another module has the same weight, by the metadata or as equal bytes that are not selected.",
 }
+# Reasons that lie in what a weight is. Such a weight is listed, but counts as one that is not selected.
+NOT_LINEAR: frozenset[KeptReason] = frozenset({"more_than_a_linear", "adapter", "not_called", "tied"})
+
+# Why a tensor is not selected, but for `exclude` with its pattern. A test checks that the docs have each.
+NOT_SELECTED: dict[str, str] = {
+    "include": "No pattern of `include` fits the module.",
+    "factored_before": "The tensor is a factor that an earlier job has made.",
+    "vector": "The tensor has fewer than two dimensions.",
+    "dtype": "The dtype is none that can be factored.",
+    "stack": "The tensor has three or more dimensions, such as the weights of all experts in one.",
+    "convolution": "The weight has three or more dimensions and belongs to a convolution.",
+    "no_module": "The name is `weight` alone, so there is no module to name the factors after.",
+    "in_projection": "The weight of an attention, such as `in_proj_weight`, belongs to no module of its own.",
+    "recurrent": "The weight of a recurrent layer, such as `weight_ih_l0`, is no module of its own.",
+    "reparametrized": "The tensor is a part of a weight, such as `weight_v` of a weight norm.",
+    "other_name": "The name does not end in `.weight`.",
+}
+
+
+class NotSelected(Output):
+    """Tensors that are not selected by one rule."""
+
+    rule: str = Field(
+        description="`exclude` with its pattern, or why the tensors are not selected.",
+        examples=["exclude embed*"],
+    )
+    tensors: int = Field(description="Number of tensors.", examples=[1])
+    parameters: int = Field(description="Elements of these tensors.", examples=[11720448])
+    share: float = Field(description="Their share of all parameters of the checkpoint.", examples=[0.516])
+    names: tuple[str, ...] = Field(
+        description="The first five names of tensors.", examples=[["embeddings.word_embeddings.weight"]]
+    )
 
 
 class CheckpointReport(Output):
@@ -170,6 +216,12 @@ class Report(Output):
     )
     output: CheckpointReport = Field(description="The output checkpoint, without the report itself.")
     totals: Totals = Field(description="Sums over all tensors of the checkpoint.")
+    # Optional, since reports of earlier releases lack it.
+    not_selected: tuple[NotSelected, ...] = Field(
+        default=(),
+        description="What was left out, by rule, the largest first; layers with the reasons "
+        "`more_than_a_linear`, `adapter`, `not_called` and `tied` are counted here too.",
+    )
     layers: tuple[LayerReport, ...] = Field(description="All selected weights.")
 
     def with_companions(self, files: Sequence[FileInfo]) -> Self:

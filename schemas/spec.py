@@ -23,6 +23,7 @@ from schemas.base import Input, is_none
 from schemas.format.names import CHECKPOINT_ID
 from schemas.planning.codecs import CODECS, KEEP
 from schemas.planning.forms import FORMS, Selector, Storage
+from schemas.planning.patterns import LAST
 
 
 def _budget_is_global(value: object) -> None:
@@ -170,7 +171,15 @@ Method = Annotated[str, OneOf(FORMS)]
 FactorDtype = Annotated[str, OneOf(CODECS, others=(KEEP,))]
 
 DEFAULT_INCLUDE = ("*",)
-DEFAULT_EXCLUDE = ("*embed*", "*wte*", "*wpe*", "*norm*")
+# An embedding has no bias, so that these leave out no weight with one.
+EMBEDDINGS = tuple(
+    LAST + pattern
+    for pattern in (
+        *("embed*", "*_embed", "*embedding*", "emb", "*_emb", "wte", "wpe", "shared", "token_type*"),
+        *("relative_attention_bias", "lookup*", "codebook*"),
+    )
+)
+DEFAULT_EXCLUDE = (*EMBEDDINGS, *(LAST + pattern for pattern in ("*norm*", "ln_*", "*router*", "gate")))
 
 
 def _empty(value: tuple[object, ...]) -> bool:
@@ -288,8 +297,9 @@ class CompressionSpec(Input):
     exclude: tuple[Pattern, ...] = Field(
         default=DEFAULT_EXCLUDE,
         max_length=10_000,
-        description="Patterns of the modules that are not factored; replaces the default list.",
-        examples=[["*embed*", "lm_head"]],
+        description="Patterns of the modules that are not factored; replaces the default list. `last:` makes "
+        "a pattern one for the last part of the name, case aside.",
+        examples=[["last:embed*", "lm_head"]],
     )
     overrides: tuple[Override, ...] = Field(
         default=(),

@@ -14,7 +14,7 @@ from schemas.planning.calibration import CalibrationError, gram_tensors
 from schemas.planning.layer import Plan
 from schemas.planning.planner import make_plan
 from schemas.problem import FieldProblem, ProblemKind, SpecError
-from schemas.spec import CompressionSpec, RankRule
+from schemas.spec import DEFAULT_EXCLUDE, CompressionSpec, RankRule
 from service.dependencies import Services
 from service.errors import ProblemError
 from state.cache import DecompositionKey
@@ -61,7 +61,9 @@ def make_bounded_plan(
 ) -> Plan:
     """Plan, unless matching every pattern with every tensor would keep this process busy for long."""
     tensors = files.tensors
-    patterns = sum(map(len, (spec.include, spec.exclude, spec.overrides, spec.transposed)))
+    # The defaults are matched with the few different last parts of names.
+    given = () if spec.exclude == DEFAULT_EXCLUDE else spec.exclude
+    patterns = sum(map(len, (spec.include, given, spec.overrides, spec.transposed)))
     if patterns * len(tensors) > MAX_MATCHES:
         raise ProblemError(
             ProblemKind.INVALID_SPEC,
@@ -70,7 +72,7 @@ def make_bounded_plan(
         )
     grams = calibration.tensors if calibration else None
     with _spec_errors(pointer):
-        plan = make_plan(tensors, spec, factored=files.factored, grams=grams)
+        plan = make_plan(tensors, spec, factored=files.factored, aliases=files.aliases, grams=grams)
         check_budget(plan, spec, files)
     return replace(plan, warnings=(*files.warnings, *plan.warnings))
 

@@ -14,7 +14,6 @@ from schemas.job import Progress
 from schemas.plan import PlanDocument
 from schemas.planning.calibration import CalibrationError, open_calibration
 from schemas.planning.documents import plan_document
-from schemas.planning.layer import Plan
 from schemas.problem import SpecError, field_problems
 from schemas.report import Report
 from schemas.spec import CompressionSpec
@@ -108,7 +107,7 @@ def _plan(options: argparse.Namespace, spec: CompressionSpec) -> PlanDocument:
     files = open_checkpoint(options.input)
     calibration = None if options.calibration is None else open_calibration(options.calibration)
     work = plan_work(files, spec, calibration)
-    return plan_document(options.input.absolute().name, files.tensors, Plan(work.layers, work.warnings))
+    return plan_document(options.input.absolute().name, files.tensors, work.plan)
 
 
 def _compress(options: argparse.Namespace, spec: CompressionSpec, settings: Settings) -> Report:

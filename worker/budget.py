@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from schemas.planning.budget import shares_budget, spend_budget
-from schemas.planning.layer import Plan
 from schemas.report import KeptReason
 from schemas.spec import CompressionSpec
 from schemas.spectrum import Spectrum, first_accurate
@@ -97,7 +96,7 @@ def _spend(
     spectra: Mapping[str, Sequence[float]],
     settled: Mapping[str, RankOrReason],
 ) -> WorkPlan:
-    plan = spend_budget(Plan(work.layers, work.warnings), spec, work.checkpoint, spectra, settled)
+    plan = spend_budget(work.plan, spec, work.checkpoint, spectra, settled)
     pairs = zip(work.tasks, plan.layers, strict=True)
     return replace(work, tasks=tuple(replace(task, layer=layer) for task, layer in pairs))
 

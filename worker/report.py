@@ -11,6 +11,7 @@ import torch
 
 from schemas.checkpoint import FileInfo
 from schemas.format.files import CheckpointFiles
+from schemas.planning.left_out import not_selected
 from schemas.report import (
     CheckpointReport,
     LayerReport,
@@ -68,6 +69,7 @@ def make_report(
         calibration=before.calibration,
         output=after.report(),
         totals=_totals(before, after, outcomes, seconds=seconds),
+        not_selected=not_selected(work.checkpoint.tensors, work.plan),
         layers=tuple(outcome.report for outcome in outcomes),
     )
 

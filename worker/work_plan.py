@@ -1,5 +1,6 @@
 """The work of a job as a frozen value: each selected layer with its plan and the files to read it from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from schemas.format.files import CheckpointFiles
 from schemas.format.tensor import TensorInfo
 from schemas.planning.budget import check_budget
 from schemas.planning.calibration import gram_tensors
-from schemas.planning.layer import LayerPlan
+from schemas.planning.layer import LayerPlan, Plan
 from schemas.planning.planner import make_plan
 from schemas.spec import CompressionSpec
 
@@ -39,16 +40,22 @@ class LayerTask:
 
 @dataclass(frozen=True, slots=True)
 class WorkPlan:
-    """All layers in the order of work, and warnings about the checkpoint and the spec."""
+    """All layers in the order of work, and what else the plan says: see `Plan`."""
 
     checkpoint: CheckpointFiles
     tasks: tuple[LayerTask, ...]
     warnings: tuple[str, ...]
+    unselected: Mapping[str, str]
 
     @property
     def layers(self) -> tuple[LayerPlan, ...]:
         """The plans of all layers, in the order of their numbers."""
         return tuple(task.layer for task in self.tasks)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan, its layers in the order of their numbers."""
+        return Plan(self.layers, self.warnings, self.unselected)
 
 
 def plan_work(
@@ -64,7 +71,9 @@ def plan_work(
         If the checkpoint cannot meet the spec.
     """
     grams = None if calibration is None else calibration.tensors
-    plan = make_plan(checkpoint.tensors, spec, factored=checkpoint.factored, grams=grams)
+    plan = make_plan(
+        checkpoint.tensors, spec, factored=checkpoint.factored, aliases=checkpoint.aliases, grams=grams
+    )
     check_budget(plan, spec, checkpoint)
     sources = {} if calibration is None else _gram_sources(calibration)
     layers = {layer.tensor: layer for layer in plan.layers}
@@ -75,7 +84,7 @@ def plan_work(
         if tensor.name in layers
     ]
     tasks = tuple(LayerTask(number, *fields) for number, fields in enumerate(selected))
-    return WorkPlan(checkpoint, tasks, (*checkpoint.warnings, *plan.warnings))
+    return WorkPlan(checkpoint, tasks, (*checkpoint.warnings, *plan.warnings), plan.unselected)
 
 
 def _gram_sources(calibration: CheckpointFiles) -> dict[str, tuple[Path, TensorInfo]]:

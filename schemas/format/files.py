@@ -8,7 +8,7 @@ from schemas.format.companion import companions_in
 from schemas.format.header import Header
 from schemas.format.header_stream import read_header
 from schemas.format.index import ShardIndex, check_shards, index_warnings, parse_index
-from schemas.format.metadata import factored_names
+from schemas.format.metadata import aliases_in, factored_names
 from schemas.format.names import is_index
 from schemas.format.tensor import TensorInfo
 
@@ -39,6 +39,13 @@ class CheckpointFiles:
     def factored(self) -> frozenset[str]:
         """Names of the modules that are factored already."""
         return factored_names(header.metadata for header in self.headers.values())
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Names that are not stored, with the name of the tensor that is stored for each, by the metadata."""
+        stored = {tensor.name for tensor in self.tensors}
+        found = (aliases_in(header.metadata, stored) for header in self.headers.values())
+        return {alias: name for several in found for alias, name in several.items()}
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The `eckart` entry in the metadata of a compressed file, which lists the factored layers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -47,6 +47,14 @@ def with_factored(metadata: Mapping[str, str], layers: Mapping[str, FactoredLaye
     """Return a file's metadata with these layers added to the factored ones."""
     entry = FactoredLayers(version=1, layers={**factored_layers(metadata), **layers})
     return {**metadata, ECKART_KEY: entry.model_dump_json()}
+
+
+def aliases_in(metadata: Mapping[str, str], stored: Collection[str]) -> dict[str, str]:
+    """Return the entries of a file's metadata that name a tensor in `stored` for one that is not stored.
+
+    `save_model` of safetensors writes them for tensors that share memory.
+    """
+    return {alias: name for alias, name in metadata.items() if name in stored and alias not in stored}
 
 
 def factored_names(files: Iterable[Mapping[str, str]]) -> frozenset[str]:

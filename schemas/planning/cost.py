@@ -51,7 +51,10 @@ def make_cost_model(rule: SpecRule, layers: Sequence[LayerPlan], files: Checkpoi
 
 @dataclass(frozen=True, slots=True)
 class ParameterCost:
-    """Counts parameters of all selected layers; in the dense layout, of the factors before multiplication."""
+    """Counts parameters of all selected layers; in the dense layout, of the factors before multiplication.
+
+    Weights that are none of a plain linear layer are not counted.
+    """
 
     layers: Sequence[LayerPlan]
     share: float
@@ -84,10 +87,12 @@ class ParameterCost:
 
     @property
     def _parameters_before(self) -> int:
-        return sum(layer.parameters_before for layer in self.layers)
+        return sum(layer.parameters_before for layer in self.layers if layer.is_linear)
 
     def _cost(self, number: int, ranks: Ranks) -> int:
         layer = self.layers[number]
+        if not layer.is_linear:
+            return 0
         return self.costs(layer, [ranks[number]])[0] if number in ranks else self.dense_cost(layer)
 
 

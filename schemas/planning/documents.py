@@ -1,13 +1,15 @@
 """Build the JSON documents of a plan and of a stored checkpoint."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from schemas.checkpoint import Checkpoint, FileInfo, StoredTensor
 from schemas.format.tensor import DTYPE_BITS
 from schemas.plan import PlanDocument, PlannedLayer, PlanTotals, RankBounds
 from schemas.planning.cost import ParameterCost
 from schemas.planning.layer import TWO_FACTORS, LayerPlan, Plan, Tensor
-from schemas.planning.planner import can_be_factored, make_plan
+from schemas.planning.left_out import not_selected
+from schemas.planning.planner import NO_ALIASES, make_plan
+from schemas.planning.selection import can_be_factored
 from schemas.report import compression_factor, parameter_savings
 from schemas.spec import CompressionSpec, RankRule, SpecRule, budget_of
 
@@ -35,7 +37,13 @@ def plan_document(checkpoint: str | None, tensors: Sequence[Tensor], plan: Plan)
         layers_kept=sum(layer.outcome == "kept" for layer in layers),
         exact=all(layer.rank_bounds is None for layer in layers),
     )
-    return PlanDocument(checkpoint=checkpoint, warnings=plan.warnings, layers=layers, totals=totals)
+    return PlanDocument(
+        checkpoint=checkpoint,
+        warnings=plan.warnings,
+        not_selected=not_selected(tensors, plan),
+        layers=layers,
+        totals=totals,
+    )
 
 
 def _parameters_saved(plan: Plan, rule: SpecRule) -> int:
@@ -93,13 +101,15 @@ def checkpoint_document(
     tensors: Sequence[Tensor],
     *,
     factored: Collection[str] = frozenset(),
+    aliases: Mapping[str, str] = NO_ALIASES,
 ) -> Checkpoint:
     """Build the document of a checkpoint; it is complete if no file is missing.
 
-    `factored` names the modules that are factored already, as in `make_plan`.
+    `factored` names the modules that are factored already and `aliases` tensors that are not stored, as in
+    `make_plan`.
     """
     files, missing = tuple(files), tuple(missing)
-    layers = make_plan(tensors, DEFAULT_SPEC, factored=factored).layers
+    layers = make_plan(tensors, DEFAULT_SPEC, factored=factored, aliases=aliases).layers
     selected = {layer.tensor for layer in layers if layer.reason is None}
     return Checkpoint(
         id=checkpoint_id,

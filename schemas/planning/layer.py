@@ -1,13 +1,14 @@
 """The plan as a frozen value: form, codec and rank of each selected weight, and what follows from them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from schemas.format.header import NewTensor
 from schemas.format.tensor import DTYPE_BITS
 from schemas.planning.codecs import Codec, FloatCodec
 from schemas.planning.forms import FORMS, Chain, Form, FormOptions, StoredMatrix
-from schemas.report import KeptReason
+from schemas.report import NOT_LINEAR, KeptReason
 from schemas.spec import RankRule
 
 WEIGHT = ".weight"
@@ -86,6 +87,11 @@ class LayerPlan:
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight as stored."""
         return self._as_stored(self._map_shape)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the weight is, by all that is known, that of a plain linear layer."""
+        return self.reason not in NOT_LINEAR
 
     @property
     def break_even_rank(self) -> int:
@@ -171,7 +177,11 @@ class LayerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All selected weights in the checkpoint's order, and warnings about probable mistakes in the spec."""
+    """All selected weights in the checkpoint's order, and warnings about probable mistakes in the spec.
+
+    `unselected` has the rule by which each other tensor is left out, by name.
+    """
 
     layers: tuple[LayerPlan, ...]
     warnings: tuple[str, ...]
+    unselected: Mapping[str, str] = field(default_factory=dict)

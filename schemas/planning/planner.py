@@ -1,40 +1,24 @@
 """Make the plan of a checkpoint from its headers and a spec; no weight is read."""
 
 import re
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 
-from schemas.format.errors import quoted
-from schemas.format.tensor import FLOAT_DTYPES
+from schemas.format.errors import listed, quoted
 from schemas.planning.calibration import GramInfo, mark_calibrated
 from schemas.planning.codecs import codec_for
-from schemas.planning.forms import FORMS, Form, FormOptions
 from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Plan, Tensor
+from schemas.planning.left_out import left_out_warnings
+from schemas.planning.modules import Modules
+from schemas.planning.patterns import Patterns
+from schemas.planning.selection import LayerOptions, Selection, can_be_factored, is_float_weight
 from schemas.problem import SpecError
 from schemas.report import KeptReason
-from schemas.spec import DEFAULT_EXCLUDE, DEFAULT_INCLUDE, CompressionSpec, Override, RankRule, budget_of
+from schemas.spec import DEFAULT_EXCLUDE, DEFAULT_INCLUDE, CompressionSpec, RankRule, budget_of
 
-NO_OVERRIDE = Override(match="*")
 FACTOR_NAME = re.compile(r"(?P<module>.*)\.[0-9]+\.weight")
-
-
-@dataclass(frozen=True, slots=True)
-class LayerOptions:
-    """The options of a spec for one layer: its override, its form, and whether its weight is transposed."""
-
-    override: Override
-    form: Form
-    transposed: bool
-
-
-def can_be_factored(tensor: Tensor, form: Form, *, transposed: bool = False) -> bool:
-    """Return whether a tensor is a weight of floats, named `*.weight`, to which the form applies."""
-    return _is_float_weight(tensor) and form.applies_to(tensor.shape[::-1] if transposed else tensor.shape)
-
-
-def _is_float_weight(tensor: Tensor) -> bool:
-    return tensor.name.endswith(WEIGHT) and tensor.dtype in FLOAT_DTYPES
+NO_ALIASES: Mapping[str, str] = MappingProxyType({})
 
 
 def make_plan(
@@ -42,6 +26,7 @@ def make_plan(
     spec: CompressionSpec,
     *,
     factored: Collection[str] = frozenset(),
+    aliases: Mapping[str, str] = NO_ALIASES,
     grams: Sequence[GramInfo] | None = None,
 ) -> Plan:
     """Plan all selected weights of a checkpoint.
@@ -54,6 +39,8 @@ def make_plan(
         The spec.
     factored
         The modules that are factored already. They stay as they are: a loader could not nest factors.
+    aliases
+        The metadata entries that name a tensor for one that is not stored.
     grams
         The tensors of the calibration checkpoint, if there is one.
 
@@ -64,25 +51,30 @@ def make_plan(
     SpecError
         If no layer has a rank that `align` and `min_rank` allow.
     """
-    names = frozenset(tensor.name for tensor in tensors)
-    tensors = [tensor for tensor in tensors if not _is_factor(tensor.name, factored)]
-    options = {tensor.name: _options(_module(tensor), spec) for tensor in tensors if _is_float_weight(tensor)}
-    factorable = [
-        tensor
-        for tensor in tensors
-        if (own := options.get(tensor.name)) and can_be_factored(tensor, own.form, transposed=own.transposed)
-    ]
-    layers = tuple(
-        _plan_layer(tensor, spec, options[tensor.name], names)
-        for tensor in factorable
-        if _is_selected(_module(tensor), spec)
-    )
-    _check_ranks(layers, spec)
-    warnings = tuple(_warnings(tensors, factorable, spec, layers))
+    modules = Modules(tensors, aliases)
+    selection = Selection(spec, modules)
+    unselected = {tensor.name: "factored_before" for tensor in tensors if _is_factor(tensor.name, factored)}
+    tensors_left = [tensor for tensor in tensors if tensor.name not in unselected]
+    options = {t.name: selection.options(_module(t)) for t in tensors_left if is_float_weight(t)}
+    factorable, layers = [], []
+    for tensor in tensors_left:
+        own = options.get(tensor.name)
+        if own is None or not can_be_factored(tensor, own.form, transposed=own.transposed):
+            unselected[tensor.name] = selection.shape_rule(tensor)
+            continue
+        factorable.append(tensor)
+        if (rule := selection.pattern_rule(_module(tensor))) is not None:
+            unselected[tensor.name] = rule
+        else:
+            layers.append(_plan_layer(tensor, spec, own, modules))
+    _check_ranks(layers, options)
+    plan = Plan(tuple(layers), (), unselected)
+    warnings = (*_warnings(tensors_left, factorable, spec, plan, options), *left_out_warnings(tensors, plan))
+    plan = replace(plan, warnings=warnings)
     if grams is None:
-        return Plan(layers, warnings)
-    modules = {name.removesuffix(WEIGHT) for name in names if name.endswith(WEIGHT)} | set(factored)
-    return mark_calibrated(Plan(layers, warnings), grams, modules)
+        return plan
+    weights = {name.removesuffix(WEIGHT) for name in modules.names if name.endswith(WEIGHT)}
+    return mark_calibrated(plan, grams, weights | set(factored))
 
 
 def _is_factor(name: str, factored: Collection[str]) -> bool:
@@ -94,24 +86,7 @@ def _module(tensor: Tensor) -> str:
     return tensor.name.removesuffix(WEIGHT)
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _is_selected(module: str, spec: CompressionSpec) -> bool:
-    return _matches(module, spec.include) and not _matches(module, spec.exclude)
-
-
-def _options(name: str, spec: CompressionSpec) -> LayerOptions:
-    _, override = _override(name, spec)
-    options = FormOptions(override.selector or spec.selector, (override.cur or spec.cur).storage)
-    form = FORMS[override.method or spec.method].of(options)
-    return LayerOptions(override, form, _matches(name, spec.transposed))
-
-
-def _plan_layer(
-    tensor: Tensor, spec: CompressionSpec, options: LayerOptions, names: frozenset[str]
-) -> LayerPlan:
+def _plan_layer(tensor: Tensor, spec: CompressionSpec, options: LayerOptions, modules: Modules) -> LayerPlan:
     name, override = _module(tensor), options.override
     rows, columns = reversed(tensor.shape) if options.transposed else tensor.shape
     layer = LayerPlan(
@@ -130,8 +105,12 @@ def _plan_layer(
         importance=override.weight or 1.0,
     )
     rank, reason = _rank(layer, override.rank or spec.rank)
-    if reason is None and not layer.dense_layout and _names_taken(layer, names):
-        rank, reason = None, "names_taken"
+    structural = modules.reason_to_keep(name)
+    # What collides is told as such, though a module whose factors' names are taken has other tensors too.
+    if structural in {None, "more_than_a_linear"} and not layer.dense_layout and _names_taken(layer, modules):
+        structural = "names_taken"
+    if structural is not None:
+        rank, reason = None, structural
     return replace(layer, rank=rank, reason=reason)
 
 
@@ -150,45 +129,42 @@ def _rank(layer: LayerPlan, rank: int | RankRule) -> tuple[int | RankRule | None
     return rank, None
 
 
-def _check_ranks(layers: Sequence[LayerPlan], spec: CompressionSpec) -> None:
+def _check_ranks(layers: Sequence[LayerPlan], options: Mapping[str, LayerOptions]) -> None:
     """Refuse an `align` or a `min_rank` that no layer can meet."""
     best = max(layers, key=lambda layer: layer.break_even_rank, default=None)
     if best is None or best.break_even_rank == 0 or any(layer.ranks for layer in layers):
         return
     field = "align" if best.align > 1 else "min_rank"
-    number, override = _override(best.name, spec)
+    own = options[best.tensor]
     raise SpecError(
-        f"/{field}" if getattr(override, field) is None else f"/overrides/{number}/{field}",
+        f"/{field}" if getattr(own.override, field) is None else f"/overrides/{own.number}/{field}",
         f"No layer can be factored. The largest break-even rank is {best.break_even_rank}, that of "
         f"{quoted(best.name)}, but its allowed ranks are multiples of {best.align} from {best.ranks.start} "
         f"on. Lower {field}, so that a rank up to {best.break_even_rank} is allowed.",
     )
 
 
-def _override(name: str, spec: CompressionSpec) -> tuple[int, Override]:
-    matching = ((i, o) for i, o in enumerate(spec.overrides) if fnmatchcase(name, o.match))
-    return next(matching, (-1, NO_OVERRIDE))
-
-
-def _names_taken(layer: LayerPlan, names: frozenset[str]) -> bool:
+def _names_taken(layer: LayerPlan, modules: Modules) -> bool:
     """Return whether the checkpoint has a tensor with the name of a factor already."""
     new_names = {tensor.name for tensor in layer.stored_tensors(1)}
-    if layer.name + BIAS in names:
+    if layer.name + BIAS in modules.names:
         new_names.add(layer.bias_name)
-    return bool(new_names & names)
+    return not new_names.isdisjoint(modules.names)
 
 
 def _warnings(
     tensors: Sequence[Tensor],
     factorable: Sequence[Tensor],
     spec: CompressionSpec,
-    layers: Sequence[LayerPlan],
+    plan: Plan,
+    options: Mapping[str, LayerOptions],
 ) -> Iterable[str]:
+    layers = plan.layers
     weights = [_module(tensor) for tensor in tensors if tensor.name.endswith(WEIGHT)]
     matrices = [_module(tensor) for tensor in factorable]
     # Defaults that match nothing are no mistake of the user's.
     given_include = () if spec.include == DEFAULT_INCLUDE else spec.include
-    given_exclude = () if spec.exclude == DEFAULT_EXCLUDE else spec.exclude
+    given_exclude = tuple(pattern for pattern in spec.exclude if pattern not in DEFAULT_EXCLUDE)
     for field, patterns, names in (
         ("include", given_include, matrices),
         ("exclude", given_exclude, weights),
@@ -196,11 +172,11 @@ def _warnings(
         ("transposed", spec.transposed, matrices),
     ):
         for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
+            if not any(map(Patterns([pattern]).fit, names)):
                 yield f"{field}: the pattern {pattern!r} matches no layer"
-    if not layers:
-        yield "no layer is selected: the output equals the input"
-    elif all(layer.reason for layer in layers):
+    if inferred := [layer.name for layer in layers if options[layer.tensor].inferred]:
+        yield f"transposed: taken as stored [inputs, outputs], since biases say so: {listed(inferred)}"
+    if layers and all(layer.reason for layer in layers):
         yield "every selected layer stays dense: the output equals the input"
     yield from _budget_warnings(spec)
     has_selector = spec.selector != CompressionSpec.model_fields["selector"].default

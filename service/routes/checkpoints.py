@@ -124,5 +124,10 @@ def delete_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> Non
 
 def _document(stored: StoredCheckpoint) -> Checkpoint:
     return checkpoint_document(
-        stored.id, stored.files, stored.missing, stored.tensors, factored=stored.factored
+        stored.id,
+        stored.files,
+        stored.missing,
+        stored.tensors,
+        factored=stored.factored,
+        aliases=stored.aliases,
     )

@@ -244,6 +244,17 @@ def test_a_layer_that_must_stay_dense_may_make_a_budget_impossible():
         spent(files, settled={"a.weight": "not_finite"}, rank={"budget": 0.1})
 
 
+def test_a_weight_that_is_none_of_a_linear_layer_is_neither_counted_nor_paid_for():
+    files = files_of(SHAPES | {"x.lora_A": (96, 96), "x.lora_B": (96, 96)})
+    plan = spent(files, spectra_of(files_of()), rank={"budget": 0.37})
+    *same, one, other = plan.layers
+
+    assert [layer.rank for layer in same] == [
+        layer.rank for layer in spent(files_of(), rank={"budget": 0.37}).layers
+    ]
+    assert (one.rank, one.reason) == (other.rank, other.reason) == (None, "adapter")
+
+
 def test_without_a_budget_nothing_changes():
     files = files_of()
     spec = CompressionSpec.model_validate({"rank": {"energy": 0.5}})

@@ -1,0 +1,107 @@
+"""Which tensors a spec selects, with which options, and by which rule it leaves out the others."""
+
+import re
+from dataclasses import dataclass
+
+from schemas.format.tensor import FLOAT_DTYPES
+from schemas.planning.forms import FORMS, Form, FormOptions
+from schemas.planning.layer import WEIGHT, Tensor
+from schemas.planning.modules import ATTENTION_WEIGHTS, Modules
+from schemas.planning.patterns import Patterns, without_prefix
+from schemas.spec import EMBEDDINGS, CompressionSpec, Override
+
+EXCLUDE = "exclude "
+NO_OVERRIDE = Override(match="*")
+# Unless a bias tells, a weight of three dimensions is a convolution's if its kernel is at most this long.
+LONGEST_KERNEL = 31
+_is_recurrent = re.compile(r"weight_(ih|hh|hr)_l\d+(_reverse)?").fullmatch
+_is_part_of_weight = re.compile(r"weight_(g|v|orig)|original\d?").fullmatch
+
+
+@dataclass(frozen=True, slots=True)
+class LayerOptions:
+    """The options of a spec for one layer.
+
+    `number` is that of its override, or -1. `transposed` says that the weight is stored as [inputs, outputs],
+    `inferred` that a bias says so and not the spec.
+    """
+
+    number: int
+    override: Override
+    form: Form
+    transposed: bool
+    inferred: bool
+
+
+class Selection:
+    """What a spec says of each tensor of a checkpoint."""
+
+    def __init__(self, spec: CompressionSpec, modules: Modules) -> None:
+        self._spec, self._modules = spec, modules
+        self._include, self._exclude = Patterns(spec.include), Patterns(spec.exclude)
+        # A weight with a bias is no embedding.
+        self._for_biased = tuple(pattern for pattern in spec.exclude if pattern not in EMBEDDINGS)
+        self._exclude_biased = Patterns(self._for_biased)
+        self._overrides = Patterns([override.match for override in spec.overrides])
+        self._transposed = Patterns(spec.transposed)
+
+    def options(self, module: str) -> LayerOptions:
+        """Return the options of a weight's module; the first override that fits counts."""
+        number = self._overrides.find(module)
+        override = NO_OVERRIDE if number is None else self._spec.overrides[number]
+        spec = self._spec
+        options = FormOptions(override.selector or spec.selector, (override.cur or spec.cur).storage)
+        form = FORMS[override.method or spec.method].of(options)
+        given = self._transposed.fit(module)
+        inferred = not given and self._modules.is_transposed(module)
+        return LayerOptions(-1 if number is None else number, override, form, given or inferred, inferred)
+
+    def pattern_rule(self, module: str) -> str | None:
+        """Return the rule by which the patterns leave out a module, or None if they select it."""
+        if not self._include.fit(module):
+            return "include"
+        biased = self._modules.has_bias(module)
+        patterns = self._for_biased if biased else self._spec.exclude
+        found = (self._exclude_biased if biased else self._exclude).find(module)
+        return None if found is None else EXCLUDE + without_prefix(patterns[found])
+
+    def shape_rule(self, tensor: Tensor) -> str:
+        """Return the rule by which a tensor is left out that no form can replace."""
+        if len(tensor.shape) < 2:
+            return "vector"
+        if tensor.dtype not in FLOAT_DTYPES:
+            return "dtype"
+        if not tensor.name.endswith(WEIGHT):
+            return _name_rule(tensor)
+        return "convolution" if self._is_convolution(tensor) else "stack"
+
+    def _is_convolution(self, tensor: Tensor) -> bool:
+        if len(tensor.shape) > 3 or tensor.shape[-1] <= LONGEST_KERNEL:
+            return True
+        # The biases of stacked experts are stacked too.
+        return self._modules.has_bias(tensor.name.removesuffix(WEIGHT))
+
+
+def is_float_weight(tensor: Tensor) -> bool:
+    """Return whether a tensor is a weight of floats, named `*.weight`."""
+    return tensor.name.endswith(WEIGHT) and tensor.dtype in FLOAT_DTYPES
+
+
+def can_be_factored(tensor: Tensor, form: Form, *, transposed: bool = False) -> bool:
+    """Return whether a tensor is a weight of floats, named `*.weight`, to which the form applies."""
+    return is_float_weight(tensor) and form.applies_to(tensor.shape[::-1] if transposed else tensor.shape)
+
+
+def _name_rule(tensor: Tensor) -> str:
+    """Return the rule for a tensor of floats with sides whose name is not that of a module's weight."""
+    last = tensor.name.rpartition(".")[2]
+    if last in ATTENTION_WEIGHTS:
+        return "in_projection"
+    if _is_recurrent(last):
+        return "recurrent"
+    if _is_part_of_weight(last):
+        return "reparametrized"
+    if tensor.name == "weight":
+        return "no_module"
+    # A buffer such as a mask may have more dimensions too, but some of length one.
+    return "stack" if len(tensor.shape) > 2 and min(tensor.shape) > 1 else "other_name"

@@ -1,0 +1,48 @@
+"""schemas/planning/patterns.py: which names a list of patterns fits."""
+
+from fnmatch import fnmatchcase
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.planning.patterns import Patterns
+
+names = st.text("ab.[", max_size=6)
+shell_patterns = st.text("ab.*?[]!", min_size=1, max_size=5)
+
+
+@given(st.lists(shell_patterns, max_size=4), names)
+def test_the_first_pattern_that_fits_is_found_as_by_fnmatch(patterns, name):
+    fitting = [number for number, pattern in enumerate(patterns) if fnmatchcase(name, pattern)]
+
+    assert Patterns(patterns).find(name) == (fitting[0] if fitting else None)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "module", "fits"),
+    [
+        ("last:embed*", "model.embed_tokens", True),
+        ("last:embed*", "embed_tokens", True),
+        ("last:embed*", "Model.EmbedTokens", True),
+        ("last:EMBED*", "model.embed_tokens", True),
+        ("last:embed*", "embedder.linear", False),
+        ("last:a.*", "a.b", False),
+        ("embed*", "embeddings.dense", True),
+        ("embed*", "model.embed_tokens", False),
+        ("embed*", "Embedding", False),
+        ("gate", "mlp.gate", False),
+        ("last:gate", "mlp.gate", True),
+        ("last:gate", "mlp.gate_proj", False),
+    ],
+)
+def test_a_pattern_after_last_is_for_the_last_part_case_aside_and_others_for_the_whole_name(
+    pattern, module, fits
+):
+    assert Patterns([pattern]).fit(module) is fits
+
+
+def test_the_order_of_the_list_counts_whatever_the_kind_of_pattern():
+    patterns = Patterns(["x.*", "last:fc", "a.fc", "a.*"])
+
+    assert [patterns.find(name) for name in ("a.fc", "x.fc", "a.b", "c")] == [1, 0, 3, None]
