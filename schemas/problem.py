@@ -78,7 +78,8 @@ class ProblemKind(Enum):
         "method-not-allowed",
         405,
         "Method not allowed",
-        "The Allow header lists the methods of this address.",
+        "{reason}",
+        {"reason": "The Allow header lists the methods of this address."},
     )
     NOT_ACCEPTABLE = (
         "not-acceptable",
@@ -136,8 +137,8 @@ class ProblemKind(Enum):
         "sharded-result",
         409,
         "The result has several files",
-        "Download the files one by one from /v1/jobs/{job_id}/files/; the report lists their names.",
-        {"job_id": "J5b0"},
+        "Download the files one by one from {job}/files/; the report lists their names.",
+        {"job": "/v1/jobs/J5b0"},
     )
     ENDED_WITHOUT_RESULT = (
         "ended-without-result",

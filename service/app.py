@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 
 from service.dependencies import LifespanState, Services
 from service.metrics import Metrics, StateCollector
-from service.middleware import Measure, RequestId, UnreadBody
+from service.middleware import Measure, RequestId, RootPath, UnreadBody
 from service.openapi import DocumentedApp
 from service.problems import HANDLERS
 from service.reaper import run_reaper
@@ -75,6 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
         separate_input_output_schemas=False,
         exception_handlers=HANDLERS,
         middleware=[
+            Middleware(RootPath, root_path=settings.root_path),
             Middleware(RequestId),
             Middleware(Measure, metrics=services.metrics),
             Middleware(UnreadBody),

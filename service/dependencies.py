@@ -55,6 +55,14 @@ def _services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(_services)]
 
 
+def _root_path(request: Request) -> str:
+    root_path: str = request.scope.get("root_path", "")
+    return root_path
+
+
+RootPath = Annotated[str, Depends(_root_path)]
+
+
 class RequestBody:
     """The body of one request, within the limits of this service."""
 

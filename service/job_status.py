@@ -18,9 +18,14 @@ FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 0.5
 
 
-def job_document(view: JobView) -> Job:
+def job_path(job_id: str, root_path: str) -> str:
+    """Return the address of a job, as clients reach it."""
+    return f"{root_path}/v1/jobs/{job_id}"
+
+
+def job_document(view: JobView, root_path: str) -> Job:
     record = view.record
-    here = f"/v1/jobs/{record.id}"
+    here = job_path(record.id, root_path)
     return Job(
         id=record.id,
         state=record.state,
@@ -46,13 +51,16 @@ def job_document(view: JobView) -> Job:
     )
 
 
-def job_list(page: JobPage) -> JobList:
-    return JobList(jobs=tuple(job_document(view) for view in page.jobs), next_cursor=page.next_cursor)
+def job_list(page: JobPage, root_path: str) -> JobList:
+    jobs = tuple(job_document(view, root_path) for view in page.jobs)
+    return JobList(jobs=jobs, next_cursor=page.next_cursor)
 
 
-def job_response(view: JobView, if_none_match: str | None = None, *, status: int = 200) -> Response:
+def job_response(
+    view: JobView, root_path: str, if_none_match: str | None = None, *, status: int = 200
+) -> Response:
     """Answer with a job and an ETag of its content, or with 304 if the client has seen it."""
-    content = job_document(view).model_dump_json().encode()
+    content = job_document(view, root_path).model_dump_json().encode()
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "no-cache"}
     if view.record.state not in TERMINAL:

@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
+from service.settings import ROOT_PATH
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 DRAIN_LIMIT_BYTES = 4 * 2**20
@@ -51,6 +52,36 @@ class RequestId:
             await send(message)
 
         await self.app(scope, receive, send_with_id)
+
+
+class RootPath:
+    """Tells the application under which path a proxy serves it, so that its addresses lead back there.
+
+    The setting wins; without it the request's X-Forwarded-Prefix counts if it is a harmless path. Nobody
+    but the client that sends the header sees the difference.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app = app
+        self.root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = self._placed(scope)
+        await self.app(scope, receive, send)
+
+    def _placed(self, scope: Scope) -> Scope:
+        """Return the request under its root path, which ASGI wants to be part of `path` too."""
+        path = scope["path"]
+        if self.root_path:
+            root, stripped = self.root_path, not path.startswith(self.root_path + "/")
+        else:
+            # Only proxies that take the prefix off the path send this header.
+            root, stripped = Headers(scope=scope).get("x-forwarded-prefix", "").rstrip("/"), True
+        if ROOT_PATH.fullmatch(root) is None:
+            return scope
+        # A copy: the access log shows the address that was asked for.
+        return {**scope, "root_path": root, "path": root + path if stripped else path}
 
 
 class Measure:

@@ -1,6 +1,7 @@
 """Exception handlers: every exception becomes an application/problem+json answer."""
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +20,10 @@ from state.files import DISK_FULL
 
 MAX_FIELD_PROBLEMS = 50
 CLIENT_CLOSED_REQUEST = 499
+NAMELESS_UPLOAD = (
+    "This address names a checkpoint, but no file of it. End it with a slash, and `curl -T` appends the "
+    "file's name; other clients write the name after the slash."
+)
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 
 log = logging.getLogger("eckart.service")
@@ -42,12 +47,11 @@ def invalid_fields(kind: ProblemKind, found: list[Mapping[str, Any]], subject: s
 
 
 def _from_http_exception(error: HTTPException) -> ProblemError:
-    kinds = {
-        404: ProblemKind.NOT_FOUND,
-        405: ProblemKind.METHOD_NOT_ALLOWED,
-    }
-    if kind := kinds.get(error.status_code):
-        return ProblemError(kind, headers=error.headers)
+    if error.status_code == 404:
+        return ProblemError(ProblemKind.NOT_FOUND, headers=error.headers)
+    if error.status_code == 405:
+        allowed = "The Allow header lists the methods of this address."
+        return ProblemError(ProblemKind.METHOD_NOT_ALLOWED, allowed, headers=error.headers)
     reason = "The request breaks a rule of this address; /docs lists the rules."
     return ProblemError(ProblemKind.INVALID_REQUEST, reason, headers=error.headers)
 
@@ -97,6 +101,8 @@ def to_problem(error: Exception) -> ProblemError:
 
 async def handle_exception(request: Request, error: Exception) -> Response:
     converted = to_problem(error)
+    if converted.kind is ProblemKind.METHOD_NOT_ALLOWED and _is_upload_without_name(request):
+        converted = ProblemError(ProblemKind.METHOD_NOT_ALLOWED, NAMELESS_UPLOAD)
     response = ProblemResponse(converted)
     if converted.kind is ProblemKind.METHOD_NOT_ALLOWED:
         response.headers["Allow"] = ", ".join(_allowed_methods(request))
@@ -104,6 +110,11 @@ async def handle_exception(request: Request, error: Exception) -> Response:
     if request_id := request.scope.get("state", {}).get("request_id"):
         response.headers["X-Request-ID"] = request_id
     return response
+
+
+def _is_upload_without_name(request: Request) -> bool:
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    return request.method == "PUT" and re.fullmatch("/v1/checkpoints/[^/]+", path) is not None
 
 
 def _allowed_methods(request: Request) -> list[str]:

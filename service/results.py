@@ -14,10 +14,10 @@ from starlette.responses import FileResponse, MalformedRangeHeader, RangeNotSati
 from schemas.job import UNFINISHED
 from schemas.problem import ProblemKind
 from schemas.report import REPORT_NAME, Report
-from service.dependencies import JobId, Services, ServicesDep, WaitForEnd
+from service.dependencies import JobId, RootPath, Services, ServicesDep, WaitForEnd
 from service.errors import ProblemError
 from service.headers import content_headers, etag_matches
-from service.job_status import RETRY_AFTER_S, wait_for_end
+from service.job_status import RETRY_AFTER_S, job_path, wait_for_end
 from state.data_dir import DataDir
 from state.errors import JobNotFound
 from state.records import JobRecord
@@ -51,7 +51,7 @@ class Download(FileResponse):
 
 
 async def succeeded_job(
-    request: Request, services: ServicesDep, job_id: JobId, wait: WaitForEnd = 0
+    request: Request, services: ServicesDep, root_path: RootPath, job_id: JobId, wait: WaitForEnd = 0
 ) -> JobRecord:
     """Return the record of a job that has a result."""
     view = await wait_for_end(request, services, job_id, wait_s=wait)
@@ -60,7 +60,7 @@ async def succeeded_job(
         headers = {"Retry-After": str(RETRY_AFTER_S)}
         raise ProblemError(ProblemKind.NO_RESULT, values={"state": state}, headers=headers)
     if state != "succeeded":
-        values = {"state": state, "job": f"/v1/jobs/{job_id}"}
+        values = {"state": state, "job": job_path(job_id, root_path)}
         raise ProblemError(ProblemKind.ENDED_WITHOUT_RESULT, values=values)
     return view.record
 

@@ -1,8 +1,13 @@
 """The API's settings: environment variables, read once."""
 
-from pydantic import Field
+import re
+
+from pydantic import Field, field_validator
 
 from state.settings import StateSettings
+
+# A path that cannot leave the host it is appended to, nor break out of a header, a script or an attribute.
+ROOT_PATH = re.compile(r"(?!.{256})(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
 
 
 class Settings(StateSettings):
@@ -11,6 +16,11 @@ class Settings(StateSettings):
     host: str = Field(default="127.0.0.1", description="The address the API listens on.")
     port: int = Field(
         default=8000, ge=0, le=65535, description="The port the API listens on; 0: any free one."
+    )
+    root_path: str = Field(
+        default="",
+        description="The path under which a proxy serves the API, such as `/eckart`. Unset: what the "
+        "`X-Forwarded-Prefix` of a request says, if anything.",
     )
     max_upload_bytes: int = Field(
         default=100 * 2**30, ge=1, description="The largest upload in one request, in bytes."
@@ -38,3 +48,13 @@ class Settings(StateSettings):
     shutdown_s: int = Field(
         default=10, ge=0, description="How long running requests may take to end when the API is stopped."
     )
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_a_path(cls, root_path: str) -> str:
+        path = root_path.rstrip("/")
+        if path and ROOT_PATH.fullmatch(path) is None:
+            raise ValueError(
+                "this is not a path such as /eckart, of letters, digits and . _ ~ - between slashes"
+            )
+        return path

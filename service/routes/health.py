@@ -9,7 +9,7 @@ from starlette.responses import RedirectResponse, Response
 
 from schemas.base import Output
 from schemas.problem import FieldProblem, ProblemKind
-from service.dependencies import Services, ServicesDep
+from service.dependencies import RootPath, Services, ServicesDep
 from service.errors import ProblemError
 from service.openapi import problem_responses
 from state.errors import OutOfSpace, RedisUnavailable
@@ -59,9 +59,9 @@ def metrics(services: ServicesDep) -> Response:
 
 
 @router.get("/", include_in_schema=False)
-async def home() -> RedirectResponse:
+async def home(root_path: RootPath) -> RedirectResponse:
     """Redirect to the documentation."""
-    return RedirectResponse("/docs")
+    return RedirectResponse(f"{root_path}/docs")
 
 
 def _missing(services: Services) -> tuple[FieldProblem, ...]:

@@ -18,12 +18,13 @@ from service.dependencies import (
     Limit,
     RequestBody,
     RequestBodyDep,
+    RootPath,
     Services,
     ServicesDep,
     StateFilter,
     Wait,
 )
-from service.job_status import job_list, job_response, wait_for_change
+from service.job_status import job_list, job_path, job_response, wait_for_change
 from service.json_body import parse_model
 from service.multipart import boundary_of, is_multipart
 from service.multipart_upload import begin_multipart_upload
@@ -59,13 +60,13 @@ SUBMIT_PROBLEMS = (
     openapi_extra=JOB_BODY,
 )
 async def create_job(
-    body: RequestBodyDep, services: ServicesDep, idempotency_key: IdempotencyKey = None
+    body: RequestBodyDep, services: ServicesDep, root_path: RootPath, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Check the checkpoint and the spec, store them, and queue the job."""
     submit = _submit_multipart if is_multipart(body.request) else _submit_json
     view = await submit(body, services, idempotency_key)
-    response = job_response(view, status=202)
-    response.headers["Location"] = f"/v1/jobs/{view.record.id}"
+    response = job_response(view, root_path, status=202)
+    response.headers["Location"] = job_path(view.record.id, root_path)
     return response
 
 
@@ -91,10 +92,14 @@ async def _submit_json(body: RequestBody, services: Services, key: str | None) -
     responses=problem_responses(ProblemKind.INVALID_REQUEST, ProblemKind.STORE_UNAVAILABLE),
 )
 def list_jobs(
-    services: ServicesDep, state: StateFilter = None, limit: Limit = 50, cursor: Cursor = None
+    services: ServicesDep,
+    root_path: RootPath,
+    state: StateFilter = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
 ) -> JobList:
     """List one page of jobs."""
-    return job_list(services.jobs.list(state, limit=limit, cursor=cursor))
+    return job_list(services.jobs.list(state, limit=limit, cursor=cursor), root_path)
 
 
 @router.head("/{job_id}", include_in_schema=False)
@@ -111,11 +116,16 @@ def list_jobs(
     },
 )
 async def get_job(
-    request: Request, services: ServicesDep, job_id: JobId, wait: Wait = 0, if_none_match: IfNoneMatch = None
+    request: Request,
+    services: ServicesDep,
+    root_path: RootPath,
+    job_id: JobId,
+    wait: Wait = 0,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Show the job's state and progress."""
     view = await wait_for_change(request, services, job_id, wait_s=wait)
-    return job_response(view, if_none_match)
+    return job_response(view, root_path, if_none_match)
 
 
 @router.post(
@@ -124,10 +134,10 @@ async def get_job(
     response_model=Job,
     responses=problem_responses(ProblemKind.JOB_NOT_FOUND, ProblemKind.STORE_UNAVAILABLE),
 )
-def cancel_job(services: ServicesDep, job_id: JobId) -> Response:
+def cancel_job(services: ServicesDep, root_path: RootPath, job_id: JobId) -> Response:
     """Cancel the job unless it has ended; a finished job stays as it is."""
     services.jobs.cancel(job_id)
-    return job_response(services.jobs.view(job_id))
+    return job_response(services.jobs.view(job_id), root_path)
 
 
 @router.delete(

@@ -5,9 +5,10 @@ from starlette.requests import Request
 
 from schemas.problem import ProblemKind
 from schemas.report import REPORT_NAME, Report
-from service.dependencies import IfNoneMatch, ResultName, ServicesDep
+from service.dependencies import IfNoneMatch, ResultName, RootPath, ServicesDep
 from service.errors import ProblemError
 from service.headers import require_json_accepted
+from service.job_status import job_path
 from service.openapi import BINARY, RANGE_PARAMETER, Responses, described, problem_responses
 from service.results import SucceededJob, download, result_file
 
@@ -63,10 +64,12 @@ def get_report(
     | FILE_ANSWERS,
     openapi_extra=RANGE_PARAMETER,
 )
-def get_result(services: ServicesDep, record: SucceededJob, if_none_match: IfNoneMatch = None) -> Response:
+def get_result(
+    services: ServicesDep, record: SucceededJob, root_path: RootPath, if_none_match: IfNoneMatch = None
+) -> Response:
     """Send the file, whole or in part; an index does not make it several."""
     if record.single_file is None:
-        raise ProblemError(ProblemKind.SHARDED_RESULT, values={"job_id": record.id})
+        raise ProblemError(ProblemKind.SHARDED_RESULT, values={"job": job_path(record.id, root_path)})
     return download(result_file(services, record, record.single_file), if_none_match)
 
 

@@ -219,6 +219,24 @@ def test_a_file_name_that_cannot_be_is_refused(service, filename):
     assert_problem(refused, 422, "invalid-request")
 
 
+def test_curl_without_the_slash_is_told_of_the_slash(service, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(MODEL)
+    address = f"127.0.0.1:{service.port}/v1/checkpoints/{fresh_id()}"
+
+    done = subprocess.run(
+        ["curl", "-sS", "-T", "model.safetensors", address],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+    refused = json.loads(done.stdout)
+    assert refused["status"] == 405
+    assert "End it with a slash" in refused["detail"]
+    assert "Allow" in service.http.put("/v1/jobs/J0").json()["detail"]
+
+
 def test_curl_uploads_a_file_by_the_printed_line(service, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(MODEL)
     name = fresh_id()
