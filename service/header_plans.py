@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
+from schemas.format.companion import CONFIG_NAME, MAX_CONFIG_BYTES
 from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles
 from schemas.format.header import Header
@@ -24,9 +25,6 @@ from service.multipart_upload import SpecPart, check_consistent, new_file_name
 from service.submission import missing_from_upload
 from state.checkpoints import AN_INDEX, MISSING_SHOWN, missing_files
 from state.upload import IndexParser
-
-CONFIG_NAME = "config.json"
-MAX_CONFIG_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)

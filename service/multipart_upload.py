@@ -8,26 +8,20 @@ import contextlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from schemas.format.companion import is_file_name, why_not
 from schemas.format.errors import CheckpointError
 from schemas.format.header import Header
 from schemas.format.index import ShardIndex, check_shards
-from schemas.format.names import FILE_NAME, is_index
+from schemas.format.names import is_index
 from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
 from service.dependencies import Services
 from service.errors import ProblemError
 from service.json_body import parse_model
 from service.multipart import MultipartSink, Part, PartHead, TextPart
-from state.checkpoints import StoredCheckpoint
+from state.checkpoints import StoredCheckpoint, check_companions
 from state.errors import CheckpointNotFound
-from state.upload import StoredFile, Upload
-
-FILE_NAME_RULE = (
-    "A file name starts with a letter or digit, continues with letters, digits and . _ -, has at most 128 "
-    "characters and ends in .safetensors or .safetensors.index.json."
-)
-
-Content = Header | ShardIndex
+from state.upload import Content, StoredFile, Upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +95,11 @@ class CheckpointParts:
         spec = self._spec.required() if self._with_spec else None
         stored = self._stored()
         check_consistent({name: upload.finish() for name, upload in self._uploads.items()}, stored)
+        sent = {name: upload.info for name, upload in self._uploads.items()}
+        known = {file.name: file for file in stored.files} if stored else {}
+        check_companions((known | sent).values())
         # A file that is stored already is either the same or refused; neither changes anything, so such
         # files come first.
-        known = {file.name for file in stored.files} if stored else set()
         order = sorted(self._uploads, key=lambda name: name not in known)
         return UploadContent(self._id, tuple(self._uploads[name].commit() for name in order), spec)
 
@@ -155,8 +151,8 @@ def begin_multipart_upload(
 
 
 def check_file_name(name: str) -> str:
-    if not FILE_NAME.fullmatch(name):
-        raise ProblemError(ProblemKind.INVALID_REQUEST, FILE_NAME_RULE)
+    if not is_file_name(name):
+        raise ProblemError(ProblemKind.INVALID_REQUEST, why_not(name))
     return name
 
 

@@ -15,11 +15,18 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from schemas.checkpoint import FileInfo
+from schemas.format.companion import (
+    MAX_COMPANIONS_BYTES,
+    companion_limit_bytes,
+    is_companion,
+    is_file_name,
+    why_not,
+)
 from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles
 from schemas.format.header_stream import read_header
 from schemas.format.index import ShardIndex, check_shards, parse_index
-from schemas.format.names import CHECKPOINT_ID, FILE_NAME, SHARD, index_of, is_index
+from schemas.format.names import CHECKPOINT_ID, SHARD, index_of, is_index
 from state.cache import DecompositionCache
 from state.data_dir import DataDir
 from state.errors import CheckpointNotFound, ContentConflict, TooLarge
@@ -34,12 +41,13 @@ from state.files import (
     purge,
     write_atomic,
 )
-from state.upload import Upload
+from state.upload import Upload, too_large
 
 log = logging.getLogger("eckart.state")
 
 READ_ONLY = 0o444
 MANIFEST = TypeAdapter(dict[str, FileInfo])
+A_WEIGHT_FILE = "a .safetensors file"
 AN_INDEX = "an index file (*.safetensors.index.json)"
 MISSING_SHOWN = 1000
 
@@ -80,15 +88,14 @@ class CheckpointStore:
         expected_sha256: bytes | None = None,
     ) -> Upload:
         """Begin a file, or refuse it by its name or length."""
-        if CHECKPOINT_ID.fullmatch(checkpoint_id) is None or FILE_NAME.fullmatch(name) is None:
+        if CHECKPOINT_ID.fullmatch(checkpoint_id) is None:
             raise CheckpointError(
                 "bad-name",
-                "Ids and file names are made of at most 128 letters, digits, dots, underscores and hyphens; "
-                "a file's name ends in .safetensors, .safetensors.index.json or "
-                ".safetensors.index.<variant>.json.",
+                "A checkpoint's id is made of at most 128 letters, digits, dots, underscores and hyphens.",
             )
-        if content_bytes is not None and content_bytes > limit_bytes:
-            raise TooLarge(limit_bytes)
+        if not is_file_name(name):
+            raise CheckpointError("bad-name", why_not(name))
+        limit_bytes = checked_limit_bytes(name, content_bytes, limit_bytes=limit_bytes)
 
         def publish(file: AtomicFile, index: ShardIndex | None) -> bool:
             return self._publish(checkpoint_id, file, index)
@@ -169,6 +176,7 @@ class CheckpointStore:
                 if known != info:
                     raise ContentConflict(info.name)
                 return False
+            check_companions([*files.values(), info])
             check_addition(folder, files, name=info.name, sent=file.part, index=index)
             make_directory(folder)
             # If this process is killed between the two, the file does not count and can be sent again.
@@ -180,6 +188,15 @@ class CheckpointStore:
 def new_checkpoint_id() -> str:
     """Return an id that cannot be guessed, for files that come with a job."""
     return "C" + secrets.token_hex(16)
+
+
+def checked_limit_bytes(name: str, content_bytes: int | None, *, limit_bytes: int) -> int:
+    """Return the most bytes of a file of this name, or refuse a length that is known to be above."""
+    if is_companion(name):
+        limit_bytes = min(limit_bytes, companion_limit_bytes(name))
+    if content_bytes is not None and content_bytes > limit_bytes:
+        raise too_large(name, limit_bytes)
+    return limit_bytes
 
 
 # The manifest.
@@ -215,12 +232,19 @@ def _read_stored(checkpoint_id: str, folder: Path, files: Mapping[str, FileInfo]
         next(filter(is_index, files), None),
         folder,
         id=checkpoint_id,
+        companions=tuple(filter(is_companion, files)),
         files=tuple(files.values()),
         missing=tuple(islice(missing_files(files, index), MISSING_SHOWN)),
     )
 
 
 # Whether files fit together.
+
+
+def check_companions(files: Iterable[FileInfo]) -> None:
+    """Refuse more companions than a checkpoint may have."""
+    if sum(file.size_bytes for file in files if is_companion(file.name)) > MAX_COMPANIONS_BYTES:
+        raise TooLarge(MAX_COMPANIONS_BYTES, "What the checkpoint holds beside its weights")
 
 
 def check_addition(
@@ -254,6 +278,8 @@ def missing_files(names: Collection[str], index: ShardIndex | None) -> Iterator[
         yield index_of(stem)
         siblings = (f"{stem}-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1))
         yield from (name for name in siblings if name not in names)
+    elif not files:
+        yield A_WEIGHT_FILE
     elif len(files) != 1:
         yield AN_INDEX
 
@@ -275,7 +301,7 @@ def _read_index(folder: Path, names: Collection[str]) -> ShardIndex | None:
 
 
 def _weight_files(names: Collection[str]) -> list[str]:
-    return sorted(name for name in names if not is_index(name))
+    return sorted(name for name in names if not (is_index(name) or is_companion(name)))
 
 
 # Sweeping.

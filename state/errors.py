@@ -73,8 +73,8 @@ class TooLarge(StateError):
 
     kind = ProblemKind.TOO_LARGE
 
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__(subject="The body", limit_bytes=limit_bytes)
+    def __init__(self, limit_bytes: int, subject: str = "The body") -> None:
+        super().__init__(subject=subject, limit_bytes=limit_bytes)
 
 
 class OutOfSpace(StateError):

@@ -6,12 +6,16 @@ from types import TracebackType
 from typing import Self
 
 from schemas.checkpoint import FileInfo
+from schemas.format.companion import CONFIG_NAME, is_companion, parse_config
 from schemas.format.header import Header
 from schemas.format.header_stream import HeaderParser
 from schemas.format.index import MAX_INDEX_BYTES, ShardIndex, parse_index
 from schemas.format.names import is_index
 from state.errors import DigestMismatch, TooLarge
 from state.files import AtomicFile, disk_errors
+
+# What a file holds, as far as it is parsed; a companion has nothing that others must agree with.
+Content = Header | ShardIndex | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,29 @@ class IndexParser:
         return parse_index(self._raw)
 
 
+class ConfigParser:
+    """Collects a model's config.json and checks at the end that it is one."""
+
+    def __init__(self) -> None:
+        self._raw = bytearray()
+
+    def feed(self, block: bytes | bytearray | memoryview) -> None:
+        self._raw += block
+
+    def finish(self, total_bytes: int) -> None:  # noqa: ARG002 - as HeaderParser has it
+        parse_config(self._raw)
+
+
+class AnyContent:
+    """The parser of other companions, which are only stored."""
+
+    def feed(self, block: bytes | bytearray | memoryview) -> None:
+        """Look at nothing."""
+
+    def finish(self, total_bytes: int) -> None:
+        """Accept everything."""
+
+
 class Upload:
     """A file that is invisible until `commit`; a block that ends without it leaves nothing."""
 
@@ -56,8 +83,9 @@ class Upload:
         self._publish = publish
         self._limit_bytes = limit_bytes
         self._expected_sha256 = expected_sha256
-        self._content: Header | ShardIndex | None = None
-        self._parser = IndexParser() if is_index(self.name) else HeaderParser(content_bytes=content_bytes)
+        self._content: Content = None
+        self._is_finished = False
+        self._parser = _parser(self.name, content_bytes)
 
     def __enter__(self) -> Self:
         return self
@@ -72,21 +100,27 @@ class Upload:
         """The bytes written so far."""
         return self._file.size_bytes
 
+    @property
+    def info(self) -> FileInfo:
+        """The file's name, and the size and digest of what was written so far."""
+        return self._file.info
+
     def write(self, block: bytes | bytearray | memoryview) -> None:
         """Take the next block; blocks of a few MiB keep the cost of a call small."""
         if self._file.size_bytes + len(block) > self._limit_bytes:
-            raise TooLarge(self._limit_bytes)
+            raise too_large(self.name, self._limit_bytes)
         self._parser.feed(block)
         with disk_errors():
             self._file.write(block)
 
-    def finish(self) -> Header | ShardIndex:
+    def finish(self) -> Content:
         """Check that the file is complete and has the expected digest; no bytes may follow."""
-        if self._content is None:
+        if not self._is_finished:
             info, expected = self._file.info, self._expected_sha256
             if expected is not None and info.sha256 != expected.hex():
                 raise DigestMismatch(expected=expected.hex(), actual=info.sha256)
             self._content = self._parser.finish(info.size_bytes)
+            self._is_finished = True
         return self._content
 
     def commit(self) -> StoredFile:
@@ -102,3 +136,16 @@ class Upload:
     def abort(self) -> None:
         """Remove the temporary file, if it is not published."""
         self._file.abort()
+
+
+def too_large(name: str, limit_bytes: int) -> TooLarge:
+    """Return the refusal of a file; only a companion has a limit of its own, apart from the body's."""
+    return TooLarge(limit_bytes, f"The file {name}") if is_companion(name) else TooLarge(limit_bytes)
+
+
+def _parser(name: str, content_bytes: int | None) -> IndexParser | ConfigParser | AnyContent | HeaderParser:
+    if is_index(name):
+        return IndexParser()
+    if name == CONFIG_NAME:
+        return ConfigParser()
+    return AnyContent() if is_companion(name) else HeaderParser(content_bytes=content_bytes)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from schemas.format.errors import CheckpointError
+from schemas.format.errors import CheckpointError, listed
 from schemas.format.names import single_weight_file
 from schemas.job import TERMINAL, Progress
 from schemas.planning.calibration import CalibrationError
@@ -84,6 +84,8 @@ def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
     names = [file.name for file in record.files]
     checkpoints = CheckpointStore(settings.data_dir)
     stored = checkpoints.get(record.checkpoint, only=names)
+    if gone := sorted(set(names) - {file.name for file in stored.files}):
+        raise CheckpointError("file-changed", f"The file {listed(gone)} was deleted.")
     set_threads(settings.threads)
     request = CompressionRequest(
         checkpoint=stored,

@@ -23,7 +23,7 @@ from service.headers import content_headers
 from service.multipart import boundary_of
 from service.multipart_upload import begin_file, begin_multipart_upload
 from service.openapi import FILES_BODY, RAW_BODY, described, problem_responses
-from state.checkpoints import StoredCheckpoint
+from state.checkpoints import StoredCheckpoint, checked_limit_bytes
 
 router = APIRouter(prefix="/v1/checkpoints", tags=["checkpoints"])
 
@@ -61,6 +61,7 @@ async def put_file(
     """Stream the body to the disk. Its safetensors header is checked as it arrives."""
     expected_sha256 = parse_repr_digest(repr_digest)
     nbytes = await body.check_upload()
+    checked_limit_bytes(filename, nbytes, limit_bytes=services.settings.max_upload_bytes)
     begin = partial(
         begin_file,
         services,

@@ -9,7 +9,7 @@ import pytest
 
 from schemas.format.errors import CheckpointError
 from state.checkpoints import new_checkpoint_id
-from state.errors import CheckpointNotFound, ContentConflict
+from state.errors import CheckpointNotFound, ContentConflict, TooLarge
 
 ONE, TWO = "m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"
 INDEX = "m.safetensors.index.json"
@@ -60,6 +60,10 @@ def test_other_bytes_under_the_same_name_are_refused(send, checkpoints, safetens
         ("m", ".manifest.json"),
         ("m", "model.safetensors\n"),
         ("m", "model.safetensors.index"),
+        ("m", "../config.json"),
+        ("m", ".config.json"),
+        ("m", "config.json\n"),
+        ("m", "1_Pooling/config.json"),
     ],
 )
 def test_a_hostile_name_never_becomes_a_path(checkpoints, left, checkpoint_id, name):
@@ -255,3 +259,87 @@ def test_what_is_no_temporary_file_stays_and_the_rest_is_swept(checkpoints, tmp_
 
 def test_a_sweep_of_nothing_finds_nothing(checkpoints):
     assert checkpoints.sweep_parts(-1) == 0
+
+
+CONFIG, VOCABULARY = "config.json", "vocab.txt"
+
+
+def test_companions_are_stored_and_change_nothing_of_the_weights(send, checkpoints, shards):
+    send("m", CONFIG, b"{}")
+    assert not checkpoints.get("m").complete
+    assert checkpoints.get("m").missing == ("a .safetensors file",)
+    for name in (ONE, INDEX):
+        send("m", name, shards[name])
+    send("m", VOCABULARY, b"a\nb\n")
+    assert checkpoints.get("m").missing == (TWO,)
+    send("m", TWO, shards[TWO])
+
+    stored = checkpoints.get("m")
+    assert stored.complete
+    assert list(stored.headers) == [ONE, TWO]
+    assert stored.companions == (CONFIG, VOCABULARY)
+    assert [file.name for file in stored.files] == sorted([CONFIG, VOCABULARY, *shards])
+    assert [info.name for info in stored.tensors] == ["a.weight", "b.weight"]
+    only = checkpoints.get("m", only=[*shards, CONFIG])
+    assert (only.complete, only.companions) == (True, (CONFIG,))
+
+
+def test_one_file_with_companions_is_complete_without_an_index(send, checkpoints, safetensors):
+    send("m", "tokenizer.json", b"anything")
+    send("m", PLAIN, safetensors())
+    assert checkpoints.get("m").complete
+
+
+def test_a_companion_has_its_own_limit(send, checkpoints, left):
+    before = left()
+    for name, limit_bytes in ((VOCABULARY, 64 * 2**20), (CONFIG, 8 * 2**20)):
+        with pytest.raises(TooLarge, match=rf"The file {name} .* {limit_bytes} bytes"):
+            checkpoints.receive("m", name, content_bytes=limit_bytes + 1, limit_bytes=1 << 40)
+        with checkpoints.receive("m", name, content_bytes=None, limit_bytes=1 << 40) as upload:
+            upload.write(b" " * limit_bytes)
+            with pytest.raises(TooLarge, match=f"The file {name} "):
+                upload.write(b" ")
+    assert left() == before
+
+
+def test_all_companions_together_have_a_limit(send, checkpoints, safetensors, left):
+    half_mb = b"x" * 2**19
+    send("m", PLAIN, safetensors())
+    manifest = checkpoints.get("m").path(PLAIN).with_name(".manifest.json")
+    entries = json.loads(manifest.read_text())
+    entries["big.txt"] = {"name": "big.txt", "size_bytes": 2**28 - 2**19, "sha256": "0" * 64}
+    manifest.with_name("big.txt").touch()
+    manifest.write_text(json.dumps(entries))
+
+    send("m", "fits.txt", half_mb)
+    before = left()
+    with pytest.raises(TooLarge, match=r"beside its weights .* 268435456 bytes"):
+        send("m", "one.txt", b"x")
+    assert left() == before
+    assert not send("m", "fits.txt", half_mb).created
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pytorch_model.bin", "nothing is ever unpickled"),
+        ("optimizer.pt", "nothing is ever unpickled"),
+        ("modeling_mine.py", "nothing is ever unpickled or executed"),
+        ("pytorch_model.bin.index.json", "no index of .safetensors files"),
+        ("report.json", "a report.json of its own"),
+        ("Report.JSON", "a report.json of its own"),
+        ("my notes.txt", "Rename the file"),
+    ],
+)
+def test_no_other_type_is_taken_and_the_reason_is_told(checkpoints, left, name, words):
+    with pytest.raises(CheckpointError, match=words) as refused:
+        checkpoints.receive("m", name, content_bytes=None, limit_bytes=100)
+    assert refused.value.fault == "bad-name"
+    assert left() == set()
+
+
+def test_a_config_that_is_none_is_refused_at_the_upload(send, left):
+    with pytest.raises(CheckpointError, match="git-lfs") as refused:
+        send("m", CONFIG, b"version https://git-lfs.github.com/spec/v1\n")
+    assert refused.value.fault == "bad-config"
+    assert left() == set()

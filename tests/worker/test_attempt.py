@@ -287,3 +287,53 @@ def record_trouble():
     from schemas.problem import ProblemKind
 
     return ProblemKind.WORKER_TROUBLE.problem("Trouble.")
+
+
+def store_companions(bench):
+    for name, content in (("config.json", b'{"model_type": "bert"}'), ("vocab.txt", b"a\nb\n")):
+        with bench.checkpoints.receive("m", name, content_bytes=None, limit_bytes=10**9) as upload:
+            upload.write(content)
+            upload.commit()
+
+
+def test_companions_are_in_the_result_and_the_weights_are_its_one_file(bench):
+    store_companions(bench)
+    record = bench.run(bench.accept())
+
+    assert record.single_file == "eckart.safetensors"
+    result = bench.layout.result(record.id, 1)
+    assert sorted(path.name for path in result.iterdir()) == [
+        "README.md",
+        "config.json",
+        "eckart.safetensors",
+        "report.json",
+        "vocab.txt",
+    ]
+    assert (result / "vocab.txt").read_bytes() == b"a\nb\n"
+
+
+def test_a_job_from_before_the_companions_has_none(bench):
+    files = bench.checkpoints.get("m").files
+    store_companions(bench)
+    job_id = bench.jobs.create(NewJob(checkpoint="m", spec=CompressionSpec(rank=4), files=files)).id
+    record = bench.run(job_id)
+
+    assert record.single_file == "model.safetensors"
+    result = bench.layout.result(record.id, 1)
+    assert sorted(path.name for path in result.iterdir()) == ["model.safetensors", "report.json"]
+
+
+@pytest.mark.parametrize("damage", ["changed", "deleted"])
+@pytest.mark.parametrize("name", ["config.json", "vocab.txt"])
+def test_a_companion_that_is_not_what_was_stored_fails_the_job(bench, name, damage):
+    store_companions(bench)
+    job_id = bench.accept()
+    path = bench.stored.with_name(name)
+    path.unlink()
+    if damage == "changed":
+        path.write_bytes(b"{}")
+    record = bench.run(job_id)
+
+    assert record.state == "failed"
+    assert record.error.type.endswith(":unusable-checkpoint")
+    assert name in record.error.detail

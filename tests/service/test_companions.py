@@ -1,0 +1,95 @@
+"""Companions over HTTP: stored one by one or in a form, shown, limited, and part of a job."""
+
+import secrets
+
+import pytest
+
+from state.records import new_token
+from tests.service.files import FILES, MODEL
+from tests.service.running import assert_problem
+
+CONFIG = b'{"model_type": "bert"}'
+COMPANIONS = {"config.json": CONFIG, "vocab.txt": b"a\nb\n", "spiece.model": b"\x0a\x0e", "README.md": b"#"}
+
+
+def fresh_id():
+    return "t" + secrets.token_hex(8)
+
+
+def test_companions_are_stored_and_shown_and_the_tensors_ignore_them(service):
+    checkpoint_id = fresh_id()
+    for name, content in COMPANIONS.items():
+        assert service.put(checkpoint_id, name, content).status_code == 201
+    assert service.http.get(f"/v1/checkpoints/{checkpoint_id}").json()["missing"] == ["a .safetensors file"]
+    service.put(checkpoint_id, "model.safetensors", MODEL)
+
+    document = service.http.get(f"/v1/checkpoints/{checkpoint_id}").json()
+    assert [file["name"] for file in document["files"]] == sorted([*COMPANIONS, "model.safetensors"])
+    assert (document["complete"], document["missing"]) == (True, [])
+    assert {tensor["name"] for tensor in document["tensors"]} == {"layer.0.weight", "layer.0.bias"}
+    body = {"checkpoint": checkpoint_id, "spec": {"rank": 1}}
+    assert service.http.post("/v1/plans", json=body).status_code == 200
+
+
+def test_the_same_companion_again_changes_nothing_and_another_is_refused(service):
+    checkpoint_id = fresh_id()
+    service.put(checkpoint_id, "vocab.txt", b"a")
+    assert service.put(checkpoint_id, "vocab.txt", b"a").status_code == 200
+    assert_problem(service.put(checkpoint_id, "vocab.txt", b"b"), 409, "content-conflict")
+
+
+def test_a_job_is_created_with_its_whole_folder_and_bound_to_all_of_it(service):
+    job = service.submit_files({**FILES, **COMPANIONS}).json()
+
+    record = service.jobs.get(job["id"])
+    assert {file.name for file in record.files} == {*FILES, *COMPANIONS}
+    claim = service.jobs.claim(job["id"], new_token("test"))
+    assert {file.name for file in claim.record.files} == {*FILES, *COMPANIONS}
+
+
+def test_the_same_key_with_another_companion_is_another_request(service):
+    key = {"Idempotency-Key": secrets.token_hex(8)}
+    first = service.submit_files({**FILES, "vocab.txt": b"a"}, **key)
+    assert service.submit_files({**FILES, "vocab.txt": b"a"}, **key).json()["id"] == first.json()["id"]
+    again = service.submit_files({**FILES, "vocab.txt": b"b"}, **key)
+    assert_problem(again, 422, "idempotency-mismatch")
+
+
+def test_a_form_of_companions_alone_lacks_the_weights(service):
+    problem = assert_problem(service.submit_files(COMPANIONS), 422, "invalid-checkpoint:missing-files")
+    assert "a .safetensors file" in problem["detail"]
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "modeling.py", "report.json", "tf.index.json"])
+def test_other_files_are_refused_and_nothing_of_the_form_stays(service, name):
+    before = service.leftovers()
+    problem = assert_problem(service.submit_files({**FILES, name: b"x"}), 422, "invalid-request")
+    assert problem["detail"].endswith(("leave out the rest.", "leave it out."))
+    assert_problem(service.put(fresh_id(), name, b"x"), 422, "invalid-request")
+    assert service.leftovers() == before
+
+
+def test_a_companion_over_its_limit_is_413_at_its_first_byte(service):
+    request = (
+        f"PUT /v1/checkpoints/{fresh_id()}/tokenizer.json HTTP/1.1\r\nHost: here\r\nConnection: close\r\n"
+        "Content-Length: 67108865\r\n\r\n{"
+    )
+    answer = service.raw(request.encode())
+    assert b"413" in answer.partition(b"\r\n")[0]
+    assert b"The file tokenizer.json is larger than the limit of 67108864 bytes" in answer
+
+
+def test_the_limit_of_all_companions_stops_a_form_before_its_first_file_is_stored(service, monkeypatch):
+    monkeypatch.setattr("state.checkpoints.MAX_COMPANIONS_BYTES", 5)
+    checkpoint_id = fresh_id()
+    parts = [("checkpoint", (f"{name}.txt", b"xyz")) for name in "ab"]
+    answer = service.http.post(f"/v1/checkpoints/{checkpoint_id}", files=parts)
+    assert "5 bytes" in assert_problem(answer, 413, "too-large")["detail"]
+    assert service.http.get(f"/v1/checkpoints/{checkpoint_id}").status_code == 404
+
+
+def test_a_config_that_is_none_is_refused_with_what_it_looks_like(service):
+    problem = assert_problem(
+        service.put(fresh_id(), "config.json", b"<html>"), 422, "invalid-checkpoint:bad-config"
+    )
+    assert "<html>" in problem["detail"]
