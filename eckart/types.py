@@ -176,6 +176,7 @@ class Links(Document):
     report: str | None = None
     checkpoint: str | None = None
     files: str | None = None
+    archive: str | None = None
     cancel: str | None = None
 
 

@@ -48,6 +48,7 @@ class Links(Output):
         examples=["/v1/jobs/J5b0/checkpoint"],
     )
     files: str = Field(description="Any result file, by name.", examples=["/v1/jobs/J5b0/files/{filename}"])
+    archive: str = Field(description="All result files as one tar.", examples=["/v1/jobs/J5b0/archive"])
     cancel: str = Field(description="POST here to cancel the job.", examples=["/v1/jobs/J5b0/cancel"])
 
 

@@ -137,7 +137,7 @@ class ProblemKind(Enum):
         "sharded-result",
         409,
         "The result has several files",
-        "Download the files one by one from {job}/files/; the report lists their names.",
+        "Download all files from {job}/archive, or one by one from {job}/files/; the report has their names.",
         {"job": "/v1/jobs/J5b0"},
     )
     ENDED_WITHOUT_RESULT = (

@@ -46,6 +46,7 @@ def job_document(view: JobView, root_path: str) -> Job:
             report=f"{here}/report",
             checkpoint=f"{here}/checkpoint",
             files=f"{here}/files/{{filename}}",
+            archive=f"{here}/archive",
             cancel=f"{here}/cancel",
         ),
     )

@@ -40,6 +40,11 @@ class Download(FileResponse):
     chunk_size = 2**20
 
     @classmethod
+    def parse_ranges(cls, asked: str, size_bytes: int) -> list[tuple[int, int]]:
+        """Return the ranges of a Range header, each with the byte after its last; none if it is malformed."""
+        return cls._parse_range_header(asked, size_bytes)
+
+    @classmethod
     def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
         try:
             return super()._parse_range_header(http_range, file_size)
@@ -70,8 +75,7 @@ SucceededJob = Annotated[JobRecord, Depends(succeeded_job)]
 
 def result_file(services: Services, record: JobRecord, name: str) -> ResultFile:
     """Find the report, or a file that the report lists."""
-    assert record.result_fence is not None
-    directory = DataDir(services.settings.data_dir).result(record.id, record.result_fence)
+    directory = _directory(services, record)
     try:
         sha256 = _digests(directory).get(name)
         if sha256 is None:
@@ -80,6 +84,21 @@ def result_file(services: Services, record: JobRecord, name: str) -> ResultFile:
     except FileNotFoundError:
         # A result is only ever deleted with its job, so the job was deleted after its record was read.
         raise JobNotFound from None
+
+
+def result_files(services: Services, record: JobRecord) -> tuple[ResultFile, ...]:
+    """Find all files of a result, the report last."""
+    directory = _directory(services, record)
+    try:
+        names = tuple(_digests(directory))
+    except FileNotFoundError:
+        raise JobNotFound from None
+    return tuple(result_file(services, record, name) for name in names)
+
+
+def _directory(services: Services, record: JobRecord) -> Path:
+    assert record.result_fence is not None
+    return DataDir(services.settings.data_dir).result(record.id, record.result_fence)
 
 
 @lru_cache(maxsize=256)

@@ -1,21 +1,23 @@
-"""A job's result: its report, its compressed checkpoint, any of its files."""
+"""A job's result: its report, its compressed checkpoint, any of its files, and all of them."""
 
 from fastapi import APIRouter, Response
 from starlette.requests import Request
 
 from schemas.problem import ProblemKind
 from schemas.report import REPORT_NAME, Report
+from service.archive import archive_response, make_archive
 from service.dependencies import IfNoneMatch, ResultName, RootPath, ServicesDep
 from service.errors import ProblemError
 from service.headers import require_json_accepted
 from service.job_status import job_path
 from service.openapi import BINARY, RANGE_PARAMETER, Responses, described, problem_responses
-from service.results import SucceededJob, download, result_file
+from service.results import SucceededJob, download, result_file, result_files
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["results"])
 
 DOWNLOAD = ("ETag", "Repr-Digest")
 FILE = {"application/octet-stream": {"schema": BINARY}}
+TAR = {"application/x-tar": {"schema": BINARY}}
 FILE_ANSWERS: Responses = {
     200: {"content": FILE, **described(*DOWNLOAD, description="The whole file.")},
     206: {"content": FILE, **described(*DOWNLOAD, "Content-Range", description="The requested bytes.")},
@@ -87,5 +89,30 @@ def get_result(
 def get_file(
     services: ServicesDep, record: SucceededJob, filename: ResultName, if_none_match: IfNoneMatch = None
 ) -> Response:
-    """Send a shard, the index, the single file or report.json."""
+    """Send a shard, the index, the single file, a companion or report.json."""
     return download(result_file(services, record, filename), if_none_match)
+
+
+@router.head("/archive", include_in_schema=False)
+@router.get(
+    "/archive",
+    summary="Download all result files as one tar",
+    response_class=Response,
+    responses=problem_responses(*RESULT_PROBLEMS, ProblemKind.RANGE_NOT_SATISFIABLE)
+    | {
+        200: {"content": TAR, **described("ETag", description="The whole archive.")},
+        206: {"content": TAR, **described("ETag", "Content-Range", description="The requested bytes.")},
+        304: described("ETag", description="The client has it."),
+    },
+    openapi_extra=RANGE_PARAMETER,
+)
+def get_archive(
+    request: Request,
+    services: ServicesDep,
+    record: SucceededJob,
+    _if_none_match: IfNoneMatch = None,
+) -> Response:
+    """Send weights, index, companions and report, uncompressed, without a folder around them."""
+    assert record.finished_at is not None
+    archive = make_archive(result_files(services, record), record.finished_at)
+    return archive_response(request, archive, f"{record.id}.tar")

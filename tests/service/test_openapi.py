@@ -39,6 +39,7 @@ def test_the_operations_are_these(operations):
         "get /v1/checkpoints/{checkpoint_id}",
         "get /v1/jobs",
         "get /v1/jobs/{job_id}",
+        "get /v1/jobs/{job_id}/archive",
         "get /v1/jobs/{job_id}/checkpoint",
         "get /v1/jobs/{job_id}/files/{filename}",
         "get /v1/jobs/{job_id}/report",
