@@ -104,7 +104,7 @@ def read_contents(path: Path) -> Contents:
     for name, entry in layers.items():
         encoded |= decoded_matrices(name, entry.codec, shapes)
     factored = {
-        name: Factors(name, entry, _sizes(name, entry, shapes))
+        name: Factors(name, entry, factor_sizes(name, entry, shapes))
         for name, entry in layers.items()
         if name + WEIGHT not in shapes  # multiplied out: `layout: dense`
     }
@@ -149,7 +149,7 @@ def _read_shard(path: Path) -> Shard:
     return Shard(path, header, read_manifest(path, header.metadata))
 
 
-def _sizes(name: str, entry: FactoredLayer, shapes: Shapes) -> tuple[int, ...]:
+def factor_sizes(name: str, entry: FactoredLayer, shapes: Shapes) -> tuple[int, ...]:
     """Check that the factors chain from the layer's inputs to its outputs through its rank."""
     names = [f"{name}.{i}{WEIGHT}" for i in range(MOST_FACTORS)]
     found = [shapes[factor] for factor in names if factor in shapes]

@@ -1,0 +1,66 @@
+"""What a compressed folder's config.json says, and how the folder is to be loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ValidationError
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from eckart.errors import LoadError
+from eckart.torch.manifest import FactoredLayer  # noqa: TC001 - pydantic reads it
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+METHOD = "eckart"
+VERSION = 1
+# The config.json of a compressed folder asks for this file, which does not exist. Without our import,
+# transformers fails and shows its name. With it, the weights are looked for under the names below.
+PLACEHOLDER = "import-eckart.transformers-first.safetensors"
+FOLDER_WEIGHTS = ("eckart.safetensors", "eckart.safetensors.index.json")
+
+
+class FolderEntry(BaseModel):
+    """The `quantization_config` of a folder; a newer release may add fields."""
+
+    version: Literal[1]
+    layers: dict[str, FactoredLayer]
+
+
+class EckartConfig(QuantizationConfigMixin):
+    """The entry of a compressed folder; with `dequantize=True`, its model is loaded with dense weights."""
+
+    def __init__(
+        self,
+        layers: Mapping[str, Mapping[str, Any]] | None = None,
+        version: int = VERSION,
+        *,
+        dequantize: bool = False,
+        **_newer: Any,  # What a newer release of eckart writes.
+    ) -> None:
+        self.quant_method: Any = METHOD
+        self.version = version
+        self.layers = {name: dict(entry) for name, entry in (layers or {}).items()}
+        self.dequantize = dequantize
+        self.entries()
+
+    def entries(self) -> dict[str, FactoredLayer]:
+        """Return the factored layers by their names in the files."""
+        try:
+            return FolderEntry.model_validate({"version": self.version, "layers": self.layers}).layers
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = "/".join(str(part) for part in first["loc"])
+            raise LoadError(
+                "this version of eckart does not understand the quantization_config in the folder's "
+                f"config.json ({field}: {first['msg']}); upgrade eckart, or compress the checkpoint again"
+            ) from error
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Drop all layers but these; the others have become dense."""
+        self.layers = {name: entry for name, entry in self.layers.items() if name in names}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what config.json holds, which is not how the model was loaded."""
+        return {"quant_method": METHOD, "version": self.version, "layers": self.layers}

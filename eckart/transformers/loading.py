@@ -1,0 +1,188 @@
+"""Load a compressed folder's tensors into a model that transformers has built on the meta device.
+
+Where factors can run in a layer's place, the layer becomes one of factors, which transformers loads by their
+names in the files. Every other factored weight is multiplied out when transformers reads it. So all naming,
+stacking, casting and placing stays with transformers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from eckart.checkpoint import listed
+from eckart.errors import LoadError
+from eckart.torch.files import BIAS, WEIGHT, Factors
+from eckart.torch.layers import LowRank, become_low_rank, obstacle
+from eckart.transformers.naming import Naming
+from eckart.transformers.tensors import FolderTensors, find_layers, open_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from eckart.transformers.config import EckartConfig
+
+CONVERTED = "transformers stacks or converts it"
+ABSENT = "the model has no such layer"  # As a base model has no head.
+INSTEAD = "load it with quantization_config=EckartConfig(dequantize=True) and save it, to have a dense folder"
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A factored layer and its module in the model; `reason` says why factors cannot run there."""
+
+    factors: Factors
+    module: str
+    reason: str | None
+
+
+def load_folder(load: Callable[..., Any], arguments: dict[str, Any], config: EckartConfig) -> Any:
+    """Call transformers' `_load_pretrained_model` on tensors that it can place, and return what it returns.
+
+    `arguments` are what it was called with, by name.
+    """
+    model, state_dict = arguments["model"], arguments["state_dict"]
+    _check_placing(arguments)
+    with ExitStack() as opened:
+        if state_dict is None:
+            folder = open_folder(opened, arguments["checkpoint_files"], config.entries())
+        else:
+            folder = find_layers(state_dict, config.entries())
+        fits = _fits(model, folder, Naming(model, folder.tensors.keys(), arguments), dense=config.dequantize)
+        swapped = [fit for fit in fits if fit.reason is None]
+        for fit in swapped:
+            entry = fit.factors.entry
+            layer = model.get_submodule(fit.module)
+            become_low_rank(layer, fit.factors.sizes, transposed=entry.transposed, method=entry.method)
+        result = load(**_as_any_model(arguments, _tensors_to_load(folder, fits)))
+    restore_zero_biases(model)
+    _check_loaded(model, swapped)
+    _warn_of_dense(fits, asked_for=config.dequantize)
+    config.keep_only({fit.factors.name for fit in swapped})
+    return result
+
+
+def restore_zero_biases(model: nn.Module) -> None:
+    """Give the inner factors of Conv1D layers their zeros as bias, which no file has: transformers resets it."""
+    for module in model.modules():
+        if isinstance(module, LowRank):
+            for part in module:
+                weight = part.weight
+                assert isinstance(weight, torch.Tensor)
+                for name, buffer in part.named_buffers(recurse=False):
+                    setattr(part, name, torch.zeros(buffer.shape, dtype=weight.dtype, device=weight.device))
+
+
+def _check_placing(arguments: Mapping[str, Any]) -> None:
+    options = vars(arguments["load_config"]) if "load_config" in arguments else arguments
+    if "disk" in (options.get("device_map") or {}).values():
+        raise LoadError(f"a compressed folder cannot be offloaded to disk; {INSTEAD}")
+    if options.get("device_mesh") is not None:
+        raise LoadError(f"a compressed folder cannot be loaded with tensor parallelism; {INSTEAD}")
+
+
+def _fits(model: PreTrainedModel, folder: FolderTensors, naming: Naming, *, dense: bool) -> list[Fit]:
+    """Find the module of each layer, and whether factors can run in its place."""
+    state = model.state_dict().keys()
+    targets = naming.renamed([layer.name + WEIGHT for layer in folder.layers], state)
+    tied = _tied_weights(model)
+    fits = []
+    for layer in folder.layers:
+        target = targets.get(layer.name + WEIGHT)
+        if target is None:
+            reason: str | None = CONVERTED if layer.name + WEIGHT in targets else ABSENT
+        else:
+            reason = "dense weights were asked for" if dense else _obstacle(model, layer, target, tied)
+        fits.append(Fit(layer, (target or "").removesuffix(WEIGHT), reason))
+    return _without_unknown_names(fits, naming, state)
+
+
+def _obstacle(model: PreTrainedModel, layer: Factors, target: str, tied: Collection[str]) -> str | None:
+    if not target.endswith(WEIGHT):
+        return "it is no linear layer"
+    if target in tied:
+        return "it is tied to another weight"
+    module = model.get_submodule(target.removesuffix(WEIGHT))
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    if tuple(weight.shape) != layer.entry.shape:
+        return "it has another shape in the model"
+    found = obstacle(module, transposed=layer.entry.transposed)
+    return None if found is None else f"its {type(module).__name__} {found}"
+
+
+def _tied_weights(model: PreTrainedModel) -> set[str]:
+    """Return the names of parameters that are, or that transformers will make, one with another."""
+    planned = getattr(model, "all_tied_weights_keys", None) or {}  # transformers 5
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    tied = {name for shared in names.values() if len(shared) > 1 for name in shared}
+    return {*planned.keys(), *planned.values(), *tied}
+
+
+def _without_unknown_names(fits: list[Fit], naming: Naming, state: Collection[str]) -> list[Fit]:
+    """Multiply out what transformers would not find as factors: a rule may ask for the weight's own name."""
+    wanted = {fit.module: _factor_names(fit, state) for fit in fits if fit.reason is None}
+    targets = {target for names in wanted.values() for target in names.values()}
+    found = naming.renamed([name for names in wanted.values() for name in names], {*state, *targets})
+    return [
+        replace(fit, reason="transformers converts its name")
+        if fit.reason is None and wanted[fit.module].items() - found.items()
+        else fit
+        for fit in fits
+    ]
+
+
+def _factor_names(fit: Fit, state: Collection[str]) -> dict[str, str]:
+    """Map the names of a layer's tensors in the files to those that they have once it is one of factors."""
+    names = [*fit.factors.matrices, *([fit.factors.bias] if fit.module + BIAS in state else [])]
+    return {name: fit.module + name.removeprefix(fit.factors.name) for name in names}
+
+
+def _tensors_to_load(folder: FolderTensors, fits: list[Fit]) -> dict[str, Any]:
+    """Return the tensors by their names in the files, with a product in place of factors that cannot run."""
+    tensors: dict[str, Any] = dict(folder.tensors)
+    for layer in (fit.factors for fit in fits if fit.reason is not None):
+        for name in layer.matrices:
+            del tensors[name]
+        tensors[layer.name + WEIGHT] = folder.multiplied_out(layer)
+        if layer.bias in tensors:
+            tensors[layer.name + BIAS] = tensors.pop(layer.bias)
+    return tensors
+
+
+def _as_any_model(arguments: Mapping[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments by which transformers loads the tensors as those of a model that is not quantized."""
+    changed = {**arguments, "state_dict": tensors, "checkpoint_files": None}
+    if "load_config" in arguments:
+        return changed | {"load_config": replace(arguments["load_config"], hf_quantizer=None)}
+    # Transformers 4 needs real tensors, and would otherwise take the names from the index.
+    read = {name: tensor[...] for name, tensor in tensors.items()}
+    return changed | {"state_dict": read, "sharded_metadata": None, "hf_quantizer": None}
+
+
+def _check_loaded(model: PreTrainedModel, swapped: list[Fit]) -> None:
+    """Refuse factors that transformers has not loaded, and would fill with random numbers."""
+    for fit in swapped:
+        for name, parameter in model.get_submodule(fit.module).named_parameters():
+            if parameter.is_meta:
+                raise LoadError(
+                    f"transformers did not load {fit.module}.{name}: this version of eckart does not fit "
+                    "this one of transformers; upgrade eckart, or load with EckartConfig(dequantize=True)"
+                )
+
+
+def _warn_of_dense(fits: list[Fit], *, asked_for: bool) -> None:
+    dense = [f"{fit.factors.name}: {fit.reason}" for fit in fits if fit.reason not in {None, ABSENT}]
+    if dense and not asked_for:
+        warnings.warn(
+            f"{len(dense)} factored layers are loaded with dense weights: {listed(dense)}", stacklevel=2
+        )
