@@ -72,7 +72,14 @@ def make_bounded_plan(
         )
     grams = calibration.tensors if calibration else None
     with _spec_errors(pointer):
-        plan = make_plan(tensors, spec, factored=files.factored, aliases=files.aliases, grams=grams)
+        plan = make_plan(
+            tensors,
+            spec,
+            factored=files.factored,
+            aliases=files.aliases,
+            content_hashes=files.content_hashes,
+            grams=grams,
+        )
         check_budget(plan, spec, files)
     return replace(plan, warnings=(*files.warnings, *plan.warnings))
 

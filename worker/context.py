@@ -1,14 +1,17 @@
 """What all layers of a job share: readers of tensors, spool, cache and progress; and the inputs of each."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import torch
 
-from worker.checkpoint.reader import CheckpointReader
+from schemas.format.tensor import TensorInfo
+from worker.checkpoint.reader import CHUNK_BYTES, CheckpointReader
 from worker.checkpoint.spool import LayerSpool
 from worker.layer_cache import CachedLayer, LayerCache
 from worker.progress import ProgressTracker
@@ -34,6 +37,12 @@ class TensorReaders:
         """Read a weight as [outputs, inputs], also where it is stored transposed."""
         weight = self._open(task.path).read(task.tensor.name)
         return weight.mT.contiguous() if task.layer.transposed else weight
+
+    def chunks(
+        self, path: Path, tensor: TensorInfo, *, chunk_bytes: int = CHUNK_BYTES
+    ) -> Iterator[memoryview]:
+        """Yield the bytes of any tensor in pieces."""
+        return self._open(path).chunks(tensor, chunk_bytes=chunk_bytes)
 
     def gram(self, task: LayerTask) -> torch.Tensor | None:
         """Read XXᵀ [inputs, inputs] of a layer's inputs; None if the layer is not calibrated."""

@@ -24,6 +24,7 @@ from worker.layer_cache import LayerCache, needed_bytes
 from worker.output import write_output
 from worker.progress import Observer, ProgressTracker
 from worker.report import ReportedCheckpoint, make_report
+from worker.tied import keep_tied
 from worker.work_plan import WorkPlan, plan_work
 
 
@@ -76,9 +77,10 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
     check_config(request.checkpoint)
     work = plan_work(request.checkpoint, request.spec, request.calibration)
     spool = LayerSpool(request.spool_dir)
-    progress = ProgressTracker(work.tasks, observe)
-    cache = _layer_cache(request, work, device)
     with TensorReaders() as readers:
+        work = keep_tied(work, readers, check_canceled=ProgressTracker(work.tasks, observe).between_layers)
+        progress = ProgressTracker(work.tasks, observe)
+        cache = _layer_cache(request, work, device)
         check_grams(work.tasks, readers, device=device, check_canceled=progress.between_layers)
         context = JobContext(readers, spool, cache, progress, request.spec.seed, device)
         work, outcomes = _finish(work, request.spec, context)

@@ -72,7 +72,12 @@ def plan_work(
     """
     grams = None if calibration is None else calibration.tensors
     plan = make_plan(
-        checkpoint.tensors, spec, factored=checkpoint.factored, aliases=checkpoint.aliases, grams=grams
+        checkpoint.tensors,
+        spec,
+        factored=checkpoint.factored,
+        aliases=checkpoint.aliases,
+        content_hashes=checkpoint.content_hashes,
+        grams=grams,
     )
     check_budget(plan, spec, checkpoint)
     sources = {} if calibration is None else _gram_sources(calibration)

@@ -8,7 +8,7 @@ from schemas.format.companion import companions_in
 from schemas.format.header import Header
 from schemas.format.header_stream import read_header
 from schemas.format.index import ShardIndex, check_shards, index_warnings, parse_index
-from schemas.format.metadata import aliases_in, factored_names
+from schemas.format.metadata import CONTENT_HASHES, aliases_in, factored_names
 from schemas.format.names import is_index
 from schemas.format.tensor import TensorInfo
 
@@ -46,6 +46,11 @@ class CheckpointFiles:
         stored = {tensor.name for tensor in self.tensors}
         found = (aliases_in(header.metadata, stored) for header in self.headers.values())
         return {alias: name for several in found for alias, name in several.items()}
+
+    @property
+    def content_hashes(self) -> tuple[str, ...]:
+        """The metadata entries that are digests of the tensors."""
+        return tuple(key for key in CONTENT_HASHES if any(key in h.metadata for h in self.headers.values()))
 
     @property
     def names(self) -> tuple[str, ...]:

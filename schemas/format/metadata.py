@@ -1,4 +1,4 @@
-"""The `eckart` entry in the metadata of a compressed file, which lists the factored layers."""
+"""The metadata of a file: our entry `eckart`, which lists the factored layers, and what others write."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Literal
@@ -6,6 +6,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 ECKART_KEY = "eckart"
+# Some readers refuse a file whose metadata do not say for whom its tensors are laid out; "pt" is torch.
+FORMAT_KEY, FORMAT = "format", "pt"
+# What programs for diffusion models keep here: digests of the tensors.
+CONTENT_HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 
 Size = Annotated[int, Field(ge=1)]
 
@@ -44,9 +48,33 @@ def factored_layers(metadata: Mapping[str, str]) -> dict[str, FactoredLayer]:
 
 
 def with_factored(metadata: Mapping[str, str], layers: Mapping[str, FactoredLayer]) -> dict[str, str]:
-    """Return a file's metadata with these layers added to the factored ones."""
+    """Return a file's metadata with these layers added to the factored ones, if there are any."""
+    if not layers:
+        return dict(metadata)
     entry = FactoredLayers(version=1, layers={**factored_layers(metadata), **layers})
     return {**metadata, ECKART_KEY: entry.model_dump_json()}
+
+
+def with_format(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return a file's metadata with the layout of its tensors, which they may say already."""
+    return {FORMAT_KEY: FORMAT, **metadata}
+
+
+def without_content_hashes(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the metadata of a file whose tensors have changed: without digests of the old ones."""
+    return {key: value for key, value in metadata.items() if key not in CONTENT_HASHES}
+
+
+def with_renamed(
+    metadata: Mapping[str, str], renamed: Mapping[str, str], stored: Collection[str]
+) -> dict[str, str]:
+    """Return a file's metadata whose aliases have the new names of renamed tensors, on both sides.
+
+    `stored` has the old names of the file's tensors.
+    """
+    old = aliases_in(metadata, stored)
+    new = {renamed.get(alias, alias): renamed.get(name, name) for alias, name in old.items()}
+    return {key: value for key, value in metadata.items() if key not in old} | new
 
 
 def aliases_in(metadata: Mapping[str, str], stored: Collection[str]) -> dict[str, str]:

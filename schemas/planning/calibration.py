@@ -55,7 +55,7 @@ def mark_calibrated(plan: Plan, tensors: Sequence[GramInfo], modules: Collection
     Raises
     ------
     CalibrationError
-        If a Gram matrix does not fit its layer, belongs to no layer, or there is none at all.
+        If a Gram matrix does not fit its layer, none belongs to a layer, or there is none at all.
     """
     grams = {info.name.removesuffix(GRAM): info for info in tensors if info.name.endswith(GRAM)}
     if not grams:
@@ -64,15 +64,14 @@ def mark_calibrated(plan: Plan, tensors: Sequence[GramInfo], modules: Collection
             "The calibration has no tensor named `<module>.gram`. Create it with eckart.calibrate, or store "
             "XXᵀ [n, n] of each layer's inputs X [n, samples] under such names.",
         )
-    for name in grams:
-        if name not in modules:
-            raise CalibrationError("unknown-layer", _unknown_layer(name, modules))
+    if not any(name in modules for name in grams):
+        raise CalibrationError("unknown-layer", _unknown_layer(next(iter(grams)), modules))
     layers = {layer.name: layer for layer in plan.layers}
     for name, info in grams.items():
         if name in layers:
             _check_gram(layers[name], info)
     marked = tuple(replace(layer, calibrated=layer.name in grams) for layer in plan.layers)
-    warnings = (*plan.warnings, *_warnings(tensors, grams, layers))
+    warnings = (*plan.warnings, *_warnings(tensors, grams, layers, modules))
     return replace(plan, layers=marked, warnings=warnings)
 
 
@@ -80,8 +79,9 @@ def _unknown_layer(name: str, modules: Iterable[str]) -> str:
     similar = next((m for m in modules if m.endswith("." + name) or name.endswith("." + m)), None)
     hint = f" Is it meant for {quoted(similar)}?" if similar is not None else ""
     return (
-        f"The calibration has a Gram matrix for {quoted(name)}, but the checkpoint has no such layer.{hint} "
-        "Name it like the layer's weight, with .gram in place of .weight, or leave it out."
+        f"The calibration has a Gram matrix for {quoted(name)}, but the checkpoint has no such layer, nor "
+        f"one for the others.{hint} Name it like the layer's weight, with .gram in place of .weight, or "
+        "leave it out."
     )
 
 
@@ -111,8 +111,12 @@ def _check_gram(layer: LayerPlan, info: GramInfo) -> None:
     )
 
 
-def _warnings(tensors: Iterable[GramInfo], grams: Collection[str], layers: Collection[str]) -> Iterator[str]:
+def _warnings(
+    tensors: Iterable[GramInfo], grams: Collection[str], layers: Collection[str], modules: Collection[str]
+) -> Iterator[str]:
     if others := [info.name for info in tensors if not info.name.endswith(GRAM)]:
         yield f"calibration: not used, since not named `<module>.gram`: {listed(others)}"
-    if unused := [name for name in grams if name not in layers]:
+    if unknown := [name for name in grams if name not in modules]:
+        yield f"calibration: not used, since the checkpoint has no such layer: {listed(unknown)}"
+    if unused := [name for name in grams if name in modules and name not in layers]:
         yield f"calibration: not used, since the layer is not selected: {listed(unused)}"

@@ -1,13 +1,19 @@
 """The layout of the output files: their tensors in order, their metadata, and their size."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from schemas.format.files import CheckpointFiles
 from schemas.format.header import LENGTH_BYTES, NewTensor, aligned_order, build_header
 from schemas.format.index import ShardIndex, build_index
-from schemas.format.metadata import FactoredLayer, with_factored
+from schemas.format.metadata import (
+    FactoredLayer,
+    with_factored,
+    with_format,
+    with_renamed,
+    without_content_hashes,
+)
 from schemas.format.tensor import TensorInfo
 from schemas.planning.layer import BIAS, LayerPlan
 
@@ -48,8 +54,7 @@ def plan_output(
     holds the rank of each factored layer by its number, which is its index in `layers`.
     """
     weights = {layers[number].tensor: number for number in ranks}
-    factored = (layers[number] for number in ranks if not layers[number].dense_layout)
-    biases = {layer.name + BIAS: layer.bias_name for layer in factored}
+    biases = _new_biases(layers, ranks)
     entries: list[CopiedTensor | FactorTensor] = []
     for tensor in tensors:
         number = weights.get(tensor.name)
@@ -58,6 +63,12 @@ def plan_output(
         else:
             entries += _factor_tensors(layers[number], number, ranks[number])
     return tuple(entries)
+
+
+def _new_biases(layers: Sequence[LayerPlan], ranks: Mapping[int, int]) -> dict[str, str]:
+    """Return the new name of the bias of each factored layer, whether it has one or not, by the old name."""
+    factored = (layers[number] for number in ranks if not layers[number].dense_layout)
+    return {layer.name + BIAS: layer.bias_name for layer in factored}
 
 
 def _factor_tensors(layer: LayerPlan, number: int, rank: int) -> list[FactorTensor]:
@@ -69,16 +80,22 @@ def _factor_tensors(layer: LayerPlan, number: int, rank: int) -> list[FactorTens
 
 def output_metadata(
     metadata: Mapping[str, str],
-    entries: Iterable[CopiedTensor | FactorTensor],
+    entries: Collection[CopiedTensor | FactorTensor],
     layers: Sequence[LayerPlan],
     ranks: Mapping[int, int],
     errors: Mapping[int, float | None],
 ) -> dict[str, str]:
-    """Add the factored layers of this file to its metadata, so that a loader needs no other file.
+    """Return the metadata of an output file, with its factored layers, so that a loader needs no other file.
 
-    `errors` holds the relative errors of the layers by number.
+    `errors` holds the relative errors of the layers by number. What no longer holds is left out or renamed.
     """
+    copied = {entry.tensor.name for entry in entries if isinstance(entry, CopiedTensor)}
     here = {entry.number for entry in entries if isinstance(entry, FactorTensor)}
+    metadata = with_renamed(metadata, _new_biases(layers, ranks), copied)
+    if here:
+        metadata = without_content_hashes(metadata)
+    if here or metadata:
+        metadata = with_format(metadata)
     return with_factored(
         metadata,
         {

@@ -27,6 +27,7 @@ def make_plan(
     *,
     factored: Collection[str] = frozenset(),
     aliases: Mapping[str, str] = NO_ALIASES,
+    content_hashes: Sequence[str] = (),
     grams: Sequence[GramInfo] | None = None,
 ) -> Plan:
     """Plan all selected weights of a checkpoint.
@@ -41,6 +42,8 @@ def make_plan(
         The modules that are factored already. They stay as they are: a loader could not nest factors.
     aliases
         The metadata entries that name a tensor for one that is not stored.
+    content_hashes
+        The metadata entries that no longer hold if a tensor changes.
     grams
         The tensors of the calibration checkpoint, if there is one.
 
@@ -70,6 +73,8 @@ def make_plan(
     _check_ranks(layers, options)
     plan = Plan(tuple(layers), (), unselected)
     warnings = (*_warnings(tensors_left, factorable, spec, plan, options), *left_out_warnings(tensors, plan))
+    if content_hashes and any(layer.reason is None for layer in layers):
+        warnings += (f"metadata: left out, since they are digests of the input: {', '.join(content_hashes)}",)
     plan = replace(plan, warnings=warnings)
     if grams is None:
         return plan

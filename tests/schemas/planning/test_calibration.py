@@ -52,6 +52,13 @@ def test_a_gram_matrix_of_a_layer_that_is_not_selected_is_a_warning(module):
     assert plan.warnings[-1] == f"calibration: not used, since the layer is not selected: {module}"
 
 
+def test_a_gram_matrix_of_a_layer_that_is_not_there_is_a_warning_where_others_fit():
+    plan = planned(Named("lm_head.gram", (7, 5)), Named("h.0.up.gram", (32, 32)), Named("x.gram", (2, 2)))
+
+    assert plan.warnings == ("calibration: not used, since the checkpoint has no such layer: lm_head, x",)
+    assert [layer.name for layer in plan.layers if layer.calibrated] == ["h.0.up"]
+
+
 def test_tensors_that_are_no_gram_matrices_are_a_warning():
     plan = planned(Named("h.0.up.gram", (32, 32)), Named("samples", (1,), "I64"))
 
