@@ -77,7 +77,9 @@ def _hashed(paths: Sequence[Path], progress: ProgressCallback) -> list[LocalFile
 def _stored(connection: Connection, name: str) -> dict[str, str]:
     """Return the digests of the files that the service already has under that id."""
     try:
-        answer = connection.request(Call("GET", f"/v1/checkpoints/{quote(name, safe='')}"))
+        # The files are wanted, not the tensors.
+        call = Call("GET", f"/v1/checkpoints/{quote(name, safe='')}", params={"limit": 1})
+        answer = connection.request(call)
     except ServiceError as error:
         if error.status == 404:
             return {}

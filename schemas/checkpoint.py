@@ -46,6 +46,15 @@ class Checkpoint(Output):
         description="Names of the files that are still missing.",
         examples=[["model-00002-of-00002.safetensors"]],
     )
+    warnings: tuple[str, ...] = Field(
+        description="What is odd about the files, but does no harm.", examples=[[]]
+    )
     parameters: int = Field(description="Elements of all tensors stored so far.", examples=[22713216])
     bytes: int = Field(description="Size of all files stored so far.", examples=[90864192])
-    tensors: tuple[StoredTensor, ...] = Field(description="All tensors, ordered by file and then by offset.")
+    tensors: tuple[StoredTensor, ...] = Field(
+        description="The tensors of this page, ordered by file and then by offset."
+    )
+    next_cursor: str | None = Field(
+        description="Pass it as `cursor` to get the next page of tensors; null on the last page.",
+        examples=[None],
+    )

@@ -169,6 +169,13 @@ StateFilter = Annotated[
 Limit = Annotated[
     int, Query(ge=1, le=200, description="The largest number of jobs on the page.", examples=[50])
 ]
+TensorLimit = Annotated[
+    int, Query(ge=1, le=10_000, description="The largest number of tensors on the page.", examples=[1000])
+]
+TensorCursor = Annotated[
+    str | None,
+    Query(pattern="^[0-9]{1,9}$", description="`next_cursor` of the previous page.", examples=["1000"]),
+]
 Cursor = Annotated[
     str | None,
     Query(max_length=256, description="`next_cursor` of the previous page.", examples=["1767323045000000"]),

@@ -21,7 +21,7 @@ from schemas.spec import CompressionSpec
 from service.dependencies import Services
 from service.errors import ProblemError
 from service.multipart import MultipartSink, Part, PartHead, TextPart
-from service.multipart_upload import SpecPart, check_consistent, new_file_name
+from service.multipart_upload import FileNames, SpecPart, check_consistent
 from service.submission import missing_from_upload
 from state.checkpoints import AN_INDEX, MISSING_SHOWN, missing_files
 from state.upload import IndexParser
@@ -33,6 +33,7 @@ class HeaderContent:
 
     files: CheckpointFiles
     spec: CompressionSpec
+    warnings: tuple[str, ...]
 
 
 class HeaderPart:
@@ -84,6 +85,7 @@ class HeaderParts:
     """Keeps the headers and the spec of a body in memory."""
 
     def __init__(self, *, spec_limit_bytes: int) -> None:
+        self._names = FileNames()
         self._files: dict[str, HeaderPart | IndexPart] = {}
         self._config: bytes | None = None
         self._spec = SpecPart(limit_bytes=spec_limit_bytes)
@@ -98,7 +100,7 @@ class HeaderParts:
             )
         if head.filename == CONFIG_NAME:
             return TextPart(subject=CONFIG_NAME, limit_bytes=MAX_CONFIG_BYTES, receive=self._keep_config)
-        name = new_file_name(head, self._files)
+        name = self._names.add(head)
         part = IndexPart(name) if is_index(name) else HeaderPart(name)
         self._files[name] = part
         return part
@@ -120,7 +122,7 @@ class HeaderParts:
             unrelated = tuple(headers) if missing == (AN_INDEX,) else ()
             detail = missing_from_upload(missing, unrelated=unrelated)
             raise ProblemError(ProblemKind.INVALID_CHECKPOINT, detail, fault="missing-files")
-        return HeaderContent(CheckpointFiles(headers, index), spec)
+        return HeaderContent(CheckpointFiles(headers, index), spec, self._names.warnings)
 
     def abort(self) -> None:
         """Do nothing: nothing was stored."""

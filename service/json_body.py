@@ -41,7 +41,7 @@ def parse_json(text: bytes) -> Any:
     except json.JSONDecodeError as error:
         raise _invalid(
             f"Invalid JSON at character {error.pos} (line {error.lineno}, column {error.colno}); "
-            "correct it and resend."
+            f"{_advice(error.doc[error.pos : error.pos + 1])}"
         ) from None
     except RecursionError:
         raise _invalid("The JSON is nested too deeply.") from None
@@ -62,6 +62,16 @@ def parse_model(model: type[M], text: bytes, *, kind: ProblemKind, subject: str)
 
 def _invalid(detail: str) -> ProblemError:
     return ProblemError(ProblemKind.INVALID_JSON, detail)
+
+
+def _advice(found: str) -> str:
+    if found == "'" or found.isalpha():
+        # A shell takes double quotes off that stand in no single ones.
+        return (
+            "names and texts need double quotes, and in a shell the whole spec single ones around it, as in "
+            "'spec={\"rank\": 64}'."
+        )
+    return "correct it and resend."
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

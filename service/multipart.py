@@ -1,8 +1,10 @@
 """Multipart bodies, parsed as they arrive: each part goes to a receiver of its own, none is buffered."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
+from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MAX_BOUNDARY_LENGTH, MultipartParser, parse_options_header
@@ -13,6 +15,9 @@ from service.errors import ProblemError
 from service.json_body import media_type
 
 PLAIN_ENCODINGS = frozenset({b"", b"7bit", b"8bit", b"binary"})
+EXTENDED_FILENAME = re.compile(
+    rb";\s*filename\*\s*=\s*(?P<charset>utf-8|iso-8859-1)'[^']*'(?P<text>[^\s;\"]+)", re.IGNORECASE
+)
 MALFORMED = "The multipart body is malformed; let your client write its boundaries and part headers."
 
 T = TypeVar("T")
@@ -141,7 +146,7 @@ class MultipartSink(Generic[T]):
                 ProblemKind.INVALID_MULTIPART,
                 "Send the parts as they are, without Content-Transfer-Encoding.",
             )
-        filename = options.get(b"filename")
+        filename = options.get(b"filename") or _extended_filename(self._headers[b"content-disposition"])
         self._part = self._receiver.part(
             PartHead(
                 name=options[b"name"].decode("utf-8", "replace"),
@@ -160,6 +165,18 @@ class MultipartSink(Generic[T]):
 
     def _end(self) -> None:
         self._complete = True
+
+
+def _extended_filename(disposition: bytes) -> bytes | None:
+    """Return the file name, in UTF-8, of a client that sends it by RFC 8187 alone, percent-encoded."""
+    found = EXTENDED_FILENAME.search(disposition)
+    if found is None:
+        return None
+    try:
+        return unquote_to_bytes(found["text"]).decode(found["charset"].decode()).encode()
+    except UnicodeDecodeError:
+        reason = "The `filename*` of a part is not in the charset that it names; send it in UTF-8."
+        raise ProblemError(ProblemKind.INVALID_MULTIPART, reason) from None
 
 
 class TextPart:

@@ -5,14 +5,14 @@ once they are known to be consistent with each other and with what is stored.
 """
 
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from schemas.format.companion import is_file_name, why_not
-from schemas.format.errors import CheckpointError
+from schemas.format.errors import CheckpointError, quoted
 from schemas.format.header import Header
 from schemas.format.index import ShardIndex, check_shards
-from schemas.format.names import is_index
+from schemas.format.names import is_index, legal_file_name
 from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
 from service.dependencies import Services
@@ -31,6 +31,7 @@ class UploadContent:
     checkpoint_id: str
     files: tuple[StoredFile, ...]
     spec: CompressionSpec | None
+    warnings: tuple[str, ...]
 
 
 class SpecPart:
@@ -68,6 +69,7 @@ class CheckpointParts:
         self._id = checkpoint_id
         self._limit_bytes = services.settings.max_upload_bytes
         self._with_spec = with_spec
+        self._names = FileNames()
         self._uploads: dict[str, Upload] = {}
         self._spec = SpecPart(limit_bytes=services.settings.max_spec_bytes)
 
@@ -101,7 +103,8 @@ class CheckpointParts:
         # A file that is stored already is either the same or refused; neither changes anything, so such
         # files come first.
         order = sorted(self._uploads, key=lambda name: name not in known)
-        return UploadContent(self._id, tuple(self._uploads[name].commit() for name in order), spec)
+        files = tuple(self._uploads[name].commit() for name in order)
+        return UploadContent(self._id, files, spec, self._names.warnings)
 
     def abort(self) -> None:
         """Remove the files that are not published; those of a job's own request are removed in any case."""
@@ -118,7 +121,7 @@ class CheckpointParts:
             return None
 
     def _begin_file(self, head: PartHead) -> Part:
-        name = new_file_name(head, self._uploads)
+        name = self._names.add(head)
         upload = self._store.receive(self._id, name, content_bytes=None, limit_bytes=self._limit_bytes)
         self._uploads[name] = upload
         return upload
@@ -151,22 +154,55 @@ def begin_multipart_upload(
 
 
 def check_file_name(name: str) -> str:
+    """Refuse an illegal name in an address, which the client would have to know later."""
     if not is_file_name(name):
-        raise ProblemError(ProblemKind.INVALID_REQUEST, why_not(name))
+        raise ProblemError(ProblemKind.INVALID_REQUEST, _why_not(name))
     return name
 
 
-def new_file_name(head: PartHead, known: Collection[str]) -> str:
-    """Check the file name of a part, also against the files that came before it in the body."""
-    if head.filename is None:
-        raise ProblemError(
-            ProblemKind.INVALID_MULTIPART, f"The part `{head.name}` must be a file; give it a file name."
-        )
-    name = check_file_name(head.filename)
-    if name in known:
-        raise ProblemError(ProblemKind.INVALID_MULTIPART, f"The file {name} came twice; send it once.")
-    _check_one_index([*known, name])
-    return name
+def _why_not(name: str) -> str:
+    legal = legal_file_name(name)
+    if legal is None:
+        return why_not(name)
+    return (
+        f"{quoted(name)} cannot be the name of a stored file: it has at most 128 letters, digits, dots, "
+        f"underscores and hyphens, and a lower-case ending. Send this file as {legal}, for example."
+    )
+
+
+class FileNames:
+    """The names of the files in one body, made legal where they are not; no two files get one name."""
+
+    def __init__(self) -> None:
+        self._given: dict[str, str] = {}
+
+    def add(self, head: PartHead) -> str:
+        """Return the name of the file in a part that begins."""
+        if head.filename is None:
+            raise ProblemError(
+                ProblemKind.INVALID_MULTIPART, f"The part `{head.name}` must be a file; give it a file name."
+            )
+        name = head.filename if is_file_name(head.filename) else legal_file_name(head.filename)
+        if name is None:
+            raise ProblemError(ProblemKind.INVALID_REQUEST, why_not(head.filename))
+        if name in self._given:
+            raise ProblemError(ProblemKind.INVALID_MULTIPART, self._clash(name, head.filename))
+        _check_one_index([*self._given, name])
+        self._given[name] = head.filename
+        return name
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Say which names were changed."""
+        changed = {name: given for name, given in self._given.items() if name != given}
+        return tuple(f"The file {quoted(given)} is stored as {name}." for name, given in changed.items())
+
+    def _clash(self, name: str, given: str) -> str:
+        other = self._given[name]
+        if other == given:
+            return f"The file {quoted(name)} came twice; send it once."
+        both = f"The files {quoted(other)} and {quoted(given)} would both be stored as {name}"
+        return f"{both}; rename one of them."
 
 
 def check_consistent(sent: Mapping[str, Content], stored: StoredCheckpoint | None) -> None:

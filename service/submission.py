@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from dataclasses import replace
 
 from schemas.job import NO_PROGRESS, JobRequest
 from schemas.planning.layer import Plan
@@ -49,6 +50,7 @@ def submit_upload(services: Services, content: UploadContent, key: str | None) -
         calibration = find_calibration(services, content.spec, pointer=SPEC_IN_MULTIPART)
         idempotency = _idempotency(key, content.spec, digests, calibration)
         plan = make_bounded_plan(stored, content.spec, calibration, pointer=SPEC_IN_MULTIPART)
+        plan = replace(plan, warnings=(*content.warnings, *plan.warnings))
         record = _create(services, stored, content.spec, plan, calibration, idempotency, owns_checkpoint=True)
         used = record.checkpoint == content.checkpoint_id
         return _view(services, record)

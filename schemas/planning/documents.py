@@ -92,6 +92,9 @@ def _max_bytes_after(layer: LayerPlan) -> int:
 
 # A weight that can be factored at any rank can be factored at rank 1.
 DEFAULT_SPEC = CompressionSpec(rank=1)
+# About 200 kB; few checkpoints have more.
+TENSORS_PER_PAGE = 1000
+FIRST_PAGE = range(TENSORS_PER_PAGE)
 
 
 def checkpoint_document(
@@ -102,11 +105,13 @@ def checkpoint_document(
     *,
     factored: Collection[str] = frozenset(),
     aliases: Mapping[str, str] = NO_ALIASES,
+    warnings: Iterable[str] = (),
+    page: range = FIRST_PAGE,
 ) -> Checkpoint:
     """Build the document of a checkpoint; it is complete if no file is missing.
 
     `factored` names the modules that are factored already and `aliases` tensors that are not stored, as in
-    `make_plan`.
+    `make_plan`. `page` says which tensors are listed; all count in the sums.
     """
     files, missing = tuple(files), tuple(missing)
     layers = make_plan(tensors, DEFAULT_SPEC, factored=factored, aliases=aliases).layers
@@ -116,9 +121,14 @@ def checkpoint_document(
         files=files,
         complete=not missing,
         missing=missing,
+        warnings=tuple(warnings),
         parameters=sum(tensor.parameters for tensor in tensors),
         bytes=sum(file.size_bytes for file in files),
-        tensors=tuple(_stored_tensor(tensor, selected=tensor.name in selected) for tensor in tensors),
+        tensors=tuple(
+            _stored_tensor(tensor, selected=tensor.name in selected)
+            for tensor in tensors[page.start : page.stop]
+        ),
+        next_cursor=str(page.stop) if page.stop < len(tensors) else None,
     )
 
 

@@ -154,7 +154,7 @@ def _names_taken(layer: LayerPlan, modules: Modules) -> bool:
     new_names = {tensor.name for tensor in layer.stored_tensors(1)}
     if layer.name + BIAS in modules.names:
         new_names.add(layer.bias_name)
-    return not new_names.isdisjoint(modules.names)
+    return any(name in modules.names for name in new_names)
 
 
 def _warnings(

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from schemas.checkpoint import Checkpoint, FileInfo
 from schemas.digest import parse_repr_digest
-from schemas.planning.documents import checkpoint_document
+from schemas.planning.documents import FIRST_PAGE, TENSORS_PER_PAGE, checkpoint_document
 from schemas.problem import ProblemKind
 from service import deletion
 from service.dependencies import (
@@ -18,6 +18,8 @@ from service.dependencies import (
     ReprDigest,
     RequestBodyDep,
     ServicesDep,
+    TensorCursor,
+    TensorLimit,
 )
 from service.headers import content_headers
 from service.multipart import boundary_of
@@ -96,18 +98,25 @@ async def post_files(body: RequestBodyDep, services: ServicesDep, checkpoint_id:
     )
     stored = await run_in_threadpool(services.checkpoints.get, checkpoint_id)
     created = any(file.created for file in content.files)
-    return JSONResponse(_document(stored).model_dump(mode="json"), 201 if created else 200)
+    document = _document(stored, told=content.warnings)
+    return JSONResponse(document.model_dump(mode="json"), 201 if created else 200)
 
 
 @router.head("/{checkpoint_id}", include_in_schema=False)
 @router.get(
     "/{checkpoint_id}",
     summary="Show a checkpoint's files and tensors",
-    responses=problem_responses(ProblemKind.CHECKPOINT_NOT_FOUND),
+    responses=problem_responses(ProblemKind.CHECKPOINT_NOT_FOUND, ProblemKind.INVALID_REQUEST),
 )
-def get_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> Checkpoint:
-    """Show the stored files, the missing ones, and which tensors would be factored."""
-    return _document(services.checkpoints.get(checkpoint_id))
+def get_checkpoint(
+    services: ServicesDep,
+    checkpoint_id: CheckpointId,
+    limit: TensorLimit = TENSORS_PER_PAGE,
+    cursor: TensorCursor = None,
+) -> Checkpoint:
+    """Show the stored files, the missing ones, and a page of tensors with those that would be factored."""
+    first = int(cursor or 0)
+    return _document(services.checkpoints.get(checkpoint_id), page=range(first, first + limit))
 
 
 @router.delete(
@@ -123,7 +132,10 @@ def delete_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> Non
     deletion.delete_checkpoint(services, checkpoint_id)
 
 
-def _document(stored: StoredCheckpoint) -> Checkpoint:
+def _document(
+    stored: StoredCheckpoint, *, told: tuple[str, ...] = (), page: range = FIRST_PAGE
+) -> Checkpoint:
+    """Build the document; `told` are warnings about the request itself."""
     return checkpoint_document(
         stored.id,
         stored.files,
@@ -131,4 +143,6 @@ def _document(stored: StoredCheckpoint) -> Checkpoint:
         stored.tensors,
         factored=stored.factored,
         aliases=stored.aliases,
+        warnings=(*told, *stored.warnings),
+        page=page,
     )

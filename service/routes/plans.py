@@ -1,5 +1,6 @@
 """Plans: what a job would do, without doing it."""
 
+from dataclasses import replace
 from functools import partial
 
 from fastapi import APIRouter
@@ -67,4 +68,5 @@ def _plan_stored(services: Services, request: JobRequest) -> PlanDocument:
 def _plan_headers(services: Services, content: HeaderContent) -> PlanDocument:
     calibration = find_calibration(services, content.spec, pointer=SPEC_IN_MULTIPART)
     plan = make_bounded_plan(content.files, content.spec, calibration, pointer=SPEC_IN_MULTIPART)
+    plan = replace(plan, warnings=(*content.warnings, *plan.warnings))
     return plan_document(None, content.files.tensors, plan)

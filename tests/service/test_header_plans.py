@@ -144,7 +144,6 @@ def test_a_malformed_set_is_refused_with_the_name_of_the_file(service, files, fa
         ([("spec", (None, ASKED))] * 2, 422, "invalid-multipart", ["twice"]),
         ([("checkpoint", (FILE, head(MODEL)))], 422, "invalid-multipart", ["`header` and `spec`"]),
         ([("header", ("model.bin", head(MODEL)))], 422, "invalid-request", [".safetensors"]),
-        ([("header", ("../model.safetensors", head(MODEL)))], 422, "invalid-request", [".safetensors"]),
         ([("spec", (None, '{"rank": 4, "rank": 4}'))], 422, "invalid-json", ["twice"]),
         ([("spec", (None, " " * (2**20 + 1)))], 413, "too-large", ["spec"]),
         ([("header", ("config.json", bytes(MAX_CONFIG_BYTES + 1)))], 413, "too-large", ["config.json"]),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.service.files import MODEL
 from tests.service.running import SPEC, assert_problem
 
 
@@ -33,6 +34,25 @@ def test_broken_json_is_refused(service, path, body, slug):
     refused = service.http.post(path, content=body, headers={"Content-Type": "application/json"})
 
     assert_problem(refused, 422, slug)
+
+
+@pytest.mark.parametrize(
+    ("spec", "advised"),
+    [
+        ("{'rank':{'ratio':0.5}}", True),
+        ("{rank:64}", True),
+        ('{"rank":64,"method":\'svd\'}', True),
+        ('{"rank":64,"method":svd}', True),
+        ('{"rank":64,}', False),
+        ('{"rank":', False),
+    ],
+)
+def test_quotes_that_a_shell_took_or_json_does_not_know_are_named(service, spec, advised):
+    files = {"checkpoint": ("model.safetensors", MODEL)}
+    refused = service.http.post("/v1/jobs", files=files, data={"spec": spec})
+
+    detail = assert_problem(refused, 422, "invalid-json")["detail"]
+    assert ("double quotes" in detail) == advised
 
 
 @pytest.mark.parametrize(

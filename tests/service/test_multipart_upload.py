@@ -3,6 +3,7 @@
 import json
 import secrets
 import subprocess
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -20,8 +21,9 @@ def fresh_id():
     return "m" + secrets.token_hex(8)
 
 
-def part(name, content, *, filename=None, extra=""):
+def part(name, content, *, filename=None, extended=None, extra=""):
     named = f'; filename="{filename}"' if filename is not None else ""
+    named += f"; filename*={extended}" if extended is not None else ""
     head = f'--xyz\r\nContent-Disposition: form-data; name="{name}"{named}\r\n{extra}\r\n'
     return head.encode() + content + b"\r\n"
 
@@ -140,11 +142,18 @@ def test_ids_of_jobs_and_of_their_checkpoints_are_long_and_never_the_same(servic
             part("spec", SPEC_TEXT.encode(), extra="Content-Transfer-Encoding: base64\r\n") + FILE + END,
             "invalid-multipart",
         ),
-        (part("checkpoint", MODEL, filename="") + SPEC_PART + END, "invalid-request"),
-        (part("checkpoint", MODEL, filename="../../x.safetensors") + SPEC_PART + END, "invalid-request"),
-        (part("checkpoint", MODEL, filename="/etc/x.safetensors") + SPEC_PART + END, "invalid-request"),
+        (part("checkpoint", MODEL, filename="") + SPEC_PART + END, "invalid-multipart"),
+        (
+            part("checkpoint", MODEL, extended="UTF-8''%FF.safetensors") + SPEC_PART + END,
+            "invalid-multipart",
+        ),
+        (
+            part("checkpoint", MODEL, extended="EBCDIC''model.safetensors") + SPEC_PART + END,
+            "invalid-multipart",
+        ),
+        (part("checkpoint", MODEL, filename="..") + SPEC_PART + END, "invalid-request"),
+        (part("checkpoint", MODEL, filename="x.safetensors/") + SPEC_PART + END, "invalid-request"),
         (part("checkpoint", MODEL, filename="model.bin") + SPEC_PART + END, "invalid-request"),
-        (part("checkpoint", MODEL, filename="mödel.safetensors") + SPEC_PART + END, "invalid-request"),
         (part("spec", b"{") + FILE + END, "invalid-json"),
         (FILE + part("spec", b"\xff") + END, "invalid-json"),
         (FILE + part("spec", b"{}") + END, "invalid-spec"),
@@ -171,6 +180,70 @@ def test_a_multipart_body_that_cannot_be_a_job_is_refused_and_leaves_nothing(ser
     assert_problem(refused, 422, slug)
     assert stored_ids(service) == before
     until(lambda: service.leftovers() == [])
+
+
+@pytest.mark.parametrize(
+    ("named", "stored"),
+    [
+        ({"filename": "my model (1).safetensors"}, "my-model-1.safetensors"),
+        ({"filename": "modèle.safetensors"}, "modele.safetensors"),
+        ({"filename": "model.SAFETENSORS"}, "model.safetensors"),
+        ({"filename": "unet/model.safetensors"}, "model.safetensors"),
+        ({"filename": "../../x.safetensors"}, "x.safetensors"),
+        ({"filename": "/etc/x.safetensors"}, "x.safetensors"),
+        ({"extended": "UTF-8''model.safetensors"}, "model.safetensors"),
+        ({"extended": "utf-8'en'mod%C3%A8le%20(1).safetensors"}, "modele-1.safetensors"),
+        ({"extended": "ISO-8859-1''mod%E8le.safetensors"}, "modele.safetensors"),
+        ({"filename": "a.safetensors", "extended": "UTF-8''b.safetensors"}, "a.safetensors"),
+    ],
+)
+def test_a_file_in_a_form_is_stored_under_a_legal_name_and_the_answer_tells_it(service, named, stored):
+    body = part("checkpoint", MODEL, **named)
+
+    job = service.http.post("/v1/jobs", content=body + SPEC_PART + END, headers=MULTIPART).json()
+    document = service.http.post(
+        f"/v1/checkpoints/{fresh_id()}", content=body + END, headers=MULTIPART
+    ).json()
+    header = part("header", MODEL[: -4 * 72], **named)
+    plan = service.http.post("/v1/plans", content=header + SPEC_PART + END, headers=MULTIPART).json()
+
+    files = service.http.get(f"/v1/checkpoints/{job['checkpoint']}").json()["files"]
+    assert [file["name"] for file in files] == [stored]
+    assert [file["name"] for file in document["files"]] == [stored]
+    told = [warning for warning in job["warnings"] if f" is stored as {stored}." in warning]
+    given = named.get("filename") or unquote(named["extended"].rpartition("'")[2], "latin-1")
+    assert len(told) == (given != stored)
+    assert document["warnings"] == told
+    assert [warning for warning in plan["warnings"] if "is stored as" in warning] == told
+
+
+def test_two_files_in_a_form_never_get_one_name(service):
+    body = part("checkpoint", MODEL, filename="a (1).safetensors")
+    body += part("checkpoint", MODEL, filename="a [1].safetensors")
+
+    for path, content in ((f"/v1/checkpoints/{fresh_id()}", body), ("/v1/jobs", SPEC_PART + body)):
+        refused = service.http.post(path, content=content + END, headers=MULTIPART)
+        detail = assert_problem(refused, 422, "invalid-multipart")["detail"]
+        assert '"a (1).safetensors" and "a [1].safetensors" would both be stored as a-1.safetensors' in detail
+    until(lambda: service.leftovers() == [])
+
+
+def test_curl_sends_a_file_whatever_its_name(service, tmp_path):
+    (tmp_path / "modèle (1).SAFETENSORS").write_bytes(MODEL)
+    form = ["-F", "checkpoint=@modèle (1).SAFETENSORS", "-F", f"spec={SPEC_TEXT}"]
+
+    done = subprocess.run(
+        ["curl", "-sS", *form, f"127.0.0.1:{service.port}/v1/jobs"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+    assert (
+        'The file "modèle (1).SAFETENSORS" is stored as modele-1.safetensors.'
+        in json.loads(done.stdout)["warnings"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ def test_a_checkpoint_lists_its_files_and_tensors(service):
         ],
         "complete": True,
         "missing": [],
+        "warnings": [],
         "parameters": 72,
         "bytes": len(content),
         "tensors": [
@@ -170,7 +171,54 @@ def test_a_checkpoint_lists_its_files_and_tensors(service):
                 "break_even_rank": None,
             },
         ],
+        "next_cursor": None,
     }
+
+
+def test_tensors_come_in_pages(service):
+    names = [f"layer.{i}.weight" for i in range(25)]
+    here = f"/v1/checkpoints/{service.stored(checkpoint_bytes(dict.fromkeys(names, (2, 2))))}"
+    whole = service.http.get(here).json()
+
+    pages = [service.http.get(here, params={"limit": 10}).json()]
+    while pages[-1]["next_cursor"]:
+        pages.append(service.http.get(here, params={"limit": 10, "cursor": pages[-1]["next_cursor"]}).json())
+
+    assert [len(page["tensors"]) for page in pages] == [10, 10, 5]
+    assert [tensor["name"] for page in pages for tensor in page["tensors"]] == names
+    assert [tensor for page in pages for tensor in page["tensors"]] == whole["tensors"]
+    assert {page["parameters"] for page in pages} == {100}
+    assert service.http.get(here, params={"cursor": "25"}).json()["tensors"] == []
+
+
+def test_a_checkpoint_of_many_tensors_has_a_bounded_first_page(service):
+    content = checkpoint_bytes({f"experts.{i}.weight": (2, 2) for i in range(3000)})
+    here = f"/v1/checkpoints/{service.stored(content)}"
+
+    document = service.http.get(here).json()
+    last = service.http.get(here, params={"cursor": "2999"}).json()
+
+    assert len(document["tensors"]) == 1000
+    assert document["next_cursor"] == "1000"
+    assert document["parameters"] == 12_000
+    assert [tensor["name"] for tensor in last["tensors"]] == ["experts.2999.weight"]
+    assert last["next_cursor"] is None
+
+
+@pytest.mark.parametrize(
+    ("params", "pointer"),
+    [
+        ({"limit": 0}, "/query/limit"),
+        ({"limit": 10_001}, "/query/limit"),
+        ({"cursor": "-1"}, "/query/cursor"),
+        ({"cursor": "x"}, "/query/cursor"),
+        ({"cursor": "9" * 20}, "/query/cursor"),
+    ],
+)
+def test_a_page_that_cannot_be_is_refused(service, stored, params, pointer):
+    refused = service.http.get(f"/v1/checkpoints/{stored}", params=params)
+
+    assert assert_problem(refused, 422, "invalid-request")["errors"][0]["pointer"] == pointer
 
 
 def test_deleting_removes_a_checkpoint_unless_a_job_needs_it(service):
@@ -217,6 +265,61 @@ def test_a_file_name_that_cannot_be_is_refused(service, filename):
     refused = service.put(fresh_id(), filename, MODEL)
 
     assert_problem(refused, 422, "invalid-request")
+
+
+@pytest.mark.parametrize(
+    ("filename", "proposed"),
+    [
+        ("my%20model%20(1).safetensors", " as my-model-1.safetensors,"),
+        ("mod%C3%A8le.safetensors", " as modele.safetensors,"),
+        ("model.SAFETENSORS", " as model.safetensors,"),
+        ("model.bin", None),
+    ],
+)
+def test_an_illegal_name_in_an_address_is_refused_with_a_legal_one(service, filename, proposed):
+    detail = assert_problem(service.put(fresh_id(), filename, MODEL), 422, "invalid-request")["detail"]
+
+    assert proposed in detail if proposed else "Send this file as" not in detail
+
+
+@pytest.mark.parametrize(
+    "index", ["model.safetensors.index.fp16.json", "model.safetensors.index.non_ema.json"]
+)
+def test_the_index_of_a_variant_makes_a_set_complete(service, index):
+    name, files = fresh_id(), sharded_set(2)
+    *shards, usual = files
+
+    for filename, content in {index: files[usual], **{shard: files[shard] for shard in shards}}.items():
+        assert service.put(name, filename, content).status_code == 201
+
+    assert service.http.get(f"/v1/checkpoints/{name}").json()["complete"] is True
+    assert service.submit(name).status_code == 202
+
+
+def test_shards_of_a_variant_ask_for_the_index_of_a_variant(service):
+    name, files = fresh_id(), sharded_set(2)
+    shard = "model.fp16-00001-of-00002.safetensors"
+    assert service.put(name, shard, next(iter(files.values()))).status_code == 201
+
+    missing = service.http.get(f"/v1/checkpoints/{name}").json()["missing"]
+
+    assert missing == ["model.safetensors.index.fp16.json", "model.fp16-00002-of-00002.safetensors"]
+
+
+def test_what_means_nothing_in_an_index_is_stored_with_a_warning(service):
+    """Of the index's own sum, a further key and null metadata only the sum can be wrong."""
+    name, files = fresh_id(), sharded_set(2)
+    index = json.loads(files["model.safetensors.index.json"])
+    index |= {"metadata": {"total_size": 2}, "format": "pt"}
+    files["model.safetensors.index.json"] = json.dumps(index).encode()
+
+    for filename, content in files.items():
+        assert service.put(name, filename, content).status_code == 201
+
+    (warning,) = service.http.get(f"/v1/checkpoints/{name}").json()["warnings"]
+    assert "total_size" in warning
+    assert warning in service.submit(name).json()["warnings"]
+    assert warning in service.submit_files(files).json()["warnings"]
 
 
 def test_curl_without_the_slash_is_told_of_the_slash(service, tmp_path):
