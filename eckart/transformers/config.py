@@ -41,7 +41,7 @@ class EckartConfig(QuantizationConfigMixin):
     ) -> None:
         self.quant_method: Any = METHOD
         self.version = version
-        self.layers = {name: dict(entry) for name, entry in (layers or {}).items()}
+        self.layers: Mapping[str, Mapping[str, Any]] = {} if layers is None else layers
         self.dequantize = dequantize
         self.entries()
 

@@ -123,7 +123,7 @@ def _saves_models(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _saves_configs(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Ask for the missing file in the config.json of a compressed model too; transformers drops that entry."""
+    """Ask for the missing file in the config.json of a compressed model, where transformers drops it."""
 
     @wraps(original)
     def save(self: PretrainedConfig, save_directory: Any, *args: Any, **kwargs: Any) -> Any:

@@ -70,7 +70,7 @@ def load_folder(load: Callable[..., Any], arguments: dict[str, Any], config: Eck
 
 
 def restore_zero_biases(model: nn.Module) -> None:
-    """Give the inner factors of Conv1D layers their zeros as bias, which no file has: transformers resets it."""
+    """Give inner factors of Conv1D layers their bias of zeros, which no file has and transformers resets."""
     for module in model.modules():
         if isinstance(module, LowRank):
             for part in module:

@@ -1,18 +1,25 @@
 """eckart/transformers: `from_pretrained` of folders that a job made."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
 import torch
 import transformers
 from packaging.version import Version
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import eckart.transformers  # noqa: F401 - registers the method
+from eckart import EckartError, LoadError
 from eckart.torch import LowRankConv1D, LowRankLinear
 from eckart.transformers import EckartConfig
+from examples import minilm
 from schemas.format.companion import CONFIG_NAME
 from schemas.planning.model_folder import MISSING_WEIGHTS
 from schemas.spec import CompressionSpec
@@ -94,21 +101,21 @@ MODELS = {"llama": llama, "bert": bert, "t5": t5, "gpt2": gpt2, "whisper": whisp
 @pytest.fixture(scope="module", params=MODELS)
 def folder(request, tmp_path_factory):
     """Return a folder that a job made of a model with random weights, and what that model computes."""
-    torch.manual_seed(5)
-    model, run = MODELS[request.param]()
-    base = tmp_path_factory.mktemp(request.param)
-    return Folder(model, run, base)
+    return make(tmp_path_factory.mktemp(request.param), request.param)
 
 
 class Folder:
     """A model saved in `dense`, compressed in `compressed`, and the product of its factors in `product`."""
 
-    def __init__(self, model, run, base, **spec):
+    def __init__(self, model, run, base, *, dense=None, max_shard_size="1GB", **spec):
         self.kind, self.run = type(model), run
         self.dense, self.compressed, self.product = (
             base / name for name in ("dense", "compressed", "product")
         )
-        model.eval().save_pretrained(self.dense)
+        if dense is None:
+            model.eval().save_pretrained(self.dense, max_shard_size=max_shard_size)
+        else:
+            self.dense = dense
         self.report = compress_local(
             self.dense,
             self.compressed,
@@ -116,7 +123,7 @@ class Folder:
             device=torch.device("cpu"),
             observe=lambda progress: None,
         )
-        shutil.copytree(self.dense, self.product)
+        shutil.copytree(self.dense, self.product, ignore=shutil.ignore_patterns("*.safetensors*"))
         save_file(multiplied_out(self), self.product / "model.safetensors", metadata={"format": "pt"})
 
     def load(self, path=None, **options):
@@ -135,6 +142,22 @@ class Folder:
             return self.run(model)
 
 
+def make(base, name, **options):
+    """Return a folder that a job made of one of the models with random weights."""
+    torch.manual_seed(5)
+    return Folder(*MODELS[name](), base, **options)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("shared"), "llama")
+
+
+def change_config(folder, changes):
+    path = folder / CONFIG_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def factors_in(folder):
     """Return the factored layers as the folder's config.json lists them."""
     return json.loads((folder / CONFIG_NAME).read_text())["quantization_config"]["layers"]
@@ -142,7 +165,9 @@ def factors_in(folder):
 
 def multiplied_out(folder):
     """Multiply the factors in the compressed file with numpy, under the names of the input."""
-    stored = load_file(folder.compressed / "eckart.safetensors")
+    stored = {}
+    for file in folder.compressed.glob("*.safetensors"):
+        stored |= load_file(file)
     for name, entry in factors_in(folder.compressed).items():
         first, last = (stored.pop(f"{name}.{i}.weight").double().numpy() for i in (0, 1))
         product = first @ last if entry.get("transposed") else last @ first
@@ -184,3 +209,372 @@ def test_what_save_pretrained_writes_loads_again(folder, dense, tmp_path):
     assert torch.equal(folder.computed(again), folder.computed(model))
     config = json.loads((tmp_path / CONFIG_NAME).read_text())
     assert config.get("transformers_weights") == (None if dense else MISSING_WEIGHTS)
+
+
+def test_a_base_model_takes_a_folder_with_a_head(tmp_path):
+    folder = make(tmp_path, "llama")
+    base = transformers.AutoModel.from_pretrained(folder.compressed)
+    expected = transformers.AutoModel.from_pretrained(folder.product)
+    assert low_rank_layers(base)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            base(ids()).last_hidden_state, expected(ids()).last_hidden_state, rtol=0, atol=1e-5
+        )
+    base.save_pretrained(tmp_path / "base")
+    again = folder.kind.from_pretrained(tmp_path / "base")
+    assert set(low_rank_layers(again)) == {f"model.{name}" for name in low_rank_layers(base)}
+
+
+def test_a_model_with_a_new_head_takes_a_base_folder(tmp_path):
+    torch.manual_seed(2)
+    model, _ = bert()
+    folder = Folder(model.bert, lambda model: model(ids()).last_hidden_state, tmp_path)
+    found = transformers.AutoModelForSequenceClassification.from_pretrained(folder.compressed)
+    assert low_rank_layers(found)
+    torch.testing.assert_close(folder.computed(found.bert), folder.expected, rtol=0, atol=1e-5)
+    # A new head is drawn as in any model, and is not what lay in memory.
+    assert 0.005 < found.classifier.weight.std() < 0.05
+    assert not found.classifier.bias.any()
+    assert not any(parameter.is_meta for parameter in found.parameters())
+
+
+def test_the_file_of_the_hub_without_a_prefix_loads_with_a_head(tmp_path):
+    torch.manual_seed(2)
+    model, _ = gpt2()
+    folder = Folder(model.transformer, lambda model: model(ids()).last_hidden_state, tmp_path)
+    assert "h.0.attn.c_attn" in factors_in(folder.compressed)
+    found = transformers.GPT2LMHeadModel.from_pretrained(folder.compressed)
+    assert all(isinstance(layer, LowRankConv1D) for layer in low_rank_layers(found).values())
+    torch.testing.assert_close(folder.computed(found.transformer), folder.expected, rtol=0, atol=1e-5)
+    assert torch.equal(found.lm_head.weight, found.transformer.wte.weight)
+
+
+def test_shards_load(tmp_path):
+    folder = make(tmp_path, "llama", max_shard_size="20KB")
+    assert (folder.compressed / "eckart.safetensors.index.json").is_file()
+    model = folder.load()
+    assert low_rank_layers(model)
+    torch.testing.assert_close(folder.computed(model), folder.expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": torch.bfloat16},
+        {"torch_dtype": torch.bfloat16},
+        {"dtype": "bfloat16", "device_map": "cpu"},
+        {"device_map": "auto", "torch_dtype": "bfloat16", "low_cpu_mem_usage": True},
+    ],
+    ids=str,
+)
+def test_dtypes_and_placement_are_those_of_any_model(shared, options):
+    model = shared.load(**options)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert low_rank_layers(model)
+    expected = shared.kind.from_pretrained(shared.product, **options)
+    with torch.no_grad():
+        torch.testing.assert_close(shared.run(model), shared.run(expected), rtol=0.1, atol=0.1)
+
+
+def test_a_model_is_an_ordinary_one_after_loading(shared):
+    model = shared.load()
+    assert not getattr(model, "is_quantized", False)
+    expected = shared.computed(model)
+    assert {parameter.dtype for parameter in model.half().parameters()} == {torch.float16}
+    model.float().train()
+    model(ids(), labels=ids()).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    torch.testing.assert_close(shared.computed(model), expected, rtol=0.01, atol=0.01)
+
+
+def test_a_fine_tuned_model_loads_with_what_it_learnt(shared, tmp_path):
+    model = shared.load()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(ids(), labels=ids()).loss.backward()
+    optimizer.step()
+    model.save_pretrained(tmp_path)
+    again = shared.kind.from_pretrained(tmp_path)
+    assert torch.equal(shared.computed(again), shared.computed(model))
+    assert not torch.equal(shared.computed(again), shared.expected)
+
+
+def test_generation_runs(shared):
+    options = {"max_new_tokens": 3, "do_sample": False}
+    expected = shared.kind.from_pretrained(shared.product).generate(ids(), **options)
+    assert torch.equal(shared.load().generate(ids(), **options), expected)
+
+
+def test_sentence_transformers_and_pipelines_run_on_a_folder(tmp_path):
+    sentences = pytest.importorskip("sentence_transformers")
+    source = minilm.installed("modules.json").parent
+    folder = Folder(None, None, tmp_path, dense=source, include=["*layer.5.*"])
+    for path in (folder.compressed, folder.product):
+        shutil.copytree(source / "1_Pooling", path / "1_Pooling", dirs_exist_ok=True)
+    text = ["A compressed model is a model."]
+    paths = [str(folder.compressed), str(folder.product)]
+    found, expected = (sentences.SentenceTransformer(path, device="cpu") for path in paths)
+    assert low_rank_layers(found)
+    torch.testing.assert_close(found.encode(text), expected.encode(text), rtol=0, atol=1e-5)
+    found, expected = (transformers.pipeline("feature-extraction", path, device="cpu") for path in paths)
+    assert low_rank_layers(found.model)
+    torch.testing.assert_close(found(text), expected(text), rtol=0, atol=1e-5)
+
+
+def test_peft_trains_on_top(shared):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=r".*_proj\.1", r=2)
+    model = peft.get_peft_model(shared.load(), config)
+    model(input_ids=ids(), labels=ids()).loss.backward()
+    trained = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    assert trained
+    assert all("lora_" in name for name in trained)
+
+
+def test_other_models_load_and_save_as_ever(tmp_path):
+    torch.manual_seed(1)
+    model, run = llama()
+    model.eval().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG_NAME).read_text())
+    assert config.keys().isdisjoint({"transformers_weights", "quantization_config"})
+    assert torch.equal(run(type(model).from_pretrained(tmp_path)), run(model))
+
+
+def test_another_quantization_config_is_refused_as_ever(shared):
+    with pytest.raises(ValueError, match="quantized with EckartConfig but you are passing"):
+        shared.load(quantization_config=transformers.GPTQConfig(bits=4))
+
+
+def test_a_dense_folder_cannot_be_asked_for_the_method(shared):
+    with pytest.raises(ValueError, match="pre-quantized"):
+        shared.kind.from_pretrained(shared.dense, quantization_config=EckartConfig())
+
+
+def test_a_repository_in_the_cache_of_the_hub_loads(shared, tmp_path, monkeypatch):
+    commit = "0" * 40
+    place = tmp_path / "models--someone--small"
+    shutil.copytree(shared.compressed, place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    options = {"cache_dir": tmp_path, "local_files_only": True}
+    model = shared.kind.from_pretrained("someone/small", **options)
+    assert low_rank_layers(model)
+    assert torch.equal(shared.computed(model), shared.computed(shared.load()))
+
+
+def test_a_subfolder_and_a_variant_load(shared, tmp_path):
+    parent = shared.compressed.parent
+    model = shared.kind.from_pretrained(parent, subfolder=shared.compressed.name, variant="fp16")
+    assert low_rank_layers(model)
+    model.save_pretrained(tmp_path, variant="fp16")
+    assert (tmp_path / "model.fp16.safetensors").is_file()
+    again = shared.kind.from_pretrained(tmp_path, variant="fp16")
+    assert torch.equal(shared.computed(again), shared.computed(model))
+
+
+def test_a_state_dict_loads_with_the_folders_config(shared):
+    config = transformers.AutoConfig.from_pretrained(shared.compressed)
+    state = load_file(shared.compressed / "eckart.safetensors")
+    model = shared.kind.from_pretrained(None, config=config, state_dict=state)
+    assert torch.equal(shared.computed(model), shared.computed(shared.load()))
+
+
+def test_a_layer_with_a_forward_of_its_own_stays_dense(tmp_path, monkeypatch):
+    folder = make(tmp_path, "llama")
+
+    class Doubling(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    modeling = sys.modules[transformers.LlamaModel.__module__]
+    monkeypatch.setattr(modeling.LlamaMLP, "__init__", replaced(modeling.LlamaMLP.__init__, Doubling))
+    with pytest.warns(UserWarning, match="2 factored layers are loaded with dense weights") as seen:
+        model = folder.kind.from_pretrained(folder.compressed)
+    (message,) = [text for warning in seen if "factored layers" in (text := str(warning.message))]
+    assert "model.layers.1.mlp.up_proj: its Doubling is no linear layer" in message
+    assert type(model.model.layers[0].mlp.up_proj) is Doubling
+    torch.testing.assert_close(folder.computed(model), folder.expected, rtol=0, atol=1e-5)
+    model.save_pretrained(tmp_path / "again")
+    assert not any("up_proj" in name for name in factors_in(tmp_path / "again"))
+    assert torch.equal(
+        folder.computed(folder.kind.from_pretrained(tmp_path / "again")), folder.computed(model)
+    )
+
+
+def replaced(original, kind):
+    """Return an `__init__` that makes the up projection one of another class."""
+
+    def init(self, config, *args, **kwargs):
+        original(self, config, *args, **kwargs)
+        self.up_proj = kind(self.up_proj.in_features, self.up_proj.out_features, bias=False)
+
+    return init
+
+
+def test_a_tied_head_stays_dense(tmp_path):
+    """The job saw an untied model; the user's config ties the head to the embedding."""
+    folder = make(tmp_path, "llama")
+    change_config(folder.compressed, {"tie_word_embeddings": True})
+    change_config(folder.product, {"tie_word_embeddings": True})
+    with pytest.warns(UserWarning, match="lm_head: it is tied to another weight"):
+        model = folder.kind.from_pretrained(folder.compressed)
+    assert "lm_head" not in low_rank_layers(model)
+    torch.testing.assert_close(folder.computed(model), folder.expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not FIVE, reason="transformers 4 has modules for experts")
+def test_a_stack_may_hold_dense_and_factored_experts(tmp_path):
+    torch.manual_seed(4)
+    model, run = mixtral()
+    folder = Folder(model, run, tmp_path, exclude=["*embed*", "*experts.1*"])
+    listed = factors_in(folder.compressed)
+    assert any("experts.0" in name for name in listed)
+    assert not any("experts.1" in name for name in listed)
+    loaded = folder.load()
+    torch.testing.assert_close(folder.computed(loaded), folder.expected, rtol=0, atol=1e-5)
+
+
+def test_a_new_head_may_have_another_size(tmp_path):
+    torch.manual_seed(2)
+    config = transformers.BertConfig(**SIZES, intermediate_size=48, max_position_embeddings=64, num_labels=20)
+    model = transformers.BertForSequenceClassification(config)
+    folder = Folder(model, lambda model: model.bert(ids()).last_hidden_state, tmp_path)
+    assert "classifier" in factors_in(folder.compressed)
+    with pytest.raises(RuntimeError, match="mismatch"), pytest.warns(UserWarning, match="another shape"):
+        folder.kind.from_pretrained(folder.compressed, num_labels=5)
+    with pytest.warns(UserWarning, match="classifier: it has another shape in the model"):
+        found = folder.kind.from_pretrained(folder.compressed, num_labels=5, ignore_mismatched_sizes=True)
+    assert found.classifier.weight.shape == (5, 32)
+    assert 0.005 < found.classifier.weight.std() < 0.05
+    torch.testing.assert_close(folder.computed(found), folder.expected, rtol=0, atol=1e-5)
+
+
+DAMAGES = {
+    "factors are missing": lambda state: state.pop("model.layers.0.mlp.up_proj.1.weight"),
+    "a layer is missing": lambda state: [state.pop(f"model.layers.0.mlp.up_proj.{i}.weight") for i in (0, 1)],
+    "a factor has another rank": lambda state: state.update(
+        {"model.layers.0.mlp.up_proj.1.weight": torch.ones(48, 3)}
+    ),
+    "a layer is dense": lambda state: state.update({"model.layers.0.mlp.up_proj.weight": torch.ones(48, 32)}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_refused(shared, tmp_path, damage):
+    shutil.copytree(shared.compressed, tmp_path / "damaged")
+    path = tmp_path / "damaged" / "eckart.safetensors"
+    state = load_file(path)
+    DAMAGES[damage](state)
+    save_file(state, path, metadata={"format": "pt"})
+    for options in ({}, {"ignore_mismatched_sizes": True}):
+        with pytest.raises(LoadError, match=r"model\.layers\.0\.mlp\.up_proj.*damaged"):
+            shared.kind.from_pretrained(tmp_path / "damaged", **options)
+
+
+def test_a_cut_file_is_refused(shared, tmp_path):
+    shutil.copytree(shared.compressed, tmp_path / "cut")
+    path = tmp_path / "cut" / "eckart.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises((EckartError, SafetensorError), match="incomplete"):
+        shared.kind.from_pretrained(tmp_path / "cut")
+
+
+def test_a_config_of_another_result_is_refused(shared, tmp_path):
+    shutil.copytree(shared.compressed, tmp_path / "mixed")
+    quantization = json.loads((tmp_path / "mixed" / CONFIG_NAME).read_text())["quantization_config"]
+    del quantization["layers"]["model.layers.1.mlp.down_proj"]
+    change_config(tmp_path / "mixed", {"quantization_config": quantization})
+    with pytest.raises(LoadError, match=r"lacks factored layers of the files: model.layers.1.mlp.down_proj"):
+        shared.kind.from_pretrained(tmp_path / "mixed")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "version.*upgrade eckart"),
+        ({"layers": {"x": {"method": "svd"}}}, "layers/x/rank.*upgrade eckart"),
+        ({"layers": 3}, "layers"),
+    ],
+)
+def test_a_folder_of_another_version_is_refused(shared, tmp_path, change, message):
+    shutil.copytree(shared.compressed, tmp_path / "newer")
+    quantization = json.loads((tmp_path / "newer" / CONFIG_NAME).read_text())["quantization_config"]
+    change_config(tmp_path / "newer", {"quantization_config": quantization | change})
+    with pytest.raises(LoadError, match=message):
+        shared.kind.from_pretrained(tmp_path / "newer")
+
+
+def test_fields_of_a_newer_release_are_let_by(shared, tmp_path):
+    shutil.copytree(shared.compressed, tmp_path / "newer")
+    quantization = json.loads((tmp_path / "newer" / CONFIG_NAME).read_text())["quantization_config"]
+    quantization["note"] = "later"
+    for entry in quantization["layers"].values():
+        entry["note"] = "later"
+    change_config(tmp_path / "newer", {"quantization_config": quantization})
+    model = shared.kind.from_pretrained(tmp_path / "newer")
+    assert torch.equal(shared.computed(model), shared.computed(shared.load()))
+
+
+def test_offloading_to_disk_is_refused(shared, tmp_path):
+    with pytest.raises(LoadError, match=r"disk.*dequantize=True"):
+        shared.kind.from_pretrained(shared.compressed, device_map={"": "disk"}, offload_folder=str(tmp_path))
+
+
+WITHOUT_IMPORT = """
+import json, sys
+from os.path import basename, dirname
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+folders, dense, repository = json.loads(sys.argv[1])
+plain = AutoConfig.from_pretrained(dense)
+calls = {
+    "auto": lambda path: AutoModelForCausalLM.from_pretrained(path),
+    "base": lambda path: AutoModel.from_pretrained(path),
+    "ignored sizes": lambda path: AutoModel.from_pretrained(path, ignore_mismatched_sizes=True),
+    "variant": lambda path: AutoModel.from_pretrained(path, variant="fp16"),
+    "pickle": lambda path: AutoModel.from_pretrained(path, use_safetensors=False),
+    "safetensors": lambda path: AutoModel.from_pretrained(path, use_safetensors=True),
+    "config": lambda path: AutoModel.from_pretrained(path, config=AutoConfig.from_pretrained(path)),
+    "subfolder": lambda path: AutoModel.from_pretrained(dirname(path), subfolder=basename(path)),
+    "device map": lambda path: AutoModel.from_pretrained(path, device_map="auto"),
+    "bfloat16": lambda path: AutoModel.from_pretrained(path, torch_dtype="bfloat16"),
+}
+results = {}
+def attempt(label, call):
+    try:
+        call()
+        results[label] = "loaded"
+    except Exception as error:
+        results[label] = str(error)
+for folder in folders:
+    for name, call in calls.items():
+        attempt(f"{name} {folder}", lambda: call(folder))
+cached = {"cache_dir": repository, "local_files_only": True}
+attempt("cache", lambda: AutoModel.from_pretrained("someone/small", **cached))
+attempt("plain", lambda: AutoModel.from_pretrained(folders[0], config=plain))
+assert not any(name.startswith("eckart") for name in sys.modules)
+print(json.dumps(results))
+"""
+
+
+def test_without_the_import_transformers_fails_and_says_what_is_missing(shared, tmp_path):
+    shared.load().save_pretrained(tmp_path / "saved")
+    sharded = make(tmp_path / "sharded", "llama", max_shard_size="20KB")
+    cached = tmp_path / "models--someone--small"
+    shutil.copytree(shared.compressed, cached / "snapshots" / ("0" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    folders = [str(path) for path in (shared.compressed, sharded.compressed, tmp_path / "saved")]
+    arguments = json.dumps([folders, str(shared.dense), str(tmp_path)])
+    found = subprocess.run(
+        [sys.executable, "-c", WITHOUT_IMPORT, arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    results = json.loads(found.stdout.splitlines()[-1])
+    assert len(results) == 32
+    # These two find no weights at all, and do not name the file.
+    assert "model.safetensors" in results.pop("plain")
+    assert "someone/small does not appear to have a file" in results.pop("cache")
+    unnamed = {name: text for name, text in results.items() if MISSING_WEIGHTS not in text}
+    assert not unnamed
