@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eckart.companions import NO_COMPANIONS, Companions, find_companions
 from eckart.errors import InputError
 from eckart.header import header_bytes
 
@@ -29,16 +30,20 @@ PathOrId = str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
-    """One safetensors file, or an index and its shards. What is in them, the service checks."""
+    """One safetensors file, or an index and its shards. What is in them, the service checks.
+
+    Only a directory has companions.
+    """
 
     name: str
     index: Path | None
     shards: tuple[Path, ...]
+    companions: Companions = NO_COMPANIONS
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All files. The index comes first, so that the service can refuse a bad one before the shards."""
-        return (*((self.index,) if self.index else ()), *self.shards)
+        """All files; what is small comes first, so that the service can refuse it before the shards."""
+        return (*((self.index,) if self.index else ()), *self.companions.paths, *self.shards)
 
     def headers(self) -> Iterator[tuple[str, bytes]]:
         """Give the name and the bytes of the index and of each shard's header."""
@@ -72,7 +77,7 @@ def open_checkpoint(path: Path) -> CheckpointFiles:
             f"{found.index} does not name {listed([file.name for file in strays])}; to leave such files "
             "out, give the index itself instead of its directory"
         )
-    return found
+    return replace(found, companions=find_companions(path, found.paths))
 
 
 def is_index(name: str) -> bool:
@@ -96,7 +101,11 @@ def _in_directory(path: Path) -> Path:
     indexes = sorted(file for file in path.glob("*.json") if is_index(file.name))
     found = indexes or sorted(path.glob(f"*{ENDING}"))
     if not found:
-        raise InputError(f"{path} holds no {ENDING} file")
+        inside = sorted({file.parent.name for file in path.glob(f"*/*{ENDING}")})
+        where = f", but its subfolders {listed(inside)} do" if len(inside) > 1 else ""
+        where = f", but its subfolder {inside[0]} does" if len(inside) == 1 else where
+        advice = "; give such a folder" if inside else ""
+        raise InputError(f"{path} holds no {ENDING} file{where}{advice}")
     if len(found) > 1:
         raise InputError(f"{path} holds {listed([file.name for file in found])}; give the one you mean")
     return found[0]

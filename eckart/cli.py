@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from eckart import launch
-from eckart.checkpoint import ENDING, bare_name, find_checkpoint
+from eckart.checkpoint import ENDING, bare_name, find_checkpoint, listed
 from eckart.client import DEFAULT_URL, Client
-from eckart.download import REPORT_NAME
+from eckart.companions import REPORT_NAME, copy_subfolders
 from eckart.errors import EckartError, InputError
 from eckart.progress import ProgressLine
 from eckart.spec import schema, spec_document
@@ -175,11 +175,13 @@ def run_compress(options: argparse.Namespace) -> None:
     spec = spec_from(options)
     into = options.out or default_out(options.source)
     refuse_used(into)
+    folder = model_folder(options.source)
     if options.local:
         if into.suffix == ENDING:
             raise InputError(f"{into}: --out names a directory")
         run_local(options, spec, into)
         paths = sorted(into.iterdir())
+        paths += copy_subfolders(folder, into) if folder else ()
     else:
         with Client(options.url) as client, closing(ProgressLine(sys.stderr)) as progress:
             job = client.compress(
@@ -187,10 +189,20 @@ def run_compress(options: argparse.Namespace) -> None:
             )
             progress.note(f"job {job.id}")
             client.wait(job.id, progress=progress)
-            paths = list(client.download(job.id, into, progress=progress))
+            paths = list(client.download(job.id, into, source=folder, progress=progress))
     show(read_report(into / REPORT_NAME), as_json=options.json)
     if not options.json:
         sys.stdout.write("\n" + "".join(f"{path}\n" for path in paths))
+
+
+def model_folder(source: str) -> Path | None:
+    """Return the folder to compress, having said what of it stays out; None for a file or an id."""
+    files = find_checkpoint(source)
+    if files is None or not Path(source).is_dir():
+        return None
+    if left_out := files.companions.left_out:
+        print(f"left out: {listed(left_out)}", file=sys.stderr)
+    return Path(source)
 
 
 def run_plan(options: argparse.Namespace) -> None:

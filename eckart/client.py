@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from eckart.checkpoint import CHECKPOINT_ID, find_checkpoint, open_checkpoint
+from eckart.companions import NO_COMPANIONS, copy_subfolders
 from eckart.download import download, job_path, request_report
 from eckart.errors import InputError, JobFailed, WaitTimeoutError
 from eckart.http import Call, Connection, parse, retry_after_s
@@ -71,6 +73,7 @@ class Client:
     ) -> str:
         """Store a file, an index with its shards, or a directory's checkpoint; return the checkpoint's id.
 
+        Of a directory the companions are stored too: `config.json`, the tokenizer's files, the model card.
         Without an id it is named after its bytes, so that files which the service has are not sent again.
         """
         if id is not None and CHECKPOINT_ID.fullmatch(id) is None:
@@ -183,17 +186,29 @@ class Client:
         if spec.get("calibration") is not None:
             raise InputError(f"the spec has a calibration, {spec['calibration']}; leave out one of the two")
         files = find_checkpoint(calibration)
-        name = upload(self._connection, files, None, progress) if files else str(calibration)
+        if files is None:
+            return {**spec, "calibration": str(calibration)}
+        name = upload(self._connection, replace(files, companions=NO_COMPANIONS), None, progress)
         return {**spec, "calibration": name}
 
     def report(self, job_id: str) -> Report:
         return parse(Report, request_report(self._connection, job_id))
 
     def download(
-        self, job_id: str, into: str | os.PathLike[str], *, progress: ProgressCallback | None = None
+        self,
+        job_id: str,
+        into: str | os.PathLike[str],
+        *,
+        source: str | os.PathLike[str] | None = None,
+        progress: ProgressCallback | None = None,
     ) -> tuple[Path, ...]:
-        """Fetch the compressed checkpoint and the report into a directory; return their paths."""
-        return download(self._connection, job_id, Path(into), progress or silent)
+        """Fetch all files of the result into a directory; return their paths.
+
+        `source` is the model's folder on this machine, if it has subfolders: they are not sent, so the small
+        files in them are copied from there.
+        """
+        paths = download(self._connection, job_id, Path(into), progress or silent)
+        return paths if source is None else (*paths, *copy_subfolders(Path(source), Path(into)))
 
     def cancel(self, job_id: str) -> Job:
         """End a queued or running job; of a finished one nothing changes."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
 from eckart.checkpoint import FILE_NAME
+from eckart.companions import REPORT_NAME, is_companion
 from eckart.errors import AnswerError, DigestError, EckartError, InputError
 from eckart.http import Backoff, Call, Connection, parse, sha256_of
 from eckart.types import Report
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from eckart.types import FileInfo
 
 BLOCK_BYTES = 1 << 20
-REPORT_NAME = "report.json"
 
 
 def download(connection: Connection, job_id: str, into: Path, progress: ProgressCallback) -> tuple[Path, ...]:
@@ -125,9 +125,10 @@ def _fetches(base: str, report: Report, into: Path) -> list[Fetch]:
     offset_bytes = 0
     for file in report.output.files:
         # The name comes from the service and becomes a path here.
-        if FILE_NAME.fullmatch(file.name) is None or re.fullmatch("[0-9a-f]{64}", file.sha256) is None:
+        is_name = FILE_NAME.fullmatch(file.name) is not None or is_companion(file.name)
+        if not is_name or re.fullmatch("[0-9a-f]{64}", file.sha256) is None:
             raise AnswerError(
-                f"{file.name!r} in the report cannot be the name of a checkpoint's file; nothing was written",
+                f"{file.name!r} in the report cannot be the name of a result's file; nothing was written",
                 status=200,
                 retry_after_s=None,
             )

@@ -40,6 +40,7 @@ def upload(
     connection: Connection, source: CheckpointFiles, checkpoint: str | None, progress: ProgressCallback
 ) -> str:
     """Send what the service does not have yet; return the id of the checkpoint."""
+    source.companions.check_total()
     files = _hashed(source.paths, progress)
     name = checkpoint or content_id(source.name, files)
     stored = _stored(connection, name)

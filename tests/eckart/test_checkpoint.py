@@ -82,12 +82,6 @@ def test_an_index_brings_its_shards(sharded):
         assert next(source.headers()) == (INDEX, (sharded / INDEX).read_bytes())
 
 
-def test_other_files_of_a_model_do_not_matter(sharded):
-    (sharded / "config.json").write_text("{}")
-
-    assert len(open_checkpoint(sharded).paths) == 3
-
-
 def test_one_shard_can_be_named_by_itself(sharded):
     assert names(open_checkpoint(sharded / "model-00001-of-00002.safetensors")) == [
         "model-00001-of-00002.safetensors"

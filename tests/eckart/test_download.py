@@ -224,7 +224,7 @@ def test_a_refusal_is_told_and_publishes_nothing(fetch, tmp_path, problem, statu
     ],
 )
 def test_a_file_name_that_leads_elsewhere_is_refused(fetch, tmp_path, name):
-    with pytest.raises(AnswerError, match="cannot be the name of a checkpoint's file"):
+    with pytest.raises(AnswerError, match="cannot be the name of a result's file"):
         fetch(ranged, files={name: CONTENT})
 
     assert left(tmp_path) == ["out"]
