@@ -155,6 +155,7 @@ class Report(Document):
     warnings: tuple[str, ...] = ()
     input: CheckpointReport
     calibration: tuple[FileInfo, ...] | None = None
+    base: tuple[FileInfo, ...] | None = None
     output: CheckpointReport
     totals: Totals
     layers: tuple[LayerReport, ...]

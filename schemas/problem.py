@@ -226,6 +226,19 @@ class ProblemKind(Enum):
             )
         },
     )
+    INVALID_BASE = (
+        "invalid-base",
+        422,
+        "The base does not fit",
+        "{reason}",
+        {
+            "reason": (
+                "The base and the checkpoint have other names: 1 tensor is only in the checkpoint "
+                '("classifier.weight"). Give the model that this one was fine-tuned from, saved by the same '
+                "class."
+            )
+        },
+    )
     PARTIAL_BODY = (
         "partial-body",
         422,

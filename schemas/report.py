@@ -25,20 +25,22 @@ KeptReason = Literal[
     "adapter",
     "not_called",
     "tied",
+    "unchanged",
 ]
 # A test checks that every reason has its text here.
 KEPT_REASONS: dict[KeptReason, str] = {
     "no_saving": "At the requested rank, the factors would have at least as many parameters as the weight.",
     "rank_zero": "The ratio is too small for factors of the smallest rank that is allowed.",
-    "not_finite": "The weight contains NaN or infinity.",
+    "not_finite": "The weight, or its difference to the base, contains NaN or infinity.",
     "not_converged": "No solver gave factors that pass the accuracy check.",
     "out_of_range": "The factors exceed the range of the storage dtype, or the squares of W that of float64.",
     "names_taken": "The checkpoint already has a tensor with the name of a factor.",
-    "kept_by_budget": "The budget achieves a smaller total error if this weight stays dense.",
+    "kept_by_budget": "The budget achieves a smaller total error if this weight stays dense, or is left out.",
     "more_than_a_linear": "The module has tensors beside `weight` and `bias`, such as a scale or a mask.",
     "adapter": "The weight is one of the two matrices of a LoRA adapter.",
     "not_called": "An attention with an `in_proj_weight` reads this weight without calling the module.",
     "tied": "Another module has the same weight, by the metadata or as equal bytes that are not selected.",
+    "unchanged": "The weight equals that of the base.",
 }
 # Reasons that lie in what a weight is. Such a weight is listed, but counts as one that is not selected.
 NOT_LINEAR: frozenset[KeptReason] = frozenset({"more_than_a_linear", "adapter", "not_called", "tied"})
@@ -213,6 +215,12 @@ class Report(Output):
     input: CheckpointReport = Field(description="The input checkpoint.")
     calibration: tuple[FileInfo, ...] | None = Field(
         description="Files of the calibration; null without one.", examples=[None]
+    )
+    # Optional, since reports of earlier releases lack it.
+    base: tuple[FileInfo, ...] | None = Field(
+        default=None,
+        description="Files of the base whose difference to the input was factored; null without one.",
+        examples=[None],
     )
     output: CheckpointReport = Field(description="The output checkpoint, without the report itself.")
     totals: Totals = Field(description="Sums over all tensors of the checkpoint.")

@@ -135,7 +135,7 @@ def budget_of(rank: int | RankRule | None) -> SpecRule | None:
     return None
 
 
-Layout = Literal["factored", "dense"]
+Layout = Literal["factored", "dense", "adapter"]
 Objective = Literal["relative", "absolute"]
 
 
@@ -196,6 +196,9 @@ def _is_relative(value: object) -> bool:
 
 Multiple = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 Pattern = Annotated[str, Field(min_length=1, max_length=1024)]
+CheckpointId = Annotated[str, Field(pattern=CHECKPOINT_ID.pattern)]
+# The fields of a spec that name other stored checkpoints.
+REFERENCES = ("calibration", "base")
 
 
 class CurOptions(Input):
@@ -316,7 +319,7 @@ class CompressionSpec(Input):
     layout: Layout = Field(
         default="factored",
         description="`factored`: store the factors under new names. `dense`: store their product under the "
-        "name of the weight.",
+        "name of the weight. `adapter`: store the difference to `base` as a LoRA adapter for PEFT.",
         examples=["factored"],
     )
     dtype: FactorDtype = Field(
@@ -330,12 +333,20 @@ class CompressionSpec(Input):
         description="Seed of all random numbers: the same input and spec give the same bytes.",
         examples=[0],
     )
-    calibration: Annotated[str, Field(pattern=CHECKPOINT_ID.pattern)] | None = Field(
+    calibration: CheckpointId | None = Field(
         default=None,
         exclude_if=is_none,
         description="Id of a stored checkpoint with tensors `<module>.gram` [n, n], the sum of x·xᵀ over the "
         "inputs x of a layer. The error of those layers' outputs is then minimized.",
         examples=["my-grams"],
+    )
+    base: CheckpointId | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="Id of the stored checkpoint that this one was fine-tuned from, with the same names and "
+        "shapes. The difference to it is then factored instead of the weights; `layout` must be `adapter` or "
+        "`dense`.",
+        examples=["my-base-model"],
     )
     transposed: tuple[Pattern, ...] = Field(
         default=(),
@@ -356,6 +367,11 @@ class CompressionSpec(Input):
                 "a dense layout saves no bytes; give budget instead of budget_bytes, or leave out layout",
             )
         return layout
+
+    @property
+    def references(self) -> dict[str, str]:
+        """The ids of the other checkpoints that the spec names, by its fields."""
+        return {field: name for field in REFERENCES if (name := getattr(self, field)) is not None}
 
     def canonical(self) -> str:
         """Return the spec as one JSON string that is equal for equal specs."""

@@ -21,6 +21,7 @@ Responses = dict[int | str, dict[str, Any]]
 FAULT_EXAMPLES: Mapping[ProblemKind, str] = {
     ProblemKind.INVALID_CHECKPOINT: "not-json",
     ProblemKind.INVALID_CALIBRATION: "gram-shape",
+    ProblemKind.INVALID_BASE: "other-names",
 }
 
 

@@ -10,9 +10,10 @@ from dataclasses import replace
 from schemas.format.errors import listed
 from schemas.format.files import CheckpointFiles
 from schemas.planning.budget import check_budget, resolve_ranks
-from schemas.planning.calibration import CalibrationError, gram_tensors
+from schemas.planning.calibration import gram_tensors
 from schemas.planning.layer import Plan
 from schemas.planning.planner import make_plan
+from schemas.planning.references import MisfitError, References, tensors_of
 from schemas.problem import FieldProblem, ProblemKind, SpecError
 from schemas.spec import DEFAULT_EXCLUDE, CompressionSpec, RankRule
 from service.dependencies import Services
@@ -27,18 +28,31 @@ SPEC_IN_MULTIPART = ""
 MAX_MATCHES = 10_000_000
 
 
-def find_calibration(services: Services, spec: CompressionSpec, *, pointer: str) -> StoredCheckpoint | None:
-    """Return the stored checkpoint that `spec.calibration` names; it must exist and be complete."""
-    name, field = spec.calibration, f"{pointer}/calibration"
-    if name is None:
-        return None
+# By the field that names a stored checkpoint: what it holds, and a name for its file.
+CONTENTS = {"calibration": ("the Gram matrices", "grams"), "base": ("the base", "model")}
+
+
+def find_references(
+    services: Services, spec: CompressionSpec, *, pointer: str
+) -> References[StoredCheckpoint]:
+    """Return the stored checkpoints that the spec names; each must exist and be complete."""
+    return References(
+        **{
+            field: _find_reference(services, name, field, pointer=f"{pointer}/{field}")
+            for field, name in spec.references.items()
+        }
+    )
+
+
+def _find_reference(services: Services, name: str, field: str, *, pointer: str) -> StoredCheckpoint:
     try:
         stored = services.checkpoints.get(name)
     except CheckpointNotFound as error:
-        hint = f"Upload the Gram matrices with PUT /v1/checkpoints/{name}/grams.safetensors."
-        named = (FieldProblem(pointer=field, detail=hint),)
+        what, file = CONTENTS[field]
+        hint = f"Upload {what} with PUT /v1/checkpoints/{name}/{file}.safetensors."
+        named = (FieldProblem(pointer=pointer, detail=hint),)
         raise ProblemError(ProblemKind.CHECKPOINT_NOT_FOUND, errors=named) from error
-    require_complete(stored, pointer=field)
+    require_complete(stored, pointer=pointer)
     return stored
 
 
@@ -57,7 +71,7 @@ def join_names(names: tuple[str, ...]) -> str:
 
 
 def make_bounded_plan(
-    files: CheckpointFiles, spec: CompressionSpec, calibration: StoredCheckpoint | None, *, pointer: str
+    files: CheckpointFiles, spec: CompressionSpec, references: References[StoredCheckpoint], *, pointer: str
 ) -> Plan:
     """Plan, unless matching every pattern with every tensor would keep this process busy for long."""
     tensors = files.tensors
@@ -70,7 +84,7 @@ def make_bounded_plan(
             f"{patterns} patterns for {len(tensors)} tensors are too many; "
             "use fewer patterns that match more layers each.",
         )
-    grams = calibration.tensors if calibration else None
+    grams, base = tensors_of(references.calibration), tensors_of(references.base)
     with _spec_errors(pointer):
         plan = make_plan(
             tensors,
@@ -79,6 +93,7 @@ def make_bounded_plan(
             aliases=files.aliases,
             content_hashes=files.content_hashes,
             grams=grams,
+            base=base,
         )
         check_budget(plan, spec, files)
     return replace(plan, warnings=(*files.warnings, *plan.warnings))
@@ -88,13 +103,13 @@ def make_resolved_plan(
     services: Services,
     stored: StoredCheckpoint,
     spec: CompressionSpec,
-    calibration: StoredCheckpoint | None,
+    references: References[StoredCheckpoint],
     *,
     pointer: str,
 ) -> Plan:
     """Plan, and resolve the ranks that depend on spectra which earlier jobs have left in the cache."""
-    plan = make_bounded_plan(stored, spec, calibration, pointer=pointer)
-    spectra = services.decompositions.spectra(_keys(stored, plan, calibration))
+    plan = make_bounded_plan(stored, spec, references, pointer=pointer)
+    spectra = services.decompositions.spectra(_keys(stored, plan, references))
     with _spec_errors(pointer):
         return resolve_ranks(plan, spec, stored, spectra)
 
@@ -106,25 +121,25 @@ def _spec_errors(pointer: str) -> Iterator[None]:
         yield
     except SpecError as error:
         raise ProblemError(ProblemKind.INVALID_SPEC, error.detail, pointer=pointer + error.pointer) from error
-    except CalibrationError as error:
-        raise ProblemError(
-            ProblemKind.INVALID_CALIBRATION, error.detail, fault=error.fault, pointer=f"{pointer}/calibration"
-        ) from error
+    except MisfitError as error:
+        named = f"{pointer}/{error.field}"
+        raise ProblemError(error.kind, error.detail, fault=error.fault, pointer=named) from error
 
 
 def _keys(
-    stored: StoredCheckpoint, plan: Plan, calibration: StoredCheckpoint | None
+    stored: StoredCheckpoint, plan: Plan, references: References[StoredCheckpoint]
 ) -> list[DecompositionKey]:
     """Return the cache keys of the layers whose ranks depend on their spectra."""
     waiting = {layer.tensor: layer for layer in plan.layers if isinstance(layer.rank, RankRule)}
-    digests = {file.name: file.sha256 for file in stored.files}
-    grams = _gram_digests(calibration) if calibration else {}
+    digests = _digests(stored)
+    grams = _gram_digests(references.calibration) if references.calibration else {}
+    bases = _tensor_digests(references.base) if references.base else {}
     return [
         DecompositionKey.of(
             digests[name],
             tensor,
             transposed=waiting[tensor.name].transposed,
-            calibration_sha256=grams.get(waiting[tensor.name].name),
+            reference_sha256=References(grams.get(waiting[tensor.name].name), bases.get(tensor.name)),
         )
         for name, header in stored.headers.items()
         for tensor in header.tensors
@@ -134,5 +149,17 @@ def _keys(
 
 def _gram_digests(calibration: StoredCheckpoint) -> dict[str, str]:
     """Return the digest of the file that holds a layer's Gram matrix, by the layer's name."""
-    digests = {file.name: file.sha256 for file in calibration.files}
+    digests = _digests(calibration)
     return {layer: digests[name] for layer, (name, _) in gram_tensors(calibration).items()}
+
+
+def _tensor_digests(stored: StoredCheckpoint) -> dict[str, str]:
+    """Return the digest of the file that holds a tensor, by the tensor's name."""
+    digests = _digests(stored)
+    return {
+        tensor.name: digests[name] for name, header in stored.headers.items() for tensor in header.tensors
+    }
+
+
+def _digests(stored: StoredCheckpoint) -> dict[str, str]:
+    return {file.name: file.sha256 for file in stored.files}

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from schemas.job import NO_PROGRESS, JobRequest
 from schemas.planning.layer import Plan
+from schemas.planning.references import References
 from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
 from service.dependencies import Services
@@ -15,7 +16,7 @@ from service.multipart_upload import UploadContent
 from service.planning import (
     SPEC_IN_JSON,
     SPEC_IN_MULTIPART,
-    find_calibration,
+    find_references,
     join_names,
     make_bounded_plan,
     require_complete,
@@ -30,10 +31,10 @@ log = logging.getLogger("eckart.service")
 def submit_stored(services: Services, request: JobRequest, key: str | None) -> JobView:
     """Create a job for a stored checkpoint."""
     stored = complete_checkpoint(services, request.checkpoint)
-    calibration = find_calibration(services, request.spec, pointer=SPEC_IN_JSON)
-    idempotency = _idempotency(key, request.spec, request.checkpoint, calibration)
-    plan = make_bounded_plan(stored, request.spec, calibration, pointer=SPEC_IN_JSON)
-    record = _create(services, stored, request.spec, plan, calibration, idempotency, owns_checkpoint=False)
+    references = find_references(services, request.spec, pointer=SPEC_IN_JSON)
+    idempotency = _idempotency(key, request.spec, request.checkpoint, references)
+    plan = make_bounded_plan(stored, request.spec, references, pointer=SPEC_IN_JSON)
+    record = _create(services, stored, request.spec, plan, references, idempotency, owns_checkpoint=False)
     return _view(services, record)
 
 
@@ -47,11 +48,11 @@ def submit_upload(services: Services, content: UploadContent, key: str | None) -
             detail = missing_from_upload(stored.missing, unrelated=stored.unrelated)
             raise ProblemError(ProblemKind.INVALID_CHECKPOINT, detail, fault="missing-files")
         digests = sorted((file.name, file.sha256) for file in stored.files)
-        calibration = find_calibration(services, content.spec, pointer=SPEC_IN_MULTIPART)
-        idempotency = _idempotency(key, content.spec, digests, calibration)
-        plan = make_bounded_plan(stored, content.spec, calibration, pointer=SPEC_IN_MULTIPART)
+        references = find_references(services, content.spec, pointer=SPEC_IN_MULTIPART)
+        idempotency = _idempotency(key, content.spec, digests, references)
+        plan = make_bounded_plan(stored, content.spec, references, pointer=SPEC_IN_MULTIPART)
         plan = replace(plan, warnings=(*content.warnings, *plan.warnings))
-        record = _create(services, stored, content.spec, plan, calibration, idempotency, owns_checkpoint=True)
+        record = _create(services, stored, content.spec, plan, references, idempotency, owns_checkpoint=True)
         used = record.checkpoint == content.checkpoint_id
         return _view(services, record)
     finally:
@@ -81,7 +82,7 @@ def _create(
     stored: StoredCheckpoint,
     spec: CompressionSpec,
     plan: Plan,
-    calibration: StoredCheckpoint | None,
+    references: References[StoredCheckpoint],
     idempotency: Idempotency | None,
     *,
     owns_checkpoint: bool,
@@ -90,7 +91,8 @@ def _create(
         checkpoint=stored.id,
         spec=spec,
         files=stored.files,
-        calibration_files=calibration.files if calibration else (),
+        calibration_files=references.calibration.files if references.calibration else (),
+        base_files=references.base.files if references.base else (),
         warnings=plan.warnings,
         owns_checkpoint=owns_checkpoint,
     )
@@ -118,12 +120,12 @@ def _enqueue(services: Services, record: JobRecord) -> None:
 
 
 def _idempotency(
-    key: str | None, spec: CompressionSpec, content: object, calibration: StoredCheckpoint | None
+    key: str | None, spec: CompressionSpec, content: object, references: References[StoredCheckpoint]
 ) -> Idempotency | None:
     if key is None:
         return None
     parts = [spec.canonical(), content]
-    if calibration is not None:
-        parts.append(sorted((file.name, file.sha256) for file in calibration.files))
+    for _, stored in references.given():
+        parts.append(sorted((file.name, file.sha256) for file in stored.files))
     asked = json.dumps(parts).encode()
     return Idempotency(key=key, fingerprint=hashlib.sha256(asked).hexdigest())

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from schemas.format.tensor import TensorInfo
+from schemas.planning.references import NO_REFERENCES, References
 from schemas.spectrum import Spectrum
 from state.cache_file import DamagedFile, DecompositionFile, DecompositionHeader, encode_header
 from state.data_dir import DataDir
@@ -43,26 +44,43 @@ class DecompositionKey:
     transposed: bool = False
     calibration_sha256: str | None = None
     solver: int = 0
+    base_sha256: str | None = None
 
     @classmethod
     def of(
-        cls, file_sha256: str, tensor: TensorInfo, *, transposed: bool, calibration_sha256: str | None
+        cls,
+        file_sha256: str,
+        tensor: TensorInfo,
+        *,
+        transposed: bool,
+        reference_sha256: References[str] = NO_REFERENCES,
     ) -> Self:
         """Return the key of a weight: the service looks for what the worker stored, so both build it here.
 
-        `calibration_sha256` is the digest of the file with the Gram matrix of the layer's inputs, if any.
+        `reference_sha256` has the digests of the files with the Gram matrix of the layer's inputs and with
+        the weight that is subtracted, if any.
         """
-        return cls(file_sha256, tensor.name, tensor.dtype, tensor.shape, transposed, calibration_sha256)
+        return cls(
+            file_sha256,
+            tensor.name,
+            tensor.dtype,
+            tensor.shape,
+            transposed,
+            calibration_sha256=reference_sha256.calibration,
+            base_sha256=reference_sha256.base,
+        )
 
     @property
     def digest(self) -> bytes:
         """The SHA-256 of all fields."""
-        return hashlib.sha256(json.dumps(astuple(self)).encode()).digest()
+        # Without a base the digest is that of earlier releases, whose entries stay valid.
+        fields = astuple(self) if self.base_sha256 else astuple(self)[:-1]
+        return hashlib.sha256(json.dumps(fields).encode()).digest()
 
     @property
     def folder(self) -> str:
-        """The digests of the files it was computed from: it is deleted with either of them."""
-        return SEPARATOR.join(filter(None, (self.file_sha256, self.calibration_sha256)))
+        """The digests of the files it was computed from: it is deleted with any of them."""
+        return SEPARATOR.join(filter(None, (self.file_sha256, self.calibration_sha256, self.base_sha256)))
 
 
 class DecompositionCache:

@@ -241,8 +241,9 @@ class JobStore:
         digest, fingerprint = (idempotency.digest, idempotency.fingerprint) if idempotency else ("", "")
         fixed = fixed_document(new, job_id, idempotency)
         with self._files.lock(job_id):
-            needed = (new.checkpoint, new.spec.calibration or "")
-            answer = str(self._scripts.run("create", job_id, *needed, digest, fingerprint, fixed))
+            named = [word for reference in new.spec.references.items() for word in reference]
+            create = ("create", job_id, new.checkpoint, digest, fingerprint, fixed)
+            answer = str(self._scripts.run(*create, *named))
             if answer == "created":
                 return self._make_durable(job_id, new)
         if answer == "conflict":
@@ -253,10 +254,9 @@ class JobStore:
 
     def _make_durable(self, job_id: str, new: NewJob) -> JobRecord:
         try:
-            calibration = new.spec.calibration
-            if not has_files(self._paths, new.checkpoint, new.files) or (
-                calibration is not None and not has_files(self._paths, calibration, new.calibration_files)
-            ):
+            needed = [(new.checkpoint, new.files)]
+            needed += [(new.spec.references[field], files) for field, files in new.reference_files.given()]
+            if not all(has_files(self._paths, name, files) for name, files in needed):
                 # Deleted or replaced after the job was planned and before it was registered.
                 raise CheckpointGone  # noqa: TRY301 - undone like every other failure
             return _present(self._files.write_locked(job_id))

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from schemas.checkpoint import FileInfo
 from schemas.job import NO_PROGRESS, JobState, Progress
+from schemas.planning.references import References
 from schemas.problem import Problem
 from schemas.report import Totals
 from schemas.spec import CompressionSpec
@@ -50,9 +51,17 @@ class NewJob(PersistedModel):
     checkpoint: str
     spec: CompressionSpec
     files: tuple[FileInfo, ...] = ()
-    calibration_files: tuple[FileInfo, ...] = ()  # those of the checkpoint that the spec names
+    # Those of the checkpoints that the spec names.
+    calibration_files: tuple[FileInfo, ...] = ()
+    base_files: tuple[FileInfo, ...] = ()
     warnings: tuple[str, ...] = ()
     owns_checkpoint: bool = False  # its checkpoint came in the same request, under an id of the service
+
+    @property
+    def reference_files(self) -> References[tuple[FileInfo, ...]]:
+        """The files of the other checkpoints that the job needs."""
+        named = {"calibration": self.calibration_files, "base": self.base_files}
+        return References(**{field: named[field] for field in self.spec.references})
 
 
 class JobRecord(NewJob):
@@ -144,8 +153,7 @@ def to_fields(record: JobRecord) -> dict[str, str]:
     document = json.loads(record.document())
     fixed = fixed_document(record, record.id, record.idempotency)
     fields = {"fixed": fixed, "checkpoint": record.checkpoint}
-    if record.spec.calibration is not None:
-        fields["calibration"] = record.spec.calibration
+    fields |= record.spec.references
     if record.idempotency:
         fields["idempotency"] = record.idempotency.digest
     fields |= {name: str(document[name]) for name in PLAIN_FIELDS if name in document}

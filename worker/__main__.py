@@ -12,14 +12,14 @@ from schemas.format.errors import CheckpointError
 from schemas.format.files import open_checkpoint
 from schemas.job import Progress
 from schemas.plan import PlanDocument
-from schemas.planning.calibration import CalibrationError, open_calibration
 from schemas.planning.documents import plan_document
+from schemas.planning.references import MisfitError, References, open_references
 from schemas.problem import SpecError, field_problems
 from schemas.report import Report
 from schemas.spec import CompressionSpec
 from state.settings import setting_errors
 from worker.settings import Settings
-from worker.work_plan import plan_work
+from worker.work_plan import plan_work, refuse_ids
 
 # Runs in a separate process, since a process that has initialized CUDA must not fork.
 NO_CUDA = "import sys, torch; sys.exit(not torch.cuda.is_available())"
@@ -51,8 +51,8 @@ def _error_lines(error: Exception, options: argparse.Namespace) -> list[str]:
         return [f"spec{field.pointer}: {field.detail}" for field in field_problems(error.errors())]
     if isinstance(error, SpecError):
         return [f"spec{error.pointer}: {error}"]
-    if isinstance(error, CalibrationError):
-        return [f"{options.calibration}: {error}"]
+    if isinstance(error, MisfitError):
+        return [f"{getattr(options, error.field)}: {error}"]
     if isinstance(error, CheckpointError):
         return [f"{options.input}: {error}"]
     return [str(error)]
@@ -87,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
             type=Path,
             help="Gram matrices of the layers' inputs, as eckart.calibrate writes them",
         )
+        command.add_argument(
+            "--base", type=Path, help="the checkpoint that the input was fine-tuned from, for an adapter"
+        )
     compress.add_argument(
         "output", type=Path, help="a new directory for the files and report.json, or a new .safetensors file"
     )
@@ -102,12 +105,14 @@ def _run(options: argparse.Namespace, settings: Settings) -> None:
 
 
 def _plan(options: argparse.Namespace, spec: CompressionSpec) -> PlanDocument:
-    if spec.calibration is not None:
-        raise ValueError("the spec names a calibration by the id of a service; give its file instead")
+    refuse_ids(spec)
     files = open_checkpoint(options.input)
-    calibration = None if options.calibration is None else open_calibration(options.calibration)
-    work = plan_work(files, spec, calibration)
+    work = plan_work(files, spec, open_references(_references(options)))
     return plan_document(options.input.absolute().name, files.tensors, work.plan)
+
+
+def _references(options: argparse.Namespace) -> References[Path]:
+    return References(calibration=options.calibration, base=options.base)
 
 
 def _compress(options: argparse.Namespace, spec: CompressionSpec, settings: Settings) -> Report:
@@ -120,7 +125,7 @@ def _compress(options: argparse.Namespace, spec: CompressionSpec, settings: Sett
         options.input,
         options.output,
         spec,
-        calibration=options.calibration,
+        references=_references(options),
         device=device,
         observe=_show_progress,
     )

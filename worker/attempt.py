@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from schemas.format.errors import CheckpointError, listed
+from schemas.format.files import CheckpointFiles
 from schemas.format.names import single_weight_file
 from schemas.job import TERMINAL, Progress
-from schemas.planning.calibration import CalibrationError
+from schemas.planning.references import MISFITS, MisfitError, References
 from schemas.problem import FieldProblem, Problem, ProblemKind, SpecError
 from schemas.report import Report
 from state.cache import DecompositionCache
-from state.checkpoints import CheckpointStore, StoredCheckpoint
+from state.checkpoints import CheckpointStore
 from state.data_dir import DataDir
 from state.errors import CheckpointNotFound, JobNotFound, OutOfSpace, RedisUnavailable
 from state.files import DISK_FULL, sync_directory
@@ -95,8 +96,8 @@ def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
         result_dir=_part_dir(paths, claim),
         job_id=record.id,
         decompositions=_decompositions(record, settings),
-        calibration=_calibration(record, checkpoints),
-        calibration_files=record.calibration_files,
+        references=_references(record, checkpoints),
+        reference_files=record.reference_files,
     )
 
     def observe(progress: Progress) -> None:
@@ -155,14 +156,14 @@ def _part_dir(paths: DataDir, claim: Claim) -> Path:
     return result.with_name(result.name + ".part")
 
 
-def _calibration(record: JobRecord, checkpoints: CheckpointStore) -> StoredCheckpoint | None:
-    if record.spec.calibration is None:
-        return None
-    names = [file.name for file in record.calibration_files]
-    try:
-        return checkpoints.get(record.spec.calibration, only=names)
-    except CheckpointNotFound as error:
-        raise CalibrationError("gone", "The calibration has been deleted.") from error
+def _references(record: JobRecord, checkpoints: CheckpointStore) -> References[CheckpointFiles]:
+    found = {}
+    for field, files in record.reference_files.given():
+        try:
+            found[field] = checkpoints.get(record.spec.references[field], only=[file.name for file in files])
+        except CheckpointNotFound as error:
+            raise MISFITS[field]("gone", f"The {field} has been deleted.") from error
+    return References(**found)
 
 
 def _persist(transition: Callable[[], T]) -> T:
@@ -180,10 +181,10 @@ def _input_problem(error: CheckpointError | CheckpointNotFound | SpecError) -> P
         # Headers could not show it: a weight with NaN stays dense, for example, so the budget is too small.
         field = FieldProblem(pointer="/spec" + error.pointer, detail=error.detail)
         return ProblemKind.INVALID_SPEC.problem(error.detail, errors=(field,))
-    if isinstance(error, CalibrationError):
-        detail = f"{error} Store a calibration that fits, and start a new job."
-        field = FieldProblem(pointer="/spec/calibration", detail=detail)
-        return ProblemKind.INVALID_CALIBRATION.problem(detail, fault=error.fault, errors=(field,))
+    if isinstance(error, MisfitError):
+        detail = f"{error} Store a {error.field} that fits, and start a new job."
+        field = FieldProblem(pointer=f"/spec/{error.field}", detail=detail)
+        return error.kind.problem(detail, fault=error.fault, errors=(field,))
     kind = ProblemKind.UNUSABLE_CHECKPOINT
     return kind.problem(kind.text(reason=str(error)))
 

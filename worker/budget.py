@@ -13,7 +13,7 @@ from schemas.spectrum import Spectrum, first_accurate
 from worker.context import JobContext, LayerInputs
 from worker.executor import LayerExecutor
 from worker.factor_pass import finish_layers, spooled_outcome
-from worker.layer import LayerOutcome
+from worker.layer import LayerOutcome, is_unchanged
 from worker.layer_cache import LayerCache
 from worker.lowrank import Kept, decompose
 from worker.lowrank.scale import exponent_of
@@ -132,6 +132,8 @@ class DecomposePass:
     ) -> tuple[SpectrumOrReason, Callable[[], None] | None]:
         self.context.progress.begin(task)
         assert inputs.cached is not None
+        if is_unchanged(task, inputs):
+            return "unchanged", None
         begun = time.perf_counter()
         weight = inputs.weight.to(self.context.device)
         gram = None if inputs.gram is None else inputs.gram.to(self.context.device)

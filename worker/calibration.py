@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from schemas.format.errors import quoted
-from schemas.planning.calibration import CalibrationError
+from schemas.planning.references import CalibrationError
 from worker.context import TensorReaders
 from worker.lowrank import gram_fault
 from worker.work_plan import LayerTask

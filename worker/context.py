@@ -13,6 +13,7 @@ import torch
 from schemas.format.tensor import TensorInfo
 from worker.checkpoint.reader import CHUNK_BYTES, CheckpointReader
 from worker.checkpoint.spool import LayerSpool
+from worker.difference import subtract
 from worker.layer_cache import CachedLayer, LayerCache
 from worker.progress import ProgressTracker
 from worker.work_plan import LayerTask
@@ -35,8 +36,16 @@ class TensorReaders:
 
     def weight(self, task: LayerTask) -> torch.Tensor:
         """Read a weight as [outputs, inputs], also where it is stored transposed."""
-        weight = self._open(task.path).read(task.tensor.name)
-        return weight.mT.contiguous() if task.layer.transposed else weight
+        return self._matrix((task.path, task.tensor), task)
+
+    def base(self, task: LayerTask) -> torch.Tensor | None:
+        """Read the weight of the base as [outputs, inputs]; None if there is no base."""
+        return None if task.base is None else self._matrix(task.base, task)
+
+    def _matrix(self, source: tuple[Path, TensorInfo], task: LayerTask) -> torch.Tensor:
+        path, tensor = source
+        matrix = self._open(path).read(tensor.name)
+        return matrix.mT.contiguous() if task.layer.transposed else matrix
 
     def chunks(
         self, path: Path, tensor: TensorInfo, *, chunk_bytes: int = CHUNK_BYTES
@@ -54,11 +63,16 @@ class TensorReaders:
 
 @dataclass(frozen=True, slots=True)
 class LayerInputs:
-    """A layer's weight [outputs, inputs], the Gram matrix of its inputs, and its cached decompositions."""
+    """A layer's weight [outputs, inputs], the Gram matrix of its inputs, and its cached decompositions.
+
+    With a base, `weight` is the difference to it, and `base` [outputs, inputs] is its own weight where the
+    result is added to it.
+    """
 
     weight: torch.Tensor
     gram: torch.Tensor | None = None
     cached: CachedLayer | None = None
+    base: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,4 +107,9 @@ class JobContext:
         cached = self.cache.layer(task) if self.cache else None
         if cached:
             cached.get(0)  # Read together with the weight, since most layers need it first.
-        return LayerInputs(self.readers.weight(task), self.readers.gram(task), cached)
+        weight, base = self.readers.weight(task), self.readers.base(task)
+        if base is not None:
+            weight = subtract(weight, base)
+        return LayerInputs(
+            weight, self.readers.gram(task), cached, base=base if task.layer.dense_layout else None
+        )

@@ -11,6 +11,7 @@ from schemas.planning.layer import LayerPlan
 from schemas.report import KeptReason, LayerReport
 from worker.codecs import CODEC_IMPLEMENTATIONS, CodecImplementation
 from worker.context import LayerInputs
+from worker.difference import subtract
 from worker.forms import FORM_IMPLEMENTATIONS, FormInputs
 from worker.lowrank import Factored, Kept, OutputError, Reason, output_error, relative_error
 from worker.work_plan import LayerTask
@@ -63,6 +64,8 @@ def factor_layer(
     """
     begun = time.perf_counter()
     layer, codec = task.layer, CODEC_IMPLEMENTATIONS[task.layer.codec.name]
+    if is_unchanged(task, inputs):
+        return kept_outcome(task, "unchanged"), ()
     weight = inputs.weight.to(device)
     # Factors that will be multiplied are not rounded to the storage dtype first.
     dtype = torch.promote_types(weight.dtype, torch.float32) if layer.dense_layout else codec.dtype
@@ -75,10 +78,11 @@ def factor_layer(
         num_vectors=layer.num_vectors if inputs.cached else None,
         cached=inputs.cached,
     )
-    result = FORM_IMPLEMENTATIONS[layer.form.name].compute(form_inputs)
+    result = _compute(form_inputs)
     tensors: tuple[torch.Tensor, ...] = ()
     if isinstance(result, Factored):
-        result, tensors = _encode(form_inputs, result, codec)
+        base = None if inputs.base is None else inputs.base.to(device)
+        result, tensors = _encode(form_inputs, result, codec, base)
     seconds = time.perf_counter() - begun
     if isinstance(result, Kept):
         reason: KeptReason = result.reason.value
@@ -87,24 +91,45 @@ def factor_layer(
     return outcome, tuple(tensor.cpu().contiguous() for tensor in tensors)
 
 
+def is_unchanged(task: LayerTask, inputs: LayerInputs) -> bool:
+    """Return whether the weight equals that of the base."""
+    return task.base is not None and not bool(torch.any(inputs.weight))
+
+
+def _compute(inputs: FormInputs) -> Factored | Kept:
+    """Compute the form; in an adapter, at full rank where no lower rank meets the rule."""
+    compute, layer = FORM_IMPLEMENTATIONS[inputs.layer.form.name].compute, inputs.layer
+    result = compute(inputs)
+    if layer.in_adapter and isinstance(result, Kept) and result.reason is Reason.NO_SAVING:
+        return compute(replace(inputs, layer=replace(layer, rank=layer.largest_rank)))
+    return result
+
+
 def _encode(
-    inputs: FormInputs, result: Factored, codec: CodecImplementation
+    inputs: FormInputs, result: Factored, codec: CodecImplementation, base: torch.Tensor | None
 ) -> tuple[Factored | Kept, tuple[torch.Tensor, ...]]:
-    """Encode the tensors to store, and measure the errors again if encoding changes them."""
+    """Encode the tensors to store, and measure the errors again if encoding changes them.
+
+    A product that replaces the difference to a base [m, n] is stored as the sum of both.
+    """
     layer, expand = inputs.layer, FORM_IMPLEMENTATIONS[inputs.layer.form.name].expand
     matrices = (expand(result.factors),) if layer.dense_layout else result.factors
+    if base is not None:
+        matrices = (matrices[0] + base,)
     encoded = [codec.encode(_transpose_as_stored(matrix, layer)) for matrix in matrices]
     tensors = tuple(tensor for several in encoded for tensor in several)
     if codec.is_exact and not layer.dense_layout:
         return result, tensors
     decoded = [_transpose_as_stored(codec.decode(several), layer) for several in encoded]
     product = decoded[0] if layer.dense_layout else expand(decoded)
+    if base is not None:
+        product = subtract(product, base)
     return _with_measured_errors(inputs, result, product), tensors
 
 
 def _transpose_as_stored(matrix: torch.Tensor, layer: LayerPlan) -> torch.Tensor:
     """Convert between [outputs, inputs] and the orientation in which the layer is stored."""
-    return matrix.mT if layer.transposed else matrix
+    return matrix.mT if layer.transposed and not layer.in_adapter else matrix
 
 
 def _with_measured_errors(inputs: FormInputs, result: Factored, product: torch.Tensor) -> Factored | Kept:

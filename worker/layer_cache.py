@@ -6,12 +6,15 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Self
 
 import torch
 
 from schemas.checkpoint import FileInfo
+from schemas.format.tensor import TensorInfo
 from schemas.planning.layer import LayerPlan
+from schemas.planning.references import References
 from schemas.spectrum import Spectrum
 from state.cache import MAX_SOLVERS, DecompositionCache, DecompositionKey
 from state.cache_file import DamagedFile, DecompositionFile, DecompositionHeader, estimate_file_bytes
@@ -46,13 +49,15 @@ class LayerCache:
         cache: DecompositionCache,
         work: WorkPlan,
         files: Iterable[FileInfo],
-        calibration_files: Iterable[FileInfo],
+        reference_files: References[tuple[FileInfo, ...]],
         device: torch.device,
     ) -> Self:
         """Build the keys of all layers to be factored, from the digests of their files."""
-        digests = {file.name: file.sha256 for file in files}
-        grams = {file.name: file.sha256 for file in calibration_files}
-        keys = {task.number: _key(task, digests, grams) for task in work.tasks if task.layer.reason is None}
+        digests = _digests(files)
+        references = References(**{field: _digests(several) for field, several in reference_files.given()})
+        keys = {
+            task.number: _key(task, digests, references) for task in work.tasks if task.layer.reason is None
+        }
         return cls(cache, keys, environment_digest(device))
 
     def layer(self, task: LayerTask) -> "CachedLayer":
@@ -101,7 +106,7 @@ class LayerCache:
         """Store a decomposition of 2^-exponent · W, if there is space."""
         key = self._key(task, solver)
         basis = decomposition.basis.detach().cpu().contiguous()
-        sources = [task.path, *([task.gram[0]] if task.gram else [])]
+        sources = [task.path, *(source[0] for source in (task.gram, task.base) if source)]
         head = DecompositionHeader(
             key=key.digest,
             environment=self.environment,
@@ -168,13 +173,26 @@ def _file_bytes(layer: LayerPlan) -> int:
     )
 
 
-def _key(task: LayerTask, digests: Mapping[str, str], grams: Mapping[str, str]) -> DecompositionKey:
+Digests = Mapping[str, str]
+
+
+def _digests(files: Iterable[FileInfo]) -> Digests:
+    return {file.name: file.sha256 for file in files}
+
+
+def _key(task: LayerTask, digests: Digests, references: References[Digests]) -> DecompositionKey:
     return DecompositionKey.of(
         digests[task.path.name],
         task.tensor,
         transposed=task.layer.transposed,
-        calibration_sha256=None if task.gram is None else grams[task.gram[0].name],
+        reference_sha256=References(
+            calibration=_digest(task.gram, references.calibration), base=_digest(task.base, references.base)
+        ),
     )
+
+
+def _digest(source: tuple[Path, TensorInfo] | None, digests: Digests | None) -> str | None:
+    return None if source is None or digests is None else digests[source[0].name]
 
 
 def environment_digest(device: torch.device) -> bytes:

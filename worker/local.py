@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +10,12 @@ import torch
 
 from schemas.checkpoint import FileInfo
 from schemas.format.files import open_checkpoint
-from schemas.planning.calibration import open_calibration
+from schemas.planning.references import NO_REFERENCES, References, open_references
 from schemas.report import REPORT_NAME, Report
 from schemas.spec import CompressionSpec
 from worker.pipeline import CompressionRequest, compress
 from worker.progress import Observer
+from worker.work_plan import refuse_ids
 
 HASH_BYTES = 4 << 20
 FILE_SUFFIX = ".safetensors"
@@ -25,7 +26,7 @@ def compress_local(
     target: Path,
     spec: CompressionSpec,
     *,
-    calibration: Path | None = None,
+    references: References[Path] = NO_REFERENCES,
     device: torch.device,
     observe: Observer,
 ) -> Report:
@@ -39,8 +40,9 @@ def compress_local(
         A new directory; or, for a single file, a new name that ends in `.safetensors`, and the report is
         written next to it as `.report.json`. Finished layers are kept in `<target>.work` until the end, so
         that an interrupted run can resume.
-    calibration
-        A safetensors file, an index or a directory with the Gram matrices of the layers' inputs.
+    references
+        The Gram matrices of the layers' inputs, and the base of the difference to factor; each a safetensors
+        file, an index or a directory.
     device
         Where the numerics run.
     observe
@@ -50,41 +52,44 @@ def compress_local(
     ------
     CheckpointError
         If an input file or the index is malformed, or they do not agree.
-    CalibrationError
-        If the calibration is malformed or does not fit the checkpoint.
+    MisfitError
+        If the calibration or the base is malformed or does not fit the checkpoint.
     FileExistsError
         If the target exists.
     FileNotFoundError
         If the input does not exist.
     ValueError
-        If the input is sharded but the target is a file, or the spec names a calibration by its id.
+        If the target is a file, but the input is sharded or the result an adapter, or the spec names a checkpoint by its id.
     """
-    if spec.calibration is not None:
-        raise ValueError("the spec names a calibration by the id of a service; give its file instead")
+    refuse_ids(spec)
     if target.exists():
         raise FileExistsError(f"{target} exists; give a new name")
     checkpoint = open_checkpoint(source)
     if target.suffix == FILE_SUFFIX and checkpoint.index is not None:
         raise ValueError(f"{source} is sharded; give a directory as output, not {target}")
+    if target.suffix == FILE_SUFFIX and spec.layout == "adapter":
+        raise ValueError(f"an adapter has two files; give a directory as output, not {target}")
     if target.suffix == FILE_SUFFIX:
         checkpoint = replace(checkpoint, companions=())
     work = target.with_name(target.name + ".work")
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     files = tuple(_file_info(checkpoint.path(name)) for name in checkpoint.names)
-    grams = None if calibration is None else replace(open_calibration(calibration), companions=())
-    gram_files = () if grams is None else tuple(_file_info(grams.path(name)) for name in grams.names)
+    opened = open_references(references)
+    reference_files = {
+        field: tuple(_file_info(found.path(name)) for name in found.names) for field, found in opened.given()
+    }
     # An interrupted run with other weights or another spec must not be resumed.
-    weights = (file for file in files if file.name not in checkpoint.companions)
-    spool_dir = work / _fingerprint((*weights, *gram_files), spec)
+    weights = tuple(file for file in files if file.name not in checkpoint.companions)
+    spool_dir = work / _fingerprint({"input": weights, **reference_files}, spec)
     request = CompressionRequest(
         checkpoint,
         files,
         spec,
         spool_dir=spool_dir,
         result_dir=part,
-        calibration=grams,
-        calibration_files=gram_files,
+        references=opened,
+        reference_files=References(**reference_files),
     )
     report = compress(request, device=device, observe=observe)
     _publish(part, target)
@@ -110,6 +115,7 @@ def _file_info(path: Path) -> FileInfo:
     return FileInfo(name=path.name, size_bytes=path.stat().st_size, sha256=digest.hexdigest())
 
 
-def _fingerprint(files: Iterable[FileInfo], spec: CompressionSpec) -> str:
-    text = "\n".join([spec.canonical(), *(file.sha256 for file in files)])
+def _fingerprint(files: Mapping[str, Iterable[FileInfo]], spec: CompressionSpec) -> str:
+    digests = (f"{use} {file.sha256}" for use, several in files.items() for file in several)
+    text = "\n".join([spec.canonical(), *digests])
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -34,7 +34,7 @@ def write_output(
     infos: list[FileInfo] = []
     headers: dict[str, Header] = {}
     find = cache(spool.get)
-    names = output_names(work.checkpoint, work.layers, _ranks(outcomes))
+    names = output_names(work.checkpoint, work.layers, ranks_of(outcomes))
     for name in work.checkpoint.headers:
         path = result_dir / names[name]
         info, headers[path.name] = _write_file(name, work, outcomes, find, check_canceled, path)
@@ -63,7 +63,7 @@ def _write_file(
     path: Path,
 ) -> tuple[FileInfo, Header]:
     header = work.checkpoint.headers[name]
-    ranks = _ranks(outcomes)
+    ranks = ranks_of(outcomes)
     errors = {number: outcome.report.relative_error for number, outcome in enumerate(outcomes)}
     planned = plan_output(header.tensors, work.layers, ranks)
     metadata = output_metadata(header.metadata, planned, work.layers, ranks, errors)
@@ -78,15 +78,17 @@ def _write_file(
             if isinstance(entry, CopiedTensor):
                 writer.copy(reader, entry.tensor)
             else:
-                _copy_factor(entry, find, writer)
+                copy_factor(entry, find, writer)
     return writer.written, writer.header
 
 
-def _ranks(outcomes: Sequence[LayerOutcome]) -> dict[int, int]:
+def ranks_of(outcomes: Sequence[LayerOutcome]) -> dict[int, int]:
+    """Return the rank of each factored layer, by its number."""
     return {number: outcome.rank for number, outcome in enumerate(outcomes) if outcome.rank is not None}
 
 
-def _copy_factor(entry: FactorTensor, find: FindLayer, writer: CheckpointWriter) -> None:
+def copy_factor(entry: FactorTensor, find: FindLayer, writer: CheckpointWriter) -> None:
+    """Write the next tensor from a finished layer."""
     layer = find(entry.number)
     if layer is None:
         raise FileNotFoundError(f"the finished layer with {entry.name} is missing or damaged")

@@ -1,7 +1,8 @@
 """Compress one checkpoint, without Celery or HTTP: plan, factor, write the output and the report."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,10 +10,12 @@ import torch
 from schemas.checkpoint import FileInfo
 from schemas.format.files import CheckpointFiles
 from schemas.planning.budget import shares_budget
+from schemas.planning.references import NO_REFERENCES, References
 from schemas.report import REPORT_NAME, Report
 from schemas.spec import CompressionSpec
 from state.cache import DecompositionCache
 from state.files import write_atomic
+from worker.adapter import count_left_out, without_config, write_adapter
 from worker.budget import finish_within_budget
 from worker.calibration import check_grams
 from worker.checkpoint.spool import LayerSpool
@@ -32,7 +35,8 @@ from worker.work_plan import WorkPlan, plan_work
 class CompressionRequest:
     """One compression: the input, the spec, and folders for finished layers and results.
 
-    `input_files` and `calibration_files` hold sizes and digests from when the files were stored.
+    `references` are the other checkpoints that the spec names. `input_files` and `reference_files` hold sizes
+    and digests from when the files were stored.
     `decompositions` is the cache that jobs share, or None.
     """
 
@@ -43,8 +47,8 @@ class CompressionRequest:
     result_dir: Path
     job_id: str | None = None
     decompositions: DecompositionCache | None = None
-    calibration: CheckpointFiles | None = None
-    calibration_files: tuple[FileInfo, ...] = ()
+    references: References[CheckpointFiles] = NO_REFERENCES
+    reference_files: References[tuple[FileInfo, ...]] = NO_REFERENCES
 
 
 def compress(request: CompressionRequest, *, device: torch.device, observe: Observer) -> Report:
@@ -66,8 +70,8 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
     ------
     CheckpointError
         If an input file has changed since its header was read.
-    CalibrationError
-        If the calibration does not fit the checkpoint.
+    MisfitError
+        If the calibration or the base does not fit the checkpoint.
     SpecError
         If the checkpoint cannot meet the spec.
     OSError
@@ -75,7 +79,7 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
     """
     begun = time.perf_counter()
     check_config(request.checkpoint)
-    work = plan_work(request.checkpoint, request.spec, request.calibration)
+    work = plan_work(request.checkpoint, request.spec, request.references)
     spool = LayerSpool(request.spool_dir)
     with TensorReaders() as readers:
         work = keep_tied(work, readers, check_canceled=ProgressTracker(work.tasks, observe).between_layers)
@@ -85,23 +89,49 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
         context = JobContext(readers, spool, cache, progress, request.spec.seed, device)
         work, outcomes = _finish(work, request.spec, context)
     progress.between_layers()
-    output, output_files = write_output(
-        work, outcomes, spool, request.result_dir, check_canceled=progress.between_layers
-    )
-    calibration = request.calibration_files if request.calibration else None
+    warnings: tuple[str, ...] = ()
+    if work.adapter:
+        outcomes, warnings = count_left_out(work, outcomes, check_canceled=progress.between_layers)
+    output, output_files = _write(request, work, outcomes, spool, progress)
     report = make_report(
-        work,
+        replace(work, warnings=(*work.warnings, *warnings)),
         request.spec,
         outcomes,
-        before=ReportedCheckpoint(request.checkpoint, request.input_files, calibration),
+        before=ReportedCheckpoint(request.checkpoint, request.input_files, request.reference_files),
         after=ReportedCheckpoint(output, output_files),
         job_id=request.job_id,
         device=device,
         seconds=time.perf_counter() - begun,
     )
-    report = write_companions(request.checkpoint, request.input_files, output, report, request.result_dir)
+    companions = without_config(request.checkpoint) if work.adapter else request.checkpoint
+    report = write_companions(companions, request.input_files, output, report, request.result_dir)
     write_atomic(request.result_dir / REPORT_NAME, report.model_dump_json(indent=1).encode() + b"\n")
     return report
+
+
+def _write(
+    request: CompressionRequest,
+    work: WorkPlan,
+    outcomes: Sequence[LayerOutcome],
+    spool: LayerSpool,
+    progress: ProgressTracker,
+) -> tuple[CheckpointFiles, tuple[FileInfo, ...]]:
+    check_canceled = progress.between_layers
+    if not work.adapter:
+        return write_output(work, outcomes, spool, request.result_dir, check_canceled=check_canceled)
+    return write_adapter(
+        work,
+        outcomes,
+        spool,
+        request.result_dir,
+        base_name=request.spec.base or _name_of(work.base),
+        check_canceled=check_canceled,
+    )
+
+
+def _name_of(files: CheckpointFiles | None) -> str:
+    assert files is not None  # An adapter has a base.
+    return files.index_name or next(iter(files.headers))
 
 
 def _layer_cache(request: CompressionRequest, work: WorkPlan, device: torch.device) -> LayerCache | None:
@@ -116,7 +146,7 @@ def _layer_cache(request: CompressionRequest, work: WorkPlan, device: torch.devi
             return None
         folder = request.spool_dir / "decompositions"
         cache = DecompositionCache(folder, folder, limit_bytes=None)
-    return LayerCache.of(cache, work, request.input_files, request.calibration_files, device)
+    return LayerCache.of(cache, work, request.input_files, request.reference_files, device)
 
 
 def _finish(

@@ -12,6 +12,7 @@ import torch
 from schemas.checkpoint import FileInfo
 from schemas.format.files import CheckpointFiles
 from schemas.planning.left_out import not_selected
+from schemas.planning.references import NO_REFERENCES, References
 from schemas.report import (
     CheckpointReport,
     LayerReport,
@@ -27,11 +28,11 @@ from worker.work_plan import WorkPlan
 
 @dataclass(frozen=True, slots=True)
 class ReportedCheckpoint:
-    """The input or the output checkpoint: tensors and files, and for the input those of its calibration."""
+    """The input or the output checkpoint: tensors and files, and those of the other inputs."""
 
     content: CheckpointFiles
     files: tuple[FileInfo, ...]
-    calibration: tuple[FileInfo, ...] | None = None
+    reference_files: References[tuple[FileInfo, ...]] = NO_REFERENCES
 
     @property
     def parameters(self) -> int:
@@ -66,7 +67,8 @@ def make_report(
         environment=_environment(device),
         warnings=work.warnings,
         input=before.report(),
-        calibration=before.calibration,
+        calibration=before.reference_files.calibration,
+        base=before.reference_files.base,
         output=after.report(),
         totals=_totals(before, after, outcomes, seconds=seconds),
         not_selected=not_selected(work.checkpoint.tensors, work.plan),
@@ -78,8 +80,9 @@ def _totals(
     before: ReportedCheckpoint, after: ReportedCheckpoint, outcomes: Sequence[LayerOutcome], *, seconds: float
 ) -> Totals:
     factored = [outcome for outcome in outcomes if outcome.report.outcome == "factored"]
-    squared_norm = sum(outcome.squared_norm for outcome in factored)
-    squared_error = sum(outcome.squared_error for outcome in factored)
+    # Layers that are kept dense have no error; those that an adapter leaves out have their whole difference.
+    squared_norm = sum(outcome.squared_norm for outcome in outcomes)
+    squared_error = sum(outcome.squared_error for outcome in outcomes)
     output_norm = sum(outcome.squared_output_norm for outcome in factored)
     output_error = sum(outcome.squared_output_error for outcome in factored)
     calibrated = any(outcome.report.weighted_error is not None for outcome in factored)

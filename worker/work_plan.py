@@ -10,23 +10,26 @@ from schemas.planning.budget import check_budget
 from schemas.planning.calibration import gram_tensors
 from schemas.planning.layer import LayerPlan, Plan
 from schemas.planning.planner import make_plan
+from schemas.planning.references import NO_REFERENCES, References, tensors_of
 from schemas.spec import CompressionSpec
 
 
 @dataclass(frozen=True, slots=True)
 class LayerTask:
-    """One selected weight: its plan, its file and tensor, and those of its Gram matrix if there is one."""
+    """One selected weight: its plan, its file and tensor, and those of its Gram matrix and base, if any."""
 
     number: int
     path: Path
     tensor: TensorInfo
     layer: LayerPlan
     gram: tuple[Path, TensorInfo] | None = None
+    base: tuple[Path, TensorInfo] | None = None
 
     @property
     def elements(self) -> int:
-        """Elements of the weight and the Gram matrix."""
-        return self.layer.parameters_before + (self.layer.columns**2 if self.gram else 0)
+        """Elements of the weight, its base and the Gram matrix."""
+        weights = 2 if self.base else 1
+        return weights * self.layer.parameters_before + (self.layer.columns**2 if self.gram else 0)
 
     @property
     def cost(self) -> int:
@@ -40,12 +43,17 @@ class LayerTask:
 
 @dataclass(frozen=True, slots=True)
 class WorkPlan:
-    """All layers in the order of work, and what else the plan says: see `Plan`."""
+    """All layers in the order of work, and what else the plan says: see `Plan`.
+
+    `base` is given if the difference to it is factored.
+    """
 
     checkpoint: CheckpointFiles
     tasks: tuple[LayerTask, ...]
     warnings: tuple[str, ...]
     unselected: Mapping[str, str]
+    adapter: bool = False
+    base: CheckpointFiles | None = None
 
     @property
     def layers(self) -> tuple[LayerPlan, ...]:
@@ -55,41 +63,66 @@ class WorkPlan:
     @property
     def plan(self) -> Plan:
         """The plan, its layers in the order of their numbers."""
-        return Plan(self.layers, self.warnings, self.unselected)
+        return Plan(self.layers, self.warnings, self.unselected, self.adapter)
 
 
 def plan_work(
-    checkpoint: CheckpointFiles, spec: CompressionSpec, calibration: CheckpointFiles | None = None
+    checkpoint: CheckpointFiles,
+    spec: CompressionSpec,
+    references: References[CheckpointFiles] = NO_REFERENCES,
 ) -> WorkPlan:
     """Plan all layers of a checkpoint at once, since names must not collide across shards.
 
     Raises
     ------
-    CalibrationError
-        If the calibration does not fit the checkpoint.
+    MisfitError
+        If the calibration or the base does not fit the checkpoint.
     SpecError
         If the checkpoint cannot meet the spec.
     """
-    grams = None if calibration is None else calibration.tensors
     plan = make_plan(
         checkpoint.tensors,
         spec,
         factored=checkpoint.factored,
         aliases=checkpoint.aliases,
         content_hashes=checkpoint.content_hashes,
-        grams=grams,
+        grams=tensors_of(references.calibration),
+        base=tensors_of(references.base),
     )
     check_budget(plan, spec, checkpoint)
-    sources = {} if calibration is None else _gram_sources(calibration)
+    gram_sources = {} if references.calibration is None else _gram_sources(references.calibration)
+    base_sources = {} if references.base is None else tensor_sources(references.base)
     layers = {layer.tensor: layer for layer in plan.layers}
     selected = [
-        (checkpoint.path(name), tensor, layers[tensor.name], sources.get(layers[tensor.name].name))
+        (
+            checkpoint.path(name),
+            tensor,
+            layers[tensor.name],
+            gram_sources.get(layers[tensor.name].name),
+            base_sources.get(tensor.name),
+        )
         for name, header in checkpoint.headers.items()
         for tensor in header.tensors
         if tensor.name in layers
     ]
     tasks = tuple(LayerTask(number, *fields) for number, fields in enumerate(selected))
-    return WorkPlan(checkpoint, tasks, (*checkpoint.warnings, *plan.warnings), plan.unselected)
+    warnings = (*checkpoint.warnings, *plan.warnings)
+    return WorkPlan(checkpoint, tasks, warnings, plan.unselected, plan.adapter, references.base)
+
+
+def refuse_ids(spec: CompressionSpec) -> None:
+    """Raise a ValueError if the spec names a checkpoint of a service, which a local run has not."""
+    for field in spec.references:
+        raise ValueError(f"the spec names a {field} by the id of a service; give its file instead")
+
+
+def tensor_sources(checkpoint: CheckpointFiles) -> dict[str, tuple[Path, TensorInfo]]:
+    """Return the path and the entry of each tensor, by its name."""
+    return {
+        tensor.name: (checkpoint.path(name), tensor)
+        for name, header in checkpoint.headers.items()
+        for tensor in header.tensors
+    }
 
 
 def _gram_sources(calibration: CheckpointFiles) -> dict[str, tuple[Path, TensorInfo]]:

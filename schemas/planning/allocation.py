@@ -26,7 +26,7 @@ class RateCurve:
     """
 
     name: str
-    ranks: range
+    ranks: Sequence[int]
     costs: "array[int]"
     errors: "array[float]"
     slopes: "array[float]"
@@ -65,7 +65,7 @@ class RateCurve:
 
 
 def make_rate_curve(
-    name: str, ranks: range, costs: Sequence[int], dense_cost: int, errors: Sequence[float]
+    name: str, ranks: Sequence[int], costs: Sequence[int], dense_cost: int, errors: Sequence[float]
 ) -> RateCurve:
     """Build the curve of a layer from the costs and errors of its ranks.
 

@@ -9,6 +9,7 @@ from math import isinf
 from schemas.format.files import CheckpointFiles
 from schemas.planning.allocation import RateCurve, allocate, make_rate_curve
 from schemas.planning.cost import CostModel, Ranks, make_cost_model
+from schemas.planning.difference import adapter_ranks
 from schemas.planning.layer import LayerPlan, Plan
 from schemas.report import KeptReason
 from schemas.spec import CompressionSpec, Objective, RankRule, SpecRule, budget_of
@@ -119,6 +120,8 @@ def _cheapest_ranks(cost_model: CostModel, layers: Sequence[LayerPlan]) -> dict[
     """Return the ranks with the lowest total cost, by number; layers that cost less dense are left out."""
     ranks = {}
     for number, layer in enumerate(layers):
+        if layer.in_adapter and isinstance(layer.rank, RankRule):
+            continue  # Left out, it costs nothing.
         first = layer.ranks[0] if isinstance(layer.rank, RankRule) else layer.rank
         if first is not None:
             cheaper = cost_model.costs(layer, [first])[0] < cost_model.dense_cost(layer)
@@ -139,11 +142,26 @@ def _rate_curves(
         # In units of the largest value, no square exceeds the range of float64.
         tails = squared_tails(spectrum, _scale(spectrum) if objective == "relative" else largest)
         unit = layer.importance / (tails[0] or 1.0) if objective == "relative" else layer.importance
-        ranks = layer.ranks
+        ranks, exact_cost = _choices(cost_model, layer)
         errors = [unit * tails[rank] for rank in ranks]
         costs = cost_model.costs(layer, ranks)
-        curves[number] = make_rate_curve(layer.tensor, ranks, costs, cost_model.dense_cost(layer), errors)
+        curves[number] = make_rate_curve(layer.tensor, ranks, costs, exact_cost, errors)
     return curves
+
+
+def _choices(cost_model: CostModel, layer: LayerPlan) -> tuple[Sequence[int], int]:
+    """Return the ranks that a layer may get, and the cost without an error: dense, or at full rank."""
+    if not layer.in_adapter:
+        return layer.ranks, cost_model.dense_cost(layer)
+    *ranks, full = adapter_ranks(layer)
+    return ranks, cost_model.costs(layer, [full])[0]
+
+
+def _chosen_rank(layer: LayerPlan, choice: int | None) -> int | None:
+    """Return the rank of a choice from a curve, whose last one is None, or None for no rank."""
+    if not layer.in_adapter:
+        return choice
+    return layer.largest_rank if choice is None else choice or None
 
 
 def _scale(spectrum: Sequence[float]) -> float:
@@ -162,13 +180,17 @@ def _allocate_ranks(
     fixed = {number: layer.rank for number, layer in enumerate(layers) if isinstance(layer.rank, int)}
     best, best_capacity = _cheapest_ranks(cost_model, layers), sum(c.costs[0] for c in curves.values())
     # The costs that no curve has: of other layers, other tensors, and headers.
-    overhead = cost_model.total(fixed) - sum(curve.costs[curve.dense] for curve in curves.values())
+    overhead = cost_model.total(fixed) - sum(cost_model.dense_cost(layers[number]) for number in curves)
     for _ in range(MAX_ROUNDS):
         capacity = cost_model.limit - overhead
         if capacity < best_capacity:
             break
         allocated = allocate(list(curves.values()), capacity)
-        ranks = fixed | {i: rank for i, c in curves.items() if (rank := allocated[c.name]) is not None}
+        ranks = fixed | {
+            i: rank
+            for i, curve in curves.items()
+            if (rank := _chosen_rank(layers[i], allocated[curve.name])) is not None
+        }
         total = cost_model.total(ranks)
         if total <= cost_model.limit:
             best, best_capacity = ranks, capacity
@@ -188,8 +210,9 @@ def _rank_by_energy(layer: LayerPlan, cached: CachedSpectra) -> int | KeptReason
         if least is None:
             continue
         at = bisect_left(layer.ranks, least)
-        if at == len(layer.ranks):
+        if at == len(layer.ranks) and not layer.in_adapter:
             return "no_saving"
-        if spectrum.is_accurate_for(layer.ranks[at]):
-            return layer.ranks[at]
+        rank = layer.ranks[at] if at < len(layer.ranks) else layer.largest_rank
+        if spectrum.is_accurate_for(rank):
+            return rank
     return None

@@ -2,28 +2,16 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol
 
-from schemas.format.errors import CheckpointError, listed, quoted
-from schemas.format.files import CheckpointFiles, open_checkpoint
+from schemas.format.errors import listed, quoted
+from schemas.format.files import CheckpointFiles
 from schemas.format.tensor import TensorInfo
 from schemas.planning.layer import LayerPlan, Plan
+from schemas.planning.references import CalibrationError
 
 GRAM = ".gram"
 GRAM_DTYPES = ("F64", "F32")
-
-
-class CalibrationError(CheckpointError):
-    """A calibration checkpoint cannot be used; `detail` names the layer and what to do."""
-
-
-def open_calibration(path: Path) -> CheckpointFiles:
-    """Open a calibration checkpoint as `open_checkpoint` does; a malformed one is a `CalibrationError`."""
-    try:
-        return open_checkpoint(path)
-    except CheckpointError as error:
-        raise CalibrationError(error.fault, error.detail, error.pointer) from error
 
 
 def gram_tensors(calibration: CheckpointFiles) -> dict[str, tuple[str, TensorInfo]]:

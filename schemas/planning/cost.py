@@ -11,7 +11,7 @@ from schemas.format.files import CheckpointFiles
 from schemas.format.header import build_header
 from schemas.format.tensor import TensorInfo
 from schemas.planning.layer import LayerPlan
-from schemas.planning.output import LONGEST_ERROR, output_bytes, output_metadata, plan_output
+from schemas.planning.output import LONGEST_ERROR, output_bytes, output_metadata, plan_adapter, plan_output
 from schemas.problem import SpecError
 from schemas.spec import SpecRule
 
@@ -32,7 +32,7 @@ class CostModel(Protocol):
         """Return the cost of a layer at each rank, without the parts that depend on other layers."""
 
     def dense_cost(self, layer: LayerPlan) -> int:
-        """Return the cost of a layer that is kept dense."""
+        """Return the cost of a layer without a rank: kept dense, or left out of an adapter."""
 
     def total(self, ranks: Ranks) -> int:
         """Return the total cost of all layers and of everything else that the budget counts."""
@@ -68,7 +68,7 @@ class ParameterCost:
         return [layer.factor_parameters(rank) for rank in ranks]
 
     def dense_cost(self, layer: LayerPlan) -> int:
-        return layer.parameters_before
+        return 0 if layer.in_adapter else layer.parameters_before
 
     def total(self, ranks: Ranks) -> int:
         return sum(self._cost(number, ranks) for number in range(len(self.layers)))
@@ -106,10 +106,10 @@ class ByteCost:
 
     def costs(self, layer: LayerPlan, ranks: Iterable[int]) -> list[int]:
         header_bytes = _extra_header_bytes(layer)
-        return [layer.bytes_after(rank) + header_bytes for rank in ranks]
+        return [layer.bytes_after(rank) + header_bytes if rank else 0 for rank in ranks]
 
     def dense_cost(self, layer: LayerPlan) -> int:
-        return layer.bytes_before
+        return layer.bytes_after(None)
 
     def total(self, ranks: Ranks) -> int:
         return output_bytes(self.files, self.layers, ranks)
@@ -117,7 +117,8 @@ class ByteCost:
     def budget_error(self, cheapest: Ranks) -> SpecError:
         least = self.total(cheapest)
         selected = {layer.tensor: number for number, layer in enumerate(self.layers)}
-        sizes = {tensor.name: tensor.nbytes for tensor in self.files.tensors}
+        copied = () if any(layer.in_adapter for layer in self.layers) else self.files.tensors
+        sizes = {tensor.name: tensor.nbytes for tensor in copied}
         sizes |= {self.layers[i].tensor: self.layers[i].bytes_after(rank) for i, rank in cheapest.items()}
         name = max(sizes, key=lambda name: sizes[name])
         number = selected.get(name)
@@ -140,6 +141,9 @@ def _describe_layer(layer: LayerPlan, rank: int | None) -> str:
 
 def _extra_header_bytes(layer: LayerPlan) -> int:
     """Estimate by how many bytes the header grows when a layer is factored, as if it were alone."""
+    if layer.in_adapter:
+        factors = plan_adapter([layer], {0: layer.largest_rank})
+        return len(build_header([factor.new_tensor for factor in factors], {}))
     dense = TensorInfo(layer.tensor, layer.dtype, layer.shape, 0, layer.bytes_before)
     lengths = []
     for ranks in ({}, {0: layer.break_even_rank}):

@@ -18,11 +18,17 @@ def plan_document(checkpoint: str | None, tensors: Sequence[Tensor], plan: Plan)
     """Build the document of a plan; its sums are upper bounds where ranks depend on spectra."""
     layers = tuple(_planned_layer(layer) for layer in plan.layers)
     parameters = sum(tensor.parameters for tensor in tensors)
-    after = parameters + sum(layer.parameters_after - layer.parameters_before for layer in layers)
     nbytes = sum(tensor.nbytes for tensor in tensors)
-    bytes_after = nbytes + sum(layer.bytes_after - layer.bytes_before for layer in layers)
+    # An adapter holds none of the other tensors.
+    after = 0 if plan.adapter else parameters - sum(layer.parameters_before for layer in layers)
+    after += sum(layer.parameters_after for layer in layers)
+    bytes_after = 0 if plan.adapter else nbytes - sum(layer.bytes_before for layer in layers)
+    bytes_after += sum(layer.bytes_after for layer in layers)
     budget = next(filter(None, (budget_of(layer.rank) for layer in plan.layers)), None)
-    if budget is not None:
+    if budget is not None and plan.adapter:
+        after = min(after, _adapter_limit(plan, budget) or after)
+        bytes_after = min(bytes_after, budget.budget_bytes or bytes_after)
+    elif budget is not None:
         saved = _parameters_saved(plan, budget)
         after = min(after, parameters - saved)
         bytes_after = min(bytes_after, budget.budget_bytes or nbytes - saved * _bytes_per_parameter(plan))
@@ -44,6 +50,10 @@ def plan_document(checkpoint: str | None, tensors: Sequence[Tensor], plan: Plan)
         layers=layers,
         totals=totals,
     )
+
+
+def _adapter_limit(plan: Plan, rule: SpecRule) -> int | None:
+    return None if rule.budget is None else ParameterCost(plan.layers, rule.budget).limit
 
 
 def _parameters_saved(plan: Plan, rule: SpecRule) -> int:
@@ -76,18 +86,27 @@ def _planned_layer(layer: LayerPlan) -> PlannedLayer:
         reason=layer.reason,
         method=layer.form.name,
         rank=rank,
-        rank_bounds=RankBounds(least=layer.ranks[0], most=layer.ranks[-1]) if is_open else None,
+        rank_bounds=RankBounds(least=layer.ranks[0], most=_most(layer)) if is_open else None,
         break_even_rank=layer.break_even_rank,
         parameters_before=layer.parameters_before,
-        parameters_after=layer.parameters_after(rank),
+        parameters_after=_max_parameters_after(layer) if is_open else layer.parameters_after(rank),
         bytes_before=layer.bytes_before,
         bytes_after=_max_bytes_after(layer) if is_open else layer.bytes_after(rank),
     )
 
 
+def _max_parameters_after(layer: LayerPlan) -> int:
+    # Any rank of a layer that may stay dense saves parameters.
+    return layer.parameters_after(_most(layer) if layer.in_adapter else None)
+
+
 def _max_bytes_after(layer: LayerPlan) -> int:
     # Factors may take more bytes than the dense weight if their storage dtype is wider.
-    return max(layer.bytes_after(None), layer.bytes_after(layer.ranks[-1]))
+    return max(layer.bytes_after(None), layer.bytes_after(_most(layer)))
+
+
+def _most(layer: LayerPlan) -> int:
+    return layer.largest_rank if layer.in_adapter else layer.ranks[-1]
 
 
 # A weight that can be factored at any rank can be factored at rank 1.

@@ -13,6 +13,8 @@ from schemas.spec import RankRule
 
 WEIGHT = ".weight"
 BIAS = ".bias"
+ADAPTER_PREFIX = "base_model.model."
+ADAPTER_FACTORS = {"0.weight": "lora_A.weight", "1.weight": "lora_B.weight"}
 # No form saves parameters at higher ranks than two factors do.
 TWO_FACTORS = FORMS["svd"].of(FormOptions())
 
@@ -61,6 +63,8 @@ class LayerPlan:
         Ranks are multiples of `align` and at least `min_rank`.
     importance
         Factor on the squared error under a budget: the `weight` of an override.
+    difference
+        Whether the difference to a base is factored instead of the weight.
     """
 
     name: str
@@ -77,6 +81,7 @@ class LayerPlan:
     align: int = 1
     min_rank: int = 1
     importance: float = 1.0
+    difference: bool = False
 
     @property
     def tensor(self) -> str:
@@ -99,14 +104,29 @@ class LayerPlan:
         return self.form.break_even_rank(self._map_shape)
 
     @property
+    def in_adapter(self) -> bool:
+        """Whether the factors go into an adapter, which has no place for dense weights."""
+        return self.difference and not self.dense_layout
+
+    @property
+    def largest_rank(self) -> int:
+        """Largest rank that the layer may get: in an adapter the full rank, else the break-even rank."""
+        return min(self._map_shape) if self.in_adapter else self.break_even_rank
+
+    @property
     def num_vectors(self) -> int:
-        """Number of singular vectors that are enough for any form and any rank that saves a parameter."""
+        """Number of singular vectors that are enough for any form and any rank that the layer may get."""
+        if self.in_adapter:
+            return max(1, self.largest_rank)
         return max(1, TWO_FACTORS.break_even_rank(self._map_shape))
 
     @property
     def ranks(self) -> range:
-        """The allowed ranks, ascending."""
-        return self.form.ranks(self._map_shape, align=self.align, least=self.min_rank)
+        """The ranks that `align` and `min_rank` allow, ascending; an adapter may have `largest_rank` too."""
+        ranks = self.form.ranks(self._map_shape, align=self.align, least=self.min_rank)
+        if not self.in_adapter:
+            return ranks
+        return range(min(ranks.start, self.largest_rank), self.largest_rank + 1, self.align)
 
     @property
     def parameters_before(self) -> int:
@@ -123,9 +143,9 @@ class LayerPlan:
         return self.form.ratio_rank(self._map_shape, ratio)
 
     def parameters_after(self, rank: int | None) -> int:
-        """Return the number of elements stored at a rank, or kept dense for None."""
+        """Return the number of elements stored at a rank, or for None without one: dense, or left out."""
         if rank is None or self.dense_layout:
-            return self.parameters_before
+            return 0 if self.in_adapter else self.parameters_before
         return self.factor_parameters(rank)
 
     def factor_parameters(self, rank: int) -> int:
@@ -133,9 +153,9 @@ class LayerPlan:
         return self.form.parameters(self._map_shape, rank)
 
     def bytes_after(self, rank: int | None) -> int:
-        """Return the bytes stored at a rank, or kept dense for None."""
+        """Return the bytes stored at a rank, or for None without one: dense, or left out of an adapter."""
         if rank is None:
-            return self.bytes_before
+            return 0 if self.in_adapter else self.bytes_before
         if isinstance(self.form, Chain) and isinstance(self.codec, FloatCodec):
             # The same sum in closed form, since a budget needs it at every rank of every layer.
             return self.parameters_after(rank) * DTYPE_BITS[self.codec.dtype] // 8
@@ -162,6 +182,10 @@ class LayerPlan:
 
     def _encoded(self, matrix: StoredMatrix) -> tuple[NewTensor, ...]:
         name, shape = f"{self.name}.{matrix.name}", self._as_stored(matrix.shape)
+        if self.in_adapter:
+            # PEFT's names; both factors are [outputs, inputs], also where the weight is transposed.
+            factor = ADAPTER_FACTORS[matrix.name]
+            name, shape = f"{ADAPTER_PREFIX}{self.name}.{factor}", matrix.shape
         if matrix.dtype is None:
             return self.codec.tensors(name, shape)
         return (NewTensor(name, matrix.dtype, shape),)
@@ -179,9 +203,11 @@ class LayerPlan:
 class Plan:
     """All selected weights in the checkpoint's order, and warnings about probable mistakes in the spec.
 
-    `unselected` has the rule by which each other tensor is left out, by name.
+    `unselected` has the rule by which each other tensor is left out, by name. `adapter` says whether the
+    output holds nothing but the factors of a difference.
     """
 
     layers: tuple[LayerPlan, ...]
     warnings: tuple[str, ...]
     unselected: Mapping[str, str] = field(default_factory=dict)
+    adapter: bool = False

@@ -17,6 +17,8 @@ from schemas.format.metadata import (
 from schemas.format.tensor import TensorInfo
 from schemas.planning.layer import BIAS, LayerPlan
 
+ADAPTER_METADATA = {"format": "pt"}
+
 
 @dataclass(frozen=True, slots=True)
 class CopiedTensor:
@@ -69,6 +71,13 @@ def _new_biases(layers: Sequence[LayerPlan], ranks: Mapping[int, int]) -> dict[s
     """Return the new name of the bias of each factored layer, whether it has one or not, by the old name."""
     factored = (layers[number] for number in ranks if not layers[number].dense_layout)
     return {layer.name + BIAS: layer.bias_name for layer in factored}
+
+
+def plan_adapter(layers: Sequence[LayerPlan], ranks: Mapping[int, int]) -> tuple[FactorTensor, ...]:
+    """Lay out the one file of an adapter: the factors of all layers that have a rank."""
+    return tuple(
+        entry for number, rank in ranks.items() for entry in _factor_tensors(layers[number], number, rank)
+    )
 
 
 def _factor_tensors(layer: LayerPlan, number: int, rank: int) -> list[FactorTensor]:
@@ -124,6 +133,8 @@ def output_bytes(files: CheckpointFiles, layers: Sequence[LayerPlan], ranks: Map
     Only the errors in the headers are unknown before the work; each counts with its largest size, 23 bytes.
     `ranks` holds the rank of each factored layer by its number.
     """
+    if any(layer.in_adapter for layer in layers):
+        return _adapter_bytes(layers, ranks)
     errors = dict.fromkeys(ranks, LONGEST_ERROR)
     new_tensors: dict[str, tuple[NewTensor, ...]] = {}
     headers_bytes = 0
@@ -134,6 +145,12 @@ def output_bytes(files: CheckpointFiles, layers: Sequence[LayerPlan], ranks: Map
         headers_bytes += LENGTH_BYTES + len(build_header(new_tensors[name], metadata))
     data_bytes = sum(new_tensor.nbytes for several in new_tensors.values() for new_tensor in several)
     return headers_bytes + data_bytes + _index_bytes(files.index, new_tensors, data_bytes)
+
+
+def _adapter_bytes(layers: Sequence[LayerPlan], ranks: Mapping[int, int]) -> int:
+    new_tensors = aligned_order(entry.new_tensor for entry in plan_adapter(layers, ranks))
+    header_bytes = LENGTH_BYTES + len(build_header(new_tensors, ADAPTER_METADATA))
+    return header_bytes + sum(new_tensor.nbytes for new_tensor in new_tensors)
 
 
 def _index_bytes(

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from schemas.format.errors import listed, quoted
 from schemas.planning.calibration import GramInfo, mark_calibrated
 from schemas.planning.codecs import codec_for
+from schemas.planning.difference import adapter_rank, check_adapter, check_base, check_layout
 from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Plan, Tensor
 from schemas.planning.left_out import left_out_warnings
 from schemas.planning.modules import Modules
@@ -29,6 +30,7 @@ def make_plan(
     aliases: Mapping[str, str] = NO_ALIASES,
     content_hashes: Sequence[str] = (),
     grams: Sequence[GramInfo] | None = None,
+    base: Sequence[Tensor] | None = None,
 ) -> Plan:
     """Plan all selected weights of a checkpoint.
 
@@ -46,14 +48,18 @@ def make_plan(
         The metadata entries that no longer hold if a tensor changes.
     grams
         The tensors of the calibration checkpoint, if there is one.
+    base
+        The tensors of the base, if the difference to it is to be factored.
 
     Raises
     ------
-    CalibrationError
-        If the calibration does not fit the checkpoint.
+    MisfitError
+        If the calibration or the base does not fit the checkpoint.
     SpecError
-        If no layer has a rank that `align` and `min_rank` allow.
+        If no layer has a rank that `align` and `min_rank` allow, or the layout does not fit the job.
     """
+    check_layout(spec, has_base=base is not None)
+    base_warnings = () if base is None else check_base(tensors, base)
     modules = Modules(tensors, aliases)
     selection = Selection(spec, modules)
     unselected = {tensor.name: "factored_before" for tensor in tensors if _is_factor(tensor.name, factored)}
@@ -69,13 +75,16 @@ def make_plan(
         if (rule := selection.pattern_rule(_module(tensor))) is not None:
             unselected[tensor.name] = rule
         else:
-            layers.append(_plan_layer(tensor, spec, own, modules))
-    _check_ranks(layers, options)
-    plan = Plan(tuple(layers), (), unselected)
+            layers.append(_plan_layer(tensor, spec, own, modules, difference=base is not None))
+    plan = Plan(tuple(layers), (), unselected, adapter=spec.layout == "adapter")
+    if plan.adapter:
+        check_adapter(layers, [_form_pointer(options[layer.tensor]) for layer in layers])
+    else:
+        _check_ranks(layers, options)
     warnings = (*_warnings(tensors_left, factorable, spec, plan, options), *left_out_warnings(tensors, plan))
     if content_hashes and any(layer.reason is None for layer in layers):
         warnings += (f"metadata: left out, since they are digests of the input: {', '.join(content_hashes)}",)
-    plan = replace(plan, warnings=warnings)
+    plan = replace(plan, warnings=(*warnings, *base_warnings))
     if grams is None:
         return plan
     weights = {name.removesuffix(WEIGHT) for name in modules.names if name.endswith(WEIGHT)}
@@ -91,7 +100,9 @@ def _module(tensor: Tensor) -> str:
     return tensor.name.removesuffix(WEIGHT)
 
 
-def _plan_layer(tensor: Tensor, spec: CompressionSpec, options: LayerOptions, modules: Modules) -> LayerPlan:
+def _plan_layer(
+    tensor: Tensor, spec: CompressionSpec, options: LayerOptions, modules: Modules, *, difference: bool
+) -> LayerPlan:
     name, override = _module(tensor), options.override
     rows, columns = reversed(tensor.shape) if options.transposed else tensor.shape
     layer = LayerPlan(
@@ -108,11 +119,17 @@ def _plan_layer(tensor: Tensor, spec: CompressionSpec, options: LayerOptions, mo
         align=override.align or spec.align,
         min_rank=override.min_rank or spec.min_rank,
         importance=override.weight or 1.0,
+        difference=difference,
     )
-    rank, reason = _rank(layer, override.rank or spec.rank)
+    resolve = adapter_rank if layer.in_adapter else _rank
+    rank, reason = resolve(layer, override.rank or spec.rank)
     structural = modules.reason_to_keep(name)
     # What collides is told as such, though a module whose factors' names are taken has other tensors too.
-    if structural in {None, "more_than_a_linear"} and not layer.dense_layout and _names_taken(layer, modules):
+    if (
+        structural in {None, "more_than_a_linear"}
+        and spec.layout == "factored"
+        and _names_taken(layer, modules)
+    ):
         structural = "names_taken"
     if structural is not None:
         rank, reason = None, structural
@@ -147,6 +164,14 @@ def _check_ranks(layers: Sequence[LayerPlan], options: Mapping[str, LayerOptions
         f"{quoted(best.name)}, but its allowed ranks are multiples of {best.align} from {best.ranks.start} "
         f"on. Lower {field}, so that a rank up to {best.break_even_rank} is allowed.",
     )
+
+
+def _form_pointer(options: LayerOptions) -> str:
+    """Return the pointer to the field that chose the form of a layer."""
+    for field in ("method", "cur"):
+        if getattr(options.override, field) is not None:
+            return f"/overrides/{options.number}/{field}"
+    return "/method"
 
 
 def _names_taken(layer: LayerPlan, modules: Modules) -> bool:

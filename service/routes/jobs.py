@@ -44,6 +44,7 @@ SUBMIT_PROBLEMS = (
     ProblemKind.INVALID_JSON,
     ProblemKind.INVALID_SPEC,
     ProblemKind.INVALID_CALIBRATION,
+    ProblemKind.INVALID_BASE,
     ProblemKind.INVALID_MULTIPART,
     ProblemKind.IDEMPOTENCY_MISMATCH,
     ProblemKind.STORE_UNAVAILABLE,

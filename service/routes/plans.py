@@ -18,7 +18,7 @@ from service.openapi import PLAN_BODY, problem_responses
 from service.planning import (
     SPEC_IN_JSON,
     SPEC_IN_MULTIPART,
-    find_calibration,
+    find_references,
     make_bounded_plan,
     make_resolved_plan,
 )
@@ -40,6 +40,7 @@ router = APIRouter(prefix="/v1/plans", tags=["plans"])
         ProblemKind.INVALID_JSON,
         ProblemKind.INVALID_SPEC,
         ProblemKind.INVALID_CALIBRATION,
+        ProblemKind.INVALID_BASE,
         ProblemKind.INVALID_MULTIPART,
         ProblemKind.INVALID_CHECKPOINT,
         ProblemKind.INVALID_REQUEST,
@@ -60,13 +61,13 @@ async def plan_job(body: RequestBodyDep, services: ServicesDep) -> PlanDocument:
 
 def _plan_stored(services: Services, request: JobRequest) -> PlanDocument:
     stored = complete_checkpoint(services, request.checkpoint)
-    calibration = find_calibration(services, request.spec, pointer=SPEC_IN_JSON)
-    plan = make_resolved_plan(services, stored, request.spec, calibration, pointer=SPEC_IN_JSON)
+    references = find_references(services, request.spec, pointer=SPEC_IN_JSON)
+    plan = make_resolved_plan(services, stored, request.spec, references, pointer=SPEC_IN_JSON)
     return plan_document(stored.id, stored.tensors, plan)
 
 
 def _plan_headers(services: Services, content: HeaderContent) -> PlanDocument:
-    calibration = find_calibration(services, content.spec, pointer=SPEC_IN_MULTIPART)
-    plan = make_bounded_plan(content.files, content.spec, calibration, pointer=SPEC_IN_MULTIPART)
+    references = find_references(services, content.spec, pointer=SPEC_IN_MULTIPART)
+    plan = make_bounded_plan(content.files, content.spec, references, pointer=SPEC_IN_MULTIPART)
     plan = replace(plan, warnings=(*content.warnings, *plan.warnings))
     return plan_document(None, content.files.tensors, plan)

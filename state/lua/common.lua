@@ -10,7 +10,7 @@
 -- youngest_claimed     creation time of the youngest job that was ever claimed
 -- leases               zset: running ids, and canceled ids whose attempt may still run, by the microsecond
 --                      their lease ends
--- dependents:<checkpoint> set: unfinished ids that need the checkpoint, as their input or their calibration
+-- dependents:<checkpoint> set: unfinished ids that need the checkpoint, as their input or by their spec
 -- deleting:<checkpoint>   exists while the checkpoint is being deleted: no new job may need it
 -- idempotency:<digest> hash: job, fingerprint
 -- dirty                set: ids whose files are not up to date: job.json, or files to be removed
@@ -38,10 +38,14 @@ local function owns(id, fence)
   return field(id, 'state') == 'running' and field(id, 'fence') == fence
 end
 
--- The checkpoints that must not be deleted while the job is unfinished: its input and its calibration.
+-- The checkpoints that must not be deleted while the job is unfinished: its input and those its spec names.
 local function needs(id)
-  local calibration = field(id, 'calibration')
-  return { field(id, 'checkpoint'), calibration or nil }
+  local names = {}
+  for _, name in ipairs({ 'checkpoint', 'calibration', 'base' }) do
+    local named = field(id, name)
+    if named then table.insert(names, named) end
+  end
+  return names
 end
 
 local function used_up(id, most) return tonumber(field(id, 'attempt')) >= tonumber(most) end

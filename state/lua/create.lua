@@ -1,8 +1,9 @@
 -- Create a job, unless the idempotency key has created one before or a checkpoint it needs is being deleted.
--- id, checkpoint, calibration or '', idempotency digest or '', fingerprint, fixed document
+-- id, checkpoint, idempotency digest or '', fingerprint, fixed document, then the field and the id of each
+-- other checkpoint that the spec names
 -- -> 'created' | 'conflict' | 'gone' | 'replay:<id of the first job>'
 if not ready() then return 'state_lost' end
-local id, checkpoint, calibration, key, fingerprint, fixed = unpack(ARGV)
+local id, checkpoint, key, fingerprint, fixed = unpack(ARGV)
 if field(id, 'state') then return 'created' end -- a repeated call: the answer to the first was lost
 if key ~= '' then
   local first, theirs = unpack(redis.call('HMGET', PREFIX .. 'idempotency:' .. key, 'job', 'fingerprint'))
@@ -11,18 +12,18 @@ if key ~= '' then
     return 'replay:' .. first
   end
 end
-for _, needed in ipairs({ checkpoint, calibration }) do
-  if redis.call('EXISTS', PREFIX .. 'deleting:' .. needed) == 1 then return 'gone' end
+local needed = { 'checkpoint', checkpoint, unpack(ARGV, 6) }
+for i = 2, #needed, 2 do
+  if redis.call('EXISTS', PREFIX .. 'deleting:' .. needed[i]) == 1 then return 'gone' end
 end
 
 -- Creation times are unique and increase even if the clock is set back, so that they can serve as cursors.
 local newest = redis.call('ZREVRANGE', ALL, 0, 0, 'WITHSCORES')[2]
 local created = math.max(now, (tonumber(newest) or 0) + 1)
-redis.call('HSET', job(id), 'fixed', fixed, 'checkpoint', checkpoint, 'state', 'queued',
-  'created_us', text(created), 'version', 0, 'attempt', 0, 'fence', 0)
+redis.call('HSET', job(id), 'fixed', fixed, 'state', 'queued', 'created_us', text(created), 'version', 0,
+  'attempt', 0, 'fence', 0, unpack(needed))
 redis.call('ZADD', ALL, text(created), id)
-if calibration ~= '' then redis.call('HSET', job(id), 'calibration', calibration) end
-for _, needed in ipairs(needs(id)) do redis.call('SADD', dependents(needed), id) end
+for _, name in ipairs(needs(id)) do redis.call('SADD', dependents(name), id) end
 if key ~= '' then
   redis.call('HSET', job(id), 'idempotency', key)
   redis.call('HSET', PREFIX .. 'idempotency:' .. key, 'job', id, 'fingerprint', fingerprint)

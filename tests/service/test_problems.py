@@ -82,6 +82,7 @@ def test_types_and_statuses_are_a_contract_with_clients():
             "invalid-multipart",
             "invalid-spec",
             "invalid-checkpoint",
+            "invalid-base",
             "invalid-calibration",
             "partial-body",
             "digest-mismatch",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from schemas.planning.references import References
 from schemas.spec import CompressionSpec
 from worker.local import compress_local
 
@@ -30,11 +31,16 @@ def compress(tmp_path):
     """Compress locally into a new directory."""
     count = iter(range(1000))
 
-    def run(source, observe=lambda _progress: None, calibration=None, **spec):
+    def run(source, observe=lambda _progress: None, calibration=None, base=None, **spec):
         target = tmp_path / f"out-{next(count)}"
         spec = CompressionSpec.model_validate({"rank": {"ratio": 0.5}} | spec)
         report = compress_local(
-            source, target, spec, calibration=calibration, device=torch.device("cpu"), observe=observe
+            source,
+            target,
+            spec,
+            references=References(calibration, base),
+            device=torch.device("cpu"),
+            observe=observe,
         )
         return Result(target, report)
 

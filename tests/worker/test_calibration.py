@@ -11,7 +11,7 @@ from torch import nn
 
 from eckart import calibrate
 from eckart.torch import load_compressed
-from schemas.planning.calibration import CalibrationError
+from schemas.planning.references import CalibrationError, References
 from schemas.spec import CompressionSpec
 from state.checkpoints import CheckpointStore
 from state.data_dir import DataDir
@@ -315,7 +315,7 @@ def test_values_that_no_gram_matrix_has_are_refused_before_any_layer_is_factored
             source,
             tmp_path / "out",
             CompressionSpec(rank=4),
-            calibration=grams,
+            references=References(calibration=grams),
             device=torch.device("cpu"),
             observe=lambda progress: seen.append(progress.layer),
         )

@@ -13,6 +13,7 @@ import torch
 
 from schemas.checkpoint import FileInfo
 from schemas.format.files import open_checkpoint
+from schemas.planning.references import References
 from schemas.spec import CompressionSpec
 from state.cache import DecompositionCache
 from worker.pipeline import CompressionRequest
@@ -30,7 +31,7 @@ class Bench:
         self.source = source
         self.store = DecompositionCache.shared(directory, limit_bytes=limit_bytes)
 
-    def request(self, spec, *, cached=True, grams=None):
+    def request(self, spec, *, cached=True, grams=None, base=None):
         return CompressionRequest(
             checkpoint=open_checkpoint(self.source),
             input_files=(file_report(self.source),),
@@ -38,15 +39,22 @@ class Bench:
             spool_dir=self.directory / "spool",
             result_dir=self.directory / "result",
             decompositions=self.store if cached else None,
-            calibration=open_checkpoint(grams) if grams else None,
-            calibration_files=(file_report(grams),) if grams else (),
+            references=References(
+                calibration=open_checkpoint(grams) if grams else None,
+                base=open_checkpoint(base) if base else None,
+            ),
+            reference_files=References(
+                calibration=(file_report(grams),) if grams else None,
+                base=(file_report(base),) if base else None,
+            ),
         )
 
-    def run(self, spec, *, cached=True, grams=None, observe=lambda _progress: None, fresh=True):
+    def run(self, spec, *, cached=True, grams=None, base=None, observe=lambda _progress: None, fresh=True):
         if fresh:
             shutil.rmtree(self.directory / "spool", ignore_errors=True)
         shutil.rmtree(self.directory / "result", ignore_errors=True)
-        return run_pipeline(self.request(spec, cached=cached, grams=grams), device=CPU, observe=observe)
+        request = self.request(spec, cached=cached, grams=grams, base=base)
+        return run_pipeline(request, device=CPU, observe=observe)
 
     def kept(self):
         return sorted((self.directory / "decompositions").glob("*/*"))

@@ -46,7 +46,7 @@ class FormInputs:
         return FactorRequest(
             method=method,
             rank=self._rank(),
-            max_rank=self.layer.break_even_rank,
+            max_rank=self.layer.largest_rank,
             dtype=self.dtype,
             seed=self.seed,
             align=self.layer.align,

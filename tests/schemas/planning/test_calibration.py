@@ -2,9 +2,9 @@
 
 import pytest
 
-from schemas.planning.calibration import CalibrationError
 from schemas.planning.documents import plan_document
 from schemas.planning.planner import make_plan
+from schemas.planning.references import CalibrationError
 from schemas.spec import CompressionSpec
 from tests.schemas.planning.named import Named
 

@@ -1,0 +1,68 @@
+"""The config of a LoRA adapter, as PEFT reads it."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from schemas.planning.layer import LayerPlan
+
+ADAPTER_NAME = "adapter_model.safetensors"
+CONFIG_NAME = "adapter_config.json"
+# PEFT takes the keys of its patterns for regular expressions. A dot is left as it is, as PEFT itself does.
+PLAIN_NAME = re.compile(r"[\w.\-]+")
+
+
+def adapter_config(
+    layers: Mapping[str, tuple[LayerPlan, int]], modules: Iterable[str], *, base: str
+) -> dict[str, Any]:
+    """Return the content of `adapter_config.json`.
+
+    `alpha` equals the rank of each layer, so that the product of the factors is added as it is. `r` is the
+    largest rank, since a program may reserve that much for each layer.
+
+    Parameters
+    ----------
+    layers
+        The plan and the rank of each layer in the adapter, by the name of its module; at least one.
+    modules
+        All names of tensors or modules of the model, by which a target could be mistaken for another.
+    base
+        What the base is called, for people.
+    """
+    ranks = {name: rank for name, (_, rank) in layers.items()}
+    largest = max(ranks.values())
+    # PEFT takes the first key that is a suffix of a module's name: the longest must come first.
+    others = sorted((name for name in ranks if ranks[name] != largest), key=lambda name: (-len(name), name))
+    pattern = {_key(name): ranks[name] for name in others}
+    return {
+        "alpha_pattern": pattern,
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": any(layer.transposed for layer, _ in layers.values()),
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": largest,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": largest,
+        "rank_pattern": pattern,
+        "target_modules": _targets(ranks, modules),
+        "task_type": None,
+        "use_dora": False,
+        "use_rslora": False,
+    }
+
+
+def _key(name: str) -> str:
+    return name if PLAIN_NAME.fullmatch(name) else re.escape(name)
+
+
+def _targets(names: Collection[str], modules: Iterable[str]) -> list[str] | str:
+    """Return the targets as a list, or as a regular expression where one is the end of another module."""
+    parts = [name.split(".") for name in modules]
+    others = {".".join(part[:end]) for part in parts for end in range(1, len(part) + 1)}.difference(names)
+    ends = {name[at + 1 :] for name in others for at, letter in enumerate(name) if letter == "."}
+    if ends.isdisjoint(names):
+        return sorted(names)
+    return "|".join(map(re.escape, sorted(names)))

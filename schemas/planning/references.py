@@ -1,0 +1,75 @@
+"""The checkpoints that a spec names besides the one to compress, and the errors if one does not fit."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from schemas.format.errors import CheckpointError
+from schemas.format.files import CheckpointFiles, open_checkpoint
+from schemas.format.tensor import TensorInfo
+from schemas.problem import ProblemKind
+
+T = TypeVar("T")
+
+
+class MisfitError(CheckpointError):
+    """A checkpoint that the spec names cannot be used; `detail` says why and what to do.
+
+    `field` is the field of the spec that names it, and `kind` is the problem to answer with.
+    """
+
+    field: ClassVar[str]
+    kind: ClassVar[ProblemKind]
+
+
+class CalibrationError(MisfitError):
+    """A calibration checkpoint cannot be used; `detail` names the layer and what to do."""
+
+    field = "calibration"
+    kind = ProblemKind.INVALID_CALIBRATION
+
+
+class BaseError(MisfitError):
+    """The base of a difference cannot be used; `detail` names the tensors and what to do."""
+
+    field = "base"
+    kind = ProblemKind.INVALID_BASE
+
+
+MISFITS: dict[str, type[MisfitError]] = {error.field: error for error in (CalibrationError, BaseError)}
+
+
+@dataclass(frozen=True, slots=True)
+class References(Generic[T]):
+    """One thing for each checkpoint that a spec may name, such as its files; None where it names none."""
+
+    calibration: T | None = None
+    base: T | None = None
+
+    def given(self) -> Iterator[tuple[str, T]]:
+        """Yield the field of the spec and the thing, for each that is given."""
+        for field in MISFITS:
+            found: T | None = getattr(self, field)
+            if found is not None:
+                yield field, found
+
+
+NO_REFERENCES: References[Any] = References()
+
+
+def tensors_of(files: CheckpointFiles | None) -> tuple[TensorInfo, ...] | None:
+    """Return the tensors of a checkpoint if it is given."""
+    return None if files is None else files.tensors
+
+
+def open_references(paths: References[Path]) -> References[CheckpointFiles]:
+    """Open each without its companions; a malformed one is the `MisfitError` of its field."""
+    return References(**{field: _open(field, path) for field, path in paths.given()})
+
+
+def _open(field: str, path: Path) -> CheckpointFiles:
+    try:
+        return replace(open_checkpoint(path), companions=())
+    except CheckpointError as error:
+        raise MISFITS[field](error.fault, error.detail, error.pointer) from error
