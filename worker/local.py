@@ -59,7 +59,8 @@ def compress_local(
     FileNotFoundError
         If the input does not exist.
     ValueError
-        If the target is a file, but the input is sharded or the result an adapter, or the spec names a checkpoint by its id.
+        If the target is a file, but the input is sharded or the result an adapter; or if the spec names a
+        checkpoint by its id.
     """
     refuse_ids(spec)
     if target.exists():

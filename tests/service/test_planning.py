@@ -263,3 +263,90 @@ def test_transposed_patterns_count_among_those_to_be_matched(service):
     refused = service.submit(name, {"rank": 4, "transposed": ["x"] * 10_000})
 
     assert "patterns" in assert_problem(refused, 422, "invalid-spec")["detail"]
+
+
+BASE = checkpoint_bytes({"h.up.weight": (64, 32), "h.down.weight": (32, 64), "wte.weight": (100, 32)}, fill=2)
+
+
+@pytest.fixture
+def base(service):
+    return service.stored(BASE, "base.safetensors")
+
+
+def difference(base, **fields):
+    return {"rank": 4, "layout": "adapter", "base": base, **fields}
+
+
+def test_a_job_keeps_its_base_until_it_has_ended(service, model, base):
+    job = service.submit(model, difference(base))
+    assert job.status_code == 202
+    assert job.json()["spec"]["base"] == base
+    record = service.jobs.get(job.json()["id"])
+    assert [file.name for file in record.base_files] == ["base.safetensors"]
+
+    assert_problem(service.http.delete(f"/v1/checkpoints/{base}"), 409, "checkpoint-in-use")
+    service.http.post(f"/v1/jobs/{job.json()['id']}/cancel")
+    assert service.http.delete(f"/v1/checkpoints/{base}").status_code == 204
+    assert_problem(service.submit(model, difference(base)), 404, "checkpoint-not-found")
+
+
+def at(request_, field):
+    return f"/spec/{field}" if request_ != "multipart" else f"/{field}"
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_an_unknown_base_is_not_found_where_it_was_named(service, model, request_):
+    refused = REQUESTS[request_](service, model, difference("nobody"))
+
+    body = assert_problem(refused, 404, "checkpoint-not-found")
+    assert [error["pointer"] for error in body["errors"]] == [at(request_, "base")]
+    assert "/v1/checkpoints/nobody/model.safetensors" in body["errors"][0]["detail"]
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+@pytest.mark.parametrize(
+    ("content", "fault", "words"),
+    [
+        (checkpoint_bytes({"h.up.weight": (64, 32)}), "other-names", ["2 tensors", '"h.down.weight"']),
+        (
+            checkpoint_bytes({"h.up.weight": (64, 32), "h.down.weight": (32, 64), "wte.weight": (101, 32)}),
+            "other-shapes",
+            ['"wte.weight"', "[100, 32]", "[101, 32]"],
+        ),
+    ],
+)
+def test_a_base_that_does_not_fit_is_refused_by_the_names_of_its_tensors(
+    service, model, request_, content, fault, words
+):
+    asked = difference(service.stored(content, "base.safetensors"))
+    before = len(service.http.get("/v1/jobs").json()["jobs"])
+
+    body = assert_problem(REQUESTS[request_](service, model, asked), 422, f"invalid-base:{fault}")
+    assert all(word in body["detail"] for word in words)
+    assert [error["pointer"] for error in body["errors"]] == [at(request_, "base")]
+    assert len(service.http.get("/v1/jobs").json()["jobs"]) == before
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_a_layout_that_does_not_fit_the_base_is_refused(service, model, base, request_):
+    for asked in (difference(base, layout="factored"), {"rank": 4, "layout": "adapter"}):
+        body = assert_problem(REQUESTS[request_](service, model, asked), 422, "invalid-spec")
+        assert [error["pointer"] for error in body["errors"]] == [at(request_, "layout")]
+
+
+def test_a_plan_of_an_adapter_counts_the_adapter_alone(service, model, base):
+    plan = service.http.post("/v1/plans", json={"checkpoint": model, "spec": difference(base)}).json()
+
+    assert plan["totals"]["parameters_after"] == 2 * 4 * (64 + 32)
+    assert plan["totals"]["parameters_before"] == 64 * 32 * 2 + 3200
+
+
+def test_the_same_key_with_another_base_under_the_same_id_is_another_request(service, model, base):
+    key = secrets.token_hex(8)
+    first = service.submit(model, difference(base), **{"Idempotency-Key": key})
+    service.http.post(f"/v1/jobs/{first.json()['id']}/cancel")
+    service.http.delete(f"/v1/checkpoints/{base}")
+    service.put(base, "base.safetensors", MODEL)
+
+    other = service.submit(model, difference(base), **{"Idempotency-Key": key})
+    assert_problem(other, 422, "idempotency-mismatch")

@@ -30,6 +30,7 @@ def test_an_empty_cache_finds_nothing(cache):
         {"shape": (300, 400)},
         {"transposed": True},
         {"calibration_sha256": "cd" * 32},
+        {"base_sha256": "cd" * 32},
         {"file_sha256": "cd" * 32},
         {"solver": 1},
     ],
@@ -239,17 +240,18 @@ def test_decompositions_stay_while_another_checkpoint_has_the_same_file(decompos
     assert cache.open(key) is None
 
 
-@pytest.mark.parametrize("gone", ["m", "grams"])
-def test_decompositions_are_deleted_with_their_calibration(
-    decomposed, send, safetensors, checkpoints, cache, gone
+@pytest.mark.parametrize("gone", ["m", "other"])
+@pytest.mark.parametrize("use", ["calibration_sha256", "base_sha256"])
+def test_decompositions_are_deleted_with_their_calibration_and_their_base(
+    decomposed, send, safetensors, checkpoints, cache, gone, use
 ):
     plain = decomposed("m")
-    grams = send("grams", "grams.safetensors", safetensors(gram=(2, 2)))
-    calibrated = replace(plain, calibration_sha256=grams.info.sha256)
-    cache.put(calibrated, *example(calibrated), sources=[])
+    other = send("other", "other.safetensors", safetensors(gram=(2, 2)))
+    with_both = replace(plain, **{use: other.info.sha256})
+    cache.put(with_both, *example(with_both), sources=[])
     checkpoints.delete(gone)
 
-    assert cache.open(calibrated) is None
+    assert cache.open(with_both) is None
     assert (cache.open(plain) is None) == (gone == "m")
 
 
