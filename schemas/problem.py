@@ -147,6 +147,13 @@ class ProblemKind(Enum):
         "The job is {state}, so there will be no result. GET {job} says why; create a new job.",
         {"state": "failed", "job": "/v1/jobs/J5b0"},
     )
+    PRECONDITION_FAILED = (
+        "precondition-failed",
+        412,
+        "The precondition does not hold",
+        "{header} does not hold: {found}. Nothing was changed.",
+        {"header": "If-Match", "found": "no file of this name is stored"},
+    )
     TOO_LARGE = (
         "too-large",
         413,
@@ -249,7 +256,7 @@ class ProblemKind(Enum):
         "digest-mismatch",
         422,
         "The digest does not match",
-        "The SHA-256 of the body is {actual}, not {expected} as Repr-Digest says; send it again.",
+        "The SHA-256 of the body is {actual}, not {expected} as its digest header says; send it again.",
         {"actual": "9f86d081…0f00a08", "expected": "60303ae2…e0a4752"},
     )
     IDEMPOTENCY_MISMATCH = (

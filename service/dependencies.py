@@ -136,13 +136,6 @@ IdempotencyKey = Annotated[
         examples=["3f0c1d6e-2f5b-4c1e-9f64-8f3a1f7f0a11"],
     ),
 ]
-ReprDigest = Annotated[
-    str | None,
-    Header(
-        description="The SHA-256 of the file, RFC 9530; a file with another one is refused.",
-        examples=["sha-256=:n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg=:"],
-    ),
-]
 Wait = Annotated[
     float,
     Query(

@@ -133,6 +133,12 @@ class CheckpointStore:
         """Whether any file is stored under the id."""
         return bool(CHECKPOINT_ID.fullmatch(checkpoint_id) and read_manifest(self._paths, checkpoint_id))
 
+    def file(self, checkpoint_id: str, name: str) -> FileInfo | None:
+        """Return what is known of a stored file; None if there is none."""
+        if CHECKPOINT_ID.fullmatch(checkpoint_id) is None:
+            return None
+        return read_manifest(self._paths, checkpoint_id).get(name)
+
     def delete(self, checkpoint_id: str) -> None:
         """Delete a checkpoint; the caller keeps jobs off it with `JobStore.locked_for_deletion`."""
         if CHECKPOINT_ID.fullmatch(checkpoint_id) is None:

@@ -2,12 +2,11 @@
 
 from functools import partial
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from schemas.checkpoint import Checkpoint, FileInfo
-from schemas.digest import parse_repr_digest
 from schemas.planning.documents import FIRST_PAGE, TENSORS_PER_PAGE, checkpoint_document
 from schemas.problem import ProblemKind
 from service import deletion
@@ -15,7 +14,6 @@ from service.dependencies import (
     CheckpointId,
     FileName,
     NewCheckpointId,
-    ReprDigest,
     RequestBodyDep,
     ServicesDep,
     TensorCursor,
@@ -25,6 +23,7 @@ from service.headers import content_headers
 from service.multipart import boundary_of
 from service.multipart_upload import begin_file, begin_multipart_upload
 from service.openapi import FILES_BODY, RAW_BODY, described, problem_responses
+from service.upload_headers import ExpectedSha256, check_preconditions
 from state.checkpoints import StoredCheckpoint, checked_limit_bytes
 
 router = APIRouter(prefix="/v1/checkpoints", tags=["checkpoints"])
@@ -46,7 +45,10 @@ UPLOAD_PROBLEMS = (
     status_code=201,
     summary="Store one file of a checkpoint",
     response_model=FileInfo,
-    responses=problem_responses(*UPLOAD_PROBLEMS, ProblemKind.DIGEST_MISMATCH)
+    dependencies=[Depends(check_preconditions)],
+    responses=problem_responses(
+        *UPLOAD_PROBLEMS, ProblemKind.DIGEST_MISMATCH, ProblemKind.PRECONDITION_FAILED
+    )
     | {
         200: {"model": FileInfo, **described("ETag", "Repr-Digest", description="The same bytes again.")},
         201: described("ETag", "Repr-Digest", description="Stored."),
@@ -58,10 +60,9 @@ async def put_file(
     services: ServicesDep,
     checkpoint_id: NewCheckpointId,
     filename: FileName,
-    repr_digest: ReprDigest = None,
+    expected_sha256: ExpectedSha256,
 ) -> Response:
     """Stream the body to the disk. Its safetensors header is checked as it arrives."""
-    expected_sha256 = parse_repr_digest(repr_digest)
     nbytes = await body.check_upload()
     checked_limit_bytes(filename, nbytes, limit_bytes=services.settings.max_upload_bytes)
     begin = partial(

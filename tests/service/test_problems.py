@@ -73,6 +73,7 @@ def test_types_and_statuses_are_a_contract_with_clients():
             "sharded-result",
         },
         410: {"ended-without-result"},
+        412: {"precondition-failed"},
         413: {"too-large"},
         415: {"unsupported-media-type", "encoded-body"},
         416: {"range-not-satisfiable"},

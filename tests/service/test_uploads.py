@@ -86,6 +86,8 @@ def test_an_upload_takes_the_room_of_the_cache(tmp_path):
         (b"Content-Length: 5\r\nContent-Encoding: gzip\r\n", b"415"),
         (b"Content-Length: 5\r\nContent-Range: bytes 0-4/9\r\n", b"422"),
         (b"Content-Length: 5\r\nRepr-Digest: sha-256=1\r\n", b"422"),
+        (b"Content-Length: 5\r\nDigest: SHA-256=1\r\n", b"422"),
+        (b'Content-Length: 999\r\nIf-Match: "else"\r\n', b"412"),
     ],
 )
 def test_a_client_that_asks_first_is_refused_before_it_sends(service, headers, status):

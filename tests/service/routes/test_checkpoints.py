@@ -49,15 +49,71 @@ def test_other_bytes_under_the_same_name_are_a_conflict(service):
     assert service.put(name, "model.safetensors", MODEL).status_code == 200
 
 
-def test_a_matching_digest_is_accepted_and_another_is_refused(service):
-    name = fresh_id()
+DIGEST_FIELDS = {
+    "Repr-Digest": repr_digest,
+    "Content-Digest": repr_digest,
+    "Digest": lambda content: "SHA-256=" + repr_digest(content)[9:-1],
+}
 
-    wrong = service.put(name, "model.safetensors", MODEL, **{"Repr-Digest": repr_digest(b"else")})
-    assert_problem(wrong, 422, "digest-mismatch")
+
+@pytest.mark.parametrize("field", DIGEST_FIELDS)
+def test_a_matching_digest_is_accepted_and_another_is_refused(service, field):
+    name, write = fresh_id(), DIGEST_FIELDS[field]
+
+    wrong = service.put(name, "model.safetensors", MODEL, **{field: write(b"else")})
+    assert hashlib.sha256(MODEL).hexdigest() in assert_problem(wrong, 422, "digest-mismatch")["detail"]
     assert service.http.get(f"/v1/checkpoints/{name}").status_code == 404
-    right = service.put(name, "model.safetensors", MODEL, **{"Repr-Digest": repr_digest(MODEL)})
+    right = service.put(name, "model.safetensors", MODEL, **{field: write(MODEL)})
 
     assert right.status_code == 201
+
+
+@pytest.mark.parametrize("field", DIGEST_FIELDS)
+def test_a_malformed_digest_is_refused_by_the_name_of_its_field(service, field):
+    refused = service.put(fresh_id(), "model.safetensors", MODEL, **{field: "sha-256=abc"})
+
+    assert f"{field} must look like" in assert_problem(refused, 422, "invalid-request")["detail"]
+
+
+def test_digests_that_contradict_each_other_are_refused(service):
+    headers = {"Repr-Digest": repr_digest(MODEL), "Content-Digest": repr_digest(b"else")}
+
+    refused = service.put(fresh_id(), "model.safetensors", MODEL, **headers)
+
+    assert "different digests" in assert_problem(refused, 422, "invalid-request")["detail"]
+
+
+ETAG = f'"{hashlib.sha256(MODEL).hexdigest()}"'
+
+
+@pytest.mark.parametrize(
+    ("headers", "new", "same"),
+    [
+        ({}, 201, 200),
+        ({"If-Match": '"nothing"'}, 412, 412),
+        ({"If-Match": "*"}, 412, 200),
+        ({"If-Match": ETAG}, 412, 200),
+        ({"If-Match": f'"else", {ETAG}'}, 412, 200),
+        ({"If-Match": f"W/{ETAG}"}, 412, 412),
+        ({"If-None-Match": "*"}, 201, 412),
+        ({"If-None-Match": ETAG}, 201, 412),
+        ({"If-None-Match": f"W/{ETAG}"}, 201, 412),
+        ({"If-None-Match": '"else"'}, 201, 200),
+        ({"If-Match": ETAG, "If-None-Match": "*"}, 412, 412),
+    ],
+)
+def test_a_file_is_stored_only_if_the_precondition_holds(service, headers, new, same):
+    """RFC 9110, 13.1: for a new file, and for one that is stored with the same bytes."""
+    fresh, stored = fresh_id(), service.stored(MODEL)
+
+    answers = [service.put(name, "model.safetensors", MODEL, **headers) for name in (fresh, stored)]
+
+    assert [answer.status_code for answer in answers] == [new, same]
+    for answer in answers:
+        if answer.status_code == 412:
+            assert_problem(answer, 412, "precondition-failed")
+    assert answers[1].headers["etag"] == ETAG
+    assert service.http.get(f"/v1/checkpoints/{fresh}").status_code == (200 if new == 201 else 404)
 
 
 @pytest.mark.parametrize(
