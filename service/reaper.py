@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.dependencies import Services
 from state.errors import RedisUnavailable
+from state.redis import eviction_warning
 
 STALE_UPLOAD_S = 600.0
 # Rarely: only a process that was killed leaves orphans, and finding them reads every manifest.
@@ -22,6 +23,7 @@ log = logging.getLogger("eckart.service")
 async def run_reaper(services: Services) -> None:
     """Run a cycle at once and then every `reaper_s`."""
     steps: dict[str, Callable[[], object]] = {
+        "look at Redis's settings": at_most_every(math.inf, partial(warn_of_eviction, services)),
         "sweep jobs": partial(sweep_jobs, services),
         "remove stale uploads": partial(services.checkpoints.sweep_parts, STALE_UPLOAD_S),
         "trim the cache": services.decompositions.trim,
@@ -41,6 +43,12 @@ async def run_cycle(steps: Mapping[str, Callable[[], object]]) -> None:
             log.warning("the reaper cannot reach Redis and will try again")
         except Exception:
             log.exception("the reaper failed to %s and will try again", what)
+
+
+def warn_of_eviction(services: Services) -> None:
+    """Log it if Redis may drop records of jobs."""
+    if warning := eviction_warning(services.redis):
+        log.warning("%s", warning)
 
 
 def sweep_jobs(services: Services) -> None:

@@ -22,6 +22,8 @@ QUEUE_KEY = BROKER_PREFIX + QUEUE
 TIMEOUT_S = 5.0
 RETRIES = 3
 
+NO_EVICTION = "noeviction"
+
 UNAVAILABLE = (
     exceptions.ConnectionError,
     exceptions.TimeoutError,
@@ -61,6 +63,21 @@ def redis_client(redis_url: str, *, timeout_s: float = TIMEOUT_S) -> redis.Redis
         socket_connect_timeout=timeout_s,
         # Safe, because every transition answers a repeated call like the first.
         retry=Retry(ExponentialBackoff(base=0.05, cap=0.5), RETRIES),
+    )
+
+
+def eviction_warning(client: redis.Redis) -> str | None:
+    """Say that the server may drop records of jobs when its memory is full, if it is set up so."""
+    try:
+        with translated():
+            policy = client.info("memory").get("maxmemory_policy", NO_EVICTION)
+    except exceptions.NoPermissionError:
+        return None
+    if policy == NO_EVICTION:
+        return None
+    return (
+        f"Redis is set to evict keys when its memory is full (maxmemory-policy {policy}), which loses jobs; "
+        f"set maxmemory-policy to {NO_EVICTION}."
     )
 
 

@@ -13,6 +13,7 @@ from service.dependencies import RootPath, Services, ServicesDep
 from service.errors import ProblemError
 from service.openapi import problem_responses
 from state.errors import OutOfSpace, RedisUnavailable
+from state.redis import eviction_warning
 
 router = APIRouter(tags=["health"])
 
@@ -21,6 +22,15 @@ class HealthDocument(Output):
     """The answer of a successful health check."""
 
     status: str = Field(description="`ok`.", examples=["ok"])
+
+
+class ReadyDocument(HealthDocument):
+    """The answer of a service that is ready."""
+
+    warnings: tuple[str, ...] = Field(
+        description="What works for now, but should be changed.",
+        examples=[["Redis is set to evict keys when its memory is full (maxmemory-policy allkeys-lru), …"]],
+    )
 
 
 OK = HealthDocument(status="ok")
@@ -39,12 +49,13 @@ async def livez() -> HealthDocument:
     summary="Readiness: jobs can be accepted and done",
     responses=problem_responses(ProblemKind.NOT_READY),
 )
-def readyz(services: ServicesDep) -> HealthDocument:
+def readyz(services: ServicesDep) -> ReadyDocument:
     """Check Redis, the workers and the disk, and list what is missing."""
     if missing := _missing(services):
         names = ", ".join(part.pointer.removeprefix("/") for part in missing)
         raise ProblemError(ProblemKind.NOT_READY, values={"missing": names}, errors=missing)
-    return OK
+    warning = eviction_warning(services.redis)
+    return ReadyDocument(status="ok", warnings=(warning,) if warning else ())
 
 
 @router.get(

@@ -17,10 +17,15 @@ router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["results"])
 
 DOWNLOAD = ("ETag", "Repr-Digest")
 FILE = {"application/octet-stream": {"schema": BINARY}}
+# Where several ranges are asked for, each part of the body has its own Content-Range.
+RANGES = {"multipart/byteranges": {"schema": BINARY}}
+PART = described(
+    *DOWNLOAD, "Content-Range", description="The requested bytes; Content-Range only if it is one range."
+)
 TAR = {"application/x-tar": {"schema": BINARY}}
 FILE_ANSWERS: Responses = {
     200: {"content": FILE, **described(*DOWNLOAD, description="The whole file.")},
-    206: {"content": FILE, **described(*DOWNLOAD, "Content-Range", description="The requested bytes.")},
+    206: {"content": FILE | RANGES, **PART},
     304: described(*DOWNLOAD, description="The client has it."),
 }
 RESULT_PROBLEMS = (
@@ -42,7 +47,7 @@ RESULT_PROBLEMS = (
     )
     | {
         200: described(*DOWNLOAD, description="The report."),
-        206: described(*DOWNLOAD, "Content-Range", description="The requested bytes."),
+        206: {"content": {"application/json": {"schema": BINARY}} | RANGES, **PART},
         304: described(*DOWNLOAD, description="The client has it."),
     },
     openapi_extra=RANGE_PARAMETER,

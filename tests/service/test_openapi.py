@@ -146,6 +146,13 @@ def test_an_operation_lists_exactly_what_it_answers(operations, operation, statu
     assert operations[operation]["responses"].keys() == {*statuses.split(), "400", "500"}
 
 
+def test_results_are_sent_in_one_range_or_in_several(operations):
+    for path in ("report", "checkpoint", "files/{filename}"):
+        part = operations[f"get /v1/jobs/{{job_id}}/{path}"]["responses"]["206"]
+        assert "multipart/byteranges" in part["content"]
+        assert len(part["content"]) == 2
+
+
 def test_every_reference_leads_somewhere(document):
     known = document["components"]["schemas"].keys()
 

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import threading
 import time
+from email.parser import BytesParser
+from email.policy import HTTP
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,30 @@ def test_a_range_gives_those_bytes(service, here, wanted, start, end):
     assert answer.status_code == 206
     assert answer.content == MODEL[start:end]
     assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/{len(MODEL)}"
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_several_ranges_come_in_one_multipart_answer(service, here, path):
+    """As RFC 9110, 14.6, and the schema of the API say; each part tells which bytes it holds."""
+    whole = service.http.get(f"{here}/{path}").content
+
+    answer = service.http.get(f"{here}/{path}", headers={"Range": "bytes=0-9,20-29,-5"})
+
+    assert answer.status_code == 206
+    kind = answer.headers["content-type"]
+    assert kind.startswith("multipart/byteranges; boundary=")
+    assert "content-range" not in answer.headers
+    parsed = BytesParser(policy=HTTP).parsebytes(f"Content-Type: {kind}\r\n\r\n".encode() + answer.content)
+    parts = {part["Content-Range"]: part.get_payload(decode=True) for part in parsed.iter_parts()}
+    end = len(whole)
+    assert parts == {
+        f"bytes 0-9/{end}": whole[:10],
+        f"bytes 20-29/{end}": whole[20:30],
+        f"bytes {end - 5}-{end - 1}/{end}": whole[-5:],
+    }
+    head = service.http.head(f"{here}/{path}", headers={"Range": "bytes=0-9,20-29"})
+    assert head.status_code == 206
+    assert head.content == b""
 
 
 def test_a_download_is_resumed_only_while_the_file_is_the_same(service, here):

@@ -1,7 +1,9 @@
 """`service.routes.health`: liveness, readiness, the first page."""
 
+import time
+
 from tests.service.files import checkpoint_bytes
-from tests.service.running import assert_problem
+from tests.service.running import assert_problem, until
 
 MODEL = checkpoint_bytes()
 
@@ -25,7 +27,24 @@ def test_a_service_with_a_worker_is_ready(start):
     service = start()
     service.workers.refresh("w1", 30)
 
-    assert service.http.get("/readyz").json() == {"status": "ok"}
+    assert service.http.get("/readyz").json() == {"status": "ok", "warnings": []}
+
+
+def test_a_redis_that_evicts_keys_is_named_by_readiness_and_once_in_the_log(redis_server, start, caplog):
+    redis_server.client().config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        service = start(reaper_s=0.05)
+        service.workers.refresh("w1", 30)
+        until(lambda: "maxmemory-policy" in caplog.text)
+        time.sleep(0.3)
+        ready = service.http.get("/readyz")
+    finally:
+        redis_server.client().config_set("maxmemory-policy", "noeviction")
+
+    assert ready.status_code == 200
+    (warning,) = ready.json()["warnings"]
+    assert "allkeys-lru" in warning
+    assert [record.getMessage() for record in caplog.records].count(warning) == 1
 
 
 def test_a_worker_that_has_fallen_silent_does_not_count(start):
