@@ -79,6 +79,7 @@ def report_table(report: Report) -> str:
             f"{totals.layers_kept} kept dense, in {totals.seconds:.1f} s"
         )
         + (_wrapped(_legend(totals)) if rows else []),
+        _wrapped(report.how_to_load) if report.how_to_load else [],
         _warnings(report.warnings),
     )
 

@@ -158,6 +158,7 @@ class Report(Document):
     base: tuple[FileInfo, ...] | None = None
     output: CheckpointReport
     totals: Totals
+    how_to_load: str | None = None
     layers: tuple[LayerReport, ...]
 
 

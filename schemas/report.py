@@ -230,6 +230,11 @@ class Report(Output):
         description="What was left out, by rule, the largest first; layers with the reasons "
         "`more_than_a_linear`, `adapter`, `not_called` and `tied` are counted here too.",
     )
+    how_to_load: str | None = Field(
+        default=None,
+        description="How a factored result is loaded, and how not; null for a dense one.",
+        examples=["Load it with eckart.torch.load_compressed."],
+    )
     layers: tuple[LayerReport, ...] = Field(description="All selected weights.")
 
     def with_companions(self, files: Sequence[FileInfo]) -> Self:

@@ -8,11 +8,11 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from schemas.format.companion import is_file_name, why_not
+from schemas.format.companion import is_file_name, legal_name, why_not
 from schemas.format.errors import CheckpointError, quoted
 from schemas.format.header import Header
 from schemas.format.index import ShardIndex, check_shards
-from schemas.format.names import is_index, legal_file_name
+from schemas.format.names import is_index
 from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
 from service.dependencies import Services
@@ -161,7 +161,7 @@ def check_file_name(name: str) -> str:
 
 
 def _why_not(name: str) -> str:
-    legal = legal_file_name(name)
+    legal = legal_name(name)
     if legal is None:
         return why_not(name)
     return (
@@ -182,7 +182,7 @@ class FileNames:
             raise ProblemError(
                 ProblemKind.INVALID_MULTIPART, f"The part `{head.name}` must be a file; give it a file name."
             )
-        name = head.filename if is_file_name(head.filename) else legal_file_name(head.filename)
+        name = legal_name(head.filename)
         if name is None:
             raise ProblemError(ProblemKind.INVALID_REQUEST, why_not(head.filename))
         if name in self._given:

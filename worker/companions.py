@@ -11,7 +11,7 @@ from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles
 from schemas.format.metadata import FactoredLayer, factored_layers
 from schemas.model_card import model_card
-from schemas.planning.model_folder import folder_config
+from schemas.planning.model_folder import folder_config, how_to_load
 from schemas.report import Report
 from state.files import AtomicFile, write_atomic
 
@@ -76,27 +76,30 @@ def write_companions(
     """
     writer = CompanionWriter(checkpoint, {file.name: file for file in input_files}, result_dir)
     has_config = CONFIG_NAME in checkpoint.companions
-    card = card_name(checkpoint.companions)
-    written = [
-        writer.copy(name)
-        for name in checkpoint.companions
-        if not (has_config and name in {CONFIG_NAME, card})
-    ]
+    rewritten = {CONFIG_NAME, card_name(checkpoint.companions)} if has_config else set()
+    written = [writer.copy(name) for name in checkpoint.companions if name not in rewritten]
+    layers = _factored(output)
+    hint = how_to_load(is_factored=bool(layers), in_folder=has_config)
+    report = report.model_copy(update={"how_to_load": hint})
     if has_config:
-        config = writer.read(CONFIG_NAME)
-        text, warning = config, None
-        layers = _factored(output)
-        if layers:
-            text, warning = folder_config(config, layers)
-        written.append(writer.write(CONFIG_NAME, text))
-        original = writer.read(card) if card in checkpoint.companions else b""
-        content = model_card(
-            report, parse_config(config), checkpoint.companions, original, is_factored=bool(layers)
-        )
-        written.append(writer.write(card, content))
-        if warning:
-            report = report.model_copy(update={"warnings": (*report.warnings, warning)})
+        files, warnings = _write_config_and_card(writer, report, layers)
+        written += files
+        report = report.model_copy(update={"warnings": (*report.warnings, *warnings)})
     return report.with_companions(sorted(written, key=lambda file: file.name))
+
+
+def _write_config_and_card(
+    writer: CompanionWriter, report: Report, layers: Mapping[str, FactoredLayer]
+) -> tuple[list[FileInfo], tuple[str, ...]]:
+    """Write the two companions that say what was done; return them, and what needs a warning."""
+    companions = writer.checkpoint.companions
+    before = writer.read(CONFIG_NAME)
+    after, warning = folder_config(before, layers) if layers else (before, None)
+    card = card_name(companions)
+    original = writer.read(card) if card in companions else b""
+    text = model_card(report, parse_config(before), companions, original, is_factored=bool(layers))
+    files = [writer.write(CONFIG_NAME, after), writer.write(card, text)]
+    return files, (warning,) if warning else ()
 
 
 def _factored(output: CheckpointFiles) -> dict[str, FactoredLayer]:

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from schemas.format.errors import CheckpointError, quoted
-from schemas.format.names import FILE_NAME
+from schemas.format.names import FILE_NAME, legal_characters, legal_file_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +22,7 @@ MAX_CONFIG_DEPTH = 64
 CARD_NAME = "README.md"
 COMPANION_ENDINGS = (".json", ".txt", ".model", ".md", ".jinja")
 _ENDINGS = f"{', '.join(COMPANION_ENDINGS[:-1])} and {COMPANION_ENDINGS[-1]}"
+_MAX_STEM = 121
 WEIGHTS = ".safetensors"
 # Use it with `fullmatch`. An index belongs to weight files, of whatever format.
 COMPANION_NAME = re.compile(r"(?!.*\.index\.)[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.(?:json|txt|model|md|jinja)")
@@ -37,6 +38,16 @@ def is_companion(name: str) -> bool:
 def is_file_name(name: str) -> bool:
     """Whether a checkpoint may have a file of this name: weights, an index or a companion."""
     return FILE_NAME.fullmatch(name) is not None or is_companion(name)
+
+
+def legal_name(name: str) -> str | None:
+    """Return a legal name for a file of a form, as `legal_file_name` does, also for a companion."""
+    if is_file_name(name):
+        return name
+    base = re.split(r"[/\\]", name)[-1]
+    stem, dot, ending = base.rpartition(".")
+    made = legal_characters(stem)[-_MAX_STEM:].strip("._-") + dot + ending.lower()
+    return legal_file_name(name) or (made if is_companion(made) else None)
 
 
 def why_not(name: str) -> str:

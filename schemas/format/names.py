@@ -52,14 +52,14 @@ def legal_file_name(name: str) -> str | None:
     found = _ENDING.search(base)
     if found is None:
         return None
-    ending = _plain(found[0].lower())
+    ending = legal_characters(found[0].lower())
     # The end of a long name is kept, for it holds the number of a shard.
-    stem = _plain(base[: found.start()])[-(MAX_NAME_CHARACTERS - len(ending)) :].strip("._-")
+    stem = legal_characters(base[: found.start()])[-(MAX_NAME_CHARACTERS - len(ending)) :].strip("._-")
     legal = f"{stem or 'model'}{ending}"
     return legal if FILE_NAME.fullmatch(legal) else None
 
 
-def _plain(text: str) -> str:
+def legal_characters(text: str) -> str:
     """Take letters apart from their accents, and put a hyphen in place of what no name may hold."""
     letters = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     return re.sub(r"-*[^A-Za-z0-9._-]+-*", "-", letters)

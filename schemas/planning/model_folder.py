@@ -72,6 +72,22 @@ def folder_config(raw: bytes, layers: Mapping[str, FactoredLayer]) -> tuple[byte
     return json.dumps(config, indent=2).encode() + b"\n", warning
 
 
+def how_to_load(*, is_factored: bool, in_folder: bool) -> str | None:
+    """Say how a factored result is loaded, and how not; a dense one needs no word."""
+    if not is_factored:
+        return None
+    if in_folder:
+        return (
+            "README.md has the lines that load this folder. Without its import, from_pretrained refuses the "
+            "folder; never rename the weights for it."
+        )
+    return (
+        "Load it with eckart.torch.load_compressed. Never put a config.json beside it for from_pretrained, "
+        "which would fill the factored layers with random numbers: send the model's whole folder, or ask for "
+        "layout dense."
+    )
+
+
 def quant_method(quantization: Any) -> object:
     return quantization.get("quant_method") if isinstance(quantization, dict) else None
 

@@ -219,3 +219,9 @@ def test_whatever_the_names_a_table_is_plain_and_fits(table, layer, names, shape
 
     assert text.isascii()
     assert all(line.isprintable() and len(line) <= WIDTH for line in text.splitlines())
+
+
+def test_the_line_on_loading_stands_below_the_sums(report, layer):
+    shown = report_table(Report.model_validate(report([layer("x")], how_to_load="Load it so.")))
+    assert shown.endswith("\n\nLoad it so.\n")
+    assert "Load" not in report_table(Report.model_validate(report([layer("x")])))

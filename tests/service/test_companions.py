@@ -93,3 +93,17 @@ def test_a_config_that_is_none_is_refused_with_what_it_looks_like(service):
         service.put(fresh_id(), "config.json", b"<html>"), 422, "invalid-checkpoint:bad-config"
     )
     assert "<html>" in problem["detail"]
+
+
+def test_a_companions_name_in_a_form_is_made_legal_and_two_of_one_name_are_refused(service):
+    files = {**FILES, "model/chat templ\u00e4te (1).JINJA": b"x"}
+    job = service.submit_files(files).json()
+    names = {
+        file["name"] for file in service.http.get(f"/v1/checkpoints/{job['checkpoint']}").json()["files"]
+    }
+    assert names == {"model.safetensors", "chat-template-1.jinja"}
+    assert any("chat-template-1.jinja" in warning for warning in job["warnings"])
+
+    files = {**FILES, "model/config.json": CONFIG, "model/1_Pooling/config.json": b"{}"}
+    problem = assert_problem(service.submit_files(files), 422, "invalid-multipart")
+    assert "would both be stored as config.json" in problem["detail"]

@@ -251,3 +251,12 @@ def test_a_config_with_infinity_and_odd_characters_is_taken(folder, compress):
 
     assert after["time_step_limit"] == [0.0, float("inf")]
     assert after["id2label"] == {"0": "é\ud800"}
+
+
+def test_the_report_says_how_a_factored_result_is_loaded_and_how_not(folder, compress):
+    assert compress(folder, layout="dense").report.how_to_load is None
+    assert compress(folder, include=["nothing"]).report.how_to_load is None
+    assert "README.md has the lines" in compress(folder).report.how_to_load
+    alone = compress(folder / "model.safetensors").report.how_to_load
+    assert "load_compressed" in alone
+    assert "Never put a config.json beside it" in alone
