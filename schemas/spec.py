@@ -113,8 +113,8 @@ class SpecRule(RankRule):
         strict=True,
         ge=1,
         le=2**63 - 1,
-        description="All output files together, headers and index included, have at most this many bytes, "
-        "distributed likewise.",
+        description="All weight files of the output, headers and index included, have at most this many "
+        "bytes, distributed likewise. Companions are not counted.",
         examples=[50_000_000],
     )
 
