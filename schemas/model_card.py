@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from schemas.planning.model_folder import has_other_method
 from schemas.report import REPORT_NAME, Report
 
 CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
@@ -75,8 +76,7 @@ def _introduction(report: Report) -> list[str]:
 
 def _usage(config: Mapping[str, Any], companions: Collection[str], *, is_factored: bool) -> list[str]:
     lines = _loading(config, companions)
-    own_method = "quantization_config" in config
-    if lines is None or (is_factored and own_method):
+    if lines is None or (is_factored and has_other_method(config)):
         lines = ["from eckart.torch import load_compressed", "", 'load_compressed(model, ".")']
     elif is_factored:
         lines = ["import eckart.transformers", *lines]
@@ -87,6 +87,7 @@ def _usage(config: Mapping[str, Any], companions: Collection[str], *, is_factore
             "Install `eckart[transformers]` first. Never load this folder with `from_pretrained` alone:",
             "stock transformers does not know the factored layers.",
         ]
+    text += ["", "If you publish this folder, name the model that it was made from as `base_model` above."]
     return text
 
 

@@ -128,7 +128,8 @@ JOB_REQUEST = {
 def _files_multipart(*, spec: bool) -> dict[str, Any]:
     return _multipart(
         "checkpoint",
-        "The safetensors file, or the shards and their index; each part with its file name.",
+        "The safetensors file, or the shards and their index, and companions such as config.json; each part "
+        "with its file name.",
         spec=spec,
     )
 

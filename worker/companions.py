@@ -77,7 +77,9 @@ def write_companions(
     writer = CompanionWriter(checkpoint, {file.name: file for file in input_files}, result_dir)
     has_config = CONFIG_NAME in checkpoint.companions
     rewritten = {CONFIG_NAME, card_name(checkpoint.companions)} if has_config else set()
-    written = [writer.copy(name) for name in checkpoint.companions if name not in rewritten]
+    # An adapter has a config of its own, for example.
+    made = rewritten | {file.name for file in report.output.files}
+    written = [writer.copy(name) for name in checkpoint.companions if name not in made]
     layers = _factored(output)
     hint = how_to_load(is_factored=bool(layers), in_folder=has_config)
     report = report.model_copy(update={"how_to_load": hint})

@@ -58,16 +58,15 @@ def folder_config(raw: bytes, layers: Mapping[str, FactoredLayer]) -> tuple[byte
     All other keys stay as they are, in their order.
     """
     config = parse_config(raw)
-    own = config.get("quantization_config")
     warning = None
-    if own is None or quant_method(own) == QUANT_METHOD:
-        config["quantization_config"] = _quantization_config(layers)
-    else:
-        method = quoted(str(quant_method(own)))
+    if has_other_method(config):
+        method = quoted(str(_quant_method(config)))
         warning = (
             f"config.json keeps its own quantization_config, {method}, so transformers "
             "cannot load this folder: use eckart.torch.load_compressed, or ask for layout dense."
         )
+    else:
+        config["quantization_config"] = _quantization_config(layers)
     config["transformers_weights"] = MISSING_WEIGHTS
     return json.dumps(config, indent=2).encode() + b"\n", warning
 
@@ -88,7 +87,13 @@ def how_to_load(*, is_factored: bool, in_folder: bool) -> str | None:
     )
 
 
-def quant_method(quantization: Any) -> object:
+def has_other_method(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json says that the model is quantized in a way of its own."""
+    return config.get("quantization_config") is not None and _quant_method(config) != QUANT_METHOD
+
+
+def _quant_method(config: Mapping[str, Any]) -> object:
+    quantization = config["quantization_config"]
     return quantization.get("quant_method") if isinstance(quantization, dict) else None
 
 

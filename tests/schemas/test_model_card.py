@@ -127,3 +127,8 @@ def test_a_hostile_class_name_never_reaches_the_card(first):
 def test_a_model_with_code_of_its_own_is_loaded_by_the_auto_class():
     text = card(BERT | {"auto_map": {"AutoModel": "modeling.Mine"}, "architectures": ["Mine"]})
     assert "from transformers import AutoModel\n" in code(text)
+
+
+def test_a_model_that_was_compressed_before_is_loaded_in_the_same_way():
+    config = BERT | {"quantization_config": {"quant_method": "eckart"}}
+    assert code(card(config)) == code(card())

@@ -149,3 +149,10 @@ def test_the_same_files_make_the_same_archive_and_others_another_tag(tmp_path):
     others = [archive("b.txt"), archive(content=b"xy"), archive(sha256="1" * 64)]
     others.append(archive(at="2026-01-02T03:04:06.000000Z"))
     assert len({first[0], *(etag for etag, _ in others)}) == 5
+
+
+@pytest.mark.parametrize("name", ["config.json", "empty.txt", LONG_NAME])
+def test_a_companion_comes_by_itself_too_and_as_an_attachment(service, here, name):
+    answer = service.http.get(f"{here}/files/{name}")
+    assert (answer.status_code, answer.content) == (200, CONTENT[name])
+    assert answer.headers["content-disposition"].startswith("attachment")

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from eckart.torch import load_compressed
@@ -260,3 +260,17 @@ def test_the_report_says_how_a_factored_result_is_loaded_and_how_not(folder, com
     alone = compress(folder / "model.safetensors").report.how_to_load
     assert "load_compressed" in alone
     assert "Never put a config.json beside it" in alone
+
+
+def test_an_adapters_own_files_are_not_replaced_by_companions_of_their_name(folder, compress, tmp_path):
+    base = tmp_path / "base.safetensors"
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, base)
+    (folder / "adapter_config.json").write_text("{}")
+    result = compress(folder, base=base, layout="adapter", rank=2)
+
+    assert json.loads((result.directory / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    assert (result.directory / "vocab.txt").is_file()
+    assert not (result.directory / CONFIG_NAME).exists()
+    listed = [file.name for file in result.report.output.files]
+    assert len(listed) == len(set(listed))
