@@ -1,4 +1,4 @@
-"""The command line: `eckart serve | compress | plan | report`.
+"""The command line: `eckart serve | compress | plan | report | expand`.
 
 Results go to stdout, everything else to stderr.
 """
@@ -74,6 +74,14 @@ def build_parser() -> argparse.ArgumentParser:
     plan.set_defaults(run=run_plan, parser=plan)
     report = verbs.add_parser("report", help="show a job's report as a table")
     report.set_defaults(run=run_report)
+    expand = verbs.add_parser(
+        "expand", help="multiply a compressed checkpoint out, so that any loader takes it"
+    )
+    expand.add_argument(
+        "source", type=Path, metavar="CHECKPOINT", help="a .safetensors file, an index or a directory"
+    )
+    expand.add_argument("out", type=Path, metavar="OUT", help="a new folder, or a .safetensors file")
+    expand.set_defaults(run=run_expand)
     for verb in (compress, plan):
         verb.add_argument(
             "source",
@@ -238,6 +246,15 @@ def run_report(options: argparse.Namespace) -> None:
         raise InputError(f"{path}: there is no such file")
     with Client(options.url) as client:
         show(client.report(options.source), as_json=options.json)
+
+
+def run_expand(options: argparse.Namespace) -> None:
+    """Write the dense checkpoint of a compressed one."""
+    try:
+        from eckart.torch import expand
+    except ModuleNotFoundError as error:
+        raise InputError(str(error)) from error
+    sys.stdout.write("".join(f"{path}\n" for path in expand(options.source, options.out)))
 
 
 def default_out(given: str) -> Path:

@@ -1,21 +1,24 @@
-"""The header of a safetensors file: what is in it, read and written without a library."""
+"""Safetensors files, read and written a tensor at a time, without a library."""
 
 from __future__ import annotations
 
 import json
+import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from eckart.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 LENGTH_BYTES = 8
 # The format's limit. The service has a lower one and refuses longer headers itself.
 FORMAT_MAX_HEADER_BYTES = 100_000_000
+BLOCK_BYTES = 1 << 20
 METADATA = "__metadata__"
 # Torch holds two values of this dtype in one element.
 PACKED = "F4"
@@ -113,6 +116,31 @@ def aligned(tensors: Iterable[NewTensor]) -> list[NewTensor]:
             return sorted(given, key=lambda tensor: -tensor.element_bytes)
         start += tensor.size_bytes
     return given
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Give the name of a part to write, which takes the place of the file once it is whole."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        with part.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def copy_bytes(tensor: StoredTensor, source: IO[bytes], target: IO[bytes]) -> None:
+    """Copy a tensor's bytes from an open file to another."""
+    source.seek(tensor.start)
+    left = tensor.size_bytes
+    while left:
+        block = source.read(min(left, BLOCK_BYTES))
+        if not block:
+            raise InputError(f"{tensor.name} is cut short; fetch the complete file")
+        target.write(block)
+        left -= len(block)
 
 
 def _tensor(name: str, entry: Mapping[str, Any], data_start: int) -> StoredTensor:

@@ -8,8 +8,10 @@ except ModuleNotFoundError as error:
     raise missing_extra(error, "torch") from error
 
 from eckart.torch.decoders import DECODERS, Decoder
+from eckart.torch.expansion import expand
 from eckart.torch.layers import LowRankConv1D, LowRankLinear
 from eckart.torch.loading import IncompatibleKeys, load_compressed
+from eckart.torch.saving import save_compressed
 
 __all__ = [
     "DECODERS",
@@ -17,5 +19,7 @@ __all__ = [
     "IncompatibleKeys",
     "LowRankConv1D",
     "LowRankLinear",
+    "expand",
     "load_compressed",
+    "save_compressed",
 ]

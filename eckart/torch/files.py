@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from eckart.checkpoint import listed, open_checkpoint
 from eckart.errors import InputError, LoadError
-from eckart.header import Header, read_header
+from eckart.header import Header, NewTensor, StoredTensor, build_header, read_header
 from eckart.torch.decoders import DECODERS, Decoder
 from eckart.torch.layers import product
 from eckart.torch.manifest import FactoredLayer, read_manifest
@@ -49,8 +49,7 @@ class Factors:
 
     def multiply(self, factors: Sequence[Tensor]) -> Tensor:
         """Return the weight, in float32 at least."""
-        wide = torch.promote_types(torch.float32, factors[0].dtype)
-        return product([factor.to(wide) for factor in factors], transposed=self.entry.transposed)
+        return multiplied(factors, transposed=self.entry.transposed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +72,15 @@ class Contents:
     shapes: Shapes
     factored: Mapping[str, Factors]
     encoded: Mapping[str, Decoder]
+
+    def read(self, name: str) -> Tensor:
+        """Read one tensor that no codec stores."""
+        for shard in self.shards:
+            if any(tensor.name == name for tensor in shard.header.tensors):
+                with safe_open(shard.path, "pt") as file:
+                    tensor: Tensor = file.get_tensor(name)
+                    return tensor
+        raise KeyError(name)
 
     def load(self) -> dict[str, Tensor]:
         """Load all tensors, and decode those that a codec stores."""
@@ -111,6 +119,22 @@ def read_contents(path: Path) -> Contents:
     return Contents(shards, shapes, factored, encoded)
 
 
+def _read_shard(path: Path) -> Shard:
+    """Read what one file holds."""
+    header = read_header(path)
+    return Shard(path, header, read_manifest(path, header.metadata))
+
+
+def read_tensors(stream: IO[bytes], tensors: Sequence[StoredTensor]) -> dict[str, Tensor]:
+    """Read some tensors of an open file into memory of their own; a mapped file would stay in it."""
+    new = [NewTensor(tensor.name, tensor.dtype, tensor.shape, tensor.size_bytes) for tensor in tensors]
+    content = bytearray(build_header(new, {}))
+    for tensor in tensors:
+        stream.seek(tensor.start)
+        content += stream.read(tensor.size_bytes)
+    return load(bytes(content))
+
+
 def decoded_matrices(name: str, codec: str | None, shapes: dict[str, tuple[int, ...]]) -> dict[str, Decoder]:
     """Return the decoder of each matrix of a layer; in `shapes`, it takes the place of its stored tensors."""
     decoder = DECODERS.get(codec)
@@ -134,6 +158,12 @@ def decoded_matrices(name: str, codec: str | None, shapes: dict[str, tuple[int, 
     return found
 
 
+def multiplied(factors: Sequence[Tensor], *, transposed: bool) -> Tensor:
+    """Return the weight that factors multiply to, in float32 at least."""
+    wide = torch.promote_types(torch.float32, factors[0].dtype)
+    return product([factor.to(wide) for factor in factors], transposed=transposed)
+
+
 def chain_sizes(shapes: Sequence[tuple[int, ...]], *, transposed: bool) -> tuple[int, ...] | None:
     """Return inputs, ranks and outputs of factors, input side first; None where they do not chain."""
     if not LEAST_FACTORS <= len(shapes) <= MOST_FACTORS or any(len(shape) != 2 for shape in shapes):
@@ -142,11 +172,6 @@ def chain_sizes(shapes: Sequence[tuple[int, ...]], *, transposed: bool) -> tuple
     if any(first[1] != second[0] for first, second in pairwise(turned)):
         return None
     return (*(shape[0] for shape in turned), turned[-1][1])
-
-
-def _read_shard(path: Path) -> Shard:
-    header = read_header(path)
-    return Shard(path, header, read_manifest(path, header.metadata))
 
 
 def factor_sizes(name: str, entry: FactoredLayer, shapes: Shapes) -> tuple[int, ...]:

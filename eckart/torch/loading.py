@@ -88,7 +88,7 @@ def load_compressed(
     model.load_state_dict(values, strict=False)
     if dequantize == "auto":
         _warn_of_products(matching)
-    return model if strict else IncompatibleKeys(list(matching.missing), list(matching.strange))
+    return model if strict else IncompatibleKeys(list(matching.missing), list(matching.strange.values()))
 
 
 def _with_unlisted_factors(contents: Contents, state: ModelState, renamed: Callable[[str], str]) -> Contents:
@@ -162,11 +162,21 @@ def _check(state: ModelState, contents: Contents, matching: Matching, *, strict:
             f"the checkpoint lacks what the model needs: {listed(matching.missing)}; strict=False leaves the "
             f"model's own values there{hint}"
         )
-    if matching.strange:
+    if strange := [
+        stored for name, stored in matching.strange.items() if not _is_known(state, contents, name, stored)
+    ]:
         raise LoadError(
-            f"the model has no place for what the checkpoint holds: {listed(matching.strange)}; strict=False "
+            f"the model has no place for what the checkpoint holds: {listed(strange)}; strict=False "
             f"leaves it out{hint}"
         )
+
+
+def _is_known(state: ModelState, contents: Contents, name: str, stored: str) -> bool:
+    """Whether the model has the same values already, in a buffer that it does not save."""
+    buffer = state.unsaved_buffers.get(name)
+    if buffer is None or buffer.is_meta or tuple(buffer.shape) != contents.shapes[stored]:
+        return False
+    return torch.equal(buffer.cpu(), contents.read(stored).to(buffer.dtype))
 
 
 def _shapes_differ(name: str, own: tuple[int, ...], stored: tuple[int, ...]) -> LoadError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import torch
 from pydantic import BaseModel, Field, ValidationError
 
 from eckart.errors import LoadError
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 Size = Annotated[int, Field(ge=1)]
 
 METADATA_KEY = "eckart"
+# The dtypes that a weight and its factors can have.
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class FactoredLayer(BaseModel):

@@ -76,8 +76,8 @@ class Match:
 class Matching:
     """Where each tensor of a file goes: `given` maps places to names in the file.
 
-    `places` is the state dict once the layers without a `reason` are factored. `strange` are names in the
-    file that have no place, `homeless` the factored layers without one.
+    `places` is the state dict once the layers without a `reason` are factored. `strange` maps names without a
+    place to those in the file, and `homeless` are the factored layers without one.
     """
 
     matches: tuple[Match, ...]
@@ -85,7 +85,7 @@ class Matching:
     given: Mapping[str, str]
     products: Mapping[str, Factors]
     missing: tuple[str, ...]
-    strange: tuple[str, ...]
+    strange: Mapping[str, str]
     homeless: tuple[str, ...]
 
     @property
@@ -112,19 +112,20 @@ def match(
     places = _places(state, [one for one in matches if one.reason is None])
     given, products, homeless = dict(plain), {}, []
     for one in matches:
-        factors = one.factors
-        last = len(factors.matrices) - 1
-        bias = f"{one.name}.{last}{BIAS}" if one.reason is None else renamed(factors.name + BIAS)
-        if factors.bias in contents.shapes:
-            given[bias] = factors.bias
+        name, factors = one.name, one.factors
         if one.reason is None:
-            given |= {f"{one.name}.{i}{WEIGHT}": matrix for i, matrix in enumerate(factors.matrices)}
-        elif one.name + WEIGHT in places:
-            products[one.name + WEIGHT] = factors
+            _give(given, {f"{name}.{i}{WEIGHT}": matrix for i, matrix in enumerate(factors.matrices)})
+        elif name + WEIGHT in given:
+            raise _same_name(given[name + WEIGHT], factors.name + WEIGHT, name + WEIGHT)
+        elif name + WEIGHT in places:
+            products[name + WEIGHT] = factors
         else:
             homeless.append(factors.name)
-    strange = tuple(file_name for name, file_name in given.items() if name not in places)
-    given = {name: file_name for name, file_name in given.items() if name in places}
+        if factors.bias in contents.shapes:
+            bias = renamed(factors.name + BIAS) if one.reason else f"{name}.{len(factors.matrices) - 1}{BIAS}"
+            _give(given, {bias: factors.bias})
+    strange = {n: stored for n, stored in given.items() if n not in places and not state.may_ignore(n)}
+    given = {name: stored for name, stored in given.items() if name in places}
     # A weight that is whole in the file under another name needs no product.
     whole = {places[name].tensor for name in given}
     products = {name: factors for name, factors in products.items() if places[name].tensor not in whole}
@@ -137,7 +138,7 @@ def match(
         missing=tuple(
             n for n, place in places.items() if place.tensor not in filled and not state.may_lack(n)
         ),
-        strange=tuple(name for name in strange if not state.may_ignore(renamed(name))),
+        strange=strange,
         homeless=tuple(homeless),
     )
 
@@ -147,11 +148,20 @@ def _plain(contents: Contents, renamed: Callable[[str], str]) -> dict[str, str]:
     taken = {name for factors in contents.factored.values() for name in (*factors.matrices, factors.bias)}
     plain: dict[str, str] = {}
     for name in contents.shapes:
-        if name not in taken and plain.setdefault(renamed(name), name) != name:
-            raise LoadError(
-                f"`rename` gives {name} and {plain[renamed(name)]} the same name, {renamed(name)}"
-            )
+        if name not in taken:
+            _give(plain, {renamed(name): name})
     return plain
+
+
+def _give(given: dict[str, str], more: Mapping[str, str]) -> None:
+    for name, stored in more.items():
+        if name in given:
+            raise _same_name(given[name], stored, name)
+        given[name] = stored
+
+
+def _same_name(first: str, second: str, name: str) -> LoadError:
+    return LoadError(f"`rename` gives {first} and {second} the same name, {name}")
 
 
 def _matches(

@@ -23,6 +23,8 @@ class FactoredLayer(BaseModel):
     rank: Size
     shape: tuple[Size, ...]
     dtype: str
+    # The dtype of the weight in the input, where the factors have another.
+    weight_dtype: str | None = Field(default=None, exclude_if=lambda value: value is None)
     relative_error: float | None = None
     # Name of the codec that stores the factors; absent where each is one tensor of `dtype`.
     codec: str | None = Field(default=None, exclude_if=lambda value: value is None)

@@ -113,6 +113,7 @@ def output_metadata(
                 rank=ranks[number],
                 shape=layer.shape,
                 dtype=layer.codec.dtype,
+                weight_dtype=None if layer.codec.dtype == layer.dtype else layer.dtype,
                 relative_error=errors[number],
                 codec=layer.codec.name if layer.needs_decoding else None,
                 transposed=layer.transposed,

@@ -12,8 +12,7 @@ from torch import nn
 
 from eckart import InputError, LoadError
 from eckart.torch import LowRankConv1D, LowRankLinear, load_compressed
-
-RANK = 2
+from tests.eckart.torch.factoring import RANK, factored, write
 
 
 class Net(nn.Module):
@@ -102,34 +101,6 @@ def test_a_transposed_layer_that_does_not_fit_is_refused(tmp_path, changes, mode
 def net():
     torch.manual_seed(0)
     return Net().eval()
-
-
-def factored(state, *names, rank=RANK, factors=2, dtype=None):
-    """Factor these layers of a state dict; return the new state dict and its manifest."""
-    state, layers = dict(state), {}
-    for name in names:
-        weight = state.pop(f"{name}.weight")
-        u, s, vh = torch.linalg.svd(weight.float(), full_matrices=False)
-        left, right, core = (u * s)[:, :rank], vh[:rank], torch.eye(rank)
-        parts = [right, core, left] if factors == 3 else [right, left]
-        state |= {f"{name}.{i}.weight": part.to(dtype or weight.dtype) for i, part in enumerate(parts)}
-        if f"{name}.bias" in state:
-            state[f"{name}.{factors - 1}.bias"] = state.pop(f"{name}.bias")
-        layers[name] = {
-            "method": "cur" if factors == 3 else "svd",
-            "rank": rank,
-            "shape": list(weight.shape),
-            "dtype": "F32",
-            "relative_error": 0.5,
-        }
-    return state, layers
-
-
-def write(path, state, layers, **fields):
-    manifest = json.dumps({"version": 1, "layers": layers, **fields})
-    tensors = {name: tensor.clone().contiguous() for name, tensor in state.items()}
-    save_file(tensors, path, metadata={"format": "pt", "eckart": manifest})
-    return path
 
 
 def dense(net, *names, rank=RANK):

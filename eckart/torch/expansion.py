@@ -1,0 +1,185 @@
+"""Multiplying a compressed checkpoint out, a layer at a time, into one that every loader takes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+
+from eckart.checkpoint import ENDING, is_index, open_checkpoint
+from eckart.errors import InputError
+from eckart.header import NewTensor, StoredTensor, aligned, build_header, copy_bytes, replaced
+from eckart.torch.files import (
+    BIAS,
+    WEIGHT,
+    Contents,
+    Shard,
+    multiplied,
+    read_contents,
+    read_tensors,
+)
+from eckart.torch.manifest import DTYPES, METADATA_KEY
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from eckart.torch.decoders import Decoder
+    from eckart.torch.manifest import FactoredLayer
+
+# The name that transformers looks for, in place of the one that it must not find.
+USUAL_NAMES = {
+    "eckart.safetensors": "model.safetensors",
+    "eckart.safetensors.index.json": "model.safetensors.index.json",
+}
+CONFIG = "config.json"
+QUANTIZATION, WEIGHTS_NAME = "quantization_config", "transformers_weights"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLayer:
+    """A layer whose weight a file holds as factors, or in a codec: what is stored, and how it is decoded."""
+
+    name: str
+    entry: FactoredLayer
+    tensors: tuple[StoredTensor, ...]
+    decoders: Mapping[str, Decoder]
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weight; float32 where the file names none of a weight."""
+        named = (self.entry.weight_dtype, self.entry.dtype, self.tensors[0].dtype)
+        return next((name for name in named if name in DTYPES), "F32")
+
+    def weight(self, stream: IO[bytes]) -> Tensor:
+        """Read the layer and multiply it out."""
+        stored = read_tensors(stream, self.tensors)
+        matrices = [
+            decoder.decode(*(stored[part] for part in decoder.names(matrix)))
+            for matrix, decoder in self.decoders.items()
+        ]
+        return multiplied(matrices, transposed=self.entry.transposed).to(DTYPES[self.dtype]).contiguous()
+
+
+Parts = dict[NewTensor, StoredTensor | StoredLayer]
+
+
+def expand(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Path]:
+    """Write the dense checkpoint of a compressed one, with its old names, shapes and dtypes.
+
+    A file becomes a file, of the name `out` or in the folder `out`; an index or a folder becomes a folder,
+    with the same shards and a new index. A folder's other files come along, and `config.json` no longer says
+    that the model is compressed. Memory holds one layer at a time. Returns the files, those of weights first.
+    """
+    source, target = Path(path), Path(out)
+    index, contents = open_checkpoint(source).index, read_contents(source)
+    shards = contents.shards
+    if not any(shard.layers for shard in shards):
+        raise InputError(f"{source} holds no factored layers: its metadata list none; use it as it is")
+    into_file = target.suffix == ENDING and index is None and not source.is_dir()
+    if target.exists() and (into_file or not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} is there already; name another file, or a new or empty folder")
+    folder = target.parent if into_file else target
+    parts = [_parts(shard, contents) for shard in shards]
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [target if into_file else folder / _usual_name(shard.path) for shard in shards]
+    for shard, own, file in zip(shards, parts, written, strict=True):
+        _write(shard, own, file)
+    if index is not None:
+        new_index = folder / _usual_name(index)
+        _write_text(new_index, _index(parts, written))
+        written.append(new_index)
+    return written + (_copy_others(source, folder) if source.is_dir() else [])
+
+
+def _usual_name(path: Path) -> str:
+    return USUAL_NAMES.get(path.name, path.name)
+
+
+def _parts(shard: Shard, contents: Contents) -> Parts:
+    """Say what a shard becomes: each layer's weight where its first tensor was, all else as it is.
+
+    A bias may be in another shard than its factors.
+    """
+    biases = {factors.bias: name + BIAS for name, factors in contents.factored.items()}
+    stored = {tensor.name: tensor for tensor in shard.header.tensors}
+    layers: dict[str, StoredLayer] = {}
+    for name, entry in (shard.layers or {}).items():
+        factors = contents.factored.get(name)
+        decoders = {m: contents.encoded[m] for m in (factors.matrices if factors else (name + WEIGHT,))}
+        tensors = tuple(stored[part] for matrix in decoders for part in decoders[matrix].names(matrix))
+        layers |= dict.fromkeys((t.name for t in tensors), StoredLayer(name, entry, tensors, decoders))
+    parts: Parts = {}
+    done: set[str] = set()
+    for tensor in shard.header.tensors:
+        layer = layers.get(tensor.name)
+        if layer is None:
+            name = biases.get(tensor.name, tensor.name)
+            parts[NewTensor(name, tensor.dtype, tensor.shape, tensor.size_bytes)] = tensor
+        elif layer.name not in done:
+            done.add(layer.name)
+            size_bytes = prod(layer.entry.shape) * DTYPES[layer.dtype].itemsize
+            parts[NewTensor(layer.name + WEIGHT, layer.dtype, layer.entry.shape, size_bytes)] = layer
+    return parts
+
+
+def _write(shard: Shard, parts: Parts, path: Path) -> None:
+    tensors = aligned(parts)
+    metadata = {key: text for key, text in shard.header.metadata.items() if key != METADATA_KEY}
+    with replaced(path) as new, shard.path.open("rb") as source, new.open("wb") as target:
+        target.write(build_header(tensors, metadata | {"format": "pt"}))
+        for tensor in tensors:
+            part = parts[tensor]
+            if isinstance(part, StoredTensor):
+                copy_bytes(part, source, target)
+            else:
+                target.write(part.weight(source).view(torch.uint8).numpy().data)
+
+
+def _index(parts: Sequence[Parts], files: Sequence[Path]) -> dict[str, Any]:
+    total = sum(tensor.size_bytes for own in parts for tensor in own)
+    weight_map = {tensor.name: file.name for own, file in zip(parts, files, strict=True) for tensor in own}
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+
+
+def _copy_others(source: Path, folder: Path) -> list[Path]:
+    """Copy the files that are no weights, hidden ones left out."""
+    copied = []
+    for path in sorted(source.iterdir()):
+        target = folder / path.name
+        if path.name.startswith(".") or path.suffix == ENDING or is_index(path.name):
+            continue
+        if path.is_dir():
+            shutil.copytree(path, target)
+        elif path.name == CONFIG and (config := _dense_config(path)) is not None:
+            _write_text(target, config)
+        else:
+            shutil.copy(path, target)
+        copied.append(target)
+    return copied
+
+
+def _dense_config(path: Path) -> dict[str, Any] | None:
+    """Return a model's configuration as it is without compression; None where it is not readable."""
+    try:
+        config = json.loads(path.read_bytes())
+        own = config.get(QUANTIZATION) or {}
+        if own.get("quant_method") == "eckart":
+            del config[QUANTIZATION]
+        if not (path.parent / config.get(WEIGHTS_NAME, "")).is_file():
+            config.pop(WEIGHTS_NAME, None)
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        return None
+    return dict(config)
+
+
+def _write_text(path: Path, document: dict[str, Any]) -> None:
+    with replaced(path) as part:
+        part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,81 @@
+"""Saving a model with factored layers, so that it loads again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from eckart.checkpoint import ENDING, listed
+from eckart.errors import InputError
+from eckart.header import replaced
+from eckart.torch.files import BIAS, WEIGHT
+from eckart.torch.layers import LowRank
+from eckart.torch.manifest import DTYPES, METADATA_KEY, FactoredLayer, manifest_text
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+UNKNOWN_METHOD = "factors"
+
+
+def save_compressed(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Save a model that holds factored layers, perhaps after training, so that `load_compressed` takes it.
+
+    A tensor that the model has under several names is stored under the first. The file is complete or not
+    there.
+    """
+    target = Path(path)
+    if target.suffix != ENDING:
+        raise InputError(f"{target}: the name of the file ends in {ENDING}")
+    state: dict[str, object] = dict(model.state_dict(keep_vars=True))
+    layers = {
+        name: _entry(name, module, state)
+        for name, module in model.named_modules()
+        if isinstance(module, LowRank)
+    }
+    metadata = {"format": "pt", METADATA_KEY: manifest_text(layers)}
+    with replaced(target) as part:
+        save_file(_stored(state), part, metadata)
+
+
+def _entry(name: str, layer: LowRank, state: Mapping[str, object]) -> FactoredLayer:
+    wanted = {f"{name}.{i}{WEIGHT}" for i in range(len(layer))}
+    own = {key for key in state if key.startswith(f"{name}.")}
+    own.discard(f"{name}.{len(layer) - 1}{BIAS}")
+    if own != wanted or not all(isinstance(state[key], nn.Parameter) for key in wanted):
+        raise InputError(
+            f"{name or 'the model itself'} is no longer a chain of plain factors, it holds "
+            f"{listed(sorted(own))}: merge its adapters, undo its quantization, or save the model around it"
+        )
+    weight = layer[0].weight
+    assert isinstance(weight, Tensor)
+    inputs, *ranks, outputs = layer.sizes
+    return FactoredLayer(
+        method=layer.method or UNKNOWN_METHOD,
+        rank=ranks[0],
+        shape=(inputs, outputs) if layer.transposed else (outputs, inputs),
+        dtype=next((name for name, dtype in DTYPES.items() if dtype is weight.dtype), None),
+        transposed=layer.transposed,
+    )
+
+
+def _stored(state: Mapping[str, object]) -> dict[str, Tensor]:
+    """Return each tensor once, whole and on the CPU; memory that two of them share is copied."""
+    stored: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    storages: set[int] = set()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name} is a {type(value).__name__}; a safetensors file holds tensors only")
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        tensor = value.detach().cpu().contiguous()
+        address = tensor.untyped_storage().data_ptr()
+        stored[name] = tensor.clone() if address in storages else tensor
+        storages.add(address)
+    return stored

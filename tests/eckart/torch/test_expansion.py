@@ -1,0 +1,255 @@
+"""The dense checkpoint of a compressed one: the same names, shapes and dtypes, made a layer at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+
+from eckart import InputError, LoadError
+from eckart.cli import main
+from eckart.torch import expand
+from schemas.spec import CompressionSpec
+from tests.eckart.torch.factoring import close, factored, products, write
+from worker.local import compress_local
+
+ROOT = Path(__file__).parents[3]
+GPT2 = GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=8)
+BERT = BertConfig(
+    vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+)
+
+
+def compressed(source, target, **spec):
+    """Compress as a job does."""
+    spec = CompressionSpec.model_validate({"rank": {"ratio": 0.5}} | spec)
+    compress_local(source, target, spec, device=torch.device("cpu"), observe=lambda _progress: None)
+    return target
+
+
+@pytest.fixture
+def bert(tmp_path):
+    """Save a model by its own library."""
+    torch.manual_seed(0)
+    BertModel(BERT).save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+def shapes(folder):
+    return {
+        name: (tensor.shape, tensor.dtype)
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+
+
+@pytest.mark.parametrize("dtype", ["keep", "float16", "bfloat16"])
+@pytest.mark.parametrize("method", ["svd", "cur"])
+def test_names_shapes_and_dtypes_are_those_of_the_original(bert, tmp_path, method, dtype):
+    small = compressed(bert / "model.safetensors", tmp_path / "small", method=method, dtype=dtype)
+    (file,) = expand(small / "model.safetensors", tmp_path / "dense")
+
+    assert file == tmp_path / "dense" / "model.safetensors"
+    assert shapes(file.parent) == shapes(bert)
+    stored = load_file(small / "model.safetensors")
+    name = "encoder.layer.0.output.dense"
+    parts = [stored[f"{name}.{i}.weight"].float() for i in range(3) if f"{name}.{i}.weight" in stored]
+    assert close(load_file(file)[f"{name}.weight"], torch.linalg.multi_dot(parts[::-1]))
+
+
+def test_a_half_precision_checkpoint_stays_one(tmp_path):
+    torch.manual_seed(0)
+    BertModel(BERT).bfloat16().save_pretrained(tmp_path / "bert")
+    small = compressed(tmp_path / "bert" / "model.safetensors", tmp_path / "small", dtype="float32")
+    expand(small / "model.safetensors", tmp_path / "dense")
+
+    assert shapes(tmp_path / "dense") == shapes(tmp_path / "bert")
+
+
+def test_the_metadata_stay_without_the_entry_of_the_factors(bert, tmp_path):
+    path = tmp_path / "x.safetensors"
+    state, layers = factored({"a.weight": torch.randn(8, 8)}, "a")
+    write(path, state, layers)
+    save_file(load_file(path), path, {"note": "mine", "eckart": json.dumps({"version": 1, "layers": layers})})
+    expand(path, tmp_path / "dense.safetensors")
+
+    with safe_open(tmp_path / "dense.safetensors", "pt") as file:
+        assert file.metadata() == {"note": "mine", "format": "pt"}
+
+
+@pytest.fixture
+def folder(bert, tmp_path):
+    """Compress the model's folder, and add what else a folder can hold."""
+    small = compressed(bert, tmp_path / "small")
+    (small / "vocab.txt").write_text("a\nb\n")
+    (small / "1_Pooling").mkdir()
+    (small / "1_Pooling" / "config.json").write_text("{}")
+    (small / ".hidden").write_text("")
+    return small
+
+
+def test_a_folder_becomes_one_that_from_pretrained_takes(folder, tmp_path):
+    written = expand(folder, tmp_path / "dense")
+    dense = BertModel.from_pretrained(tmp_path / "dense").eval()
+
+    found = {path.relative_to(tmp_path / "dense").as_posix() for path in (tmp_path / "dense").rglob("*")}
+    assert found == {
+        "model.safetensors",
+        "config.json",
+        "vocab.txt",
+        "1_Pooling",
+        "1_Pooling/config.json",
+        "README.md",
+        "report.json",
+    }
+    assert {path.name for path in written} == {path for path in found if "/" not in path}
+    config = json.loads((tmp_path / "dense" / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert "transformers_weights" not in config
+    stored = load_file(folder / "eckart.safetensors")
+    name = "encoder.layer.0.output.dense"
+    product = stored[f"{name}.1.weight"] @ stored[f"{name}.0.weight"]
+    assert close(dense.get_submodule(name).weight, product)
+
+
+def test_a_config_of_another_quantization_is_kept(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    assert config["transformers_weights"]
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (folder / "config.json").write_text(json.dumps(config))
+    expand(folder, tmp_path / "dense")
+
+    config = json.loads((tmp_path / "dense" / "config.json").read_text())
+    assert config["quantization_config"] == {"quant_method": "fp8"}
+    assert "transformers_weights" not in config
+
+
+def test_shards_stay_shards_even_with_a_bias_away_from_its_factors(bert, tmp_path):
+    BertModel.from_pretrained(bert).save_pretrained(tmp_path / "sharded", max_shard_size="10KB")
+    small = compressed(tmp_path / "sharded", tmp_path / "small")
+    assert (small / "eckart.safetensors.index.json").exists()
+    expand(small, tmp_path / "dense")
+
+    was = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text())
+    now = json.loads((tmp_path / "dense" / "model.safetensors.index.json").read_text())
+    assert now["weight_map"] == was["weight_map"]
+    assert now["metadata"]["total_size"] == was["metadata"]["total_size"]
+    assert shapes(tmp_path / "dense") == shapes(tmp_path / "sharded")
+    BertModel.from_pretrained(tmp_path / "dense")
+
+
+def test_an_index_alone_becomes_a_folder_of_weights(bert, tmp_path):
+    BertModel.from_pretrained(bert).save_pretrained(tmp_path / "sharded", max_shard_size="10KB")
+    small = compressed(tmp_path / "sharded", tmp_path / "small")
+    written = expand(small / "eckart.safetensors.index.json", tmp_path / "dense")
+
+    assert {path.name for path in written} == {
+        path.name for path in (tmp_path / "sharded").iterdir() if "safetensors" in path.name
+    }
+
+
+def test_transposed_weights_and_gpt2s_tied_head_come_back(tmp_path):
+    torch.manual_seed(0)
+    original = GPT2LMHeadModel(GPT2)
+    original.save_pretrained(tmp_path / "gpt2")
+    small = compressed(tmp_path / "gpt2" / "model.safetensors", tmp_path / "small", transposed=["*.c_*"])
+    shutil.copy(tmp_path / "gpt2" / "config.json", small)
+    expand(small, tmp_path / "dense")
+    dense = GPT2LMHeadModel.from_pretrained(tmp_path / "dense").eval()
+
+    stored = load_file(small / "model.safetensors")
+    name = "transformer.h.0.mlp.c_fc"
+    assert close(dense.get_submodule(name).weight, stored[f"{name}.0.weight"] @ stored[f"{name}.1.weight"])
+    assert dense.lm_head.weight is dense.transformer.wte.weight
+
+
+def test_tensors_that_would_not_be_aligned_are_sorted_by_the_size_of_their_elements(tmp_path):
+    state, layers = factored({"a.weight": torch.randn(4, 4)}, "a")
+    state |= {"z.flag": torch.tensor([True]), "z.half": torch.ones(3).half(), "z.packed": torch.ones(2, 4)}
+    packed = torch.arange(8, dtype=torch.uint8).reshape(2, 4).view(torch.float4_e2m1fn_x2)
+    path = write(tmp_path / "x.safetensors", state | {"z.packed": packed}, layers)
+    expand(path, tmp_path / "dense.safetensors")
+    dense = load_file(tmp_path / "dense.safetensors")
+
+    assert close(dense["a.weight"], products(state, layers)["a"])
+    assert torch.equal(dense["z.half"], state["z.half"])
+    assert torch.equal(dense["z.packed"].view(torch.uint8), packed.view(torch.uint8))
+
+
+EXPAND = """
+import resource, sys
+from eckart.torch import expand
+def peak_kib(path, out):
+    expand(path, out)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(peak_kib(sys.argv[1], sys.argv[1] + "-dense"), peak_kib(sys.argv[2], sys.argv[2] + "-dense"))
+"""
+
+
+def test_memory_holds_a_layer_at_a_time(tmp_path):
+    """Many layers take hardly more memory than two of the same size."""
+    size, rank, most = 768, 192, 24
+    paths = []
+    for count in (2, most):
+        names = [f"h.{i}" for i in range(count)]
+        state = {f"{name}.0.weight": torch.ones(rank, size) for name in names}
+        state |= {f"{name}.1.weight": torch.ones(size, rank) for name in names}
+        layers = {
+            name: {"method": "svd", "rank": rank, "shape": [size, size], "dtype": "F32"} for name in names
+        }
+        paths.append(str(write(tmp_path / f"{count}.safetensors", state, layers)))
+    done = subprocess.run(
+        [sys.executable, "-c", EXPAND, *paths], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+
+    few, many = map(int, done.stdout.split())
+    assert many - few < 3 * size * size * 4 / 1024
+    dense = tmp_path / f"{most}.safetensors-dense" / f"{most}.safetensors"
+    assert dense.stat().st_size > most * size * size * 4
+
+
+@pytest.mark.parametrize("taken", ["file", "folder"])
+def test_what_is_there_is_not_written_over(tmp_path, taken):
+    path = write(tmp_path / "x.safetensors", *factored({"a.weight": torch.randn(8, 8)}, "a"))
+    target = path if taken == "file" else tmp_path
+    before = path.read_bytes()
+
+    with pytest.raises(InputError, match="is there already"):
+        expand(path, target)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("metadata", [None, {"eckart": '{"version": 1, "layers": {}}'}])
+def test_a_file_without_factored_layers_is_refused(tmp_path, metadata):
+    save_file(
+        {"a.0.weight": torch.ones(2, 4), "a.1.weight": torch.ones(4, 2)}, tmp_path / "x.safetensors", metadata
+    )
+    with pytest.raises(InputError, match="holds no factored layers"):
+        expand(tmp_path / "x.safetensors", tmp_path / "dense")
+    assert not (tmp_path / "dense").exists()
+
+
+def test_a_damaged_file_is_refused_before_anything_is_written(tmp_path):
+    state, layers = factored({"a.weight": torch.randn(8, 8)}, "a")
+    del state["a.1.weight"]
+
+    with pytest.raises(LoadError, match="the factors of a have the shapes"):
+        expand(write(tmp_path / "x.safetensors", state, layers), tmp_path / "dense")
+    assert not (tmp_path / "dense").exists()
+
+
+def test_the_command_line_expands_and_names_the_files(bert, tmp_path, capsys):
+    small = compressed(bert / "model.safetensors", tmp_path / "small")
+    assert main(["expand", str(small / "model.safetensors"), str(tmp_path / "dense.safetensors")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'dense.safetensors'}\n"
+
+    assert main(["expand", str(small), str(small)]) == 1
+    assert "is there already; name another file, or a new or empty folder" in capsys.readouterr().err
