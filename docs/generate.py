@@ -31,7 +31,7 @@ def settings_table() -> str:
 
 def _fields(kind: type[BaseSettings]) -> dict[str, tuple[str, str]]:
     return {
-        name: ("" if field.default is None else f"`{field.default}`", str(field.description))
+        name: ("" if field.default in {None, ""} else f"`{field.default}`", str(field.description))
         for name, field in kind.model_fields.items()
     }
 
