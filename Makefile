@@ -10,7 +10,7 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 # Where torch comes from; nothing: CPU wheels where there is no NVIDIA GPU. tools/install_torch.py has the other values.
 export TORCH_INDEX ?=
 
-.PHONY: help setup serve demo test lint types contracts unit study bench test-compose docs locks clean
+.PHONY: help setup serve demo test lint types contracts unit study bench test-compose test-transformers docs locks clean
 
 help: ## print this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench: $(READY) ## run the benchmarks side by side; docs/benchmarks.md keeps the
 
 test-compose: $(READY) ## build the images and run a job through docker compose (needs a Docker engine)
 	$(BIN)/python -m pytest -m docker tests/e2e
+
+test-transformers: $(READY) ## run the tests of eckart.transformers on all supported releases of transformers
+	@$(BIN)/python -m tools.transformers_releases
 
 docs: $(READY) ## rebuild the generated parts of the documentation
 	$(BIN)/python -m docs.generate
