@@ -1,7 +1,7 @@
 """Run the tests of `eckart.transformers` on several releases of transformers: `make test-transformers`.
 
-Each release gets an environment of its own under `.venv/transformers`, which takes from `.venv` torch and all that
-it does not need in another version. Give releases as arguments to try only those.
+Each release gets an environment under `.venv/transformers`, which takes from `.venv` what it does not need in
+another version, such as torch. Give releases as arguments to try only those.
 """
 
 import subprocess

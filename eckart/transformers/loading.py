@@ -135,7 +135,7 @@ def _without_unknown_names(fits: list[Fit], naming: Naming, state: Collection[st
     found = naming.renamed([name for names in wanted.values() for name in names], {*state, *targets})
     return [
         replace(fit, reason="transformers converts its name")
-        if fit.reason is None and wanted[fit.module].items() - found.items()
+        if any(found.get(name) != target for name, target in wanted.get(fit.module, {}).items())
         else fit
         for fit in fits
     ]
