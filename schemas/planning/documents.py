@@ -8,7 +8,7 @@ from schemas.plan import PlanDocument, PlannedLayer, PlanTotals, RankBounds
 from schemas.planning.cost import ParameterCost
 from schemas.planning.layer import TWO_FACTORS, LayerPlan, Plan, Tensor
 from schemas.planning.left_out import not_selected
-from schemas.planning.planner import NO_ALIASES, make_plan
+from schemas.planning.planner import NO_ALIASES, would_be_factored
 from schemas.planning.selection import can_be_factored
 from schemas.report import compression_factor, parameter_savings
 from schemas.spec import CompressionSpec, RankRule, SpecRule, budget_of
@@ -133,8 +133,8 @@ def checkpoint_document(
     `make_plan`. `page` says which tensors are listed; all count in the sums.
     """
     files, missing = tuple(files), tuple(missing)
-    layers = make_plan(tensors, DEFAULT_SPEC, factored=factored, aliases=aliases).layers
-    selected = {layer.tensor for layer in layers if layer.reason is None}
+    shown = tensors[page.start : page.stop]
+    selected = would_be_factored(shown, tensors, DEFAULT_SPEC, factored=factored, aliases=aliases)
     return Checkpoint(
         id=checkpoint_id,
         files=files,
@@ -143,10 +143,7 @@ def checkpoint_document(
         warnings=tuple(warnings),
         parameters=sum(tensor.parameters for tensor in tensors),
         bytes=sum(file.size_bytes for file in files),
-        tensors=tuple(
-            _stored_tensor(tensor, selected=tensor.name in selected)
-            for tensor in tensors[page.start : page.stop]
-        ),
+        tensors=tuple(_stored_tensor(tensor, selected=tensor.name in selected) for tensor in shown),
         next_cursor=str(page.stop) if page.stop < len(tensors) else None,
     )
 

@@ -91,6 +91,34 @@ def make_plan(
     return mark_calibrated(plan, grams, weights | set(factored))
 
 
+def would_be_factored(
+    asked: Iterable[Tensor],
+    tensors: Sequence[Tensor],
+    spec: CompressionSpec,
+    *,
+    factored: Collection[str] = frozenset(),
+    aliases: Mapping[str, str] = NO_ALIASES,
+) -> frozenset[str]:
+    """Return which of the tensors asked for a plan would factor; `tensors` are all of the checkpoint.
+
+    It costs little where few are asked for, however many there are.
+    """
+    modules = Modules(tensors, aliases)
+    selection = Selection(spec, modules)
+
+    def is_factored(tensor: Tensor) -> bool:
+        if not is_float_weight(tensor) or _is_factor(tensor.name, factored):
+            return False
+        own = selection.options(_module(tensor))
+        if not can_be_factored(tensor, own.form, transposed=own.transposed):
+            return False
+        if selection.pattern_rule(_module(tensor)) is not None:
+            return False
+        return _plan_layer(tensor, spec, own, modules, difference=False).reason is None
+
+    return frozenset(tensor.name for tensor in asked if is_factored(tensor))
+
+
 def _is_factor(name: str, factored: Collection[str]) -> bool:
     found = FACTOR_NAME.fullmatch(name) if factored else None
     return found is not None and found["module"] in factored

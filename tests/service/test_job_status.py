@@ -8,6 +8,7 @@ import pytest
 
 from schemas.job import Progress
 from schemas.problem import ProblemKind
+from service.settings import Settings
 from state.records import new_token
 from tests.service.files import FILES, MODEL
 from tests.service.running import assert_problem
@@ -93,6 +94,10 @@ def test_a_wait_is_cut_short_before_a_proxy_gives_up(start, wait):
 
     assert answer.json()["state"] == "queued"
     assert_problem(no_result, 409, "no-result")
+
+
+def test_the_usual_limit_of_a_wait_is_below_what_proxies_allow():
+    assert Settings().max_wait_s == 50
 
 
 @pytest.mark.parametrize("wait", ["-1", "x", "nan", "inf"])

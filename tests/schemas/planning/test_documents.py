@@ -2,7 +2,8 @@
 
 from schemas.checkpoint import Checkpoint, FileInfo, StoredTensor
 from schemas.format.tensor import TensorInfo
-from schemas.planning.documents import checkpoint_document
+from schemas.planning.documents import DEFAULT_SPEC, checkpoint_document
+from schemas.planning.planner import make_plan, would_be_factored
 
 FILE = FileInfo(name="model.safetensors", size_bytes=1000, sha256="0" * 64)
 
@@ -35,6 +36,40 @@ def test_each_tensor_says_whether_it_would_be_factored_and_up_to_which_rank_it_p
     ]
     assert document.parameters == 384 * 384 + 1000 + 384 + 384 + 81 + 64 + 8 + 1
     assert (document.bytes, document.complete) == (1000, True)
+
+
+MIXED = [
+    tensor("a.weight", "F32", 64, 64),
+    tensor("a.bias", "F32", 64),
+    tensor("b.weight", "F32", 64, 48),
+    tensor("b.weight_scale", "F32", 64),
+    tensor("c.weight", "F32", 64, 48),
+    tensor("c.0.weight", "F32", 8, 48),
+    tensor("d.0.weight", "F32", 8, 48),
+    tensor("d.1.weight", "F32", 64, 8),
+    tensor("block.gate.weight", "F32", 8, 64),
+    tensor("wte.weight", "F32", 100, 64),
+    tensor("lm_head.weight", "F32", 100, 64),
+    tensor("q.lora_A.weight", "F32", 8, 64),
+    tensor("q.lora_B.weight", "F32", 64, 8),
+    tensor("attn.in_proj_weight", "F32", 96, 32),
+    tensor("attn.out_proj.weight", "F32", 32, 32),
+    tensor("conv.weight", "F32", 8, 8, 3, 3),
+    tensor("thin.weight", "F32", 1, 64),
+    tensor("codes.weight", "I8", 64, 64),
+]
+
+
+def test_what_a_document_says_of_each_tensor_is_what_a_plan_of_all_would_do():
+    known = {"factored": {"d"}, "aliases": {"wte.weight": "lm_head.weight"}}
+    layers = make_plan(MIXED, DEFAULT_SPEC, **known).layers
+    planned = {layer.tensor for layer in layers if layer.reason is None}
+
+    assert would_be_factored(MIXED, MIXED, DEFAULT_SPEC, **known) == planned
+    for one in MIXED:
+        assert would_be_factored([one], MIXED, DEFAULT_SPEC, **known) == planned & {one.name}
+    assert "a.weight" in planned
+    assert not planned & {"b.weight", "c.weight", "d.0.weight", "attn.out_proj.weight"}
 
 
 def test_factors_are_not_factored_again():
