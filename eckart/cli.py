@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 INTERRUPTED = 130
+# The options for other checkpoints, and the fields of a spec that name them.
+REFERENCES = ("calibration", "base")
 # How a JSON schema's types are read from a command line.
 NUMBERS: dict[str, tuple[type, str]] = {"integer": (int, "N"), "number": (float, "X")}
 
@@ -125,6 +127,12 @@ def add_spec_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|ID",
         help="Gram matrices of the layers' inputs, as eckart.calibrate writes them, or the id of stored ones",
     )
+    group.add_argument(
+        "--base",
+        metavar="CHECKPOINT|ID",
+        help="the checkpoint that this one was fine-tuned from: compress the difference. Without --layout "
+        "the result is a LoRA adapter",
+    )
 
 
 def add_option(group: Any, name: str, field: dict[str, Any]) -> None:
@@ -155,7 +163,7 @@ def rank_rules() -> list[str]:
 
 
 def simple_fields() -> list[str]:
-    """Return the fields that one option each can hold; `rank` and `calibration` have their own."""
+    """Return the fields that one option each can hold; `rank` and other checkpoints have their own."""
     return [name for name, field in schema()["spec"]["properties"].items() if is_simple(value_schema(field))]
 
 
@@ -174,6 +182,8 @@ def spec_from(options: argparse.Namespace) -> dict[str, Any]:
             options.parser.error(f"--spec is the whole spec; leave out {names}")
         is_json = options.spec.lstrip().startswith("{")
         return spec_document(options.spec if is_json else Path(options.spec).read_bytes())
+    if options.base is not None:
+        given.setdefault("layout", "adapter")
     rules = {name: getattr(options, name) for name in rank_rules() if getattr(options, name) is not None}
     return spec_document({**given, "rank": rules or options.rank})
 
@@ -192,9 +202,8 @@ def run_compress(options: argparse.Namespace) -> None:
         paths += copy_subfolders(folder, into) if folder else ()
     else:
         with Client(options.url) as client, closing(ProgressLine(sys.stderr)) as progress:
-            job = client.compress(
-                options.source, spec, calibration=options.calibration, wait=False, progress=progress
-            )
+            named = {name: getattr(options, name) for name in REFERENCES}
+            job = client.compress(options.source, spec, **named, wait=False, progress=progress)
             progress.note(f"job {job.id}")
             client.wait(job.id, progress=progress)
             paths = list(client.download(job.id, into, source=folder, progress=progress))
@@ -220,7 +229,7 @@ def run_plan(options: argparse.Namespace) -> None:
         plan = PlanDocument.model_validate_json(run_local(options, spec))
     else:
         with Client(options.url) as client:
-            plan = client.plan(options.source, spec, calibration=options.calibration)
+            plan = client.plan(options.source, spec, calibration=options.calibration, base=options.base)
     show(plan, as_json=options.json)
 
 
@@ -228,9 +237,9 @@ def run_local(options: argparse.Namespace, spec: dict[str, Any], *into: Path) ->
     """Run the bundled worker on files; return its output."""
     if find_checkpoint(options.source) is None:
         raise InputError(f"{options.source}: there is no such file or directory; --local takes no id")
-    calibration = None if options.calibration is None else Path(options.calibration)
+    given = {name: Path(path) for name in REFERENCES if (path := getattr(options, name)) is not None}
     return launch.run_worker_command(
-        options.command, Path(options.source), *into, spec=json.dumps(spec), calibration=calibration
+        options.command, Path(options.source), *into, spec=json.dumps(spec), references=given
     )
 
 

@@ -21,7 +21,7 @@ from eckart.upload import upload
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     import httpx
@@ -88,17 +88,19 @@ class Client:
         spec: Spec,
         *,
         calibration: PathOrId | None = None,
+        base: PathOrId | None = None,
         wait: bool = True,
         progress: ProgressCallback | None = None,
     ) -> Job:
         """Compress a checkpoint on disk or a stored one, and wait for the end.
 
-        `calibration` is a file of Gram matrices as `eckart.calibrate` writes it, or the id of a stored one;
-        a spec may name such an id itself.
+        `calibration` is a file of Gram matrices as `eckart.calibrate` writes it, and `base` the checkpoint
+        that this one was fine-tuned from; or each is the id of a stored one, which a spec may name itself.
         """
         report = progress or silent
         files = find_checkpoint(path_or_id)
-        document = self._with_calibration(spec_document(spec), calibration, report)
+        named = {"calibration": calibration, "base": base}
+        document = self._with_references(spec_document(spec), named, report)
         if files is not None:
             # The service checks the spec and the headers before gigabytes are sent.
             self._plan_headers(files, document)
@@ -159,13 +161,21 @@ class Client:
                 return
             params["cursor"] = page.next_cursor
 
-    def plan(self, path_or_id: PathOrId, spec: Spec, *, calibration: PathOrId | None = None) -> PlanDocument:
+    def plan(
+        self,
+        path_or_id: PathOrId,
+        spec: Spec,
+        *,
+        calibration: PathOrId | None = None,
+        base: PathOrId | None = None,
+    ) -> PlanDocument:
         """Return what a job would do. Of a checkpoint on disk only the headers are sent.
 
-        A `calibration` on disk is stored first.
+        A `calibration` and a `base` on disk are stored first.
         """
         files = find_checkpoint(path_or_id)
-        document = self._with_calibration(spec_document(spec), calibration, silent)
+        named = {"calibration": calibration, "base": base}
+        document = self._with_references(spec_document(spec), named, silent)
         if files is not None:
             return self._plan_headers(files, document)
         body = {"checkpoint": str(path_or_id), "spec": document}
@@ -177,19 +187,20 @@ class Client:
         plan = parse(PlanDocument, self._connection.request(call))
         return plan.model_copy(update={"checkpoint": files.name})
 
-    def _with_calibration(
-        self, spec: dict[str, Any], calibration: PathOrId | None, progress: ProgressCallback
+    def _with_references(
+        self, spec: dict[str, Any], named: Mapping[str, PathOrId | None], progress: ProgressCallback
     ) -> dict[str, Any]:
-        """Name a calibration in the spec by its id; store it first where it is on disk."""
-        if calibration is None:
-            return spec
-        if spec.get("calibration") is not None:
-            raise InputError(f"the spec has a calibration, {spec['calibration']}; leave out one of the two")
-        files = find_checkpoint(calibration)
-        if files is None:
-            return {**spec, "calibration": str(calibration)}
-        name = upload(self._connection, replace(files, companions=NO_COMPANIONS), None, progress)
-        return {**spec, "calibration": name}
+        """Name other checkpoints in the spec by their ids; store them first where they are on disk."""
+        given = {field: name for field, name in named.items() if name is not None}
+        for field in given:
+            if spec.get(field) is not None:
+                raise InputError(f"the spec has a {field}, {spec[field]}; leave out one of the two")
+        found = {field: find_checkpoint(name) for field, name in given.items()}
+        for field, files in found.items():
+            if files is not None:
+                weights = replace(files, companions=NO_COMPANIONS)
+                given[field] = upload(self._connection, weights, None, progress)
+        return {**spec, **{field: str(name) for field, name in given.items()}}
 
     def report(self, job_id: str) -> Report:
         return parse(Report, request_report(self._connection, job_id))

@@ -42,15 +42,15 @@ def serve() -> None:
     os.execve(sys.executable, _command("service.standalone"), _environment())  # noqa: S606 - a fixed list
 
 
-def run_worker_command(verb: str, *paths: Path, spec: str, calibration: Path | None) -> str:
+def run_worker_command(verb: str, *paths: Path, spec: str, references: Mapping[str, Path]) -> str:
     """Run one command of the bundled worker and return its output; its progress goes to our stderr."""
     _check_installed("worker")
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
         file.write(spec)  # a spec may be longer than an argument of a command can be
         file.flush()
         arguments = [verb, *map(str, paths), "--spec", file.name]
-        if calibration is not None:
-            arguments += ["--calibration", str(calibration)]
+        for option, path in references.items():
+            arguments += [f"--{option}", str(path)]
         command = [*_command("worker"), *arguments]
         with (
             subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, text=True) as child,

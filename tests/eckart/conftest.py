@@ -155,6 +155,7 @@ def report():
             "warnings": [],
             "input": {"files": [], "parameters": before, "bytes": 4 * before},
             "calibration": None,
+            "base": None,
             "output": {
                 "files": listed,
                 "parameters": after,

@@ -132,6 +132,7 @@ def test_every_option_reaches_the_spec(model, serve, job, capsys):
 
     options = "--method cur --rank 3 --selector cpqr --include a* --include b* --exclude c* --layout dense"
     options += " --dtype bfloat16 --seed 7 --transposed h.* --transposed g --calibration my-grams"
+    options += " --base my-base"
     assert main(["compress", "my-model", *options.split(), "--url", serve(respond)]) == 1
 
     assert asked[0]["checkpoint"] == "my-model"
@@ -146,6 +147,15 @@ def test_every_option_reaches_the_spec(model, serve, job, capsys):
         "seed": 7,
         "transposed": ["h.*", "g"],
         "calibration": "my-grams",
+        "base": "my-base",
+    }
+
+
+def test_a_base_alone_makes_an_adapter(asked_spec):
+    assert asked_spec("--rank", "3", "--base", "my-base") == {
+        "rank": 3,
+        "layout": "adapter",
+        "base": "my-base",
     }
 
 

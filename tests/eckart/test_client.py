@@ -295,6 +295,31 @@ def test_a_plan_names_a_stored_calibration(serve, service, calibrated, given):
     assert b'{"rank": 2, "calibration": "' + name in asked[0]
 
 
+def test_a_base_on_disk_is_stored_and_named_in_the_spec(serve, service, calibrated):
+    model, base = calibrated
+    respond, stored = service({"x.safetensors": b"smaller"})
+    asked = []
+
+    def listen(exchange):
+        if exchange.path == "/v1/jobs":
+            asked.append(json.loads(exchange.body))
+        respond(exchange)
+
+    with Client(serve(listen)) as c:
+        c.compress(model, {"rank": 2, "layout": "adapter"}, base=base)
+
+    assert stored.keys() == {"x.safetensors", "grams.safetensors"}
+    assert asked[0]["spec"]["base"].startswith("grams-")
+
+
+def test_two_bases_are_refused_before_anything_is_sent():
+    answers = Answers(httpx.Response(500))
+    with client(answers) as c, pytest.raises(InputError, match="the spec has a base, other"):
+        c.plan("my-model", {"rank": 2, "base": "other"}, base="my-base")
+
+    assert answers.requests == []
+
+
 def test_two_calibrations_are_refused_before_anything_is_sent(calibrated):
     model, grams = calibrated
     answers = Answers(httpx.Response(500))

@@ -46,6 +46,8 @@ def test_a_local_run_shows_the_tables(model, capfd):
         ("--budget-bytes 8", "spec/rank/budget_bytes: The output has "),
         ("--rank 2 --align 10000", "spec/align: No layer can be factored."),
         ("--rank 2 --calibration model.safetensors", "model.safetensors: The calibration has no tensor"),
+        ("--rank 2 --base missing.safetensors", "[Errno 2] "),
+        ("--rank 2 --base model.safetensors --layout factored", "spec/layout: With a base, give "),
     ],
 )
 def test_the_worker_says_what_cannot_be_done(model, capfd, options, said):
