@@ -29,7 +29,6 @@ def write_adapter(
     spool: LayerSpool,
     result_dir: Path,
     *,
-    base_name: str,
     check_canceled: Callable[[], None],
 ) -> tuple[CheckpointFiles, tuple[FileInfo, ...]]:
     """Write the file with the factors of all layers, and the config.
@@ -57,7 +56,7 @@ def write_adapter(
             copy_factor(entries[following.name], find, writer)
     layers = {work.layers[number].name: (work.layers[number], rank) for number, rank in ranks.items()}
     modules = [tensor.name for tensor in work.checkpoint.tensors]
-    config = json.dumps(adapter_config(layers, modules, base=base_name), indent=2) + "\n"
+    config = json.dumps(adapter_config(layers, modules), indent=2) + "\n"
     files = (writer.written, write_atomic(result_dir / CONFIG_NAME, config.encode()))
     return CheckpointFiles({ADAPTER_NAME: writer.header}, folder=result_dir), files
 

@@ -1,7 +1,6 @@
 """Compress one checkpoint, without Celery or HTTP: plan, factor, write the output and the report."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,7 +91,10 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
     warnings: tuple[str, ...] = ()
     if work.adapter:
         outcomes, warnings = count_left_out(work, outcomes, check_canceled=progress.between_layers)
-    output, output_files = _write(request, work, outcomes, spool, progress)
+    write = write_adapter if work.adapter else write_output
+    output, output_files = write(
+        work, outcomes, spool, request.result_dir, check_canceled=progress.between_layers
+    )
     report = make_report(
         replace(work, warnings=(*work.warnings, *warnings)),
         request.spec,
@@ -107,31 +109,6 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
     report = write_companions(companions, request.input_files, output, report, request.result_dir)
     write_atomic(request.result_dir / REPORT_NAME, report.model_dump_json(indent=1).encode() + b"\n")
     return report
-
-
-def _write(
-    request: CompressionRequest,
-    work: WorkPlan,
-    outcomes: Sequence[LayerOutcome],
-    spool: LayerSpool,
-    progress: ProgressTracker,
-) -> tuple[CheckpointFiles, tuple[FileInfo, ...]]:
-    check_canceled = progress.between_layers
-    if not work.adapter:
-        return write_output(work, outcomes, spool, request.result_dir, check_canceled=check_canceled)
-    return write_adapter(
-        work,
-        outcomes,
-        spool,
-        request.result_dir,
-        base_name=request.spec.base or _name_of(work.base),
-        check_canceled=check_canceled,
-    )
-
-
-def _name_of(files: CheckpointFiles | None) -> str:
-    assert files is not None  # An adapter has a base.
-    return files.index_name or next(iter(files.headers))
 
 
 def _layer_cache(request: CompressionRequest, work: WorkPlan, device: torch.device) -> LayerCache | None:

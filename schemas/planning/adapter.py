@@ -12,9 +12,7 @@ CONFIG_NAME = "adapter_config.json"
 PLAIN_NAME = re.compile(r"[\w.\-]+")
 
 
-def adapter_config(
-    layers: Mapping[str, tuple[LayerPlan, int]], modules: Iterable[str], *, base: str
-) -> dict[str, Any]:
+def adapter_config(layers: Mapping[str, tuple[LayerPlan, int]], modules: Iterable[str]) -> dict[str, Any]:
     """Return the content of `adapter_config.json`.
 
     `alpha` equals the rank of each layer, so that the product of the factors is added as it is. `r` is the
@@ -26,8 +24,6 @@ def adapter_config(
         The plan and the rank of each layer in the adapter, by the name of its module; at least one.
     modules
         All names of tensors or modules of the model, by which a target could be mistaken for another.
-    base
-        What the base is called, for people.
     """
     ranks = {name: rank for name, (_, rank) in layers.items()}
     largest = max(ranks.values())
@@ -36,7 +32,8 @@ def adapter_config(
     pattern = {_key(name): ranks[name] for name in others}
     return {
         "alpha_pattern": pattern,
-        "base_model_name_or_path": base,
+        # The id of a stored checkpoint could be the name of somebody else's model on a hub.
+        "base_model_name_or_path": None,
         "bias": "none",
         "fan_in_fan_out": any(layer.transposed for layer, _ in layers.values()),
         "inference_mode": True,

@@ -10,10 +10,16 @@ from state.errors import CheckpointGone, CheckpointInUse, CheckpointNotFound
 from state.records import NewJob, new_token
 
 
+@pytest.fixture(params=["calibration", "base"])
+def use(request):
+    """Give the field of a spec that names a second checkpoint."""
+    return request.param
+
+
 @pytest.fixture
-def calibrated(new):
-    """Return a job that needs a second checkpoint for its calibration."""
-    return new.model_copy(update={"spec": new.spec.model_copy(update={"calibration": "my-grams"})})
+def needing(new, use):
+    """Return a job that needs a second checkpoint."""
+    return new.model_copy(update={"spec": new.spec.model_copy(update={use: "my-grams"})})
 
 
 STATES = ("queued", "running", "succeeded", "failed", "canceled")
@@ -35,10 +41,10 @@ def test_a_checkpoint_is_in_use_while_a_job_is_unfinished(jobs, reach, state, in
 
 @pytest.mark.parametrize("wiped", [False, True])
 @pytest.mark.parametrize("end", ["finish", "fail", "cancel", "delete"])
-def test_a_calibration_is_in_use_as_long_as_the_checkpoint(
-    jobs, calibrated, summary, why, end, wiped, redis_server
+def test_a_checkpoint_that_a_spec_names_is_in_use_as_long_as_the_checkpoint(
+    jobs, needing, summary, why, end, wiped, redis_server
 ):
-    job_id = jobs.create(calibrated).id
+    job_id = jobs.create(needing).id
     if wiped:
         redis_server.wipe()
     fence = jobs.claim(job_id, new_token("worker")).fence
@@ -56,9 +62,9 @@ def test_a_calibration_is_in_use_as_long_as_the_checkpoint(
             pass
 
 
-def test_a_checkpoint_that_is_its_own_calibration_is_free_again_at_the_end(jobs, calibrated):
-    itself = calibrated.spec.model_copy(update={"calibration": "my-model"})
-    job_id = jobs.create(calibrated.model_copy(update={"spec": itself})).id
+def test_a_checkpoint_that_its_own_spec_names_is_free_again_at_the_end(jobs, needing, use):
+    itself = needing.spec.model_copy(update={use: "my-model"})
+    job_id = jobs.create(needing.model_copy(update={"spec": itself})).id
     with pytest.raises(CheckpointInUse), jobs.locked_for_deletion("my-model"):
         pytest.fail("a job needs it")
     jobs.cancel(job_id)
@@ -66,20 +72,19 @@ def test_a_checkpoint_that_is_its_own_calibration_is_free_again_at_the_end(jobs,
         pass
 
 
-def test_no_job_is_created_with_a_calibration_while_it_is_deleted(jobs, calibrated):
+def test_no_job_is_created_while_a_checkpoint_that_its_spec_names_is_deleted(jobs, needing):
     with jobs.locked_for_deletion("my-grams"), pytest.raises(CheckpointGone):
-        jobs.create(calibrated)
-    assert jobs.create(calibrated).state == "queued"
+        jobs.create(needing)
+    assert jobs.create(needing).state == "queued"
 
 
-def test_a_job_is_created_with_the_grams_it_was_planned_with_or_not_at_all(jobs, calibrated, store_file):
+def test_a_job_is_created_with_the_files_it_was_planned_with_or_not_at_all(jobs, needing, store_file, use):
     file = store_file("my-grams", "grams.safetensors")
-    assert jobs.create(calibrated.model_copy(update={"calibration_files": (file,)})).calibration_files == (
-        file,
-    )
+    record = jobs.create(needing.model_copy(update={f"{use}_files": (file,)}))
+    assert list(record.reference_files.given()) == [(use, (file,))]
     other = file.model_copy(update={"sha256": "0" * 64})
     with pytest.raises(CheckpointGone):
-        jobs.create(calibrated.model_copy(update={"calibration_files": (other,)}))
+        jobs.create(needing.model_copy(update={f"{use}_files": (other,)}))
     assert len(jobs.list().jobs) == 1
 
 

@@ -32,6 +32,7 @@ SPECS = [
         exclude=(),
     ),
     CompressionSpec(rank=64, calibration="my-grams", transposed=("h.*",)),
+    CompressionSpec(rank=64, calibration="my-grams", base="my-base", layout="adapter"),
 ]
 
 
@@ -46,6 +47,7 @@ def test_a_record_survives_both_of_its_forms(spec, state, summary, why):
         spec=spec,
         files=(FileInfo(name="model.safetensors", size_bytes=2**53 + 1, sha256="0" * 64),),
         calibration_files=(FileInfo(name="grams.safetensors", size_bytes=1, sha256="1" * 64),),
+        base_files=(FileInfo(name="base.safetensors", size_bytes=1, sha256="2" * 64),),
         warnings=("include: the pattern 'ü*' matches no layer",),
         created_at="2026-01-02T03:04:05.678901Z",
         started_at=None if state == "queued" else "2026-01-02T03:04:06.000000Z",

@@ -12,7 +12,7 @@ def config(ranks, modules=None, **spec):
     model = [Named(f"{name}.weight", (64, 32)) for name in ranks]
     plan = make_plan(model, CompressionSpec(rank=1, layout="adapter", **spec), base=model)
     layers = {layer.name: (layer, ranks[layer.name]) for layer in plan.layers}
-    return adapter_config(layers, modules or [tensor.name for tensor in model], base="my-base")
+    return adapter_config(layers, modules or [tensor.name for tensor in model])
 
 
 def test_alpha_is_the_rank_of_every_layer_and_r_is_the_largest():
@@ -21,7 +21,7 @@ def test_alpha_is_the_rank_of_every_layer_and_r_is_the_largest():
     assert (found["r"], found["lora_alpha"]) == (16, 16)
     assert found["rank_pattern"] == found["alpha_pattern"] == {"a.k": 8, "a.q": 8, "b.q": 4}
     assert found["target_modules"] == ["a.k", "a.q", "b.k", "b.q"]
-    assert found["base_model_name_or_path"] == "my-base"
+    assert found["base_model_name_or_path"] is None
 
 
 def test_the_longer_of_two_names_comes_first_where_one_is_the_end_of_the_other():
