@@ -1,15 +1,13 @@
 """Write the result of a difference job as a LoRA adapter, and say what the adapter does not hold."""
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from schemas.checkpoint import FileInfo
 from schemas.format.companion import CONFIG_NAME as MODEL_CONFIG_NAME
-from schemas.format.errors import listed
 from schemas.format.files import CheckpointFiles
 from schemas.planning.adapter import ADAPTER_NAME, CONFIG_NAME, adapter_config
 from schemas.planning.output import ADAPTER_METADATA, plan_adapter
@@ -17,7 +15,6 @@ from schemas.planning.references import BaseError
 from state.files import write_atomic
 from worker.checkpoint.spool import LayerSpool
 from worker.checkpoint.writer import CheckpointWriter
-from worker.difference import squared_differences
 from worker.layer import LayerOutcome
 from worker.output import copy_factor, ranks_of
 from worker.work_plan import WorkPlan
@@ -64,53 +61,3 @@ def write_adapter(
 def without_config(checkpoint: CheckpointFiles) -> CheckpointFiles:
     """Return the checkpoint without its config.json, which would make a model's folder of an adapter's."""
     return replace(checkpoint, companions=tuple(n for n in checkpoint.companions if n != MODEL_CONFIG_NAME))
-
-
-def count_left_out(
-    work: WorkPlan, outcomes: Sequence[LayerOutcome], *, check_canceled: Callable[[], None]
-) -> tuple[tuple[LayerOutcome, ...], tuple[str, ...]]:
-    """Find the differences that are not in the adapter.
-
-    Returns
-    -------
-    outcomes, warnings
-        The outcomes, in which a selected layer that was left out has an error of its whole difference; and a
-        warning that names all other tensors that differ.
-    """
-    assert work.base is not None
-    written = {outcome.report.tensor for outcome in outcomes if outcome.rank is not None}
-    names = [tensor.name for tensor in work.checkpoint.tensors if tensor.name not in written]
-    squared = squared_differences(work.checkpoint, work.base, names, check_canceled=check_canceled)
-    counted = tuple(
-        _with_difference(outcome, squared.pop(outcome.report.tensor, 0.0)) for outcome in outcomes
-    )
-    total = sum(outcome.squared_norm for outcome in counted) + _finite_sum(squared)
-    return counted, _warnings(squared, total)
-
-
-def _with_difference(outcome: LayerOutcome, squared: float) -> LayerOutcome:
-    if outcome.rank is not None or not math.isfinite(squared):
-        return outcome
-    return outcome.model_copy(update={"squared_error": squared, "squared_norm": squared})
-
-
-def _finite_sum(squared: Mapping[str, float]) -> float:
-    return sum(value for value in squared.values() if math.isfinite(value))
-
-
-def _warnings(squared: Mapping[str, float], total: float) -> tuple[str, ...]:
-    if not squared:
-        return ()
-    share = _finite_sum(squared) / total if total else 0.0
-    largest = sorted(squared, key=lambda name: -squared[name])
-    named = listed([f"{name} ({_share(squared[name], total)})" for name in largest])
-    verb = "tensor differs" if len(squared) == 1 else "tensors differ"
-    text = (
-        f"base: {len(squared)} {verb} from the base but cannot be in the adapter, "
-        f"{share:.2%} of the squared norm of the whole difference: {named}"
-    )
-    return (text,)
-
-
-def _share(squared: float, total: float) -> str:
-    return f"{squared / total:.2%}" if math.isfinite(squared) and total else "not a finite difference"

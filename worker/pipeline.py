@@ -14,7 +14,7 @@ from schemas.report import REPORT_NAME, Report
 from schemas.spec import CompressionSpec
 from state.cache import DecompositionCache
 from state.files import write_atomic
-from worker.adapter import count_left_out, without_config, write_adapter
+from worker.adapter import without_config, write_adapter
 from worker.budget import finish_within_budget
 from worker.calibration import check_grams
 from worker.checkpoint.spool import LayerSpool
@@ -23,6 +23,7 @@ from worker.context import JobContext, TensorReaders
 from worker.factor_pass import finish_layers
 from worker.layer import LayerOutcome
 from worker.layer_cache import LayerCache, needed_bytes
+from worker.left_out import count_left_out
 from worker.output import write_output
 from worker.progress import Observer, ProgressTracker
 from worker.report import ReportedCheckpoint, make_report
@@ -87,10 +88,12 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
         check_grams(work.tasks, readers, device=device, check_canceled=progress.between_layers)
         context = JobContext(readers, spool, cache, progress, request.spec.seed, device)
         work, outcomes = _finish(work, request.spec, context)
-    progress.between_layers()
-    warnings: tuple[str, ...] = ()
-    if work.adapter:
-        outcomes, warnings = count_left_out(work, outcomes, check_canceled=progress.between_layers)
+        progress.between_layers()
+        warnings: tuple[str, ...] = ()
+        if work.adapter:
+            outcomes, warnings = count_left_out(
+                work, outcomes, readers, check_canceled=progress.between_layers
+            )
     write = write_adapter if work.adapter else write_output
     output, output_files = write(
         work, outcomes, spool, request.result_dir, check_canceled=progress.between_layers

@@ -71,8 +71,14 @@ def folder_config(raw: bytes, layers: Mapping[str, FactoredLayer]) -> tuple[byte
     return json.dumps(config, indent=2).encode() + b"\n", warning
 
 
-def how_to_load(*, is_factored: bool, in_folder: bool) -> str | None:
+def how_to_load(*, is_factored: bool, in_folder: bool, is_adapter: bool = False) -> str | None:
     """Say how a factored result is loaded, and how not; a dense one needs no word."""
+    if is_adapter:
+        return (
+            "Load the base by the class whose names the checkpoint has, and then this folder with "
+            "peft.PeftModel.from_pretrained(base, folder). PEFT warns of missing keys if the class has other "
+            "names."
+        )
     if not is_factored:
         return None
     if in_folder:

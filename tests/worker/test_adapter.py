@@ -213,6 +213,44 @@ def test_values_that_are_not_finite_are_left_out_and_told(adapted, tuned, base):
     assert "embed.weight" not in warning
 
 
+def test_a_tied_head_and_integers_that_differ_are_named_too(adapted, tuned, base):
+    extra = {"head.weight": base["embed.weight"], "positions": torch.arange(8)}
+    base |= {name: tensor.clone() for name, tensor in extra.items()}
+    tuned |= {name: tensor.clone() for name, tensor in extra.items()}
+    for name in ("embed.weight", "head.weight"):
+        tuned[name][5] += 1
+    tuned["positions"] += 1
+    result = adapted(tuned, base)
+
+    assert layers(result)["head"].reason == "tied"
+    (warning,) = [w for w in result.report.warnings if w.startswith("base:")]
+    assert "head.weight (" in warning
+    assert "positions (not a finite difference)" in warning
+    factored = [layer for layer in result.report.layers if layer.rank]
+    assert result.report.totals.layers_factored == len(factored) == 2
+
+
+def test_a_folder_gives_an_adapter_with_its_companions_but_no_model_config(
+    save, compress, tuned, base, tmp_path
+):
+    folder = tmp_path / "tuned"
+    folder.mkdir()
+    save(tuned, "tuned/model.safetensors")
+    for name in ("config.json", "tokenizer.json", "README.md", "adapter_config.json"):
+        (folder / name).write_text("{}")
+    result = compress(folder, base=save(base, "base.safetensors"), layout="adapter", rank=8)
+
+    assert sorted(path.name for path in result.directory.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "report.json",
+        "tokenizer.json",
+    ]
+    assert json.loads((result.directory / "adapter_config.json").read_text())["r"] == 8
+    assert "peft.PeftModel.from_pretrained" in result.report.how_to_load
+
+
 def test_equal_checkpoints_make_no_adapter(adapted, save, tuned, tmp_path):
     source = save(tuned, "tuned.safetensors")
     with pytest.raises(BaseError, match="equal those of the base") as refusal:

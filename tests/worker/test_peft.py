@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertModel,
     GPT2Config,
     GPT2LMHeadModel,
@@ -162,6 +163,14 @@ def test_the_config_says_what_peft_writes(adapt):
     assert (config["peft_type"], config["bias"], config["task_type"]) == ("LORA", "none", None)
     assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (8, 8, {})
     assert config["fan_in_fan_out"] is True
+
+
+def test_a_class_with_other_names_makes_peft_warn_of_missing_keys(adapt):
+    torch.manual_seed(0)
+    base, tuned = bert(), bert()
+    result = adapt(base, tuned)
+    with pytest.warns(UserWarning, match="Found missing adapter keys"):
+        PeftModel.from_pretrained(BertForMaskedLM(base.config), result.directory)
 
 
 def fine_tune(model, steps):
