@@ -156,6 +156,7 @@ def report():
             "input": {"files": [], "parameters": before, "bytes": 4 * before},
             "calibration": None,
             "base": None,
+            "how_to_load": None,
             "output": {
                 "files": listed,
                 "parameters": after,
