@@ -76,7 +76,7 @@ def report_table(report: Report) -> str:
         _sums(totals),
         _wrapped(
             f"{totals.layers_factored} factored with a relative error of {totals.relative_error:.4g}, "
-            f"{totals.layers_kept} kept dense, in {totals.seconds:.1f} s"
+            f"{totals.layers_kept} {_fate(report.layers)}, in {totals.seconds:.1f} s"
         )
         + (_wrapped(_legend(totals)) if rows else []),
         _wrapped(report.how_to_load) if report.how_to_load else [],
@@ -99,7 +99,7 @@ def plan_table(plan: PlanDocument) -> str:
         _columns(("layers", "n", "shape", "method", "rank", "saved"), rows),
         _kept(groups),
         _sums(totals),
-        _wrapped(f"{totals.layers_factored} to be factored, {totals.layers_kept} to be kept dense")
+        _wrapped(f"{totals.layers_factored} to be factored, {totals.layers_kept} to be {_fate(plan.layers)}")
         + ([] if totals.exact else _wrapped(open_ranks)),
         _warnings(plan.warnings),
     )
@@ -166,6 +166,12 @@ def _legend(totals: Totals) -> str:
     )
 
 
+def _fate(layers: Sequence[Layer]) -> str:
+    """Say what becomes of layers that are not factored: an adapter has no place for dense weights."""
+    is_adapter = any(x.outcome == "kept" and x.parameters_after < x.parameters_before for x in layers)
+    return "left out" if is_adapter else "kept dense"
+
+
 def _kept(groups: Sequence[Group[L]]) -> list[str]:
     """List the layers that stay dense under each reason."""
     texts = schema()["reasons"]
@@ -173,7 +179,8 @@ def _kept(groups: Sequence[Group[L]]) -> list[str]:
     kept = [group for group in groups if group.first.outcome == "kept"]
     for reason in dict.fromkeys(group.first.reason for group in kept):
         text = f": {texts[reason]}" if reason in texts else ""
-        lines += _wrapped(_plain(f"kept dense, {reason}") + text)
+        fate = _fate([group.first for group in kept])
+        lines += _wrapped(_plain(f"{fate}, {reason}") + text)
         lines += [_kept_line(group) for group in kept if group.first.reason == reason]
     return lines
 

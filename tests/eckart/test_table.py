@@ -72,7 +72,7 @@ def test_a_report_reads_like_this(table, layer):
         kept dense, no_saving: At the requested rank, the factors would have at least as many parameters as
           the weight.
           head.* (2, 2x384)
-        kept dense, not_finite: The weight contains NaN or infinity.
+        kept dense, not_finite: The weight, or its difference to the base, contains NaN or infinity.
           bad (1, 384x384)
 
         whole checkpoint      before       after  saved  factor
@@ -225,3 +225,12 @@ def test_the_line_on_loading_stands_below_the_sums(report, layer):
     shown = report_table(Report.model_validate(report([layer("x")], how_to_load="Load it so.")))
     assert shown.endswith("\n\nLoad it so.\n")
     assert "Load" not in report_table(Report.model_validate(report([layer("x")])))
+
+
+def test_layers_that_an_adapter_does_not_hold_are_left_out(table, layer):
+    left_out = layer("b", reason="unchanged") | {"parameters_after": 0}
+    text = table(layer("a"), left_out)
+
+    assert "left out, unchanged: The weight equals that of the base." in text
+    assert "1 left out, in" in text
+    assert "kept dense" not in text
