@@ -128,7 +128,8 @@ def _saves_configs(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def save(self: PretrainedConfig, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, save_directory, *args, **kwargs)
-        if isinstance(getattr(self, "quantization_config", None), EckartConfig):
+        entry = getattr(self, "quantization_config", None)  # A dict where no model was loaded.
+        if entry is not None and dict(entry).get("quant_method") == METHOD:
             path = Path(save_directory, CONFIG_NAME)
             document = json.loads(path.read_bytes()) | {"transformers_weights": PLACEHOLDER}
             path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import warnings
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -240,12 +242,24 @@ def test_a_model_with_a_new_head_takes_a_base_folder(tmp_path):
 
 
 def test_the_file_of_the_hub_without_a_prefix_loads_with_a_head(tmp_path):
+    """GPT-2's file on the hub also has the masks of an old release."""
     torch.manual_seed(2)
     model, _ = gpt2()
-    folder = Folder(model.transformer, lambda model: model(ids()).last_hidden_state, tmp_path)
+    model.transformer.save_pretrained(tmp_path / "hub")
+    state = load_file(tmp_path / "hub" / "model.safetensors")
+    mask = torch.ones(64, 64).tril()[None, None]
+    state |= {f"h.{block}.attn.bias": mask.clone() for block in (0, 1)}
+    save_file(state, tmp_path / "hub" / "model.safetensors", metadata={"format": "pt"})
+    folder = Folder(
+        model.transformer, lambda model: model(ids()).last_hidden_state, tmp_path, dense=tmp_path / "hub"
+    )
     assert "h.0.attn.c_attn" in factors_in(folder.compressed)
+    assert "h.0.attn.bias" in load_file(folder.compressed / "eckart.safetensors")
+
     found = transformers.GPT2LMHeadModel.from_pretrained(folder.compressed)
-    assert all(isinstance(layer, LowRankConv1D) for layer in low_rank_layers(found).values())
+    layers = low_rank_layers(found)
+    assert len(layers) == 8
+    assert all(isinstance(layer, LowRankConv1D) for layer in layers.values())
     torch.testing.assert_close(folder.computed(found.transformer), folder.expected, rtol=0, atol=1e-5)
     assert torch.equal(found.lm_head.weight, found.transformer.wte.weight)
 
@@ -329,6 +343,37 @@ def test_peft_trains_on_top(shared):
     trained = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
     assert trained
     assert all("lora_" in name for name in trained)
+
+
+def test_a_config_that_is_saved_alone_asks_for_the_missing_file_too(shared, tmp_path):
+    transformers.AutoConfig.from_pretrained(shared.compressed).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / CONFIG_NAME).read_text())
+    assert saved["transformers_weights"] == MISSING_WEIGHTS
+    assert saved["quantization_config"]["layers"] == factors_in(shared.compressed)
+
+
+def test_one_config_object_loads_a_folder_in_both_ways(shared):
+    config = transformers.AutoConfig.from_pretrained(shared.compressed)
+    dense = EckartConfig(dequantize=True)
+    counts = [
+        len(low_rank_layers(shared.kind.from_pretrained(shared.compressed, config=config, **options)))
+        for options in ({}, {"quantization_config": dense}, {}, {"quantization_config": dense})
+    ]
+    assert counts[0] == counts[2] > 0
+    assert counts[1] == counts[3] == 0
+
+
+def test_a_trainer_goes_on_from_what_it_saved(shared, tmp_path):
+    pytest.importorskip("accelerate")
+    data = [{"input_ids": torch.arange(1, 7), "labels": torch.arange(1, 7)}] * 2
+    options = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "save_steps": 1}
+    for steps, resume in ((1, None), (2, str(tmp_path / "checkpoint-1"))):
+        arguments = transformers.TrainingArguments(str(tmp_path), max_steps=steps, **options)
+        model = shared.load()
+        transformers.Trainer(model, arguments, train_dataset=data).train(resume_from_checkpoint=resume)
+    again = shared.kind.from_pretrained(tmp_path / "checkpoint-2")
+    assert low_rank_layers(again)
+    assert torch.equal(shared.computed(again), shared.computed(model.eval()))
 
 
 def test_other_models_load_and_save_as_ever(tmp_path):
@@ -578,3 +623,16 @@ def test_without_the_import_transformers_fails_and_says_what_is_missing(shared, 
     # These two find no weights at all, so that they do not name the file.
     unnamed = {name for name, text in results.items() if MISSING_WEIGHTS not in text}
     assert unnamed <= {"plain", "cache"}
+
+
+def test_the_blocks_of_the_page_on_running_the_result_run(shared, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "9-running-the-result.md").read_text()
+    section = page.partition("## transformers\n")[2].partition("\n## ")[0]
+    shutil.copytree(shared.compressed, tmp_path / "my-model-compressed")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        exec(block, names)
+    assert low_rank_layers(names["again"]).keys() == low_rank_layers(names["model"]).keys()
+    assert not low_rank_layers(names["dense"])
+    assert torch.equal(shared.computed(names["again"]), shared.computed(names["model"]))
