@@ -6,7 +6,7 @@ enough layers, dynamic programming over the ranks near it finds a better one.
 
 import struct
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
@@ -64,6 +64,10 @@ class RateCurve:
         return self.dense if self.errors[at] > saved else at
 
 
+# How far from a price nearby the search looks first, as a share of it.
+NEAR = 1e-3
+
+
 def make_rate_curve(
     name: str, ranks: Sequence[int], costs: Sequence[int], dense_cost: int, errors: Sequence[float]
 ) -> RateCurve:
@@ -88,11 +92,13 @@ class Allocation:
     error: float
 
 
-def allocate(curves: Sequence[RateCurve], capacity: int) -> dict[str, int | None]:
+def allocate(
+    curves: Sequence[RateCurve], capacity: int, *, price: float | None = None
+) -> dict[str, int | None]:
     """Return a rank for each layer, or None for dense, by name; the total cost is at most the capacity.
 
-    The order of the layers does not matter. No layer's next step fits into the capacity that is left, unless
-    that step would not lower its error.
+    `price` is that of `lowest_price`, where it is known already. The order of the layers does not matter. No
+    layer's next step fits into the capacity that is left, unless that step would not lower its error.
 
     Raises
     ------
@@ -102,12 +108,11 @@ def allocate(curves: Sequence[RateCurve], capacity: int) -> dict[str, int | None
     if sum(curve.costs[0] for curve in curves) > capacity:
         raise ValueError("the cheapest choices together cost more than the capacity")
     ordered = sorted(curves, key=lambda curve: curve.name)
-    best = _allocate_positions(ordered, capacity)
+    best = _allocate_positions(ordered, capacity, lowest_price(curves, capacity) if price is None else price)
     return {curve.name: curve.rank(at) for curve, at in zip(ordered, best.positions, strict=True)}
 
 
-def _allocate_positions(curves: Sequence[RateCurve], capacity: int) -> Allocation:
-    price = _lowest_price(curves, capacity)
+def _allocate_positions(curves: Sequence[RateCurve], capacity: int, price: float) -> Allocation:
     greedy = _fill(curves, [curve.best_position(price) for curve in curves], capacity)
     found = _search(curves, price, capacity, below=greedy.error)
     if found is None:
@@ -115,16 +120,33 @@ def _allocate_positions(curves: Sequence[RateCurve], capacity: int) -> Allocatio
     return min(greedy, _fill(curves, found, capacity), key=lambda allocation: allocation.error)
 
 
-def _lowest_price(curves: Sequence[RateCurve], capacity: int) -> float:
-    """Return the lowest price at which the best choices of all layers fit, exact to the last bit."""
+def lowest_price(curves: Sequence[RateCurve], capacity: int, *, near: float | None = None) -> float:
+    """Return the lowest price at which the best choices of all layers fit, exact to the last bit.
 
-    def fits(bits: int) -> bool:
-        price = _double(bits)
-        return sum(curve.costs[curve.best_position(price)] for curve in curves) <= capacity
-
+    With a price of a similar capacity, `near`, the search is faster and finds the same.
+    """
     # Positive doubles sort like the integers with the same bits, so the bits can be bisected. At an infinite
-    # price each layer takes its cheapest choice.
-    return _double(bisect_left(range(_bits(inf)), True, lo=1, key=fits))
+    # price each layer takes its cheapest choice, at the lowest it stays dense.
+    low, high = 1, _bits(inf)
+    first = (near * (1 - NEAR), near * (1 + NEAR)) if near is not None else ()
+    trials = [bits for bits in map(_bits, first) if low <= bits < high]
+    settled = sum(curve.costs[0] for curve in curves if curve.dense == 0)
+    # The layers whose choice is not the same at both ends, with these choices.
+    moving = [(curve, curve.dense, 0) for curve in curves if curve.dense > 0]
+    while low < high:
+        middle = trials.pop() if trials else (low + high) // 2
+        price = _double(middle)
+        chosen = [(curve, curve.best_position(price)) for curve, _, _ in moving]
+        if settled + sum(curve.costs[at] for curve, at in chosen) <= capacity:
+            high = middle
+            ends = [(curve, most, at) for (curve, at), (_, most, _) in zip(chosen, moving, strict=True)]
+        else:
+            low = middle + 1
+            ends = [(curve, at, least) for (curve, at), (_, _, least) in zip(chosen, moving, strict=True)]
+        trials = [bits for bits in trials if low <= bits < high]
+        settled += sum(curve.costs[most] for curve, most, least in ends if most == least)
+        moving = [end for end in ends if end[1] != end[2]]
+    return _double(low)
 
 
 def _bits(value: float) -> int:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import isinf
 
 from schemas.format.files import CheckpointFiles
-from schemas.planning.allocation import RateCurve, allocate, make_rate_curve
+from schemas.planning.allocation import RateCurve, allocate, lowest_price, make_rate_curve
 from schemas.planning.cost import CostModel, Ranks, make_cost_model
 from schemas.planning.difference import adapter_ranks
 from schemas.planning.layer import LayerPlan, Plan
@@ -181,11 +181,13 @@ def _allocate_ranks(
     best, best_capacity = _cheapest_ranks(cost_model, layers), sum(c.costs[0] for c in curves.values())
     # The costs that no curve has: of other layers, other tensors, and headers.
     overhead = cost_model.total(fixed) - sum(cost_model.dense_cost(layers[number]) for number in curves)
+    price = None
     for _ in range(MAX_ROUNDS):
         capacity = cost_model.limit - overhead
         if capacity < best_capacity:
             break
-        allocated = allocate(list(curves.values()), capacity)
+        price = lowest_price(list(curves.values()), capacity, near=price)
+        allocated = allocate(list(curves.values()), capacity, price=price)
         ranks = fixed | {
             i: rank
             for i, curve in curves.items()

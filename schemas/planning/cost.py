@@ -1,8 +1,9 @@
 """The cost of layers under a budget, counted in parameters or in bytes of the output files."""
 
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Protocol
 
@@ -28,7 +29,7 @@ class CostModel(Protocol):
     def limit(self) -> int:
         """The budget: the largest allowed total."""
 
-    def costs(self, layer: LayerPlan, ranks: Iterable[int]) -> list[int]:
+    def costs(self, layer: LayerPlan, ranks: Sequence[int]) -> list[int]:
         """Return the cost of a layer at each rank, without the parts that depend on other layers."""
 
     def dense_cost(self, layer: LayerPlan) -> int:
@@ -58,14 +59,19 @@ class ParameterCost:
 
     layers: Sequence[LayerPlan]
     share: float
+    # Layers of one kind cost the same, and a mixture of experts has thousands of a kind.
+    _known: dict[Hashable, list[int]] = field(default_factory=dict)
 
     @property
     def limit(self) -> int:
         # Taken as the decimal in the spec, not as the nearest double.
         return math.floor(Fraction(repr(self.share)) * self._parameters_before)
 
-    def costs(self, layer: LayerPlan, ranks: Iterable[int]) -> list[int]:
-        return [layer.factor_parameters(rank) for rank in ranks]
+    def costs(self, layer: LayerPlan, ranks: Sequence[int]) -> list[int]:
+        key = layer.kind, tuple(ranks)
+        if key not in self._known:
+            self._known[key] = [layer.factor_parameters(rank) for rank in ranks]
+        return self._known[key]
 
     def dense_cost(self, layer: LayerPlan) -> int:
         return 0 if layer.in_adapter else layer.parameters_before
@@ -93,7 +99,9 @@ class ParameterCost:
         layer = self.layers[number]
         if not layer.is_linear:
             return 0
-        return self.costs(layer, [ranks[number]])[0] if number in ranks else self.dense_cost(layer)
+        if number not in ranks:
+            return self.dense_cost(layer)
+        return layer.factor_parameters(ranks[number])
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +111,15 @@ class ByteCost:
     layers: Sequence[LayerPlan]
     files: CheckpointFiles
     limit: int
+    _known: dict[Hashable, list[int]] = field(default_factory=dict)
 
-    def costs(self, layer: LayerPlan, ranks: Iterable[int]) -> list[int]:
-        header_bytes = _extra_header_bytes(layer)
-        return [layer.bytes_after(rank) + header_bytes if rank else 0 for rank in ranks]
+    def costs(self, layer: LayerPlan, ranks: Sequence[int]) -> list[int]:
+        # The header grows with the length of the name as JSON, and by nothing else of it.
+        key = layer.kind, tuple(ranks), len(json.dumps(layer.name, ensure_ascii=False).encode())
+        if key not in self._known:
+            header_bytes = _extra_header_bytes(layer)
+            self._known[key] = [layer.bytes_after(rank) + header_bytes if rank else 0 for rank in ranks]
+        return self._known[key]
 
     def dense_cost(self, layer: LayerPlan) -> int:
         return layer.bytes_after(None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 from schemas.format.header import NewTensor
@@ -11,6 +12,7 @@ from schemas.planning.forms import FORMS, Chain, Form, FormOptions, StoredMatrix
 from schemas.report import NOT_LINEAR, KeptReason
 from schemas.spec import RankRule
 
+Kind = tuple[Form, Codec, str, int, int, bool, bool, bool]
 WEIGHT = ".weight"
 BIAS = ".bias"
 ADAPTER_PREFIX = "base_model.model."
@@ -84,6 +86,12 @@ class LayerPlan:
     difference: bool = False
 
     @property
+    def kind(self) -> Kind:
+        """All that the number and the bytes of the stored tensors depend on, but for their names."""
+        shape, flags = (self.rows, self.columns), (self.dense_layout, self.transposed, self.in_adapter)
+        return self.form, self.codec, self.dtype, *shape, *flags
+
+    @property
     def tensor(self) -> str:
         """Name of the weight in the input."""
         return self.name + WEIGHT
@@ -101,7 +109,7 @@ class LayerPlan:
     @property
     def break_even_rank(self) -> int:
         """Largest rank that saves a parameter."""
-        return self.form.break_even_rank(self._map_shape)
+        return _break_even_rank(self.form, self._map_shape)
 
     @property
     def in_adapter(self) -> bool:
@@ -163,12 +171,10 @@ class LayerPlan:
 
     def stored_tensors(self, rank: int) -> tuple[NewTensor, ...]:
         """Return the tensors that replace the weight at a rank, in the form's order: input side first."""
-        if self.dense_layout:
-            return self.codec.tensors(self.tensor, self.shape)
+        prefix = ADAPTER_PREFIX if self.in_adapter else ""
         return tuple(
-            tensor
-            for matrix in self.form.stored_matrices(self._map_shape, rank)
-            for tensor in self._encoded(matrix)
+            NewTensor(f"{prefix}{self.name}{below}", dtype, shape)
+            for below, dtype, shape in _stored(self.kind, rank)
         )
 
     @property
@@ -180,16 +186,6 @@ class LayerPlan:
     def _map_shape(self) -> tuple[int, int]:
         return self.rows, self.columns
 
-    def _encoded(self, matrix: StoredMatrix) -> tuple[NewTensor, ...]:
-        name, shape = f"{self.name}.{matrix.name}", self._as_stored(matrix.shape)
-        if self.in_adapter:
-            # PEFT's names; both factors are [outputs, inputs], also where the weight is transposed.
-            factor = ADAPTER_FACTORS[matrix.name]
-            name, shape = f"{ADAPTER_PREFIX}{self.name}.{factor}", matrix.shape
-        if matrix.dtype is None:
-            return self.codec.tensors(name, shape)
-        return (NewTensor(name, matrix.dtype, shape),)
-
     @property
     def needs_decoding(self) -> bool:
         """Whether a reader needs the codec to read the stored tensors."""
@@ -197,6 +193,28 @@ class LayerPlan:
 
     def _as_stored(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape[::-1] if self.transposed else shape
+
+
+# A checkpoint has few kinds of layers, and a budget asks for each of its thousands of layers again and again.
+@lru_cache(maxsize=4096)
+def _break_even_rank(form: Form, shape: tuple[int, int]) -> int:
+    return form.break_even_rank(shape)
+
+
+@lru_cache(maxsize=4096)
+def _stored(kind: Kind, rank: int) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """Return what follows the module's name in each stored tensor's, with its dtype and shape."""
+    form, codec, _, rows, columns, dense_layout, transposed, in_adapter = kind
+    shape = (rows, columns)
+    matrices = (StoredMatrix("weight", shape),) if dense_layout else form.stored_matrices(shape, rank)
+    found: list[tuple[str, str, tuple[int, ...]]] = []
+    for matrix in matrices:
+        # In an adapter the names are PEFT's, and the factors of a transposed weight are not transposed.
+        below = f".{ADAPTER_FACTORS[matrix.name] if in_adapter else matrix.name}"
+        stored = matrix.shape[::-1] if transposed and not in_adapter else matrix.shape
+        one = (NewTensor(below, matrix.dtype, stored),) if matrix.dtype is not None else ()
+        found += [(t.name, t.dtype, t.shape) for t in one or codec.tensors(below, stored)]
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

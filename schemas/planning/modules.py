@@ -28,14 +28,17 @@ class Modules:
         self._names = sorted(self._shapes)
         self._shared = frozenset(aliases.values())
         self._transposed_in: dict[str, set[bool]] = {}
-        for name in self._names:
-            if name.endswith(WEIGHT):
-                self._note_orientation(name.removesuffix(WEIGHT))
+        for module in self.with_weight:
+            self._note_orientation(module)
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether there is a tensor of this name."""
+        return name in self._shapes
 
     @property
-    def names(self) -> Iterable[str]:
-        """Names of all tensors."""
-        return self._shapes.keys()
+    def with_weight(self) -> frozenset[str]:
+        """Names of all modules that have a weight."""
+        return frozenset(name.removesuffix(WEIGHT) for name in self._names if name.endswith(WEIGHT))
 
     def has_bias(self, module: str) -> bool:
         """Return whether a module has a bias as long as one side of its weight."""

@@ -87,8 +87,7 @@ def make_plan(
     plan = replace(plan, warnings=(*warnings, *base_warnings))
     if grams is None:
         return plan
-    weights = {name.removesuffix(WEIGHT) for name in modules.names if name.endswith(WEIGHT)}
-    return mark_calibrated(plan, grams, weights | set(factored))
+    return mark_calibrated(plan, grams, modules.with_weight | set(factored))
 
 
 def would_be_factored(
@@ -205,9 +204,9 @@ def _form_pointer(options: LayerOptions) -> str:
 def _names_taken(layer: LayerPlan, modules: Modules) -> bool:
     """Return whether the checkpoint has a tensor with the name of a factor already."""
     new_names = {tensor.name for tensor in layer.stored_tensors(1)}
-    if layer.name + BIAS in modules.names:
+    if layer.name + BIAS in modules:
         new_names.add(layer.bias_name)
-    return any(name in modules.names for name in new_names)
+    return any(name in modules for name in new_names)
 
 
 def _warnings(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from schemas.planning.allocation import allocate, make_rate_curve
+from schemas.planning.allocation import allocate, lowest_price, make_rate_curve
 from schemas.planning.forms import FORMS, FormOptions
 from schemas.spectrum import squared_tails
 
@@ -236,3 +236,20 @@ def test_the_tails_are_the_squared_errors_that_truncation_leaves():
     assert len(tails) == 4
     assert tails[0] == pytest.approx(9.0)
     assert tails[1:].tolist() == [pytest.approx(16e-200), 0.0, 0.0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_lowest_price_is_that_at_which_all_choices_fit_wherever_the_search_begins(seed):
+    rng = random.Random(seed)
+    curves = [layer.curve for layer in model(rng, rng.randint(1, 12))]
+    least, most = (sum(curve.costs[at] for curve in curves) for at in (0, -1))
+    capacity = rng.randint(least, most)
+
+    def fits(price):
+        return sum(curve.costs[curve.best_position(price)] for curve in curves) <= capacity
+
+    price = lowest_price(curves, capacity)
+    assert fits(price)
+    assert price == math.ulp(0.0) or not fits(math.nextafter(price, 0.0))
+    for near in (price * 1.0001, price * 0.9999, price * 2, price / 1e9, 1e300, 5e-324):
+        assert lowest_price(curves, capacity, near=near) == price
