@@ -16,8 +16,8 @@ from eckart.checkpoint import listed, open_checkpoint
 from eckart.errors import InputError, LoadError
 from eckart.header import Header, NewTensor, StoredTensor, build_header, read_header
 from eckart.torch.decoders import DECODERS, Decoder
-from eckart.torch.layers import product
 from eckart.torch.manifest import FactoredLayer, read_manifest
+from eckart.torch.product import product
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

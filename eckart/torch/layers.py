@@ -6,12 +6,14 @@ its bias and its sizes. A new kind of layer, such as a convolution, is one class
 
 from __future__ import annotations
 
-from functools import reduce
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
+
+from eckart.torch.product import Product, product
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,8 +44,11 @@ class LowRank(nn.Sequential):
 
     @property
     def weight(self) -> Tensor:
-        """The product of the factors: computed at each access, differentiable, in their dtype."""
-        return product([_matrix(part) for part in self], transposed=self.transposed)
+        """The product of the factors, differentiable, in their dtype; multiplied where it is used."""
+        factors = [_matrix(part) for part in self]
+        if torch.compiler.is_compiling() or is_tracing():  # type: ignore[no-untyped-call]
+            return product(factors, transposed=self.transposed)
+        return Product.of(factors, transposed=self.transposed)
 
     @property
     def bias(self) -> Tensor | None:
@@ -100,11 +105,6 @@ def _matrix(part: nn.Module) -> Tensor:
     weight: Any = part.weight
     matrix: Tensor = weight().dequantize() if callable(weight) else weight
     return matrix
-
-
-def product(factors: Sequence[Tensor], *, transposed: bool) -> Tensor:
-    """Multiply factors, input side first, to a weight as its layer stores it."""
-    return reduce(torch.matmul, factors if transposed else factors[::-1])
 
 
 def obstacle(layer: nn.Module, *, transposed: bool) -> str | None:

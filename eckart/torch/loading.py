@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from eckart.checkpoint import listed
 from eckart.errors import LoadError
 from eckart.torch.files import WEIGHT, Contents, Factors, chain_sizes, read_contents
-from eckart.torch.layers import become_low_rank, obstacle
+from eckart.torch.layers import LowRank, become_low_rank, obstacle
 from eckart.torch.manifest import FactoredLayer
 from eckart.torch.matching import Match, Matching, ModelState, match
 from eckart.torch.renaming import Rename, prefix_changes, renaming
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 Model = TypeVar("Model", bound=nn.Module)
+CONVERTED = (
+    "If transformers changes these names as it loads: from_pretrained takes the compressed folder after "
+    "`import eckart.transformers`, or what `eckart expand` makes of it"
+)
 Dequantize = bool | Literal["auto"]
 
 
@@ -187,9 +191,9 @@ def _shapes_differ(name: str, own: tuple[int, ...], stored: tuple[int, ...]) -> 
 
 
 def _hint(state: ModelState, contents: Contents, matching: Matching) -> str:
-    """Name the change of a prefix by which more of the file would find its place."""
+    """Name the way by which more of the file would find its place."""
     best = len(matching.homeless) + len(matching.strange)
-    hint = ""
+    hint = ". " + CONVERTED if best and state.is_pretrained else ""
     if best:
         for change, other in _by_prefix(state, contents, dequantize=False):
             left = len(other.homeless) + len(other.strange)
@@ -235,7 +239,7 @@ def _values(matching: Matching, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 def _swap(layer: nn.Module, factors: Factors) -> None:
     """Make a layer one of factors; under a second name it may be one already."""
-    if obstacle(layer, transposed=factors.entry.transposed) is None:
+    if not isinstance(layer, LowRank):
         become_low_rank(
             layer, factors.sizes, transposed=factors.entry.transposed, method=factors.entry.method
         )

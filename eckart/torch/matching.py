@@ -29,6 +29,7 @@ class ModelState:
     """A model's modules, parameters and state dict, under all names that they have."""
 
     def __init__(self, model: nn.Module) -> None:
+        self.is_pretrained = hasattr(model, "from_pretrained")
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.names: dict[int, list[str]] = defaultdict(list)
         for name, module in self.modules.items():
@@ -202,7 +203,7 @@ def _reason(state: ModelState, factors: Factors, name: str, plain: Mapping[str, 
         return "is no module"
     kind = type(layer).__name__
     if why := obstacle(layer, transposed=factors.entry.transposed):
-        return f"a {kind}, {why}"
+        return f"{kind} {why}"
     if tied := state.tied(layer):
         return f"tied to {' and '.join(tied)}"
     weight = layer.weight

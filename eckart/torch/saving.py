@@ -44,7 +44,7 @@ def save_compressed(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 def _entry(name: str, layer: LowRank, state: Mapping[str, object]) -> FactoredLayer:
     wanted = {f"{name}.{i}{WEIGHT}" for i in range(len(layer))}
-    own = {key for key in state if key.startswith(f"{name}.")}
+    own = set(layer.state_dict(prefix=f"{name}."))
     own.discard(f"{name}.{len(layer) - 1}{BIAS}")
     if own != wanted or not all(isinstance(state[key], nn.Parameter) for key in wanted):
         raise InputError(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eckart.torch import LowRankConv1D, LowRankLinear, load_compressed
 from tests.eckart.torch.factoring import close, compress, factored, write
@@ -60,6 +61,43 @@ def test_the_weight_has_the_factors_dtype_and_passes_gradients_to_them(reader):
     assert all(part.weight.grad.abs().sum() > 0 for part in chain)
     assert chain.bias.grad is None
     assert chain.bfloat16().weight.dtype == torch.bfloat16
+
+
+class Multiplications(TorchDispatchMode):
+    """Counts the products of matrices."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.mm.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_is_known_of_a_weight_is_told_without_multiplying(reader):
+    chain, dense = reader[0].b, reader[1].b
+
+    with Multiplications() as done:
+        weight = chain.weight
+        assert isinstance(weight, torch.Tensor)
+        assert (weight.dtype, weight.device) == (torch.float32, torch.device("cpu"))
+        assert (weight.shape, weight.size(0), weight.ndim, weight.numel()) == ((6, 8), 6, 2, 48)
+        assert done.count == 0
+        assert close(functional.linear(X, weight), functional.linear(X, dense.weight))
+    assert done.count > 0
+
+
+def test_a_weight_can_be_kept_copied_and_changed_as_any_tensor(reader):
+    chain, dense = reader[0].b, reader[1].b
+    weight = chain.weight
+
+    assert weight.requires_grad
+    assert not weight.detach().requires_grad
+    for kept in (pickle.loads(pickle.dumps(weight.detach())), copy.deepcopy(weight.detach()), weight.clone()):
+        assert close(kept, dense.weight)
+    assert close(torch.from_numpy(weight.detach().numpy()), dense.weight)
+    with torch.no_grad():
+        assert close(nn.Linear(8, 6).weight.copy_(weight), dense.weight)
+        assert not chain.weight.requires_grad
 
 
 def copied(model):
@@ -238,7 +276,7 @@ def test_a_class_that_computes_anything_else_gets_the_product(tmp_path, kind):
     path, dense = compress(nn.ModuleDict({"a": kind(8, 6)}), tmp_path / "x.safetensors")
     net = nn.ModuleDict({"a": kind(8, 6)}).eval()
 
-    with pytest.warns(UserWarning, match=rf"a \(a {kind.__name__}, is no linear layer\)"):
+    with pytest.warns(UserWarning, match=rf"a \({kind.__name__} is no linear layer\)"):
         load_compressed(net, path)
     assert type(net["a"]) is kind
     assert close(first(net["a"](X)), first(dense.eval()["a"](X)))
@@ -249,7 +287,7 @@ def test_trying_a_class_out_leaves_the_random_numbers_as_they_were(tmp_path):
     net = nn.ModuleDict({"a": Masking(8, 6)})
     before = torch.random.get_rng_state()
 
-    with pytest.warns(UserWarning, match="a Masking"):
+    with pytest.warns(UserWarning, match="Masking is no linear"):
         load_compressed(net, path)
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -295,7 +333,7 @@ def test_a_layer_with_hooks_on_its_state_or_another_forward_gets_the_product(tmp
     model.a.register_state_dict_post_hook(lambda *_: None)
     model.b.forward = model.b.forward
 
-    with pytest.warns(UserWarning, match=r"a \(a Linear, has been changed.*b \(a Linear, has been changed"):
+    with pytest.warns(UserWarning, match=r"a \(Linear has been changed.*b \(Linear has been changed"):
         load_compressed(model, path)
     assert close(model(X), dense(X))
 

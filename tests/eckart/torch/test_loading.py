@@ -183,6 +183,22 @@ def test_each_shard_brings_its_own_layers(net, tmp_path, given):
     assert torch.allclose(loaded(IDS), dense(net, *LAYERS)(IDS), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "index",
+    [None, "eckart.safetensors.index.json", "x.safetensors.index.json", "x.safetensors.index.fp16.json"],
+)
+def test_a_folder_is_found_by_any_of_its_entry_files(net, tmp_path, index):
+    name = "x-00001-of-00001.safetensors" if index else "eckart.safetensors"
+    state, layers = factored(net.state_dict(), *LAYERS)
+    write(tmp_path / name, state, layers)
+    (tmp_path / "config.json").write_text("{}")
+    if index:
+        (tmp_path / index).write_text(json.dumps({"weight_map": dict.fromkeys(state, name)}))
+    loaded = load_compressed(Net().eval(), tmp_path)
+
+    assert torch.allclose(loaded(IDS), dense(net, *LAYERS)(IDS), atol=1e-6)
+
+
 @pytest.mark.parametrize("manifest", ["none", "empty", "dense"])
 def test_a_file_without_factors_loads_plainly(net, tmp_path, manifest):
     path = tmp_path / "x.safetensors"

@@ -9,7 +9,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from eckart.torch import LowRankConv1D, LowRankLinear, load_compressed
+from eckart import LoadError
+from eckart.torch import LowRankConv1D, LowRankLinear, expand, load_compressed
 from tests.eckart.torch.factoring import close, factored, matrices, products, write
 
 IDS = torch.tensor([[1, 5, 10, 3]])
@@ -67,8 +68,8 @@ def test_t5_runs_though_it_reads_its_layers_and_its_tables_are_embeddings(tmp_pa
 
     assert close(run(model, decoder_input_ids=IDS), run(dense, decoder_input_ids=IDS))
     assert isinstance(model.encoder.block[0].layer[1].DenseReluDense.wo, LowRankLinear)
-    assert "shared (a Embedding" in told
-    assert told.count("relative_attention_bias (a Embedding") == 2
+    assert "shared (Embedding is no" in told
+    assert told.count("relative_attention_bias (Embedding is no") == 2
 
 
 FALCON = transformers.FalconConfig(hidden_size=16, **SMALL)
@@ -207,5 +208,23 @@ def test_a_router_of_a_class_of_its_own_gets_the_product(tmp_path):
         lambda: transformers.MixtralModel(config), write(tmp_path / "x.safetensors", state, layers)
     )
 
-    assert "layers.0.mlp.gate (a MixtralTopKRouter" in told
+    assert "layers.0.mlp.gate (MixtralTopKRouter is no" in told
     assert close(run(model), run(original))
+
+
+def test_names_that_transformers_converts_are_refused_with_the_ways_that_take_them(tmp_path):
+    config = transformers.ViTConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16
+    )
+    original = made(transformers.ViTModel, config).eval()
+    state, layers = factored(saved(original, tmp_path), "encoder.layer.0.intermediate.dense")
+    (tmp_path / "small").mkdir()
+    write(tmp_path / "small" / "model.safetensors", state, layers)
+    config.save_pretrained(tmp_path / "small")
+
+    with pytest.raises(LoadError, match=r"import eckart\.transformers.*eckart expand"):
+        load_compressed(transformers.ViTModel(config), tmp_path / "small")
+    expand(tmp_path / "small", tmp_path / "dense")
+    dense = transformers.ViTModel.from_pretrained(tmp_path / "dense")
+    weight = dense.get_parameter("layers.0.mlp.fc1.weight")
+    assert close(weight, products(state, layers)["encoder.layer.0.intermediate.dense"])
