@@ -86,6 +86,20 @@ def test_a_stored_calibration_is_used(service):
     assert {x["name"]: x["calibrated"] for x in answer.json()["layers"]} == {"a": True, "b": False}
 
 
+def test_a_stored_base_is_compared_with_the_headers(service):
+    spec = {"rank": 4, "layout": "adapter"}
+    same, other = service.stored(MODEL), service.stored(checkpoint_bytes({"x.weight": (4, 4)}))
+    fits = plan(service, heads({FILE: MODEL}), spec | {"base": same})
+    refused = plan(service, heads({FILE: MODEL}), spec | {"base": other})
+
+    assert fits.json()["totals"]["parameters_after"] == sum(
+        layer["parameters_after"] for layer in fits.json()["layers"]
+    )
+    body = assert_problem(refused, 422, "invalid-base:other-names")
+    assert [error["pointer"] for error in body["errors"]] == ["/base"]
+    assert '"x.weight"' in body["detail"]
+
+
 def test_a_calibration_that_does_not_fit_or_is_unknown_is_refused_at_its_field(service):
     grams = service.stored(checkpoint_bytes({"a.gram": (47, 47)}), "grams.safetensors")
 
