@@ -2,13 +2,11 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import warnings
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
@@ -623,16 +621,3 @@ def test_without_the_import_transformers_fails_and_says_what_is_missing(shared, 
     # These two find no weights at all, so that they do not name the file.
     unnamed = {name for name, text in results.items() if MISSING_WEIGHTS not in text}
     assert unnamed <= {"plain", "cache"}
-
-
-def test_the_blocks_of_the_page_on_running_the_result_run(shared, tmp_path, monkeypatch):
-    page = (Path(__file__).parents[2] / "docs" / "9-running-the-result.md").read_text()
-    section = page.partition("## transformers\n")[2].partition("\n## ")[0]
-    shutil.copytree(shared.compressed, tmp_path / "my-model-compressed")
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
-        exec(block, names)
-    assert low_rank_layers(names["again"]).keys() == low_rank_layers(names["model"]).keys()
-    assert not low_rank_layers(names["dense"])
-    assert torch.equal(shared.computed(names["again"]), shared.computed(names["model"]))
