@@ -17,6 +17,8 @@ from service.settings import ROOT_PATH
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 DRAIN_LIMIT_BYTES = 4 * 2**20
 DRAIN_TIMEOUT_S = 2.0
+LINGER_LIMIT_BYTES = 32 * 2**20
+LINGER_QUIET_S = 0.3
 
 # A context variable: each task, and the threads that it starts, see the id of their own request.
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
@@ -113,7 +115,9 @@ class Measure:
 class UnreadBody:
     """Ends the body of a request that is answered early: a short rest is read, a long one is cut off.
 
-    Otherwise a client that does not wait for `100 Continue` would send gigabytes that nobody reads.
+    Otherwise a client that does not wait for `100 Continue` would send gigabytes that nobody reads. The
+    connection is not closed at once after the answer: that would reset it, and a sender who is not reading
+    yet, such as a proxy, would never see the answer.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -126,6 +130,7 @@ class UnreadBody:
         headers = Headers(scope=scope)
         unread = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
         begun = "expect" not in headers
+        closing = False
 
         async def note_receive() -> Message:
             nonlocal unread, begun
@@ -135,21 +140,29 @@ class UnreadBody:
             return message
 
         async def drain_then_send(message: Message) -> None:
+            nonlocal closing
             if message["type"] == "http.response.start" and unread:
                 if begun:
-                    await _drain(note_receive)
+                    await _drain(note_receive, DRAIN_LIMIT_BYTES, quiet_s=DRAIN_TIMEOUT_S)
                 if unread:
                     MutableHeaders(scope=message)["Connection"] = "close"
+                    closing = begun
+            elif closing and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await _drain(note_receive, LINGER_LIMIT_BYTES, quiet_s=LINGER_QUIET_S)
+                message = {"type": "http.response.body"}
             await send(message)
 
         await self.app(scope, note_receive, drain_then_send)
 
 
-async def _drain(receive: Receive) -> None:
+async def _drain(receive: Receive, limit_bytes: int, *, quiet_s: float) -> None:
+    """Read on for a while, or until nothing has come for `quiet_s`."""
     seen_bytes, more = 0, True
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_TIMEOUT_S):
-            while more and seen_bytes < DRAIN_LIMIT_BYTES:
-                message = await receive()
+            while more and seen_bytes < limit_bytes:
+                async with asyncio.timeout(quiet_s):
+                    message = await receive()
                 more = message.get("more_body", False)
                 seen_bytes += len(message.get("body", b""))

@@ -95,6 +95,8 @@ class BodyStream:
         self._space = space
         self._seen_bytes = 0
         self._more = True
+        # Whether the client had sent nothing more when the last block was complete.
+        self.paused = False
 
     async def blocks(self) -> AsyncIterator[list[bytes]]:
         """Yield blocks of 64 KiB, growing to 4 MiB.
@@ -104,15 +106,15 @@ class BodyStream:
         gathered: list[bytes] = []
         gathered_bytes, block_bytes = 0, FIRST_BLOCK_BYTES
         while self._more:
-            paused = False
+            self.paused = False
             try:
                 gathered.append(await self._chunk(PAUSE_S if gathered_bytes else self._idle_timeout_s))
                 gathered_bytes += len(gathered[-1])
             except TimeoutError:
-                paused = True
+                self.paused = True
                 if not gathered_bytes:
                     raise self._timed_out() from None
-            if gathered_bytes >= block_bytes or paused or not self._more:
+            if gathered_bytes >= block_bytes or self.paused or not self._more:
                 yield gathered
                 gathered, gathered_bytes = [], 0
                 block_bytes = min(2 * block_bytes, BLOCK_BYTES)
@@ -165,10 +167,13 @@ class Writer(Generic[T]):
             await asyncio.shield(asyncio.wrap_future(self._thread.submit(self._abort)))
         self._thread.shutdown(wait=False)
 
-    async def put(self, block: list[bytes]) -> None:
-        """Queue a block; waits while the queue is full, and raises what writing an earlier block raised."""
+    async def put(self, block: list[bytes], *, wait: bool) -> None:
+        """Queue a block; waits while the queue is full, and raises what writing an earlier block raised.
+
+        With `wait` it waits until this block is written too.
+        """
         self._queued.append(self._thread.submit(self._write, block))
-        while len(self._queued) > QUEUED_BLOCKS or self._queued[0].done():
+        while wait or len(self._queued) > QUEUED_BLOCKS or self._queued[0].done():
             await asyncio.wrap_future(self._queued.popleft())
             if not self._queued:
                 return
@@ -200,7 +205,8 @@ async def receive_body(
         try:
             async for block in body.blocks():
                 count(sum(map(len, block)))
-                await writer.put(block)
+                # A client that pauses may be waiting for the answer to what it has sent.
+                await writer.put(block, wait=body.paused)
         except ClientDisconnect:
             body.log_interruption()
             raise

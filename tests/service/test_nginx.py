@@ -89,6 +89,7 @@ def test_curl_hears_of_a_bad_header_long_before_the_end_of_the_file(service, url
     done = subprocess.run(["curl", "-sS", *form], capture_output=True, text=True, check=False)
 
     said, _, numbers = done.stdout.partition("\n")
+    assert len(numbers.split()) == 2, done.stdout
     status, sent = numbers.split()
     assert "other-format" in said
     assert status == "422"

@@ -123,6 +123,20 @@ def test_a_bad_header_is_refused_long_before_the_end_of_the_body(service, multip
     assert sent < 10**8
 
 
+def test_a_client_that_stops_after_a_bad_header_is_told_of_the_header(service):
+    """It need not send another byte to hear of it, nor wait until it is dropped as too slow."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as connection:
+        connection.sendall(
+            f"PUT /v1/checkpoints/{fresh_id()}/model.safetensors HTTP/1.1\r\nHost: x\r\n".encode()
+            + b"Content-Length: 1000000000\r\n\r\nGGUF"
+            + bytes(10_000)
+        )
+        answer = connection.recv(65_536)
+
+    assert answer.startswith(b"HTTP/1.1 422 ")
+    assert b"other-format" in answer
+
+
 def test_a_client_that_leaves_leaves_nothing(service):
     name = fresh_id()
     nbytes = 50_000_000
@@ -143,8 +157,8 @@ def test_a_client_that_falls_silent_is_dropped(start):
     service = start(idle_timeout_s=0.2)
 
     answer = service.raw(
-        b"PUT /v1/checkpoints/slow/model.safetensors HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
-        + MODEL[:50],
+        b"PUT /v1/checkpoints/slow/model.safetensors HTTP/1.1\r\nHost: x\r\n"
+        b"Content-Length: %d\r\n\r\n" % len(MODEL) + MODEL[:50],
     )
 
     assert answer.startswith(b"HTTP/1.1 408 ")

@@ -1,6 +1,8 @@
 """schemas/format/names.py: which names are legal, which are an index's, and what an illegal one becomes."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from schemas.format.names import (
     CHECKPOINT_ID,
@@ -89,7 +91,7 @@ def test_shards_of_a_variant_have_the_index_that_transformers_and_diffusers_writ
 
 
 @pytest.mark.parametrize(
-    ("given", "legal"),
+    ("name", "legal"),
     [
         ("model.safetensors", "model.safetensors"),
         ("my model (1).safetensors", "my-model-1.safetensors"),
@@ -110,15 +112,28 @@ def test_shards_of_a_variant_have_the_index_that_transformers_and_diffusers_writ
         ("m" * 200 + "-00001-of-00002.safetensors", "m" * 101 + "-00001-of-00002.safetensors"),
     ],
 )
-def test_a_name_with_other_letters_is_made_legal(given, legal):
-    assert legal_file_name(given) == legal
+def test_a_name_with_other_letters_is_made_legal(name, legal):
+    assert legal_file_name(name) == legal
     assert FILE_NAME.fullmatch(legal)
     assert legal_file_name(legal) == legal
 
 
-@pytest.mark.parametrize("given", ["blob", "model.bin", "model.safetensors.part", "", "x.safetensors/"])
-def test_a_name_of_another_kind_of_file_is_not_made_legal(given):
-    assert legal_file_name(given) is None
+ENDINGS = ["", ".safetensors", ".SafeTensors", ".safetensors.index.json", ".safetensors.index.fp16.json"]
+
+
+@settings(deadline=None)
+@given(st.text(max_size=200), st.sampled_from(ENDINGS), st.text(max_size=3))
+def test_whatever_a_file_is_called_it_gets_a_legal_name_or_none(stem, ending, rest):
+    legal = legal_file_name(stem + ending + rest)
+
+    assert legal is None or FILE_NAME.fullmatch(legal)
+    assert legal is None or legal_file_name(legal) == legal
+    assert legal is not None or not ending or rest
+
+
+@pytest.mark.parametrize("name", ["blob", "model.bin", "model.safetensors.part", "", "x.safetensors/"])
+def test_a_name_of_another_kind_of_file_is_not_made_legal(name):
+    assert legal_file_name(name) is None
 
 
 @pytest.mark.parametrize(

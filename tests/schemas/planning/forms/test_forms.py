@@ -4,7 +4,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.planning.forms import FORMS, FormOptions
@@ -25,6 +25,7 @@ def test_every_registered_form_is_held_to_these_laws():
     assert {form.name for form in FORM_VALUES} == set(FORMS)
 
 
+@settings(deadline=None)
 @given(shapes, st.integers(1, 4000), forms)
 def test_the_parameters_are_the_elements_of_the_stored_matrices(shape, rank, form):
     stored_matrices = form.stored_matrices(shape, rank)
@@ -33,6 +34,7 @@ def test_the_parameters_are_the_elements_of_the_stored_matrices(shape, rank, for
     assert len({matrix.name for matrix in stored_matrices} | {form.bias}) == len(stored_matrices) + 1
 
 
+@settings(deadline=None)
 @given(shapes, st.integers(1, 4000), forms)
 def test_the_parts_chain_from_the_inputs_to_the_outputs(shape, rank, form):
     stored_matrices = form.stored_matrices(shape, rank)
@@ -43,6 +45,7 @@ def test_the_parts_chain_from_the_inputs_to_the_outputs(shape, rank, form):
         assert after.shape[1] == before.shape[0] == rank
 
 
+@settings(deadline=None)
 @given(shapes, st.integers(0, 10**9), forms)
 def test_the_largest_rank_fits_and_the_next_does_not(shape, parameters, form):
     rank = form.largest_rank(shape, parameters)
@@ -51,6 +54,7 @@ def test_the_largest_rank_fits_and_the_next_does_not(shape, parameters, form):
     assert rank == min(shape) or form.parameters(shape, rank + 1) > parameters
 
 
+@settings(deadline=None)
 @given(shapes, forms)
 def test_break_even_saves_a_parameter_and_the_next_rank_does_not(shape, form):
     rank = form.break_even_rank(shape)
@@ -59,6 +63,7 @@ def test_break_even_saves_a_parameter_and_the_next_rank_does_not(shape, form):
     assert form.parameters(shape, rank + 1) >= math.prod(shape)
 
 
+@settings(deadline=None)
 @given(shapes, forms, st.integers(1, 64), st.integers(1, 200))
 def test_allowed_ranks_are_multiples_from_the_least_on_that_save(shape, form, align, least):
     ranks = form.ranks(shape, align=align, least=least)
