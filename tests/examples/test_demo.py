@@ -24,6 +24,6 @@ def test_the_demo_compresses_a_real_model_and_loads_it_back(tmp_path):
 
     assert done.returncode == 0, done.stderr
     assert "37 factored" in done.stdout
-    assert "Loaded back, strictly; for example Sequential(" in done.stdout
+    assert "Loaded back, strictly; for example LowRankLinear(" in done.stdout
     assert sorted(path.name for path in result.iterdir()) == ["model.safetensors", "report.json"]
     assert list((tmp_path / "data" / "run").glob("*.pid")) == []

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from eckart import LoadError
 from eckart.torch import LowRankConv1D, LowRankLinear, load_compressed
 from tests.eckart.torch.factoring import close, compress, factored, write
 
@@ -425,7 +426,7 @@ def test_what_cannot_be_factored_is_refused_on_demand_as_a_ready_exclude(tmp_pat
     net = nn.ModuleDict({"a": nn.Embedding(9, 8), "b": nn.EmbeddingBag(12, 8), "c": nn.Linear(8, 6)})
     path, _ = compress(net, tmp_path / "x.safetensors")
 
-    with pytest.raises(Exception, match=r'"exclude": \["a", "b"\]'):
+    with pytest.raises(LoadError, match=r'"exclude": \["a", "b"\]'):
         load_compressed(net, path, dequantize=False)
     assert type(net["c"]) is nn.Linear
 
