@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import again, growth, memory, overhead, peers, selectors, upload
+from benchmarks import again, experts, growth, memory, overhead, peers, selectors, upload
 from benchmarks.machine import describe_machine, free_kernels
 from benchmarks.options import Options
 
@@ -18,6 +18,7 @@ BENCHMARKS = {
     "peers": peers.ask,
     "growth": growth.ask,
     "again": again.ask,
+    "experts": experts.ask,
     "selectors": selectors.ask,
 }
 

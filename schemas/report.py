@@ -180,7 +180,8 @@ class LayerReport(Output):
         examples=["computed"],
     )
     singular_values: tuple[float, ...] | None = Field(
-        description="A sample of at most 256 singular values, of W·G^(1/2) where calibrated.",
+        description="A sample of at most 256 singular values, of W·G^(1/2) where calibrated; fewer where "
+        "there are more than 512 layers.",
         examples=[[3.1, 2.9, 2.2]],
     )
     singular_value_indices: tuple[int, ...] | None = Field(

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 from schemas.checkpoint import FileInfo
@@ -16,7 +15,7 @@ from state.files import write_atomic
 from worker.checkpoint.spool import LayerSpool
 from worker.checkpoint.writer import CheckpointWriter
 from worker.layer import LayerOutcome
-from worker.output import copy_factor, ranks_of
+from worker.output import FinishedLayers, ranks_of
 from worker.work_plan import WorkPlan
 
 
@@ -46,11 +45,11 @@ def write_adapter(
     result_dir.mkdir(parents=True, exist_ok=True)
     entries = {entry.name: entry for entry in plan_adapter(work.layers, ranks)}
     new_tensors = [entry.new_tensor for entry in entries.values()]
-    find = cache(spool.get)
-    with CheckpointWriter(result_dir / ADAPTER_NAME, new_tensors, ADAPTER_METADATA) as writer:
+    path = result_dir / ADAPTER_NAME
+    with FinishedLayers(spool) as finished, CheckpointWriter(path, new_tensors, ADAPTER_METADATA) as writer:
         while (following := writer.next) is not None:
             check_canceled()
-            copy_factor(entries[following.name], find, writer)
+            finished.copy(entries[following.name], writer)
     layers = {work.layers[number].name: (work.layers[number], rank) for number, rank in ranks.items()}
     modules = [tensor.name for tensor in work.checkpoint.tensors]
     config = json.dumps(adapter_config(layers, modules), indent=2) + "\n"

@@ -16,8 +16,6 @@ from worker.forms import FORM_IMPLEMENTATIONS, FormInputs
 from worker.lowrank import Factored, Kept, OutputError, Reason, output_error, relative_error
 from worker.work_plan import LayerTask
 
-SPECTRUM_POINTS = 256
-
 
 class LayerOutcome(BaseModel):
     """The result of a layer without its tensors: everything that the report of the job needs."""
@@ -174,7 +172,7 @@ def _outcome(
     layer = task.layer
     rank = factored.rank if factored else None
     outputs = factored.output_error if factored else None
-    values, indices = _sample(spectrum, min(layer.rows, layer.columns))
+    values, indices = _sample(spectrum, task.spectrum_points, min(layer.rows, layer.columns))
     report = LayerReport(
         name=layer.name,
         tensor=layer.tensor,
@@ -213,13 +211,13 @@ def _outcome(
 
 
 def _sample(
-    spectrum: torch.Tensor | None, size: int
+    spectrum: torch.Tensor | None, points: int, size: int
 ) -> tuple[tuple[float, ...] | None, tuple[int, ...] | None]:
     """Sample the known leading part of a spectrum with `size` values; no indices if it is complete."""
     if spectrum is None:
         return None, None
     count = len(spectrum)
-    if count == size <= SPECTRUM_POINTS:
+    if count == size <= points:
         return tuple(spectrum.tolist()), None
-    indices = np.unique(np.linspace(0, count - 1, SPECTRUM_POINTS).round().astype(int)).tolist()
+    indices = np.unique(np.linspace(0, count - 1, points).round().astype(int)).tolist()
     return tuple(spectrum[indices].tolist()), tuple(indices)

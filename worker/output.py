@@ -1,8 +1,8 @@
 """Write the output files from finished layers and copied tensors, in one streaming pass per file."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
+from typing import Self
 
 from schemas.checkpoint import FileInfo
 from schemas.format.files import CheckpointFiles
@@ -15,7 +15,38 @@ from worker.checkpoint.writer import CheckpointWriter, write_index
 from worker.layer import LayerOutcome
 from worker.work_plan import WorkPlan
 
-FindLayer = Callable[[int], SpooledLayer | None]
+
+class FinishedLayers:
+    """The stored tensors of finished layers; the file of a layer is opened once for tensors in a row."""
+
+    def __init__(self, spool: LayerSpool) -> None:
+        self._spool = spool
+        self._number: int | None = None
+        self._layer: SpooledLayer | None = None
+        self._reader: CheckpointReader | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._reader is not None:
+            self._reader.close()
+
+    def copy(self, entry: FactorTensor, writer: CheckpointWriter) -> None:
+        """Write the next tensor from a finished layer."""
+        if entry.number != self._number:
+            self._open(entry)
+        assert self._layer is not None
+        assert self._reader is not None
+        writer.copy(self._reader, self._layer.factors[entry.position])
+
+    def _open(self, entry: FactorTensor) -> None:
+        layer = self._spool.get(entry.number)
+        if layer is None:
+            raise FileNotFoundError(f"the finished layer with {entry.name} is missing or damaged")
+        if self._reader is not None:
+            self._reader.close()
+        self._number, self._layer, self._reader = entry.number, layer, layer.open()
 
 
 def write_output(
@@ -33,11 +64,10 @@ def write_output(
     result_dir.mkdir(parents=True, exist_ok=True)
     infos: list[FileInfo] = []
     headers: dict[str, Header] = {}
-    find = cache(spool.get)
     names = output_names(work.checkpoint, work.layers, ranks_of(outcomes))
     for name in work.checkpoint.headers:
         path = result_dir / names[name]
-        info, headers[path.name] = _write_file(name, work, outcomes, find, check_canceled, path)
+        info, headers[path.name] = _write_file(name, work, outcomes, spool, check_canceled, path)
         infos.append(info)
     index_name = work.checkpoint.index_name and names[work.checkpoint.index_name]
     output = CheckpointFiles(headers, index_name=index_name, folder=result_dir)
@@ -58,7 +88,7 @@ def _write_file(
     name: str,
     work: WorkPlan,
     outcomes: Sequence[LayerOutcome],
-    find: FindLayer,
+    spool: LayerSpool,
     check_canceled: Callable[[], None],
     path: Path,
 ) -> tuple[FileInfo, Header]:
@@ -70,7 +100,11 @@ def _write_file(
     entries = {entry.name: entry for entry in planned}
     new_tensors = [entry.new_tensor for entry in planned]
     source = work.checkpoint.path(name)
-    with CheckpointReader(source) as reader, CheckpointWriter(path, new_tensors, metadata) as writer:
+    with (
+        CheckpointReader(source) as reader,
+        FinishedLayers(spool) as layers,
+        CheckpointWriter(path, new_tensors, metadata) as writer,
+    ):
         # The writer may reorder tensors to align them, so it decides which one is next.
         while (following := writer.next) is not None:
             check_canceled()
@@ -78,19 +112,10 @@ def _write_file(
             if isinstance(entry, CopiedTensor):
                 writer.copy(reader, entry.tensor)
             else:
-                copy_factor(entry, find, writer)
+                layers.copy(entry, writer)
     return writer.written, writer.header
 
 
 def ranks_of(outcomes: Sequence[LayerOutcome]) -> dict[int, int]:
     """Return the rank of each factored layer, by its number."""
     return {number: outcome.rank for number, outcome in enumerate(outcomes) if outcome.rank is not None}
-
-
-def copy_factor(entry: FactorTensor, find: FindLayer, writer: CheckpointWriter) -> None:
-    """Write the next tensor from a finished layer."""
-    layer = find(entry.number)
-    if layer is None:
-        raise FileNotFoundError(f"the finished layer with {entry.name} is missing or damaged")
-    with layer.open() as reader:
-        writer.copy(reader, layer.factors[entry.position])

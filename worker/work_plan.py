@@ -13,6 +13,9 @@ from schemas.planning.planner import make_plan
 from schemas.planning.references import NO_REFERENCES, References, tensors_of
 from schemas.spec import CompressionSpec
 
+# Singular values in a report: of each layer, and of all together where that leaves the least of each.
+LEAST_POINTS, MOST_POINTS, ALL_POINTS = 8, 256, 2**17
+
 
 @dataclass(frozen=True, slots=True)
 class LayerTask:
@@ -24,6 +27,7 @@ class LayerTask:
     layer: LayerPlan
     gram: tuple[Path, TensorInfo] | None = None
     base: tuple[Path, TensorInfo] | None = None
+    spectrum_points: int = MOST_POINTS
 
     @property
     def elements(self) -> int:
@@ -105,9 +109,17 @@ def plan_work(
         for tensor in header.tensors
         if tensor.name in layers
     ]
-    tasks = tuple(LayerTask(number, *fields) for number, fields in enumerate(selected))
+    points = spectrum_points(len(selected))
+    tasks = tuple(
+        LayerTask(number, *fields, spectrum_points=points) for number, fields in enumerate(selected)
+    )
     warnings = (*checkpoint.warnings, *plan.warnings)
     return WorkPlan(checkpoint, tasks, warnings, plan.unselected, plan.adapter, references.base)
+
+
+def spectrum_points(layers: int) -> int:
+    """Return how many singular values the report may have of each of so many layers."""
+    return max(LEAST_POINTS, min(MOST_POINTS, ALL_POINTS // max(1, layers)))
 
 
 def refuse_ids(spec: CompressionSpec) -> None:
