@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from eckart import InputError, LoadError
 from eckart.cli import main
-from eckart.torch import expand, load_compressed
+from eckart.torch import expand
 from schemas.spec import CompressionSpec
 from tests.eckart.torch.factoring import close, factored, products, write
 from worker.local import compress_local
@@ -254,24 +253,3 @@ def test_the_command_line_expands_and_names_the_files(bert, tmp_path, capsys):
 
     assert main(["expand", str(small), str(small)]) == 1
     assert "is there already; name another file, or a new or empty folder" in capsys.readouterr().err
-
-
-def test_the_blocks_of_the_page_on_running_the_result_run(bert, tmp_path, monkeypatch):
-    page = (ROOT / "docs" / "9-running-the-result.md").read_text()
-    sections = page.partition("## torch\n")[2].partition("\n## transformers\n")[0]
-    monkeypatch.chdir(tmp_path)
-    compressed(bert / "model.safetensors", tmp_path / "compressed")
-    names = {"model": BertModel(BERT).eval()}
-    for block in re.findall(r"```python\n(.*?)```", sections, re.DOTALL):
-        exec(block, names)
-
-    again = load_compressed(BertModel(BERT).eval(), "again.safetensors")
-    dense = load_compressed(BertModel(BERT).eval(), "dense")
-    with torch.no_grad():
-        found = [
-            model(input_ids=torch.tensor([[1, 5]])).pooler_output for model in (names["model"], again, dense)
-        ]
-    assert torch.equal(found[0], found[1])
-    assert close(found[2], found[0])
-    assert main(re.search(r"```sh\neckart (.*)\n```", sections)[1].replace("dense", "dense2").split()) == 0
-    assert shapes(tmp_path / "dense2") == shapes(bert)
