@@ -18,7 +18,7 @@ from eckart.checkpoint import listed
 from eckart.errors import LoadError
 from eckart.torch.files import BIAS, WEIGHT, Factors
 from eckart.torch.layers import LowRank, become_low_rank, obstacle
-from eckart.transformers.naming import Naming
+from eckart.transformers.naming import Naming, rules
 from eckart.transformers.tensors import FolderTensors, find_layers, open_folder
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def load_folder(load: Callable[..., Any], arguments: dict[str, Any], config: Eck
         result = load(**_as_any_model(arguments, _tensors_to_load(folder, fits)))
     restore_zero_biases(model)
     _check_loaded(model, swapped)
+    _check_some_fit(fits, _missing_weights(model, result))
     _warn_of_dense(fits, asked_for=config.dequantize)
     config.keep_only({fit.factors.name for fit in swapped})
     return result
@@ -178,6 +179,28 @@ def _check_loaded(model: PreTrainedModel, swapped: list[Fit]) -> None:
                     f"transformers did not load {fit.module}.{name}: this version of eckart does not fit "
                     "this one of transformers; upgrade eckart, or load with EckartConfig(dequantize=True)"
                 )
+
+
+def _missing_weights(model: PreTrainedModel, result: Any) -> list[str]:
+    """Return the matrices that transformers has not loaded and will draw, by what loading returned."""
+    tied = _tied_weights(model)
+    # Transformers 4 has drawn them and lists them; transformers 5 is going to draw what is still on meta.
+    drawn = set() if rules is not None else set(result[1])
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if (parameter.is_meta or name in drawn) and parameter.dim() > 1 and name not in tied
+    ]
+
+
+def _check_some_fit(fits: list[Fit], missing: list[str]) -> None:
+    """Refuse a model that has none of the factored layers; one that only has another head has some."""
+    if fits and missing and all(fit.reason == ABSENT for fit in fits):
+        raise LoadError(
+            "the model has none of the folder's factored layers, "
+            f"{listed([fit.factors.name for fit in fits])}, and lacks {listed(missing)}; load the class that "
+            "the folder was made from, or give a key_mapping"
+        )
 
 
 def _warn_of_dense(fits: list[Fit], *, asked_for: bool) -> None:

@@ -262,21 +262,29 @@ def test_the_file_of_the_hub_without_a_prefix_loads_with_a_head(tmp_path):
     assert torch.equal(found.lm_head.weight, found.transformer.wte.weight)
 
 
-def test_a_key_mapping_renames_factors_too(shared, tmp_path):
+@pytest.fixture
+def foreign(shared, tmp_path):
+    """Return a folder whose names are not those of the class."""
     shutil.copytree(shared.compressed, tmp_path / "foreign")
     path = tmp_path / "foreign" / "eckart.safetensors"
-    state = {name.replace("model.", "net."): tensor for name, tensor in load_file(path).items()}
+    state = {f"net.{name}": tensor for name, tensor in load_file(path).items()}
     save_file(state, path, metadata={"format": "pt"})
     quantization = json.loads((shared.compressed / CONFIG_NAME).read_text())["quantization_config"]
-    layers = {name.replace("model.", "net."): entry for name, entry in quantization["layers"].items()}
+    layers = {f"net.{name}": entry for name, entry in quantization["layers"].items()}
     change_config(tmp_path / "foreign", {"quantization_config": quantization | {"layers": layers}})
+    return tmp_path / "foreign"
 
-    model = shared.kind.from_pretrained(tmp_path / "foreign", key_mapping={r"^net\.": "model."})
+
+@pytest.mark.skipif(not FIVE, reason="transformers 4 asks for a prefix before it maps names")
+def test_a_key_mapping_renames_factors_too(shared, foreign):
+    model = shared.kind.from_pretrained(foreign, key_mapping={r"^net\.": ""})
     assert low_rank_layers(model).keys() == low_rank_layers(shared.load()).keys()
     assert torch.equal(shared.computed(model), shared.computed(shared.load()))
-    model.save_pretrained(tmp_path / "again")
-    again = shared.kind.from_pretrained(tmp_path / "again", key_mapping={r"^net\.": "model."})
-    assert torch.equal(shared.computed(again), shared.computed(model))
+
+
+def test_a_model_without_any_of_the_factored_layers_is_refused(shared, foreign):
+    with pytest.raises(LoadError, match=r"none of the folder's factored layers, net\.lm_head.*key_mapping"):
+        shared.kind.from_pretrained(foreign, ignore_mismatched_sizes=True)
 
 
 def test_shards_load(tmp_path):
