@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # The service's own rules.
-COMPANION_NAME = re.compile(r"(?!.*\.index\.)[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.(?:json|txt|model|md|jinja)")
+COMPANION_NAME = re.compile(
+    r"(?!.{129})(?!.*\.index\.)[A-Za-z0-9][A-Za-z0-9._-]*\.(?:json|txt|model|md|jinja)"
+)
 ENDINGS = (".json", ".txt", ".model", ".md", ".jinja")
 REPORT_NAME = "report.json"
 CONFIG_NAME = "config.json"

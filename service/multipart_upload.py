@@ -8,11 +8,10 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from schemas.format.companion import is_file_name, legal_name, why_not
 from schemas.format.errors import CheckpointError, quoted
 from schemas.format.header import Header
 from schemas.format.index import ShardIndex, check_shards
-from schemas.format.names import is_index
+from schemas.format.names import is_file_name, is_index, legal_name, why_not
 from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
 from service.dependencies import Services

@@ -15,18 +15,20 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from schemas.checkpoint import FileInfo
-from schemas.format.companion import (
-    MAX_COMPANIONS_BYTES,
-    companion_limit_bytes,
-    is_companion,
-    is_file_name,
-    why_not,
-)
+from schemas.format.companion import MAX_COMPANIONS_BYTES, companion_limit_bytes
 from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles
 from schemas.format.header_stream import read_header
 from schemas.format.index import ShardIndex, check_shards, parse_index
-from schemas.format.names import CHECKPOINT_ID, SHARD, index_of, is_index
+from schemas.format.names import (
+    CHECKPOINT_ID,
+    SHARD,
+    index_of,
+    is_companion,
+    is_file_name,
+    is_index,
+    why_not,
+)
 from state.cache import DecompositionCache
 from state.data_dir import DataDir
 from state.errors import CheckpointNotFound, ContentConflict, TooLarge

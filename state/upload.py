@@ -6,11 +6,11 @@ from types import TracebackType
 from typing import Self
 
 from schemas.checkpoint import FileInfo
-from schemas.format.companion import CONFIG_NAME, is_companion, parse_config
+from schemas.format.companion import CONFIG_NAME, parse_config
 from schemas.format.header import Header
 from schemas.format.header_stream import HeaderParser
 from schemas.format.index import MAX_INDEX_BYTES, ShardIndex, parse_index
-from schemas.format.names import is_index
+from schemas.format.names import is_companion, is_index
 from state.errors import DigestMismatch, TooLarge
 from state.files import AtomicFile, disk_errors
 

@@ -13,7 +13,7 @@ from eckart import companions as ours
 from eckart.checkpoint import open_checkpoint
 from eckart.cli import main
 from eckart.companions import copy_subfolders
-from schemas.format import companion as theirs
+from schemas.format import companion, names
 
 SENT = ["README.md", "chat_template.jinja", "config.json", "spiece.model", "vocab.txt"]
 STAYS = ["LICENSE", "modeling.py", "my notes.txt", "pytorch_model.bin", "pytorch_model.bin.index.json"]
@@ -32,11 +32,11 @@ def folder(tmp_path):
 
 
 def test_the_rules_are_those_of_the_service():
-    names = (*SENT, *STAYS, "report.json", "Report.json", "a" * 130 + ".txt", "a.index.json", ".a.md", "é.md")
-    assert [ours.is_companion(name) for name in names] == [theirs.is_companion(name) for name in names]
-    for name in ("COMPANION_NAME", "MAX_COMPANION_BYTES", "MAX_COMPANIONS_BYTES", "MAX_CONFIG_BYTES"):
-        assert getattr(ours, name) == getattr(theirs, name)
-    assert ours.ENDINGS == theirs.COMPANION_ENDINGS
+    given = (*SENT, *STAYS, "report.json", "Report.json", "a" * 130 + ".txt", "a.index.json", ".a.md", "é.md")
+    assert [ours.is_companion(name) for name in given] == [names.is_companion(name) for name in given]
+    for limit in ("MAX_COMPANION_BYTES", "MAX_COMPANIONS_BYTES", "MAX_CONFIG_BYTES"):
+        assert getattr(ours, limit) == getattr(companion, limit)
+    assert (ours.COMPANION_NAME, ours.ENDINGS) == (names.COMPANION_NAME, names.COMPANION_ENDINGS)
 
 
 def test_a_folder_brings_its_companions_and_a_file_does_not(folder):

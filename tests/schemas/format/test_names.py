@@ -8,8 +8,10 @@ from schemas.format.names import (
     CHECKPOINT_ID,
     FILE_NAME,
     index_of,
+    is_companion,
+    is_file_name,
     is_index,
-    legal_file_name,
+    legal_name,
     single_weight_file,
 )
 
@@ -110,30 +112,69 @@ def test_shards_of_a_variant_have_the_index_that_transformers_and_diffusers_writ
         (".safetensors", "model.safetensors"),
         ("a\x00b\n.safetensors", "a-b.safetensors"),
         ("m" * 200 + "-00001-of-00002.safetensors", "m" * 101 + "-00001-of-00002.safetensors"),
+        ("a--b- (1) -c.safetensors", "a--b-1-c.safetensors"),
+        ("model/chat templäte (1).JINJA", "chat-template-1.jinja"),
+        ("m" * 200 + ".txt", "m" * 124 + ".txt"),
+        ("模型.json", "model.json"),
     ],
 )
 def test_a_name_with_other_letters_is_made_legal(name, legal):
-    assert legal_file_name(name) == legal
-    assert FILE_NAME.fullmatch(legal)
-    assert legal_file_name(legal) == legal
+    assert legal_name(name) == legal
+    assert is_file_name(legal)
+    assert legal_name(legal) == legal
 
 
-ENDINGS = ["", ".safetensors", ".SafeTensors", ".safetensors.index.json", ".safetensors.index.fp16.json"]
+ENDINGS = [
+    "",
+    ".safetensors",
+    ".SafeTensors",
+    ".safetensors.index.json",
+    ".safetensors.index.fp16.json",
+    ".txt",
+]
 
 
 @settings(deadline=None)
 @given(st.text(max_size=200), st.sampled_from(ENDINGS), st.text(max_size=3))
 def test_whatever_a_file_is_called_it_gets_a_legal_name_or_none(stem, ending, rest):
-    legal = legal_file_name(stem + ending + rest)
+    legal = legal_name(stem + ending + rest)
 
-    assert legal is None or FILE_NAME.fullmatch(legal)
-    assert legal is None or legal_file_name(legal) == legal
+    assert legal is None or is_file_name(legal)
+    assert legal is None or legal_name(legal) == legal
     assert legal is not None or not ending or rest
 
 
-@pytest.mark.parametrize("name", ["blob", "model.bin", "model.safetensors.part", "", "x.safetensors/"])
+@pytest.mark.parametrize(
+    "name",
+    ["blob", "model.bin", "model.safetensors.part", "", "x.safetensors/", "a.index.json", "report.JSON"],
+)
 def test_a_name_of_another_kind_of_file_is_not_made_legal(name):
-    assert legal_file_name(name) is None
+    assert legal_name(name) is None
+
+
+def test_of_a_name_longer_than_any_file_has_only_the_end_is_read():
+    # All of it would take quadratic time to read.
+    assert legal_name("m" + "\u0300" * 300 + ".txt") == "model.txt"
+
+
+@pytest.mark.parametrize(
+    ("name", "companion"),
+    [
+        ("config.json", True),
+        ("m" * 124 + ".txt", True),
+        ("m" * 125 + ".txt", False),
+        ("model.safetensors", False),
+        ("model.safetensors.index.json", False),
+        ("pytorch_model.bin.index.json", False),
+        ("Report.json", False),
+        ("../config.json", False),
+        (".manifest.json", False),
+        ("config.json\n", False),
+        ("modeling.py", False),
+    ],
+)
+def test_a_companion_is_known_by_its_ending_and_has_a_plain_name(name, companion):
+    assert is_companion(name) == companion
 
 
 @pytest.mark.parametrize(
