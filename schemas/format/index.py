@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from schemas.format.errors import CheckpointError, escaped, listed, pointer, quoted
-from schemas.format.json_reader import JsonReader, NumberText
+from schemas.format.json_reader import LONG_CHARACTERS, JsonReader, NumberText
 from schemas.format.names import FILE_NAME, is_index
 from schemas.format.tensor import check_name
 
@@ -90,6 +90,7 @@ def parse_index(raw: bytes | bytearray, *, max_index_bytes: int = MAX_INDEX_BYTE
 def _fields(reader: JsonReader) -> dict[str, Any]:
     reader.check_opening()
     fields: dict[str, Any] = {}
+    extra_characters = 0
     for key in reader.members():
         if key in fields:
             raise reader.error("duplicate-key", f"The index has the key {quoted(key)} twice.", pointer(key))
@@ -98,7 +99,15 @@ def _fields(reader: JsonReader) -> dict[str, Any]:
         elif key == "metadata":
             fields[key] = _metadata(reader)
         else:
+            begin = reader.position
             fields[_text(key, ())] = _plain(reader.value(), (key,))
+            extra_characters += len(key) + reader.position - begin
+            if extra_characters > LONG_CHARACTERS:
+                raise reader.error(
+                    "value-too-long",
+                    f"All keys beside weight_map and metadata have more than {LONG_CHARACTERS} characters; "
+                    "no checkpoint needs as many.",
+                )
     return fields
 
 

@@ -103,6 +103,11 @@ REFUSALS = {
     "NaN in an unknown key": (b'{"note":[NaN],"weight_map":{"a":"a.safetensors"}}', "loose-json", "NaN"),
     "deep unknown key": (b'{"note":' + b"[" * 20 + b"]" * 20 + b"}", "nested-too-deep", "note"),
     "nesting bomb in an unknown key": (b'{"note":' + b"[" * 20_000, "nested-too-deep", ""),
+    "many unknown keys": (
+        b"{%s}" % b",".join(b'"%d":[%s]' % (key, b"[]," * 100 + b"[]") for key in range(300)),
+        "value-too-long",
+        "65536",
+    ),
     "lone surrogate as a key": (b'{"\\ud800":1}', "lone-surrogate", "\\ud800"),
     "huge integer in an unknown key": (b'{"n":%s}' % (b"9" * 5000), "integer-too-large", "999"),
     "weight_map a list": (b'{"weight_map":["a"]}', "weight-map-not-strings", "weight_map"),
