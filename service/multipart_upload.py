@@ -186,7 +186,8 @@ class FileNames:
             raise ProblemError(ProblemKind.INVALID_REQUEST, why_not(head.filename))
         if name in self._given:
             raise ProblemError(ProblemKind.INVALID_MULTIPART, self._clash(name, head.filename))
-        _check_one_index([*self._given, name])
+        if is_index(name):
+            _check_one_index([*self._given, name])
         self._given[name] = head.filename
         return name
 

@@ -184,8 +184,10 @@ class CheckpointStore:
                 if known != info:
                     raise ContentConflict(info.name)
                 return False
-            check_companions([*files.values(), info])
-            check_addition(folder, files, name=info.name, sent=file.part, index=index)
+            if is_companion(info.name):
+                check_companions([*files.values(), info])
+            else:
+                check_addition(folder, files, name=info.name, sent=file.part, index=index)
             make_directory(folder)
             # If this process is killed between the two, the file does not count and can be sent again.
             file.publish()
@@ -258,7 +260,7 @@ def check_companions(files: Iterable[FileInfo]) -> None:
 def check_addition(
     folder: Path, names: Collection[str], *, name: str, sent: Path, index: ShardIndex | None
 ) -> None:
-    """Check that a new file fits the stored ones; `index` is its content if it is an index."""
+    """Check that new weights, or a new index whose content is `index`, fit the stored files."""
     others = {other: folder / other for other in names if other != name}
     if index is not None and (second := next(filter(is_index, others), None)):
         raise CheckpointError(

@@ -290,6 +290,17 @@ def test_one_file_with_companions_is_complete_without_an_index(send, checkpoints
     assert checkpoints.get("m").complete
 
 
+def test_a_companion_is_stored_without_a_look_at_the_weights(send, checkpoints, shards):
+    """A model has dozens of companions, and reading the headers of its shards takes seconds."""
+    for name, content in shards.items():
+        send("m", name, content)
+    path = checkpoints.get("m").path(ONE)
+    path.chmod(0o644)
+    path.write_bytes(b"not a header")
+
+    assert send("m", VOCABULARY, b"a").created
+
+
 def test_a_companion_has_its_own_limit(send, checkpoints, left):
     before = left()
     for name, limit_bytes in ((VOCABULARY, 64 * 2**20), (CONFIG, 8 * 2**20)):
