@@ -112,12 +112,9 @@ def get_file(
     openapi_extra=RANGE_PARAMETER,
 )
 def get_archive(
-    request: Request,
-    services: ServicesDep,
-    record: SucceededJob,
-    _if_none_match: IfNoneMatch = None,
+    request: Request, services: ServicesDep, record: SucceededJob, if_none_match: IfNoneMatch = None
 ) -> Response:
     """Send weights, index, companions and report, uncompressed, without a folder around them."""
     assert record.finished_at is not None
     archive = make_archive(result_files(services, record), record.finished_at)
-    return archive_response(request, archive, f"{record.id}.tar")
+    return archive_response(request, archive, f"{record.id}.tar", if_none_match)

@@ -57,6 +57,25 @@ def test_every_operation_has_a_summary_and_a_description(operations):
         assert operation["description"], name
 
 
+def test_only_headers_that_a_client_can_send_are_parameters(operations):
+    sent = {
+        "Range",
+        "idempotency-key",
+        "if-match",
+        "if-none-match",
+        "repr-digest",
+        "content-digest",
+        "Digest",
+    }
+    headers = {
+        parameter["name"]
+        for operation in operations.values()
+        for parameter in operation.get("parameters", ())
+        if parameter["in"] == "header"
+    }
+    assert headers == sent
+
+
 def test_every_parameter_has_a_description_and_an_example(operations):
     for name, operation in operations.items():
         for parameter in operation.get("parameters", []):
