@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
-from schemas.format.companion import CONFIG_NAME, MAX_CONFIG_BYTES
+from schemas.format.companion import CONFIG_NAME, MAX_CONFIG_BYTES, parse_config
 from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles
 from schemas.format.header import Header
 from schemas.format.header_stream import MAX_HEADER_BYTES, HeaderParser
 from schemas.format.index import MAX_INDEX_BYTES, ShardIndex
-from schemas.format.names import is_index
+from schemas.format.names import is_companion, is_index
 from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
 from service.dependencies import Services
@@ -87,7 +87,6 @@ class HeaderParts:
     def __init__(self, *, spec_limit_bytes: int) -> None:
         self._names = FileNames()
         self._files: dict[str, HeaderPart | IndexPart] = {}
-        self._config: bytes | None = None
         self._spec = SpecPart(limit_bytes=spec_limit_bytes)
 
     def part(self, head: PartHead) -> Part:
@@ -98,9 +97,15 @@ class HeaderParts:
                 ProblemKind.INVALID_MULTIPART,
                 "A part has an unknown name; the parts are `header` and `spec`.",
             )
-        if head.filename == CONFIG_NAME:
-            return TextPart(subject=CONFIG_NAME, limit_bytes=MAX_CONFIG_BYTES, receive=self._keep_config)
         name = self._names.add(head)
+        if name == CONFIG_NAME:
+            # It has no effect on a plan yet, but a job would refuse it too.
+            return TextPart(subject=name, limit_bytes=MAX_CONFIG_BYTES, receive=parse_config)
+        if is_companion(name):
+            raise ProblemError(
+                ProblemKind.INVALID_REQUEST,
+                f"A plan takes headers, an index and {CONFIG_NAME}, but no {name}; leave it out.",
+            )
         part = IndexPart(name) if is_index(name) else HeaderPart(name)
         self._files[name] = part
         return part
@@ -126,14 +131,6 @@ class HeaderParts:
 
     def abort(self) -> None:
         """Do nothing: nothing was stored."""
-
-    def _keep_config(self, text: bytes) -> None:
-        # The model's config.json has no effect on a plan yet.
-        if self._config is not None:
-            raise ProblemError(
-                ProblemKind.INVALID_MULTIPART, f"The file {CONFIG_NAME} came twice; send it once."
-            )
-        self._config = text
 
 
 def header_plan_limit_bytes(services: Services) -> int:

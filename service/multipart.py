@@ -182,7 +182,7 @@ def _extended_filename(disposition: bytes) -> bytes | None:
 class TextPart:
     """A small part, kept in memory: `subject` names it in the message that it is too large."""
 
-    def __init__(self, *, subject: str, limit_bytes: int, receive: Callable[[bytes], None]) -> None:
+    def __init__(self, *, subject: str, limit_bytes: int, receive: Callable[[bytes], object]) -> None:
         self._subject = subject
         self._limit_bytes = limit_bytes
         self._receive = receive

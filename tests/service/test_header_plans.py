@@ -155,6 +155,8 @@ def test_a_malformed_set_is_refused_with_the_name_of_the_file(service, files, fa
         ([("header", (None, head(MODEL)))], 422, "invalid-multipart", ["file name"]),
         ([("header", (FILE, head(MODEL)))] * 2, 422, "invalid-multipart", ["twice"]),
         ([("header", ("config.json", b"{}"))] * 2, 422, "invalid-multipart", ["twice"]),
+        ([("header", ("config.json", b"[]"))], 422, "invalid-checkpoint:bad-config", ["JSON object"]),
+        ([("header", ("vocab.txt", b"a"))], 422, "invalid-request", ["vocab.txt", "leave"]),
         ([("spec", (None, ASKED))] * 2, 422, "invalid-multipart", ["twice"]),
         ([("checkpoint", (FILE, head(MODEL)))], 422, "invalid-multipart", ["`header` and `spec`"]),
         ([("header", ("model.bin", head(MODEL)))], 422, "invalid-request", [".safetensors"]),
