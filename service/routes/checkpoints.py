@@ -15,13 +15,14 @@ from service.dependencies import (
     FileName,
     NewCheckpointId,
     RequestBodyDep,
+    Services,
     ServicesDep,
     TensorCursor,
     TensorLimit,
 )
 from service.headers import content_headers
 from service.multipart import boundary_of
-from service.multipart_upload import begin_file, begin_multipart_upload
+from service.multipart_upload import UploadContent, begin_file, begin_multipart_upload
 from service.openapi import FILES_BODY, RAW_BODY, described, problem_responses
 from service.upload_headers import ExpectedSha256, check_preconditions
 from state.checkpoints import StoredCheckpoint, checked_limit_bytes
@@ -97,10 +98,13 @@ async def post_files(body: RequestBodyDep, services: ServicesDep, checkpoint_id:
     content = await body.store(
         partial(begin_multipart_upload, services, checkpoint_id, boundary, with_spec=False)
     )
-    stored = await run_in_threadpool(services.checkpoints.get, checkpoint_id)
+    document = await run_in_threadpool(_stored_document, services, content)
     created = any(file.created for file in content.files)
-    document = _document(stored, told=content.warnings)
     return JSONResponse(document.model_dump(mode="json"), 201 if created else 200)
+
+
+def _stored_document(services: Services, content: UploadContent) -> Checkpoint:
+    return _document(services.checkpoints.get(content.checkpoint_id), told=content.warnings)
 
 
 @router.head("/{checkpoint_id}", include_in_schema=False)
