@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
-from typing import Annotated, TypedDict, TypeVar
+from typing import Annotated, Any, TypedDict, TypeVar
 
 from fastapi import Depends, Header, Path, Query
 from redis import Redis
@@ -136,26 +136,18 @@ IdempotencyKey = Annotated[
         examples=["3f0c1d6e-2f5b-4c1e-9f64-8f3a1f7f0a11"],
     ),
 ]
-Wait = Annotated[
-    float,
-    Query(
-        ge=0,
-        allow_inf_nan=False,
-        description="Hold the answer until the state changes, for at most this many seconds, and for 50 s "
-        "in any case.",
-        examples=[30],
-    ),
-]
-WaitForEnd = Annotated[
-    float,
-    Query(
-        ge=0,
-        allow_inf_nan=False,
-        description="Hold the answer until the job has ended, for at most this many seconds, and for 50 s "
-        "in any case.",
-        examples=[30],
-    ),
-]
+
+
+def _wait_query(until: str) -> Any:
+    description = (
+        f"Hold the answer until {until}, for at most this many seconds, and never for longer than the "
+        "service allows: 50 s, unless it is set up otherwise."
+    )
+    return Query(ge=0, allow_inf_nan=False, description=description, examples=[30])
+
+
+Wait = Annotated[float, _wait_query("the state changes")]
+WaitForEnd = Annotated[float, _wait_query("the job has ended")]
 StateFilter = Annotated[
     JobState | None, Query(description="Only jobs in this state.", examples=["succeeded"])
 ]
