@@ -4,21 +4,20 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import httpx
 import pytest
 from pydantic import ValidationError
 
 from eckart import Client
 from service.settings import Settings
 from tests.service.files import FILES, MODEL
-from tests.service.running import SPEC, assert_problem
+from tests.service.running import SPEC, RunningService, assert_problem
 
 HOP_BY_HOP = {"host", "connection", "transfer-encoding", "content-length"}
 
 
 @contextmanager
-def proxy(target, *, headers, strips=True):
-    """Serve `target` under /eckart, as nginx and Traefik do; return the address of the prefix."""
+def proxy(service, *, headers, strips=True):
+    """Serve the service under /eckart, as nginx and Traefik do; return the address of the prefix."""
 
     class Proxy(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -30,7 +29,7 @@ def proxy(target, *, headers, strips=True):
             path = self.path.removeprefix("/eckart") if strips else self.path
             given = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            found = httpx.request(self.command, target + path, headers={**given, **headers}, content=body)
+            found = service.http.request(self.command, path, headers={**given, **headers}, content=body)
             self.answer(found.status_code, found.headers, found.content)
 
         def answer(self, status, found, body):
@@ -63,12 +62,23 @@ BY_HEADER = ({}, {"X-Forwarded-Prefix": "/eckart"}, True)
 UNSTRIPPED = ({"root_path": "/eckart/"}, {}, False)
 
 
-@pytest.fixture(params=[BY_SETTING, BY_HEADER, UNSTRIPPED], ids=["setting", "header", "path not stripped"])
-def behind(request, start):
+@pytest.fixture(
+    scope="module",
+    params=[BY_SETTING, BY_HEADER, UNSTRIPPED],
+    ids=["setting", "header", "path not stripped"],
+)
+def behind(request, _redis_server, tmp_path_factory):
     """Return a service and its address behind a proxy that serves it under /eckart."""
     settings, headers, strips = request.param
-    service = start(**settings)
-    with proxy(service.url, headers=headers, strips=strips) as url:
+    if not _redis_server.running:
+        _redis_server.start()
+    url = f"{_redis_server.url}?virtual_host=2"
+    with (
+        RunningService(
+            tmp_path_factory.mktemp("data"), redis_url=url, min_free_bytes=0, **settings
+        ) as service,
+        proxy(service, headers=headers, strips=strips) as url,
+    ):
         yield service, url
 
 
@@ -77,29 +87,31 @@ def test_every_address_in_an_answer_leads_back_through_the_proxy(behind):
     host = url.removesuffix("/eckart")
     stored = service.stored(MODEL)
 
-    made = httpx.post(f"{url}/v1/jobs", json={"checkpoint": stored, "spec": SPEC})
+    made = service.http.post(f"{url}/v1/jobs", json={"checkpoint": stored, "spec": SPEC})
     job = made.json()
     service.finish(job["id"], FILES)
 
     assert made.status_code == 202
     assert made.headers["location"] == job["links"]["self"] == f"/eckart/v1/jobs/{job['id']}"
-    assert httpx.get(host + job["links"]["self"]).json()["links"] == job["links"]
-    assert httpx.get(f"{url}/v1/jobs").json()["jobs"][0]["links"] == job["links"]
-    assert httpx.get(host + job["links"]["report"]).status_code == 200
-    assert httpx.get(host + job["links"]["checkpoint"]).content == MODEL
-    assert httpx.get(host + job["links"]["files"].format(filename="model.safetensors")).content == MODEL
-    assert httpx.post(host + job["links"]["cancel"]).json()["links"] == job["links"]
+    assert service.http.get(host + job["links"]["self"]).json()["links"] == job["links"]
+    assert service.http.get(f"{url}/v1/jobs").json()["jobs"][0]["links"] == job["links"]
+    assert service.http.get(host + job["links"]["report"]).status_code == 200
+    assert service.http.get(host + job["links"]["checkpoint"]).content == MODEL
+    assert (
+        service.http.get(host + job["links"]["files"].format(filename="model.safetensors")).content == MODEL
+    )
+    assert service.http.post(host + job["links"]["cancel"]).json()["links"] == job["links"]
 
 
 def test_the_documentation_asks_for_its_schema_below_the_prefix(behind):
-    _, url = behind
+    service, url = behind
 
-    home = httpx.get(f"{url}/")
-    page = httpx.get(f"{url}/docs").text
+    home = service.http.get(f"{url}/")
+    page = service.http.get(f"{url}/docs").text
 
     assert home.headers["location"] == "/eckart/docs"
     assert "'/eckart/openapi.json'" in page
-    assert httpx.get(f"{url}/openapi.json").json()["servers"] == [{"url": "/eckart"}]
+    assert service.http.get(f"{url}/openapi.json").json()["servers"] == [{"url": "/eckart"}]
 
 
 def test_the_client_works_below_a_prefix(behind, tmp_path):
@@ -120,8 +132,8 @@ def test_problems_name_addresses_below_the_prefix(behind):
     job = service.submit(service.stored(MODEL)).json()["id"]
     service.http.post(f"/v1/jobs/{job}/cancel")
 
-    gone = assert_problem(httpx.get(f"{url}/v1/jobs/{job}/checkpoint"), 410, "ended-without-result")
-    slash = httpx.put(f"{url}/v1/checkpoints/my-model", content=MODEL)
+    gone = assert_problem(service.http.get(f"{url}/v1/jobs/{job}/checkpoint"), 410, "ended-without-result")
+    slash = service.http.put(f"{url}/v1/checkpoints/my-model", content=MODEL)
 
     assert f"/eckart/v1/jobs/{job} " in gone["detail"]
     assert "slash" in assert_problem(slash, 405, "method-not-allowed")["detail"]
