@@ -248,8 +248,11 @@ def calibrated(tmp_path):
     return tmp_path / "x.safetensors", tmp_path / "grams.safetensors"
 
 
-def test_a_calibration_on_disk_is_stored_and_named_in_the_spec(serve, service, calibrated):
-    model, grams = calibrated
+@pytest.mark.parametrize(
+    ("field", "spec"), [("calibration", SPEC), ("base", {"rank": 2, "layout": "adapter"})]
+)
+def test_another_checkpoint_on_disk_is_stored_and_named_in_the_spec(serve, service, calibrated, field, spec):
+    model, other = calibrated
     respond, stored = service({"x.safetensors": b"smaller"})
     asked = []
 
@@ -259,10 +262,10 @@ def test_a_calibration_on_disk_is_stored_and_named_in_the_spec(serve, service, c
         respond(exchange)
 
     with Client(serve(listen)) as c:
-        c.compress(model, SPEC, calibration=grams)
+        c.compress(model, spec, **{field: other})
 
     assert stored.keys() == {"x.safetensors", "grams.safetensors"}
-    assert asked[0]["spec"]["calibration"].startswith("grams-")
+    assert asked[0]["spec"][field].startswith("grams-")
     assert asked[0]["checkpoint"].startswith("x-")
 
 
@@ -293,23 +296,6 @@ def test_a_plan_names_a_stored_calibration(serve, service, calibrated, given):
     assert stored.keys() == ({"grams.safetensors"} if given == "file" else set())
     name = b"grams-" if given == "file" else b"my-grams"
     assert b'{"rank": 2, "calibration": "' + name in asked[0]
-
-
-def test_a_base_on_disk_is_stored_and_named_in_the_spec(serve, service, calibrated):
-    model, base = calibrated
-    respond, stored = service({"x.safetensors": b"smaller"})
-    asked = []
-
-    def listen(exchange):
-        if exchange.path == "/v1/jobs":
-            asked.append(json.loads(exchange.body))
-        respond(exchange)
-
-    with Client(serve(listen)) as c:
-        c.compress(model, {"rank": 2, "layout": "adapter"}, base=base)
-
-    assert stored.keys() == {"x.safetensors", "grams.safetensors"}
-    assert asked[0]["spec"]["base"].startswith("grams-")
 
 
 def test_two_bases_are_refused_before_anything_is_sent():
