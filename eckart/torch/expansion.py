@@ -12,8 +12,10 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 
 from eckart.checkpoint import ENDING, is_index, open_checkpoint
+from eckart.companions import CONFIG_NAME
 from eckart.errors import InputError
 from eckart.header import NewTensor, StoredTensor, aligned, build_header, copy_bytes, replaced
+from eckart.model_folder import QUANT_METHOD, QUANTIZATION, USUAL_NAMES, WEIGHTS_NAME
 from eckart.torch.files import (
     BIAS,
     WEIGHT,
@@ -33,14 +35,6 @@ if TYPE_CHECKING:
 
     from eckart.torch.decoders import Decoder
     from eckart.torch.manifest import FactoredLayer
-
-# The name that transformers looks for, in place of the one that it must not find.
-USUAL_NAMES = {
-    "eckart.safetensors": "model.safetensors",
-    "eckart.safetensors.index.json": "model.safetensors.index.json",
-}
-CONFIG = "config.json"
-QUANTIZATION, WEIGHTS_NAME = "quantization_config", "transformers_weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +152,7 @@ def _copy_others(source: Path, folder: Path) -> list[Path]:
             continue
         if path.is_dir():
             shutil.copytree(path, target)
-        elif path.name == CONFIG and (config := _dense_config(path)) is not None:
+        elif path.name == CONFIG_NAME and (config := _dense_config(path)) is not None:
             _write_text(target, config)
         else:
             shutil.copy(path, target)
@@ -171,7 +165,7 @@ def _dense_config(path: Path) -> dict[str, Any] | None:
     try:
         config = json.loads(path.read_bytes())
         own = config.get(QUANTIZATION) or {}
-        if own.get("quant_method") == "eckart":
+        if own.get("quant_method") == QUANT_METHOD:
             del config[QUANTIZATION]
         if not (path.parent / config.get(WEIGHTS_NAME, "")).is_file():
             config.pop(WEIGHTS_NAME, None)

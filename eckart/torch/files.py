@@ -40,7 +40,7 @@ class Factors:
     @property
     def matrices(self) -> tuple[str, ...]:
         """The names of the factors."""
-        return tuple(f"{self.name}.{i}{WEIGHT}" for i in range(len(self.sizes) - 1))
+        return factor_names(self.name, len(self.sizes) - 1)
 
     @property
     def bias(self) -> str:
@@ -72,6 +72,12 @@ class Contents:
     shapes: Shapes
     factored: Mapping[str, Factors]
     encoded: Mapping[str, Decoder]
+
+    @property
+    def unfactored(self) -> list[str]:
+        """The names of the tensors that belong to no factored layer."""
+        taken = {name for factors in self.factored.values() for name in (*factors.matrices, factors.bias)}
+        return [name for name in self.shapes if name not in taken]
 
     def read(self, name: str) -> Tensor:
         """Read one tensor that no codec stores."""
@@ -143,7 +149,7 @@ def decoded_matrices(name: str, codec: str | None, shapes: dict[str, tuple[int, 
             f"{name} is stored in the codec {codec!r}, which this version of eckart cannot read; upgrade it"
         )
     found = {}
-    for matrix in (name + WEIGHT, *(f"{name}.{i}{WEIGHT}" for i in range(MOST_FACTORS))):
+    for matrix in (name + WEIGHT, *factor_names(name)):
         stored = decoder.names(matrix)
         present = [part for part in stored if part in shapes]
         if not present:
@@ -156,6 +162,11 @@ def decoded_matrices(name: str, codec: str | None, shapes: dict[str, tuple[int, 
         shapes[matrix] = decoder.shape(*(shapes.pop(part) for part in stored))
         found[matrix] = decoder
     return found
+
+
+def factor_names(module: str, count: int = MOST_FACTORS) -> tuple[str, ...]:
+    """Return the names that a layer's factors have, input side first."""
+    return tuple(f"{module}.{i}{WEIGHT}" for i in range(count))
 
 
 def multiplied(factors: Sequence[Tensor], *, transposed: bool) -> Tensor:
@@ -176,7 +187,7 @@ def chain_sizes(shapes: Sequence[tuple[int, ...]], *, transposed: bool) -> tuple
 
 def factor_sizes(name: str, entry: FactoredLayer, shapes: Shapes) -> tuple[int, ...]:
     """Check that the factors chain from the layer's inputs to its outputs through its rank."""
-    names = [f"{name}.{i}{WEIGHT}" for i in range(MOST_FACTORS)]
+    names = factor_names(name)
     found = [shapes[factor] for factor in names if factor in shapes]
     sizes = chain_sizes(found, transposed=entry.transposed)
     ends = entry.shape if entry.transposed else entry.shape[::-1]

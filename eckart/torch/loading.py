@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from eckart.checkpoint import listed
 from eckart.errors import LoadError
-from eckart.torch.files import WEIGHT, Contents, Factors, chain_sizes, read_contents
+from eckart.torch.files import WEIGHT, Contents, Factors, chain_sizes, factor_names, read_contents
 from eckart.torch.layers import LowRank, become_low_rank, obstacle
 from eckart.torch.manifest import FactoredLayer
 from eckart.torch.matching import Match, Matching, ModelState, match
@@ -115,8 +115,7 @@ def _with_unlisted_factors(contents: Contents, state: ModelState, renamed: Calla
 def _unlisted(
     name: str, contents: Contents, layer: nn.Module | None, shape: tuple[int, ...]
 ) -> Factors | None:
-    names = [f"{name}.{i}{WEIGHT}" for i in range(3)]
-    shapes = [contents.shapes[factor] for factor in names if factor in contents.shapes]
+    shapes = [contents.shapes[factor] for factor in factor_names(name) if factor in contents.shapes]
     turned = layer is not None and obstacle(layer, transposed=True) is None
     for transposed in (turned, not turned):
         sizes = chain_sizes(shapes, transposed=transposed)
@@ -138,8 +137,7 @@ def _fitting(state: ModelState, contents: Contents, rename: Rename | None, *, de
 def _by_prefix(
     state: ModelState, contents: Contents, *, dequantize: bool
 ) -> Iterable[tuple[tuple[str, str], Matching]]:
-    taken = {name for factors in contents.factored.values() for name in (*factors.matrices, factors.bias)}
-    stored = [name + WEIGHT for name in contents.factored] + [n for n in contents.shapes if n not in taken]
+    stored = [name + WEIGHT for name in contents.factored] + contents.unfactored
     for change in prefix_changes(stored, state.places):
         try:
             yield change, match(state, contents, renaming([change]), dequantize=dequantize)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from eckart.errors import LoadError
-from eckart.torch.files import BIAS, WEIGHT, Contents, Factors
+from eckart.torch.files import BIAS, WEIGHT, Contents, Factors, factor_names
 from eckart.torch.layers import obstacle
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ def match(
     for one in matches:
         name, factors = one.name, one.factors
         if one.reason is None:
-            _give(given, {f"{name}.{i}{WEIGHT}": matrix for i, matrix in enumerate(factors.matrices)})
+            names = factor_names(name, len(factors.matrices))
+            _give(given, dict(zip(names, factors.matrices, strict=True)))
         elif name + WEIGHT in given:
             raise _same_name(given[name + WEIGHT], factors.name + WEIGHT, name + WEIGHT)
         elif name + WEIGHT in places:
@@ -146,11 +147,9 @@ def match(
 
 def _plain(contents: Contents, renamed: Callable[[str], str]) -> dict[str, str]:
     """Map the model's names of tensors that belong to no factored layer to the names in the file."""
-    taken = {name for factors in contents.factored.values() for name in (*factors.matrices, factors.bias)}
     plain: dict[str, str] = {}
-    for name in contents.shapes:
-        if name not in taken:
-            _give(plain, {renamed(name): name})
+    for name in contents.unfactored:
+        _give(plain, {renamed(name): name})
     return plain
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from eckart.checkpoint import ENDING, listed
 from eckart.errors import InputError
 from eckart.header import replaced
-from eckart.torch.files import BIAS, WEIGHT
+from eckart.torch.files import BIAS, factor_names
 from eckart.torch.layers import LowRank
 from eckart.torch.manifest import DTYPES, METADATA_KEY, FactoredLayer, manifest_text
 
@@ -32,18 +32,31 @@ def save_compressed(model: nn.Module, path: str | os.PathLike[str]) -> None:
     if target.suffix != ENDING:
         raise InputError(f"{target}: the name of the file ends in {ENDING}")
     state: dict[str, object] = dict(model.state_dict(keep_vars=True))
-    layers = {
-        name: _entry(name, module, state)
-        for name, module in model.named_modules()
-        if isinstance(module, LowRank)
-    }
-    metadata = {"format": "pt", METADATA_KEY: manifest_text(layers)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LowRank)}
+    for name, layer in layers.items():
+        _check_factors(name, layer, state)
+    entries = {name: describe(layer) for name, layer in layers.items()}
+    metadata = {"format": "pt", METADATA_KEY: manifest_text(entries)}
     with replaced(target) as part:
         save_file(_stored(state), part, metadata)
 
 
-def _entry(name: str, layer: LowRank, state: Mapping[str, object]) -> FactoredLayer:
-    wanted = {f"{name}.{i}{WEIGHT}" for i in range(len(layer))}
+def describe(layer: LowRank) -> FactoredLayer:
+    """Return the entry of a layer in a file's metadata or in a folder's config.json."""
+    dtype = layer.weight.dtype
+    inputs, *ranks, outputs = layer.sizes
+    return FactoredLayer(
+        method=layer.method or UNKNOWN_METHOD,
+        rank=ranks[0],
+        shape=(inputs, outputs) if layer.transposed else (outputs, inputs),
+        dtype=next((name for name, known in DTYPES.items() if known is dtype), None),
+        transposed=layer.transposed,
+    )
+
+
+def _check_factors(name: str, layer: LowRank, state: Mapping[str, object]) -> None:
+    """Refuse a layer that holds more than factors and a bias."""
+    wanted = set(factor_names(name, len(layer)))
     own = set(layer.state_dict(prefix=f"{name}."))
     own.discard(f"{name}.{len(layer) - 1}{BIAS}")
     if own != wanted or not all(isinstance(state[key], nn.Parameter) for key in wanted):
@@ -51,16 +64,6 @@ def _entry(name: str, layer: LowRank, state: Mapping[str, object]) -> FactoredLa
             f"{name or 'the model itself'} is no longer a chain of plain factors, it holds "
             f"{listed(sorted(own))}: merge its adapters, undo its quantization, or save the model around it"
         )
-    weight = layer[0].weight
-    assert isinstance(weight, Tensor)
-    inputs, *ranks, outputs = layer.sizes
-    return FactoredLayer(
-        method=layer.method or UNKNOWN_METHOD,
-        rank=ranks[0],
-        shape=(inputs, outputs) if layer.transposed else (outputs, inputs),
-        dtype=next((name for name, dtype in DTYPES.items() if dtype is weight.dtype), None),
-        transposed=layer.transposed,
-    )
 
 
 def _stored(state: Mapping[str, object]) -> dict[str, Tensor]:

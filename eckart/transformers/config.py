@@ -8,17 +8,13 @@ from pydantic import BaseModel, ValidationError
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from eckart.errors import LoadError
+from eckart.model_folder import QUANT_METHOD
 from eckart.torch.manifest import FactoredLayer  # noqa: TC001 - pydantic reads it
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-METHOD = "eckart"
 VERSION = 1
-# The config.json of a compressed folder asks for this file, which does not exist. Without our import,
-# transformers fails and shows its name. With it, the weights are looked for under the names below.
-PLACEHOLDER = "import-eckart.transformers-first.safetensors"
-FOLDER_WEIGHTS = ("eckart.safetensors", "eckart.safetensors.index.json")
 
 
 class FolderEntry(BaseModel):
@@ -39,7 +35,7 @@ class EckartConfig(QuantizationConfigMixin):
         dequantize: bool = False,
         **_newer: Any,  # What a newer release of eckart writes.
     ) -> None:
-        self.quant_method: Any = METHOD
+        self.quant_method: Any = QUANT_METHOD
         self.version = version
         self.layers: Mapping[str, Mapping[str, Any]] = {} if layers is None else layers
         self.dequantize = dequantize
@@ -63,4 +59,4 @@ class EckartConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Return what config.json holds, which is not how the model was loaded."""
-        return {"quant_method": METHOD, "version": self.version, "layers": self.layers}
+        return {"quant_method": QUANT_METHOD, "version": self.version, "layers": self.layers}

@@ -16,15 +16,15 @@ from transformers.quantizers.auto import (
     register_quantizer,
 )
 
-from eckart.transformers.config import FOLDER_WEIGHTS, METHOD, PLACEHOLDER, EckartConfig
-from eckart.transformers.loading import load_folder
+from eckart.companions import CONFIG_NAME
+from eckart.model_folder import MISSING_WEIGHTS, QUANT_METHOD, QUANTIZATION, USUAL_NAMES, WEIGHTS_NAME
+from eckart.transformers.config import EckartConfig
+from eckart.transformers.loading import load_folder, options_of
 from eckart.transformers.quantizer import EckartQuantizer
 from eckart.transformers.saving import describe_factors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-CONFIG_NAME = "config.json"
 
 
 def install() -> None:
@@ -34,8 +34,8 @@ def install() -> None:
     _wrap(PreTrainedModel, "_load_pretrained_model", _loads_folders)
     _wrap(PreTrainedModel, "save_pretrained", _saves_models)
     _wrap(PretrainedConfig, "save_pretrained", _saves_configs)
-    register_quantization_config(METHOD)(EckartConfig)
-    register_quantizer(METHOD)(EckartQuantizer)
+    register_quantization_config(QUANT_METHOD)(EckartConfig)
+    register_quantizer(QUANT_METHOD)(EckartQuantizer)
 
 
 def _wrap(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -53,7 +53,7 @@ def _finds_weights(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def resolve(*args: Any, **kwargs: Any) -> Any:
         call = signature(original).bind(*args, **kwargs)
-        if call.arguments.get("transformers_explicit_filename") != PLACEHOLDER:
+        if call.arguments.get("transformers_explicit_filename") != MISSING_WEIGHTS:
             return original(*args, **kwargs)
         first: OSError | None = None
         for name in _weights_names(call.arguments):
@@ -73,7 +73,7 @@ def _weights_names(given: Mapping[str, Any]) -> tuple[str, ...]:
     variant = given.get("variant")
     part = f".{variant}" if variant else ""
     # `save_pretrained` writes the last two, and trainers look for them.
-    names = (*FOLDER_WEIGHTS, f"model{part}.safetensors", f"model.safetensors.index{part}.json")
+    names = (*USUAL_NAMES, f"model{part}.safetensors", f"model.safetensors.index{part}.json")
     subfolder = given.get("subfolder") or (given.get("download_kwargs") or {}).get("subfolder") or ""
     folder = Path(given["pretrained_model_name_or_path"] or "", subfolder)
     return tuple(name for name in names if (folder / name).is_file()) or names
@@ -102,8 +102,7 @@ def _loads_folders(original: Any) -> classmethod[Any, ..., Any]:
         # A class method in some releases, a static one in others.
         bound = original.__get__(None, cls)
         arguments = signature(bound).bind(*args, **kwargs).arguments
-        options = vars(arguments["load_config"]) if "load_config" in arguments else arguments
-        quantizer = options.get("hf_quantizer")
+        quantizer = options_of(arguments).get("hf_quantizer")
         if not isinstance(quantizer, EckartQuantizer):
             return bound(*args, **kwargs)
         return load_folder(bound, dict(arguments), quantizer.quantization_config)
@@ -128,10 +127,10 @@ def _saves_configs(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def save(self: PretrainedConfig, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, save_directory, *args, **kwargs)
-        entry = getattr(self, "quantization_config", None)  # A dict where no model was loaded.
-        if entry is not None and dict(entry).get("quant_method") == METHOD:
+        entry = getattr(self, QUANTIZATION, None)  # A dict where no model was loaded.
+        if entry is not None and dict(entry).get("quant_method") == QUANT_METHOD:
             path = Path(save_directory, CONFIG_NAME)
-            document = json.loads(path.read_bytes()) | {"transformers_weights": PLACEHOLDER}
+            document = json.loads(path.read_bytes()) | {WEIGHTS_NAME: MISSING_WEIGHTS}
             path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
         return result
 

@@ -81,8 +81,13 @@ def restore_zero_biases(model: nn.Module) -> None:
                     setattr(part, name, torch.zeros(buffer.shape, dtype=weight.dtype, device=weight.device))
 
 
+def options_of(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the options of a call of `_load_pretrained_model`, which transformers 5 gives in one object."""
+    return vars(arguments["load_config"]) if "load_config" in arguments else arguments
+
+
 def _check_placing(arguments: Mapping[str, Any]) -> None:
-    options = vars(arguments["load_config"]) if "load_config" in arguments else arguments
+    options = options_of(arguments)
     if "disk" in (options.get("device_map") or {}).values():
         raise LoadError(f"a compressed folder cannot be offloaded to disk; {INSTEAD}")
     if options.get("device_mesh") is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 
+from eckart.model_folder import QUANTIZATION, WEIGHTS_NAME
 from eckart.transformers.loading import restore_zero_biases
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 # What transformers notes on a quantized model and its configs, some of it only in some releases.
 MODEL_NOTES = ("hf_quantizer", "quantization_method", "is_quantized")
-CONFIG_NOTES = ("_pre_quantization_dtype", "_is_quantized", "transformers_weights")
+CONFIG_NOTES = ("_pre_quantization_dtype", "_is_quantized", WEIGHTS_NAME)
 
 
 class EckartQuantizer(HfQuantizer):
@@ -53,5 +54,5 @@ class EckartQuantizer(HfQuantizer):
                 for name in CONFIG_NOTES:
                     vars(module.config).pop(name, None)
         if not self.quantization_config.layers:
-            vars(model.config).pop("quantization_config", None)
+            vars(model.config).pop(QUANTIZATION, None)
         return model

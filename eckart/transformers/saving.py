@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from eckart.model_folder import QUANTIZATION
 from eckart.torch.layers import LowRank
+from eckart.torch.saving import describe
 from eckart.transformers.config import EckartConfig
 from eckart.transformers.naming import saved_names
 
@@ -21,13 +23,9 @@ def describe_factors(model: PreTrainedModel, *, original_names: bool) -> None:
         config.quantization_config = EckartConfig(
             {names[name]: _entry(layer) for name, layer in layers.items()}
         )
-    elif isinstance(getattr(config, "quantization_config", None), EckartConfig):
+    elif isinstance(getattr(config, QUANTIZATION, None), EckartConfig):
         del config.quantization_config
 
 
 def _entry(layer: LowRank) -> dict[str, Any]:
-    inputs, *ranks, outputs = layer.sizes
-    entry: dict[str, Any] = {"method": layer.method, "rank": ranks[0]}
-    if layer.transposed:
-        return entry | {"shape": [inputs, outputs], "transposed": True}
-    return entry | {"shape": [outputs, inputs]}
+    return describe(layer).model_dump(mode="json", exclude={"dtype"}, exclude_defaults=True)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from eckart.checkpoint import listed
 from eckart.errors import InputError, LoadError
-from eckart.torch.files import Factors, decoded_matrices, factor_sizes
+from eckart.torch.files import WEIGHT, Factors, decoded_matrices, factor_sizes
 from eckart.torch.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def find_layers(
     stored: Mapping[str, Any], layers: Mapping[str, FactoredLayer], in_files: Iterable[str] = ()
 ) -> FolderTensors:
     """Check that the tensors hold each of these layers, and all that the files' own metadata list."""
-    unlisted = [name for name in in_files if name not in layers and f"{name}.weight" not in stored]
+    unlisted = [name for name in in_files if name not in layers and name + WEIGHT not in stored]
     if unlisted:
         raise LoadError(
             f"config.json lacks factored layers of the files: {listed(sorted(unlisted))}; {ADVICE}"
@@ -97,7 +97,7 @@ def find_layers(
         for matrix, decoder in decoded_matrices(name, entry.codec, shapes).items():
             parts = [tensors.pop(part) for part in decoder.names(matrix)]
             tensors[matrix] = ComputedSlice(shapes[matrix], partial(_decode, decoder, parts))
-        if f"{name}.weight" in shapes:
+        if name + WEIGHT in shapes:
             raise LoadError(
                 f"config.json says that {name} is factored, but the files hold it dense; {ADVICE}"
             )
