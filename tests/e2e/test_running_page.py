@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eckart.cli import main
+from tests.compression import compress
 
 PAGE = Path(__file__).parents[2] / "docs" / "9-running-the-result.md"
 BLOCK = re.compile(
@@ -37,10 +38,6 @@ def blocks():
     return sections
 
 
-def compress(source, out, ratio):
-    assert main(["compress", str(source), "--ratio", ratio, "--out", str(out), "--local"]) == 0
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, minilm):
     """Return the folder that the page describes, and the fine-tuned model that its adapter is of."""
@@ -54,9 +51,11 @@ def folder(tmp_path_factory, minilm):
             weight = layer.self_attn.q_proj.weight
             weight += 0.1 * torch.randn(32, 8) @ torch.randn(8, 32)
     model.save_pretrained(root / "tuned")
-    compress(root / "llama", root / "llama-compressed", "0.5")
+    compress(root / "llama", root / "llama-compressed")
     shutil.copytree(minilm.parent, root / "sentences", ignore=shutil.ignore_patterns(".*"))
-    compress(root / "sentences", root / "sentences-compressed", "0.7")
+    # The command line also copies the subfolder with the pooling.
+    options = ["--include", "*.layer.5.*", "--ratio", "0.5", "--out", str(root / "sentences-compressed")]
+    assert main(["compress", str(root / "sentences"), *options, "--local"]) == 0
     return root
 
 

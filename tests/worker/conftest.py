@@ -8,9 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from schemas.planning.references import References
-from schemas.spec import CompressionSpec
-from worker.local import compress_local
+from tests import compression
 
 
 @dataclass(frozen=True)
@@ -31,18 +29,9 @@ def compress(tmp_path):
     """Compress locally into a new directory."""
     count = iter(range(1000))
 
-    def run(source, observe=lambda _progress: None, calibration=None, base=None, **spec):
+    def run(source, **options):
         target = tmp_path / f"out-{next(count)}"
-        spec = CompressionSpec.model_validate({"rank": {"ratio": 0.5}} | spec)
-        report = compress_local(
-            source,
-            target,
-            spec,
-            references=References(calibration, base),
-            device=torch.device("cpu"),
-            observe=observe,
-        )
-        return Result(target, report)
+        return Result(target, compression.compress(source, target, **options))
 
     return run
 

@@ -17,9 +17,8 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 from eckart import InputError, LoadError
 from eckart.cli import main
 from eckart.torch import expand
-from schemas.spec import CompressionSpec
+from tests.compression import compress
 from tests.eckart.torch.factoring import close, factored, products, write
-from worker.local import compress_local
 
 ROOT = Path(__file__).parents[3]
 GPT2 = GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=8)
@@ -30,8 +29,7 @@ BERT = BertConfig(
 
 def compressed(source, target, **spec):
     """Compress as a job does."""
-    spec = CompressionSpec.model_validate({"rank": {"ratio": 0.5}} | spec)
-    compress_local(source, target, spec, device=torch.device("cpu"), observe=lambda _progress: None)
+    compress(source, target, **spec)
     return target
 
 

@@ -1,42 +1,18 @@
 """48 real classes: saved by transformers, compressed by the default spec, loaded by one call, run."""
 
-import json
-import shutil
 import warnings
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-import eckart.transformers  # noqa: F401 - registers the method
-from schemas.format.companion import CONFIG_NAME
-from schemas.spec import CompressionSpec
-from tests.eckart.transformers_models import CASES, build
-from worker.local import compress_local
+from tests.compression import compress
+from tests.eckart.transformers.folders import QUIET, write_product
+from tests.eckart.transformers.models import CASES, build
 
-DEFAULT = CompressionSpec.model_validate({"rank": {"ratio": 0.5}})
-pytestmark = pytest.mark.filterwarnings("ignore:::transformers", "ignore:::torch", "ignore:::accelerate")
-
-
-def compressed(dense, target):
-    return compress_local(dense, target, DEFAULT, device=torch.device("cpu"), observe=lambda progress: None)
-
-
-def write_product(compressed, dense, target):
-    """Multiply the factors out with numpy, and write a folder with the names and the config of the input."""
-    stored = load_file(compressed / "eckart.safetensors")
-    config = json.loads((compressed / CONFIG_NAME).read_text())
-    for name, entry in config["quantization_config"]["layers"].items():
-        first, last = (stored.pop(f"{name}.{i}.weight").double().numpy() for i in (0, 1))
-        product = first @ last if entry.get("transposed") else last @ first
-        stored[f"{name}.weight"] = torch.from_numpy(product).float()
-        if f"{name}.1.bias" in stored:
-            stored[f"{name}.bias"] = stored.pop(f"{name}.1.bias")
-    assert stored.keys() == load_file(dense / "model.safetensors").keys()
-    shutil.copytree(dense, target)
-    save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
+pytestmark = QUIET
 
 
 def run(model, case):
@@ -57,14 +33,20 @@ def floats(name, value):
             yield from floats(f"{name}.{key}", part)
 
 
+def tensors_in(folder):
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return set(file.keys())
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.model)
 def test_a_class_runs_on_its_compressed_folder(case, tmp_path):
     dense, folder, product = (tmp_path / name for name in ("dense", "compressed", "product"))
     model = build(case)
     original = run(model, case)
     model.save_pretrained(dense)
-    report = compressed(dense, folder)
+    report = compress(dense, folder)
     write_product(folder, dense, product)
+    assert tensors_in(product) == tensors_in(dense)
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         loaded, info = type(model).from_pretrained(folder, output_loading_info=True)
     expected, reference = type(model).from_pretrained(product, output_loading_info=True)

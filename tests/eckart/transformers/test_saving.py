@@ -1,0 +1,72 @@
+"""eckart/transformers: what is saved of a model with factored layers loads again."""
+
+import json
+
+import pytest
+import torch
+import transformers
+
+from eckart.transformers import EckartConfig
+from schemas.format.companion import CONFIG_NAME
+from schemas.planning.model_folder import MISSING_WEIGHTS
+from tests.eckart.transformers.folders import (
+    QUIET,
+    factors_in,
+    ids,
+    llama,
+    low_rank_layers,
+)
+
+pytestmark = QUIET
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_what_save_pretrained_writes_loads_again(folder, dense, tmp_path):
+    options = {"quantization_config": EckartConfig(dequantize=True)} if dense else {}
+    model = folder.load(**options)
+    model.save_pretrained(tmp_path)
+    again = folder.kind.from_pretrained(tmp_path)
+    assert low_rank_layers(again).keys() == low_rank_layers(model).keys()
+    assert torch.equal(folder.computed(again), folder.computed(model))
+    config = json.loads((tmp_path / CONFIG_NAME).read_text())
+    assert config.get("transformers_weights") == (None if dense else MISSING_WEIGHTS)
+
+
+def test_a_fine_tuned_model_loads_with_what_it_learnt(shared, tmp_path):
+    model = shared.load()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(ids(), labels=ids()).loss.backward()
+    optimizer.step()
+    model.save_pretrained(tmp_path)
+    again = shared.kind.from_pretrained(tmp_path)
+    assert torch.equal(shared.computed(again), shared.computed(model))
+    assert not torch.equal(shared.computed(again), shared.expected)
+
+
+def test_a_trainer_goes_on_from_what_it_saved(shared, tmp_path):
+    pytest.importorskip("accelerate")
+    data = [{"input_ids": torch.arange(1, 7), "labels": torch.arange(1, 7)}] * 2
+    options = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "save_steps": 1}
+    for steps, resume in ((1, None), (2, str(tmp_path / "checkpoint-1"))):
+        arguments = transformers.TrainingArguments(str(tmp_path), max_steps=steps, **options)
+        model = shared.load()
+        transformers.Trainer(model, arguments, train_dataset=data).train(resume_from_checkpoint=resume)
+    again = shared.kind.from_pretrained(tmp_path / "checkpoint-2")
+    assert low_rank_layers(again)
+    assert torch.equal(shared.computed(again), shared.computed(model.eval()))
+
+
+def test_a_config_that_is_saved_alone_asks_for_the_missing_file_too(shared, tmp_path):
+    transformers.AutoConfig.from_pretrained(shared.compressed).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / CONFIG_NAME).read_text())
+    assert saved["transformers_weights"] == MISSING_WEIGHTS
+    assert saved["quantization_config"]["layers"] == factors_in(shared.compressed)
+
+
+def test_other_models_load_and_save_as_ever(tmp_path):
+    torch.manual_seed(1)
+    model, run = llama()
+    model.eval().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG_NAME).read_text())
+    assert config.keys().isdisjoint({"transformers_weights", "quantization_config"})
+    assert torch.equal(run(type(model).from_pretrained(tmp_path)), run(model))
