@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from schemas.format.tensor import TensorInfo
 from schemas.planning.budget import settle
 from schemas.planning.left_out import left_out_warnings
 from worker.context import TensorReaders
-from worker.work_plan import WorkPlan
+from worker.work_plan import WorkPlan, tensor_sources
 
 # What is read of a tensor to see that it differs from most others.
 HEAD_BYTES = 4096
@@ -63,17 +63,11 @@ def _unselected_by_head(
     """Return the tensors that a layer could equal, by dtype and shape, and then by their first bytes."""
     kinds = {_kind(task.tensor) for task in work.tasks if task.layer.reason is None and task.tensor.nbytes}
     found: defaultdict[tuple[str, tuple[int, ...]], dict[bytes, list[StoredBytes]]] = defaultdict(dict)
-    for path, tensor in _tensors(work):
+    for path, tensor in tensor_sources(work.checkpoint).values():
         if tensor.name in work.unselected and _kind(tensor) in kinds:
             stored = StoredBytes(path, tensor, readers)
             found[_kind(tensor)].setdefault(stored.head, []).append(stored)
     return found
-
-
-def _tensors(work: WorkPlan) -> Iterator[tuple[Path, TensorInfo]]:
-    for name, header in work.checkpoint.headers.items():
-        for tensor in header.tensors:
-            yield work.checkpoint.path(name), tensor
 
 
 def _kind(tensor: TensorInfo) -> tuple[str, tuple[int, ...]]:

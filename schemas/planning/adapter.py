@@ -1,15 +1,65 @@
-"""The config of a LoRA adapter, as PEFT reads it."""
+"""Adapters: the forms and ranks that their layers may have, and the config that PEFT reads."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from schemas.planning.forms import Chain
 from schemas.planning.layer import LayerPlan
+from schemas.problem import SpecError
+from schemas.report import KeptReason
+from schemas.spec import RankRule
 
 ADAPTER_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 # PEFT takes the keys of its patterns for regular expressions. A dot is left as it is, as PEFT itself does.
 PLAIN_NAME = re.compile(r"[\w.\-]+")
+
+
+def check_adapter(layers: Sequence[LayerPlan], pointers: Sequence[str]) -> None:
+    """Refuse forms that do not store two factors, and an adapter without any layer.
+
+    `pointers` are the fields of the spec that chose each layer's form.
+    """
+    for layer, pointer in zip(layers, pointers, strict=True):
+        if layer.in_adapter and not (isinstance(layer.form, Chain) and layer.form.num_factors == 2):
+            hint = ' Give "cur": {"storage": "two"}.' if layer.form.name == "cur" else " Give svd or cx."
+            raise SpecError(
+                pointer,
+                f"An adapter has two factors for each layer, but {layer.form.name} stores others.{hint}",
+            )
+    if not any(layer.reason is None for layer in layers):
+        raise SpecError(
+            "/rank" if layers else "/include",
+            "No layer would be in the adapter. "
+            + ("Give a larger rank or ratio." if layers else "Select at least one weight that differs."),
+        )
+
+
+def adapter_rank(layer: LayerPlan, rank: int | RankRule) -> tuple[int | RankRule | None, KeptReason | None]:
+    """Resolve a rank that depends on the shape alone, for a layer of an adapter.
+
+    An adapter cannot hold a dense difference. So the largest rank is the full rank, which needs more
+    parameters and has no error; `align` does not restrict it.
+    """
+    if layer.largest_rank == 0:
+        return None, "unchanged"
+    least = layer.rounded_up(layer.min_rank)
+    if isinstance(rank, int):
+        return min(layer.largest_rank, max(least, layer.rounded_up(rank))), None
+    if rank.ratio is None:
+        return rank, None
+    most = layer.ratio_rank(rank.ratio)
+    most -= most % layer.align
+    return (most, None) if most >= least else (None, "rank_zero")
+
+
+def adapter_ranks(layer: LayerPlan) -> Iterator[int]:
+    """Yield the ranks that a budget may choose for a layer of an adapter, from 0, left out, to full rank."""
+    yield 0
+    yield from layer.ranks
+    if layer.largest_rank not in layer.ranks:
+        yield layer.largest_rank
 
 
 def adapter_config(layers: Mapping[str, tuple[LayerPlan, int]], modules: Iterable[str]) -> dict[str, Any]:

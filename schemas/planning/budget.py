@@ -7,9 +7,9 @@ from dataclasses import replace
 from math import isinf
 
 from schemas.format.files import CheckpointFiles
+from schemas.planning.adapter import adapter_ranks
 from schemas.planning.allocation import RateCurve, allocate, lowest_price, make_rate_curve
 from schemas.planning.cost import CostModel, Ranks, make_cost_model
-from schemas.planning.difference import adapter_ranks
 from schemas.planning.layer import LayerPlan, Plan
 from schemas.report import KeptReason
 from schemas.spec import CompressionSpec, Objective, RankRule, SpecRule, budget_of

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from schemas.format.header import NewTensor
 from schemas.format.tensor import DTYPE_BITS
@@ -12,7 +12,6 @@ from schemas.planning.forms import FORMS, Chain, Form, FormOptions, StoredMatrix
 from schemas.report import NOT_LINEAR, KeptReason
 from schemas.spec import RankRule
 
-Kind = tuple[Form, Codec, str, int, int, bool, bool, bool]
 WEIGHT = ".weight"
 BIAS = ".bias"
 ADAPTER_PREFIX = "base_model.model."
@@ -34,6 +33,19 @@ class Tensor(Protocol):
     def nbytes(self) -> int: ...
     @property
     def parameters(self) -> int: ...
+
+
+class Kind(NamedTuple):
+    """All that the number and the bytes of a layer's stored tensors depend on, but for their names."""
+
+    form: Form
+    codec: Codec
+    dtype: str
+    rows: int
+    columns: int
+    dense_layout: bool
+    transposed: bool
+    in_adapter: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +99,17 @@ class LayerPlan:
 
     @property
     def kind(self) -> Kind:
-        """All that the number and the bytes of the stored tensors depend on, but for their names."""
-        shape, flags = (self.rows, self.columns), (self.dense_layout, self.transposed, self.in_adapter)
-        return self.form, self.codec, self.dtype, *shape, *flags
+        """The kind of layer, which many layers of a model are of."""
+        return Kind(
+            self.form,
+            self.codec,
+            self.dtype,
+            self.rows,
+            self.columns,
+            self.dense_layout,
+            self.transposed,
+            self.in_adapter,
+        )
 
     @property
     def tensor(self) -> str:
@@ -99,7 +119,7 @@ class LayerPlan:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight as stored."""
-        return self._as_stored(self._map_shape)
+        return self._map_shape[::-1] if self.transposed else self._map_shape
 
     @property
     def is_linear(self) -> bool:
@@ -146,6 +166,10 @@ class LayerPlan:
         """Bytes of the dense weight."""
         return self.parameters_before * DTYPE_BITS[self.dtype] // 8
 
+    def rounded_up(self, rank: int) -> int:
+        """Return the next multiple of `align`."""
+        return -(-rank // self.align) * self.align
+
     def ratio_rank(self, ratio: float) -> int:
         """Return the largest rank that stores at most this share of the parameters, or 0."""
         return self.form.ratio_rank(self._map_shape, ratio)
@@ -191,8 +215,10 @@ class LayerPlan:
         """Whether a reader needs the codec to read the stored tensors."""
         return not isinstance(self.codec, FloatCodec)
 
-    def _as_stored(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return shape[::-1] if self.transposed else shape
+    @property
+    def in_metadata(self) -> bool:
+        """Whether a factored layer is listed in the metadata, since a reader cannot take it for dense."""
+        return self.needs_decoding or not self.dense_layout
 
 
 # A checkpoint has few kinds of layers, and a budget asks for each of its thousands of layers again and again.
@@ -204,16 +230,16 @@ def _break_even_rank(form: Form, shape: tuple[int, int]) -> int:
 @lru_cache(maxsize=4096)
 def _stored(kind: Kind, rank: int) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     """Return what follows the module's name in each stored tensor's, with its dtype and shape."""
-    form, codec, _, rows, columns, dense_layout, transposed, in_adapter = kind
-    shape = (rows, columns)
-    matrices = (StoredMatrix("weight", shape),) if dense_layout else form.stored_matrices(shape, rank)
+    shape = (kind.rows, kind.columns)
+    dense = StoredMatrix("weight", shape)
+    matrices = (dense,) if kind.dense_layout else kind.form.stored_matrices(shape, rank)
     found: list[tuple[str, str, tuple[int, ...]]] = []
     for matrix in matrices:
         # In an adapter the names are PEFT's, and the factors of a transposed weight are not transposed.
-        below = f".{ADAPTER_FACTORS[matrix.name] if in_adapter else matrix.name}"
-        stored = matrix.shape[::-1] if transposed and not in_adapter else matrix.shape
+        below = f".{ADAPTER_FACTORS[matrix.name] if kind.in_adapter else matrix.name}"
+        stored = matrix.shape[::-1] if kind.transposed and not kind.in_adapter else matrix.shape
         one = (NewTensor(below, matrix.dtype, stored),) if matrix.dtype is not None else ()
-        found += [(t.name, t.dtype, t.shape) for t in one or codec.tensors(below, stored)]
+        found += [(t.name, t.dtype, t.shape) for t in one or kind.codec.tensors(below, stored)]
     return tuple(found)
 
 

@@ -42,7 +42,7 @@ def output_names(
 def _is_factored(files: CheckpointFiles, layers: Sequence[LayerPlan], ranks: Mapping[int, int]) -> bool:
     """Whether the output has a layer that a reader must know as factored; the input may have had one."""
     factored = (layers[number] for number in ranks)
-    return bool(files.factored) or any(layer.needs_decoding or not layer.dense_layout for layer in factored)
+    return bool(files.factored) or any(layer.in_metadata for layer in factored)
 
 
 def _shard_name(name: str) -> str:

@@ -17,7 +17,7 @@ from schemas.format.metadata import (
 from schemas.format.tensor import TensorInfo
 from schemas.planning.layer import BIAS, LayerPlan
 
-ADAPTER_METADATA = {"format": "pt"}
+ADAPTER_METADATA = with_format({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def output_metadata(
                 transposed=layer.transposed,
             )
             for number, layer in enumerate(layers)
-            if number in here and (layer.needs_decoding or not layer.dense_layout)
+            if number in here and layer.in_metadata
         },
     )
 

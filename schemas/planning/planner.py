@@ -6,9 +6,10 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from schemas.format.errors import listed, quoted
+from schemas.planning.adapter import adapter_rank, check_adapter
 from schemas.planning.calibration import GramInfo, mark_calibrated
 from schemas.planning.codecs import codec_for
-from schemas.planning.difference import adapter_rank, check_adapter, check_base, check_layout
+from schemas.planning.difference import check_base, check_layout
 from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Plan, Tensor
 from schemas.planning.left_out import left_out_warnings
 from schemas.planning.modules import Modules
@@ -152,11 +153,8 @@ def _plan_layer(
     rank, reason = resolve(layer, override.rank or spec.rank)
     structural = modules.reason_to_keep(name)
     # What collides is told as such, though a module whose factors' names are taken has other tensors too.
-    if (
-        structural in {None, "more_than_a_linear"}
-        and spec.layout == "factored"
-        and _names_taken(layer, modules)
-    ):
+    may_collide = spec.layout == "factored" and structural in {None, "more_than_a_linear"}
+    if may_collide and _names_taken(layer, modules):
         structural = "names_taken"
     if structural is not None:
         rank, reason = None, structural
@@ -172,7 +170,7 @@ def _rank(layer: LayerPlan, rank: int | RankRule) -> tuple[int | RankRule | None
             return None, "rank_zero" if ranks else "no_saving"
         rank = most - most % layer.align
     elif isinstance(rank, int):
-        rank = max(ranks.start, -(-rank // layer.align) * layer.align)
+        rank = max(ranks.start, layer.rounded_up(rank))
     if not ranks or (isinstance(rank, int) and rank not in ranks):
         return None, "no_saving"
     return rank, None
