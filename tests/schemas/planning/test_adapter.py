@@ -1,10 +1,12 @@
-"""schemas/planning/adapter.py: the config of an adapter names each layer once, as PEFT reads it."""
+"""schemas/planning/adapter.py: ranks go up to the full one, and the config is what PEFT reads."""
 
 import pytest
 
 from schemas.planning.adapter import adapter_config
+from schemas.planning.documents import plan_document
 from schemas.planning.planner import make_plan
 from schemas.spec import CompressionSpec
+from tests.schemas.planning.differences import MODEL, planned
 from tests.schemas.planning.named import Named
 
 
@@ -40,3 +42,76 @@ def test_a_name_that_is_no_plain_word_is_escaped():
 @pytest.mark.parametrize("transposed", [[], ["a"]])
 def test_transposed_weights_are_told(transposed):
     assert config({"a": 4}, transposed=transposed)["fan_in_fan_out"] is bool(transposed)
+
+
+def layer(name="h.up", **spec):
+    return next(found for found in planned(**spec).layers if found.name == name)
+
+
+def test_factors_get_the_names_and_shapes_that_peft_gives_them():
+    stored = [(tensor.name, tensor.shape) for found in planned().layers for tensor in found.stored_tensors(4)]
+
+    assert stored == [
+        ("base_model.model.h.up.lora_A.weight", (4, 32)),
+        ("base_model.model.h.up.lora_B.weight", (96, 4)),
+        ("base_model.model.h.down.lora_A.weight", (4, 96)),
+        ("base_model.model.h.down.lora_B.weight", (32, 4)),
+    ]
+
+
+def test_factors_of_a_transposed_weight_are_not_transposed():
+    found = layer("h.up", transposed=["h.up"])
+
+    assert (found.rows, found.columns, found.shape) == (32, 96, (96, 32))
+    assert [tensor.shape for tensor in found.stored_tensors(4)] == [(4, 96), (32, 4)]
+
+
+@pytest.mark.parametrize(
+    ("rank", "options", "expected"),
+    [
+        (24, {}, 24),  # the break-even rank is 23
+        (32, {}, 32),
+        (500, {}, 32),
+        (5, {"align": 8}, 8),
+        (30, {"align": 20}, 32),
+        (4, {"min_rank": 64}, 32),
+        ({"ratio": 0.5}, {}, 12),
+        ({"ratio": 1.0}, {"align": 8}, 24),
+        ({"ratio": 0.01}, {}, "rank_zero"),
+    ],
+)
+def test_a_rank_goes_up_to_the_full_one_whatever_align_says(rank, options, expected):
+    found = layer(rank=500, overrides=[{"match": "h.up", "rank": rank, **options}])
+
+    assert (found.reason or found.rank) == expected
+
+
+def test_the_dense_layout_keeps_the_rule_that_factors_must_save():
+    found = layer(rank=24, layout="dense")
+
+    assert (found.rank, found.reason, found.largest_rank) == (None, "no_saving", 23)
+    assert [tensor.name for tensor in found.stored_tensors(4)] == ["h.up.weight"]
+
+
+def test_a_plan_counts_the_adapter_against_the_whole_checkpoint():
+    totals = plan_document(
+        "m", MODEL, planned(overrides=[{"match": "*.down", "rank": {"ratio": 0.01}}])
+    ).totals
+
+    assert totals.parameters_before == sum(tensor.parameters for tensor in MODEL)
+    assert (totals.parameters_after, totals.bytes_after) == (4 * 128, 4 * 4 * 128)
+    assert (totals.layers_factored, totals.layers_kept) == (1, 1)
+
+
+def test_an_open_rank_is_bounded_by_the_full_one():
+    document = plan_document("m", MODEL, planned(rank={"energy": 0.9}, align=20))
+
+    bounds = document.layers[0].rank_bounds
+    assert (bounds.least, bounds.most) == (20, 32)
+    assert document.layers[0].parameters_after == 32 * 128
+    assert plan_document("m", MODEL, planned(rank={"budget": 0.1})).totals.parameters_after == 614
+
+
+@pytest.mark.parametrize("method", [{"method": "cx"}, {"method": "cur", "cur": {"storage": "two"}}])
+def test_other_forms_of_two_factors_make_an_adapter(method):
+    assert all(found.rank == 4 for found in planned(**method).layers)
