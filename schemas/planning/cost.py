@@ -54,7 +54,7 @@ def make_cost_model(rule: SpecRule, layers: Sequence[LayerPlan], files: Checkpoi
 class ParameterCost:
     """Counts parameters of all selected layers; in the dense layout, of the factors before multiplication.
 
-    Weights that are none of a plain linear layer are not counted.
+    Weights that do not belong to a plain linear layer are not counted.
     """
 
     layers: Sequence[LayerPlan]
