@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, suppress
@@ -31,6 +32,11 @@ SEPARATOR = "-"
 MAX_SOLVERS = 4
 # Of the free disk and the cache together, the cache takes at most one part in so many.
 DISK_SHARE = 2
+# The bytes in the cache, so that a decomposition is stored without a look at all others. It may be too large,
+# since deletions are not counted, and never too small.
+USED_NAME = ".used"
+# From a full cache, one part in so many is evicted beyond what is needed: the next then need no look either.
+SLACK_SHARE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,7 @@ class DecompositionCache:
         self._parts = parts
         self._limit_bytes = limit_bytes
         self._spare_bytes = spare_bytes
+        self._opened_ns = time.time_ns()
 
     @classmethod
     def shared(cls, data_dir: Path, *, limit_bytes: int | None, spare_bytes: int = 0) -> Self:
@@ -193,7 +200,13 @@ class DecompositionCache:
             shutil.rmtree(self._folder / folder, ignore_errors=True)
 
     def _make_room(self, nbytes: int) -> bool:
-        return make_room(self._folder, nbytes, limit_bytes=self._limit_bytes, spare_bytes=self._spare_bytes)
+        return make_room(
+            self._folder,
+            nbytes,
+            limit_bytes=self._limit_bytes,
+            spare_bytes=self._spare_bytes,
+            opened_ns=self._opened_ns,
+        )
 
     def _publish(self, path: Path, begin: bytes, basis: memoryview) -> None:
         path.parent.mkdir(exist_ok=True)
@@ -223,20 +236,40 @@ class _CacheEntry:
     size_bytes: int
 
 
-def make_room(root: Path, nbytes: int, *, limit_bytes: int | None, spare_bytes: int = 0) -> bool:
+def make_room(
+    root: Path, nbytes: int, *, limit_bytes: int | None, spare_bytes: int = 0, opened_ns: int = 0
+) -> bool:
     """Evict files until so many bytes more may be stored, and return whether they may be stored at all.
 
-    `spare_bytes` of the disk do not count as free: they are reserved for files that are still to come.
+    `spare_bytes` of the disk do not count as free: they are reserved for files that are still to come. Files
+    that were used since `opened_ns` are evicted only if they must be.
     """
     if limit_bytes is None:
         return True
-    entries = sorted(_files(root))
-    used_bytes = sum(file.size_bytes for file in entries)
-    most = min(limit_bytes, (used_bytes + shutil.disk_usage(root).free - spare_bytes) // DISK_SHARE)
-    if nbytes > most:
-        return False
-    _evict(entries, used_bytes + nbytes - most)
+    free_bytes = shutil.disk_usage(root).free - spare_bytes
+    used_bytes = _recorded_bytes(root)
+    if used_bytes is None or used_bytes + nbytes > _most(used_bytes, free_bytes, limit_bytes):
+        entries = sorted(_files(root))
+        used_bytes = sum(file.size_bytes for file in entries)
+        most = _most(used_bytes, free_bytes, limit_bytes)
+        if nbytes > most:
+            return False
+        needed = used_bytes + nbytes - most
+        used_bytes -= _evict(
+            entries, needed, slack=most // SLACK_SHARE if needed > 0 else 0, since_ns=opened_ns
+        )
+    (root / USED_NAME).write_text(str(used_bytes + nbytes))
     return True
+
+
+def _most(used_bytes: int, free_bytes: int, limit_bytes: int) -> int:
+    return min(limit_bytes, (used_bytes + free_bytes) // DISK_SHARE)
+
+
+def _recorded_bytes(root: Path) -> int | None:
+    with suppress(FileNotFoundError, ValueError):
+        return int((root / USED_NAME).read_text())
+    return None
 
 
 def free_space(root: Path, nbytes: int) -> None:
@@ -246,15 +279,22 @@ def free_space(root: Path, nbytes: int) -> None:
         _evict(entries, nbytes)
 
 
-def _evict(entries: Sequence[_CacheEntry], nbytes: int) -> None:
+def _evict(entries: Sequence[_CacheEntry], nbytes: int, *, slack: int = 0, since_ns: int = 0) -> int:
+    """Remove files of so many bytes, the oldest first, and return how many bytes it were.
+
+    Of those that were not used since then, up to `slack` bytes more are removed.
+    """
+    evicted = 0
     for file in entries:
-        if nbytes <= 0:
+        is_old = file.used_ns < since_ns and evicted + file.size_bytes <= nbytes + slack
+        if evicted >= nbytes and not is_old:
             break
         with suppress(FileNotFoundError):
             os.unlink(file.path)  # noqa: PTH108 - as scandir gave it
         with suppress(OSError):
             os.rmdir(os.path.dirname(file.path))  # noqa: PTH106, PTH120 - unless others are left there
-        nbytes -= file.size_bytes
+        evicted += file.size_bytes
+    return evicted
 
 
 def _files(root: Path) -> Iterator[_CacheEntry]:

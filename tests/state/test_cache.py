@@ -69,6 +69,57 @@ def test_it_never_takes_more_than_its_limit(make_cache, source, tmp_path):
     assert len(files(tmp_path)) == 3
 
 
+SCANNED = []
+sys.addaudithook(lambda event, arguments: SCANNED.append(arguments) if event == "os.scandir" else None)
+
+
+def test_what_is_stored_does_not_cost_a_look_at_all_that_is_there(make_cache, source):
+    cache = make_cache(limit_bytes=1 << 30)
+    first, *others = numbered(20)
+    cache.put(first, *example(first), sources=[source])
+    SCANNED.clear()
+    assert all(cache.put(key, *example(key), sources=[source]) for key in others)
+
+    assert SCANNED == []
+
+
+def test_from_a_full_cache_more_is_evicted_than_one_needs(make_cache, source, tmp_path):
+    keys = numbered(40)
+    for key in keys[:32]:
+        make_cache(limit_bytes=32 * SIZE).put(key, *example(key), sources=[source])
+    time.sleep(0.01)
+    cache = make_cache(limit_bytes=32 * SIZE)
+    found = []
+    for key in keys[32:]:
+        SCANNED.clear()
+        assert cache.put(key, *example(key), sources=[source])
+        looked = bool(SCANNED)
+        found.append((len(files(tmp_path)), looked))
+
+    assert found == [(30, True), (31, False), (32, False)] * 2 + [(30, True), (31, False)]
+    assert [cache.open(key) is not None for key in keys] == [False] * 9 + [True] * 31
+
+
+def test_what_the_job_itself_stored_is_not_evicted_beyond_need(make_cache, source, tmp_path):
+    cache = make_cache(limit_bytes=32 * SIZE)
+    for key in numbered(40):
+        cache.put(key, *example(key), sources=[source])
+
+    assert len(files(tmp_path)) == 32
+
+
+@pytest.mark.parametrize("text", ["", "many", str(1 << 40)])
+def test_a_wrong_count_of_bytes_is_corrected(make_cache, source, tmp_path, text):
+    cache = make_cache(limit_bytes=3 * SIZE)
+    one, two = numbered(2)
+    cache.put(one, *example(one), sources=[source])
+    (tmp_path / "decompositions" / ".used").write_text(text)
+
+    assert cache.put(two, *example(two), sources=[source])
+    assert len(files(tmp_path)) == 2
+    assert int((tmp_path / "decompositions" / ".used").read_text()) == 2 * SIZE
+
+
 def test_it_never_takes_more_than_it_leaves_free(tmp_path):
     free_bytes = shutil.disk_usage(tmp_path).free
 
