@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from schemas.base import Output
-from schemas.report import KeptReason, NotSelected, Outcome, Savings
+from schemas.report import KeptReason, LeftOut, Outcome, Savings
 
 
 class RankBounds(Output):
@@ -66,9 +66,6 @@ class PlanDocument(Output):
     warnings: tuple[str, ...] = Field(
         description="What is odd about the checkpoint, and probable mistakes in the spec.", examples=[[]]
     )
-    not_selected: tuple[NotSelected, ...] = Field(
-        description="What is left out, by rule, the largest first; layers with the reasons "
-        "`more_than_a_linear`, `adapter`, `not_called` and `tied` are counted here too.",
-    )
+    not_selected: LeftOut
     layers: tuple[PlannedLayer, ...] = Field(description="All selected weights.")
     totals: PlanTotals = Field(description="Sums over all tensors of the checkpoint.")

@@ -1,7 +1,7 @@
 """The report: what was done to each weight, in figures that follow from the input and the output."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -50,7 +50,7 @@ NOT_SELECTED: dict[str, str] = {
     "include": "No pattern of `include` fits the module.",
     "factored_before": "The tensor is a factor that an earlier job has made.",
     "vector": "The tensor has fewer than two dimensions.",
-    "dtype": "The dtype is none that can be factored.",
+    "dtype": "Tensors of this dtype cannot be factored.",
     "stack": "The tensor has three or more dimensions, such as the weights of all experts in one.",
     "convolution": "The weight has three or more dimensions and belongs to a convolution.",
     "no_module": "The name is `weight` alone, so there is no module to name the factors after.",
@@ -74,6 +74,15 @@ class NotSelected(Output):
     names: tuple[str, ...] = Field(
         description="The first five names of tensors.", examples=[["embeddings.word_embeddings.weight"]]
     )
+
+
+LeftOut = Annotated[
+    tuple[NotSelected, ...],
+    Field(
+        description="What is left out, by rule, the largest first; layers with the reasons "
+        "`more_than_a_linear`, `adapter`, `not_called` and `tied` are counted here too."
+    ),
+]
 
 
 class CheckpointReport(Output):
@@ -226,11 +235,7 @@ class Report(Output):
     output: CheckpointReport = Field(description="The output checkpoint, without the report itself.")
     totals: Totals = Field(description="Sums over all tensors of the checkpoint.")
     # Optional, since reports of earlier releases lack it.
-    not_selected: tuple[NotSelected, ...] = Field(
-        default=(),
-        description="What was left out, by rule, the largest first; layers with the reasons "
-        "`more_than_a_linear`, `adapter`, `not_called` and `tied` are counted here too.",
-    )
+    not_selected: LeftOut = ()
     how_to_load: str | None = Field(
         default=None,
         description="How a factored result is loaded, and how not; null for a dense one.",

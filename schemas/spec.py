@@ -171,7 +171,7 @@ Method = Annotated[str, OneOf(FORMS)]
 FactorDtype = Annotated[str, OneOf(CODECS, others=(KEEP,))]
 
 DEFAULT_INCLUDE = ("*",)
-# An embedding has no bias, so that these leave out no weight with one.
+# These leave out no weight with a bias, since an embedding has none.
 EMBEDDINGS = tuple(
     LAST + pattern
     for pattern in (
@@ -300,8 +300,8 @@ class CompressionSpec(Input):
     exclude: tuple[Pattern, ...] = Field(
         default=DEFAULT_EXCLUDE,
         max_length=10_000,
-        description="Patterns of the modules that are not factored; replaces the default list. `last:` makes "
-        "a pattern one for the last part of the name, case aside.",
+        description="Patterns of the modules that are not factored; replaces the default list. A pattern "
+        "after `last:` is matched with the last part of the name, case aside.",
         examples=[["last:embed*", "lm_head"]],
     )
     overrides: tuple[Override, ...] = Field(
