@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 Model = TypeVar("Model", bound=nn.Module)
-CONVERTED = (
+USE_FROM_PRETRAINED = (
     "If transformers changes these names as it loads: from_pretrained takes the compressed folder after "
     "`import eckart.transformers`, or what `eckart expand` makes of it"
 )
@@ -88,7 +88,7 @@ def load_compressed(
     values = _values(matching, tensors)
     for one in matching.matches:
         if one.reason is None:
-            _swap(state.modules[one.name], one.factors)
+            _swap(state.modules[one.module], one.factors)
     model.load_state_dict(values, strict=False)
     if dequantize == "auto":
         _warn_of_products(matching)
@@ -191,7 +191,7 @@ def _shapes_differ(name: str, own: tuple[int, ...], stored: tuple[int, ...]) -> 
 def _hint(state: ModelState, contents: Contents, matching: Matching) -> str:
     """Name the way by which more of the file would find its place."""
     best = len(matching.homeless) + len(matching.strange)
-    hint = ". " + CONVERTED if best and state.is_pretrained else ""
+    hint = ". " + USE_FROM_PRETRAINED if best and state.is_pretrained else ""
     if best:
         for change, other in _by_prefix(state, contents, dequantize=False):
             left = len(other.homeless) + len(other.strange)

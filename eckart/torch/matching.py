@@ -66,10 +66,10 @@ class ModelState:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One factored layer and its module's name in the model; `reason` says why it cannot stay factored."""
+    """A factored layer and the name of its module in a model; `reason` says why factors cannot run there."""
 
     factors: Factors
-    name: str
+    module: str
     reason: str | None
 
 
@@ -113,7 +113,7 @@ def match(
     places = _places(state, [one for one in matches if one.reason is None])
     given, products, homeless = dict(plain), {}, []
     for one in matches:
-        name, factors = one.name, one.factors
+        name, factors = one.module, one.factors
         if one.reason is None:
             names = factor_names(name, len(factors.matrices))
             _give(given, dict(zip(names, factors.matrices, strict=True)))
@@ -222,7 +222,7 @@ def _places(state: ModelState, matches: Iterable[Match]) -> dict[str, Place]:
     """Return the state dict as it is once these layers are factored."""
     places = dict(state.places)
     for one in matches:
-        layer = state.modules[one.name]
+        layer = state.modules[one.module]
         steps = range(len(one.factors.matrices))
         sizes = one.factors.sizes
         for name in state.names[id(layer)]:

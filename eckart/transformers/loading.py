@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,7 @@ from eckart.checkpoint import listed
 from eckart.errors import LoadError
 from eckart.torch.files import BIAS, WEIGHT, Factors
 from eckart.torch.layers import LowRank, become_low_rank, obstacle
+from eckart.torch.matching import Match
 from eckart.transformers.naming import Naming, rules
 from eckart.transformers.tensors import FolderTensors, find_layers, open_folder
 
@@ -34,15 +35,6 @@ ABSENT = "the model has no such layer"  # As a base model has no head.
 INSTEAD = "load it with quantization_config=EckartConfig(dequantize=True) and save it, to have a dense folder"
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """A factored layer and its module in the model; `reason` says why factors cannot run there."""
-
-    factors: Factors
-    module: str
-    reason: str | None
-
-
 def load_folder(load: Callable[..., Any], arguments: dict[str, Any], config: EckartConfig) -> Any:
     """Call transformers' `_load_pretrained_model` on tensors that it can place, and return what it returns.
 
@@ -55,18 +47,20 @@ def load_folder(load: Callable[..., Any], arguments: dict[str, Any], config: Eck
             folder = open_folder(opened, arguments["checkpoint_files"], config.entries())
         else:
             folder = find_layers(state_dict, config.entries())
-        fits = _fits(model, folder, Naming(model, folder.tensors.keys(), arguments), dense=config.dequantize)
-        swapped = [fit for fit in fits if fit.reason is None]
-        for fit in swapped:
-            entry = fit.factors.entry
-            layer = model.get_submodule(fit.module)
-            become_low_rank(layer, fit.factors.sizes, transposed=entry.transposed, method=entry.method)
-        result = load(**_as_any_model(arguments, _tensors_to_load(folder, fits)))
+        matches = _matches(
+            model, folder, Naming(model, folder.tensors.keys(), arguments), dense=config.dequantize
+        )
+        swapped = [match for match in matches if match.reason is None]
+        for match in swapped:
+            entry = match.factors.entry
+            layer = model.get_submodule(match.module)
+            become_low_rank(layer, match.factors.sizes, transposed=entry.transposed, method=entry.method)
+        result = load(**_as_any_model(arguments, _tensors_to_load(folder, matches)))
     restore_zero_biases(model)
     _check_loaded(model, swapped)
-    _check_some_fit(fits, _missing_weights(model, result))
-    _warn_of_dense(fits, asked_for=config.dequantize)
-    config.keep_only({fit.factors.name for fit in swapped})
+    _check_some_match(matches, _missing_weights(model, result))
+    _warn_of_dense(matches, asked_for=config.dequantize)
+    config.keep_only({match.factors.name for match in swapped})
     return result
 
 
@@ -94,20 +88,20 @@ def _check_placing(arguments: Mapping[str, Any]) -> None:
         raise LoadError(f"a compressed folder cannot be loaded with tensor parallelism; {INSTEAD}")
 
 
-def _fits(model: PreTrainedModel, folder: FolderTensors, naming: Naming, *, dense: bool) -> list[Fit]:
+def _matches(model: PreTrainedModel, folder: FolderTensors, naming: Naming, *, dense: bool) -> list[Match]:
     """Find the module of each layer, and whether factors can run in its place."""
     state = model.state_dict().keys()
     targets = naming.renamed([layer.name + WEIGHT for layer in folder.layers], state)
     tied = _tied_weights(model)
-    fits = []
+    matches = []
     for layer in folder.layers:
         target = targets.get(layer.name + WEIGHT)
         if target is None:
             reason: str | None = CONVERTED if layer.name + WEIGHT in targets else ABSENT
         else:
             reason = "dense weights were asked for" if dense else _obstacle(model, layer, target, tied)
-        fits.append(Fit(layer, (target or "").removesuffix(WEIGHT), reason))
-    return _without_unknown_names(fits, naming, state)
+        matches.append(Match(layer, (target or "").removesuffix(WEIGHT), reason))
+    return _without_unknown_names(matches, naming, state)
 
 
 def _obstacle(model: PreTrainedModel, layer: Factors, target: str, tied: Collection[str]) -> str | None:
@@ -134,29 +128,29 @@ def _tied_weights(model: PreTrainedModel) -> set[str]:
     return {*planned.keys(), *planned.values(), *tied}
 
 
-def _without_unknown_names(fits: list[Fit], naming: Naming, state: Collection[str]) -> list[Fit]:
+def _without_unknown_names(matches: list[Match], naming: Naming, state: Collection[str]) -> list[Match]:
     """Multiply out what transformers would not find as factors: a rule may ask for the weight's own name."""
-    wanted = {fit.module: _factor_names(fit, state) for fit in fits if fit.reason is None}
+    wanted = {match.module: _names_once_factored(match, state) for match in matches if match.reason is None}
     targets = {target for names in wanted.values() for target in names.values()}
     found = naming.renamed([name for names in wanted.values() for name in names], {*state, *targets})
     return [
-        replace(fit, reason="transformers converts its name")
-        if any(found.get(name) != target for name, target in wanted.get(fit.module, {}).items())
-        else fit
-        for fit in fits
+        replace(match, reason="transformers converts its name")
+        if any(found.get(name) != target for name, target in wanted.get(match.module, {}).items())
+        else match
+        for match in matches
     ]
 
 
-def _factor_names(fit: Fit, state: Collection[str]) -> dict[str, str]:
+def _names_once_factored(match: Match, state: Collection[str]) -> dict[str, str]:
     """Map the names of a layer's tensors in the files to those that they have once it is one of factors."""
-    names = [*fit.factors.matrices, *([fit.factors.bias] if fit.module + BIAS in state else [])]
-    return {name: fit.module + name.removeprefix(fit.factors.name) for name in names}
+    names = [*match.factors.matrices, *([match.factors.bias] if match.module + BIAS in state else [])]
+    return {name: match.module + name.removeprefix(match.factors.name) for name in names}
 
 
-def _tensors_to_load(folder: FolderTensors, fits: list[Fit]) -> dict[str, Any]:
+def _tensors_to_load(folder: FolderTensors, matches: list[Match]) -> dict[str, Any]:
     """Return the tensors by their names in the files, with a product in place of factors that cannot run."""
     tensors: dict[str, Any] = dict(folder.tensors)
-    for layer in (fit.factors for fit in fits if fit.reason is not None):
+    for layer in (match.factors for match in matches if match.reason is not None):
         for name in layer.matrices:
             del tensors[name]
         tensors[layer.name + WEIGHT] = folder.multiplied_out(layer)
@@ -175,13 +169,13 @@ def _as_any_model(arguments: Mapping[str, Any], tensors: dict[str, Any]) -> dict
     return changed | {"state_dict": read, "sharded_metadata": None, "hf_quantizer": None}
 
 
-def _check_loaded(model: PreTrainedModel, swapped: list[Fit]) -> None:
+def _check_loaded(model: PreTrainedModel, swapped: list[Match]) -> None:
     """Refuse factors that transformers has not loaded, and would fill with random numbers."""
-    for fit in swapped:
-        for name, parameter in model.get_submodule(fit.module).named_parameters():
+    for match in swapped:
+        for name, parameter in model.get_submodule(match.module).named_parameters():
             if parameter.is_meta:
                 raise LoadError(
-                    f"transformers did not load {fit.module}.{name}: this version of eckart does not fit "
+                    f"transformers did not load {match.module}.{name}: this version of eckart does not fit "
                     "this one of transformers; upgrade eckart, or load with EckartConfig(dequantize=True)"
                 )
 
@@ -198,18 +192,20 @@ def _missing_weights(model: PreTrainedModel, result: Any) -> list[str]:
     ]
 
 
-def _check_some_fit(fits: list[Fit], missing: list[str]) -> None:
+def _check_some_match(matches: list[Match], missing: list[str]) -> None:
     """Refuse a model that has none of the factored layers; one that only has another head has some."""
-    if fits and missing and all(fit.reason == ABSENT for fit in fits):
+    if matches and missing and all(match.reason == ABSENT for match in matches):
+        layers = listed([match.factors.name for match in matches])
         raise LoadError(
-            "the model has none of the folder's factored layers, "
-            f"{listed([fit.factors.name for fit in fits])}, and lacks {listed(missing)}; load the class that "
-            "the folder was made from, or give a key_mapping"
+            f"the model has none of the folder's factored layers, {layers}, and lacks {listed(missing)}; "
+            "load the class that the folder was made from, or give a key_mapping"
         )
 
 
-def _warn_of_dense(fits: list[Fit], *, asked_for: bool) -> None:
-    dense = [f"{fit.factors.name}: {fit.reason}" for fit in fits if fit.reason not in {None, ABSENT}]
+def _warn_of_dense(matches: list[Match], *, asked_for: bool) -> None:
+    dense = [
+        f"{match.factors.name}: {match.reason}" for match in matches if match.reason not in {None, ABSENT}
+    ]
     if dense and not asked_for:
         warnings.warn(
             f"{len(dense)} factored layers are loaded with dense weights: {listed(dense)}", stacklevel=2
