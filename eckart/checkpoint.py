@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eckart.companions import NO_COMPANIONS, Companions, find_companions
+from eckart.companions import CONFIG_NAME, NO_COMPANIONS, Companions, find_companions
 from eckart.errors import InputError
 from eckart.header import header_bytes
 
@@ -46,7 +46,10 @@ class CheckpointFiles:
         return (*((self.index,) if self.index else ()), *self.companions.paths, *self.shards)
 
     def headers(self) -> Iterator[tuple[str, bytes]]:
-        """Give the name and the bytes of the index and of each shard's header."""
+        """Give the name and the bytes of what a plan reads: config.json, the index, each shard's header."""
+        for path in self.companions.paths:
+            if path.name == CONFIG_NAME:
+                yield path.name, path.read_bytes()
         if self.index is not None:
             yield self.index.name, self.index.read_bytes()
         for shard in self.shards:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from schemas.format.companion import CONFIG_NAME, MAX_CONFIG_BYTES, parse_config
 from schemas.format.errors import CheckpointError
@@ -15,6 +16,7 @@ from schemas.format.files import CheckpointFiles
 from schemas.format.header import Header
 from schemas.format.header_stream import MAX_HEADER_BYTES, HeaderParser
 from schemas.format.index import MAX_INDEX_BYTES, ShardIndex
+from schemas.format.model_config import with_layers_of
 from schemas.format.names import is_companion, is_index
 from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
@@ -88,6 +90,7 @@ class HeaderParts:
         self._names = FileNames()
         self._files: dict[str, HeaderPart | IndexPart] = {}
         self._spec = SpecPart(limit_bytes=spec_limit_bytes)
+        self._config: dict[str, Any] = {}
 
     def part(self, head: PartHead) -> Part:
         if head.name == "spec":
@@ -99,8 +102,7 @@ class HeaderParts:
             )
         name = self._names.add(head)
         if name == CONFIG_NAME:
-            # It has no effect on a plan yet, but a job would refuse it too.
-            return TextPart(subject=name, limit_bytes=MAX_CONFIG_BYTES, receive=parse_config)
+            return TextPart(subject=name, limit_bytes=MAX_CONFIG_BYTES, receive=self._receive_config)
         if is_companion(name):
             raise ProblemError(
                 ProblemKind.INVALID_REQUEST,
@@ -127,10 +129,14 @@ class HeaderParts:
             unrelated = tuple(headers) if missing == (AN_INDEX,) else ()
             detail = missing_from_upload(missing, unrelated=unrelated)
             raise ProblemError(ProblemKind.INVALID_CHECKPOINT, detail, fault="missing-files")
-        return HeaderContent(CheckpointFiles(headers, index), spec, self._names.warnings)
+        files = CheckpointFiles(with_layers_of(self._config, headers), index)
+        return HeaderContent(files, spec, self._names.warnings)
 
     def abort(self) -> None:
         """Do nothing: nothing was stored."""
+
+    def _receive_config(self, raw: bytes) -> None:
+        self._config = parse_config(raw)
 
 
 def header_plan_limit_bytes(services: Services) -> int:

@@ -20,6 +20,7 @@ from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles
 from schemas.format.header_stream import read_header
 from schemas.format.index import ShardIndex, check_shards, parse_index
+from schemas.format.model_config import stored_config, with_layers_of
 from schemas.format.names import (
     CHECKPOINT_ID,
     SHARD,
@@ -236,8 +237,9 @@ def _write_manifest(paths: DataDir, checkpoint_id: str, files: Mapping[str, File
 def _read_stored(checkpoint_id: str, folder: Path, files: Mapping[str, FileInfo]) -> StoredCheckpoint:
     """Read the headers of stored files, which were checked before they were published."""
     index = _read_index(folder, files)
+    headers = {name: read_header(folder / name) for name in _weight_files(files)}
     return StoredCheckpoint(
-        {name: read_header(folder / name) for name in _weight_files(files)},
+        with_layers_of(stored_config(folder, files), headers),
         index,
         next(filter(is_index, files), None),
         folder,

@@ -82,7 +82,7 @@ def compress_local(
     }
     # An interrupted run with other weights or another spec must not be resumed.
     weights = tuple(file for file in files if file.name not in checkpoint.companions)
-    spool_dir = work / _fingerprint({"input": weights, **reference_files}, spec)
+    spool_dir = work / _fingerprint({"input": weights, **reference_files}, spec, checkpoint.factored)
     request = CompressionRequest(
         checkpoint,
         files,
@@ -116,7 +116,10 @@ def _file_info(path: Path) -> FileInfo:
     return FileInfo(name=path.name, size_bytes=path.stat().st_size, sha256=digest.hexdigest())
 
 
-def _fingerprint(files: Mapping[str, Iterable[FileInfo]], spec: CompressionSpec) -> str:
+def _fingerprint(
+    files: Mapping[str, Iterable[FileInfo]], spec: CompressionSpec, factored: Iterable[str]
+) -> str:
     digests = (f"{use} {file.sha256}" for use, several in files.items() for file in several)
-    text = "\n".join([spec.canonical(), *digests])
+    # A config.json may list them, which is none of the weights.
+    text = "\n".join([spec.canonical(), *digests, *sorted(factored)])
     return hashlib.sha256(text.encode()).hexdigest()[:32]

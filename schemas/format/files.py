@@ -9,6 +9,7 @@ from schemas.format.header import Header
 from schemas.format.header_stream import read_header
 from schemas.format.index import ShardIndex, check_shards, index_warnings, parse_index
 from schemas.format.metadata import CONTENT_HASHES, aliases_in, factored_names
+from schemas.format.model_config import stored_config, with_layers_of
 from schemas.format.names import is_index
 from schemas.format.tensor import TensorInfo
 
@@ -17,7 +18,8 @@ from schemas.format.tensor import TensorInfo
 class CheckpointFiles:
     """The headers of all weight files by name, the index of a sharded checkpoint, and the companions' names.
 
-    `folder` holds the files; it is None where only their headers are known.
+    The metadata in the headers also list the factored layers that only config.json does. `folder` holds the
+    files; it is None where only their headers are known.
     """
 
     headers: Mapping[str, Header]
@@ -86,7 +88,9 @@ def open_checkpoint(path: Path) -> CheckpointFiles:
         found = indexes or sorted(path.glob("*.safetensors"))
         if len(found) != 1:
             raise FileNotFoundError(f"{path} holds {len(found)} checkpoints; name the file or the index")
-        return replace(open_checkpoint(found[0]), companions=companions_in(path))
+        files, companions = open_checkpoint(found[0]), companions_in(path)
+        headers = with_layers_of(stored_config(path, companions), files.headers)
+        return replace(files, headers=headers, companions=companions)
     if not is_index(path.name):
         return CheckpointFiles({path.name: read_header(path)}, folder=path.parent)
     index = parse_index(path.read_bytes())

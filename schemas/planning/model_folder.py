@@ -13,10 +13,10 @@ from schemas.format.companion import CONFIG_NAME, parse_config
 from schemas.format.errors import quoted
 from schemas.format.files import CheckpointFiles
 from schemas.format.metadata import FactoredLayer
+from schemas.format.model_config import QUANT_METHOD, QUANTIZATION, quantization_config
 from schemas.format.names import INDEX_ENDING, MAX_NAME_CHARACTERS, SHARD
 from schemas.planning.layer import LayerPlan
 
-QUANT_METHOD = "eckart"
 ENTRY_STEM = "eckart"
 ENDING = ".safetensors"
 SHARD_PREFIX = "eckart_"
@@ -66,7 +66,7 @@ def folder_config(raw: bytes, layers: Mapping[str, FactoredLayer]) -> tuple[byte
             "cannot load this folder: use eckart.torch.load_compressed, or ask for layout dense."
         )
     else:
-        config["quantization_config"] = _quantization_config(layers)
+        config[QUANTIZATION] = quantization_config(layers)
     config["transformers_weights"] = MISSING_WEIGHTS
     return json.dumps(config, indent=2).encode() + b"\n", warning
 
@@ -95,17 +95,9 @@ def how_to_load(*, is_factored: bool, in_folder: bool, is_adapter: bool = False)
 
 def has_other_method(config: Mapping[str, Any]) -> bool:
     """Whether a config.json says that the model is quantized in a way of its own."""
-    return config.get("quantization_config") is not None and _quant_method(config) != QUANT_METHOD
+    return config.get(QUANTIZATION) is not None and _quant_method(config) != QUANT_METHOD
 
 
 def _quant_method(config: Mapping[str, Any]) -> object:
-    quantization = config["quantization_config"]
+    quantization = config[QUANTIZATION]
     return quantization.get("quant_method") if isinstance(quantization, dict) else None
-
-
-def _quantization_config(layers: Mapping[str, FactoredLayer]) -> dict[str, Any]:
-    described = {
-        name: layer.model_dump(mode="json", exclude={"dtype", "relative_error"})
-        for name, layer in layers.items()
-    }
-    return {"quant_method": QUANT_METHOD, "version": 1, "layers": described}

@@ -82,6 +82,15 @@ def test_an_index_brings_its_shards(sharded):
         assert next(source.headers()) == (INDEX, (sharded / INDEX).read_bytes())
 
 
+def test_a_plan_reads_the_config_of_a_folder(sharded):
+    (sharded / "config.json").write_text("{}")
+    (sharded / "vocab.txt").write_text("a")
+
+    first, *rest = open_checkpoint(sharded).headers()
+    assert first == ("config.json", b"{}")
+    assert [name for name, _ in rest] == [name for name, _ in open_checkpoint(sharded / INDEX).headers()]
+
+
 def test_one_shard_can_be_named_by_itself(sharded):
     assert names(open_checkpoint(sharded / "model-00001-of-00002.safetensors")) == [
         "model-00001-of-00002.safetensors"

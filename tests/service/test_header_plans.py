@@ -70,7 +70,31 @@ def test_no_space_on_the_disk_is_needed(start):
     assert plan(service, heads({FILE: MODEL})).status_code == 200
 
 
-def test_config_json_is_accepted_and_changes_nothing(service):
+def test_layers_that_only_config_json_lists_are_factored_already(service):
+    layer = {"method": "svd", "rank": 8, "shape": [64, 48]}
+    entry = {"quant_method": "eckart", "version": 1, "layers": {"a": layer}}
+    factors = {"a.0.weight": (8, 48), "a.1.weight": (64, 8), "b.weight": (48, 64)}
+    files = {
+        FILE: checkpoint_bytes(factors),
+        "config.json": json.dumps({"quantization_config": entry}).encode(),
+    }
+    for name, content in files.items():
+        assert service.put("save_pretrained", name, content).status_code == 201
+    body = {"checkpoint": "save_pretrained", "spec": {"rank": 4}}
+    stored = service.http.post("/v1/plans", json=body).json()
+    answer = plan(service, {name: head(content) for name, content in files.items()}, {"rank": 4}).json()
+
+    assert [layer["name"] for layer in stored["layers"]] == ["b"]
+    assert answer == stored | {"checkpoint": None}
+    document = service.http.get("/v1/checkpoints/save_pretrained").json()
+    assert {tensor["name"]: tensor["selected"] for tensor in document["tensors"]} == {
+        "a.0.weight": False,
+        "a.1.weight": False,
+        "b.weight": True,
+    }
+
+
+def test_a_config_json_without_factored_layers_changes_nothing(service):
     bare = plan(service, heads({FILE: MODEL}))
     config = plan(service, {"config.json": b'{"model_type": "bert"}', FILE: head(MODEL)})
 

@@ -13,6 +13,8 @@ from eckart.torch import load_compressed
 from schemas.format.companion import CARD_NAME, CONFIG_NAME
 from schemas.format.errors import CheckpointError
 from schemas.format.files import open_checkpoint
+from schemas.format.header_stream import read_header
+from schemas.format.metadata import factored_layers
 from schemas.spec import CompressionSpec
 from worker.companions import CompanionWriter
 from worker.local import compress_local
@@ -186,6 +188,71 @@ def test_a_compressed_folder_is_compressed_again(folder, compress):
     assert set(layers) == {f"{prefix}.query", f"{prefix}.key"}
     assert (again.directory / "eckart.safetensors").is_file()
     load_compressed(BertModel(SMALL_BERT), again.directory)
+
+
+def without_metadata(folder):
+    """Write a result's weights as other programs do, so that only config.json lists its layers."""
+    for path in folder.glob("*.safetensors"):
+        save_file(load_file(path), path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_layers_that_only_the_config_lists_are_not_factored_again(folder, compress, sharded):
+    if sharded:
+        shard(folder)
+    first = compress(folder, include=["*.query"], rank=4)
+    known = compress(first.directory, rank=4)
+    without_metadata(first.directory)
+    again = compress(first.directory, rank=4)
+
+    assert again.tensors().keys() == known.tensors().keys()
+    assert all(torch.equal(value, known.tensors()[name]) for name, value in again.tensors().items())
+    layers = config_of(again)["quantization_config"]["layers"]
+    assert layers == config_of(known)["quantization_config"]["layers"]
+    assert "encoder.layer.0.attention.self.query" in layers
+    for path in again.directory.glob("*.safetensors"):
+        assert factored_layers(read_header(path).metadata).keys() == {
+            name for name in layers if f"{name}.0.weight" in load_file(path)
+        }
+    load_compressed(BertModel(SMALL_BERT), again.directory)
+
+
+def test_the_layers_of_the_config_stay_known_where_nothing_else_is_factored(folder, compress):
+    first = compress(folder, rank=4)
+    without_metadata(first.directory)
+    again = compress(first.directory, rank=4)
+
+    assert not again.report.layers
+    assert {row.rule for row in again.report.not_selected} >= {"factored_before"}
+    assert config_of(again)["quantization_config"] == config_of(first)["quantization_config"]
+    assert (again.directory / "eckart.safetensors").is_file()
+
+
+def test_an_interrupted_run_starts_anew_when_the_config_lists_other_layers(folder, compress, tmp_path):
+    first = compress(folder, include=["*.query"], rank=4)
+    without_metadata(first.directory)
+    config = (first.directory / CONFIG_NAME).read_bytes()
+    (first.directory / CONFIG_NAME).write_text("{}")
+    spec, device = CompressionSpec(rank=2), torch.device("cpu")
+
+    def stop(progress):
+        if progress.layers_done == 2:
+            raise StopError
+
+    with pytest.raises(StopError):
+        compress_local(first.directory, tmp_path / "out", spec, device=device, observe=stop)
+    (first.directory / CONFIG_NAME).write_bytes(config)
+    seen = []
+    compress_local(
+        first.directory,
+        tmp_path / "out",
+        spec,
+        device=device,
+        observe=lambda progress: seen.append(progress.layers_done),
+    )
+
+    assert seen[0] == 0
+    load_compressed(BertModel(SMALL_BERT), tmp_path / "out")
 
 
 def test_an_interrupted_run_goes_on_when_a_companion_was_changed(folder, tmp_path):
