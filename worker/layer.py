@@ -110,8 +110,8 @@ def _encode(
 
     A product that replaces the difference to a base [m, n] is stored as the sum of both.
     """
-    layer, expand = inputs.layer, FORM_IMPLEMENTATIONS[inputs.layer.form.name].expand
-    matrices = (expand(result.factors),) if layer.dense_layout else result.factors
+    layer, to_dense = inputs.layer, FORM_IMPLEMENTATIONS[inputs.layer.form.name].to_dense
+    matrices = (to_dense(result.factors),) if layer.dense_layout else result.factors
     if base is not None:
         matrices = (matrices[0] + base,)
     encoded = [codec.encode(_transpose_as_stored(matrix, layer)) for matrix in matrices]
@@ -119,7 +119,7 @@ def _encode(
     if codec.is_exact and not layer.dense_layout:
         return result, tensors
     decoded = [_transpose_as_stored(codec.decode(several), layer) for several in encoded]
-    product = decoded[0] if layer.dense_layout else expand(decoded)
+    product = decoded[0] if layer.dense_layout else to_dense(decoded)
     if base is not None:
         product = subtract(product, base)
     return _with_measured_errors(inputs, result, product), tensors

@@ -21,11 +21,11 @@ from eckart.torch.files import (
     WEIGHT,
     Contents,
     Shard,
-    multiplied,
     read_contents,
     read_tensors,
 )
 from eckart.torch.manifest import DTYPES, METADATA_KEY
+from eckart.torch.product import wide_product
 
 if TYPE_CHECKING:
     import os
@@ -59,7 +59,7 @@ class StoredLayer:
             decoder.decode(*(stored[part] for part in decoder.names(matrix)))
             for matrix, decoder in self.decoders.items()
         ]
-        return multiplied(matrices, transposed=self.entry.transposed).to(DTYPES[self.dtype]).contiguous()
+        return wide_product(matrices, transposed=self.entry.transposed).to(DTYPES[self.dtype]).contiguous()
 
 
 Parts = dict[NewTensor, StoredTensor | StoredLayer]

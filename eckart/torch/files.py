@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import IO, TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file
-from torch import Tensor
 
 from eckart.checkpoint import listed, open_checkpoint
 from eckart.errors import InputError, LoadError
 from eckart.header import Header, NewTensor, StoredTensor, build_header, read_header
 from eckart.torch.decoders import DECODERS, Decoder
 from eckart.torch.manifest import FactoredLayer, read_manifest
-from eckart.torch.product import product
+from eckart.torch.product import wide_product
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from torch import Tensor
 
 WEIGHT = ".weight"
 BIAS = ".bias"
@@ -49,7 +49,7 @@ class Factors:
 
     def multiply(self, factors: Sequence[Tensor]) -> Tensor:
         """Return the weight, in float32 at least."""
-        return multiplied(factors, transposed=self.entry.transposed)
+        return wide_product(factors, transposed=self.entry.transposed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +167,6 @@ def decoded_matrices(name: str, codec: str | None, shapes: dict[str, tuple[int, 
 def factor_names(module: str, count: int = MOST_FACTORS) -> tuple[str, ...]:
     """Return the names that a layer's factors have, input side first."""
     return tuple(f"{module}.{i}{WEIGHT}" for i in range(count))
-
-
-def multiplied(factors: Sequence[Tensor], *, transposed: bool) -> Tensor:
-    """Return the weight that factors multiply to, in float32 at least."""
-    wide = torch.promote_types(torch.float32, factors[0].dtype)
-    return product([factor.to(wide) for factor in factors], transposed=transposed)
 
 
 def chain_sizes(shapes: Sequence[tuple[int, ...]], *, transposed: bool) -> tuple[int, ...] | None:

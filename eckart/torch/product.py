@@ -36,6 +36,12 @@ def product(factors: Sequence[Tensor], *, transposed: bool) -> Tensor:
     return reduce(torch.matmul, factors if transposed else factors[::-1])
 
 
+def wide_product(factors: Sequence[Tensor], *, transposed: bool) -> Tensor:
+    """Multiply as `product` does, but in float32 at least."""
+    wide = torch.promote_types(torch.float32, factors[0].dtype)
+    return product([factor.to(wide) for factor in factors], transposed=transposed)
+
+
 class Product(Tensor):
     """A matrix that is the product of factors; every function of torch gets the product in its place."""
 

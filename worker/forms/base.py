@@ -76,12 +76,12 @@ class FormImplementation:
         Returns a `Factored`: its tensors are those of the form's `stored_matrices` in their order, each as
         [outputs, inputs], and its errors are measured on these tensors. Returns a `Kept` with a reason if the
         weight must stay dense; a numerical failure is a `Kept`, not an exception.
-    expand : callable of a sequence of Tensor
+    to_dense : callable of a sequence of Tensor
         Returns the approximation [m, n] of the weight that these tensors represent.
     """
 
     compute: Callable[[FormInputs], Factored | Kept]
-    expand: Callable[[Sequence[torch.Tensor]], torch.Tensor]
+    to_dense: Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 
 FORM_IMPLEMENTATIONS: dict[str, FormImplementation] = {}
@@ -89,12 +89,12 @@ Compute = Callable[[FormInputs], Factored | Kept]
 
 
 def register(
-    name: str, *, expand: Callable[[Sequence[torch.Tensor]], torch.Tensor]
+    name: str, *, to_dense: Callable[[Sequence[torch.Tensor]], torch.Tensor]
 ) -> Callable[[Compute], Compute]:
     """Register the decorated function as the implementation of the form `name`."""
 
     def add(compute: Compute) -> Compute:
-        FORM_IMPLEMENTATIONS[name] = FormImplementation(compute, expand)
+        FORM_IMPLEMENTATIONS[name] = FormImplementation(compute, to_dense)
         return compute
 
     return add

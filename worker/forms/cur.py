@@ -5,7 +5,7 @@ from worker.forms.base import FormInputs, multiply_chain, register
 from worker.lowrank import CURMethod, Factored, Kept, factor
 
 
-@register("cur", expand=multiply_chain)
+@register("cur", to_dense=multiply_chain)
 def compute_cur(inputs: FormInputs) -> Factored | Kept:
     """Choose k columns C and k rows R of a weight W and fit U = C⁺WR⁺ (Mahoney and Drineas 2009).
 

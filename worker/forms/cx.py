@@ -5,7 +5,7 @@ from worker.forms.base import FormInputs, multiply_chain, register
 from worker.lowrank import CXMethod, Factored, Kept, factor
 
 
-@register("cx", expand=multiply_chain)
+@register("cx", to_dense=multiply_chain)
 def compute_cx(inputs: FormInputs) -> Factored | Kept:
     """Choose k columns C of a weight W and fit X = C⁺W (Mahoney and Drineas 2009).
 

@@ -4,7 +4,7 @@ from worker.forms.base import FormInputs, multiply_chain, register
 from worker.lowrank import Factored, Kept, SVDMethod, factor
 
 
-@register("svd", expand=multiply_chain)
+@register("svd", to_dense=multiply_chain)
 def compute_svd(inputs: FormInputs) -> Factored | Kept:
     """Truncate the SVD of a weight (Eckart and Young 1936), or of W·G^½ where it is calibrated.
 

@@ -65,7 +65,7 @@ def compute_sketch(inputs: FormInputs):
 def sketch():
     """Register the form, and remove it after the test."""
     register(Sketch)
-    register_implementation("sketch", expand=multiply_chain)(compute_sketch)
+    register_implementation("sketch", to_dense=multiply_chain)(compute_sketch)
     yield
     del FORMS["sketch"], FORM_IMPLEMENTATIONS["sketch"]
 
