@@ -50,7 +50,7 @@ def _checkpoint(experts: int) -> CheckpointFiles:
 
 
 def _bytes(files: CheckpointFiles) -> int:
-    return 2 * sum(tensor.nbytes for tensor in files.tensors)
+    return sum(tensor.nbytes for tensor in files.tensors)
 
 
 def _plan(files: CheckpointFiles, spec: CompressionSpec) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from schemas.format.errors import CheckpointError, pointer, quoted
 from schemas.format.json_reader import JsonReader
@@ -200,8 +200,24 @@ class NewTensor:
     def nbytes(self) -> int:
         return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
+    @property
+    def alignment(self) -> int:
+        return alignment_bytes(self.dtype)
 
-def aligned_order(tensors: Iterable[NewTensor]) -> tuple[NewTensor, ...]:
+
+class Sized(Protocol):
+    """What the order of a file's tensors depends on, in bytes."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def alignment(self) -> int: ...
+
+
+T = TypeVar("T", bound=Sized)
+
+
+def aligned_order(tensors: Iterable[T]) -> tuple[T, ...]:
     """Order tensors so that each begins at a multiple of its element's size.
 
     Some readers map the file and fail on unaligned elements. An order that is aligned already is kept. Any
@@ -209,9 +225,9 @@ def aligned_order(tensors: Iterable[NewTensor]) -> tuple[NewTensor, ...]:
     """
     given = tuple(tensors)
     starts = accumulate((tensor.nbytes for tensor in given), initial=0)
-    if all(start % alignment_bytes(tensor.dtype) == 0 for tensor, start in zip(given, starts, strict=False)):
+    if all(start % tensor.alignment == 0 for tensor, start in zip(given, starts, strict=False)):
         return given
-    return tuple(sorted(given, key=lambda tensor: -alignment_bytes(tensor.dtype)))
+    return tuple(sorted(given, key=lambda tensor: -tensor.alignment))
 
 
 def build_header(tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> bytes:
@@ -238,10 +254,21 @@ def build_header(tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> b
         entries[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (start, end)}
         start = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    padded = text.ljust(-(-len(text) // _PADDING_BYTES) * _PADDING_BYTES)
-    if len(padded) > MAX_OUTPUT_HEADER_BYTES:
+    return text.ljust(padded_bytes(len(text)))
+
+
+def padded_bytes(text_bytes: int) -> int:
+    """Return the length of a header with this text.
+
+    Raises
+    ------
+    CheckpointError
+        With fault ``output-header-too-large`` if it exceeds 100 MB.
+    """
+    padded = -(-text_bytes // _PADDING_BYTES) * _PADDING_BYTES
+    if padded > MAX_OUTPUT_HEADER_BYTES:
         raise CheckpointError(
             "output-header-too-large",
-            f"The output's header takes {len(padded)} bytes, but readers accept {MAX_OUTPUT_HEADER_BYTES}.",
+            f"The output's header takes {padded} bytes, but readers accept {MAX_OUTPUT_HEADER_BYTES}.",
         )
     return padded

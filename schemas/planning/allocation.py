@@ -64,8 +64,10 @@ class RateCurve:
         return self.dense if self.errors[at] > saved else at
 
 
-# How far from a price nearby the search looks first, as a share of it.
-NEAR = 1e-3
+# How far from a price nearby the search looks first, as shares of it, widest first.
+NEAR = (0.5, 0.03, 1e-3)
+# Of more curves than this, the search begins near the price of a sample of at most so many.
+SAMPLE = 500
 
 
 def make_rate_curve(
@@ -128,7 +130,10 @@ def lowest_price(curves: Sequence[RateCurve], capacity: int, *, near: float | No
     # Positive doubles sort like the integers with the same bits, so the bits can be bisected. At an infinite
     # price each layer takes its cheapest choice, at the lowest it stays dense.
     low, high = 1, _bits(inf)
-    first = (near * (1 - NEAR), near * (1 + NEAR)) if near is not None else ()
+    if near is None and len(curves) > SAMPLE:
+        sample = curves[:: -(-len(curves) // SAMPLE)]
+        near = lowest_price(sample, capacity * len(sample) // len(curves))
+    first = [near * (1 + far) for share in NEAR for far in (share, -share)] if near is not None else []
     trials = [bits for bits in map(_bits, first) if low <= bits < high]
     settled = sum(curve.costs[0] for curve in curves if curve.dense == 0)
     # The layers whose choice is not the same at both ends, with these choices.

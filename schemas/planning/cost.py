@@ -12,7 +12,8 @@ from schemas.format.files import CheckpointFiles
 from schemas.format.header import build_header
 from schemas.format.tensor import TensorInfo
 from schemas.planning.layer import LayerPlan
-from schemas.planning.output import LONGEST_ERROR, output_bytes, output_metadata, plan_adapter, plan_output
+from schemas.planning.output import output_metadata, plan_adapter, plan_output
+from schemas.planning.output_size import LONGEST_ERROR, OutputSize
 from schemas.problem import SpecError
 from schemas.spec import SpecRule
 
@@ -45,7 +46,7 @@ class CostModel(Protocol):
 def make_cost_model(rule: SpecRule, layers: Sequence[LayerPlan], files: CheckpointFiles) -> CostModel:
     """Return the cost model that a budget over these layers counts by."""
     if rule.budget_bytes is not None:
-        return ByteCost(layers, files, rule.budget_bytes)
+        return ByteCost(layers, files, rule.budget_bytes, OutputSize(files, layers))
     assert rule.budget is not None
     return ParameterCost(layers, rule.budget)
 
@@ -111,6 +112,7 @@ class ByteCost:
     layers: Sequence[LayerPlan]
     files: CheckpointFiles
     limit: int
+    size: OutputSize
     _known: dict[Hashable, list[int]] = field(default_factory=dict)
 
     def costs(self, layer: LayerPlan, ranks: Sequence[int]) -> list[int]:
@@ -125,7 +127,7 @@ class ByteCost:
         return layer.bytes_after(None)
 
     def total(self, ranks: Ranks) -> int:
-        return output_bytes(self.files, self.layers, ranks)
+        return self.size.at(ranks)
 
     def budget_error(self, cheapest: Ranks) -> SpecError:
         least = self.total(cheapest)

@@ -151,7 +151,7 @@ class LayerPlan:
     @property
     def ranks(self) -> range:
         """The ranks that `align` and `min_rank` allow, ascending; an adapter may have `largest_rank` too."""
-        ranks = self.form.ranks(self._map_shape, align=self.align, least=self.min_rank)
+        ranks = _ranks(self.form, self._map_shape, self.align, self.min_rank)
         if not self.in_adapter:
             return ranks
         return range(min(ranks.start, self.largest_rank), self.largest_rank + 1, self.align)
@@ -225,6 +225,11 @@ class LayerPlan:
 @lru_cache(maxsize=4096)
 def _break_even_rank(form: Form, shape: tuple[int, int]) -> int:
     return form.break_even_rank(shape)
+
+
+@lru_cache(maxsize=4096)
+def _ranks(form: Form, shape: tuple[int, int], align: int, least: int) -> range:
+    return form.ranks(shape, align=align, least=least)
 
 
 @lru_cache(maxsize=4096)

@@ -1,12 +1,9 @@
-"""The layout of the output files: their tensors in order, their metadata, and their size."""
+"""The layout of the output files: their tensors in order, and their metadata."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 
-from schemas.format.files import CheckpointFiles
-from schemas.format.header import LENGTH_BYTES, NewTensor, aligned_order, build_header
-from schemas.format.index import ShardIndex, build_index
+from schemas.format.header import NewTensor
 from schemas.format.metadata import (
     FactoredLayer,
     with_factored,
@@ -100,71 +97,39 @@ def output_metadata(
     """
     copied = {entry.tensor.name for entry in entries if isinstance(entry, CopiedTensor)}
     here = {entry.number for entry in entries if isinstance(entry, FactorTensor)}
-    metadata = with_renamed(metadata, _new_biases(layers, ranks), copied)
-    if here:
-        metadata = without_content_hashes(metadata)
-    if here or metadata:
-        metadata = with_format(metadata)
+    kept = kept_metadata(metadata, copied, _new_biases(layers, ranks), has_factors=bool(here))
     return with_factored(
-        metadata,
+        kept,
         {
-            layer.name: FactoredLayer(
-                method=layer.form.name,
-                rank=ranks[number],
-                shape=layer.shape,
-                dtype=layer.codec.dtype,
-                weight_dtype=None if layer.codec.dtype == layer.dtype else layer.dtype,
-                relative_error=errors[number],
-                codec=layer.codec.name if layer.needs_decoding else None,
-                transposed=layer.transposed,
-            )
-            for number, layer in enumerate(layers)
-            if number in here and layer.in_metadata
+            layers[number].name: describe_factored(layers[number], ranks[number], errors[number])
+            for number in sorted(here)
+            if layers[number].in_metadata
         },
     )
 
 
-# No error in the metadata has more characters than this one.
-LONGEST_ERROR = 2.2250738585072014e-308
+def kept_metadata(
+    metadata: Mapping[str, str], copied: Collection[str], biases: Mapping[str, str], *, has_factors: bool
+) -> dict[str, str]:
+    """Return the metadata of an output file but for its newly factored layers.
 
-
-def output_bytes(files: CheckpointFiles, layers: Sequence[LayerPlan], ranks: Mapping[int, int]) -> int:
-    """Return an upper bound for the size of all output files, headers and index included.
-
-    Only the errors in the headers are unknown before the work; each counts with its largest size, 23 bytes.
-    `ranks` holds the rank of each factored layer by its number.
+    `copied` has the old names of the file's copied tensors, `biases` the new names of renamed ones.
     """
-    if any(layer.in_adapter for layer in layers):
-        return _adapter_bytes(layers, ranks)
-    errors = dict.fromkeys(ranks, LONGEST_ERROR)
-    new_tensors: dict[str, tuple[NewTensor, ...]] = {}
-    headers_bytes = 0
-    for name, header in files.headers.items():
-        entries = plan_output(header.tensors, layers, ranks)
-        metadata = output_metadata(header.metadata, entries, layers, ranks, errors)
-        new_tensors[name] = aligned_order(entry.new_tensor for entry in entries)
-        headers_bytes += LENGTH_BYTES + len(build_header(new_tensors[name], metadata))
-    data_bytes = sum(new_tensor.nbytes for several in new_tensors.values() for new_tensor in several)
-    return headers_bytes + data_bytes + _index_bytes(files.index, new_tensors, data_bytes)
+    metadata = with_renamed(metadata, biases, copied)
+    if has_factors:
+        metadata = without_content_hashes(metadata)
+    return with_format(metadata) if has_factors or metadata else metadata
 
 
-def _adapter_bytes(layers: Sequence[LayerPlan], ranks: Mapping[int, int]) -> int:
-    new_tensors = aligned_order(entry.new_tensor for entry in plan_adapter(layers, ranks))
-    header_bytes = LENGTH_BYTES + len(build_header(new_tensors, ADAPTER_METADATA))
-    return header_bytes + sum(new_tensor.nbytes for new_tensor in new_tensors)
-
-
-def _index_bytes(
-    index: ShardIndex | None, new_tensors: Mapping[str, Sequence[NewTensor]], data_bytes: int
-) -> int:
-    if index is None:
-        return 0
-    text = build_index(
-        {new_tensor.name: name for name, several in new_tensors.items() for new_tensor in several},
-        source=index,
-        total_size_bytes=data_bytes,
-        total_parameters=sum(
-            prod(new_tensor.shape) for several in new_tensors.values() for new_tensor in several
-        ),
+def describe_factored(layer: LayerPlan, rank: int, error: float | None) -> FactoredLayer:
+    """Return what the metadata say of a factored layer; all but the error follows from its kind and rank."""
+    return FactoredLayer(
+        method=layer.form.name,
+        rank=rank,
+        shape=layer.shape,
+        dtype=layer.codec.dtype,
+        weight_dtype=None if layer.codec.dtype == layer.dtype else layer.dtype,
+        relative_error=error,
+        codec=layer.codec.name if layer.needs_decoding else None,
+        transposed=layer.transposed,
     )
-    return len(text)

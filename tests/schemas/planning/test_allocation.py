@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from schemas.planning.allocation import allocate, lowest_price, make_rate_curve
+from schemas.planning.allocation import SAMPLE, allocate, lowest_price, make_rate_curve
 from schemas.planning.forms import FORMS, FormOptions
 from schemas.spectrum import squared_tails
 
@@ -238,10 +238,11 @@ def test_the_tails_are_the_squared_errors_that_truncation_leaves():
     assert tails[1:].tolist() == [pytest.approx(16e-200), 0.0, 0.0]
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_the_lowest_price_is_that_at_which_all_choices_fit_wherever_the_search_begins(seed):
+@pytest.mark.parametrize("copies", [1, SAMPLE])
+@pytest.mark.parametrize("seed", range(10))
+def test_the_lowest_price_is_that_at_which_all_choices_fit_wherever_the_search_begins(seed, copies):
     rng = random.Random(seed)
-    curves = [layer.curve for layer in model(rng, rng.randint(1, 12))]
+    curves = [layer.curve for layer in model(rng, rng.randint(1, 12)) for _ in range(copies)]
     least, most = (sum(curve.costs[at] for curve in curves) for at in (0, -1))
     capacity = rng.randint(least, most)
 

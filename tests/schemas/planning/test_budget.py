@@ -7,7 +7,7 @@ from math import floor
 import pytest
 
 from schemas.planning.budget import check_budget, spend_budget
-from schemas.planning.output import output_bytes
+from schemas.planning.output_size import OutputSize
 from schemas.planning.planner import make_plan
 from schemas.problem import SpecError
 from schemas.spec import CompressionSpec
@@ -83,15 +83,15 @@ def test_a_share_of_the_parameters_is_met_within_a_step_and_never_exceeded(share
 )
 def test_a_number_of_bytes_is_met_within_a_step_and_never_exceeded(share, shards, dtype, document):
     files = files_of(dtype=dtype, shards=shards)
-    whole = output_bytes(files, make_plan(files.tensors, CompressionSpec(rank=1)).layers, {})
+    whole = OutputSize(files, make_plan(files.tensors, CompressionSpec(rank=1)).layers).at({})
     limit = int(share * whole)
     plan = spent(files, rank={"budget_bytes": limit}, **document)
-    size = output_bytes(files, plan.layers, ranks_of(plan))
+    size = OutputSize(files, plan.layers).at(ranks_of(plan))
 
     assert size <= limit
     for ranks in next_ranks(plan):
         # Except for the few bytes by which the digits in a header change.
-        assert output_bytes(files, plan.layers, ranks) > limit - 16
+        assert OutputSize(files, plan.layers).at(ranks) > limit - 16
     if share < 1:
         assert size >= 0.98 * limit
 
@@ -234,7 +234,7 @@ def test_bytes_that_cannot_be_met_are_refused_with_the_tensor_and_the_least_numb
         assert word in refusal.detail
     least = int(refusal.detail.split("at least ")[1].split(",")[0])
     plan = spent(files, rank={"budget_bytes": least}, **document)
-    assert output_bytes(files, plan.layers, ranks_of(plan)) <= least
+    assert OutputSize(files, plan.layers).at(ranks_of(plan)) <= least
     refused(files, rank={"budget_bytes": least - 1}, **document)
 
 

@@ -1,0 +1,249 @@
+"""The size of the output files at given ranks, by sums over what each tensor adds to data and headers.
+
+A budget in bytes asks for the size at several sets of ranks, and to write out the headers of thousands of
+layers each time would take most of a plan's time. So each text is measured once, and only offsets, totals and
+what depends on a rank are counted again.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
+from json.encoder import encode_basestring
+from math import prod
+from typing import Any
+
+from schemas.format.files import CheckpointFiles
+from schemas.format.header import LENGTH_BYTES, METADATA_KEY, NewTensor, aligned_order, padded_bytes
+from schemas.format.index import build_index
+from schemas.format.metadata import ECKART_KEY, FactoredLayers, factored_layers
+from schemas.format.tensor import TensorInfo
+from schemas.planning.layer import BIAS, Kind, LayerPlan
+from schemas.planning.model_folder import output_names
+from schemas.planning.output import ADAPTER_METADATA, describe_factored, kept_metadata
+
+# No error in the metadata has more characters than this one.
+LONGEST_ERROR = 2.2250738585072014e-308
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSize:
+    """What a tensor adds to a file: its data, its name in JSON, and its entry but for name and offsets."""
+
+    nbytes: int
+    parameters: int
+    alignment: int
+    name_bytes: int
+    entry_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FactoredSize:
+    """What a factored layer adds, but for its name: its tensors, and its entry in the metadata."""
+
+    tensors: tuple[TensorSize, ...]
+    described_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place in a file: a tensor as it is in the input, None in an adapter, and what layers do to it.
+
+    `number` is that of the layer whose weight it is. `bias_of` is that of the layer whose bias it is, which
+    has the size `renamed` once the layer is factored.
+    """
+
+    size: TensorSize | None
+    number: int | None = None
+    bias_of: int | None = None
+    renamed: TensorSize | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileSlots:
+    """The slots of one file, and its metadata with the tensors and biases that they mention, by name."""
+
+    slots: tuple[Slot, ...]
+    metadata: Mapping[str, str]
+    mentioned: Mapping[str, int | None] = field(default_factory=dict)
+    mentioned_biases: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FileSums:
+    """The sums over one output file."""
+
+    header_bytes: int
+    data_bytes: int
+    parameters: int
+    tensors: int
+    names_bytes: int
+
+
+class OutputSize:
+    """Predicts the bytes of all output files, headers and index included.
+
+    Only the errors in the headers are unknown before the work. Each counts with its largest size, so that the
+    prediction is an upper bound.
+    """
+
+    def __init__(self, files: CheckpointFiles, layers: Sequence[LayerPlan]) -> None:
+        self._source, self._layers = files, layers
+        self._in_adapter = any(layer.in_adapter for layer in layers)
+        # The names of layers in JSON, and in JSON within JSON.
+        self._name_bytes = [_escaped_bytes(layer.name) for layer in layers]
+        self._quoted_bytes = [_escaped_bytes(_json(layer.name)) for layer in layers]
+        # There are few kinds of layers.
+        kinds: dict[Kind, int] = {}
+        self._kinds = [kinds.setdefault(layer.kind, len(kinds)) for layer in layers]
+        self._known: dict[tuple[int, int], FactoredSize] = {}
+        if self._in_adapter:
+            slots = tuple(Slot(None, number) for number in range(len(layers)))
+            self._files = {"": FileSlots(slots, ADAPTER_METADATA)}
+        else:
+            self._files = self._measured_files()
+
+    def at(self, ranks: Mapping[int, int]) -> int:
+        """Return the bytes at these ranks of the factored layers, by number."""
+        sums = {name: self._sum(file, ranks) for name, file in self._files.items()}
+        total = sum(LENGTH_BYTES + file.header_bytes + file.data_bytes for file in sums.values())
+        return total if self._in_adapter else total + self._index_bytes(sums, ranks)
+
+    def _measured_files(self) -> dict[str, FileSlots]:
+        numbers = {layer.tensor: number for number, layer in enumerate(self._layers)}
+        biases = {
+            layer.name + BIAS: number for number, layer in enumerate(self._layers) if not layer.dense_layout
+        }
+        files = {}
+        for name, header in self._source.headers.items():
+            words = {*header.metadata, *header.metadata.values()}
+            files[name] = FileSlots(
+                tuple(self._slot(tensor, numbers, biases) for tensor in header.tensors),
+                header.metadata,
+                {t.name: numbers.get(t.name) for t in header.tensors if t.name in words},
+                {bias: biases[bias] for bias in biases.keys() & words},
+            )
+        return files
+
+    def _slot(self, tensor: TensorInfo, numbers: Mapping[str, int], biases: Mapping[str, int]) -> Slot:
+        size = _tensor_size(tensor.dtype, tensor.shape, _escaped_bytes(tensor.name))
+        number = biases.get(tensor.name)
+        if number is None:
+            return Slot(size, numbers.get(tensor.name))
+        new_name = _escaped_bytes(self._layers[number].bias_name)
+        return Slot(size, None, number, _tensor_size(tensor.dtype, tensor.shape, new_name))
+
+    def _factored(self, number: int, rank: int) -> FactoredSize:
+        key = self._kinds[number], rank
+        if key not in self._known:
+            layer = self._layers[number]
+            tensors = tuple(
+                _tensor_size(
+                    tensor.dtype, tensor.shape, _escaped_bytes(tensor.name) - self._name_bytes[number]
+                )
+                for tensor in layer.stored_tensors(rank)
+            )
+            described = describe_factored(layer, rank, LONGEST_ERROR).model_dump_json()
+            self._known[key] = FactoredSize(tensors, _escaped_bytes(described))
+        return self._known[key]
+
+    def _sum(self, file: FileSlots, ranks: Mapping[int, int]) -> FileSums:
+        sizes: list[TensorSize] = []
+        names_bytes, here = 0, []
+        for slot in file.slots:
+            if slot.number is not None and slot.number in ranks:
+                number = slot.number
+                here.append(number)
+                factors = self._factored(number, ranks[number]).tensors
+                names_bytes += len(factors) * self._name_bytes[number]
+                sizes += factors
+            elif (size := slot.renamed if slot.bias_of in ranks else slot.size) is not None:
+                sizes.append(size)
+        names_bytes += sum(size.name_bytes for size in sizes)
+        ends = list(accumulate(size.nbytes for size in aligned_order(sizes)))
+        # Each end is the next one's start, but for the last; the first start is 0.
+        offsets_bytes = 2 * sum(len(str(end)) for end in ends) + 1 - len(str(ends[-1])) if ends else 0
+        metadata_bytes = self._metadata_bytes(file, here, ranks)
+        members = len(sizes) + (metadata_bytes > 0)
+        text_bytes = sum(size.entry_bytes for size in sizes) + names_bytes + offsets_bytes + metadata_bytes
+        return FileSums(
+            header_bytes=padded_bytes(len("{}") + text_bytes + max(0, members - 1)),
+            data_bytes=ends[-1] if ends else 0,
+            parameters=sum(size.parameters for size in sizes),
+            tensors=len(sizes),
+            names_bytes=names_bytes,
+        )
+
+    def _metadata_bytes(self, file: FileSlots, here: Sequence[int], ranks: Mapping[int, int]) -> int:
+        """Return the bytes of the member with the metadata, 0 if there are none."""
+        if self._in_adapter:
+            return _member_bytes(METADATA_KEY, file.metadata)
+        copied = {name for name, number in file.mentioned.items() if number not in ranks}
+        biases = {
+            name: self._layers[number].bias_name
+            for name, number in file.mentioned_biases.items()
+            if number in ranks
+        }
+        kept = kept_metadata(file.metadata, copied, biases, has_factors=bool(here))
+        described = [number for number in here if self._layers[number].in_metadata]
+        if not described:
+            return _member_bytes(METADATA_KEY, kept) if kept else 0
+        entries_bytes = self._described_bytes(kept, described, ranks)
+        return _member_bytes(METADATA_KEY, {**kept, ECKART_KEY: ""}) + entries_bytes
+
+    def _described_bytes(
+        self, metadata: Mapping[str, str], numbers: Sequence[int], ranks: Mapping[int, int]
+    ) -> int:
+        """Return the bytes of the text that describes factored layers, in JSON within JSON."""
+        new = {self._layers[number].name for number in numbers}
+        old = {name: layer for name, layer in factored_layers(metadata).items() if name not in new}
+        text = FactoredLayers(version=1, layers=old).model_dump_json()
+        entries = sum(
+            self._quoted_bytes[number] + len(":") + self._factored(number, ranks[number]).described_bytes
+            for number in numbers
+        )
+        return _escaped_bytes(text) + entries + len(numbers) - (not old)
+
+    def _index_bytes(self, sums: Mapping[str, FileSums], ranks: Mapping[int, int]) -> int:
+        index = self._source.index
+        if index is None:
+            return 0
+        names = output_names(self._source, self._layers, ranks)
+        text = build_index(
+            {},
+            source=index,
+            total_size_bytes=sum(file.data_bytes for file in sums.values()),
+            total_parameters=sum(file.parameters for file in sums.values()),
+        )
+        lines = sum(
+            file.names_bytes + file.tensors * (len("\n    : ,") + len(_json(names[name])))
+            for name, file in sums.items()
+        )
+        # The last line has no comma, and the closing brace stands on a line of its own.
+        return len(text) + lines - len(",") + len("\n  ")
+
+
+def _tensor_size(dtype: str, shape: tuple[int, ...], name_bytes: int) -> TensorSize:
+    nbytes, parameters, alignment, entry_bytes = _tensor_sums(dtype, shape)
+    return TensorSize(nbytes, parameters, alignment, len('""') + name_bytes, entry_bytes)
+
+
+@lru_cache(maxsize=4096)
+def _tensor_sums(dtype: str, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    tensor = NewTensor("", dtype, shape)
+    entry = _json({"dtype": dtype, "shape": shape, "data_offsets": []})
+    return tensor.nbytes, prod(shape), tensor.alignment, len(entry) + len(":") + len(",")
+
+
+def _member_bytes(key: str, value: Mapping[str, str]) -> int:
+    return len(_json({key: dict(value)}).encode()) - len("{}")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _escaped_bytes(text: str) -> int:
+    """Return the bytes of a text as a JSON string without its quotes; those of its parts add up."""
+    return len(encode_basestring(text).encode()) - len('""')
