@@ -74,6 +74,16 @@ class ProblemKind(Enum):
         "File not found",
         "The job has no result file of this name; its report lists the files.",
     )
+    SHARDED_RESULT = (
+        "sharded-result",
+        404,
+        "The result has several files",
+        (
+            "There is no single file. Download all files from {job}/archive, or one by one from "
+            "{job}/files/; the report has their names."
+        ),
+        {"job": "/v1/jobs/J5b0"},
+    )
     METHOD_NOT_ALLOWED = (
         "method-not-allowed",
         405,
@@ -132,13 +142,6 @@ class ProblemKind(Enum):
         "The job has no result yet",
         "The job is {state}; its result exists once it has succeeded. Ask again later, or wait with ?wait=.",
         {"state": "running"},
-    )
-    SHARDED_RESULT = (
-        "sharded-result",
-        409,
-        "The result has several files",
-        "Download all files from {job}/archive, or one by one from {job}/files/; the report has their names.",
-        {"job": "/v1/jobs/J5b0"},
     )
     ENDED_WITHOUT_RESULT = (
         "ended-without-result",

@@ -60,7 +60,7 @@ def test_types_and_statuses_are_a_contract_with_clients():
 
     assert by_status == {
         400: {"invalid-http"},
-        404: {"not-found", "checkpoint-not-found", "job-not-found", "file-not-found"},
+        404: {"not-found", "checkpoint-not-found", "job-not-found", "file-not-found", "sharded-result"},
         405: {"method-not-allowed"},
         406: {"not-acceptable"},
         408: {"request-timeout"},
@@ -70,7 +70,6 @@ def test_types_and_statuses_are_a_contract_with_clients():
             "checkpoint-in-use",
             "checkpoint-gone",
             "no-result",
-            "sharded-result",
         },
         410: {"ended-without-result"},
         412: {"precondition-failed"},

@@ -218,7 +218,7 @@ def test_a_wait_for_a_result_that_makes_no_sense_is_refused(service, job):
     assert assert_problem(refused, 422, "invalid-request")["errors"][0]["pointer"] == "/query/wait"
 
 
-@pytest.mark.parametrize("end", ["cancel", "succeed", "fail"])
+@pytest.mark.parametrize("end", ["cancel", "succeed", "succeed in shards", "fail"])
 def test_the_lines_of_the_readme_end_with_the_job(service, job, end, tmp_path):
     page = (Path(__file__).parents[2] / "README.md").read_text()
     lines = next(block for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "?wait=" in block)
@@ -230,6 +230,8 @@ def test_the_lines_of_the_readme_end_with_the_job(service, job, end, tmp_path):
         service.http.post(f"/v1/jobs/{job}/cancel")
     elif end == "succeed":
         service.finish(job, {"model.safetensors": MODEL})
+    elif end == "succeed in shards":
+        service.finish(job, sharded_set(2))
     else:
         claim = service.jobs.claim(job, new_token("test"))
         service.jobs.fail(job, claim.fence, ProblemKind.WORKER_TROUBLE.problem("It broke."))
@@ -241,7 +243,10 @@ def test_the_lines_of_the_readme_end_with_the_job(service, job, end, tmp_path):
         assert json.loads(said)["job_id"] == job
     else:
         assert not fetched.exists() or fetched.read_bytes() == b""
-        assert json.loads(said)["type"] == "urn:eckart:problem:ended-without-result"
+        if end == "succeed in shards":
+            assert json.loads(said)["job_id"] == job
+        else:
+            assert json.loads(said)["type"] == "urn:eckart:problem:ended-without-result"
 
 
 def test_one_shard_with_an_index_is_one_file(service, job):
@@ -258,7 +263,9 @@ def test_a_sharded_result_is_fetched_file_by_file(service, job):
 
     refused = service.http.get(f"/v1/jobs/{job}/checkpoint")
 
-    assert "/files/" in assert_problem(refused, 409, "sharded-result")["detail"]
+    detail = assert_problem(refused, 404, "sharded-result")["detail"]
+    assert f"/v1/jobs/{job}/archive" in detail
+    assert f"/v1/jobs/{job}/files/" in detail
     for name, content in files.items():
         assert service.http.get(f"/v1/jobs/{job}/files/{name}").content == content
 
