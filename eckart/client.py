@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from eckart.checkpoint import CHECKPOINT_ID, find_checkpoint, open_checkpoint
+from eckart.checkpoint import CHECKPOINT_ID, find_checkpoint, listed, open_checkpoint
 from eckart.companions import NO_COMPANIONS, copy_subfolders
 from eckart.download import download, job_path, request_report
-from eckart.errors import InputError, JobFailed, WaitTimeoutError
+from eckart.errors import InputError, JobFailed, ProblemError, WaitTimeoutError
 from eckart.http import Call, Connection, parse, retry_after_s
 from eckart.progress import silent
 from eckart.spec import Spec, spec_document
@@ -35,6 +36,7 @@ HOLD_S = 30
 WATCHED_HOLD_S = 2
 DEFAULT_PAUSE_S = 1.0
 PAGE_JOBS = 100
+UNKNOWN_ID = "urn:eckart:problem:checkpoint-not-found"
 
 
 class Client:
@@ -101,11 +103,12 @@ class Client:
         files = find_checkpoint(path_or_id)
         named = {"calibration": calibration, "base": base}
         document = self._with_references(spec_document(spec), named, report)
-        if files is not None:
-            # The service checks the spec and the headers before gigabytes are sent.
-            self._plan_headers(files, document)
-        checkpoint = upload(self._connection, files, None, report) if files else str(path_or_id)
-        job = self.submit(checkpoint, document)
+        with _no_path_either({"checkpoint": path_or_id, **named}):
+            if files is not None:
+                # The service checks the spec and the headers before gigabytes are sent.
+                self._plan_headers(files, document)
+            checkpoint = upload(self._connection, files, None, report) if files else str(path_or_id)
+            job = self.submit(checkpoint, document)
         return self.wait(job.id, progress=progress) if wait else job
 
     def submit(self, checkpoint: str, spec: Spec) -> Job:
@@ -176,10 +179,11 @@ class Client:
         files = find_checkpoint(path_or_id)
         named = {"calibration": calibration, "base": base}
         document = self._with_references(spec_document(spec), named, silent)
-        if files is not None:
-            return self._plan_headers(files, document)
-        body = {"checkpoint": str(path_or_id), "spec": document}
-        return parse(PlanDocument, self._connection.request(Call("POST", "/v1/plans", json=body)))
+        with _no_path_either({"checkpoint": path_or_id, **named}):
+            if files is not None:
+                return self._plan_headers(files, document)
+            body = {"checkpoint": str(path_or_id), "spec": document}
+            return parse(PlanDocument, self._connection.request(Call("POST", "/v1/plans", json=body)))
 
     def _plan_headers(self, files: CheckpointFiles, spec: dict[str, Any]) -> PlanDocument:
         parts = [("header", part) for part in files.headers()]
@@ -228,6 +232,22 @@ class Client:
     def delete(self, job_id: str) -> None:
         """Remove a job and its files."""
         self._connection.request(Call("DELETE", job_path(job_id)))
+
+
+@contextmanager
+def _no_path_either(given: Mapping[str, PathOrId | None]) -> Iterator[None]:
+    """Where an id is unknown, add that it is no path here either; `given` has the ids by their fields."""
+    try:
+        yield
+    except ProblemError as error:
+        if error.problem.type != UNKNOWN_ID:
+            raise
+        fields = [field.pointer.rpartition("/")[2] for field in error.problem.errors] or ["checkpoint"]
+        if not (names := [str(given[field]) for field in fields if given.get(field) is not None]):
+            raise
+        detail = f"{error.problem.detail} Nor is there such a file or folder here: {listed(names)}."
+        problem = error.problem.model_copy(update={"detail": detail})
+        raise ProblemError(problem, retry_after_s=error.retry_after_s) from error
 
 
 def _progress_of(job: Job) -> tuple[int, int, str]:

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from eckart import ProblemError
+from eckart.cli import main
 
 
 @pytest.fixture
@@ -47,3 +48,16 @@ def test_what_cannot_be_planned_is_not_uploaded(service, sharded):
 
     assert [field.pointer for field in refused.value.errors] == ["/rank/ratio"]
     assert set((service.data_dir / "checkpoints").glob("*")) == stored
+
+
+@pytest.mark.parametrize("command", ["plan", "compress"])
+@pytest.mark.parametrize("field", ["checkpoint", "base"])
+def test_a_path_that_is_misspelled_is_told_as_one(service, sharded, monkeypatch, capsys, command, field):
+    """What is no path here may still be the id of a stored checkpoint; the service knows."""
+    monkeypatch.chdir(sharded.parent)
+    given = ["model.safetensor"] if field == "checkpoint" else ["model", "--base", "model.safetensor"]
+    assert main([command, *given, "--rank", "4", "--layout", "dense", "--url", service.url]) == 1
+
+    said = capsys.readouterr().err
+    assert "No checkpoint has this id" in said
+    assert "Nor is there such a file or folder here: model.safetensor." in said
