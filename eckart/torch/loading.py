@@ -80,6 +80,12 @@ def load_compressed(
     contents = read_contents(Path(path))
     state = ModelState(model)
     contents = _with_unlisted_factors(contents, state, renaming(rename))
+    if not contents.factored and all(shard.layers is None for shard in contents.shards):
+        warnings.warn(
+            f"{path} holds no factored layers and does not say that eckart made it, so the model gets its "
+            "weights as they are: right for a dense result, wrong if you meant a factored one",
+            stacklevel=2,
+        )
     matching = _fitting(state, contents, rename, dequantize=dequantize is True)
     _check(state, contents, matching, strict=strict)
     if dequantize is False:

@@ -199,15 +199,23 @@ def test_a_folder_is_found_by_any_of_its_entry_files(net, tmp_path, index):
     assert torch.allclose(loaded(IDS), dense(net, *LAYERS)(IDS), atol=1e-6)
 
 
-@pytest.mark.parametrize("manifest", ["none", "empty", "dense"])
+@pytest.mark.parametrize("manifest", ["empty", "dense"])
 def test_a_file_without_factors_loads_plainly(net, tmp_path, manifest):
-    path = tmp_path / "x.safetensors"
     entry = factored(net.state_dict(), "head")[1] if manifest == "dense" else {}
-    if manifest == "none":
-        save_file(net.state_dict(), path)
-    else:
-        write(path, net.state_dict(), entry)
+    path = write(tmp_path / "x.safetensors", net.state_dict(), entry)
     loaded = load_compressed(Net().eval(), path)
+
+    assert type(loaded.head) is nn.Linear
+    assert torch.equal(loaded(IDS), net(IDS))
+
+
+def test_a_file_that_eckart_may_not_have_made_loads_with_a_warning(net, tmp_path):
+    save_file(net.state_dict(), tmp_path / "x.safetensors")
+    model = Net().eval()
+    with pytest.warns(UserWarning, match=r"x\.safetensors holds no factored layers") as told:
+        loaded = load_compressed(model, tmp_path / "x.safetensors")
+
+    assert told[0].filename == __file__
 
     assert type(loaded.head) is nn.Linear
     assert torch.equal(loaded(IDS), net(IDS))
