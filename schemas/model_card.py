@@ -2,15 +2,24 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from schemas.format.companion import MODULES_NAME
+from schemas.format.names import SHARD
 from schemas.planning.model_folder import has_other_method
 from schemas.report import REPORT_NAME, Report
 
 CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+# The libraries that load a factored model after `import eckart.transformers`.
+IMPORTED = ("transformers", "sentence-transformers")
 # The YAML block at the begin of a card on the hub.
 FRONT_MATTER = re.compile(rb"\A---[ \t]*\r?\n(?:.*?\n)??---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+# The names under which transformers and diffusers look for weights of a variant, such as fp16.
+VARIANT = re.compile(
+    r"(?:diffusion_pytorch_)?model(?:\.(?P<one>[A-Za-z][A-Za-z0-9_-]*)\.safetensors"
+    r"|\.safetensors\.index\.(?P<index>[A-Za-z][A-Za-z0-9_-]*)\.json)"
+)
 TAGS = "tags:\n- eckart\n- low-rank\n"
 
 
@@ -30,7 +39,9 @@ def model_card(
     front = found[0] if found else _front_matter(config, companions).encode()
     body = original[found.end() :] if found else original
     front = front if front.endswith(b"\n") else front + b"\n"
-    own = "\n".join([*_introduction(report), "", *_usage(config, companions, is_factored=is_factored)])
+    own = "\n".join(
+        [*_introduction(report), "", *_usage(report, config, companions, is_factored=is_factored)]
+    )
     rest = b"\n---\n\n" + body.lstrip(b"\r\n") if body.strip() else b""
     return front + b"\n" + own.encode() + b"\n" + rest
 
@@ -42,9 +53,11 @@ def _front_matter(config: Mapping[str, Any], companions: Collection[str]) -> str
 
 def _library(config: Mapping[str, Any], companions: Collection[str]) -> str | None:
     """Return the library that the model is loaded with, where its files tell it."""
-    if "modules.json" in companions:
+    if MODULES_NAME in companions:
         return "sentence-transformers"
-    return "transformers" if "model_type" in config or "architectures" in config else None
+    if "model_type" in config or "architectures" in config:
+        return "transformers"
+    return "diffusers" if _diffusers_class(config) else None
 
 
 def _introduction(report: Report) -> list[str]:
@@ -74,32 +87,61 @@ def _introduction(report: Report) -> list[str]:
     ]
 
 
-def _usage(config: Mapping[str, Any], companions: Collection[str], *, is_factored: bool) -> list[str]:
-    lines = _loading(config, companions)
-    if lines is None or (is_factored and has_other_method(config)):
-        lines = ["from eckart.torch import load_compressed", "", 'load_compressed(model, ".")']
-    elif is_factored:
-        lines = ["import eckart.transformers", *lines]
-    text = ["Run it in this folder:", "", "```python", *lines, "```"]
+def _usage(
+    report: Report, config: Mapping[str, Any], companions: Collection[str], *, is_factored: bool
+) -> list[str]:
+    lines, needed = _loading(report, config, companions), []
     if is_factored:
+        by_import = _library(config, companions) in IMPORTED and not has_other_method(config)
+        lines = ["import eckart.transformers", *lines] if by_import else _loading_into(config)
+        extra = "eckart[transformers]" if by_import else "eckart[torch]"
+        needed = [
+            "",
+            f"Install `{extra}` first. Never load this folder with `from_pretrained` alone: no library knows",
+            "the factored layers by itself.",
+        ]
+    text = ["Run it in this folder:", "", "```python", *lines, "```", *needed]
+    if MODULES_NAME in companions:
         text += [
             "",
-            "Install `eckart[transformers]` first. Never load this folder with `from_pretrained` alone:",
-            "stock transformers does not know the factored layers.",
+            f"`{MODULES_NAME}` names subfolders, such as `1_Pooling`. Where they are not here, copy them",
+            "from the folder of the model that this one was made from: it does not load without them.",
         ]
     text += ["", "If you publish this folder, name the model that it was made from as `base_model` above."]
     return text
 
 
-def _loading(config: Mapping[str, Any], companions: Collection[str]) -> list[str] | None:
-    """Return the lines that load the model with its own library; None where that is not known."""
+def _loading(report: Report, config: Mapping[str, Any], companions: Collection[str]) -> list[str]:
+    """Return the lines that load the model with its own library, or into a model where that is not known."""
     library = _library(config, companions)
     if library == "sentence-transformers":
         return ["from sentence_transformers import SentenceTransformer", 'model = SentenceTransformer(".")']
-    if library == "transformers":
-        name = _class_name(config)
-        return [f"from transformers import {name}", f'model = {name}.from_pretrained(".")']
-    return None
+    name = _diffusers_class(config) if library == "diffusers" else _class_name(config)
+    if library is None:
+        return _loading_into(config)
+    variant = _variant(file.name for file in report.output.files)
+    options = f', variant="{variant}"' if variant else ""
+    return [f"from {library} import {name}", f'model = {name}.from_pretrained("."{options})']
+
+
+def _loading_into(config: Mapping[str, Any]) -> list[str]:
+    """Return the lines that load the weights into a model that its own code has built."""
+    load = ["from eckart.torch import load_compressed", "", 'load_compressed(model, ".")']
+    if not (name := _diffusers_class(config)):
+        return load
+    build = f'model = {name}.from_config({name}.load_config("."))'
+    return [f"from diffusers import {name}", *load[:2], build, load[2]]
+
+
+def _variant(names: Iterable[str]) -> str | None:
+    """Return the variant of the weights among these files."""
+    whole = (VARIANT.fullmatch(name) for name in names if not SHARD.fullmatch(name))
+    return next((found["one"] or found["index"] for found in whole if found), None)
+
+
+def _diffusers_class(config: Mapping[str, Any]) -> str | None:
+    name = config.get("_class_name")
+    return name if isinstance(name, str) and CLASS_NAME.fullmatch(name) else None
 
 
 def _class_name(config: Mapping[str, Any]) -> str:

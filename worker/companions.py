@@ -98,7 +98,7 @@ def _write_config_and_card(
     """Write the two companions that say what was done; return them, and what needs a warning."""
     companions = writer.checkpoint.companions
     before = writer.read(CONFIG_NAME)
-    after, warning = folder_config(before, layers) if layers else (before, None)
+    after, warning = folder_config(before, layers, writer.checkpoint.entry_name) if layers else (before, None)
     card = card_name(companions)
     original = writer.read(card) if card in companions else b""
     text = model_card(report, parse_config(before), companions, original, is_factored=bool(layers))

@@ -15,7 +15,7 @@ from eckart.checkpoint import ENDING, is_index, open_checkpoint
 from eckart.companions import CONFIG_NAME
 from eckart.errors import InputError
 from eckart.header import NewTensor, StoredTensor, aligned, build_header, copy_bytes, replaced
-from eckart.model_folder import QUANT_METHOD, QUANTIZATION, USUAL_NAMES, WEIGHTS_NAME
+from eckart.model_folder import QUANT_METHOD, QUANTIZATION, WEIGHTS_NAME, original_name
 from eckart.torch.files import (
     BIAS,
     WEIGHT,
@@ -69,8 +69,9 @@ def expand(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Pa
     """Write the dense checkpoint of a compressed one, with its old names, shapes and dtypes.
 
     A file becomes a file, of the name `out` or in the folder `out`; an index or a folder becomes a folder,
-    with the same shards and a new index. A folder's other files come along, and `config.json` no longer says
-    that the model is compressed. Memory holds one layer at a time. Returns the files, those of weights first.
+    with the same shards and a new index. Weights of a model's folder get their first name back, its other
+    files come along, and `config.json` no longer says that the model is compressed. Memory holds one layer
+    at a time. Returns the files, those of weights first.
     """
     source, target = Path(path), Path(out)
     index, contents = open_checkpoint(source).index, read_contents(source)
@@ -83,18 +84,14 @@ def expand(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Pa
     folder = target.parent if into_file else target
     parts = [_parts(shard, contents) for shard in shards]
     folder.mkdir(parents=True, exist_ok=True)
-    written = [target if into_file else folder / _usual_name(shard.path) for shard in shards]
+    written = [target if into_file else folder / original_name(shard.path) for shard in shards]
     for shard, own, file in zip(shards, parts, written, strict=True):
         _write(shard, own, file)
     if index is not None:
-        new_index = folder / _usual_name(index)
+        new_index = folder / original_name(index)
         _write_text(new_index, _index(parts, written))
         written.append(new_index)
     return written + (_copy_others(source, folder) if source.is_dir() else [])
-
-
-def _usual_name(path: Path) -> str:
-    return USUAL_NAMES.get(path.name, path.name)
 
 
 def _parts(shard: Shard, contents: Contents) -> Parts:

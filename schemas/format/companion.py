@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 MAX_COMPANION_BYTES = 64 * 2**20
 MAX_COMPANIONS_BYTES = 256 * 2**20
 CONFIG_NAME = "config.json"
-# The only companion that is parsed.
+# Apart from MODULES_NAME, the only companion that is parsed.
 MAX_CONFIG_BYTES = 8 * 2**20
 MAX_CONFIG_DEPTH = 64
+# The modules of a sentence-transformers model, each with its subfolder.
+MODULES_NAME = "modules.json"
 CARD_NAME = "README.md"
 
 
@@ -34,6 +36,16 @@ def companions_in(folder: Path) -> tuple[str, ...]:
         and path.is_file()
         and path.stat().st_size <= companion_limit_bytes(path.name)
     )
+
+
+def module_folders(path: Path) -> tuple[str, ...]:
+    """Return the subfolders that a modules.json names; none where it is missing or not readable."""
+    try:
+        with path.open("rb") as stream:
+            modules = json.loads(stream.read(MAX_CONFIG_BYTES))
+        return tuple(str(module["path"]) for module in modules if module["path"])
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return ()
 
 
 def card_name(names: Iterable[str]) -> str:

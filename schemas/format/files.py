@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from schemas.format.companion import companions_in
+from schemas.format.companion import MODULES_NAME, companions_in, module_folders
+from schemas.format.errors import listed, quoted
 from schemas.format.header import Header
 from schemas.format.header_stream import read_header
 from schemas.format.index import ShardIndex, check_shards, index_warnings, parse_index
@@ -55,16 +56,35 @@ class CheckpointFiles:
         return tuple(key for key in CONTENT_HASHES if any(key in h.metadata for h in self.headers.values()))
 
     @property
+    def entry_name(self) -> str:
+        """Name of the file that loaders look for: the index, or the only weight file."""
+        return self.index_name or next(iter(self.headers))
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of all files: the weights, the index, the companions."""
         return (*self.headers, *([self.index_name] if self.index_name else []), *self.companions)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is wrong without any harm; of a checkpoint that lacks shards nothing is known yet."""
-        if self.index is None or set(self.index.shards) != self.headers.keys():
+        """What is wrong without any harm; of an index whose shards are not all there nothing is known yet."""
+        found = self._missing_subfolders()
+        if self.index is not None and set(self.index.shards) == self.headers.keys():
+            found += index_warnings(self.index, sum(tensor.nbytes for tensor in self.tensors))
+        return found
+
+    def _missing_subfolders(self) -> tuple[str, ...]:
+        if self.folder is None or MODULES_NAME not in self.companions:
             return ()
-        return index_warnings(self.index, sum(tensor.nbytes for tensor in self.tensors))
+        names = module_folders(self.path(MODULES_NAME))
+        if not names:
+            return ()
+        said = (
+            f"{MODULES_NAME} names subfolders, which a checkpoint does not hold, but the model needs them: "
+            f"{listed([quoted(name) for name in names])}. `eckart compress DIR` copies them into the result; "
+            "otherwise copy them from the model's own folder."
+        )
+        return (said,)
 
     def path(self, name: str) -> Path:
         assert self.folder is not None

@@ -13,18 +13,22 @@ from schemas.format.header import Header
 from schemas.format.metadata import FactoredLayer, factored_names, with_factored
 
 QUANTIZATION = "quantization_config"
+ORIGINAL_WEIGHTS = "original_weights"
 QUANT_METHOD = "eckart"
 VERSION = 1
 FIRST_FACTOR = ".0.weight"
 
 
-def quantization_config(layers: Mapping[str, FactoredLayer]) -> dict[str, Any]:
-    """Return the entry of config.json that lists these layers."""
+def quantization_config(
+    layers: Mapping[str, FactoredLayer], original_weights: str | None = None
+) -> dict[str, Any]:
+    """Return the entry of config.json that lists these layers, and the first name of their weights."""
     described = {
         name: layer.model_dump(mode="json", exclude={"dtype", "relative_error"})
         for name, layer in layers.items()
     }
-    return {"quant_method": QUANT_METHOD, "version": VERSION, "layers": described}
+    original = {} if original_weights is None else {ORIGINAL_WEIGHTS: original_weights}
+    return {"quant_method": QUANT_METHOD, "version": VERSION, **original, "layers": described}
 
 
 def stored_config(folder: Path, companions: Collection[str]) -> dict[str, Any]:

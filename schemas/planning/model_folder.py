@@ -13,7 +13,12 @@ from schemas.format.companion import CONFIG_NAME, parse_config
 from schemas.format.errors import quoted
 from schemas.format.files import CheckpointFiles
 from schemas.format.metadata import FactoredLayer
-from schemas.format.model_config import QUANT_METHOD, QUANTIZATION, quantization_config
+from schemas.format.model_config import (
+    ORIGINAL_WEIGHTS,
+    QUANT_METHOD,
+    QUANTIZATION,
+    quantization_config,
+)
 from schemas.format.names import INDEX_ENDING, MAX_NAME_CHARACTERS, SHARD
 from schemas.planning.layer import LayerPlan
 
@@ -52,10 +57,11 @@ def _shard_name(name: str) -> str:
     return SHARD_PREFIX + name
 
 
-def folder_config(raw: bytes, layers: Mapping[str, FactoredLayer]) -> tuple[bytes, str | None]:
+def folder_config(raw: bytes, layers: Mapping[str, FactoredLayer], weights: str) -> tuple[bytes, str | None]:
     """Return the config.json of a folder with these factored layers, and a warning where it needs one.
 
-    All other keys stay as they are, in their order.
+    `weights` is the name of the input's index or weight file. All other keys stay as they are, in their
+    order.
     """
     config = parse_config(raw)
     warning = None
@@ -66,7 +72,7 @@ def folder_config(raw: bytes, layers: Mapping[str, FactoredLayer]) -> tuple[byte
             "cannot load this folder: use eckart.torch.load_compressed, or ask for layout dense."
         )
     else:
-        config[QUANTIZATION] = quantization_config(layers)
+        config[QUANTIZATION] = quantization_config(layers, _original_weights(config, weights))
     config["transformers_weights"] = MISSING_WEIGHTS
     return json.dumps(config, indent=2).encode() + b"\n", warning
 
@@ -101,3 +107,12 @@ def has_other_method(config: Mapping[str, Any]) -> bool:
 def _quant_method(config: Mapping[str, Any]) -> object:
     quantization = config[QUANTIZATION]
     return quantization.get("quant_method") if isinstance(quantization, dict) else None
+
+
+def _original_weights(config: Mapping[str, Any], weights: str) -> str | None:
+    """Return the first name of the weights; of a model that was compressed before, config.json has it."""
+    if weights not in (ENTRY_STEM + ENDING, ENTRY_STEM + INDEX_ENDING):
+        return weights
+    quantization = config.get(QUANTIZATION)
+    before = quantization.get(ORIGINAL_WEIGHTS) if isinstance(quantization, dict) else None
+    return before if isinstance(before, str) else None

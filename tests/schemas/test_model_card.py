@@ -132,3 +132,28 @@ def test_a_model_with_code_of_its_own_is_loaded_by_the_auto_class():
 def test_a_model_that_was_compressed_before_is_loaded_in_the_same_way():
     config = BERT | {"quantization_config": {"quant_method": "eckart"}}
     assert code(card(config)) == code(card())
+
+
+def test_a_folder_with_modules_of_its_own_says_which_files_it_needs():
+    text = card(companions=("config.json", "modules.json"))
+    assert "copy them\nfrom the folder of the model that this one was made from" in text
+    assert "modules.json" not in card()
+
+
+@pytest.mark.parametrize("name", ["model.fp16.safetensors", "model.safetensors.index.fp16.json"])
+def test_a_dense_folder_of_a_variant_is_loaded_as_one(name):
+    names = ["model.fp16-00001-of-00002.safetensors", "config.json", name]
+    files = [{"name": each, "size_bytes": 1, "sha256": "0" * 64} for each in names]
+    document = report().model_dump(mode="json")
+    document["output"]["files"] = files
+    text = model_card(Report.model_validate(document), BERT, names, b"", is_factored=False).decode()
+
+    assert code(text).endswith('model = BertModel.from_pretrained(".", variant="fp16")\n')
+
+
+@pytest.mark.parametrize("name", ['A").__class__("', "```", 7])
+def test_a_hostile_class_name_of_a_diffusers_model_never_reaches_the_card(name):
+    text = card({"_class_name": name})
+
+    assert code(text) == 'from eckart.torch import load_compressed\n\nload_compressed(model, ".")\n'
+    assert text.count("```") == 2

@@ -60,6 +60,29 @@ def test_a_form_of_companions_alone_lacks_the_weights(service):
     assert "a .safetensors file" in problem["detail"]
 
 
+MODULES = b'[{"idx": 0, "path": ""}, {"idx": 1, "path": "1_Pooling"}, {"idx": 2, "path": "2_Dense"}]'
+
+
+def test_modules_whose_subfolders_are_not_sent_are_told_in_the_plan_and_the_job(service):
+    job = service.submit_files({**FILES, "modules.json": MODULES}).json()
+    body = {"checkpoint": job["checkpoint"], "spec": {"rank": 1}}
+    plan = service.http.post("/v1/plans", json=body).json()
+
+    for document in (job, plan):
+        (said,) = (warning for warning in document["warnings"] if "modules.json" in warning)
+        assert '"1_Pooling", "2_Dense"' in said
+        assert "copy them from the model's own folder" in said
+
+
+@pytest.mark.parametrize(
+    "modules", [b'[{"path": ""}]', b"[", b"{}", b"[7]", b'[{"p": 1}]', b"[" * 100_000, b"\xff"]
+)
+def test_modules_without_subfolders_are_no_warning(service, modules):
+    job = service.submit_files({**FILES, "modules.json": modules}).json()
+
+    assert job["warnings"] == []
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "modeling.py", "report.json", "tf.index.json"])
 def test_other_files_are_refused_and_nothing_of_the_form_stays(service, name):
     before = service.leftovers()

@@ -329,6 +329,15 @@ def test_the_report_says_how_a_factored_result_is_loaded_and_how_not(folder, com
     assert "Never put a config.json beside it" in alone
 
 
+def test_the_report_says_which_subfolders_the_result_lacks(folder, compress):
+    before = compress(folder).report.warnings
+    (folder / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}]')
+    (said,) = set(compress(folder).report.warnings) - set(before)
+
+    assert said.startswith("modules.json names subfolders")
+    assert '"1_Pooling"' in said
+
+
 def test_an_adapters_own_files_are_not_replaced_by_companions_of_their_name(folder, compress, tmp_path):
     base = tmp_path / "base.safetensors"
     weights = load_file(folder / "model.safetensors")

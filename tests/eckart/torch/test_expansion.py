@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from eckart import InputError, LoadError
 from eckart.cli import main
-from eckart.torch import expand
+from eckart.torch import expand, load_compressed
 from tests.compression import compress
 from tests.eckart.torch.factoring import close, factored, products, write
 
@@ -212,6 +213,111 @@ def test_memory_holds_a_layer_at_a_time(tmp_path):
     assert many - few < 3 * size * size * 4 / 1024
     dense = tmp_path / f"{most}.safetensors-dense" / f"{most}.safetensors"
     assert dense.stat().st_size > most * size * size * 4
+
+
+NOISE = pytest.mark.filterwarnings("ignore:::diffusers", "ignore:::torch")
+
+
+def unet():
+    """Return a tiny model of diffusers."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=8,
+    ).eval()
+
+
+def denoised(model):
+    noise, text = torch.linspace(-1, 1, 256).reshape(1, 4, 8, 8), torch.linspace(-1, 1, 48).reshape(1, 3, 16)
+    with torch.no_grad():
+        return model(noise, 3, text).sample
+
+
+@NOISE
+@pytest.mark.parametrize(("size", "variant"), [("1GB", None), ("1GB", "fp16"), ("100KB", "fp16")])
+def test_diffusers_takes_the_expanded_folder_of_its_model(tmp_path, size, variant):
+    unet().save_pretrained(tmp_path / "unet", max_shard_size=size, variant=variant)
+    small = compressed(tmp_path / "unet", tmp_path / "small")
+    twice = compressed(small, tmp_path / "twice", include=["nothing"])
+    before = {path.name for path in (tmp_path / "unet").iterdir()}
+    for source in (small, twice):
+        folder = tmp_path / f"{source.name}-dense"
+        expand(source, folder)
+        assert {path.name for path in folder.iterdir()} == before | {"README.md", "report.json"}
+        dense = UNet2DConditionModel.from_pretrained(folder, variant=variant)
+        factored = load_compressed(UNet2DConditionModel.from_config(dense.config), source)
+        assert close(denoised(dense), denoised(factored))
+
+
+@NOISE
+def test_diffusers_refuses_a_factored_folder(tmp_path):
+    unet().save_pretrained(tmp_path / "unet")
+    small = compressed(tmp_path / "unet", tmp_path / "small")
+
+    with pytest.raises(ValueError, match="Unknown quantization type, got eckart"):
+        UNet2DConditionModel.from_pretrained(small)
+
+
+@NOISE
+@pytest.mark.parametrize(("layout", "variant"), [("factored", "fp16"), ("dense", "fp16"), ("dense", None)])
+def test_the_lines_of_the_card_of_a_diffusers_model_run(tmp_path, monkeypatch, layout, variant):
+    unet().save_pretrained(tmp_path / "unet", variant=variant)
+    small = compressed(tmp_path / "unet", tmp_path / "small", layout=layout)
+    card = (small / "README.md").read_text()
+    monkeypatch.chdir(small)
+    names = {}
+    exec(card.partition("```python\n")[2].partition("```")[0], names)
+
+    dense = small
+    if layout == "factored":
+        dense = tmp_path / "dense"
+        expand(small, dense)
+    expected = UNet2DConditionModel.from_pretrained(dense, variant=variant)
+    assert close(denoised(names["model"]), denoised(expected))
+    assert "eckart[transformers]" not in card
+    assert ("Install `eckart[torch]` first." in card) == (layout == "factored")
+
+
+OLDER = {"quant_method": "eckart", "version": 1, "layers": {}}
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"quantization_config": OLDER}, "model.safetensors"),
+        ({"quantization_config": OLDER, "_class_name": "X"}, "diffusion_pytorch_model.safetensors"),
+        ({"quantization_config": OLDER | {"original_weights": "m.fp8.safetensors"}}, "m.fp8.safetensors"),
+        # None of these can be the name of a weight file.
+        ({"quantization_config": OLDER | {"original_weights": "../../m.safetensors"}}, "model.safetensors"),
+        ({"quantization_config": OLDER | {"original_weights": "config.json"}}, "model.safetensors"),
+        (
+            {"quantization_config": OLDER | {"original_weights": "m.safetensors.index.json"}},
+            "model.safetensors",
+        ),
+        ({"quantization_config": OLDER | {"original_weights": ["x"]}}, "model.safetensors"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "model.safetensors"),
+        ([], "model.safetensors"),
+        (None, "model.safetensors"),
+    ],
+)
+def test_the_weights_get_a_name_that_is_known_or_the_usual_one(tmp_path, config, name):
+    (tmp_path / "small").mkdir()
+    write(tmp_path / "small" / "eckart.safetensors", *factored({"a.weight": torch.randn(8, 8)}, "a"))
+    if config is not None:
+        (tmp_path / "small" / "config.json").write_text(json.dumps(config))
+    expand(tmp_path / "small", tmp_path / "dense")
+    (alone,) = expand(tmp_path / "small" / "eckart.safetensors", tmp_path / "alone")
+
+    assert [path.name for path in (tmp_path / "dense").glob("*.safetensors")] == [name]
+    assert alone == tmp_path / "alone" / name
 
 
 @pytest.mark.parametrize("taken", ["file", "folder"])
