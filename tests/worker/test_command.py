@@ -10,13 +10,29 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from worker.__main__ import main
+
 ROOT = Path(__file__).parents[2]
 SPEC = '{"rank": {"ratio": 0.5}}'
 
 
-def run(*arguments, verb="compress"):
-    command = [sys.executable, "-m", "worker", verb, *map(str, arguments)]
+def run(*arguments):
+    command = [sys.executable, "-m", "worker", "compress", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch):
+    """Run a command in this process, where it does not start torch anew; return what it says as it fails."""
+    monkeypatch.setenv("ECKART_THREADS", str(torch.get_num_threads()))
+
+    def call(verb, *arguments):
+        assert main([verb, *map(str, arguments)]) == 1
+        said = capsys.readouterr()
+        assert said.out == ""
+        return said.err
+
+    return call
 
 
 @pytest.mark.parametrize(
@@ -58,14 +74,13 @@ def test_a_file_is_compressed_into_a_directory_or_a_file(save, gaussian, tmp_pat
         (".", "out", SPEC, "name the file or the index"),
     ],
 )
-def test_an_error_is_printed_in_one_line(save, gaussian, tmp_path, source, target, spec, words):
+def test_an_error_is_printed_in_one_line(save, gaussian, tmp_path, refused, source, target, spec, words):
     save({"a.weight": gaussian(8, 8)})
     (tmp_path / "broken.safetensors").write_bytes(b"abc")
-    done = run(tmp_path / source, tmp_path / target, "--spec", spec)
 
-    assert done.returncode == 1
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+    said = refused("compress", tmp_path / source, tmp_path / target, "--spec", spec)
+    assert words in said
+    assert len(said.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -95,12 +110,10 @@ def test_a_setting_that_cannot_work_is_refused_in_a_line(name, value, words):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_sharded_checkpoint_does_not_become_a_single_file(save_sharded, gaussian, tmp_path):
+def test_a_sharded_checkpoint_does_not_become_a_single_file(save_sharded, gaussian, tmp_path, refused):
     directory = save_sharded([{"a.weight": gaussian(8, 8)}, {"b.weight": gaussian(8, 8)}])
-    done = run(directory, tmp_path / "one.safetensors", "--spec", SPEC)
 
-    assert done.returncode == 1
-    assert "is sharded" in done.stderr
+    assert "is sharded" in refused("compress", directory, tmp_path / "one.safetensors", "--spec", SPEC)
 
 
 def test_a_calibration_is_given_as_a_file(save, gaussian, tmp_path):
@@ -125,18 +138,16 @@ def test_a_calibration_is_given_as_a_file(save, gaussian, tmp_path):
     ],
 )
 def test_a_calibration_that_does_not_fit_is_an_error_in_one_line(
-    save, gaussian, tmp_path, grams, spec, words
+    save, gaussian, tmp_path, refused, grams, spec, words
 ):
     source = save({"a.weight": gaussian(64, 48)})
     if grams is None:
         (tmp_path / "grams.safetensors").write_bytes(b"abc")
     else:
         save(grams, "grams.safetensors")
-    done = run(source, tmp_path / "out", "--spec", spec, "--calibration", tmp_path / "grams.safetensors")
+    options = ["--spec", spec, "--calibration", tmp_path / "grams.safetensors"]
 
-    assert done.returncode == 1
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+    assert words in refused("compress", source, tmp_path / "out", *options)
     assert not (tmp_path / "out").exists()
 
 
@@ -166,10 +177,10 @@ def test_a_plan_is_printed_without_torch(save, gaussian, tmp_path):
         ("broken.safetensors", SPEC, "broken.safetensors: This is not safetensors"),
     ],
 )
-def test_an_error_of_a_plan_is_printed_in_one_line(save, gaussian, tmp_path, source, spec, words):
+def test_an_error_of_a_plan_is_printed_in_one_line(save, gaussian, tmp_path, refused, source, spec, words):
     save({"a.weight": gaussian(8, 8)})
     (tmp_path / "broken.safetensors").write_bytes(b"abc")
-    done = run(tmp_path / source, "--spec", spec, verb="plan")
 
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
-    assert words in done.stderr
+    said = refused("plan", tmp_path / source, "--spec", spec)
+    assert words in said
+    assert len(said.splitlines()) == 1

@@ -188,14 +188,14 @@ def fine_tune(model, steps):
 
 def test_the_error_of_a_real_fine_tune_is_the_best_possible_one(adapt):
     folder = Path(installed("model.safetensors")).parent
-    base, tuned = BertModel.from_pretrained(folder), BertModel.from_pretrained(folder)
+    base, tuned = (BertModel.from_pretrained(folder, num_hidden_layers=2) for _ in range(2))
     fine_tune(tuned, 4)
     result = adapt(base, tuned, rank=16)
 
     start = {name: weight.detach().clone() for name, weight in matrices(base).items()}
     residual = whole = 0.0
     changed = [layer for layer in result.report.layers if layer.reason != "unchanged"]
-    assert len(changed) == 36
+    assert len(changed) == 12
     for layer in changed:
         change = (matrices(tuned)[layer.name] - start[layer.name]).detach().double()
         squares = torch.linalg.eigvalsh(change @ change.T).flip(0).clamp_min(0)
