@@ -23,6 +23,7 @@ KeptReason = Literal[
     "kept_by_budget",
     "more_than_a_linear",
     "adapter",
+    "embedding",
     "not_called",
     "tied",
     "unchanged",
@@ -38,12 +39,15 @@ KEPT_REASONS: dict[KeptReason, str] = {
     "kept_by_budget": "The budget achieves a smaller total error if this weight stays dense, or is left out.",
     "more_than_a_linear": "The module has tensors beside `weight` and `bias`, such as a scale or a mask.",
     "adapter": "The weight is one of the two matrices of a LoRA adapter.",
+    "embedding": "By its name it is an embedding, and an adapter holds differences of linear layers only.",
     "not_called": "An attention with an `in_proj_weight` reads this weight without calling the module.",
     "tied": "Another module has the same weight, by the metadata or as equal bytes that are not selected.",
     "unchanged": "The weight equals that of the base.",
 }
 # Reasons that lie in what a weight is. Such a weight is listed, but counts as one that is not selected.
-NOT_LINEAR: frozenset[KeptReason] = frozenset({"more_than_a_linear", "adapter", "not_called", "tied"})
+NOT_LINEAR: frozenset[KeptReason] = frozenset(
+    {"more_than_a_linear", "adapter", "embedding", "not_called", "tied"}
+)
 
 # Why a tensor is not selected, but for `exclude` with its pattern. A test checks that the docs have each.
 NOT_SELECTED: dict[str, str] = {
@@ -80,7 +84,7 @@ LeftOut = Annotated[
     tuple[NotSelected, ...],
     Field(
         description="What is left out, by rule, the largest first; layers with the reasons "
-        "`more_than_a_linear`, `adapter`, `not_called` and `tied` are counted here too."
+        "`more_than_a_linear`, `adapter`, `embedding`, `not_called` and `tied` are counted here too."
     ),
 ]
 

@@ -4,7 +4,9 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
 from schemas.planning.layer import BIAS, WEIGHT, Tensor
+from schemas.planning.patterns import Patterns
 from schemas.report import KeptReason
+from schemas.spec import EMBEDDINGS
 
 # In the order of characters "/" follows ".", so that these two enclose all names below a module.
 BELOW, AFTER = ".", "/"
@@ -14,6 +16,7 @@ PARTNERS = {"lora_A": "lora_B", "lora_B": "lora_A", "lora_down": "lora_up", "lor
 PARTNERS_BELOW_LORA = {"down": "up", "up": "down"}
 # torch's MultiheadAttention has some of these beside an `out_proj` that it reads without calling it.
 ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+EMBEDDING_PATTERNS = Patterns(EMBEDDINGS)
 
 
 class Modules:
@@ -44,6 +47,10 @@ class Modules:
         """Return whether a module has a bias as long as one side of its weight."""
         bias = self._shapes.get(module + BIAS, ())
         return len(bias) == 1 and bias[0] in self._shapes.get(module + WEIGHT, ())
+
+    def is_embedding(self, module: str) -> bool:
+        """Return whether a module is an embedding by its name; one with a bias is none."""
+        return not self.has_bias(module) and EMBEDDING_PATTERNS.fit(module)
 
     def reason_to_keep(self, module: str) -> KeptReason | None:
         """Return why the module of a weight is no plain linear layer, or None."""

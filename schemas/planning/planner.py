@@ -152,6 +152,9 @@ def _plan_layer(
     resolve = adapter_rank if layer.in_adapter else _rank
     rank, reason = resolve(layer, override.rank or spec.rank)
     structural = modules.reason_to_keep(name)
+    # PEFT reads a linear layer's factors, and passes over them where the module is an embedding.
+    if structural is None and layer.in_adapter and modules.is_embedding(name):
+        structural = "embedding"
     # What collides is told as such, though a module whose factors' names are taken has other tensors too.
     may_collide = spec.layout == "factored" and structural in {None, "more_than_a_linear"}
     if may_collide and _names_taken(layer, modules):

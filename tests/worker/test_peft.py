@@ -173,6 +173,26 @@ def test_a_class_with_other_names_makes_peft_warn_of_missing_keys(adapt):
         PeftModel.from_pretrained(BertForMaskedLM(base.config), result.directory)
 
 
+@torch.inference_mode()
+def test_an_embedding_that_a_spec_selects_is_left_out_and_named(pair, adapt):
+    """PEFT has embeddings under other names, and would pass over factors without a word."""
+    _, base, tuned = pair
+    embeddings = {n for n, module in tuned.named_modules() if isinstance(module, torch.nn.Embedding)}
+    for module in tuned.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.weight.add_(torch.randn_like(module.weight) / 50)
+    for weight in matrices(tuned).values():
+        weight.add_(torch.randn_like(weight) / 50)
+    result = adapt(base, tuned, exclude=[])
+
+    load_strictly(base, result)
+    assert {x.name for x in result.report.layers if x.reason == "embedding"} == embeddings
+    (entry,) = [entry for entry in result.report.not_selected if entry.rule == "embedding"]
+    assert entry.tensors == len(embeddings)
+    (warning,) = [text for text in result.report.warnings if text.startswith("base:")]
+    assert all(f"{name}.weight (" in warning for name in embeddings)
+
+
 def fine_tune(model, steps):
     """Train all weights to tell sentences of two lengths apart."""
     torch.manual_seed(0)
