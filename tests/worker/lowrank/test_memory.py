@@ -4,19 +4,17 @@ import subprocess
 import sys
 
 MEASURE = """
-import resource, torch
+import torch
+from tests.peak import peak_kib
 from tests.worker.lowrank.requests import asked
 from worker.lowrank import factor
-
-def peak_mib():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 weight = torch.randn({rows}, {columns}, dtype=torch.bfloat16)
 request = asked(method="{method}", rank=64, max_rank=400, dtype=torch.bfloat16)
 factor(weight[:128, :64], request)
-before = peak_mib()
+before = peak_kib()
 factor(weight, request)
-print(peak_mib() - before)
+print((peak_kib() - before) / 1024)
 """
 
 
@@ -39,12 +37,10 @@ def test_factoring_a_wide_weight_by_columns_takes_as_few():
 
 
 MEASURE_CALIBRATED = """
-import resource, torch
+import torch
+from tests.peak import peak_kib
 from tests.worker.lowrank.requests import asked
 from worker.lowrank import factor, gram_fault
-
-def peak_mib():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 def calibrated(weight):
     gram = torch.eye(weight.shape[1])
@@ -53,9 +49,9 @@ def calibrated(weight):
 
 weight = torch.randn(256, 4096, dtype=torch.bfloat16)
 calibrated(weight[:, :64])
-before = peak_mib()
+before = peak_kib()
 calibrated(weight)
-print(peak_mib() - before)
+print((peak_kib() - before) / 1024)
 """
 
 
