@@ -21,10 +21,11 @@ from eckart.model_folder import MISSING_WEIGHTS, QUANT_METHOD, QUANTIZATION, USU
 from eckart.transformers.config import EckartConfig
 from eckart.transformers.loading import load_folder, options_of
 from eckart.transformers.quantizer import EckartQuantizer
-from eckart.transformers.saving import describe_factors
+from eckart.transformers.saving import described, with_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from os import PathLike
 
 
 def install() -> None:
@@ -33,6 +34,7 @@ def install() -> None:
     _wrap(AutoHfQuantizer, "merge_quantization_configs", _merges_configs)
     _wrap(PreTrainedModel, "_load_pretrained_model", _loads_folders)
     _wrap(PreTrainedModel, "save_pretrained", _saves_models)
+    _wrap(modeling_utils, "safe_save_file", _saves_files)
     _wrap(PretrainedConfig, "save_pretrained", _saves_configs)
     register_quantization_config(QUANT_METHOD)(EckartConfig)
     register_quantizer(QUANT_METHOD)(EckartQuantizer)
@@ -111,12 +113,24 @@ def _loads_folders(original: Any) -> classmethod[Any, ..., Any]:
 
 
 def _saves_models(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Describe a model's factored layers before it is saved."""
+    """Describe a model's factored layers while it is saved."""
 
     @wraps(original)
     def save(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-        describe_factors(self, original_names=kwargs.get("save_original_format", True))
-        return original(self, *args, **kwargs)
+        with described(self, original_names=kwargs.get("save_original_format", True)):
+            return original(self, *args, **kwargs)
+
+    return save
+
+
+def _saves_files(original: Callable[..., None]) -> Callable[..., None]:
+    """List the factored layers of a file in its metadata, so that it is known without the config."""
+
+    @wraps(original)
+    def save(
+        tensors: Mapping[str, Any], filename: str | PathLike[str], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        original(tensors, filename, metadata=with_layers(metadata, tensors))
 
     return save
 

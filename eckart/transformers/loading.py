@@ -23,7 +23,7 @@ from eckart.transformers.naming import Naming, rules
 from eckart.transformers.tensors import FolderTensors, find_layers, open_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from torch import nn
     from transformers import PreTrainedModel
@@ -47,18 +47,20 @@ def load_folder(load: Callable[..., Any], arguments: dict[str, Any], config: Eck
             folder = open_folder(opened, arguments["checkpoint_files"], config.entries())
         else:
             folder = find_layers(state_dict, config.entries())
-        matches = _matches(
-            model, folder, Naming(model, folder.tensors.keys(), arguments), dense=config.dequantize
-        )
+        naming = Naming(model, folder.tensors.keys(), arguments)
+        matches = _matches(model, folder, naming, dense=config.dequantize)
         swapped = [match for match in matches if match.reason is None]
         for match in swapped:
             entry = match.factors.entry
             layer = model.get_submodule(match.module)
             become_low_rank(layer, match.factors.sizes, transposed=entry.transposed, method=entry.method)
-        result = load(**_as_any_model(arguments, _tensors_to_load(folder, matches)))
+        tensors = _tensors_to_load(folder, matches)
+        result = load(**_as_any_model(arguments, tensors))
     restore_zero_biases(model)
     _check_loaded(model, swapped)
-    _check_some_match(matches, _missing_weights(model, result))
+    missing = _missing_weights(model, result)
+    _check_some_match(matches, missing)
+    _check_nothing_below(naming, tensors.keys(), missing)
     _warn_of_dense(matches, asked_for=config.dequantize)
     config.keep_only({match.factors.name for match in swapped})
     return result
@@ -200,6 +202,32 @@ def _check_some_match(matches: list[Match], missing: list[str]) -> None:
             f"the model has none of the folder's factored layers, {layers}, and lacks {listed(missing)}; "
             "load the class that the folder was made from, or give a key_mapping"
         )
+
+
+def _check_nothing_below(naming: Naming, stored: Collection[str], missing: Collection[str]) -> None:
+    """Refuse weights that would be random though the files hold tensors of their modules, such as factors."""
+    owners = {module + WEIGHT: name for name in stored for module in _owners(name) if missing}
+    found = {
+        target: owners[weight]
+        for weight, target in naming.renamed(sorted(owners.keys() - stored), missing).items()
+        if target is not None
+    }
+    if found:
+        raise LoadError(
+            f"transformers would fill {listed(list(found))} with random numbers, though the files hold "
+            f"{listed(list(found.values()))}: the folder is damaged, its config.json lacks these layers, or "
+            "its factors were factored again. Compress the original folder again. If the weights are to be "
+            "new, load what `eckart expand` makes of the folder"
+        )
+
+
+def _owners(name: str) -> Iterator[str]:
+    """Yield the module of a tensor, and those of which it may be a factor."""
+    module, _, _ = name.rpartition(".")
+    yield module
+    while (parts := module.rpartition("."))[2].isdecimal():
+        module = parts[0]
+        yield module
 
 
 def _warn_of_dense(matches: list[Match], *, asked_for: bool) -> None:

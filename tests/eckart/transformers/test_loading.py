@@ -14,6 +14,7 @@ from eckart import LoadError
 from eckart.torch import LowRankConv1D
 from eckart.transformers import EckartConfig
 from examples import minilm
+from tests.eckart.torch.factoring import factored
 from tests.eckart.transformers.folders import (
     FIVE,
     QUIET,
@@ -120,6 +121,45 @@ def test_a_key_mapping_renames_factors_too(shared, foreign):
 def test_a_model_without_any_of_the_factored_layers_is_refused(shared, foreign):
     with pytest.raises(LoadError, match=r"none of the folder's factored layers, net\.lm_head.*key_mapping"):
         shared.kind.from_pretrained(foreign, ignore_mismatched_sizes=True)
+
+
+QUERY = "model.layers.0.self_attn.q_proj"
+
+
+def factored_again(tensors, layers):
+    """Factor the factors of one layer, as a service does that does not know them."""
+    again, found = factored(tensors, f"{QUERY}.0", f"{QUERY}.1")
+    del layers[QUERY]
+    return again, layers | {name: {k: entry[k] for k in ("rank", "shape")} for name, entry in found.items()}
+
+
+def unlisted(tensors, layers):
+    del layers[QUERY]
+    return tensors, layers
+
+
+def all_unlisted(tensors, _layers):
+    return tensors, {}
+
+
+def a_bias_alone(tensors, layers):
+    del layers[QUERY]
+    bias = {f"{QUERY}.bias": torch.ones(32)}
+    return {name: t for name, t in tensors.items() if not name.startswith(QUERY)} | bias, layers
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("damage", [factored_again, unlisted, all_unlisted, a_bias_alone])
+def test_a_weight_that_the_files_hold_in_another_form_is_never_random(shared, tmp_path, damage, dense):
+    folder = tmp_path / "damaged"
+    shutil.copytree(shared.compressed, folder)
+    file = folder / "eckart.safetensors"
+    tensors, layers = damage(load_file(file), factors_in(folder))
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"})
+    change_config(folder, {"quantization_config": quantization_of(folder) | {"layers": layers}})
+    options = {"quantization_config": EckartConfig(dequantize=True)} if dense else {}
+    with pytest.raises(LoadError, match=r"fill .*weight.* random numbers.*Compress the original"):
+        shared.kind.from_pretrained(folder, **options)
 
 
 def test_shards_load(tmp_path):
