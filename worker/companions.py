@@ -81,9 +81,7 @@ def write_companions(
     made = rewritten | {file.name for file in report.output.files}
     written = [writer.copy(name) for name in checkpoint.companions if name not in made]
     layers = _factored(output)
-    hint = how_to_load(
-        is_factored=bool(layers), in_folder=has_config, is_adapter=report.spec["layout"] == "adapter"
-    )
+    hint = how_to_load(layers, in_folder=has_config, is_adapter=report.spec["layout"] == "adapter")
     report = report.model_copy(update={"how_to_load": hint})
     if has_config:
         files, warnings = _write_config_and_card(writer, report, layers)

@@ -6,7 +6,8 @@ it fails, and its message says what to import. `eckart.transformers` finds the w
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from schemas.format.companion import CONFIG_NAME, parse_config
@@ -22,6 +23,11 @@ from schemas.format.model_config import (
 from schemas.format.names import INDEX_ENDING, MAX_NAME_CHARACTERS, SHARD
 from schemas.planning.layer import LayerPlan
 
+EXPERT = re.compile(r"\.experts\.[0-9]+\.")
+DENSE_EXPERTS = (
+    " Transformers 5 stacks experts into one tensor, so it runs them dense: in memory they are as large as "
+    "in the input."
+)
 ENTRY_STEM = "eckart"
 ENDING = ".safetensors"
 SHARD_PREFIX = "eckart_"
@@ -77,20 +83,21 @@ def folder_config(raw: bytes, layers: Mapping[str, FactoredLayer], weights: str)
     return json.dumps(config, indent=2).encode() + b"\n", warning
 
 
-def how_to_load(*, is_factored: bool, in_folder: bool, is_adapter: bool = False) -> str | None:
-    """Say how a factored result is loaded, and how not; a dense one needs no word."""
+def how_to_load(layers: Collection[str], *, in_folder: bool, is_adapter: bool = False) -> str | None:
+    """Say how a result with these factored layers is loaded, and how not; a dense one needs no word."""
     if is_adapter:
         return (
             "Load the base by the class whose names the checkpoint has, and then this folder with "
             "peft.PeftModel.from_pretrained(base, folder). PEFT warns of missing keys if the class has other "
             "names."
         )
-    if not is_factored:
+    if not layers:
         return None
     if in_folder:
+        experts = DENSE_EXPERTS if any(EXPERT.search(name) for name in layers) else ""
         return (
             "README.md has the lines that load this folder. Without its import, from_pretrained refuses the "
-            "folder; never rename the weights for it."
+            f"folder; never rename the weights for it.{experts}"
         )
     return (
         "Load it with eckart.torch.load_compressed. Never put a config.json beside it for from_pretrained, "

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, MixtralConfig, MixtralForCausalLM
 
 from eckart.torch import load_compressed
 from schemas.format.companion import CARD_NAME, CONFIG_NAME
@@ -324,6 +324,7 @@ def test_the_report_says_how_a_factored_result_is_loaded_and_how_not(folder, com
     assert compress(folder, layout="dense").report.how_to_load is None
     assert compress(folder, include=["nothing"]).report.how_to_load is None
     assert "README.md has the lines" in compress(folder).report.how_to_load
+    assert "experts" not in compress(folder).report.how_to_load
     alone = compress(folder / "model.safetensors").report.how_to_load
     assert "load_compressed" in alone
     assert "Never put a config.json beside it" in alone
@@ -336,6 +337,24 @@ def test_the_report_says_which_subfolders_the_result_lacks(folder, compress):
 
     assert said.startswith("modules.json names subfolders")
     assert '"1_Pooling"' in said
+
+
+def test_the_report_says_that_experts_run_dense(tmp_path, compress):
+    config = MixtralConfig(
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        num_local_experts=2,
+    )
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "mixtral")
+
+    assert "runs them dense" in compress(tmp_path / "mixtral").report.how_to_load
+    without = compress(tmp_path / "mixtral", exclude=["*.experts.*"]).report
+    assert without.totals.layers_factored
+    assert "experts" not in without.how_to_load
 
 
 def test_an_adapters_own_files_are_not_replaced_by_companions_of_their_name(folder, compress, tmp_path):
