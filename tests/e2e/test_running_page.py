@@ -9,10 +9,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from peft import PeftModel
 from sentence_transformers import SentenceTransformer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eckart.cli import main
+from eckart.torch import expand
 from tests.compression import compress
 
 PAGE = Path(__file__).parents[2] / "docs" / "9-running-the-result.md"
@@ -38,6 +41,19 @@ def blocks():
     return sections
 
 
+def unet(folder):
+    """Save a tiny model of diffusers."""
+    blocks = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+    }
+    UNet2DConditionModel(sample_size=8, cross_attention_dim=16, **blocks).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, minilm):
     """Return the folder that the page describes, and the fine-tuned model that its adapter is of."""
@@ -52,6 +68,7 @@ def folder(tmp_path_factory, minilm):
             weight += 0.1 * torch.randn(32, 8) @ torch.randn(8, 32)
     model.save_pretrained(root / "tuned")
     compress(root / "llama", root / "llama-compressed")
+    compress(unet(root / "unet"), root / "unet-compressed")
     shutil.copytree(minilm.parent, root / "sentences", ignore=shutil.ignore_patterns(".*"))
     # The command line also copies the subfolder with the pooling.
     options = ["--include", "*.layer.5.*", "--ratio", "0.5", "--out", str(root / "sentences-compressed")]
@@ -63,7 +80,7 @@ def test_every_block_of_the_page_runs(folder, monkeypatch):
     monkeypatch.chdir(folder)
     names: dict[str, object] = {}
     sections = blocks()
-    assert sum(map(len, sections.values())) == 12
+    assert sum(map(len, sections.values())) == 14
     for section in sections.values():
         for kind, code in section:
             if kind == "sh":
@@ -86,8 +103,25 @@ def check(folder, names):
         tuned = LlamaForCausalLM.from_pretrained("tuned").eval()(tokens).logits
         merged = names["base"].eval()(tokens).logits
         torch.testing.assert_close(merged, tuned, rtol=1e-3, atol=1e-4)
+        adapted = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained("llama-dense"), "tuned-adapter")
+        wanted = adapted.eval()(tokens).logits
+        torch.testing.assert_close(names["tuned"].eval()(tokens).logits, wanted, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(wanted, factored, atol=1e-3), "the adapter changes the model"
+    check_unet(names["unet"].eval())
     (exported,) = onnxruntime.InferenceSession("llama.onnx").run(["logits"], {"tokens": tokens.numpy()})
     np.testing.assert_allclose(exported, factored.numpy(), rtol=1e-3, atol=1e-4)
     original = SentenceTransformer(str(folder / "sentences"), device="cpu").encode(["A man is eating food."])
     assert names["vectors"].shape == original.shape
     assert not np.allclose(names["vectors"], original)
+
+
+def check_unet(factored):
+    expand("unet-compressed", "unet-dense")
+    dense = UNet2DConditionModel.from_pretrained("unet-dense").eval()
+    noise, text = torch.linspace(-1, 1, 256).reshape(1, 4, 8, 8), torch.linspace(-1, 1, 48).reshape(1, 3, 16)
+    with torch.no_grad():
+        expected = dense(noise, 3, text).sample
+        torch.testing.assert_close(factored(noise, 3, text).sample, expected, rtol=1e-4, atol=1e-5)
+    factored.save_pretrained("unet-again")
+    with pytest.raises(ValueError, match="Unknown quantization type, got eckart"):
+        UNet2DConditionModel.from_pretrained("unet-again")

@@ -8,8 +8,10 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from eckart import LoadError
+from eckart.torch import load_compressed, save_compressed
 from tests.compression import compress
-from tests.eckart.transformers.folders import QUIET, write_product
+from tests.eckart.transformers.folders import QUIET, low_rank_layers, write_product
 from tests.eckart.transformers.models import CASES, build
 
 pytestmark = QUIET
@@ -63,3 +65,30 @@ def test_a_class_runs_on_its_compressed_folder(case, tmp_path):
 
 def test_there_are_48_classes():
     assert len({case.model for case in CASES}) == 48
+
+
+SAVED_UNDER_OTHER_NAMES = (
+    "ViTForImageClassification",
+    "SwinModel",
+    "EsmModel",
+    "LlavaForConditionalGeneration",
+    "MixtralForCausalLM",
+)
+
+
+@pytest.mark.parametrize("name", SAVED_UNDER_OTHER_NAMES)
+def test_what_from_pretrained_loaded_is_saved_for_load_compressed(name, tmp_path):
+    """These classes are saved under other names than their modules have, so only transformers loads them."""
+    (case,) = (case for case in CASES if case.model == name)
+    model = build(case)
+    model.save_pretrained(tmp_path / "dense")
+    compress(tmp_path / "dense", tmp_path / "compressed")
+    with pytest.raises(LoadError):
+        load_compressed(build(case), tmp_path / "compressed")
+
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        factored = type(model).from_pretrained(tmp_path / "compressed")
+    save_compressed(factored, tmp_path / "own.safetensors")
+    loaded = load_compressed(build(case), tmp_path / "own.safetensors")
+    assert low_rank_layers(loaded)
+    torch.testing.assert_close(run(loaded, case), run(factored, case), rtol=0, atol=1e-6)
