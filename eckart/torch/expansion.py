@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
-from eckart.checkpoint import ENDING, is_index, open_checkpoint
+from eckart.checkpoint import ENDING, is_index, listed, open_checkpoint
 from eckart.companions import CONFIG_NAME
 from eckart.errors import InputError
 from eckart.header import NewTensor, StoredTensor, aligned, build_header, copy_bytes, replaced
@@ -21,10 +21,12 @@ from eckart.torch.files import (
     WEIGHT,
     Contents,
     Shard,
+    chain_sizes,
+    factor_names,
     read_contents,
     read_tensors,
 )
-from eckart.torch.manifest import DTYPES, METADATA_KEY
+from eckart.torch.manifest import DTYPES, METADATA_KEY, read_config
 from eckart.torch.product import wide_product
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ class StoredLayer:
         return wide_product(matrices, transposed=self.entry.transposed).to(DTYPES[self.dtype]).contiguous()
 
 
+# What PEFT, or a difference job, writes beside an adapter.
+ADAPTER_CONFIG_NAME = "adapter_config.json"
 Parts = dict[NewTensor, StoredTensor | StoredLayer]
 
 
@@ -77,7 +81,7 @@ def expand(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Pa
     index, contents = open_checkpoint(source).index, read_contents(source)
     shards = contents.shards
     if not any(shard.layers for shard in shards):
-        raise InputError(f"{source} holds no factored layers: its metadata list none; use it as it is")
+        raise _no_layers(source, contents)
     into_file = target.suffix == ENDING and index is None and not source.is_dir()
     if target.exists() and (into_file or not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} is there already; name another file, or a new or empty folder")
@@ -92,6 +96,44 @@ def expand(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Pa
         _write_text(new_index, _index(parts, written))
         written.append(new_index)
     return written + (_copy_others(source, folder) if source.is_dir() else [])
+
+
+def _no_layers(source: Path, contents: Contents) -> InputError:
+    """Say why there is nothing to multiply out, and what to do where there may be factors all the same."""
+    folder = source if source.is_dir() else source.parent
+    if (folder / ADAPTER_CONFIG_NAME).is_file():
+        return InputError(
+            f"{folder} is an adapter, which changes the weights of a base; to have dense weights, merge it "
+            "by PEFT: PeftModel.from_pretrained(base, folder).merge_and_unload()"
+        )
+    if source != folder and read_config(folder):
+        return InputError(
+            f"the metadata of {source} list no factored layers, but the config.json beside it does; give "
+            f"their folder, {folder}"
+        )
+    if factors := _possible_factors(contents):
+        return InputError(
+            f"nothing says which layers of {source} are factored, but {listed(factors)} look like factors. "
+            "If they are, load_compressed(model, path, dequantize=True) multiplies them out in their model, "
+            "which you can then save"
+        )
+    return InputError(f"{source} holds no factored layers, so there is nothing to multiply out")
+
+
+def _possible_factors(contents: Contents) -> list[str]:
+    """Return what could be factors by their names and shapes."""
+    found = []
+    for first in contents.shapes:
+        module = first.removesuffix(f".0{WEIGHT}")
+        if module == first or module + WEIGHT in contents.shapes:
+            continue
+        names = [name for name in factor_names(module) if name in contents.shapes]
+        factors = [contents.shapes[name] for name in names]
+        chains = [chain_sizes(factors, transposed=transposed) for transposed in (False, True)]
+        # Factors of more parameters than their product would not have been stored.
+        if any(sizes and sum(map(prod, factors)) < sizes[0] * sizes[-1] for sizes in chains):
+            found += names
+    return found
 
 
 def _parts(shard: Shard, contents: Contents) -> Parts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import IO, TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from eckart.checkpoint import listed, open_checkpoint
 from eckart.errors import InputError, LoadError
 from eckart.header import Header, NewTensor, StoredTensor, build_header, read_header
 from eckart.torch.decoders import DECODERS, Decoder
-from eckart.torch.manifest import FactoredLayer, read_manifest
+from eckart.torch.manifest import FactoredLayer, read_config, read_manifest
 from eckart.torch.product import wide_product
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Factors:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file: its header and what its metadata say of its layers; None where they say nothing."""
+    """One file: its header, and what its metadata, or config.json, say of its layers; None if nothing."""
 
     path: Path
     header: Header
@@ -104,7 +104,10 @@ class Contents:
 
 def read_contents(path: Path) -> Contents:
     """Read names, shapes and factored layers; each shard describes only its own."""
-    shards = tuple(_read_shard(shard) for shard in open_checkpoint(path).shards)
+    shards = _with_layers(
+        tuple(_read_shard(shard) for shard in open_checkpoint(path).shards),
+        read_config(path) if path.is_dir() else {},
+    )
     shapes: dict[str, tuple[int, ...]] = {}
     layers: dict[str, FactoredLayer] = {}
     for shard in shards:
@@ -129,6 +132,30 @@ def _read_shard(path: Path) -> Shard:
     """Read what one file holds."""
     header = read_header(path)
     return Shard(path, header, read_manifest(path, header.metadata))
+
+
+def _with_layers(shards: tuple[Shard, ...], from_config: Mapping[str, FactoredLayer]) -> tuple[Shard, ...]:
+    """Add the layers that only config.json lists to the file that holds their first factor."""
+    if not from_config:
+        return shards
+    names = [{tensor.name for tensor in shard.header.tensors} for shard in shards]
+    stored = set().union(*names, *(shard.layers or () for shard in shards))
+    unlisted = {
+        _first_tensor(name, entry): (name, entry)
+        for name, entry in from_config.items()
+        if stored.isdisjoint({name, name + WEIGHT})
+    }
+    return tuple(
+        replace(
+            shard, layers={**(shard.layers or {}), **dict(unlisted[first] for first in own & unlisted.keys())}
+        )
+        for shard, own in zip(shards, names, strict=True)
+    )
+
+
+def _first_tensor(name: str, entry: FactoredLayer) -> str:
+    decoder = DECODERS.get(entry.codec, DECODERS[None])
+    return decoder.names(factor_names(name)[0])[0]
 
 
 def read_tensors(stream: IO[bytes], tensors: Sequence[StoredTensor]) -> dict[str, Tensor]:

@@ -1,13 +1,16 @@
-"""The `eckart` entry in a file's metadata: which of its layers are factored."""
+"""Which layers are factored: the `eckart` entry in a file's metadata, and that of a folder's config.json."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
 
+from eckart.companions import CONFIG_NAME
 from eckart.errors import LoadError
+from eckart.model_folder import QUANT_METHOD, QUANTIZATION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +40,7 @@ class FactoredLayer(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The factored layers of a file, by module name."""
+    """The factored layers of a file or of a folder, by module name."""
 
     version: Literal[1]
     layers: dict[str, FactoredLayer]
@@ -54,6 +57,29 @@ def read_manifest(path: Path, metadata: Mapping[str, str]) -> dict[str, Factored
         raise LoadError(
             f"{path}: this version of eckart does not understand the {METADATA_KEY!r} entry of its metadata "
             f"({error.errors()[0]['msg']}); upgrade eckart, or compress the checkpoint again"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, FactoredLayer]:
+    """Return the factored layers that a folder's config.json lists, as `save_pretrained` writes it."""
+    try:
+        entry = json.loads((folder / CONFIG_NAME).read_bytes()).get(QUANTIZATION) or {}
+        is_own = entry.get("quant_method") == QUANT_METHOD
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return {}
+    return layers_of_config(entry) if is_own else {}
+
+
+def layers_of_config(entry: Mapping[str, Any]) -> dict[str, FactoredLayer]:
+    """Return the factored layers that our `quantization_config` lists, by their names in the files."""
+    try:
+        return Manifest.model_validate(entry).layers
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = "/".join(str(part) for part in first["loc"])
+        raise LoadError(
+            "this version of eckart does not understand the quantization_config in the folder's "
+            f"config.json ({field}: {first['msg']}); upgrade eckart, or compress the checkpoint again"
         ) from error
 
 

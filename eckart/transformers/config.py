@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from eckart.errors import LoadError
 from eckart.model_folder import QUANT_METHOD
-from eckart.torch.manifest import FactoredLayer  # noqa: TC001 - pydantic reads it
+from eckart.torch.manifest import layers_of_config
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from eckart.torch.manifest import FactoredLayer
+
 VERSION = 1
-
-
-class FolderEntry(BaseModel):
-    """The `quantization_config` of a folder; a newer release may add fields."""
-
-    version: Literal[1]
-    layers: dict[str, FactoredLayer]
 
 
 class EckartConfig(QuantizationConfigMixin):
@@ -43,15 +36,7 @@ class EckartConfig(QuantizationConfigMixin):
 
     def entries(self) -> dict[str, FactoredLayer]:
         """Return the factored layers by their names in the files."""
-        try:
-            return FolderEntry.model_validate({"version": self.version, "layers": self.layers}).layers
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = "/".join(str(part) for part in first["loc"])
-            raise LoadError(
-                "this version of eckart does not understand the quantization_config in the folder's "
-                f"config.json ({field}: {first['msg']}); upgrade eckart, or compress the checkpoint again"
-            ) from error
+        return layers_of_config({"version": self.version, "layers": self.layers})
 
     def keep_only(self, names: Collection[str]) -> None:
         """Drop all layers but these; the others have become dense."""

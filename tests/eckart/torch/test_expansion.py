@@ -331,14 +331,89 @@ def test_what_is_there_is_not_written_over(tmp_path, taken):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("metadata", [None, {"eckart": '{"version": 1, "layers": {}}'}])
-def test_a_file_without_factored_layers_is_refused(tmp_path, metadata):
-    save_file(
-        {"a.0.weight": torch.ones(2, 4), "a.1.weight": torch.ones(4, 2)}, tmp_path / "x.safetensors", metadata
-    )
-    with pytest.raises(InputError, match="holds no factored layers"):
+@pytest.mark.parametrize(
+    ("shapes", "metadata", "words"),
+    [
+        ({"a.weight": (2, 4), "b.0.weight": (8, 2), "b.1.weight": (4, 8)}, None, "nothing to multiply out"),
+        ({"a.weight": (2, 4)}, {"eckart": '{"version": 1, "layers": {}}'}, "nothing to multiply out"),
+        ({"a.0.weight": (1, 4), "a.1.weight": (4, 1)}, None, r"a\.0\.weight, a\.1\.weight look like factors"),
+        (
+            {"a.0.weight": (4, 1), "a.1.weight": (1, 3)},
+            None,
+            r"load_compressed\(model, path, dequantize=True",
+        ),
+    ],
+)
+def test_a_file_without_factored_layers_is_refused(tmp_path, shapes, metadata, words):
+    tensors = {name: torch.ones(shape) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "x.safetensors", metadata)
+    with pytest.raises(InputError, match=words):
         expand(tmp_path / "x.safetensors", tmp_path / "dense")
     assert not (tmp_path / "dense").exists()
+
+
+def without_metadata(folder):
+    """Write the weights as other programs do, so that only config.json lists the layers."""
+    for path in folder.glob("*.safetensors"):
+        save_file(load_file(path), path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("size", ["1GB", "20kB"])
+def test_a_folder_whose_layers_only_its_config_lists_is_expanded_as_the_original(tmp_path, size):
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2).bfloat16().save_pretrained(tmp_path / "gpt2", max_shard_size=size)
+    small = compressed(tmp_path / "gpt2", tmp_path / "small")
+    expand(small, tmp_path / "dense")
+    without_metadata(small)
+    expand(small, tmp_path / "again")
+
+    names = {path.name for path in (tmp_path / "dense").iterdir()}
+    assert names == {path.name for path in (tmp_path / "again").iterdir()}
+    assert shapes(tmp_path / "again") == shapes(tmp_path / "gpt2")
+    for path in (tmp_path / "dense").glob("*.safetensors"):
+        again = load_file(tmp_path / "again" / path.name)
+        assert all(torch.equal(value, again[name]) for name, value in load_file(path).items())
+    configs = [(tmp_path / folder / "config.json").read_bytes() for folder in ("dense", "again")]
+    assert configs[0] == configs[1]
+    with pytest.raises(InputError, match=f"the config.json beside it does; give their folder, {small}"):
+        expand(next(small.glob("*.safetensors")), tmp_path / "new")
+
+
+def test_factors_that_nothing_lists_are_saved_dense_as_the_refusal_says(bert, tmp_path):
+    small = compressed(bert, tmp_path / "small")
+    expand(small, tmp_path / "dense")
+    without_metadata(small)
+    shutil.copy(bert / "config.json", small)
+    with pytest.raises(InputError, match="look like factors"):
+        expand(small, tmp_path / "again")
+    model = load_compressed(BertModel(BERT), small, dequantize=True)
+    model.save_pretrained(tmp_path / "again")
+
+    assert shapes(tmp_path / "again") == shapes(bert)
+    wanted = load_file(tmp_path / "dense" / "model.safetensors")
+    found = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(close(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_config_that_is_not_understood_is_refused_with_what_it_says(bert, tmp_path, version):
+    small = compressed(bert, tmp_path / "small")
+    without_metadata(small)
+    config = json.loads((small / "config.json").read_text())
+    config["quantization_config"] |= {"version": version, "layers": {"a": {"shape": [1, 1]}}}
+    (small / "config.json").write_text(json.dumps(config))
+    field = {1: "layers/a/rank", 2: "version"}[version]
+    with pytest.raises(LoadError, match=f"does not understand the quantization_config.*{field}"):
+        expand(small, tmp_path / "dense")
+
+
+def test_an_adapter_is_merged_by_peft_instead(bert, tmp_path):
+    base, tuned = bert / "model.safetensors", tmp_path / "tuned.safetensors"
+    save_file({name: tensor + torch.rand_like(tensor) for name, tensor in load_file(base).items()}, tuned)
+    adapter = compressed(tuned, tmp_path / "adapter", base=base, layout="adapter", rank=2)
+    for given in (adapter, adapter / "adapter_model.safetensors"):
+        with pytest.raises(InputError, match=r"adapter.*merge it by PEFT"):
+            expand(given, tmp_path / "dense")
 
 
 def test_a_damaged_file_is_refused_before_anything_is_written(tmp_path):

@@ -6,8 +6,9 @@ import pytest
 import torch
 import transformers
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from eckart.torch import expand
 from eckart.transformers import EckartConfig
 from schemas.format.companion import CONFIG_NAME
 from schemas.format.header_stream import read_header
@@ -79,6 +80,21 @@ def test_what_save_pretrained_writes_is_compressed_as_the_folder_that_was_loaded
     assert factors_in(tmp_path / "saved").keys() == factors_in(tmp_path / "original").keys()
     models = [part.kind.from_pretrained(tmp_path / name) for name in ("original", "saved")]
     assert torch.equal(*map(part.computed, models))
+
+
+def test_what_save_pretrained_writes_is_expanded(shared, tmp_path):
+    shared.load().save_pretrained(tmp_path / "again")
+    (file,) = (tmp_path / "again").glob("*.safetensors")
+    expand(file, tmp_path / "alone.safetensors")
+    save_file(load_file(file), file, {"format": "pt"})
+    expand(tmp_path / "again", tmp_path / "dense")
+
+    dense, alone = (load_file(tmp_path / name) for name in ("dense/model.safetensors", "alone.safetensors"))
+    assert dense.keys() == load_file(shared.product / "model.safetensors").keys()
+    assert all(torch.equal(value, alone[name]) for name, value in dense.items())
+    model = shared.kind.from_pretrained(tmp_path / "dense")
+    assert not low_rank_layers(model)
+    torch.testing.assert_close(shared.computed(model), shared.expected, rtol=0, atol=1e-5)
 
 
 def test_other_files_get_no_entry_even_after_a_save_that_failed(shared, tmp_path):
