@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -41,22 +41,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StoredLayer:
-    """A layer whose weight a file holds as factors, or in a codec: what is stored, and how it is decoded."""
+    """A layer whose weight is stored as factors, or in a codec: what is in which file, and how it is decoded.
+
+    Transformers shards a model without regard to which factors belong together.
+    """
 
     name: str
     entry: FactoredLayer
-    tensors: tuple[StoredTensor, ...]
+    tensors: Mapping[Path, Sequence[StoredTensor]]
     decoders: Mapping[str, Decoder]
 
     @property
     def dtype(self) -> str:
         """The dtype of the weight; float32 where the file names none of a weight."""
-        named = (self.entry.weight_dtype, self.entry.dtype, self.tensors[0].dtype)
+        first, *_ = next(iter(self.tensors.values()))
+        named = (self.entry.weight_dtype, self.entry.dtype, first.dtype)
         return next((name for name in named if name in DTYPES), "F32")
 
-    def weight(self, stream: IO[bytes]) -> Tensor:
+    def weight(self) -> Tensor:
         """Read the layer and multiply it out."""
-        stored = read_tensors(stream, self.tensors)
+        stored: dict[str, Tensor] = {}
+        for path, tensors in self.tensors.items():
+            with path.open("rb") as stream:
+                stored |= read_tensors(stream, tensors)
         matrices = [
             decoder.decode(*(stored[part] for part in decoder.names(matrix)))
             for matrix, decoder in self.decoders.items()
@@ -86,14 +93,18 @@ def expand(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Pa
     if target.exists() and (into_file or not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} is there already; name another file, or a new or empty folder")
     folder = target.parent if into_file else target
-    parts = [_parts(shard, contents) for shard in shards]
+    parts = _parts(contents)
     folder.mkdir(parents=True, exist_ok=True)
-    written = [target if into_file else folder / original_name(shard.path) for shard in shards]
-    for shard, own, file in zip(shards, parts, written, strict=True):
-        _write(shard, own, file)
+    files: dict[Path, Parts] = {}
+    for shard, own in zip(shards, parts, strict=True):
+        if own:  # Nothing is left of a file whose factors all belong to layers of others.
+            file = target if into_file else folder / original_name(shard.path)
+            _write(shard, own, file)
+            files[file] = own
+    written = list(files)
     if index is not None:
         new_index = folder / original_name(index)
-        _write_text(new_index, _index(parts, written))
+        _write_text(new_index, _index(files))
         written.append(new_index)
     return written + (_copy_others(source, folder) if source.is_dir() else [])
 
@@ -136,31 +147,45 @@ def _possible_factors(contents: Contents) -> list[str]:
     return found
 
 
-def _parts(shard: Shard, contents: Contents) -> Parts:
-    """Say what a shard becomes: each layer's weight where its first tensor was, all else as it is.
+def _parts(contents: Contents) -> list[Parts]:
+    """Say what each file becomes: each layer's weight where its first tensor was, all else as it is.
 
-    A bias may be in another shard than its factors.
+    A bias may be in another file than its factors.
     """
     biases = {factors.bias: name + BIAS for name, factors in contents.factored.items()}
-    stored = {tensor.name: tensor for tensor in shard.header.tensors}
-    layers: dict[str, StoredLayer] = {}
-    for name, entry in (shard.layers or {}).items():
+    layers = _stored_layers(contents)
+    done: set[str] = set()
+    found: list[Parts] = []
+    for shard in contents.shards:
+        parts: Parts = {}
+        for tensor in shard.header.tensors:
+            layer = layers.get(tensor.name)
+            if layer is None:
+                name = biases.get(tensor.name, tensor.name)
+                parts[NewTensor(name, tensor.dtype, tensor.shape, tensor.size_bytes)] = tensor
+            elif layer.name not in done:
+                done.add(layer.name)
+                size_bytes = prod(layer.entry.shape) * DTYPES[layer.dtype].itemsize
+                parts[NewTensor(layer.name + WEIGHT, layer.dtype, layer.entry.shape, size_bytes)] = layer
+        found.append(parts)
+    return found
+
+
+def _stored_layers(contents: Contents) -> dict[str, StoredLayer]:
+    """Return the layer of each tensor that is a part of one."""
+    stored = {
+        tensor.name: (shard.path, tensor) for shard in contents.shards for tensor in shard.header.tensors
+    }
+    found: dict[str, StoredLayer] = {}
+    for name, entry in (pair for shard in contents.shards for pair in (shard.layers or {}).items()):
         factors = contents.factored.get(name)
         decoders = {m: contents.encoded[m] for m in (factors.matrices if factors else (name + WEIGHT,))}
-        tensors = tuple(stored[part] for matrix in decoders for part in decoders[matrix].names(matrix))
-        layers |= dict.fromkeys((t.name for t in tensors), StoredLayer(name, entry, tensors, decoders))
-    parts: Parts = {}
-    done: set[str] = set()
-    for tensor in shard.header.tensors:
-        layer = layers.get(tensor.name)
-        if layer is None:
-            name = biases.get(tensor.name, tensor.name)
-            parts[NewTensor(name, tensor.dtype, tensor.shape, tensor.size_bytes)] = tensor
-        elif layer.name not in done:
-            done.add(layer.name)
-            size_bytes = prod(layer.entry.shape) * DTYPES[layer.dtype].itemsize
-            parts[NewTensor(layer.name + WEIGHT, layer.dtype, layer.entry.shape, size_bytes)] = layer
-    return parts
+        names = [part for matrix in decoders for part in decoders[matrix].names(matrix)]
+        tensors: dict[Path, list[StoredTensor]] = {}
+        for path, tensor in (stored[part] for part in names):
+            tensors.setdefault(path, []).append(tensor)
+        found |= dict.fromkeys(names, StoredLayer(name, entry, tensors, decoders))
+    return found
 
 
 def _write(shard: Shard, parts: Parts, path: Path) -> None:
@@ -173,12 +198,12 @@ def _write(shard: Shard, parts: Parts, path: Path) -> None:
             if isinstance(part, StoredTensor):
                 copy_bytes(part, source, target)
             else:
-                target.write(part.weight(source).view(torch.uint8).numpy().data)
+                target.write(part.weight().view(torch.uint8).numpy().data)
 
 
-def _index(parts: Sequence[Parts], files: Sequence[Path]) -> dict[str, Any]:
-    total = sum(tensor.size_bytes for own in parts for tensor in own)
-    weight_map = {tensor.name: file.name for own, file in zip(parts, files, strict=True) for tensor in own}
+def _index(files: Mapping[Path, Parts]) -> dict[str, Any]:
+    total = sum(tensor.size_bytes for own in files.values() for tensor in own)
+    weight_map = {tensor.name: file.name for file, own in files.items() for tensor in own}
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
 
 

@@ -379,6 +379,57 @@ def test_a_folder_whose_layers_only_its_config_lists_is_expanded_as_the_original
         expand(next(small.glob("*.safetensors")), tmp_path / "new")
 
 
+def test_factors_of_a_layer_may_lie_in_several_files(bert, tmp_path):
+    """Transformers shards a factored model without regard to which factors belong together."""
+    small = compressed(bert, tmp_path / "small")
+    expand(small, tmp_path / "dense")
+    state = load_file(small / "eckart.safetensors")
+    last = {name for name in state if name.endswith(".1.weight")}
+    (small / "eckart.safetensors").unlink()
+    halves = {
+        f"model-0000{number}-of-00002.safetensors": {name: state[name] for name in names}
+        for number, names in ((1, last), (2, state.keys() - last))
+    }
+    for name, tensors in halves.items():
+        save_file(tensors, small / name, {"format": "pt"})
+    index = {"weight_map": {name: file for file, tensors in halves.items() for name in tensors}}
+    (small / "model.safetensors.index.json").write_text(json.dumps(index))
+    expand(small, tmp_path / "again")
+
+    wanted = load_file(tmp_path / "dense" / "model.safetensors")
+    weights = load_file(tmp_path / "again" / "model-00001-of-00002.safetensors")
+    found = weights | load_file(tmp_path / "again" / "model-00002-of-00002.safetensors")
+    assert weights.keys() == {name.replace(".1.weight", ".weight") for name in last}
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+    model, told = BertModel.from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not told["missing_keys"]
+    assert torch.equal(model.pooler.dense.weight, wanted["pooler.dense.weight"])
+
+
+def test_a_file_of_which_nothing_is_left_is_not_written(bert, tmp_path):
+    small = compressed(bert, tmp_path / "small")
+    state = load_file(small / "eckart.safetensors")
+    (small / "eckart.safetensors").unlink()
+    last = {name for name in state if name.endswith(".1.weight")}
+    files = {
+        "model-00001-of-00002.safetensors": state.keys() - last,
+        "model-00002-of-00002.safetensors": last,
+    }
+    for file, names in files.items():
+        save_file({name: state[name] for name in names}, small / file)
+    index = {"weight_map": {name: file for file, names in files.items() for name in names}}
+    (small / "model.safetensors.index.json").write_text(json.dumps(index))
+    written = expand(small, tmp_path / "dense")
+
+    assert [path.name for path in written[:2]] == [
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
+    assert shapes(tmp_path / "dense") == shapes(bert)
+    assert not BertModel.from_pretrained(tmp_path / "dense", output_loading_info=True)[1]["missing_keys"]
+
+
 def test_factors_that_nothing_lists_are_saved_dense_as_the_refusal_says(bert, tmp_path):
     small = compressed(bert, tmp_path / "small")
     expand(small, tmp_path / "dense")
