@@ -7,8 +7,8 @@ from typing import Any
 
 from schemas.format.companion import MODULES_NAME
 from schemas.format.names import SHARD
-from schemas.planning.model_folder import has_other_method
-from schemas.report import REPORT_NAME, Report
+from schemas.planning.model_folder import has_other_method, original_weights
+from schemas.report import REPORT_NAME, CheckpointReport, Report
 
 CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 # The libraries that load a factored model after `import eckart.transformers`.
@@ -20,6 +20,13 @@ VARIANT = re.compile(
     r"(?:diffusion_pytorch_)?model(?:\.(?P<one>[A-Za-z][A-Za-z0-9_-]*)\.safetensors"
     r"|\.safetensors\.index\.(?P<index>[A-Za-z][A-Za-z0-9_-]*)\.json)"
 )
+# `eckart expand` finds the parts of a card by these, and writes its own for some; so they do not change.
+WHAT_IT_IS = "<!-- eckart: what this folder is -->"
+WHAT_WAS_DONE = "<!-- eckart: what was done -->"
+HOW_TO_RUN = "<!-- eckart: how to run it -->"
+NOTES = "<!-- eckart: notes -->"
+# Not shown: the lines that run the folder once it is expanded.
+ONCE_EXPANDED, CLOSED = "<!-- eckart: once expanded", "-->"
 TAGS = "tags:\n- eckart\n- low-rank\n"
 
 
@@ -39,9 +46,8 @@ def model_card(
     front = found[0] if found else _front_matter(config, companions).encode()
     body = original[found.end() :] if found else original
     front = front if front.endswith(b"\n") else front + b"\n"
-    own = "\n".join(
-        [*_introduction(report), "", *_usage(report, config, companions, is_factored=is_factored)]
-    )
+    usage = _usage(report, config, companions, is_factored=is_factored)
+    own = "\n".join([*_introduction(report), "", HOW_TO_RUN, "", *usage, "", NOTES, "", *_notes(companions)])
     rest = b"\n---\n\n" + body.lstrip(b"\r\n") if body.strip() else b""
     return front + b"\n" + own.encode() + b"\n" + rest
 
@@ -77,9 +83,13 @@ def _introduction(report: Report) -> list[str]:
     if totals.weighted_error is not None:
         rows.append(("relative error of the layers' outputs", f"{totals.weighted_error:.4g}"))
     return [
+        WHAT_IT_IS,
+        "",
         "# Compressed with Eckart",
         "",
         f"{count} replaced by low-rank factors. `{REPORT_NAME}` has the rank and the error of each layer.",
+        "",
+        WHAT_WAS_DONE,
         "",
         "| | |",
         "|---|---|",
@@ -90,36 +100,57 @@ def _introduction(report: Report) -> list[str]:
 def _usage(
     report: Report, config: Mapping[str, Any], companions: Collection[str], *, is_factored: bool
 ) -> list[str]:
-    lines, needed = _loading(report, config, companions), []
-    if is_factored:
-        by_import = _library(config, companions) in IMPORTED and not has_other_method(config)
-        lines = ["import eckart.transformers", *lines] if by_import else _loading_into(config)
-        extra = "eckart[transformers]" if by_import else "eckart[torch]"
-        needed = [
-            "",
-            f"Install `{extra}` first. Never load this folder with `from_pretrained` alone: no library knows",
-            "the factored layers by itself.",
-        ]
-    text = ["Run it in this folder:", "", "```python", *lines, "```", *needed]
+    if not is_factored:
+        return _code(_loading(_names(report.output), config, companions))
+    library, is_other = _library(config, companions), has_other_method(config)
+    lines, extra, hidden = _loading_into(config), "eckart[torch]", []
+    if library in IMPORTED and not is_other:
+        lines = ["import eckart.transformers", *_loading((), config, companions)]
+        extra = "eckart[transformers]"
+    if library is not None and not is_other:
+        # The weights of a folder that was compressed before get their first name back when it is expanded.
+        weights = [original_weights(config, name) or name for name in _names(report.input)]
+        hidden = [ONCE_EXPANDED, *_loading(weights, config, companions), CLOSED, ""]
+    return [
+        *hidden,
+        *_code(lines),
+        "",
+        f"Install `{extra}` first. Never load this folder with `from_pretrained` alone: no library knows",
+        "the factored layers by itself.",
+    ]
+
+
+def _names(checkpoint: CheckpointReport) -> list[str]:
+    return [file.name for file in checkpoint.files]
+
+
+def _code(lines: Iterable[str]) -> list[str]:
+    return ["Run it in this folder:", "", "```python", *lines, "```"]
+
+
+def _notes(companions: Collection[str]) -> list[str]:
+    notes = ["If you publish this folder, name the model that it was made from as `base_model` above."]
     if MODULES_NAME in companions:
-        text += [
+        notes += [
             "",
             f"`{MODULES_NAME}` names subfolders, such as `1_Pooling`. Where they are not here, copy them",
             "from the folder of the model that this one was made from: it does not load without them.",
         ]
-    text += ["", "If you publish this folder, name the model that it was made from as `base_model` above."]
-    return text
+    return notes
 
 
-def _loading(report: Report, config: Mapping[str, Any], companions: Collection[str]) -> list[str]:
-    """Return the lines that load the model with its own library, or into a model where that is not known."""
+def _loading(weights: Iterable[str], config: Mapping[str, Any], companions: Collection[str]) -> list[str]:
+    """Return the lines that load the model with its own library, or into a model where that is not known.
+
+    `weights` are the names of the files, of which one may be that of a variant.
+    """
     library = _library(config, companions)
     if library == "sentence-transformers":
         return ["from sentence_transformers import SentenceTransformer", 'model = SentenceTransformer(".")']
     name = _diffusers_class(config) if library == "diffusers" else _class_name(config)
     if library is None:
         return _loading_into(config)
-    variant = _variant(file.name for file in report.output.files)
+    variant = _variant(weights)
     options = f', variant="{variant}"' if variant else ""
     return [f"from {library} import {name}", f'model = {name}.from_pretrained("."{options})']
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from eckart.checkpoint import ENDING, is_index, listed, open_checkpoint
-from eckart.companions import CONFIG_NAME
+from eckart.companions import CONFIG_NAME, REPORT_NAME
 from eckart.errors import InputError
 from eckart.header import NewTensor, StoredTensor, aligned, build_header, copy_bytes, replaced
 from eckart.model_folder import QUANT_METHOD, QUANTIZATION, WEIGHTS_NAME, original_name
+from eckart.torch.expanded_card import CARD_NAME, expanded_card
 from eckart.torch.files import (
     BIAS,
     WEIGHT,
@@ -80,9 +81,10 @@ def expand(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Pa
     """Write the dense checkpoint of a compressed one, with its old names, shapes and dtypes.
 
     A file becomes a file, of the name `out` or in the folder `out`; an index or a folder becomes a folder,
-    with the same shards and a new index. Weights of a model's folder get their first name back, its other
-    files come along, and `config.json` no longer says that the model is compressed. Memory holds one layer
-    at a time. Returns the files, those of weights first.
+    with the same shards and a new index. Weights of a model's folder get their first name back, and its other
+    files come along, but for `report.json`, which describes the compressed files; `config.json` and the model
+    card say what the folder is now. Memory holds one layer at a time. Returns the files, those of weights
+    first.
     """
     source, target = Path(path), Path(out)
     index, contents = open_checkpoint(source).index, read_contents(source)
@@ -104,7 +106,7 @@ def expand(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Pa
     written = list(files)
     if index is not None:
         new_index = folder / original_name(index)
-        _write_text(new_index, _index(files))
+        _write_bytes(new_index, _json(_index(files)))
         written.append(new_index)
     return written + (_copy_others(source, folder) if source.is_dir() else [])
 
@@ -208,24 +210,31 @@ def _index(files: Mapping[Path, Parts]) -> dict[str, Any]:
 
 
 def _copy_others(source: Path, folder: Path) -> list[Path]:
-    """Copy the files that are no weights, hidden ones left out."""
+    """Copy the files that are no weights; hidden ones and the report are left out."""
     copied = []
     for path in sorted(source.iterdir()):
         target = folder / path.name
-        if path.name.startswith(".") or path.suffix == ENDING or is_index(path.name):
+        is_weights = path.suffix == ENDING or is_index(path.name)
+        if is_weights or path.name.startswith(".") or path.name == REPORT_NAME:
             continue
         if path.is_dir():
             shutil.copytree(path, target)
-        elif path.name == CONFIG_NAME and (config := _dense_config(path)) is not None:
-            _write_text(target, config)
+        elif (content := _changed(path)) is not None:
+            _write_bytes(target, content)
         else:
             shutil.copy(path, target)
         copied.append(target)
     return copied
 
 
-def _dense_config(path: Path) -> dict[str, Any] | None:
-    """Return a model's configuration as it is without compression; None where it is not readable."""
+def _changed(path: Path) -> bytes | None:
+    """Return a file that says how the folder is loaded as it is without compression; None for any other."""
+    if path.name == CONFIG_NAME:
+        return _dense_config(path)
+    return expanded_card(path.read_bytes()) if path.name.lower() == CARD_NAME else None
+
+
+def _dense_config(path: Path) -> bytes | None:
     try:
         config = json.loads(path.read_bytes())
         own = config.get(QUANTIZATION) or {}
@@ -235,9 +244,13 @@ def _dense_config(path: Path) -> dict[str, Any] | None:
             config.pop(WEIGHTS_NAME, None)
     except (ValueError, RecursionError, AttributeError, TypeError):
         return None
-    return dict(config)
+    return _json(config)
 
 
-def _write_text(path: Path, document: dict[str, Any]) -> None:
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, indent=2).encode() + b"\n"
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
     with replaced(path) as part:
-        part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        part.write_bytes(content)

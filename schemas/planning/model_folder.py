@@ -78,7 +78,7 @@ def folder_config(raw: bytes, layers: Mapping[str, FactoredLayer], weights: str)
             "cannot load this folder: use eckart.torch.load_compressed, or ask for layout dense."
         )
     else:
-        config[QUANTIZATION] = quantization_config(layers, _original_weights(config, weights))
+        config[QUANTIZATION] = quantization_config(layers, original_weights(config, weights))
     config["transformers_weights"] = MISSING_WEIGHTS
     return json.dumps(config, indent=2).encode() + b"\n", warning
 
@@ -116,7 +116,7 @@ def _quant_method(config: Mapping[str, Any]) -> object:
     return quantization.get("quant_method") if isinstance(quantization, dict) else None
 
 
-def _original_weights(config: Mapping[str, Any], weights: str) -> str | None:
+def original_weights(config: Mapping[str, Any], weights: str) -> str | None:
     """Return the first name of the weights; of a model that was compressed before, config.json has it."""
     if weights not in (ENTRY_STEM + ENDING, ENTRY_STEM + INDEX_ENDING):
         return weights

@@ -72,7 +72,8 @@ def test_the_card_keeps_the_front_matter_of_the_input(folders, minilm):
     card, before = ((place / "README.md").read_text() for place in (folders["factored"], minilm.parent))
 
     front, _, text = before.removeprefix("---\n").partition("\n---\n")
-    assert card.startswith(f"---\n{front}\n---\n\n# Compressed with Eckart")
+    assert card.startswith(f"---\n{front}\n---\n\n<!-- eckart: ")
+    assert "\n# Compressed with Eckart\n" in card
     assert card.endswith(text.lstrip("\n"))
     assert 'model = SentenceTransformer(".")' in card
 

@@ -107,9 +107,9 @@ def test_what_is_no_front_matter_is_text(original):
 
 
 def test_an_empty_front_matter_and_windows_line_ends_are_known():
-    assert card(original=b"---\n---\nx").startswith("---\n---\n\n# Compressed")
+    assert card(original=b"---\n---\nx").startswith("---\n---\n\n<!--")
     assert card(original=b"---\r\nlicense: mit\r\n---\r\nx").startswith(
-        "---\r\nlicense: mit\r\n---\r\n\n# Comp"
+        "---\r\nlicense: mit\r\n---\r\n\n<!--"
     )
 
 
@@ -149,6 +149,16 @@ def test_a_dense_folder_of_a_variant_is_loaded_as_one(name):
     text = model_card(Report.model_validate(document), BERT, names, b"", is_factored=False).decode()
 
     assert code(text).endswith('model = BertModel.from_pretrained(".", variant="fp16")\n')
+
+
+def test_a_factored_folder_of_a_variant_hides_the_lines_that_load_it_as_one_once_it_is_dense():
+    document = report().model_dump(mode="json")
+    document["input"]["files"] = [{"name": "model.fp16.safetensors", "size_bytes": 1, "sha256": "0" * 64}]
+    text = model_card(Report.model_validate(document), BERT, ["config.json"], b"", is_factored=True).decode()
+
+    hidden = text.partition("<!-- eckart: once expanded\n")[2].partition("-->")[0]
+    assert hidden.endswith('model = BertModel.from_pretrained(".", variant="fp16")\n')
+    assert "variant" not in code(text)
 
 
 @pytest.mark.parametrize("name", ['A").__class__("', "```", 7])

@@ -107,7 +107,6 @@ def test_a_folder_becomes_one_that_from_pretrained_takes(folder, tmp_path):
         "1_Pooling",
         "1_Pooling/config.json",
         "README.md",
-        "report.json",
     }
     assert {path.name for path in written} == {path for path in found if "/" not in path}
     config = json.loads((tmp_path / "dense" / "config.json").read_text())
@@ -117,6 +116,71 @@ def test_a_folder_becomes_one_that_from_pretrained_takes(folder, tmp_path):
     name = "encoder.layer.0.output.dense"
     product = stored[f"{name}.1.weight"] @ stored[f"{name}.0.weight"]
     assert close(dense.get_submodule(name).weight, product)
+
+
+def code(card):
+    """Return the code of a card, ours being the first."""
+    return card.partition("```python\n")[2].partition("```")[0]
+
+
+def model_of(card):
+    """Run the code of a card, and return the model that it makes."""
+    names: dict[str, object] = {}
+    exec(code(card), names)
+    return names["model"]
+
+
+FRONT = "---\nlicense: mit\n---\n"
+# As after a second compression.
+TEXT = "# A model\n\n<!-- eckart: how to run it -->\nIts text.\n<!-- eckart: notes -->\n"
+
+
+def card_of(bert, tmp_path, config=None):
+    """Compress a folder that has a card, expand the result, and return the cards of both."""
+    (bert / "README.md").write_text(FRONT + TEXT)
+    own = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps(own | (config or {})))
+    small = compressed(bert, tmp_path / "small")
+    expand(small, tmp_path / "dense")
+    was, now = ((tmp_path / name / "README.md").read_text() for name in ("small", "dense"))
+    return was, now
+
+
+def test_the_card_says_what_the_folder_is_and_loads_it_without_eckart(bert, tmp_path, monkeypatch):
+    was, now = card_of(bert, tmp_path)
+
+    assert now.startswith(FRONT)
+    assert now.endswith(f"\n---\n\n{TEXT}")
+    assert "# Expanded from a model that Eckart compressed" in now
+    for stale in (
+        "import eckart",
+        "Never load this folder",
+        "eckart[transformers]",
+        "report.json",
+        "# Compr",
+    ):
+        assert stale in was
+        assert stale not in now
+    (error,) = [line for line in was.splitlines() if line.startswith("| relative error of the factored")]
+    assert error in now
+    assert "name the model that it was made from as `base_model`" in now
+    monkeypatch.chdir(tmp_path / "dense")
+    assert type(model_of(now)) is BertModel
+
+
+def test_the_card_of_what_no_known_library_loads_names_no_lines(bert, tmp_path):
+    was, now = card_of(bert, tmp_path, {"quantization_config": {"quant_method": "fp8"}})
+
+    assert "load_compressed" in was
+    assert not code(now)
+    assert "with that model's own library" in now
+    assert now.endswith(TEXT)
+
+
+def test_a_card_of_somebody_elses_stays_as_it_is(folder, tmp_path):
+    (folder / "README.md").write_bytes(b"# Mine\r\n\xff")
+    expand(folder, tmp_path / "dense")
+    assert (tmp_path / "dense" / "README.md").read_bytes() == b"# Mine\r\n\xff"
 
 
 def test_a_config_of_another_quantization_is_kept(folder, tmp_path):
@@ -184,12 +248,12 @@ def test_tensors_that_would_not_be_aligned_are_sorted_by_the_size_of_their_eleme
 
 
 EXPAND = """
-import resource, sys
-from eckart.torch import expand, load_compressed
-def peak_kib(path, out):
-    expand(path, out)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(peak_kib(sys.argv[1], sys.argv[1] + "-dense"), peak_kib(sys.argv[2], sys.argv[2] + "-dense"))
+import sys
+from eckart.torch import expand
+from tests.peak import peak_kib
+for path in sys.argv[1:]:
+    expand(path, path + "-dense")
+    print(peak_kib())
 """
 
 
@@ -243,7 +307,7 @@ def denoised(model):
 
 @NOISE
 @pytest.mark.parametrize(("size", "variant"), [("1GB", None), ("1GB", "fp16"), ("100KB", "fp16")])
-def test_diffusers_takes_the_expanded_folder_of_its_model(tmp_path, size, variant):
+def test_diffusers_takes_the_expanded_folder_of_its_model(tmp_path, monkeypatch, size, variant):
     unet().save_pretrained(tmp_path / "unet", max_shard_size=size, variant=variant)
     small = compressed(tmp_path / "unet", tmp_path / "small")
     twice = compressed(small, tmp_path / "twice", include=["nothing"])
@@ -251,10 +315,12 @@ def test_diffusers_takes_the_expanded_folder_of_its_model(tmp_path, size, varian
     for source in (small, twice):
         folder = tmp_path / f"{source.name}-dense"
         expand(source, folder)
-        assert {path.name for path in folder.iterdir()} == before | {"README.md", "report.json"}
+        assert {path.name for path in folder.iterdir()} == before | {"README.md"}
         dense = UNet2DConditionModel.from_pretrained(folder, variant=variant)
         factored = load_compressed(UNet2DConditionModel.from_config(dense.config), source)
         assert close(denoised(dense), denoised(factored))
+        monkeypatch.chdir(folder)
+        assert close(denoised(model_of((folder / "README.md").read_text())), denoised(factored))
 
 
 @NOISE
@@ -273,15 +339,14 @@ def test_the_lines_of_the_card_of_a_diffusers_model_run(tmp_path, monkeypatch, l
     small = compressed(tmp_path / "unet", tmp_path / "small", layout=layout)
     card = (small / "README.md").read_text()
     monkeypatch.chdir(small)
-    names = {}
-    exec(card.partition("```python\n")[2].partition("```")[0], names)
+    model = model_of(card)
 
     dense = small
     if layout == "factored":
         dense = tmp_path / "dense"
         expand(small, dense)
     expected = UNet2DConditionModel.from_pretrained(dense, variant=variant)
-    assert close(denoised(names["model"]), denoised(expected))
+    assert close(denoised(model), denoised(expected))
     assert "eckart[transformers]" not in card
     assert ("Install `eckart[torch]` first." in card) == (layout == "factored")
 
