@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, load_file
+from safetensors.torch import load
 
 from eckart.checkpoint import listed, open_checkpoint
 from eckart.errors import InputError, LoadError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WEIGHT = ".weight"
 BIAS = ".bias"
+MOST_MAPPED_BYTES = 64 * 2**20
 LEAST_FACTORS, MOST_FACTORS = 2, 3
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -79,27 +80,52 @@ class Contents:
         taken = {name for factors in self.factored.values() for name in (*factors.matrices, factors.bias)}
         return [name for name in self.shapes if name not in taken]
 
-    def read(self, name: str) -> Tensor:
-        """Read one tensor that no codec stores."""
+    def check(self) -> None:
+        """Open each file once, to refuse one that cannot be read before anything is changed."""
         for shard in self.shards:
-            if any(tensor.name == name for tensor in shard.header.tensors):
-                with safe_open(shard.path, "pt") as file:
-                    tensor: Tensor = file.get_tensor(name)
-                    return tensor
-        raise KeyError(name)
+            _opened(shard.path)
 
-    def load(self) -> dict[str, Tensor]:
-        """Load all tensors, and decode those that a codec stores."""
-        tensors: dict[str, Tensor] = {}
-        for shard in self.shards:
-            try:
-                tensors |= load_file(shard.path)
-            except SafetensorError as error:
-                raise InputError(f"{shard.path}: {error}") from error
-        for name, decoder in self.encoded.items():
-            stored = [tensors.pop(part) for part in decoder.names(name)]
-            tensors[name] = decoder.decode(*stored)
-        return tensors
+
+class TensorReader:
+    """Reads tensors of a checkpoint by name, and decodes those that a codec stores.
+
+    What is read stays in mapped memory as long as its file is open, so files are opened anew now and then.
+    """
+
+    def __init__(self, contents: Contents) -> None:
+        self._encoded = contents.encoded
+        self._stored = {
+            tensor.name: (shard.path, tensor.size_bytes)
+            for shard in contents.shards
+            for tensor in shard.header.tensors
+        }
+        self._open: dict[Path, Any] = {}
+        self._mapped_bytes = 0
+
+    def read(self, name: str) -> Tensor:
+        """Read a tensor as it is once decoded."""
+        decoder = self._encoded.get(name)
+        if decoder is None:
+            return self._read(name)
+        return decoder.decode(*(self._read(part) for part in decoder.names(name)))
+
+    def _read(self, name: str) -> Tensor:
+        path, size_bytes = self._stored[name]
+        if self._mapped_bytes > MOST_MAPPED_BYTES:
+            self._open.clear()
+            self._mapped_bytes = 0
+        if path not in self._open:
+            self._open[path] = _opened(path)
+        self._mapped_bytes += size_bytes
+        tensor: Tensor = self._open[path].get_tensor(name)
+        return tensor
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def read_contents(path: Path) -> Contents:

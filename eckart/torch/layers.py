@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
+from eckart.torch.parts import SIZE_NAMES, Trials, new_part
 from eckart.torch.product import Product, product
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# What every module has, and of that what says which parts it has.
-MODULE_STATE = frozenset(vars(nn.Module()))
+# What a module has that says which parts it has.
 CONTENTS = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 STATE_HOOKS = (
     "_state_dict_hooks",
@@ -27,9 +27,7 @@ STATE_HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-COMPILED = "_compiled_call_impl"
-# A layer is tried out on this many inputs, with this many outputs.
-TRIAL_ROWS, TRIAL_INPUTS, TRIAL_OUTPUTS = 64, 3, 2
+OTHER_WAY = "stores its weight the other way round"
 
 
 class LowRank(nn.Sequential):
@@ -39,8 +37,6 @@ class LowRank(nn.Sequential):
     method: str | None = None
     # Whether the weight is stored [inputs, outputs].
     transposed: ClassVar[bool] = False
-    # The attributes for the numbers of inputs and outputs.
-    size_names: ClassVar[tuple[str, str]]
 
     @property
     def weight(self) -> Tensor:
@@ -68,8 +64,7 @@ class LowRank(nn.Sequential):
 class LowRankLinear(LowRank):
     """Two or three Linears that multiply to the weight of one."""
 
-    size_names = ("in_features", "out_features")
-    __jit_unused_properties__: ClassVar[list[str]] = ["weight", "bias", "sizes", *size_names]
+    __jit_unused_properties__: ClassVar[list[str]] = ["weight", "bias", "sizes", *SIZE_NAMES[False]]
 
     @property
     def in_features(self) -> int:
@@ -86,8 +81,7 @@ class LowRankConv1D(LowRank):
     """The same for layers that store their weight [inputs, outputs], as GPT-2's Conv1D does."""
 
     transposed = True
-    size_names = ("nx", "nf")
-    __jit_unused_properties__: ClassVar[list[str]] = ["weight", "bias", "sizes", *size_names]
+    __jit_unused_properties__: ClassVar[list[str]] = ["weight", "bias", "sizes", *SIZE_NAMES[True]]
 
     @property
     def nx(self) -> int:
@@ -107,14 +101,34 @@ def _matrix(part: nn.Module) -> Tensor:
     return matrix
 
 
-def obstacle(layer: nn.Module, *, transposed: bool) -> str | None:
+def is_intact(layer: LowRank) -> bool:
+    """Whether a layer still holds its factors and the last one's bias, and nothing else: no adapters, say."""
+    state = layer.state_dict(keep_vars=True)
+    state.pop(f"{len(layer) - 1}.bias", None)
+    wanted = {f"{i}.weight" for i in range(len(layer))}
+    return state.keys() == wanted and all(isinstance(value, nn.Parameter) for value in state.values())
+
+
+def obstacle(layer: nn.Module, trials: Trials, *, transposed: bool) -> str | None:
     """Say why factors cannot run in a layer's place; None where they can.
 
     They can where the layer has nothing but a weight and perhaps a bias, and computes x·Wᵀ + b, or x·W + b
-    for a transposed weight. A class other than nn.Linear is tried out on a small copy.
+    for a transposed weight. A class other than nn.Linear is tried out on a small copy. A layer of factors
+    takes others.
     """
     if isinstance(layer, LowRank):
-        return "holds factors already"
+        is_other_way = layer.transposed != transposed
+        return (OTHER_WAY if is_other_way else None) if is_intact(layer) else "no longer holds plain factors"
+    if why := _unlike_linear(layer):
+        return why
+    if trials.result(layer, transposed=transposed) is not None:
+        return None
+    is_other_way = trials.result(layer, transposed=not transposed) is not None
+    return OTHER_WAY if is_other_way else "is no linear layer"
+
+
+def _unlike_linear(layer: nn.Module) -> str | None:
+    """Say what a layer holds, or what was done to it, that no plain linear layer has; None without that."""
     weight, bias = (vars(layer)["_parameters"].get(name) for name in ("weight", "bias"))
     if type(weight) is not nn.Parameter or weight.dim() != 2 or not weight.is_floating_point():
         return "is no linear layer"
@@ -123,33 +137,24 @@ def obstacle(layer: nn.Module, *, transposed: bool) -> str | None:
         return "has more than a weight and a bias"
     if "forward" in vars(layer) or any(getattr(layer, hooks) for hooks in STATE_HOOKS):
         return "has been changed: its forward, or how it is saved and loaded"
-    if _computes(layer, transposed=transposed) is not None:
-        return None
-    other_way = _computes(layer, transposed=not transposed) is not None
-    return "stores its weight the other way round" if other_way else "is no linear layer"
+    return None
 
 
 def become_low_rank(
-    layer: nn.Module, sizes: Sequence[int], *, transposed: bool, method: str | None
+    layer: nn.Module, sizes: Sequence[int], trials: Trials, *, transposed: bool, method: str | None
 ) -> LowRank:
     """Turn a layer without obstacles, itself, into empty factors of these sizes, and return it.
 
     The object stays the same, so that all who hold it see the factors. So do its bias, its hooks, its mode
-    and its attributes; the factors have its weight's device, dtype and `requires_grad`.
+    and its attributes; the factors have its weight's device, dtype and `requires_grad`. Factors of these
+    sizes that it holds already stay.
     """
-    old = layer.weight
-    assert isinstance(old, Tensor)
-    needs_bias = _computes(layer, transposed=transposed) == "biased"
-    parts = []
-    for number, (inputs, outputs) in enumerate(pairwise(sizes)):
-        shape = (inputs, outputs) if transposed else (outputs, inputs)
-        weight = nn.Parameter(torch.empty(shape, dtype=old.dtype, device=old.device), old.requires_grad)
-        is_last = number == len(sizes) - 2
-        parts.append(_part(layer, weight, layer.bias if is_last else None, transposed=transposed))
-        if needs_bias and not is_last:
-            _add_zero_bias(parts[-1], outputs, old)
+    if isinstance(layer, LowRank) and layer.sizes == tuple(sizes):
+        layer.method = method
+        return layer
+    like = layer[-1] if isinstance(layer, LowRank) else layer
     kind = LowRankConv1D if transposed else LowRankLinear
-    chain = kind(*parts)
+    chain = kind(*_new_parts(like, sizes, trials, transposed=transposed))
     kept = {
         name: value for name, value in vars(layer).items() if name not in CONTENTS and not hasattr(kind, name)
     }
@@ -160,26 +165,20 @@ def become_low_rank(
     return layer
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer computes as nn.Linear does, whatever else its class has."""
-    kind = type(layer)
-    return kind.forward is nn.Linear.forward and kind.__call__ is nn.Module.__call__
-
-
-def _part(layer: nn.Module, weight: nn.Parameter, bias: Any, *, transposed: bool) -> nn.Module:
-    """Make a module of a layer's class with another weight and bias, without its hooks."""
-    part: nn.Module = type(layer).__new__(type(layer))
-    nn.Module.__init__(part)
-    if not _is_plain(layer):
-        own = {name: value for name, value in vars(layer).items() if name not in MODULE_STATE}
-        own.pop(COMPILED, None)
-        vars(part).update(own)
-    kind = LowRankConv1D if transposed else LowRankLinear
-    inputs, outputs = weight.shape if transposed else weight.shape[::-1]
-    vars(part).update(dict(zip(kind.size_names, (inputs, outputs), strict=True)))
-    part.register_parameter("weight", weight)
-    part.register_parameter("bias", bias)
-    return part.train(layer.training)
+def _new_parts(like: nn.Module, sizes: Sequence[int], trials: Trials, *, transposed: bool) -> list[nn.Module]:
+    """Make empty factors of a layer's class; the last one has its bias."""
+    old: Any = like.weight
+    bias: Any = like.bias
+    needs_bias = trials.result(like, transposed=transposed) == "biased"
+    parts = []
+    for number, (inputs, outputs) in enumerate(pairwise(sizes)):
+        shape = (inputs, outputs) if transposed else (outputs, inputs)
+        weight = nn.Parameter(torch.empty(shape, dtype=old.dtype, device=old.device), old.requires_grad)
+        is_last = number == len(sizes) - 2
+        parts.append(new_part(like, weight, bias if is_last else None, transposed=transposed))
+        if needs_bias and not is_last:
+            _add_zero_bias(parts[-1], outputs, old)
+    return parts
 
 
 def _add_zero_bias(part: nn.Module, outputs: int, like: Tensor) -> None:
@@ -187,46 +186,3 @@ def _add_zero_bias(part: nn.Module, outputs: int, like: Tensor) -> None:
     del part.bias
     zeros = torch.zeros(outputs, dtype=like.dtype, device=like.device)
     part.register_buffer("bias", zeros, persistent=False)
-
-
-def _computes(layer: nn.Module, *, transposed: bool) -> str | None:
-    """Find out whether a layer's class computes a linear map.
-
-    Return `plain` where it does so with and without a bias, `biased` where it does so only with one, and None
-    where it does not.
-    """
-    if _is_plain(layer):
-        return None if transposed else "plain"
-    generator = torch.Generator().manual_seed(0)
-    sizes = (2 * TRIAL_ROWS * TRIAL_INPUTS, TRIAL_OUTPUTS * TRIAL_INPUTS, TRIAL_OUTPUTS)
-    drawn = [torch.randn(n, generator=generator, dtype=torch.float32, device="cpu") for n in sizes]
-    x, weight, bias = drawn[0].view(2, TRIAL_ROWS, -1), drawn[1].view(TRIAL_OUTPUTS, -1), drawn[2]
-    own = nn.Parameter(weight.mT.contiguous() if transposed else weight)
-    with_bias = _part(layer, own, nn.Parameter(bias), transposed=transposed)
-    if not _gives(with_bias, x, x @ weight.mT + bias):
-        return None
-    without = _part(layer, own, None, transposed=transposed)
-    return "plain" if _gives(without, x, x @ weight.mT) else "biased"
-
-
-def _gives(part: nn.Module, x: Tensor, wanted: Tensor) -> bool:
-    """Whether a module computes this in both modes, of two dimensions and, if it takes them, of three."""
-    return all(
-        _call_gives(part.train(mode), x[0], wanted[0]) is True and _call_gives(part, x, wanted) is not False
-        for mode in (False, True)
-    )
-
-
-def _call_gives(part: nn.Module, x: Tensor, wanted: Tensor) -> bool | None:
-    """Whether a call returns this; None where it fails, as a foreign class may in any way."""
-    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
-        try:
-            found = part(x)
-        except Exception:  # noqa: BLE001 - see above
-            return None
-    return (
-        isinstance(found, Tensor)
-        and found.shape == wanted.shape
-        and found.dtype == wanted.dtype
-        and torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)
-    )

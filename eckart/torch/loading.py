@@ -9,19 +9,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from eckart.checkpoint import listed
 from eckart.errors import LoadError
-from eckart.torch.files import WEIGHT, Contents, Factors, chain_sizes, factor_names, read_contents
-from eckart.torch.layers import LowRank, become_low_rank, obstacle
+from eckart.torch.files import (
+    WEIGHT,
+    Contents,
+    Factors,
+    TensorReader,
+    chain_sizes,
+    factor_names,
+    read_contents,
+)
+from eckart.torch.layers import become_low_rank, obstacle
 from eckart.torch.manifest import FactoredLayer
 from eckart.torch.matching import Match, Matching, ModelState, match
+from eckart.torch.placing import place
 from eckart.torch.renaming import Rename, prefix_changes, renaming
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
 Model = TypeVar("Model", bound=nn.Module)
 USE_FROM_PRETRAINED = (
@@ -80,22 +89,23 @@ def load_compressed(
     contents = read_contents(Path(path))
     state = ModelState(model)
     contents = _with_unlisted_factors(contents, state, renaming(rename))
+    matching = _fitting(state, contents, rename, dequantize=dequantize is True)
+    _check(state, contents, matching, strict=strict)
     if not contents.factored and all(shard.layers is None for shard in contents.shards):
         warnings.warn(
             f"{path} holds no factored layers and does not say that eckart made it, so the model gets its "
             "weights as they are: right for a dense result, wrong if you meant a factored one",
             stacklevel=2,
         )
-    matching = _fitting(state, contents, rename, dequantize=dequantize is True)
-    _check(state, contents, matching, strict=strict)
     if dequantize is False:
         _refuse_products(matching)
-    tensors = contents.load()
-    values = _values(matching, tensors)
+    contents.check()
     for one in matching.matches:
         if one.reason is None:
-            _swap(state.modules[one.module], one.factors)
-    model.load_state_dict(values, strict=False)
+            sizes, entry = one.factors.sizes, one.factors.entry
+            layer = state.modules[one.module]
+            become_low_rank(layer, sizes, state.trials, transposed=entry.transposed, method=entry.method)
+    place(model, contents, matching)
     if dequantize == "auto":
         _warn_of_products(matching)
     return model if strict else IncompatibleKeys(list(matching.missing), list(matching.strange.values()))
@@ -109,20 +119,21 @@ def _with_unlisted_factors(contents: Contents, state: ModelState, renamed: Calla
         if name == first or name in contents.factored or name + WEIGHT in contents.shapes:
             continue
         target = renamed(name + WEIGHT)
-        place = state.places.get(target)
-        if place is None or renamed(first) in state.places:
+        shape, module = state.weight_shape(target), target.removesuffix(WEIGHT)
+        if shape is None or (renamed(first) in state.places and module not in state.factored):
             continue
-        factors = _unlisted(name, contents, state.modules.get(target.removesuffix(WEIGHT)), place.shape)
+        factors = _unlisted(name, contents, state, module, shape)
         if factors is not None:
             found[name] = factors
     return replace(contents, factored={**contents.factored, **found}) if found else contents
 
 
 def _unlisted(
-    name: str, contents: Contents, layer: nn.Module | None, shape: tuple[int, ...]
+    name: str, contents: Contents, state: ModelState, module: str, shape: tuple[int, ...]
 ) -> Factors | None:
     shapes = [contents.shapes[factor] for factor in factor_names(name) if factor in contents.shapes]
-    turned = layer is not None and obstacle(layer, transposed=True) is None
+    layer = state.modules.get(module)
+    turned = layer is not None and obstacle(layer, state.trials, transposed=True) is None
     for transposed in (turned, not turned):
         sizes = chain_sizes(shapes, transposed=transposed)
         if sizes is not None and shape == ((sizes[0], sizes[-1]) if transposed else (sizes[-1], sizes[0])):
@@ -144,7 +155,8 @@ def _by_prefix(
     state: ModelState, contents: Contents, *, dequantize: bool
 ) -> Iterable[tuple[tuple[str, str], Matching]]:
     stored = [name + WEIGHT for name in contents.factored] + contents.unfactored
-    for change in prefix_changes(stored, state.places):
+    wanted = state.places.keys() | {name + WEIGHT for name in state.factored}
+    for change in prefix_changes(stored, wanted):
         try:
             yield change, match(state, contents, renaming([change]), dequantize=dequantize)
         except LoadError:
@@ -153,6 +165,7 @@ def _by_prefix(
 
 def _check(state: ModelState, contents: Contents, matching: Matching, *, strict: bool) -> None:
     """Refuse what does not fit, naming the layer, while the model is unchanged."""
+    _check_factored(state, matching)
     hint = _hint(state, contents, matching)
     if matching.homeless:
         names = listed([repr(name) for name in matching.homeless])
@@ -179,12 +192,31 @@ def _check(state: ModelState, contents: Contents, matching: Matching, *, strict:
         )
 
 
+def _check_factored(state: ModelState, matching: Matching) -> None:
+    """Refuse a whole weight for what is factored in the model; that `load_state_dict` could not tell."""
+    reasons = [
+        f"{one.factors.name} {one.reason}"
+        for one in matching.matches
+        if one.module in state.factored and one.reason
+    ]
+    reasons += [
+        f"{stored} is whole in the checkpoint"
+        for name, stored in matching.strange.items()
+        if name.endswith(WEIGHT) and name.removesuffix(WEIGHT) in state.factored
+    ]
+    if reasons:
+        raise LoadError(
+            f"these layers are factored in the model already, so that they cannot take a whole weight: "
+            f"{listed(reasons)}. Build the model anew, and load into that"
+        )
+
+
 def _is_known(state: ModelState, contents: Contents, name: str, stored: str) -> bool:
     """Whether the model has the same values already, in a buffer that it does not save."""
     buffer = state.unsaved_buffers.get(name)
     if buffer is None or buffer.is_meta or tuple(buffer.shape) != contents.shapes[stored]:
         return False
-    return torch.equal(buffer.cpu(), contents.read(stored).to(buffer.dtype))
+    return torch.equal(buffer.cpu(), TensorReader(contents).read(stored).to(buffer.dtype))
 
 
 def _shapes_differ(name: str, own: tuple[int, ...], stored: tuple[int, ...]) -> LoadError:
@@ -230,20 +262,3 @@ def _multiplied(matching: Matching) -> list[Match]:
 
 def _reasons(offenders: Iterable[Match]) -> str:
     return "; ".join(f"{one.factors.name} ({one.reason})" for one in offenders)
-
-
-def _values(matching: Matching, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what goes into the model's state dict."""
-    values = {name: tensors[stored] for name, stored in matching.given.items()}
-    with torch.no_grad():
-        for name, factors in matching.products.items():
-            values[name] = factors.multiply([tensors[matrix] for matrix in factors.matrices])
-    return values | {name: values[other] for name, other in matching.aliases.items()}
-
-
-def _swap(layer: nn.Module, factors: Factors) -> None:
-    """Make a layer one of factors; under a second name it may be one already."""
-    if not isinstance(layer, LowRank):
-        become_low_rank(
-            layer, factors.sizes, transposed=factors.entry.transposed, method=factors.entry.method
-        )

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from eckart.errors import LoadError
 from eckart.torch.files import BIAS, WEIGHT, Contents, Factors, factor_names
-from eckart.torch.layers import obstacle
+from eckart.torch.layers import LowRank, obstacle
+from eckart.torch.parts import Trials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -29,11 +30,13 @@ class ModelState:
     """A model's modules, parameters and state dict, under all names that they have."""
 
     def __init__(self, model: nn.Module) -> None:
+        self.trials = Trials()
         self.is_pretrained = hasattr(model, "from_pretrained")
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.names: dict[int, list[str]] = defaultdict(list)
         for name, module in self.modules.items():
             self.names[id(module)].append(name)
+        self.factored = {name: layer for name, layer in self.modules.items() if isinstance(layer, LowRank)}
         self._weights: dict[int, set[str]] = defaultdict(set)
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self._weights[id(parameter)].add(name)
@@ -52,8 +55,17 @@ class ModelState:
 
     def tied(self, layer: nn.Module) -> list[str]:
         """Return the names that a layer's weight has beside the layer's own."""
-        own = {f"{name}{WEIGHT}" for name in self.names[id(layer)]}
-        return sorted(self._weights[id(layer.weight)] - own)
+        parts = {f".{i}": part for i, part in enumerate(layer)} if isinstance(layer, LowRank) else {"": layer}
+        own = {name + below + WEIGHT for name in self.names[id(layer)] for below in parts}
+        found = set().union(*(self._weights[id(part.weight)] for part in parts.values()))
+        return sorted(found - own)
+
+    def weight_shape(self, name: str) -> tuple[int, ...] | None:
+        """Return the shape of a weight by its name, also of one that the model has as factors."""
+        if name in self.places:
+            return self.places[name].shape
+        layer = self.factored.get(name.removesuffix(WEIGHT))
+        return None if layer is None else tuple(layer.weight.shape)
 
     def may_lack(self, name: str) -> bool:
         """Whether the model's class says that files need not have this."""
@@ -201,7 +213,7 @@ def _reason(state: ModelState, factors: Factors, name: str, plain: Mapping[str, 
     if layer is None:
         return "is no module"
     kind = type(layer).__name__
-    if why := obstacle(layer, transposed=factors.entry.transposed):
+    if why := obstacle(layer, state.trials, transposed=factors.entry.transposed):
         return f"{kind} {why}"
     if tied := state.tied(layer):
         return f"tied to {' and '.join(tied)}"
@@ -228,6 +240,10 @@ def _places(state: ModelState, matches: Iterable[Match]) -> dict[str, Place]:
         for name in state.names[id(layer)]:
             places.pop(name + WEIGHT, None)
             bias = places.pop(name + BIAS, None)
+            if isinstance(layer, LowRank):
+                for factor in factor_names(name, len(layer)):
+                    places.pop(factor, None)
+                bias = places.pop(f"{name}.{len(layer) - 1}{BIAS}", None)
             for i in steps:
                 shape = sizes[i : i + 2] if one.factors.entry.transposed else sizes[i : i + 2][::-1]
                 places[f"{name}.{i}{WEIGHT}"] = Place(shape, (id(layer), i))

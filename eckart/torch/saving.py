@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from eckart.checkpoint import ENDING, listed
 from eckart.errors import InputError
 from eckart.header import replaced
-from eckart.torch.files import BIAS, factor_names
-from eckart.torch.layers import LowRank
+from eckart.torch.layers import LowRank, is_intact
 from eckart.torch.manifest import DTYPES, METADATA_KEY, FactoredLayer, manifest_text
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def save_compressed(model: nn.Module, path: str | os.PathLike[str]) -> None:
     state: dict[str, object] = dict(model.state_dict(keep_vars=True))
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LowRank)}
     for name, layer in layers.items():
-        _check_factors(name, layer, state)
+        _check_factors(name, layer)
     entries = {name: describe(layer) for name, layer in layers.items()}
     metadata = {"format": "pt", METADATA_KEY: manifest_text(entries)}
     with replaced(target) as part:
@@ -54,15 +53,13 @@ def describe(layer: LowRank) -> FactoredLayer:
     )
 
 
-def _check_factors(name: str, layer: LowRank, state: Mapping[str, object]) -> None:
+def _check_factors(name: str, layer: LowRank) -> None:
     """Refuse a layer that holds more than factors and a bias."""
-    wanted = set(factor_names(name, len(layer)))
-    own = set(layer.state_dict(prefix=f"{name}."))
-    own.discard(f"{name}.{len(layer) - 1}{BIAS}")
-    if own != wanted or not all(isinstance(state[key], nn.Parameter) for key in wanted):
+    if not is_intact(layer):
+        own = sorted(layer.state_dict(prefix=f"{name}."))
         raise InputError(
             f"{name or 'the model itself'} is no longer a chain of plain factors, it holds "
-            f"{listed(sorted(own))}: merge its adapters, undo its quantization, or save the model around it"
+            f"{listed(own)}: merge its adapters, undo its quantization, or save the model around it"
         )
 
 

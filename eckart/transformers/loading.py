@@ -19,6 +19,7 @@ from eckart.errors import LoadError
 from eckart.torch.files import BIAS, WEIGHT, Factors
 from eckart.torch.layers import LowRank, become_low_rank, obstacle
 from eckart.torch.matching import Match
+from eckart.torch.parts import Trials
 from eckart.transformers.naming import Naming, rules
 from eckart.transformers.tensors import FolderTensors, find_layers, open_folder
 
@@ -47,13 +48,13 @@ def load_folder(load: Callable[..., Any], arguments: dict[str, Any], config: Eck
             folder = open_folder(opened, arguments["checkpoint_files"], config.entries())
         else:
             folder = find_layers(state_dict, config.entries())
-        naming = Naming(model, folder.tensors.keys(), arguments)
-        matches = _matches(model, folder, naming, dense=config.dequantize)
+        naming, trials = Naming(model, folder.tensors.keys(), arguments), Trials()
+        matches = _matches(model, folder, naming, trials, dense=config.dequantize)
         swapped = [match for match in matches if match.reason is None]
         for match in swapped:
-            entry = match.factors.entry
+            sizes, entry = match.factors.sizes, match.factors.entry
             layer = model.get_submodule(match.module)
-            become_low_rank(layer, match.factors.sizes, transposed=entry.transposed, method=entry.method)
+            become_low_rank(layer, sizes, trials, transposed=entry.transposed, method=entry.method)
         tensors = _tensors_to_load(folder, matches)
         result = load(**_as_any_model(arguments, tensors))
     restore_zero_biases(model)
@@ -90,7 +91,9 @@ def _check_placing(arguments: Mapping[str, Any]) -> None:
         raise LoadError(f"a compressed folder cannot be loaded with tensor parallelism; {INSTEAD}")
 
 
-def _matches(model: PreTrainedModel, folder: FolderTensors, naming: Naming, *, dense: bool) -> list[Match]:
+def _matches(
+    model: PreTrainedModel, folder: FolderTensors, naming: Naming, trials: Trials, *, dense: bool
+) -> list[Match]:
     """Find the module of each layer, and whether factors can run in its place."""
     state = model.state_dict().keys()
     targets = naming.renamed([layer.name + WEIGHT for layer in folder.layers], state)
@@ -101,12 +104,16 @@ def _matches(model: PreTrainedModel, folder: FolderTensors, naming: Naming, *, d
         if target is None:
             reason: str | None = CONVERTED if layer.name + WEIGHT in targets else ABSENT
         else:
-            reason = "dense weights were asked for" if dense else _obstacle(model, layer, target, tied)
+            reason = (
+                "dense weights were asked for" if dense else _obstacle(model, layer, target, tied, trials)
+            )
         matches.append(Match(layer, (target or "").removesuffix(WEIGHT), reason))
     return _without_unknown_names(matches, naming, state)
 
 
-def _obstacle(model: PreTrainedModel, layer: Factors, target: str, tied: Collection[str]) -> str | None:
+def _obstacle(
+    model: PreTrainedModel, layer: Factors, target: str, tied: Collection[str], trials: Trials
+) -> str | None:
     if not target.endswith(WEIGHT):
         return "it is no linear layer"
     if target in tied:
@@ -116,7 +123,7 @@ def _obstacle(model: PreTrainedModel, layer: Factors, target: str, tied: Collect
     assert isinstance(weight, torch.Tensor)
     if tuple(weight.shape) != layer.entry.shape:
         return "it has another shape in the model"
-    found = obstacle(module, transposed=layer.entry.transposed)
+    found = obstacle(module, trials, transposed=layer.entry.transposed)
     return None if found is None else f"its {type(module).__name__} {found}"
 
 

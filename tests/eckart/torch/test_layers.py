@@ -283,6 +283,54 @@ def test_a_class_that_computes_anything_else_gets_the_product(tmp_path, kind):
     assert close(first(net["a"](X)), first(dense.eval()["a"](X)))
 
 
+class Counting(nn.Linear):
+    """A Linear that counts its calls."""
+
+    calls = 0
+
+    def forward(self, x):
+        type(self).calls += 1
+        return super().forward(x)
+
+
+def test_a_class_is_tried_out_once_for_all_its_layers(tmp_path):
+    def make():
+        return nn.ModuleList(Counting(8, 6 + i) for i in range(20))
+
+    path, _ = compress(make(), tmp_path / "x.safetensors")
+    Counting.calls = 0
+    loaded = load_compressed(make(), path)
+
+    assert 0 < Counting.calls < 20
+    assert all(type(layer) is LowRankLinear for layer in loaded)
+
+
+class ScaledEach(nn.Linear):
+    """A linear map by a factor that each layer has for itself."""
+
+    def __init__(self, inputs, outputs, scale):
+        super().__init__(inputs, outputs)
+        self.scale = scale
+
+    def forward(self, x):
+        return super().forward(x) * (self.scale[0] if isinstance(self.scale, list) else self.scale)
+
+
+@pytest.mark.parametrize("scales", [(1.0, 2.0), (True, 2), ([1.0], [2.0])])
+def test_layers_of_one_class_that_compute_differently_are_told_apart(tmp_path, scales):
+    def make():
+        torch.manual_seed(0)
+        return nn.ModuleList(ScaledEach(8, 6, scale) for scale in scales)
+
+    path, dense = compress(make(), tmp_path / "x.safetensors")
+    model = make()
+    with pytest.warns(UserWarning, match=r"got their products.*: 1 \(ScaledEach is no linear layer\)"):
+        load_compressed(model, path)
+
+    assert [type(layer) for layer in model] == [LowRankLinear, ScaledEach]
+    assert all(close(layer(X), wanted(X)) for layer, wanted in zip(model, dense, strict=True))
+
+
 def test_trying_a_class_out_leaves_the_random_numbers_as_they_were(tmp_path):
     path, _ = compress(nn.ModuleDict({"a": Masking(8, 6)}), tmp_path / "x.safetensors")
     net = nn.ModuleDict({"a": Masking(8, 6)})
