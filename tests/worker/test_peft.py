@@ -176,7 +176,7 @@ def test_a_class_with_other_names_makes_peft_warn_of_missing_keys(adapt):
 @torch.inference_mode()
 def test_an_embedding_that_a_spec_selects_is_left_out_and_named(pair, adapt):
     """PEFT has embeddings under other names, and would pass over factors without a word."""
-    _, base, tuned = pair
+    base, tuned = pair
     embeddings = {n for n, module in tuned.named_modules() if isinstance(module, torch.nn.Embedding)}
     for module in tuned.modules():
         if isinstance(module, torch.nn.Embedding):
