@@ -71,10 +71,20 @@ def test_the_loaded_model_is_nearer_to_the_whole_one_than_without_calibration(se
     assert distances["calibrated"] < 0.9 * distances["plain"]
 
 
-def test_a_calibration_of_another_orientation_is_refused_with_the_way_out(service, gpt2):
+def test_a_calibration_fits_where_only_biases_tell_the_orientation(service, gpt2):
     _, source, grams = gpt2
-    checkpoint, calibration = service.client.upload(source), service.client.upload(grams)
-    body = {"checkpoint": checkpoint, "spec": {"rank": 4, "calibration": calibration}}
+    plan = service.client.plan(service.client.upload(source), {"rank": 4}, calibration=grams)
+
+    assert plan.layers
+    assert all(layer.transposed and layer.calibrated for layer in plan.layers)
+
+
+def test_a_calibration_of_another_orientation_is_refused_with_the_way_out(service, gpt2, tmp_path):
+    _, source, grams = gpt2
+    weights = {name: tensor for name, tensor in load_file(source).items() if name.endswith(".weight")}
+    save_file(weights, tmp_path / "without-biases.safetensors")
+    checkpoint = service.client.upload(tmp_path / "without-biases.safetensors")
+    body = {"checkpoint": checkpoint, "spec": {"rank": 4, "calibration": service.client.upload(grams)}}
     refused = httpx.post(f"{service.url}/v1/jobs", json=body)
 
     assert refused.status_code == 422
