@@ -25,6 +25,7 @@ from eckart.torch.files import (
 from eckart.torch.layers import become_low_rank, obstacle
 from eckart.torch.manifest import FactoredLayer
 from eckart.torch.matching import Match, Matching, ModelState, match
+from eckart.torch.meta import check_all_known, give_memory
 from eckart.torch.placing import place
 from eckart.torch.renaming import Rename, prefix_changes, renaming
 
@@ -76,10 +77,10 @@ def load_compressed(
     """Load a compressed checkpoint, a file, an index or a directory, into the model it was made from.
 
     Each factored layer of the model becomes a `LowRankLinear`, or a `LowRankConv1D`, with the same bias,
-    hooks, attributes, device, dtype and mode. A layer that cannot run as factors, such as an embedding, gets
-    their product, and one warning lists all of these; `dequantize=True` multiplies every layer out, and False
-    refuses what cannot run. The model is changed in place and returned. A mismatch raises a LoadError before
-    any change.
+    hooks, attributes, device, dtype and mode; on the meta device, which has no memory, it is put on the CPU.
+    A layer that cannot run as factors, such as an embedding, gets their product, and one warning lists all of
+    these; `dequantize=True` multiplies every layer out, and False refuses what cannot run. The model is
+    changed in place and returned. A mismatch raises a LoadError before any change.
 
     `rename` leads from the file's names to the model's: a mapping of names of tensors or modules, pairs of
     prefixes, or a function of a tensor's name. A prefix that all names have or lack is found without it. With
@@ -91,6 +92,7 @@ def load_compressed(
     contents = _with_unlisted_factors(contents, state, renaming(rename))
     matching = _fitting(state, contents, rename, dequantize=dequantize is True)
     _check(state, contents, matching, strict=strict)
+    check_all_known(model, state, matching)
     if not contents.factored and all(shard.layers is None for shard in contents.shards):
         warnings.warn(
             f"{path} holds no factored layers and does not say that eckart made it, so the model gets its "
@@ -105,6 +107,7 @@ def load_compressed(
             sizes, entry = one.factors.sizes, one.factors.entry
             layer = state.modules[one.module]
             become_low_rank(layer, sizes, state.trials, transposed=entry.transposed, method=entry.method)
+    give_memory(model)
     place(model, contents, matching)
     if dequantize == "auto":
         _warn_of_products(matching)

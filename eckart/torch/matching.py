@@ -41,10 +41,7 @@ class ModelState:
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self._weights[id(parameter)].add(name)
         state = model.state_dict(keep_vars=True)
-        if any(isinstance(value, Tensor) and value.is_meta for value in state.values()):
-            raise LoadError(
-                "the model is on the meta device; give it memory first: model.to_empty(device='cpu')"
-            )
+        self.meta = [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]
         self.places = {
             name: Place(tuple(getattr(value, "shape", ())), id(value)) for name, value in state.items()
         }

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers import LlamaConfig, LlamaModel
 
 from eckart import InputError, LoadError
 from eckart.torch import LowRankConv1D, LowRankLinear, load_compressed
@@ -300,11 +301,13 @@ def buffer(net):
 
 
 def meta(net):
+    net.register_buffer("positions", torch.arange(4), persistent=False)
     net.to("meta")
 
 
 def half_meta(net):
     net.norm.to("meta")
+    net.norm.scale = torch.ones(6, device="meta")
 
 
 @pytest.mark.parametrize(
@@ -319,8 +322,8 @@ def half_meta(net):
         (biasless, r"no place for what the checkpoint holds: head.1.bias"),
         (more, r"lacks what the model needs: more.weight, more.bias"),
         (buffer, r"lacks what the model needs: counter"),
-        (meta, r"meta device"),
-        (half_meta, r"meta device"),
+        (meta, r"meta device, and the file does not hold positions,"),
+        (half_meta, r"meta device, and the file does not hold norm.scale,"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -337,6 +340,80 @@ def test_a_model_that_does_not_fit_is_refused_and_left_as_it_was(net, tmp_path, 
     after = model.state_dict()
     assert after.keys() == state.keys()
     assert all(torch.equal(after[name], state[name]) for name in state if not state[name].is_meta)
+
+
+class Shared(Net):
+    """The same with a layer under two names, another kind of layer, and a buffer that it saves."""
+
+    def __init__(self):
+        super().__init__()
+        self.turned = Conv1D(6, 6)
+        self.again = self.block["up"]
+        self.twin = nn.Linear(6, 9)
+        self.twin.bias = self.block["up"].bias
+        self.average = nn.BatchNorm1d(6)
+
+    def forward(self, ids):
+        x = self.turned(self.embed(ids)[:, 0])
+        return self.average(x + self.block["down"](self.again(x) + self.twin(x)))
+
+
+@pytest.mark.parametrize("parts", [None, ("turned", "average")], ids=["whole", "in part"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_on_the_meta_device_loads_as_one_in_memory(tmp_path, parts, dtype):
+    torch.manual_seed(3)
+    saved = Shared()
+    saved.average(torch.randn(8, 6))
+    state = {name: value for name, value in saved.state_dict().items() if not name.startswith("again")}
+    del state["twin.bias"]
+    path = write(
+        tmp_path / "x.safetensors", *factored(state, "block.up", "head", "turned", transposed=["turned"])
+    )
+    wanted = load_compressed(Shared().to(dtype).eval(), path)
+    with torch.device("cpu" if parts else "meta"):
+        model = Shared().to(dtype).eval()
+    for part in parts or ():
+        model.get_submodule(part).to("meta")
+    model.embed.weight.requires_grad_(False)
+    model = load_compressed(model, path)
+
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    found = model.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in wanted.state_dict().items())
+    assert found["turned.0.weight"].dtype == dtype
+    ids = torch.arange(4).reshape(4, 1)
+    assert torch.equal(model(ids), wanted(ids))
+    assert model.again is model.block["up"]
+    assert model.twin.bias is model.block["up"].bias
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["embed.weight"]
+
+
+def test_a_tensor_that_the_file_lacks_is_not_left_arbitrary_on_the_meta_device(net, tmp_path):
+    state, layers = factored(net.state_dict(), *LAYERS)
+    del state["norm.bias"]
+    path = write(tmp_path / "x.safetensors", state, layers)
+    with torch.device("meta"):
+        model = Net()
+    with pytest.raises(LoadError, match=r"lacks what the model needs: norm.bias"):
+        load_compressed(model, path)
+    with pytest.raises(LoadError, match=r"meta device, and the file does not hold norm.bias, .* outside of"):
+        load_compressed(model, path, strict=False)
+    model._keys_to_ignore_on_load_missing = ["bias"]
+    with pytest.raises(LoadError, match=r"does not hold norm.bias"):
+        load_compressed(model, path)
+
+
+def test_rotary_frequencies_are_never_arbitrary(tmp_path):
+    config = LlamaConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
+    path = write(
+        tmp_path / "x.safetensors", *factored(LlamaModel(config).state_dict(), "layers.0.mlp.up_proj")
+    )
+    with torch.device("meta"):
+        model = LlamaModel(config)
+    with pytest.raises(LoadError, match=r"rotary_emb.inv_freq.* outside of .*or let from_pretrained"):
+        load_compressed(model, path)
 
 
 def lost_factor(state, _):
