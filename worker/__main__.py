@@ -127,7 +127,7 @@ def _compress(options: argparse.Namespace, spec: CompressionSpec, settings: Sett
         spec,
         references=_references(options),
         device=device,
-        observe=_show_progress,
+        observe=ProgressLines(),
     )
 
 
@@ -137,9 +137,18 @@ def _spec(text: str) -> CompressionSpec:
     return CompressionSpec.model_validate_json(text)
 
 
-def _show_progress(progress: Progress) -> None:
-    done = f"{progress.layers_done}/{progress.layers_total}"
-    print(f"{progress.fraction:4.0%} {done} {progress.layer or 'writing'}", file=sys.stderr)
+class ProgressLines:
+    """Prints the progress, each line once: nothing changes while thousands of tensors are written."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, progress: Progress) -> None:
+        done = f"{progress.layers_done}/{progress.layers_total}"
+        line = f"{progress.fraction:4.0%} {done} {progress.layer or 'writing'}"
+        if line != self._last:
+            print(line, file=sys.stderr)
+            self._last = line
 
 
 if __name__ == "__main__":

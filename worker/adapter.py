@@ -1,7 +1,7 @@
 """Write the result of a difference job as a LoRA adapter, and say what the adapter does not hold."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,24 +12,22 @@ from schemas.planning.adapter import ADAPTER_NAME, CONFIG_NAME, adapter_config
 from schemas.planning.output import ADAPTER_METADATA, plan_adapter
 from schemas.planning.references import BaseError
 from state.files import write_atomic
-from worker.checkpoint.spool import LayerSpool
 from worker.checkpoint.writer import CheckpointWriter
+from worker.context import JobContext
 from worker.layer import LayerOutcome
-from worker.output import FinishedLayers, ranks_of
+from worker.output import copy_factor, ranks_of
 from worker.work_plan import WorkPlan
 
 
 def write_adapter(
     work: WorkPlan,
     outcomes: Sequence[LayerOutcome],
-    spool: LayerSpool,
+    context: JobContext,
     result_dir: Path,
-    *,
-    check_canceled: Callable[[], None],
 ) -> tuple[CheckpointFiles, tuple[FileInfo, ...]]:
     """Write the file with the factors of all layers, and the config.
 
-    `check_canceled` is called before each tensor; an exception from it stops the work.
+    The progress is notified before each tensor; an exception from its observer stops the work.
 
     Raises
     ------
@@ -46,10 +44,10 @@ def write_adapter(
     entries = {entry.name: entry for entry in plan_adapter(work.layers, ranks)}
     new_tensors = [entry.new_tensor for entry in entries.values()]
     path = result_dir / ADAPTER_NAME
-    with FinishedLayers(spool) as finished, CheckpointWriter(path, new_tensors, ADAPTER_METADATA) as writer:
+    with CheckpointWriter(path, new_tensors, ADAPTER_METADATA) as writer:
         while (following := writer.next) is not None:
-            check_canceled()
-            finished.copy(entries[following.name], writer)
+            context.progress.between_layers()
+            copy_factor(entries[following.name], context.spool, writer)
     layers = {work.layers[number].name: (work.layers[number], rank) for number, rank in ranks.items()}
     modules = [tensor.name for tensor in work.checkpoint.tensors]
     config = json.dumps(adapter_config(layers, modules), indent=2) + "\n"

@@ -15,8 +15,12 @@ from worker.work_plan import LayerTask
 # instead of 15 ms).
 SMALL_WORK = 2**30
 SMALL_ELEMENTS = 2**22
-# Only two, so that a killed attempt has at most two layers to repeat.
+# Only two, so that a killed attempt has at most two layers, or groups of tiny ones, to repeat.
 PARALLEL_LAYERS = 2
+# A group has at most so many layers and flops, a fraction of a second. The same step for many layers in a row
+# takes less than half the time, since its code and data are then in the processor's caches.
+GROUP_LAYERS = 32
+GROUP_WORK = 2**25
 T = TypeVar("T")
 Inputs = TypeVar("Inputs")
 Result = TypeVar("Result")
@@ -82,15 +86,40 @@ def _in_sequence(
 def _in_parallel(
     tasks: Sequence[LayerTask], layer_pass: LayerPass[Inputs, Result, Outcome]
 ) -> dict[int, Outcome]:
-    """Process two layers at a time, each on one thread."""
+    """Process two groups of layers at a time, each on one thread."""
 
-    def run(task: LayerTask) -> tuple[int, Outcome]:
-        return task.number, layer_pass.write(task, layer_pass.compute(task, layer_pass.read(task)))
+    def run(group: Sequence[LayerTask]) -> dict[int, Outcome]:
+        inputs = [layer_pass.read(task) for task in group]
+        results: list[Result] = []
+        outcomes: dict[int, Outcome] = {}
+        try:
+            for task, own in zip(group, inputs, strict=True):
+                results.append(layer_pass.compute(task, own))
+        finally:
+            # A layer that is computed is written even if the work is stopped at the next one.
+            for task, result in zip(group, results, strict=False):
+                outcomes[task.number] = layer_pass.write(task, result)
+        return outcomes
 
     width = min(PARALLEL_LAYERS, torch.get_num_threads())
     # Torch keeps its number of threads per Python thread.
     with _pool(width, "layer", lambda: torch.set_num_threads(1)) as pool:
-        return dict(pool.map(run, tasks))
+        done = list(pool.map(run, _groups(tasks)))
+    return {number: outcome for several in done for number, outcome in several.items()}
+
+
+def _groups(tasks: Sequence[LayerTask]) -> Iterator[tuple[LayerTask, ...]]:
+    """Yield tiny layers in groups, and others one by one."""
+    # Of few layers none wait for others.
+    most = min(GROUP_LAYERS, len(tasks) // GROUP_LAYERS)
+    group: list[LayerTask] = []
+    for task in tasks:
+        if group and (len(group) >= most or sum(each.cost for each in (*group, task)) > GROUP_WORK):
+            yield tuple(group)
+            group = []
+        group.append(task)
+    if group:
+        yield tuple(group)
 
 
 @contextmanager

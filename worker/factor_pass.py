@@ -27,9 +27,9 @@ def finish_layers(tasks: Sequence[LayerTask], context: JobContext) -> dict[int, 
 
 def spooled_outcome(task: LayerTask, spool: LayerSpool) -> LayerOutcome | None:
     """Return the outcome of a layer that an earlier attempt finished."""
-    spooled = spool.get(task.number)
+    outcome_json = spool.get(task.number)
     try:
-        return LayerOutcome.model_validate_json(spooled.outcome_json) if spooled else None
+        return LayerOutcome.model_validate_json(outcome_json) if outcome_json else None
     except ValidationError:
         # Another release wrote it; factor the layer again.
         return None

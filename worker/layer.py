@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -219,5 +220,11 @@ def _sample(
     count = len(spectrum)
     if count == size <= points:
         return tuple(spectrum.tolist()), None
-    indices = np.unique(np.linspace(0, count - 1, points).round().astype(int)).tolist()
-    return tuple(spectrum[indices].tolist()), tuple(indices)
+    indices, values = _sampled_indices(count, points), spectrum.tolist()
+    return tuple(values[at] for at in indices), indices
+
+
+# Layers of one shape have one sample, and a mixture of experts has thousands of a shape.
+@lru_cache(maxsize=256)
+def _sampled_indices(count: int, points: int) -> tuple[int, ...]:
+    return tuple(np.unique(np.linspace(0, count - 1, points).round().astype(int)).tolist())

@@ -1,65 +1,29 @@
 """Write the output files from finished layers and copied tensors, in one streaming pass per file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
 from schemas.checkpoint import FileInfo
 from schemas.format.files import CheckpointFiles
 from schemas.format.header import Header
 from schemas.planning.model_folder import output_names
 from schemas.planning.output import CopiedTensor, FactorTensor, output_metadata, plan_output
-from worker.checkpoint.reader import CheckpointReader
-from worker.checkpoint.spool import LayerSpool, SpooledLayer
+from worker.checkpoint.spool import LayerSpool
 from worker.checkpoint.writer import CheckpointWriter, write_index
+from worker.context import JobContext
 from worker.layer import LayerOutcome
 from worker.work_plan import WorkPlan
-
-
-class FinishedLayers:
-    """The stored tensors of finished layers; the file of a layer is opened once for tensors in a row."""
-
-    def __init__(self, spool: LayerSpool) -> None:
-        self._spool = spool
-        self._number: int | None = None
-        self._layer: SpooledLayer | None = None
-        self._reader: CheckpointReader | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._reader is not None:
-            self._reader.close()
-
-    def copy(self, entry: FactorTensor, writer: CheckpointWriter) -> None:
-        """Write the next tensor from a finished layer."""
-        if entry.number != self._number:
-            self._open(entry)
-        assert self._layer is not None
-        assert self._reader is not None
-        writer.copy(self._reader, self._layer.factors[entry.position])
-
-    def _open(self, entry: FactorTensor) -> None:
-        layer = self._spool.get(entry.number)
-        if layer is None:
-            raise FileNotFoundError(f"the finished layer with {entry.name} is missing or damaged")
-        if self._reader is not None:
-            self._reader.close()
-        self._number, self._layer, self._reader = entry.number, layer, layer.open()
 
 
 def write_output(
     work: WorkPlan,
     outcomes: Sequence[LayerOutcome],
-    spool: LayerSpool,
+    context: JobContext,
     result_dir: Path,
-    *,
-    check_canceled: Callable[[], None],
 ) -> tuple[CheckpointFiles, tuple[FileInfo, ...]]:
     """Write all weight files, sharded like the input, and the index if the input has one.
 
-    `check_canceled` is called before each tensor; an exception from it stops the work.
+    The progress is notified before each tensor; an exception from its observer stops the work.
     """
     result_dir.mkdir(parents=True, exist_ok=True)
     infos: list[FileInfo] = []
@@ -67,7 +31,7 @@ def write_output(
     names = output_names(work.checkpoint, work.layers, ranks_of(outcomes))
     for name in work.checkpoint.headers:
         path = result_dir / names[name]
-        info, headers[path.name] = _write_file(name, work, outcomes, spool, check_canceled, path)
+        info, headers[path.name] = _write_file(name, work, outcomes, context, path)
         infos.append(info)
     index_name = work.checkpoint.index_name and names[work.checkpoint.index_name]
     output = CheckpointFiles(headers, index_name=index_name, folder=result_dir)
@@ -85,12 +49,7 @@ def write_output(
 
 
 def _write_file(
-    name: str,
-    work: WorkPlan,
-    outcomes: Sequence[LayerOutcome],
-    spool: LayerSpool,
-    check_canceled: Callable[[], None],
-    path: Path,
+    name: str, work: WorkPlan, outcomes: Sequence[LayerOutcome], context: JobContext, path: Path
 ) -> tuple[FileInfo, Header]:
     header = work.checkpoint.headers[name]
     ranks = ranks_of(outcomes)
@@ -100,20 +59,22 @@ def _write_file(
     entries = {entry.name: entry for entry in planned}
     new_tensors = [entry.new_tensor for entry in planned]
     source = work.checkpoint.path(name)
-    with (
-        CheckpointReader(source) as reader,
-        FinishedLayers(spool) as layers,
-        CheckpointWriter(path, new_tensors, metadata) as writer,
-    ):
+    with CheckpointWriter(path, new_tensors, metadata) as writer:
         # The writer may reorder tensors to align them, so it decides which one is next.
         while (following := writer.next) is not None:
-            check_canceled()
+            context.progress.between_layers()
             entry = entries[following.name]
             if isinstance(entry, CopiedTensor):
-                writer.copy(reader, entry.tensor)
+                writer.copy(entry.tensor, context.readers.chunks(source, entry.tensor))
             else:
-                layers.copy(entry, writer)
+                copy_factor(entry, context.spool, writer)
     return writer.written, writer.header
+
+
+def copy_factor(entry: FactorTensor, spool: LayerSpool, writer: CheckpointWriter) -> None:
+    """Write the next tensor from a finished layer."""
+    factor = spool.factors(entry.number)[entry.position]
+    writer.copy(factor, spool.chunks(factor))
 
 
 def ranks_of(outcomes: Sequence[LayerOutcome]) -> dict[int, int]:

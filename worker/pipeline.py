@@ -80,8 +80,7 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
     begun = time.perf_counter()
     check_config(request.checkpoint)
     work = plan_work(request.checkpoint, request.spec, request.references)
-    spool = LayerSpool(request.spool_dir)
-    with TensorReaders() as readers:
+    with TensorReaders() as readers, LayerSpool(request.spool_dir) as spool:
         work = keep_tied(work, readers, check_canceled=ProgressTracker(work.tasks, observe).between_layers)
         progress = ProgressTracker(work.tasks, observe)
         cache = _layer_cache(request, work, device)
@@ -94,10 +93,8 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
             outcomes, warnings = count_left_out(
                 work, outcomes, readers, check_canceled=progress.between_layers
             )
-    write = write_adapter if work.adapter else write_output
-    output, output_files = write(
-        work, outcomes, spool, request.result_dir, check_canceled=progress.between_layers
-    )
+        write = write_adapter if work.adapter else write_output
+        output, output_files = write(work, outcomes, context, request.result_dir)
     report = make_report(
         replace(work, warnings=(*work.warnings, *warnings)),
         request.spec,

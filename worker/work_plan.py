@@ -97,9 +97,10 @@ def plan_work(
     gram_sources = {} if references.calibration is None else _gram_sources(references.calibration)
     base_sources = {} if references.base is None else tensor_sources(references.base)
     layers = {layer.tensor: layer for layer in plan.layers}
+    paths = {name: checkpoint.path(name) for name in checkpoint.headers}
     selected = [
         (
-            checkpoint.path(name),
+            paths[name],
             tensor,
             layers[tensor.name],
             gram_sources.get(layers[tensor.name].name),
@@ -130,8 +131,9 @@ def refuse_ids(spec: CompressionSpec) -> None:
 
 def tensor_sources(checkpoint: CheckpointFiles) -> dict[str, tuple[Path, TensorInfo]]:
     """Return the path and the entry of each tensor, by its name."""
+    paths = {name: checkpoint.path(name) for name in checkpoint.headers}
     return {
-        tensor.name: (checkpoint.path(name), tensor)
+        tensor.name: (paths[name], tensor)
         for name, header in checkpoint.headers.items()
         for tensor in header.tensors
     }

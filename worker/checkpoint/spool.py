@@ -2,81 +2,107 @@
 
 from __future__ import annotations
 
+import json
+import os
+import struct
+import threading
 import zlib
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import prod
+from typing import TYPE_CHECKING, Self
 
-import torch
-
-from schemas.format.errors import CheckpointError
-from schemas.format.header import MAX_OUTPUT_HEADER_BYTES, NewTensor, aligned_order, build_header
-from worker.checkpoint.reader import CheckpointReader, dtype_name, tensor_bytes
-from worker.checkpoint.writer import CheckpointWriter
+from schemas.format.tensor import DTYPE_BITS
+from worker.checkpoint.reader import CHUNK_BYTES, dtype_name, tensor_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from schemas.format.tensor import TensorInfo
+    import torch
 
-_OUTCOME = "outcome"
-_CHECKSUM = "crc32"
-# A safetensors file holds at least one tensor.
-_NO_FACTORS = "none"
+# A segment is a sequence of records: this prefix, what the tensors are as JSON, the outcome, and the data.
+# The prefix has a mark, the lengths of the two texts, and their checksum; the JSON has one of each tensor.
+_PREFIX = struct.Struct("<8sIII")
+_MARK = b"eckartL1"
+_ENDING = ".segment"
+
+
+class DamagedLayer(Exception):  # noqa: N818 - it says what happened
+    """The bytes of a finished layer are not those that were put."""
 
 
 @dataclass(frozen=True, slots=True)
-class SpooledLayer:
-    """A finished layer on disk.
+class SpooledTensor:
+    """A tensor of a finished layer: its dtype and shape, and where its bytes are."""
 
-    Attributes
-    ----------
-    path : Path
-        Its file.
-    outcome_json : str
-        The outcome as it was given to `LayerSpool.put`.
-    factors : tuple of TensorInfo
-        The factors in the order of `put`, named ``"0"``, ``"1"``, ….
-    """
+    dtype: str
+    shape: tuple[int, ...]
+    descriptor: int
+    start: int
+    checksum: int
 
-    path: Path
-    outcome_json: str
-    factors: tuple[TensorInfo, ...]
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
-    def open(self) -> CheckpointReader:
-        """Open the file to read the factors, or to copy them into a `CheckpointWriter`; the caller closes it.
 
-        Raises
-        ------
-        CheckpointError
-            If the file was damaged since `LayerSpool.get`.
-        OSError
-            If the file was removed or cannot be opened.
-        """
-        return CheckpointReader(self.path, max_header_bytes=MAX_OUTPUT_HEADER_BYTES)
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """A record whose prefix and texts are whole: where its outcome is, and its tensors."""
+
+    descriptor: int
+    outcome_start: int
+    outcome_bytes: int
+    tensors: tuple[SpooledTensor, ...]
 
 
 class LayerSpool:
-    """A directory of finished layers, one file each.
+    """A directory of finished layers. Each process appends to a segment of its own, and reads those before.
 
-    Files appear complete or not at all, but they are not forced to the disk: a loss of power may damage one,
-    which its checksum shows. A damaged layer counts as missing.
+    A layer is kept once `put` returns, also when the process is killed. Nothing is forced to the disk: a loss
+    of power may damage layers, which their checksums show. A damaged layer counts as missing.
 
     Parameters
     ----------
     directory : Path
         Created by the first `put`. Use one directory for one input and one spec only.
+
+    Raises
+    ------
+    OSError
+        If the directory cannot be read.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._records: dict[int, _Record] = {}
+        self._lock = threading.Lock()
+        self._own: int | None = None
+        self._end = 0
+        with ExitStack() as files:
+            for name in self._segments():
+                descriptor = os.open(directory / name, os.O_RDONLY)
+                files.callback(os.close, descriptor)
+                self._records |= _records_in(descriptor)
+            self._files = files.pop_all()
 
-    def put(self, index: int, outcome_json: str, factors: Sequence[torch.Tensor]) -> None:
-        """Store a layer, replacing an earlier one with the same number.
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files; what was put stays."""
+        self._files.close()
+
+    def put(self, number: int, outcome_json: str, factors: Sequence[torch.Tensor]) -> None:
+        """Store a layer, replacing an earlier one with the same number; may be called from several threads.
 
         Parameters
         ----------
-        index : int
+        number : int
             The layer's number, at least 0.
         outcome_json : str
             The layer's outcome, as JSON.
@@ -87,64 +113,167 @@ class LayerSpool:
         ------
         CheckpointError
             With fault ``dtype-not-writable``, if safetensors has no such dtype.
-        FileExistsError
-            If another process began to store the same layer meanwhile.
         OSError
-            If the directory cannot be created or the file cannot be written.
+            If the directory cannot be created or the layer cannot be written.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        ready = {str(at): factor.detach().cpu().contiguous() for at, factor in enumerate(factors)}
-        if not ready:
-            ready = {_NO_FACTORS: torch.empty(0, dtype=torch.uint8)}
-        new_tensors = aligned_order(
-            NewTensor(name, dtype_name(factor.dtype), tuple(factor.shape)) for name, factor in ready.items()
-        )
-        in_order = [ready[new_tensor.name] for new_tensor in new_tensors]
-        checksum = _checksum(outcome_json, new_tensors, (tensor_bytes(factor) for factor in in_order))
-        metadata = {_OUTCOME: outcome_json, _CHECKSUM: checksum}
-        with CheckpointWriter(self._path(index), new_tensors, metadata, durable=False) as writer:
-            for factor in in_order:
-                writer.write(factor)
+        ready = [factor.detach().cpu().contiguous() for factor in factors]
+        data = [tensor_bytes(factor) for factor in ready]
+        described = [
+            (dtype_name(factor.dtype), tuple(factor.shape), zlib.crc32(raw))
+            for factor, raw in zip(ready, data, strict=True)
+        ]
+        head = json.dumps([number, described]).encode()
+        outcome = outcome_json.encode()
+        prefix = _PREFIX.pack(_MARK, len(head), len(outcome), zlib.crc32(outcome, zlib.crc32(head)))
+        with self._lock:
+            descriptor = self._open_own()
+            # What an earlier call could not write to its end is overwritten.
+            end = _write(descriptor, [memoryview(prefix + head + outcome), *data], self._end)
+            outcome_start = self._end + len(prefix) + len(head)
+            self._records[number] = _record(descriptor, outcome_start, len(outcome), described)
+            self._end = end
 
-    def get(self, index: int) -> SpooledLayer | None:
-        """Find a layer that was stored and is not damaged.
+    def get(self, number: int) -> str | None:
+        """Return the outcome of a layer that was stored and is not damaged.
 
         Parameters
         ----------
-        index : int
+        number : int
             The layer's number, at least 0.
 
         Returns
         -------
-        SpooledLayer or None
-            None if it was not stored or is damaged.
+        str or None
+            The JSON as it was given to `put`; None if the layer was not stored or is damaged.
 
         Raises
         ------
         OSError
-            If there is such a file but it cannot be opened or read.
+            If the layer cannot be read.
         """
-        path = self._path(index)
-        try:
-            with CheckpointReader(path, max_header_bytes=MAX_OUTPUT_HEADER_BYTES) as reader:
-                metadata, infos = reader.header.metadata, reader.header.tensors
-                outcome_json = metadata.get(_OUTCOME, "")
-                new_tensors = [NewTensor(info.name, info.dtype, info.shape) for info in infos]
-                pieces = (piece for info in infos for piece in reader.chunks(info))
-                if metadata.get(_CHECKSUM) != _checksum(outcome_json, new_tensors, pieces):
-                    return None
-        except (FileNotFoundError, CheckpointError):
+        record = self._records.get(number)
+        if record is None:
             return None
-        factors = [info for info in infos if info.name != _NO_FACTORS]
-        return SpooledLayer(path, outcome_json, tuple(sorted(factors, key=lambda info: int(info.name))))
+        try:
+            for tensor in record.tensors:
+                for _ in self.chunks(tensor):
+                    pass
+            return _read(record.descriptor, record.outcome_start, record.outcome_bytes).decode()
+        except DamagedLayer:
+            del self._records[number]
+            return None
 
-    def _path(self, index: int) -> Path:
-        return self.directory / f"layer-{index:05d}.safetensors"
+    def factors(self, number: int) -> tuple[SpooledTensor, ...]:
+        """Return the factors of a layer in the order of `put`.
+
+        Raises
+        ------
+        KeyError
+            If the layer was not stored.
+        """
+        return self._records[number].tensors
+
+    def chunks(self, tensor: SpooledTensor) -> Iterator[memoryview]:
+        """Yield the bytes of a factor in pieces.
+
+        Yields
+        ------
+        memoryview
+            Valid until the next piece, which uses the same memory.
+
+        Raises
+        ------
+        DamagedLayer
+            Before the last piece, if the bytes do not have the checksum of what was put.
+        """
+        nbytes, checksum = tensor.nbytes, 0
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, nbytes)))
+        for offset in range(0, nbytes, CHUNK_BYTES):
+            piece = buffer[: nbytes - offset]
+            _fill(tensor.descriptor, piece, tensor.start + offset)
+            checksum = zlib.crc32(piece, checksum)
+            if offset + len(piece) == nbytes and checksum != tensor.checksum:
+                raise DamagedLayer("a finished layer was damaged on the disk")
+            yield piece
+
+    def _segments(self) -> list[str]:
+        try:
+            return sorted(path.name for path in self.directory.iterdir() if path.suffix == _ENDING)
+        except FileNotFoundError:
+            return []
+
+    def _open_own(self) -> int:
+        """Return the descriptor of this process's segment, which is created by the first call."""
+        if self._own is None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._own = self._create_segment()
+            self._files.callback(os.close, self._own)
+        return self._own
+
+    def _create_segment(self) -> int:
+        # Those of other processes stay as they are, even of one that still writes after its time.
+        number = len(self._segments())
+        while (path := self.directory / f"{number:06d}{_ENDING}").exists():
+            number += 1
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 
 
-def _checksum(outcome_json: str, new_tensors: Sequence[NewTensor], pieces: Iterable[memoryview]) -> str:
-    """Return the CRC-32 of everything in a file but the checksum itself, in decimal."""
-    total = zlib.crc32(build_header(new_tensors, {_OUTCOME: outcome_json}))
-    for piece in pieces:
-        total = zlib.crc32(piece, total)
-    return str(total)
+# Dtype, shape and checksum of each tensor of a record.
+_Described = tuple[str, tuple[int, ...], int]
+
+
+def _records_in(descriptor: int) -> dict[int, _Record]:
+    """Return the records of a segment by the layer's number, up to the first that is torn."""
+    records: dict[int, _Record] = {}
+    size, at = os.fstat(descriptor).st_size, 0
+    while at + _PREFIX.size <= size:
+        mark, head_bytes, outcome_bytes, checksum = _PREFIX.unpack(_read(descriptor, at, _PREFIX.size))
+        outcome_start = at + _PREFIX.size + head_bytes
+        if mark != _MARK or outcome_start + outcome_bytes > size:
+            break
+        texts = _read(descriptor, at + _PREFIX.size, head_bytes + outcome_bytes)
+        if zlib.crc32(texts) != checksum:
+            break
+        number, described = json.loads(texts[:head_bytes])
+        record = _record(descriptor, outcome_start, outcome_bytes, described)
+        at = outcome_start + outcome_bytes + sum(tensor.nbytes for tensor in record.tensors)
+        if at > size:
+            break
+        records[number] = record
+    return records
+
+
+def _record(
+    descriptor: int, outcome_start: int, outcome_bytes: int, described: Iterable[_Described]
+) -> _Record:
+    tensors, start = [], outcome_start + outcome_bytes
+    for dtype, shape, checksum in described:
+        tensors.append(SpooledTensor(dtype, tuple(shape), descriptor, start, checksum))
+        start += tensors[-1].nbytes
+    return _Record(descriptor, outcome_start, outcome_bytes, tuple(tensors))
+
+
+def _read(descriptor: int, at: int, nbytes: int) -> bytes:
+    buffer = bytearray(nbytes)
+    _fill(descriptor, memoryview(buffer), at)
+    return bytes(buffer)
+
+
+def _fill(descriptor: int, target: memoryview, at: int) -> None:
+    while target:
+        read = os.preadv(descriptor, [target], at)
+        if read == 0:
+            raise DamagedLayer("a segment of finished layers became shorter")
+        target, at = target[read:], at + read
+
+
+def _write(descriptor: int, pieces: list[memoryview], at: int) -> int:
+    """Write pieces one after another from an offset on, and return the offset of their end."""
+    while pieces:
+        written = os.pwritev(descriptor, pieces, at)
+        at += written
+        while pieces and written >= len(pieces[0]):
+            written -= len(pieces.pop(0))
+        if pieces:
+            pieces[0] = pieces[0][written:]
+    return at

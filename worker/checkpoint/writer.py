@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from schemas.format.header import LENGTH_BYTES, Header, aligned_order, build_header, parse_header
 from schemas.format.index import build_index
 from state.files import AtomicFile, write_atomic
-from worker.checkpoint.reader import CHUNK_BYTES, CheckpointReader, dtype_name, tensor_bytes
+from worker.checkpoint.reader import CHUNK_BYTES, dtype_name, tensor_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from schemas.format.header import NewTensor
     from schemas.format.index import ShardIndex
     from schemas.format.tensor import TensorInfo
+
+
+class Stored(Protocol):
+    """The kind of a tensor on disk."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 class CheckpointWriter:
@@ -139,27 +148,25 @@ class CheckpointWriter:
         for offset in range(0, len(raw), CHUNK_BYTES):
             self._file.write(raw[offset : offset + CHUNK_BYTES])
 
-    def copy(self, reader: CheckpointReader, info: TensorInfo) -> None:
-        """Write the next tensor by copying the bytes of one in another file.
+    def copy(self, tensor: Stored, pieces: Iterable[memoryview]) -> None:
+        """Write the next tensor by copying the bytes of one on disk.
 
         Parameters
         ----------
-        reader : CheckpointReader
-            The other file.
-        info : TensorInfo
-            The tensor in that file, of the next tensor's dtype and shape; its name may differ.
+        tensor : Stored
+            Its dtype and shape are those of the next tensor; its name may differ.
+        pieces : iterable of memoryview
+            Its bytes, as `CheckpointReader.chunks` yields them; what that raises is raised here.
 
         Raises
         ------
         ValueError
             If dtype or shape differ from the next tensor's, or every tensor is written.
-        CheckpointError
-            With fault ``file-changed`` if the other file changed since it was opened.
         OSError
-            If the other file cannot be read, or this one written.
+            If the file cannot be written.
         """
-        self._step(info.dtype, info.shape)
-        for piece in reader.chunks(info):
+        self._step(tensor.dtype, tensor.shape)
+        for piece in pieces:
             self._file.write(piece)
 
     def _step(self, dtype: str, shape: tuple[int, ...]) -> None:

@@ -39,7 +39,7 @@ def copy_all(reader: CheckpointReader, path) -> None:
     new_tensors = [NewTensor(info.name, info.dtype, info.shape) for info in infos.values()]
     with CheckpointWriter(path, new_tensors, reader.header.metadata) as writer:
         while (following := writer.next) is not None:
-            writer.copy(reader, infos[following.name])
+            writer.copy(infos[following.name], reader.chunks(infos[following.name]))
 
 
 def mixed() -> dict[str, torch.Tensor]:
@@ -228,12 +228,13 @@ def test_a_source_that_shrinks_before_its_copy_publishes_nothing(tmp_path):
 def test_a_copy_of_too_few_bytes_publishes_nothing(tmp_path):
     source, path = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
     save(source, {"a": torch.ones(2)})
+    info = TensorInfo("a", "F32", (2,), 0, 4)
     with (
         CheckpointReader(source) as reader,
         pytest.raises(ValueError, match="bytes, not"),
         CheckpointWriter(path, NEW_TENSORS[:1]) as writer,
     ):
-        writer.copy(reader, TensorInfo("a", "F32", (2,), 0, 4))
+        writer.copy(info, reader.chunks(info))
     assert names_in(tmp_path) == [source.name]
 
 
