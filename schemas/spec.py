@@ -179,7 +179,9 @@ EMBEDDINGS = tuple(
         *("relative_attention_bias", "lookup*", "codebook*"),
     )
 )
-DEFAULT_EXCLUDE = (*EMBEDDINGS, *(LAST + pattern for pattern in ("*norm*", "ln_*", "*router*", "gate")))
+# A router may be a module with Linears of its own, as in Switch Transformers and DBRX.
+ROUTERS = tuple(LAST + pattern for pattern in ("*router*", "*router*.*", "gate"))
+DEFAULT_EXCLUDE = (*EMBEDDINGS, *(LAST + pattern for pattern in ("*norm*", "ln_*")), *ROUTERS)
 
 
 def _empty(value: tuple[object, ...]) -> bool:
@@ -301,7 +303,7 @@ class CompressionSpec(Input):
         default=DEFAULT_EXCLUDE,
         max_length=10_000,
         description="Patterns of the modules that are not factored; replaces the default list. A pattern "
-        "after `last:` is matched with the last part of the name, case aside.",
+        "after `last:` is matched with the last part of the name, or as many as it has, case aside.",
         examples=[["last:embed*", "lm_head"]],
     )
     overrides: tuple[Override, ...] = Field(

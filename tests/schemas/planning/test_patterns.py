@@ -27,7 +27,13 @@ def test_the_first_pattern_that_fits_is_found_as_by_fnmatch(patterns, name):
         ("last:embed*", "Model.EmbedTokens", True),
         ("last:EMBED*", "model.embed_tokens", True),
         ("last:embed*", "embedder.linear", False),
-        ("last:a.*", "a.b", False),
+        ("last:a.*", "a.b", True),
+        ("last:*a.*", "x.A.b", True),
+        ("last:*a.*", "a.x.b", False),
+        ("last:*a.*", "x.a", False),
+        ("last:*a.*", "a", False),
+        ("last:*.*.c", "b.c", False),
+        ("last:*.*.c", "x.a.b.c", True),
         ("embed*", "embeddings.dense", True),
         ("embed*", "model.embed_tokens", False),
         ("embed*", "Embedding", False),
@@ -36,7 +42,7 @@ def test_the_first_pattern_that_fits_is_found_as_by_fnmatch(patterns, name):
         ("last:gate", "mlp.gate_proj", False),
     ],
 )
-def test_a_pattern_after_last_is_for_the_last_part_case_aside_and_others_for_the_whole_name(
+def test_a_pattern_after_last_is_for_as_many_last_parts_as_it_has_and_others_for_the_whole_name(
     pattern, module, fits
 ):
     assert Patterns([pattern]).fit(module) is fits

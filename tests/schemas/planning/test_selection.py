@@ -9,8 +9,14 @@ from transformers import (
     AlbertModel,
     CLIPTextConfig,
     CLIPTextModel,
+    DbrxConfig,
+    DbrxForCausalLM,
+    JetMoeConfig,
+    JetMoeForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -119,12 +125,67 @@ def test_the_routers_of_mixtral_are_left_out_and_its_experts_are_told():
             "wpe",
         ),
         *("token_type", "token_type_embeddings", "relative_attention_bias", "embed_tokens", "pos_embed"),
-        *("norm1", "LayerNorm", "final_layer_norm", "ln_f", "router", "gate", "block_router"),
+        *("norm1", "LayerNorm", "final_layer_norm", "ln_f", "gate"),
     ],
 )
-def test_names_of_embeddings_norms_and_routers_are_left_out_as_last_part_only(name):
+def test_names_of_embeddings_norms_and_gates_are_left_out_as_last_part_only(name):
     assert selected(Named(f"model.{name}.weight"), Named(f"{name}.weight")) == []
     assert selected(Named(f"model.{name}.linear.weight")) == [f"model.{name}.linear"]
+
+
+@pytest.mark.parametrize("name", ["router", "block_router", "Router"])
+def test_a_router_is_left_out_with_the_linears_right_below_it(name):
+    assert selected(Named(f"model.{name}.weight"), Named(f"{name}.weight")) == []
+    assert selected(Named(f"model.{name}.proj.weight"), Named(f"{name}.0.weight")) == []
+    # As where a whole network is called so.
+    assert selected(Named(f"{name}.encoder.fc.weight")) == [f"{name}.encoder.fc"]
+
+
+def routed_classes():
+    """Models whose routers have Linears of their own, and the last parts of these."""
+    switch = SwitchTransformersConfig(
+        vocab_size=50,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_heads=2,
+        num_sparse_encoder_layers=1,
+        num_sparse_decoder_layers=1,
+        num_experts=3,
+    )
+    dbrx = DbrxConfig(
+        vocab_size=50,
+        d_model=16,
+        n_heads=2,
+        n_layers=1,
+        ffn_config={"ffn_hidden_size": 32, "moe_num_experts": 3, "moe_top_k": 1, "hidden_size": 16},
+        attn_config={"kv_n_heads": 1, "clip_qkv": 8.0, "rope_theta": 1e4},
+    )
+    jetmoe = JetMoeConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_key_value_heads=2,
+        kv_channels=8,
+        intermediate_size=32,
+        num_local_experts=3,
+        num_experts_per_tok=2,
+    )
+    return {
+        "router.classifier": SwitchTransformersForConditionalGeneration(switch),
+        "ffn.router.layer": DbrxForCausalLM(dbrx),
+        "mlp.router.layer": JetMoeForCausalLM(jetmoe),
+    }
+
+
+def test_routers_with_linears_of_their_own_are_left_out_and_no_other_linear_is():
+    for ending, model in routed_classes().items():
+        routers = {name for name in linears(model) if "router" in name}
+
+        assert any(name.endswith(ending) for name in routers)
+        assert {layer.name for layer in planned(tensors_of(model), rank=1).layers} == linears(model) - routers
 
 
 @pytest.mark.parametrize("name", ["embed_tokens", "decoder_embed", "Embedding", "emb", "shared"])
@@ -135,7 +196,7 @@ def test_a_bias_tells_a_linear_from_an_embedding(name):
     assert selected(weight, Named(f"model.{name}.bias", (5,))) == []
 
 
-@pytest.mark.parametrize("name", ["router", "gate", "norm", "ln_1"])
+@pytest.mark.parametrize("name", ["router", "router.layer", "gate", "norm", "ln_1"])
 def test_a_router_or_a_norm_with_a_bias_is_left_out(name):
     assert selected(Named(f"m.{name}.weight", (64, 32)), Named(f"m.{name}.bias", (64,))) == []
 
