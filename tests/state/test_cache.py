@@ -108,7 +108,7 @@ def test_what_the_job_itself_stored_is_not_evicted_beyond_need(make_cache, sourc
     assert len(files(tmp_path)) == 32
 
 
-@pytest.mark.parametrize("text", ["", "many", str(1 << 40)])
+@pytest.mark.parametrize("text", ["", "many", str(1 << 40), "9" * 40])
 def test_a_wrong_count_of_bytes_is_corrected(make_cache, source, tmp_path, text):
     cache = make_cache(limit_bytes=3 * SIZE)
     one, two = numbered(2)
