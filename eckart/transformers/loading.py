@@ -108,7 +108,7 @@ def _matches(
                 "dense weights were asked for" if dense else _obstacle(model, layer, target, tied, trials)
             )
         matches.append(Match(layer, (target or "").removesuffix(WEIGHT), reason))
-    return _without_unknown_names(matches, naming, state)
+    return _without_unknown_names(matches, folder.tensors.keys(), naming, state)
 
 
 def _obstacle(
@@ -137,14 +137,22 @@ def _tied_weights(model: PreTrainedModel) -> set[str]:
     return {*planned.keys(), *planned.values(), *tied}
 
 
-def _without_unknown_names(matches: list[Match], naming: Naming, state: Collection[str]) -> list[Match]:
-    """Multiply out what transformers would not find as factors: a rule may ask for the weight's own name."""
+def _without_unknown_names(
+    matches: list[Match], stored: Collection[str], naming: Naming, state: Collection[str]
+) -> list[Match]:
+    """Multiply out what transformers would not find as factors.
+
+    A rule may ask for the weight's own name, or make the bias of a tensor with another name, as in VideoMAE.
+    """
     wanted = {match.module: _names_once_factored(match, state) for match in matches if match.reason is None}
     targets = {target for names in wanted.values() for target in names.values()}
     found = naming.renamed([name for names in wanted.values() for name in names], {*state, *targets})
     return [
         replace(match, reason="transformers converts its name")
-        if any(found.get(name) != target for name, target in wanted.get(match.module, {}).items())
+        if any(
+            name not in stored or found.get(name) != target
+            for name, target in wanted.get(match.module, {}).items()
+        )
         else match
         for match in matches
     ]

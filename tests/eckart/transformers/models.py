@@ -294,6 +294,14 @@ CASES = (
     ),
 )
 
+# Transformers makes the biases of its queries and values of tensors with other names.
+VIDEO = Case(
+    "VideoMAEModel",
+    "VideoMAEConfig",
+    {**PATCHES, "num_frames": 2, "tubelet_size": 2},
+    lambda: {"pixel_values": torch.stack([*image().values()] * 2, dim=1)},
+)
+
 
 def build(case: Case) -> transformers.PreTrainedModel:
     """Make the model, with weights so large that each of them matters for what it computes."""

@@ -12,7 +12,7 @@ from eckart import LoadError
 from eckart.torch import load_compressed, save_compressed
 from tests.compression import compress
 from tests.eckart.transformers.folders import QUIET, low_rank_layers, write_product
-from tests.eckart.transformers.models import CASES, build
+from tests.eckart.transformers.models import CASES, VIDEO, build
 
 pytestmark = QUIET
 
@@ -40,7 +40,7 @@ def tensors_in(folder):
         return set(file.keys())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.model)
+@pytest.mark.parametrize("case", [*CASES, VIDEO], ids=lambda case: case.model)
 def test_a_class_runs_on_its_compressed_folder(case, tmp_path):
     dense, folder, product = (tmp_path / name for name in ("dense", "compressed", "product"))
     model = build(case)
