@@ -30,14 +30,14 @@ OldDigest = Annotated[
         examples=["SHA-256=n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg="],
     ),
 ]
-IfMatch = Annotated[
+UploadIfMatch = Annotated[
     str | None,
     Header(
         description="The ETag that the stored file must have, or `*` for any; else 412.",
         examples=['"9f86d081884c7d65"'],
     ),
 ]
-IfNoneMatch = Annotated[
+UploadIfNoneMatch = Annotated[
     str | None,
     Header(
         description="`*`: no file may be stored under this name; an ETag: not this one. Else 412.",
@@ -61,8 +61,8 @@ def check_preconditions(
     services: ServicesDep,
     checkpoint_id: NewCheckpointId,
     filename: FileName,
-    if_match: IfMatch = None,
-    if_none_match: IfNoneMatch = None,
+    if_match: UploadIfMatch = None,
+    if_none_match: UploadIfNoneMatch = None,
 ) -> None:
     """Refuse an upload whose precondition does not hold (RFC 9110, 13.1).
 

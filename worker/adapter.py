@@ -12,10 +12,9 @@ from schemas.planning.adapter import ADAPTER_NAME, CONFIG_NAME, adapter_config
 from schemas.planning.output import ADAPTER_METADATA, plan_adapter
 from schemas.planning.references import BaseError
 from state.files import write_atomic
-from worker.checkpoint.writer import CheckpointWriter
 from worker.context import JobContext
 from worker.layer import LayerOutcome
-from worker.output import copy_factor, ranks_of
+from worker.output import ranks_of, write_tensors
 from worker.work_plan import WorkPlan
 
 
@@ -41,18 +40,13 @@ def write_adapter(
             "No layer is in the adapter: the selected weights equal those of the base, or were left out.",
         )
     result_dir.mkdir(parents=True, exist_ok=True)
-    entries = {entry.name: entry for entry in plan_adapter(work.layers, ranks)}
-    new_tensors = [entry.new_tensor for entry in entries.values()]
-    path = result_dir / ADAPTER_NAME
-    with CheckpointWriter(path, new_tensors, ADAPTER_METADATA) as writer:
-        while (following := writer.next) is not None:
-            context.progress.between_layers()
-            copy_factor(entries[following.name], context.spool, writer)
+    planned = plan_adapter(work.layers, ranks)
+    written, header = write_tensors(result_dir / ADAPTER_NAME, planned, ADAPTER_METADATA, context)
     layers = {work.layers[number].name: (work.layers[number], rank) for number, rank in ranks.items()}
     modules = [tensor.name for tensor in work.checkpoint.tensors]
     config = json.dumps(adapter_config(layers, modules), indent=2) + "\n"
-    files = (writer.written, write_atomic(result_dir / CONFIG_NAME, config.encode()))
-    return CheckpointFiles({ADAPTER_NAME: writer.header}, folder=result_dir), files
+    files = (written, write_atomic(result_dir / CONFIG_NAME, config.encode()))
+    return CheckpointFiles({ADAPTER_NAME: header}, folder=result_dir), files
 
 
 def without_config(checkpoint: CheckpointFiles) -> CheckpointFiles:

@@ -1,6 +1,6 @@
 """Write the output files from finished layers and copied tensors, in one streaming pass per file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from schemas.checkpoint import FileInfo
@@ -8,7 +8,6 @@ from schemas.format.files import CheckpointFiles
 from schemas.format.header import Header
 from schemas.planning.model_folder import output_names
 from schemas.planning.output import CopiedTensor, FactorTensor, output_metadata, plan_output
-from worker.checkpoint.spool import LayerSpool
 from worker.checkpoint.writer import CheckpointWriter, write_index
 from worker.context import JobContext
 from worker.layer import LayerOutcome
@@ -56,25 +55,32 @@ def _write_file(
     errors = {number: outcome.report.relative_error for number, outcome in enumerate(outcomes)}
     planned = plan_output(header.tensors, work.layers, ranks)
     metadata = output_metadata(header.metadata, planned, work.layers, ranks, errors)
+    return write_tensors(path, planned, metadata, context, source=work.checkpoint.path(name))
+
+
+def write_tensors(
+    path: Path,
+    planned: Sequence[CopiedTensor | FactorTensor],
+    metadata: Mapping[str, str],
+    context: JobContext,
+    *,
+    source: Path | None = None,
+) -> tuple[FileInfo, Header]:
+    """Write one file of finished layers and, from the input file `source`, of copied tensors."""
     entries = {entry.name: entry for entry in planned}
     new_tensors = [entry.new_tensor for entry in planned]
-    source = work.checkpoint.path(name)
     with CheckpointWriter(path, new_tensors, metadata) as writer:
         # The writer may reorder tensors to align them, so it decides which one is next.
         while (following := writer.next) is not None:
             context.progress.between_layers()
             entry = entries[following.name]
             if isinstance(entry, CopiedTensor):
+                assert source is not None
                 writer.copy(entry.tensor, context.readers.chunks(source, entry.tensor))
             else:
-                copy_factor(entry, context.spool, writer)
+                factor = context.spool.factors(entry.number)[entry.position]
+                writer.copy(factor, context.spool.chunks(factor))
     return writer.written, writer.header
-
-
-def copy_factor(entry: FactorTensor, spool: LayerSpool, writer: CheckpointWriter) -> None:
-    """Write the next tensor from a finished layer."""
-    factor = spool.factors(entry.number)[entry.position]
-    writer.copy(factor, spool.chunks(factor))
 
 
 def ranks_of(outcomes: Sequence[LayerOutcome]) -> dict[int, int]:
