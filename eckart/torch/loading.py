@@ -230,15 +230,18 @@ def _shapes_differ(name: str, own: tuple[int, ...], stored: tuple[int, ...]) -> 
 
 
 def _hint(state: ModelState, contents: Contents, matching: Matching) -> str:
-    """Name the way by which more of the file would find its place."""
-    best = len(matching.homeless) + len(matching.strange)
-    hint = ". " + USE_FROM_PRETRAINED if best and state.is_pretrained else ""
-    if best:
-        for change, other in _by_prefix(state, contents, dequantize=False):
-            left = len(other.homeless) + len(other.strange)
-            if left < best:
-                best, hint = left, f". Most names fit with rename=[{change!r}]"
-    return hint
+    """Name the way by which most of what has no place would find it."""
+    homeless = _without_place(matching)
+    if not homeless:
+        return ""
+    changes = _by_prefix(state, contents, dequantize=False)
+    left, best = min(((_without_place(other), change) for change, other in changes), default=(homeless, None))
+    hint = f". Most names fit with rename=[{best!r}]" if 2 * left < homeless else ""
+    return hint + (". " + USE_FROM_PRETRAINED if left and state.is_pretrained else "")
+
+
+def _without_place(matching: Matching) -> int:
+    return len(matching.homeless) + len(matching.strange)
 
 
 def _refuse_products(matching: Matching) -> None:
