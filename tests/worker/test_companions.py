@@ -236,7 +236,7 @@ def test_an_interrupted_run_starts_anew_when_the_config_lists_other_layers(folde
     spec, device = CompressionSpec(rank=2), torch.device("cpu")
 
     def stop(progress):
-        if progress.layers_done == 2:
+        if progress.layers_done >= 2:  # Tiny layers may end two at a time.
             raise StopError
 
     with pytest.raises(StopError):
@@ -262,7 +262,7 @@ def test_an_interrupted_run_goes_on_when_a_companion_was_changed(folder, tmp_pat
         return compress_local(folder, tmp_path / "out", spec, device=device, observe=observe)
 
     def stop(progress):
-        if progress.layers_done == 2:
+        if progress.layers_done >= 2:
             raise StopError
 
     with pytest.raises(StopError):
