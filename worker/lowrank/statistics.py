@@ -1,0 +1,27 @@
+"""What is known of a layer's inputs and of the gradients at its outputs: it says which errors matter."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Statistics:
+    """Sums over the tokens of a calibration, for a layer with n inputs and m outputs.
+
+    Attributes
+    ----------
+    gram : Tensor [n, n] or None
+        G = Σxxᵀ of the inputs x.
+    grad_gram : Tensor [m, m] or None
+        F = Σggᵀ of the gradients g at the outputs.
+    mean : Tensor [n] or None
+        μ, the mean of x.
+    count : float or None
+        N, the number of tokens.
+    """
+
+    gram: torch.Tensor | None = None
+    grad_gram: torch.Tensor | None = None
+    mean: torch.Tensor | None = None
+    count: float | None = None
