@@ -136,8 +136,12 @@ class DecomposePass:
             return "unchanged", None
         begun = time.perf_counter()
         weight = inputs.weight.to(self.context.device)
-        gram = None if inputs.gram is None else inputs.gram.to(self.context.device)
-        found = decompose(weight, num_vectors=task.layer.num_vectors, cache=inputs.cached, gram=gram)
+        found = decompose(
+            weight,
+            num_vectors=task.layer.num_vectors,
+            cache=inputs.cached,
+            statistics=inputs.statistics(self.context.device),
+        )
         if isinstance(found, Kept):
             return found.reason.value, None
         exponent = exponent_of(weight)

@@ -15,6 +15,7 @@ from worker.checkpoint.reader import CHUNK_BYTES, CheckpointReader
 from worker.checkpoint.spool import LayerSpool
 from worker.difference import subtract
 from worker.layer_cache import CachedLayer, LayerCache
+from worker.lowrank import Statistics
 from worker.progress import ProgressTracker
 from worker.work_plan import LayerTask
 
@@ -73,6 +74,10 @@ class LayerInputs:
     gram: torch.Tensor | None = None
     cached: CachedLayer | None = None
     base: torch.Tensor | None = None
+
+    def statistics(self, device: torch.device) -> Statistics | None:
+        """Return the statistics on the device of the numerics; None if the layer is not calibrated."""
+        return None if self.gram is None else Statistics(gram=self.gram.to(device))
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ def factor_layer(
     form_inputs = FormInputs(
         layer=layer,
         weight=weight,
-        gram=None if inputs.gram is None else inputs.gram.to(device),
+        statistics=inputs.statistics(device),
         dtype=dtype,
         seed=seed,
         num_vectors=layer.num_vectors if inputs.cached else None,
@@ -151,9 +151,10 @@ def _with_measured_errors(inputs: FormInputs, result: Factored, product: torch.T
 def _with_measured_output_errors(
     inputs: FormInputs, before: OutputError | None, product: torch.Tensor
 ) -> OutputError | None:
-    if before is None or inputs.gram is None:
+    gram = None if inputs.statistics is None else inputs.statistics.gram
+    if before is None or gram is None:
         return None
-    error = output_error(inputs.weight, (product,), inputs.gram)
+    error = output_error(inputs.weight, (product,), gram)
     return replace(
         before,
         relative_error=error,

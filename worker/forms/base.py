@@ -7,7 +7,16 @@ import torch
 
 from schemas.planning.layer import LayerPlan
 from schemas.spec import RankRule
-from worker.lowrank import EnergyRank, ErrorRank, Factored, FactorRequest, Kept, Method, SolverCache
+from worker.lowrank import (
+    EnergyRank,
+    ErrorRank,
+    Factored,
+    FactorRequest,
+    Kept,
+    Method,
+    SolverCache,
+    Statistics,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +29,8 @@ class FormInputs:
         The plan: the form and its options, the rank or rank rule, and which ranks are allowed.
     weight : Tensor [m, n]
         The weight as [outputs, inputs], on the device of the numerics.
-    gram : Tensor [n, n] or None
-        XXᵀ of the layer's inputs X; None if the layer is not calibrated.
+    statistics : Statistics or None
+        Of the layer's inputs and of the gradients at its outputs; None if the layer is not calibrated.
     dtype : torch.dtype
         The dtype of the tensors to return.
     seed : int
@@ -35,7 +44,7 @@ class FormInputs:
 
     layer: LayerPlan
     weight: torch.Tensor
-    gram: torch.Tensor | None
+    statistics: Statistics | None
     dtype: torch.dtype
     seed: int
     num_vectors: int | None = None
@@ -52,7 +61,7 @@ class FormInputs:
             align=self.layer.align,
             min_rank=self.layer.min_rank,
             num_vectors=self.num_vectors,
-            gram=self.gram,
+            statistics=self.statistics,
         )
 
     def _rank(self) -> int | EnergyRank | ErrorRank:

@@ -12,6 +12,7 @@ from worker.lowrank.error import relative_error
 from worker.lowrank.factor import decompose, factor
 from worker.lowrank.gram import gram_fault
 from worker.lowrank.selectors import SELECTORS, Selector
+from worker.lowrank.statistics import Statistics
 from worker.lowrank.svd import LowRank, SVDMethod, svd
 from worker.lowrank.types import (
     EnergyRank,
@@ -47,6 +48,7 @@ __all__ = [
     "Selector",
     "SolverCache",
     "SpectralRank",
+    "Statistics",
     "Storage",
     "cur",
     "cx",

@@ -14,6 +14,7 @@ from worker.lowrank.error import Residual, measure
 from worker.lowrank.lapack import NotConvergedError, failures
 from worker.lowrank.scale import ScaledWeight
 from worker.lowrank.selectors import Indices, Selector, select
+from worker.lowrank.statistics import Statistics
 from worker.lowrank.truncation import Factors, fits_dtype
 
 
@@ -69,7 +70,7 @@ class DecomposedWeight:
         Of the stored factors; None for the dtype that is computed in.
     seed : int
         ≥ 0, for selectors that draw at random.
-    gram : Tensor [n, n] or None
+    statistics : Statistics or None
         See :class:`worker.lowrank.FactorRequest`.
     needs_exact_error : bool
         Whether a limit on the error must be met, so that the error is measured in float64.
@@ -79,8 +80,13 @@ class DecomposedWeight:
     decomposition: Decomposition
     dtype: torch.dtype | None
     seed: int = 0
-    gram: torch.Tensor | None = None
+    statistics: Statistics | None = None
     needs_exact_error: bool = False
+
+    @property
+    def gram(self) -> torch.Tensor | None:
+        """G [n, n] of the inputs, where the statistics have one."""
+        return None if self.statistics is None else self.statistics.gram
 
     @cached_property
     def target(self) -> torch.Tensor:

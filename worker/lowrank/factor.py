@@ -13,6 +13,7 @@ from worker.lowrank.krylov import krylov_decomposition
 from worker.lowrank.lapack import NotConvergedError
 from worker.lowrank.scale import ScaledWeight, check_weight, exponent_of, finite_exponent, times_power
 from worker.lowrank.solvers import solve
+from worker.lowrank.statistics import Statistics
 from worker.lowrank.types import (
     ErrorRank,
     Factored,
@@ -134,7 +135,7 @@ def decompose(
     *,
     num_vectors: int,
     cache: SolverCache | None = None,
-    gram: torch.Tensor | None = None,
+    statistics: Statistics | None = None,
 ) -> Decomposition | Kept:
     """Decompose one weight for any later request, or return the reason why it stays dense.
 
@@ -146,7 +147,7 @@ def decompose(
         The number of singular vectors, 1 ≤ r ≤ min(m, n).
     cache : SolverCache or None
         As for :func:`factor`.
-    gram : Tensor [n, n] or None
+    statistics : Statistics or None
         As in :class:`worker.lowrank.FactorRequest`.
 
     Returns
@@ -164,6 +165,7 @@ def decompose(
     exponent = exponent_of(weight)
     if exponent is None:
         return Kept(reason=Reason.NOT_FINITE)
+    gram = None if statistics is None else statistics.gram
     if gram is None:
         matrix = ScaledWeight(weight, exponent).matrix
         decompositions = solve(matrix, num_vectors=num_vectors, all_values=True, cache=cache)
@@ -248,7 +250,7 @@ def _attempt(
         return None
     needs_exact_error = isinstance(rule, ErrorRank)
     decomposed = DecomposedWeight(
-        scaled, decomposition, request.dtype, request.seed, request.gram, needs_exact_error
+        scaled, decomposition, request.dtype, request.seed, request.statistics, needs_exact_error
     )
 
     def attempt(multiple: int) -> Candidate:

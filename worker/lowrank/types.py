@@ -10,6 +10,7 @@ from schemas.spectrum import TIE
 from worker.lowrank.candidate import Method
 from worker.lowrank.decomposition import Decomposition
 from worker.lowrank.scale import DTYPES
+from worker.lowrank.statistics import Statistics
 
 
 class Reason(StrEnum):
@@ -85,10 +86,10 @@ class FactorRequest:
     num_vectors : int or None
         The number of singular vectors that a decomposition must hold, with all singular values, so that it
         serves other requests too. None for what this request needs, computed as fast as possible.
-    gram : Tensor [n, n] or None
-        G = XXᵀ of the inputs X of W [m, n], in which :func:`worker.lowrank.gram_fault` finds no fault. With
-        it, svd and the fit of cur minimize ‖(W - Ŵ)X‖_F, columns and rows are chosen for it, and ranks by
-        energy and error refer to it.
+    statistics : Statistics or None
+        Of the layer; its Gram matrix G = XXᵀ of the inputs X of W [m, n] is one in which
+        :func:`worker.lowrank.gram_fault` finds no fault. With it, svd and the fit of cur minimize
+        ‖(W - Ŵ)X‖_F, columns and rows are chosen for it, and ranks by energy and error refer to it.
 
     Raises
     ------
@@ -104,7 +105,7 @@ class FactorRequest:
     align: int = 1
     min_rank: int = 1
     num_vectors: int | None = None
-    gram: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    statistics: Statistics | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.rank, int) and self.rank < 1:
@@ -116,6 +117,11 @@ class FactorRequest:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"factors cannot be stored as {self.dtype}")
         check_seed(self.seed)
+
+    @property
+    def gram(self) -> torch.Tensor | None:
+        """The Gram matrix of the inputs, where the statistics have one."""
+        return None if self.statistics is None else self.statistics.gram
 
     def ceiling(self, weight: torch.Tensor) -> int:
         """Return the largest rank that this weight can have and that saves parameters; 0 where none does."""

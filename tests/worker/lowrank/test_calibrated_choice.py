@@ -7,14 +7,16 @@ import torch
 from tests.worker.lowrank.matrices import gaussian, product
 from tests.worker.lowrank.requests import asked
 from tests.worker.lowrank.test_calibrated import expected_output_error, inputs
-from worker.lowrank import SELECTORS, cur, cx, factor
+from worker.lowrank import SELECTORS, Statistics, cur, cx, factor
 
 PIVOTED = [selector for selector in SELECTORS if selector not in ("leverage", "linear_time")]
 
 
 def calibrated(weight, x, method, selector, *, rank=12, gram=None):
     gram = torch.from_numpy(x @ x.T) if gram is None else gram
-    request = asked(method=method, rank=rank, max_rank=40, dtype=weight.dtype, selector=selector, gram=gram)
+    request = asked(
+        method, rank, max_rank=40, dtype=weight.dtype, selector=selector, statistics=Statistics(gram=gram)
+    )
     return factor(weight, request)
 
 

@@ -16,16 +16,21 @@ from worker.lowrank import (
     Factored,
     Kept,
     Reason,
+    Statistics,
     decompose,
     factor,
     output_error,
 )
 
 
+def of_inputs(x, dtype=torch.float64):
+    return Statistics(gram=torch.from_numpy(x @ x.T).to(dtype))
+
+
 def request(rank, x, *, method="svd", dtype=torch.float32, **fields):
-    gram = None if x is None else torch.from_numpy(x @ x.T)
+    statistics = None if x is None else of_inputs(x)
     most = 40 if isinstance(rank, int) else 23
-    return asked(method=method, rank=rank, max_rank=most, dtype=dtype, gram=gram, **fields)
+    return asked(method=method, rank=rank, max_rank=most, dtype=dtype, statistics=statistics, **fields)
 
 
 KINDS = ("white", "anisotropic", "correlated", "scaled over 8 decades", "dead inputs", "tiny", "huge")
@@ -104,8 +109,8 @@ def test_rank_rules_go_by_the_outputs():
 @pytest.mark.parametrize("gram_dtype", [torch.float64, torch.float32])
 def test_inputs_of_few_samples_need_no_more_than_their_own_rank(gram_dtype):
     weight, x = gaussian(40, 60).float(), inputs(60, "few samples")
-    gram = torch.from_numpy(x @ x.T).to(gram_dtype)
-    done = factor(weight, replace(request(ErrorRank(0.01), x), gram=gram))
+    statistics = of_inputs(x, gram_dtype)
+    done = factor(weight, replace(request(ErrorRank(0.01), x), statistics=statistics))
 
     assert done.rank == 6
     assert done.output_error.relative_error < 2e-3
@@ -118,8 +123,8 @@ def test_inputs_of_few_samples_need_no_more_than_their_own_rank(gram_dtype):
 @pytest.mark.parametrize("gram_dtype", [torch.float64, torch.float32])
 def test_a_rank_beyond_that_of_the_inputs_is_factored_all_the_same(rank, gram_dtype):
     weight, x = gaussian(40, 60).float(), inputs(60, "few samples")
-    gram = torch.from_numpy(x @ x.T).to(gram_dtype)
-    done = factor(weight, replace(request(rank, x), gram=gram))
+    statistics = of_inputs(x, gram_dtype)
+    done = factor(weight, replace(request(rank, x), statistics=statistics))
 
     assert isinstance(done, Factored)
     assert (done.rank, done.factors[0].shape) == (rank, (rank, 60))
@@ -163,7 +168,7 @@ def test_what_a_memo_keeps_gives_the_same_bytes_again():
     again = factor(weight, request(12, x, num_vectors=30), cache=dict(memo))
 
     assert all(torch.equal(a, b) for a, b in zip(first.factors, again.factors, strict=True))
-    found = decompose(weight, num_vectors=30, gram=torch.from_numpy(x @ x.T), cache=memo)
+    found = decompose(weight, num_vectors=30, statistics=of_inputs(x), cache=memo)
     assert any(found is each for each in memo.values())
 
 
@@ -171,7 +176,7 @@ def test_weights_that_cannot_be_factored_say_so_with_a_gram_matrix_too():
     weight, x = gaussian(40, 60).float(), inputs(60, "white")
     weight[3, 4] = math.nan
     assert factor(weight, request(4, x)) == Kept(reason=Reason.NOT_FINITE)
-    assert decompose(weight, num_vectors=4, gram=torch.from_numpy(x @ x.T)).reason == Reason.NOT_FINITE
+    assert decompose(weight, num_vectors=4, statistics=of_inputs(x)).reason == Reason.NOT_FINITE
     zero = factor(torch.zeros(40, 60), request(4, x))
     assert (zero.relative_error, zero.output_error.relative_error) == (0, 0)
 

@@ -40,12 +40,13 @@ MEASURE_CALIBRATED = """
 import torch
 from tests.peak import peak_kib
 from tests.worker.lowrank.requests import asked
-from worker.lowrank import factor, gram_fault
+from worker.lowrank import Statistics, factor, gram_fault
 
 def calibrated(weight):
     gram = torch.eye(weight.shape[1])
     assert gram_fault(gram) is None
-    factor(weight, asked(method="svd", rank=8, max_rank=400, dtype=torch.bfloat16, gram=gram))
+    statistics = Statistics(gram=gram)
+    factor(weight, asked("svd", rank=8, max_rank=400, dtype=torch.bfloat16, statistics=statistics))
 
 weight = torch.randn(256, 4096, dtype=torch.bfloat16)
 calibrated(weight[:, :64])
