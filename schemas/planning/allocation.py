@@ -1,89 +1,24 @@
-"""Distribute a budget over layers: choose a rank for each, or dense, so that the total error is smallest.
+"""Distribute a budget over layers: choose form and rank of each, or dense, for the smallest total error.
 
-A price per unit of cost (a Lagrange multiplier, Everett 1963) gives a first allocation. Where there are few
-enough layers, dynamic programming over the ranks near it finds a better one.
+A price per unit of cost (a Lagrange multiplier, Everett 1963) gives a first allocation, and a bound that none
+can beat. Where there are few enough layers, dynamic programming over the choices near it finds a better one.
 """
 
 import struct
-from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
-from itertools import accumulate, pairwise
-from math import inf
+from heapq import heapify, heappop, heappush, nsmallest
+from math import fsum, inf, nextafter
+from operator import itemgetter
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class RateCurve:
-    """The rate-distortion curve of one layer: cost and error of each choice, ordered by cost.
-
-    The choices are the `ranks` and, last, the dense weight, which has no error. A choice is given by its
-    position in `costs` and `errors`. `slopes` holds the change of the error per unit of cost from each rank
-    to the next. Slopes are negative, and they ascend because singular values descend; so the best rank at a
-    price is found by bisection.
-    """
-
-    name: str
-    ranks: Sequence[int]
-    costs: "array[int]"
-    errors: "array[float]"
-    slopes: "array[float]"
-
-    @property
-    def dense(self) -> int:
-        """Position of the dense weight."""
-        return len(self.ranks)
-
-    def rank(self, position: int) -> int | None:
-        """Return the rank at a position, or None for dense."""
-        return self.ranks[position] if position < self.dense else None
-
-    def cost(self, rank: int | None) -> int:
-        """Return the cost of a rank, or of the dense weight for None."""
-        return self.costs[self.dense if rank is None else self.ranks.index(rank)]
-
-    def slope(self, position: int) -> float:
-        """Return the change of the error per unit of cost from a position to the next, which may be dense."""
-        gained = self.errors[position + 1] - self.errors[position]
-        return gained / (self.costs[position + 1] - self.costs[position])
-
-    def lagrangian(self, position: int, price: float) -> float:
-        """Return error + price · cost."""
-        return self.errors[position] + price * self.costs[position]
-
-    def best_rank_position(self, price: float) -> int:
-        """Return the position of the rank with the smallest error + price · cost."""
-        return bisect_right(self.slopes, -price)
-
-    def best_position(self, price: float) -> int:
-        """Return the position of the choice with the smallest error + price · cost, dense included."""
-        at = self.best_rank_position(price)
-        saved = price * (self.costs[self.dense] - self.costs[at])
-        return self.dense if self.errors[at] > saved else at
-
+from schemas.planning.rate_curve import Choice, RateCurve
 
 # How far from a price nearby the search looks first, as shares of it, widest first.
 NEAR = (0.5, 0.03, 1e-3)
 # Of more curves than this, the search begins near the price of a sample of at most so many.
 SAMPLE = 500
-
-
-def make_rate_curve(
-    name: str, ranks: Sequence[int], costs: Sequence[int], dense_cost: int, errors: Sequence[float]
-) -> RateCurve:
-    """Build the curve of a layer from the costs and errors of its ranks.
-
-    Costs ascend and errors descend with the rank. Ranks that cost as much as the dense weight are left out.
-    """
-    cheaper = next((at for at, cost in enumerate(costs) if cost >= dense_cost), len(ranks))
-    costs, errors = costs[:cheaper], errors[:cheaper]
-    steps = zip(pairwise(costs), pairwise(errors), strict=True)
-    # Rounding alone could make a slope steeper than the one before it.
-    slopes = accumulate(((e - d) / (b - a) for (a, b), (d, e) in steps), max)
-    costs, errors = array("q", (*costs, dense_cost)), array("d", (*errors, 0.0))
-    return RateCurve(name, ranks[:cheaper], costs, errors, array("d", slopes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,22 +31,68 @@ class Allocation:
 
 def allocate(
     curves: Sequence[RateCurve], capacity: int, *, price: float | None = None
-) -> dict[str, int | None]:
-    """Return a rank for each layer, or None for dense, by name; the total cost is at most the capacity.
+) -> dict[str, Choice | None]:
+    """Return a choice for each layer, or None for dense, by name; the total cost is at most the capacity.
 
     `price` is that of `lowest_price`, where it is known already. The order of the layers does not matter. No
-    layer's next step fits into the capacity that is left, unless that step would not lower its error.
+    layer's next step fits into the capacity that is left, unless that step would not lower its error. The
+    total error is at most that of the same layers with one form only, whichever it is.
 
     Raises
     ------
     ValueError
         If the cheapest choices together cost more than the capacity.
     """
-    if sum(curve.costs[0] for curve in curves) > capacity:
+    if _least_cost(curves) > capacity:
         raise ValueError("the cheapest choices together cost more than the capacity")
     ordered = sorted(curves, key=lambda curve: curve.name)
     best = _allocate_positions(ordered, capacity, lowest_price(curves, capacity) if price is None else price)
-    return {curve.name: curve.rank(at) for curve, at in zip(ordered, best.positions, strict=True)}
+    best = _improve_by_one_form(ordered, capacity, best)
+    return {curve.name: curve.choice(at) for curve, at in zip(ordered, best.positions, strict=True)}
+
+
+def lower_bound(curves: Sequence[RateCurve], capacity: int) -> float:
+    """Return a total error that no allocation of this capacity is below, by Lagrangian duality.
+
+    It is infinite where no allocation fits.
+    """
+    if _least_cost(curves) > capacity:
+        return inf
+    price = lowest_price(curves, capacity)
+    paid = [curve.lagrangian(curve.best_position(price), price) for curve in curves]
+    # Each term is rounded a few times, and none may be rounded up.
+    rounding = 2.0**-50 * (fsum(paid) + price * capacity)
+    return max(0.0, fsum((*paid, -price * capacity, -rounding)))
+
+
+def undecided(
+    curves: Sequence[RateCurve], capacity: int, exact: Mapping[str, Collection[int]]
+) -> set[tuple[str, int]]:
+    """Return the layers and forms whose exact errors the allocation depends on and lacks.
+
+    `exact` names the forms with exact errors by layer; the errors of all others are lower bounds. Asked again
+    with the exact errors of what it returned until that is nothing, `allocate` on the same curves uses exact
+    errors alone, and no form that was left out could have lowered the Lagrangian optimum.
+    """
+    price = lowest_price(curves, capacity)
+    # Just below the price lies the other end of the step that exceeds the capacity.
+    prices = (price, nextafter(price, 0.0))
+    best = ((curve.name, curve.choice(curve.best_position(at))) for curve in curves for at in prices)
+    return _inexact(best, exact) or _inexact(allocate(curves, capacity, price=price).items(), exact)
+
+
+def _inexact(
+    choices: Iterable[tuple[str, Choice | None]], exact: Mapping[str, Collection[int]]
+) -> set[tuple[str, int]]:
+    return {
+        (name, choice.form)
+        for name, choice in choices
+        if choice is not None and choice.form not in exact.get(name, ())
+    }
+
+
+def _least_cost(curves: Sequence[RateCurve]) -> int:
+    return sum(curve.costs[0] for curve in curves)
 
 
 def _allocate_positions(curves: Sequence[RateCurve], capacity: int, price: float) -> Allocation:
@@ -120,6 +101,21 @@ def _allocate_positions(curves: Sequence[RateCurve], capacity: int, price: float
     if found is None:
         return greedy
     return min(greedy, _fill(curves, found, capacity), key=lambda allocation: allocation.error)
+
+
+def _improve_by_one_form(curves: Sequence[RateCurve], capacity: int, best: Allocation) -> Allocation:
+    """Return the allocation, or a better one that begins with that of a single form."""
+    forms = {form for curve in curves for form in (curve.alone or curve.forms[:1])}
+    for form in sorted(forms) if len(forms) > 1 else ():
+        alone = [curve.only(form) for curve in curves]
+        if lower_bound(alone, capacity) >= best.error:
+            continue
+        one = _allocate_positions(alone, capacity, lowest_price(alone, capacity))
+        costs = (curve.costs[at] for curve, at in zip(alone, one.positions, strict=True))
+        # The dearest choice within a cost has the smallest error.
+        begin = [bisect_right(curve.costs, cost) - 1 for curve, cost in zip(curves, costs, strict=True)]
+        best = min(best, _fill(curves, begin, capacity), key=lambda allocation: allocation.error)
+    return best
 
 
 def lowest_price(curves: Sequence[RateCurve], capacity: int, *, near: float | None = None) -> float:
@@ -167,18 +163,27 @@ def _fill(curves: Sequence[RateCurve], positions: Sequence[int], capacity: int) 
     """Spend the remaining capacity greedily: always on the step that lowers the error most for its cost."""
     at = list(positions)
     left = capacity - sum(curve.costs[p] for curve, p in zip(curves, at, strict=True))
-    steps = [(curve.slope(at[i]), i) for i, curve in enumerate(curves) if at[i] < curve.dense]
+    steps = [_step(curve, at[i], i) for i, curve in enumerate(curves) if at[i] < curve.dense]
     heapify(steps)
     while steps:
-        slope, i = heappop(steps)
+        slope, i, to = heappop(steps)
         curve = curves[i]
-        cost = curve.costs[at[i] + 1] - curve.costs[at[i]]
+        cost = curve.costs[to] - curve.costs[at[i]]
         if slope < 0 and cost <= left:
-            at[i] += 1
+            at[i] = to
             left -= cost
-            if at[i] < curve.dense:
-                heappush(steps, (curve.slope(at[i]), i))
+            if to < curve.dense:
+                heappush(steps, _step(curve, to, i))
+        elif to > at[i] + 1:
+            # Too long a step: those to the choices above the hull are shorter.
+            heappush(steps, (curve.slope(at[i], at[i] + 1), i, at[i] + 1))
     return Allocation(tuple(at), sum(curve.errors[p] for curve, p in zip(curves, at, strict=True)))
+
+
+def _step(curve: RateCurve, position: int, number: int) -> tuple[float, int, int]:
+    """Return the slope of the step to the next position on the hull, the curve's number, and the position."""
+    to = curve.successor(position)
+    return curve.slope(position, to), number, to
 
 
 # The dynamic program. A state is a choice for each of the first layers. Its regret is the excess of its
@@ -189,15 +194,16 @@ def _fill(curves: Sequence[RateCurve], positions: Sequence[int], capacity: int) 
 # the greedy allocation is as good there, since one layer of thousands hardly matters.
 MAX_STATES = 50_000
 MIN_STATES = 32
-# How many ranks are tried on either side of the best one at the price.
+# How many choices are tried on either side of the best one at the price, and how many of all forms together.
 WINDOW = 32
+MAX_CHOICES = 4 * WINDOW
 # An allocation must improve the error by more than this share to be searched for.
 ROUNDING = 1e-9
 
 # Cost of the first layers, their regret, and their positions as nested pairs with the last layer outermost.
 State = tuple[int, float, Any]
 # Cost, regret and position of one layer's choice.
-Choice = tuple[int, float, int]
+Option = tuple[int, float, int]
 
 
 def _search(
@@ -218,25 +224,29 @@ def _search(
     for curve, least in zip(curves, smallest, strict=True):
         # The layers that follow cost at least as much as their cheapest choices.
         max_cost += curve.costs[0]
-        choices = [choice for choice in _choices(curve, price, least) if choice[1] < max_regret]
-        states = _thin(_efficient(_extend(states, choices, max_regret, max_cost), price), limit)
+        options = [option for option in _options(curve, price, least) if option[1] < max_regret]
+        options = nsmallest(MAX_CHOICES, options, key=itemgetter(1))
+        states = _thin(_efficient(_extend(states, options, max_regret, max_cost), price), limit)
     best = min(states, key=lambda state: state[1] - price * state[0], default=None)
     return None if best is None else _positions(best[2])
 
 
-def _choices(curve: RateCurve, price: float, least: float) -> Iterator[Choice]:
-    middle = curve.best_rank_position(price)
-    for at in {*range(max(0, middle - WINDOW), min(curve.dense, middle + WINDOW + 1)), curve.dense}:
+def _options(curve: RateCurve, price: float, least: float) -> Iterator[Option]:
+    hull, middle = curve.hull, bisect_right(curve.slopes, -price)
+    first = hull[middle - 1] + 1 - WINDOW if middle > 0 else 0
+    last = hull[middle + 1] - 1 + WINDOW if middle + 1 < len(hull) else curve.dense - 1
+    near = range(max(0, first), min(curve.dense, last + 1))
+    for at in {*near, *hull[max(0, middle - WINDOW) : middle + WINDOW + 1], curve.dense}:
         yield curve.costs[at], max(0.0, curve.lagrangian(at, price) - least), at
 
 
 def _extend(
-    states: Sequence[State], choices: Sequence[Choice], max_regret: float, max_cost: int
+    states: Sequence[State], options: Sequence[Option], max_regret: float, max_cost: int
 ) -> dict[int, tuple[float, Any]]:
-    """Extend each state by each choice of one more layer; return the smallest regret and its path by cost."""
+    """Extend each state by each option of one more layer; return the smallest regret and its path by cost."""
     extended: dict[int, tuple[float, Any]] = {}
     for cost_before, regret_before, path in states:
-        for cost_more, regret_more, at in choices:
+        for cost_more, regret_more, at in options:
             cost, regret = cost_before + cost_more, regret_before + regret_more
             if (
                 regret < max_regret

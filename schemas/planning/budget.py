@@ -8,9 +8,10 @@ from math import isinf
 
 from schemas.format.files import CheckpointFiles
 from schemas.planning.adapter import adapter_ranks
-from schemas.planning.allocation import RateCurve, allocate, lowest_price, make_rate_curve
+from schemas.planning.allocation import allocate, lowest_price
 from schemas.planning.cost import CostModel, Ranks, make_cost_model
 from schemas.planning.layer import LayerPlan, Plan
+from schemas.planning.rate_curve import Candidate, Choice, RateCurve, make_rate_curve
 from schemas.report import KeptReason
 from schemas.spec import CompressionSpec, Objective, RankRule, SpecRule, budget_of
 from schemas.spectrum import Spectrum, first_accurate, squared_tails
@@ -144,8 +145,8 @@ def _rate_curves(
         unit = layer.importance / (tails[0] or 1.0) if objective == "relative" else layer.importance
         ranks, exact_cost = _choices(cost_model, layer)
         errors = [unit * tails[rank] for rank in ranks]
-        costs = cost_model.costs(layer, ranks)
-        curves[number] = make_rate_curve(layer.tensor, ranks, costs, exact_cost, errors)
+        candidate = Candidate(0, ranks, cost_model.costs(layer, ranks), errors)
+        curves[number] = make_rate_curve(layer.tensor, (candidate,), exact_cost)
     return curves
 
 
@@ -157,11 +158,11 @@ def _choices(cost_model: CostModel, layer: LayerPlan) -> tuple[Sequence[int], in
     return ranks, cost_model.costs(layer, [full])[0]
 
 
-def _chosen_rank(layer: LayerPlan, choice: int | None) -> int | None:
+def _chosen_rank(layer: LayerPlan, choice: Choice | None) -> int | None:
     """Return the rank of a choice from a curve, whose last one is None, or None for no rank."""
     if not layer.in_adapter:
-        return choice
-    return layer.largest_rank if choice is None else choice or None
+        return None if choice is None else choice.rank
+    return layer.largest_rank if choice is None else choice.rank or None
 
 
 def _scale(spectrum: Sequence[float]) -> float:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from schemas.planning.allocation import SAMPLE, allocate, lowest_price, make_rate_curve
+from schemas.planning.allocation import SAMPLE, allocate, lowest_price
 from schemas.planning.forms import FORMS, FormOptions
+from schemas.planning.rate_curve import Candidate, make_rate_curve
 from schemas.spectrum import squared_tails
 
 BUDGETS = (0.2, 0.3, 0.5, 0.7, 0.85, 0.95)
@@ -47,11 +48,20 @@ def make_layer(rng, name, *, factors=2, align=1, least=1, low=8, high=48):
     ranks = form.ranks((rows, columns), align=align, least=least)
     costs = [form.parameters((rows, columns), rank) for rank in ranks]
     errors = [tails[rank] / tails[0] for rank in ranks]
-    return Layer(rows, columns, make_rate_curve(name, ranks, costs, rows * columns, errors))
+    return Layer(rows, columns, one_form(name, ranks, costs, rows * columns, errors))
 
 
 def model(rng, count=5, **kind):
     return [make_layer(rng, f"layer.{i}", **kind) for i in range(count)]
+
+
+def one_form(name, ranks, costs, dense_cost, errors):
+    return make_rate_curve(name, (Candidate(0, ranks, costs, errors),), dense_cost)
+
+
+def allocate_ranks(curves, capacity):
+    choices = allocate(curves, capacity)
+    return {name: None if choice is None else choice.rank for name, choice in choices.items()}
 
 
 def spent(layers, ranks):
@@ -93,7 +103,7 @@ def test_the_error_of_a_small_model_is_the_optimum(budget, kind):
         capacity = capacity_of(layers, budget)
         if sum(layer.curve.costs[0] for layer in layers) > capacity:
             continue
-        cost, error = spent(layers, allocate([layer.curve for layer in layers], capacity))
+        cost, error = spent(layers, allocate_ranks([layer.curve for layer in layers], capacity))
         best = optimum(layers, capacity)
         assert cost <= capacity
         assert error == pytest.approx(best, rel=1e-8, abs=1e-12)
@@ -106,7 +116,7 @@ def test_the_error_of_a_small_model_is_the_optimum(budget, kind):
 def test_the_error_of_many_layers_is_close_to_a_lower_bound(budget):
     layers = model(random.Random(11), 100, low=60, high=200)
     capacity = capacity_of(layers, budget)
-    _, error = spent(layers, allocate([layer.curve for layer in layers], capacity))
+    _, error = spent(layers, allocate_ranks([layer.curve for layer in layers], capacity))
 
     def bound(price):
         """Return a lower bound of the error by Lagrangian duality."""
@@ -124,7 +134,7 @@ def test_no_step_of_any_layer_fits_into_the_capacity_left(kind):
         layers = model(rng, rng.randint(1, 12), **kind)
         least = sum(layer.curve.costs[0] for layer in layers)
         capacity = rng.randint(least, capacity_of(layers, 1.1) + least)
-        ranks = allocate([layer.curve for layer in layers], capacity)
+        ranks = allocate_ranks([layer.curve for layer in layers], capacity)
         left = capacity - spent(layers, ranks)[0]
         assert left >= 0
         for layer in layers:
@@ -151,7 +161,7 @@ def test_an_allocation_is_never_worse_than_the_same_ratio_for_every_layer():
             uniform[layer.curve.name] = fitting[-1] if fitting else layer.curve.ranks[0]
         cost, error = spent(layers, uniform)
         capacity = max(cost, capacity_of(layers, budget))
-        assert spent(layers, allocate([x.curve for x in layers], capacity))[1] <= error * (1 + 1e-12)
+        assert spent(layers, allocate_ranks([x.curve for x in layers], capacity))[1] <= error * (1 + 1e-12)
 
 
 def test_a_larger_budget_never_has_a_larger_error():
@@ -164,7 +174,7 @@ def test_a_larger_budget_never_has_a_larger_error():
             continue
         before = math.inf
         while capacity < capacity_of(layers, 1):
-            error = spent(layers, allocate(curves, capacity))[1]
+            error = spent(layers, allocate_ranks(curves, capacity))[1]
             assert error <= before * (1 + 1e-12)
             before, capacity = error, capacity + rng.randint(1, 400)
 
@@ -174,12 +184,10 @@ def test_the_order_of_the_layers_does_not_matter():
         rng = random.Random(seed)
         # Equal layers make ties.
         curves = [layer.curve for layer in model(rng, 4)]
-        curves += [
-            make_rate_curve(c.name + "'", c.ranks, c.costs[:-1], c.costs[-1], c.errors[:-1]) for c in curves
-        ]
+        curves += [one_form(c.name + "'", c.ranks, c.costs[:-1], c.costs[-1], c.errors[:-1]) for c in curves]
         capacity = sum(curve.costs[-1] for curve in curves) // 2
-        ranks = allocate(curves, capacity)
-        assert allocate(rng.sample(curves, len(curves)), capacity) == ranks
+        ranks = allocate_ranks(curves, capacity)
+        assert allocate_ranks(rng.sample(curves, len(curves)), capacity) == ranks
 
 
 def test_a_layer_that_weighs_more_gets_no_less():
@@ -188,7 +196,7 @@ def test_a_layer_that_weighs_more_gets_no_less():
         layers = model(rng)
         curves = [layer.curve for layer in layers]
         first = curves[0]
-        heavy = make_rate_curve(
+        heavy = one_form(
             first.name,
             first.ranks,
             first.costs[:-1],
@@ -196,38 +204,38 @@ def test_a_layer_that_weighs_more_gets_no_less():
             [100 * error for error in first.errors[:-1]],
         )
         capacity = capacity_of(layers, 0.5)
-        plain, weighed = (allocate([one, *curves[1:]], capacity)[first.name] for one in (first, heavy))
+        plain, weighed = (allocate_ranks([one, *curves[1:]], capacity)[first.name] for one in (first, heavy))
         assert weighed is None or (plain is not None and weighed >= plain)
 
 
 def test_a_budget_for_everything_keeps_everything_dense():
     layers = model(random.Random(3), 6)
-    ranks = allocate([layer.curve for layer in layers], capacity_of(layers, 1))
+    ranks = allocate_ranks([layer.curve for layer in layers], capacity_of(layers, 1))
 
     assert all(spent([layer], {layer.curve.name: ranks[layer.curve.name]})[1] == 0 for layer in layers)
 
 
 def test_a_step_that_lowers_no_error_is_not_taken():
-    zero = make_rate_curve("zero", range(1, 5), [16, 32, 48, 60], 64, [0.0] * 4)
-    exact = make_rate_curve("exact", range(1, 5), [16, 32, 48, 60], 64, [0.5, 0.0, 0.0, 0.0])
+    zero = one_form("zero", range(1, 5), [16, 32, 48, 60], 64, [0.0] * 4)
+    exact = one_form("exact", range(1, 5), [16, 32, 48, 60], 64, [0.5, 0.0, 0.0, 0.0])
 
-    assert allocate([zero, exact], 10_000) == {"zero": 1, "exact": 2}
+    assert allocate_ranks([zero, exact], 10_000) == {"zero": 1, "exact": 2}
 
 
 def test_a_layer_without_ranks_is_dense_and_no_layers_give_no_ranks():
-    only_dense = make_rate_curve("dense", range(0), [], 64, [])
-    dearer = make_rate_curve("dearer", range(1, 3), [64, 80], 64, [0.5, 0.1])
+    only_dense = one_form("dense", range(0), [], 64, [])
+    dearer = one_form("dearer", range(1, 3), [64, 80], 64, [0.5, 0.1])
 
-    assert allocate([only_dense, dearer], 128) == {"dense": None, "dearer": None}
-    assert allocate([], 0) == {}
+    assert allocate_ranks([only_dense, dearer], 128) == {"dense": None, "dearer": None}
+    assert allocate_ranks([], 0) == {}
 
 
 def test_a_budget_below_the_cheapest_choices_is_refused():
-    curve = make_rate_curve("a", range(1, 3), [16, 32], 64, [0.5, 0.1])
+    curve = one_form("a", range(1, 3), [16, 32], 64, [0.5, 0.1])
 
-    assert allocate([curve], 16) == {"a": 1}
+    assert allocate_ranks([curve], 16) == {"a": 1}
     with pytest.raises(ValueError, match="more than the capacity"):
-        allocate([curve], 15)
+        allocate_ranks([curve], 15)
 
 
 def test_the_tails_are_the_squared_errors_that_truncation_leaves():
