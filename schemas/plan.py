@@ -32,12 +32,16 @@ class PlannedLayer(Output):
     )
     method: str = Field(description="The method.", examples=["svd"])
     rank: int | None = Field(
-        description="The rank; null where the weight is kept or the rank is not known yet.", examples=[96]
+        description="The rank; 0 for a quantised form without factors, null where the weight is kept or the "
+        "rank is not known yet.",
+        examples=[96],
     )
     rank_bounds: RankBounds | None = Field(
         description="Bounds of a rank that depends on the spectrum; null otherwise.", examples=[None]
     )
-    break_even_rank: int = Field(description="Largest rank that saves a parameter.", examples=[191])
+    break_even_rank: int = Field(
+        description="Largest rank that saves a parameter; of a quantised form, bytes.", examples=[191]
+    )
     parameters_before: int = Field(description="Elements before.", examples=[147456])
     parameters_after: int = Field(
         description="Elements after; an upper bound where `rank_bounds` is given.", examples=[73728]

@@ -27,6 +27,7 @@ KeptReason = Literal[
     "not_called",
     "tied",
     "unchanged",
+    "group",
 ]
 # A test checks that every reason has its text here.
 KEPT_REASONS: dict[KeptReason, str] = {
@@ -43,6 +44,7 @@ KEPT_REASONS: dict[KeptReason, str] = {
     "not_called": "An attention with an `in_proj_weight` reads this weight without calling the module.",
     "tied": "Another module has the same weight, by the metadata or as equal bytes that are not selected.",
     "unchanged": "The weight equals that of the base.",
+    "group": "The width of the weight is no multiple of `group`, so its rows cannot be cut into groups.",
 }
 # Reasons that lie in what a weight is. Such a weight is listed, but counts as one that is not selected.
 NOT_LINEAR: frozenset[KeptReason] = frozenset(
@@ -164,8 +166,13 @@ class LayerReport(Output):
     )
     method: str = Field(description="The method.", examples=["svd"])
     selector: Selector | None = Field(description="The selector; null for svd.", examples=[None])
-    rank: int | None = Field(description="The rank; null where the weight was kept.", examples=[96])
-    break_even_rank: int = Field(description="Largest rank that saves a parameter.", examples=[191])
+    rank: int | None = Field(
+        description="The rank; 0 for a quantised form without factors, null where the weight was kept.",
+        examples=[96],
+    )
+    break_even_rank: int = Field(
+        description="Largest rank that saves a parameter; of a quantised form, bytes.", examples=[191]
+    )
     parameters_before: int = Field(description="Elements before.", examples=[147456])
     parameters_after: int = Field(description="Elements after.", examples=[73728])
     bytes_before: int = Field(description="Bytes before.", examples=[589824])

@@ -21,8 +21,9 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from schemas.base import Input, is_none
 from schemas.format.names import CHECKPOINT_ID
+from schemas.format.tensor import FLOAT_DTYPES
 from schemas.planning.codecs import CODECS, KEEP
-from schemas.planning.forms import FORMS, Selector, Storage
+from schemas.planning.forms import FORMS, FormOptions, Selector, Storage
 from schemas.planning.patterns import LAST
 
 
@@ -136,6 +137,8 @@ def budget_of(rank: int | RankRule | None) -> SpecRule | None:
 
 
 Layout = Literal["factored", "dense", "adapter"]
+Group = Literal[32, 64, 128]
+DEFAULT_GROUP: Group = 64
 Objective = Literal["relative", "absolute"]
 
 
@@ -190,6 +193,10 @@ def _empty(value: tuple[object, ...]) -> bool:
 
 def _is_one(value: object) -> bool:
     return value == 1
+
+
+def _is_default_group(value: object) -> bool:
+    return value == DEFAULT_GROUP
 
 
 def _is_relative(value: object) -> bool:
@@ -261,17 +268,39 @@ class Override(Input):
     )
 
 
+def _has_ranks(method: object) -> bool:
+    return isinstance(method, str) and method in FORMS and FORMS[method].has_ranks
+
+
+def _check_quantised(method: str | None, rank: int | RankRule | None) -> None:
+    """Refuse a budget in parameters for a form that has at least as many as the weight."""
+    rule = budget_of(rank)
+    if method is None or rule is None or rule.budget is None:
+        return
+    if FORMS[method].of(FormOptions()).quantizer is not None:
+        raise PydanticCustomError(
+            "quantised_budget",
+            "{method} saves bytes and no parameters: give budget_bytes instead of budget",
+            {"method": method},
+        )
+
+
 class CompressionSpec(Input):
     """How to compress a checkpoint."""
 
     method: Method = Field(
         default="svd",
         description="`svd`: two factors with the smallest error. `cur`: columns and rows of the weight. "
-        "`cx`: columns of the weight and a least-squares fit.",
+        "`cx`: columns of the weight and a least-squares fit. `int8`, `int4`, `int3`: the weight rounded to "
+        "integers; with `+svd`, two factors correct what rounding loses.",
         examples=["svd"],
     )
-    rank: Rank = Field(
-        description="An integer, or exactly one of `ratio`, `energy`, `error`, `budget` and `budget_bytes`.",
+    rank: Rank | None = Field(
+        default=None,
+        validate_default=True,
+        exclude_if=is_none,
+        description="An integer, or exactly one of `ratio`, `energy`, `error`, `budget` and `budget_bytes`. "
+        "Methods without factors, such as `int8`, need none.",
         examples=[{"ratio": 0.5}, 64],
     )
     objective: Objective = Field(
@@ -327,6 +356,12 @@ class CompressionSpec(Input):
     dtype: FactorDtype = Field(
         default="keep", description="Storage dtype of factored weights.", examples=["keep"]
     )
+    group: Group = Field(
+        default=DEFAULT_GROUP,
+        exclude_if=_is_default_group,
+        description="How many neighbours in a row share a scale, in `int4` and `int3`.",
+        examples=[64],
+    )
     seed: int = Field(
         default=0,
         strict=True,
@@ -369,6 +404,46 @@ class CompressionSpec(Input):
                 "a dense layout saves no bytes; give budget instead of budget_bytes, or leave out layout",
             )
         return layout
+
+    @field_validator("rank")
+    @classmethod
+    def _check_rank(cls, rank: int | SpecRule | None, info: ValidationInfo) -> int | SpecRule | None:
+        method = info.data.get("method")
+        if rank is None and _has_ranks(method):
+            raise PydanticCustomError(
+                "rank_missing", 'required: give a whole number such as 64, or a rule such as {{"ratio": 0.5}}'
+            )
+        _check_quantised(method, rank)
+        return rank
+
+    @field_validator("overrides")
+    @classmethod
+    def _check_overrides(cls, overrides: tuple[Override, ...], info: ValidationInfo) -> tuple[Override, ...]:
+        rank = info.data.get("rank")
+        for override in overrides:
+            _check_quantised(override.method, rank)
+            method = override.method or info.data.get("method")
+            if rank is None and override.rank is None and "rank" in info.data and _has_ranks(method):
+                raise PydanticCustomError(
+                    "rank_missing",
+                    "give a rank for {match}: the method {method} needs one",
+                    {"match": repr(override.match), "method": method},
+                )
+        return overrides
+
+    @field_validator("dtype")
+    @classmethod
+    def _check_dtype(cls, dtype: str, info: ValidationInfo) -> str:
+        if (
+            info.data.get("layout") == "adapter"
+            and dtype in CODECS
+            and CODECS[dtype].dtype not in FLOAT_DTYPES
+        ):
+            raise PydanticCustomError(
+                "adapter_dtype",
+                "an adapter holds floats, which PEFT reads: give a floating dtype, or leave out dtype",
+            )
+        return dtype
 
     @property
     def references(self) -> dict[str, str]:

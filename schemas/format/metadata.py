@@ -20,7 +20,8 @@ class FactoredLayer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     method: str
-    rank: Size
+    # 0 where the weight is rounded and has no factors.
+    rank: Annotated[int, Field(ge=0)]
     shape: tuple[Size, ...]
     dtype: str
     # The dtype of the weight in the input, where the factors have another.
@@ -28,6 +29,9 @@ class FactoredLayer(BaseModel):
     relative_error: float | None = None
     # Name of the codec that stores the factors; absent where each is one tensor of `dtype`.
     codec: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    # Of a weight that is rounded to integers: their bits, and how many of a row share a scale, if not all.
+    bits: Size | None = Field(default=None, exclude_if=lambda value: value is None)
+    group: Size | None = Field(default=None, exclude_if=lambda value: value is None)
     # `shape` is then [inputs, outputs], and so are the factors'.
     transposed: bool = Field(default=False, exclude_if=lambda value: not value)
 

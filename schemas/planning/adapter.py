@@ -36,7 +36,9 @@ def check_adapter(layers: Sequence[LayerPlan], pointers: Sequence[str]) -> None:
         )
 
 
-def adapter_rank(layer: LayerPlan, rank: int | RankRule) -> tuple[int | RankRule | None, KeptReason | None]:
+def adapter_rank(
+    layer: LayerPlan, rank: int | RankRule | None
+) -> tuple[int | RankRule | None, KeptReason | None]:
     """Resolve a rank that depends on the shape alone, for a layer of an adapter.
 
     An adapter cannot hold a dense difference. So the largest rank is the full rank, which needs more
@@ -47,7 +49,7 @@ def adapter_rank(layer: LayerPlan, rank: int | RankRule) -> tuple[int | RankRule
     least = layer.rounded_up(layer.min_rank)
     if isinstance(rank, int):
         return min(layer.largest_rank, max(least, layer.rounded_up(rank))), None
-    if rank.ratio is None:
+    if rank is None or rank.ratio is None:
         return rank, None
     most = layer.ratio_rank(rank.ratio)
     most -= most % layer.align

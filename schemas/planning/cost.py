@@ -120,7 +120,10 @@ class ByteCost:
         key = layer.kind, tuple(ranks), len(json.dumps(layer.name, ensure_ascii=False).encode())
         if key not in self._known:
             header_bytes = _extra_header_bytes(layer)
-            self._known[key] = [layer.bytes_after(rank) + header_bytes if rank else 0 for rank in ranks]
+            self._known[key] = [
+                layer.bytes_after(rank) + header_bytes if rank or not layer.in_adapter else 0
+                for rank in ranks
+            ]
         return self._known[key]
 
     def dense_cost(self, layer: LayerPlan) -> int:

@@ -96,8 +96,9 @@ def _planned_layer(layer: LayerPlan) -> PlannedLayer:
 
 
 def _max_parameters_after(layer: LayerPlan) -> int:
-    # Any rank of a layer that may stay dense saves parameters.
-    return layer.parameters_after(_most(layer) if layer.in_adapter else None)
+    most = layer.parameters_after(_most(layer))
+    # Only a form that rounds the weight may have more elements than the dense weight.
+    return most if layer.in_adapter else max(most, layer.parameters_before)
 
 
 def _max_bytes_after(layer: LayerPlan) -> int:

@@ -1,5 +1,6 @@
 """The plan as a frozen value: form, codec and rank of each selected weight, and what follows from them."""
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -66,7 +67,7 @@ class LayerPlan:
         Whether the factors are multiplied out and stored in place of the weight.
     rank
         An integer where the shape alone gives it, a rule where the spectrum is needed, None where the weight
-        stays dense.
+        stays dense. It is 0 where the form has no factors.
     reason
         Why the weight stays dense; None otherwise.
     transposed
@@ -128,7 +129,9 @@ class LayerPlan:
 
     @property
     def break_even_rank(self) -> int:
-        """Largest rank that saves a parameter."""
+        """Largest rank that saves a parameter, or bytes where the form rounds the weight."""
+        if self.form.quantizer is not None:
+            return max(self._byte_ranks, default=0)
         return _break_even_rank(self.form, self._map_shape)
 
     @property
@@ -151,6 +154,8 @@ class LayerPlan:
     @property
     def ranks(self) -> range:
         """The ranks that `align` and `min_rank` allow, ascending; an adapter may have `largest_rank` too."""
+        if self.form.quantizer is not None:
+            return _multiples(self._byte_ranks, self.align, self.min_rank)
         ranks = _ranks(self.form, self._map_shape, self.align, self.min_rank)
         if not self.in_adapter:
             return ranks
@@ -207,6 +212,10 @@ class LayerPlan:
         return f"{self.name}.{self.form.bias}"
 
     @property
+    def _byte_ranks(self) -> range:
+        return _byte_ranks(self.kind._replace(dense_layout=False))
+
+    @property
     def _map_shape(self) -> tuple[int, int]:
         return self.rows, self.columns
 
@@ -233,6 +242,27 @@ def _ranks(form: Form, shape: tuple[int, int], align: int, least: int) -> range:
 
 
 @lru_cache(maxsize=4096)
+def _byte_ranks(kind: Kind) -> range:
+    """Return the ranks at which a form that rounds the weight takes fewer bytes than the dense weight."""
+    shape = (kind.rows, kind.columns)
+    before = NewTensor("", kind.dtype, shape).nbytes
+    # At higher ranks the factors alone have as many elements as the weight.
+    ranks = range(1, TWO_FACTORS.break_even_rank(shape) + 1) if kind.form.has_ranks else range(1)
+    return ranks[: bisect_left(ranks, before, key=lambda rank: _stored_bytes(kind, rank))]
+
+
+def _multiples(ranks: range, align: int, least: int) -> range:
+    """Return the multiples of `align` from `least` up; a rank of 0 says that there is none to choose."""
+    if 0 in ranks:
+        return ranks
+    return range(-(-least // align) * align, ranks.stop, align)
+
+
+def _stored_bytes(kind: Kind, rank: int) -> int:
+    return sum(NewTensor("", dtype, shape).nbytes for _, dtype, shape in _stored(kind, rank))
+
+
+@lru_cache(maxsize=4096)
 def _stored(kind: Kind, rank: int) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     """Return what follows the module's name in each stored tensor's, with its dtype and shape."""
     shape = (kind.rows, kind.columns)
@@ -242,9 +272,11 @@ def _stored(kind: Kind, rank: int) -> tuple[tuple[str, str, tuple[int, ...]], ..
     for matrix in matrices:
         # In an adapter the names are PEFT's, and the factors of a transposed weight are not transposed.
         below = f".{ADAPTER_FACTORS[matrix.name] if kind.in_adapter else matrix.name}"
-        stored = matrix.shape[::-1] if kind.transposed and not kind.in_adapter else matrix.shape
+        turned = kind.transposed and not kind.in_adapter and matrix.codec is None
+        stored = matrix.shape[::-1] if turned else matrix.shape
+        codec = kind.codec if matrix.codec is None else matrix.codec.for_weight(kind.dtype)
         one = (NewTensor(below, matrix.dtype, stored),) if matrix.dtype is not None else ()
-        found += [(t.name, t.dtype, t.shape) for t in one or kind.codec.tensors(below, stored)]
+        found += [(t.name, t.dtype, t.shape) for t in one or codec.tensors(below, stored)]
     return tuple(found)
 
 

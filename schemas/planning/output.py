@@ -123,13 +123,18 @@ def kept_metadata(
 
 def describe_factored(layer: LayerPlan, rank: int, error: float | None) -> FactoredLayer:
     """Return what the metadata say of a factored layer; all but the error follows from its kind and rank."""
+    quantizer = None if layer.dense_layout else layer.form.quantizer
+    dtype = layer.codec.dtype if quantizer is None else layer.dtype
+    has_codec = layer.needs_decoding and (layer.dense_layout or layer.form.has_ranks)
     return FactoredLayer(
         method=layer.form.name,
         rank=rank,
         shape=layer.shape,
-        dtype=layer.codec.dtype,
-        weight_dtype=None if layer.codec.dtype == layer.dtype else layer.dtype,
+        dtype=dtype,
+        weight_dtype=None if dtype == layer.dtype else layer.dtype,
         relative_error=error,
-        codec=layer.codec.name if layer.needs_decoding else None,
+        codec=layer.codec.name if has_codec else None,
+        bits=quantizer.bits if quantizer else None,
+        group=quantizer.group if quantizer else None,
         transposed=layer.transposed,
     )

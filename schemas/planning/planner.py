@@ -151,6 +151,8 @@ def _plan_layer(
     )
     resolve = adapter_rank if layer.in_adapter else _rank
     rank, reason = resolve(layer, override.rank or spec.rank)
+    if not layer.form.takes_width(layer.columns):
+        rank, reason = None, "group"
     structural = modules.reason_to_keep(name)
     # PEFT reads a linear layer's factors, and passes over them where the module is an embedding.
     if structural is None and layer.in_adapter and modules.is_embedding(name):
@@ -164,9 +166,11 @@ def _plan_layer(
     return replace(layer, rank=rank, reason=reason)
 
 
-def _rank(layer: LayerPlan, rank: int | RankRule) -> tuple[int | RankRule | None, KeptReason | None]:
+def _rank(layer: LayerPlan, rank: int | RankRule | None) -> tuple[int | RankRule | None, KeptReason | None]:
     """Resolve a rank that depends on the shape alone; a ratio is rounded down, an integer up."""
     ranks = layer.ranks
+    if not layer.form.has_ranks and budget_of(rank) is None:
+        rank = 0
     if isinstance(rank, RankRule) and rank.ratio is not None:
         most = layer.ratio_rank(rank.ratio)
         if most < ranks.start:
@@ -207,7 +211,8 @@ def _names_taken(layer: LayerPlan, modules: Modules) -> bool:
     new_names = {tensor.name for tensor in layer.stored_tensors(1)}
     if layer.name + BIAS in modules:
         new_names.add(layer.bias_name)
-    return any(name in modules for name in new_names)
+    # A form may store under the names of what it replaces.
+    return any(name in modules for name in new_names - {layer.tensor, layer.name + BIAS})
 
 
 def _warnings(

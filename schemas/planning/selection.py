@@ -50,7 +50,8 @@ class Selection:
         number = self._overrides.find(module)
         override = NO_OVERRIDE if number is None else self._spec.overrides[number]
         spec = self._spec
-        options = FormOptions(override.selector or spec.selector, (override.cur or spec.cur).storage)
+        storage = (override.cur or spec.cur).storage
+        options = FormOptions(override.selector or spec.selector, storage, spec.group)
         form = FORMS[override.method or spec.method].of(options)
         given = self._transposed.fit(module)
         inferred = not given and self._modules.is_transposed(module)

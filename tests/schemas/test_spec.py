@@ -44,11 +44,28 @@ from schemas.spec import CompressionSpec
         ({"rank": 4, "transposed": "h.*"}, "/transposed", "valid tuple"),
         ({"rank": 4, "transposed": [""]}, "/transposed/0", "at least 1 character"),
         ({"rank": 4, "transposed": ["x"] * 10_001}, "/transposed", "at most 10000"),
-        ({"rank": 4, "method": "qr"}, "/method", "'cur', 'cx' or 'svd'"),
+        ({"rank": 4, "method": "qr"}, "/method", "'cur', 'cx', 'int8'"),
         ({"rank": 4, "selector": "best"}, "/selector", "qdeim"),
         ({"rank": 4, "cur": {"storage": "one"}}, "/cur/storage", "three"),
         ({"rank": 4, "layout": "sparse"}, "/layout", "factored"),
-        ({"rank": 4, "dtype": "int8"}, "/dtype", "keep"),
+        ({"rank": 4, "dtype": "int4"}, "/dtype", "keep"),
+        ({"rank": 4, "layout": "adapter", "dtype": "int8"}, "/dtype", "an adapter holds floats"),
+        ({"method": "int4", "group": 48}, "/group", "32, 64 or 128"),
+        ({"method": "int4", "group": None}, "/group", "32, 64 or 128"),
+        ({"method": "int4+svd"}, "/rank", "required"),
+        ({"method": "int2"}, "/method", "'int8+svd'"),
+        ({"method": "int4", "rank": {"budget": 0.5}}, "/rank", "int4 saves bytes and no parameters"),
+        ({"method": "int8+svd", "rank": {"budget": 0.5}}, "/rank", "give budget_bytes instead of budget"),
+        (
+            {"method": "int4", "overrides": [{"match": "a*", "method": "svd"}]},
+            "/overrides",
+            "a rank for 'a*'",
+        ),
+        (
+            {"rank": {"budget": 0.5}, "overrides": [{"match": "*", "method": "int8"}]},
+            "/overrides",
+            "int8 saves bytes and no parameters",
+        ),
         ({"rank": 4, "seed": -1}, "/seed", "greater than or equal to 0"),
         ({"rank": 4, "include": "*"}, "/include", "valid tuple"),
         ({"rank": 4, "include": [""]}, "/include/0", "at least 1 character"),
@@ -121,3 +138,20 @@ def test_options_without_effect_are_not_written():
     assert plain.canonical() == said.canonical()
     assert not plain.document().keys() & {"objective", "align", "min_rank"}
     assert plain.document()["rank"] == {"budget": 0.5}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"method": "int8"},
+        {"method": "int4", "group": 128},
+        {"method": "int3", "overrides": [{"match": "a*", "method": "svd", "rank": 4}]},
+        {"method": "int4+svd", "rank": 8, "dtype": "int8", "overrides": [{"match": "a*", "method": "int8"}]},
+        {"method": "int4+svd", "rank": {"budget_bytes": 100}},
+    ],
+)
+def test_a_quantised_spec_needs_a_rank_only_for_factors(document):
+    spec = CompressionSpec.model_validate(document)
+
+    assert CompressionSpec.model_validate(spec.document()) == spec
+    assert ("group" in spec.document()) == ("group" in document)

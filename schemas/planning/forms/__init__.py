@@ -8,6 +8,7 @@ from schemas.planning.forms.base import (
     Chain,
     Form,
     FormOptions,
+    Quantizer,
     Selector,
     Storage,
     StoredMatrix,
@@ -17,4 +18,14 @@ from schemas.planning.forms.base import (
 for _module in pkgutil.iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["FORMS", "Chain", "Form", "FormOptions", "Selector", "Storage", "StoredMatrix", "register"]
+__all__ = [
+    "FORMS",
+    "Chain",
+    "Form",
+    "FormOptions",
+    "Quantizer",
+    "Selector",
+    "Storage",
+    "StoredMatrix",
+    "register",
+]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Literal, Self, TypeVar
 
+from schemas.planning.codecs import Codec
+
 Selector = Literal["qdeim", "deim", "cpqr", "osinsky", "leverage", "linear_time"]
 Storage = Literal["three", "two"]
 
@@ -17,18 +19,32 @@ class FormOptions:
 
     selector: Selector = "qdeim"
     storage: Storage = "three"
+    group: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """How a weight is rounded: to integers of so many bits, with one scale for each `group` of inputs.
+
+    `group` is None where each row has one scale.
+    """
+
+    bits: int
+    group: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StoredMatrix:
     """One stored matrix or vector: its name below the module, and its shape [outputs, inputs].
 
-    `dtype` is None where the codec of the layer decides it.
+    A matrix with a `dtype` of its own is stored as it is, one with a `codec` of its own by that codec, as
+    [outputs, inputs] also where the weight is transposed. All others are stored by the codec of the layer.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str | None = None
+    codec: Codec | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,8 @@ class Form(ABC):
     """
 
     name: ClassVar[str]
+    # Whether ranks can be chosen; a form without them has rank 0.
+    has_ranks: ClassVar[bool] = True
     selector: Selector | None = None
 
     @classmethod
@@ -55,6 +73,15 @@ class Form(ABC):
     @abstractmethod
     def stored_matrices(self, shape: tuple[int, ...], rank: int) -> tuple[StoredMatrix, ...]:
         """Return what is stored at a rank, in the order of computation: the input side first."""
+
+    @property
+    def quantizer(self) -> Quantizer | None:
+        """How the weight is rounded, if it is: factors then correct what rounding loses."""
+        return None
+
+    def takes_width(self, columns: int) -> bool:  # noqa: ARG002 - most forms take any
+        """Return whether the form can store a weight with so many inputs."""
+        return True
 
     def applies_to(self, shape: tuple[int, ...]) -> bool:
         """Return whether the form can replace a weight of this shape; plans hold matrices only."""

@@ -155,7 +155,7 @@ def test_a_registered_form_is_in_the_plan(model):
 
 
 def test_a_form_that_is_not_registered_is_refused_with_the_names_that_are():
-    with pytest.raises(ValidationError, match="Input should be 'cur', 'cx' or 'svd'"):
+    with pytest.raises(ValidationError, match=r"Input should be 'cur', 'cx', .* or 'svd'"):
         CompressionSpec.model_validate({"method": "sketch", "rank": 5})
 
 
