@@ -78,7 +78,13 @@ PRODUCTS = frozenset(
 
 def counted_rows(x: Tensor) -> Tensor | None:
     """Return which rows of an input [..., n] are no padding, as a mask [...]; None where it is unknown."""
-    return x_counts[..., 0] if (x_counts := _counts_of(x)) is not None and x_counts.ndim else None
+    return x_counts[..., 0] if (x_counts := counted_values(x)) is not None and x_counts.ndim else None
+
+
+def counted_values(tensor: Tensor) -> Tensor | None:
+    """Return which values are no padding, a mask of their shape; None if unknown or reshaped in place."""
+    counts: Tensor | None = getattr(tensor, ATTRIBUTE, None)
+    return counts if counts is not None and counts.shape == tensor.shape else None
 
 
 def named_inputs(model: nn.Module, batch: object) -> Mapping[str, object]:
@@ -106,7 +112,7 @@ def following_masks(model: nn.Module, batch: object) -> Iterator[bool]:
     try:
         # Labels may be the very tensor of the tokens, whose mask counts.
         for name in sorted(tokens, key=lambda name: name == LABELS):
-            if _counts_of(tokens[name]) is None:
+            if counted_values(tokens[name]) is None:
                 _mark(tokens[name], _expanded(_mask_of(name, masks), tokens[name]))
         with MaskMode():
             yield True
@@ -141,7 +147,7 @@ class MaskMode(TorchFunctionMode):
     ) -> Any:
         del types
         kwargs = kwargs or {}
-        marked = [tensor for tensor in _tensors(args) if _counts_of(tensor) is not None]
+        marked = [tensor for tensor in _tensors(args) if counted_values(tensor) is not None]
         result = func(*args, **kwargs)
         results = list(_tensors((result,))) if marked else []
         if results:
@@ -162,9 +168,9 @@ def _masks(
     name, first = _name(func), marked[0]
     is_first = args[0] is first
     if is_first and name in MOVES:
-        return list(_tensors((func(_counts_of(first), *args[1:], **kwargs),)))
+        return list(_tensors((func(counted_values(first), *args[1:], **kwargs),)))
     if is_first and name in RESHAPES and results[0].numel() == first.numel():
-        return [counts.reshape(results[0].shape) for counts in [_counts_of(first)] if counts is not None]
+        return [counts.reshape(results[0].shape) for counts in [counted_values(first)] if counts is not None]
     if name in JOINS and isinstance(args[0], tuple | list):
         return [func([_counts_or_all(part) for part in args[0]], *args[1:], **kwargs)]
     if name in PRODUCTS and next(_tensors(args)) is not first:
@@ -177,7 +183,7 @@ def _masks(
 
 def _same_rows(name: str, source: Tensor, result: Tensor) -> Tensor | None:
     """Return the mask of a result that has the rows of an operand; None if it has others."""
-    counts = _counts_of(source)
+    counts = counted_values(source)
     assert counts is not None
     if result.shape == source.shape:
         return counts
@@ -207,12 +213,6 @@ def _mark(tensor: Tensor, counts: Tensor) -> None:
     setattr(tensor, ATTRIBUTE, counts)
 
 
-def _counts_of(tensor: Tensor) -> Tensor | None:
-    """Return the mask that a tensor carries, unless its shape was changed in place since."""
-    counts: Tensor | None = getattr(tensor, ATTRIBUTE, None)
-    return counts if counts is not None and counts.shape == tensor.shape else None
-
-
 def _counts_or_all(tensor: Tensor) -> Tensor:
-    counts = _counts_of(tensor)
+    counts = counted_values(tensor)
     return torch.ones_like(tensor, dtype=torch.bool) if counts is None else counts

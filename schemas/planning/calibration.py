@@ -11,6 +11,8 @@ from schemas.planning.layer import LayerPlan, Plan
 from schemas.planning.references import CalibrationError
 
 GRAM = ".gram"
+# What a file of statistics holds of a layer.
+STATISTICS = (GRAM, ".grad_gram", ".mean", ".count")
 GRAM_DTYPES = ("F64", "F32")
 
 
@@ -102,7 +104,7 @@ def _check_gram(layer: LayerPlan, info: GramInfo) -> None:
 def _warnings(
     tensors: Iterable[GramInfo], grams: Collection[str], layers: Collection[str], modules: Collection[str]
 ) -> Iterator[str]:
-    if others := [info.name for info in tensors if not info.name.endswith(GRAM)]:
+    if others := [info.name for info in tensors if not info.name.endswith(STATISTICS)]:
         yield f"calibration: not used, since not named `<module>.gram`: {listed(others)}"
     if unknown := [name for name in grams if name not in modules]:
         yield f"calibration: not used, since the checkpoint has no such layer: {listed(unknown)}"

@@ -1,9 +1,10 @@
-"""Gram matrices from real torch modules, against the inputs as plain hooks see them."""
+"""Statistics of inputs from real torch modules, against the inputs as plain hooks see them."""
 
 from __future__ import annotations
 
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -11,7 +12,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from eckart import InputError, calibrate
+from eckart.calibration_pass import collect, linear_layers
 from eckart.gram_collector import WINDOW, GramCollector
+from eckart.progress import silent
+from eckart.sums import SumStore
 from worker.lowrank.gram import gram_fault
 
 
@@ -71,14 +75,14 @@ BATCHES = [tokens(3, 7), tokens(2, 5, seed=2), tokens(11, seed=3)]
 
 
 def seen(model, batches, *, keep=lambda _x: slice(None)):
-    """Return XXᵀ in float64 of all that came to each layer."""
-    sums, hooks = {}, []
+    """Return the statistics in float64 of all that came to each layer, by the names of their tensors."""
+    rows_of, hooks = {}, []
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D):
 
             def add(_module, given, name=name):
-                rows = given[0].double()[keep(given[0])].reshape(-1, given[0].shape[-1])
-                sums[name] = sums.get(name, 0) + rows.T @ rows
+                rows = given[0].detach().double()[keep(given[0])].reshape(-1, given[0].shape[-1])
+                rows_of.setdefault(name, []).append(rows.numpy().copy())
 
             hooks.append(module.register_forward_pre_hook(add))
     modes = {module: module.training for module in model.modules()}
@@ -90,19 +94,27 @@ def seen(model, batches, *, keep=lambda _x: slice(None)):
         module.training = training
     for hook in hooks:
         hook.remove()
-    return sums
+    sums = {}
+    for name, parts in rows_of.items():
+        rows = np.concatenate(parts)
+        sums |= {f"{name}.gram": rows.T @ rows, f"{name}.mean": rows.mean(0), f"{name}.count": [len(rows)]}
+    return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in sums.items()}
 
 
 def assert_same(found, expected, rtol=1e-5):
     assert found.keys() == expected.keys()
-    for name, gram in found.items():
+    for name, sums in found.items():
         torch.testing.assert_close(
-            gram.double(), expected[name], rtol=rtol, atol=rtol * expected[name].abs().max()
+            sums.double(), expected[name], rtol=rtol, atol=rtol * expected[name].abs().max()
         )
 
 
-def grams_in(path):
-    return {name.removesuffix(".gram"): gram for name, gram in load_file(path).items()}
+def collected(model, batches):
+    return collect(model, linear_layers(model, lambda _name: True), batches, SumStore(), silent)
+
+
+def layers_in(path):
+    return {name.rpartition(".")[0] for name in load_file(path)}
 
 
 @pytest.mark.parametrize("spill", [False, True])
@@ -111,22 +123,21 @@ def test_every_layer_that_takes_inputs_gets_their_gram_matrix(net, tmp_path, dty
     path = calibrate(net, BATCHES, tmp_path / "g.safetensors", dtype=dtype, spill=spill)
 
     assert path == tmp_path / "g.safetensors"
-    found = grams_in(path)
-    assert {gram.dtype for gram in found.values()} == {getattr(torch, dtype)}
+    found = load_file(path)
+    for name, value in found.items():
+        assert value.dtype is (torch.float64 if name.endswith(".count") else getattr(torch, dtype))
     assert_same(found, seen(net, BATCHES))
-    assert "idle" not in found
-    assert all(gram_fault(gram) is None for gram in found.values())
+    assert "idle.gram" not in found
+    assert all(gram_fault(value) is None for name, value in found.items() if name.endswith(".gram"))
     assert [file.name for file in tmp_path.iterdir()] == ["g.safetensors"]
 
 
 def test_layers_that_take_the_same_tensor_share_one_sum(net):
-    with GramCollector(net, lambda _name: True) as collector:
-        collector.run(BATCHES)
-        sums = collector.finish()
+    sums = collected(net, BATCHES).moments
 
     for block in ("first", "second"):
         query, key, value, out = (sums[f"{block}.{name}"] for name in ("query", "key", "value", "out"))
-        assert query.data_ptr() == key.data_ptr() == value.data_ptr() != out.data_ptr()
+        assert query is key is value is not out
 
 
 class Switch(nn.Module):
@@ -163,7 +174,7 @@ def test_what_is_shared_in_one_batch_and_not_in_the_next_is_never_mixed_up(tmp_p
     hows = [first, second, "together", second, first]
     path = calibrate(net, [(x.clone(), how) for how in hows], tmp_path / "g.safetensors", spill=spill)
 
-    assert_same(grams_in(path), seen(net, [(x.clone(), how) for how in hows]))
+    assert_same(load_file(path), seen(net, [(x.clone(), how) for how in hows]))
 
 
 class Inference(Switch):
@@ -179,14 +190,14 @@ def test_a_model_in_inference_mode_is_no_exception(tmp_path):
     net, x = Inference(), torch.ones(2, 4)
     batches = [(x, "together"), (x, "changed in place")]
 
-    assert_same(grams_in(calibrate(net, batches, tmp_path / "g.safetensors")), seen(net, batches))
+    assert_same(load_file(calibrate(net, batches, tmp_path / "g.safetensors")), seen(net, batches))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_models_of_any_dtype_are_summed_without_rounding_their_inputs_further(net, tmp_path, dtype):
     path = calibrate(net.to(dtype), BATCHES, tmp_path / "g.safetensors", dtype="float64")
 
-    assert_same(grams_in(path), seen(net, BATCHES))
+    assert_same(load_file(path), seen(net, BATCHES))
 
 
 def test_products_are_exact_though_the_model_runs_in_half_precision_by_autocast(net, tmp_path):
@@ -200,7 +211,7 @@ def test_products_are_exact_though_the_model_runs_in_half_precision_by_autocast(
                 return self.net(ids)
 
     model = Autocast()
-    assert_same(grams_in(calibrate(model, BATCHES, tmp_path / "g.safetensors")), seen(model, BATCHES))
+    assert_same(load_file(calibrate(model, BATCHES, tmp_path / "g.safetensors")), seen(model, BATCHES))
 
 
 def test_padding_does_not_count(net, tmp_path):
@@ -208,20 +219,20 @@ def test_padding_does_not_count(net, tmp_path):
     batch = {"ids": ids, "attention_mask": mask.long()}
     path = calibrate(net, [batch], tmp_path / "g.safetensors")
 
-    assert_same(grams_in(path), seen(net, [ids], keep=lambda _x: mask))
+    assert_same(load_file(path), seen(net, [ids], keep=lambda _x: mask))
 
 
 @pytest.mark.parametrize("form", [lambda x: x, lambda x: (x,), lambda x: [x], lambda x: {"ids": x}])
 def test_a_batch_is_a_mapping_a_sequence_or_one_argument(net, tmp_path, form):
     path = calibrate(net, (form(batch) for batch in BATCHES), tmp_path / "g.safetensors")
 
-    assert_same(grams_in(path), seen(net, BATCHES))
+    assert_same(load_file(path), seen(net, BATCHES))
 
 
 def test_only_layers_that_are_included_are_summed(net, tmp_path):
     path = calibrate(net, BATCHES, tmp_path / "g.safetensors", include=["first.*", "conv"], exclude=["*.out"])
 
-    assert grams_in(path).keys() == {"first.query", "first.key", "first.value", "conv"}
+    assert layers_in(path) == {"first.query", "first.key", "first.value", "conv"}
 
 
 def test_the_file_is_one_that_the_reference_library_reads_without_a_copy_of_it_all(net, tmp_path):
@@ -229,7 +240,7 @@ def test_the_file_is_one_that_the_reference_library_reads_without_a_copy_of_it_a
 
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"format": "pt"}
-        assert set(file.keys()) == {f"{name}.gram" for name in seen(net, BATCHES)}
+        assert set(file.keys()) == seen(net, BATCHES).keys()
 
 
 def hooks(model):
@@ -256,10 +267,12 @@ def test_the_model_is_as_it_was_even_after_a_failure(net, tmp_path, spill):
 def test_no_input_outlives_its_batch(net):
     inputs = []
     net.second.out.register_forward_pre_hook(lambda _module, given: inputs.append(weakref.ref(given[0])))
-    with GramCollector(net, lambda _name: True) as collector:
-        collector.run(BATCHES)
-        assert inputs
-        assert all(reference() is None for reference in inputs)
+    with GramCollector(linear_layers(net, lambda _name: True), SumStore()) as collector, torch.no_grad():
+        for batch in BATCHES:
+            net(batch)
+            collector.end_batch()
+            assert inputs
+            assert all(reference() is None for reference in inputs)
 
 
 def test_an_old_file_stays_until_the_new_one_is_whole(net, tmp_path):

@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from eckart import InputError, calibrate
-from eckart.gram_collector import GramCollector
+from eckart.calibration_pass import collect, linear_layers
+from eckart.progress import silent
+from eckart.sums import SumStore
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
 LENGTHS = (6, 3, 1)
@@ -111,14 +113,14 @@ def padded(lengths, seed):
     return ids, (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
 
 
-def grams_of(model, batches, tmp_path):
-    return load_file(calibrate(model, batches, tmp_path / "grams.safetensors", dtype="float64"))
+def statistics_of(model, batches, tmp_path):
+    return load_file(calibrate(model, batches, tmp_path / "statistics.safetensors", dtype="float64"))
 
 
 def assert_same(found, expected):
     assert found.keys() == expected.keys()
-    for name, gram in found.items():
-        torch.testing.assert_close(gram, expected[name], rtol=1e-4, atol=1e-4 * expected[name].abs().max())
+    for name, sums in found.items():
+        torch.testing.assert_close(sums, expected[name], rtol=1e-4, atol=1e-4 * expected[name].abs().max())
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -134,9 +136,9 @@ def test_each_mask_follows_its_own_tokens_though_both_streams_are_of_one_shape(n
         {"input_ids": ids[i : i + 1, :n], "decoder_input_ids": decoder_ids[i : i + 1, :d]}
         for i, (n, d) in enumerate(zip(LENGTHS, DECODER_LENGTHS, strict=True))
     ]
-    found = grams_of(model, [batch | {"decoder_attention_mask": decoder_mask}], tmp_path)
+    found = statistics_of(model, [batch | {"decoder_attention_mask": decoder_mask}], tmp_path)
 
-    assert_same(found, grams_of(model, alone, tmp_path))
+    assert_same(found, statistics_of(model, alone, tmp_path))
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -146,9 +148,9 @@ def test_a_mask_of_the_encoder_leaves_out_no_token_of_the_decoder(name, given, t
     ids, mask = padded(LENGTHS, 1)
     decoder_ids, _ = padded((6, 6, 6), 2)
     alone = [{"input_ids": ids[i : i + 1, :n], given: decoder_ids[i : i + 1]} for i, n in enumerate(LENGTHS)]
-    found = grams_of(model, [{"input_ids": ids, "attention_mask": mask, given: decoder_ids}], tmp_path)
+    found = statistics_of(model, [{"input_ids": ids, "attention_mask": mask, given: decoder_ids}], tmp_path)
 
-    assert_same(found, grams_of(model, alone, tmp_path))
+    assert_same(found, statistics_of(model, alone, tmp_path))
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -156,18 +158,18 @@ def test_padding_is_left_out_wherever_its_rows_go(name, tmp_path):
     model = made(OTHERS[name])
     ids, mask = padded((3, 2, 1) if name == "tokens first" else LENGTHS, 1)
     alone = [{"input_ids": ids[i : i + 1, : int(row.sum())]} for i, row in enumerate(mask)]
-    found = grams_of(model, [{"input_ids": ids, "attention_mask": mask}], tmp_path)
+    found = statistics_of(model, [{"input_ids": ids, "attention_mask": mask}], tmp_path)
 
-    assert_same(found, grams_of(model, alone, tmp_path))
+    assert_same(found, statistics_of(model, alone, tmp_path))
 
 
 def test_labels_that_are_the_tokens_themselves_do_not_hide_the_mask(tmp_path):
     model = made(make_llama)
     ids, mask = padded(LENGTHS, 1)
     alone = [{"input_ids": ids[i : i + 1, :n]} for i, n in enumerate(LENGTHS)]
-    found = grams_of(model, [{"input_ids": ids, "attention_mask": mask, "labels": ids}], tmp_path)
+    found = statistics_of(model, [{"input_ids": ids, "attention_mask": mask, "labels": ids}], tmp_path)
 
-    assert_same(found, grams_of(model, alone, tmp_path))
+    assert_same(found, statistics_of(model, alone, tmp_path))
 
 
 def test_a_mask_that_is_passed_in_order_counts_too(tmp_path):
@@ -175,8 +177,8 @@ def test_a_mask_that_is_passed_in_order_counts_too(tmp_path):
     ids, mask = padded(LENGTHS, 1)
 
     assert_same(
-        grams_of(model, [(ids, mask)], tmp_path),
-        grams_of(model, [{"input_ids": ids, "attention_mask": mask}], tmp_path),
+        statistics_of(model, [(ids, mask)], tmp_path),
+        statistics_of(model, [{"input_ids": ids, "attention_mask": mask}], tmp_path),
     )
 
 
@@ -192,11 +194,11 @@ def test_a_picture_has_no_padding_though_it_has_as_many_patches_as_the_text_has_
     ids, mask = padded((5, 2), 1)
     ids[:, 1] = 49  # where CLIP takes the text's vector from
     batch = {"input_ids": ids, "attention_mask": mask, "pixel_values": torch.randn(2, 3, 8, 8)}
-    found = grams_of(model, [batch], tmp_path)
+    found = statistics_of(model, [batch], tmp_path)
 
-    expected = grams_of(model, [{name: batch[name] for name in ("input_ids", "pixel_values")}], tmp_path)
+    expected = statistics_of(model, [{name: batch[name] for name in ("input_ids", "pixel_values")}], tmp_path)
     vision = [name for name in found if name.startswith("vision_model.")]
-    assert len(vision) == 6
+    assert len(vision) == 18
     assert all(torch.equal(found[name], expected[name]) for name in vision)
     assert not torch.equal(
         found["text_model.encoder.layers.0.mlp.fc1.gram"],
@@ -206,8 +208,9 @@ def test_a_picture_has_no_padding_though_it_has_as_many_patches_as_the_text_has_
 
 def test_the_tensors_of_a_batch_are_as_they_were():
     ids, mask = padded(LENGTHS, 1)
-    with GramCollector(made(make_bert), lambda _name: True) as collector:
-        collector.run([{"input_ids": ids, "attention_mask": mask}])
+    model = made(make_bert)
+    batches = [{"input_ids": ids, "attention_mask": mask}]
+    collect(model, linear_layers(model, lambda _name: True), batches, SumStore(), silent)
 
     assert not vars(ids)
     assert not vars(mask)
@@ -235,7 +238,7 @@ def test_it_is_said_when_a_mask_cannot_be_followed(tmp_path):
 def test_a_head_that_is_tied_to_the_embedding_has_no_gram_matrix(tmp_path):
     sizes = {**SIZES, "intermediate_size": 24, "num_key_value_heads": 1, "tie_word_embeddings": True}
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
-    names = grams_of(model, [{"input_ids": torch.arange(6)[None]}], tmp_path)
+    names = statistics_of(model, [{"input_ids": torch.arange(6)[None]}], tmp_path)
 
     assert "model.layers.0.mlp.up_proj.gram" in names
     assert "lm_head.gram" not in names
