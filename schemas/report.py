@@ -129,12 +129,17 @@ class Totals(Savings):
         description="sqrt(sum of squared errors / sum of squared norms) over the factored layers.",
         examples=[0.48],
     )
-    # Optional, since jobs of earlier releases lack these two fields.
+    # Optional, since jobs of earlier releases lack these three fields.
     weighted_error: float | None = Field(
         default=None,
         description="The error of the outputs, in the same way over the calibrated layers; null if there "
         "are none.",
         examples=[0.31],
+    )
+    predicted_loss: float | None = Field(
+        default=None,
+        description="Sum of the layers' predicted losses; null if no layer has one.",
+        examples=[0.12],
     )
     error_over_optimal: float | None = Field(
         default=None,
@@ -194,6 +199,19 @@ class LayerReport(Output):
     optimal_weighted_error: float | None = Field(
         description="Best possible weighted_error at that rank; null where the layer is not calibrated.",
         examples=[0.21],
+    )
+    # Optional, since reports of earlier releases lack these two fields.
+    predicted_loss: float | None = Field(
+        default=None,
+        description="The estimated rise of the loss: tr((W - Ŵ)ᵀF(W - Ŵ)G)/N with the Gram matrices of "
+        "inputs (G) and gradients (F) over N tokens, G without the mean where the bias is corrected; null "
+        "without both.",
+        examples=[0.0031],
+    )
+    bias_corrected: bool = Field(
+        default=False,
+        description="Whether the bias was changed so that the outputs keep their mean.",
+        examples=[False],
     )
     decomposition: DecompositionOrigin | None = Field(
         description="Whether the job `computed` the decomposition or found it `cached`; null without one.",

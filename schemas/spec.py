@@ -203,6 +203,10 @@ def _is_relative(value: object) -> bool:
     return value == "relative"
 
 
+def _is_correct(value: object) -> bool:
+    return value == "correct"
+
+
 Multiple = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 Pattern = Annotated[str, Field(min_length=1, max_length=1024)]
 CheckpointId = Annotated[str, Field(pattern=CHECKPOINT_ID.pattern)]
@@ -376,6 +380,13 @@ class CompressionSpec(Input):
         description="Id of a stored checkpoint with tensors `<module>.gram` [n, n], the sum of x·xᵀ over the "
         "inputs x of a layer. The error of those layers' outputs is then minimized.",
         examples=["my-grams"],
+    )
+    bias: Literal["correct", "keep"] = Field(
+        default="correct",
+        exclude_if=_is_correct,
+        description="`correct`: where the calibration has the mean of a layer's inputs, its bias makes up "
+        "for the mean error of the outputs. `keep`: biases stay as they are.",
+        examples=["correct"],
     )
     base: CheckpointId | None = Field(
         default=None,

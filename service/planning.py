@@ -3,14 +3,14 @@
 Each function takes `pointer`, the JSON pointer to the spec in the request: SPEC_IN_JSON or SPEC_IN_MULTIPART.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 from schemas.format.errors import listed
 from schemas.format.files import CheckpointFiles
 from schemas.planning.budget import check_budget, resolve_ranks
-from schemas.planning.calibration import gram_tensors
+from schemas.planning.calibration import Calibration
 from schemas.planning.layer import Plan
 from schemas.planning.planner import make_plan
 from schemas.planning.references import MisfitError, References, tensors_of
@@ -84,15 +84,16 @@ def make_bounded_plan(
             f"{patterns} patterns for {len(tensors)} tensors are too many; "
             "use fewer patterns that match more layers each.",
         )
-    grams, base = tensors_of(references.calibration), tensors_of(references.base)
+    base = tensors_of(references.base)
     with _spec_errors(pointer):
+        calibration = None if references.calibration is None else Calibration.of(references.calibration)
         plan = make_plan(
             tensors,
             spec,
             factored=files.factored,
             aliases=files.aliases,
             content_hashes=files.content_hashes,
-            grams=grams,
+            calibration=calibration,
             base=base,
         )
         check_budget(plan, spec, files)
@@ -132,14 +133,15 @@ def _keys(
     """Return the cache keys of the layers whose ranks depend on their spectra."""
     waiting = {layer.tensor: layer for layer in plan.layers if isinstance(layer.rank, RankRule)}
     digests = _digests(stored)
-    grams = _gram_digests(references.calibration) if references.calibration else {}
+    statistics = _statistics_digests(references.calibration) if references.calibration else {}
     bases = _tensor_digests(references.base) if references.base else {}
     return [
         DecompositionKey.of(
             digests[name],
             tensor,
-            transposed=waiting[tensor.name].transposed,
-            reference_sha256=References(grams.get(waiting[tensor.name].name), bases.get(tensor.name)),
+            waiting[tensor.name],
+            statistics_sha256=statistics.get(waiting[tensor.name].name, ()),
+            base_sha256=bases.get(tensor.name),
         )
         for name, header in stored.headers.items()
         for tensor in header.tensors
@@ -147,10 +149,13 @@ def _keys(
     ]
 
 
-def _gram_digests(calibration: StoredCheckpoint) -> dict[str, str]:
-    """Return the digest of the file that holds a layer's Gram matrix, by the layer's name."""
-    digests = _digests(calibration)
-    return {layer: digests[name] for layer, (name, _) in gram_tensors(calibration).items()}
+def _statistics_digests(stored: StoredCheckpoint) -> dict[str, Collection[str]]:
+    """Return the digests of the files that hold a layer's statistics, by the layer's name."""
+    digests = _digests(stored)
+    return {
+        layer: {digests[source.file]: None for _, source in own.given()}
+        for layer, own in Calibration.of(stored).layers.items()
+    }
 
 
 def _tensor_digests(stored: StoredCheckpoint) -> dict[str, str]:

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, fields, replace
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from schemas.format.tensor import TensorInfo
-from schemas.planning.references import NO_REFERENCES, References
+from schemas.planning.layer import LayerPlan
 from schemas.spectrum import Spectrum
 from state.cache_file import DamagedFile, DecompositionFile, DecompositionHeader, encode_header
 from state.data_dir import DataDir
@@ -52,36 +52,39 @@ class DecompositionKey:
     calibration_sha256: str | None = None
     solver: int = 0
     base_sha256: str | None = None
+    # What of the weight is decomposed, where it is not the weight itself.
+    variant: str = ""
 
     @classmethod
     def of(
         cls,
         file_sha256: str,
         tensor: TensorInfo,
+        layer: LayerPlan,
         *,
-        transposed: bool,
-        reference_sha256: References[str] = NO_REFERENCES,
+        statistics_sha256: Collection[str] = (),
+        base_sha256: str | None = None,
     ) -> Self:
         """Return the key of a weight: the service looks for what the worker stored, so both build it here.
 
-        `reference_sha256` has the digests of the files with the Gram matrix of the layer's inputs and with
-        the weight that is subtracted, if any.
+        The digests are those of the files with the layer's statistics and with the weight that is subtracted.
         """
         return cls(
             file_sha256,
             tensor.name,
             tensor.dtype,
             tensor.shape,
-            transposed,
-            calibration_sha256=reference_sha256.calibration,
-            base_sha256=reference_sha256.base,
+            layer.transposed,
+            calibration_sha256=SEPARATOR.join(statistics_sha256) or None,
+            base_sha256=base_sha256,
+            variant=layer.decomposed,
         )
 
     @property
     def digest(self) -> bytes:
         """The SHA-256 of all fields."""
-        # Without a base the digest is that of earlier releases, whose entries stay valid.
-        names = [field.name for field in fields(self)][: None if self.base_sha256 else -1]
+        # Fields that are not given do not count, so that keys stay the same where fields are added.
+        names = [name for name in KEY_FIELDS if name not in ADDED_FIELDS or getattr(self, name)]
         # `astuple` copies each value, and a job asks for thousands of digests.
         values = [getattr(self, name) for name in names]
         return hashlib.sha256(json.dumps(values).encode()).digest()
@@ -90,6 +93,10 @@ class DecompositionKey:
     def folder(self) -> str:
         """The digests of the files it was computed from: it is deleted with any of them."""
         return SEPARATOR.join(filter(None, (self.file_sha256, self.calibration_sha256, self.base_sha256)))
+
+
+KEY_FIELDS = tuple(field.name for field in fields(DecompositionKey))
+ADDED_FIELDS = frozenset({"base_sha256", "variant"})
 
 
 class DecompositionCache:

@@ -140,7 +140,7 @@ class DecomposePass:
             weight,
             num_vectors=task.layer.num_vectors,
             cache=inputs.cached,
-            statistics=inputs.statistics(self.context.device),
+            statistics=inputs.statistics_on(self.context.device),
         )
         if isinstance(found, Kept):
             return found.reason.value, None

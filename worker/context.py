@@ -17,11 +17,11 @@ from worker.difference import subtract
 from worker.layer_cache import CachedLayer, LayerCache
 from worker.lowrank import Statistics
 from worker.progress import ProgressTracker
-from worker.work_plan import LayerTask
+from worker.work_plan import LayerTask, TensorSource
 
 
 class TensorReaders:
-    """Reads weights and Gram matrices; may be used from several threads."""
+    """Reads weights and statistics; may be used from several threads."""
 
     def __init__(self) -> None:
         self._readers = ExitStack()
@@ -43,9 +43,8 @@ class TensorReaders:
         """Read the weight of the base as [outputs, inputs]; None if there is no base."""
         return None if task.base is None else self._matrix(task.base, task)
 
-    def _matrix(self, source: tuple[Path, TensorInfo], task: LayerTask) -> torch.Tensor:
-        path, tensor = source
-        matrix = self._open(path).read(tensor.name)
+    def _matrix(self, source: TensorSource, task: LayerTask) -> torch.Tensor:
+        matrix = self.tensor(source)
         return matrix.mT.contiguous() if task.layer.transposed else matrix
 
     def chunks(
@@ -54,30 +53,46 @@ class TensorReaders:
         """Yield the bytes of any tensor in pieces."""
         return self._open(path).chunks(tensor, chunk_bytes=chunk_bytes)
 
-    def gram(self, task: LayerTask) -> torch.Tensor | None:
-        """Read XXᵀ [inputs, inputs] of a layer's inputs; None if the layer is not calibrated."""
-        if task.gram is None:
+    def bias(self, task: LayerTask) -> torch.Tensor | None:
+        """Read the bias [outputs] that is to be corrected; None if there is none."""
+        return None if task.bias is None else self.tensor(task.bias)
+
+    def statistics(self, task: LayerTask) -> Statistics | None:
+        """Read the statistics of a layer, the mean only where the bias is corrected; None without any."""
+        found = {name: self.tensor(source) for name, source in task.statistics.items() if name != "count"}
+        if "gram" not in found and "grad_gram" not in found:
             return None
-        path, tensor = task.gram
+        count = task.statistics.get("count")
+        return Statistics(
+            gram=found.get("gram"),
+            grad_gram=found.get("grad_gram"),
+            mean=found.get("mean") if task.layer.corrects_bias else None,
+            count=None if count is None else float(self.tensor(count)),
+        )
+
+    def tensor(self, source: TensorSource) -> torch.Tensor:
+        """Read a tensor as it is stored."""
+        path, tensor = source
         return self._open(path).read(tensor.name)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerInputs:
-    """A layer's weight [outputs, inputs], the Gram matrix of its inputs, and its cached decompositions.
+    """A layer's weight [outputs, inputs], its statistics, and its cached decompositions.
 
     With a base, `weight` is the difference to it, and `base` [outputs, inputs] is its own weight where the
-    result is added to it.
+    result is added to it. `bias` [outputs] is given where it is corrected.
     """
 
     weight: torch.Tensor
-    gram: torch.Tensor | None = None
+    statistics: Statistics | None = None
     cached: CachedLayer | None = None
     base: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
 
-    def statistics(self, device: torch.device) -> Statistics | None:
-        """Return the statistics on the device of the numerics; None if the layer is not calibrated."""
-        return None if self.gram is None else Statistics(gram=self.gram.to(device))
+    def statistics_on(self, device: torch.device) -> Statistics | None:
+        """Return the statistics on the device of the numerics."""
+        return None if self.statistics is None else self.statistics.to(device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +102,7 @@ class JobContext:
     Attributes
     ----------
     readers
-        Reads weights and Gram matrices.
+        Reads weights and statistics.
     spool
         Stores finished layers; a layer is done once it is there at the planned rank.
     cache
@@ -116,5 +131,9 @@ class JobContext:
         if base is not None:
             weight = subtract(weight, base)
         return LayerInputs(
-            weight, self.readers.gram(task), cached, base=base if task.layer.dense_layout else None
+            weight,
+            self.readers.statistics(task),
+            cached,
+            base=base if task.layer.dense_layout else None,
+            bias=self.readers.bias(task),
         )

@@ -8,13 +8,22 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from schemas.planning.forms import Chain
 from schemas.planning.layer import LayerPlan
 from schemas.report import KeptReason, LayerReport
 from worker.codecs import CODEC_IMPLEMENTATIONS, CodecImplementation
 from worker.context import LayerInputs
 from worker.difference import subtract
 from worker.forms import FORM_IMPLEMENTATIONS, FormInputs
-from worker.lowrank import Factored, Kept, OutputError, Reason, output_error, relative_error
+from worker.lowrank import (
+    Factored,
+    Kept,
+    OutputError,
+    Reason,
+    mean_error,
+    output_error,
+    relative_error,
+)
 from worker.work_plan import LayerTask
 
 
@@ -50,7 +59,7 @@ def factor_layer(
     task
         The layer and its plan.
     inputs
-        The weight, the Gram matrix and cached decompositions.
+        The weight, its statistics and cached decompositions.
     seed
         Seed of the sampling selectors and of the random Krylov space.
     device
@@ -59,7 +68,8 @@ def factor_layer(
     Returns
     -------
     outcome, tensors
-        The tensors in the order of `LayerPlan.stored_tensors`, on the CPU; none for a kept layer.
+        The tensors in the order of `LayerPlan.stored_tensors`, then the bias if it is corrected, on the CPU;
+        none for a kept layer.
     """
     begun = time.perf_counter()
     layer, codec = task.layer, CODEC_IMPLEMENTATIONS[task.layer.codec.name]
@@ -71,7 +81,7 @@ def factor_layer(
     form_inputs = FormInputs(
         layer=layer,
         weight=weight,
-        statistics=inputs.statistics(device),
+        statistics=inputs.statistics_on(device),
         dtype=dtype,
         seed=seed,
         num_vectors=layer.num_vectors if inputs.cached else None,
@@ -82,6 +92,11 @@ def factor_layer(
     if isinstance(result, Factored):
         base = None if inputs.base is None else inputs.base.to(device)
         result, tensors = _encode(form_inputs, result, codec, base)
+    if isinstance(result, Factored) and inputs.bias is not None:
+        bias = _corrected_bias(form_inputs, result, inputs.bias)
+        tensors = (*tensors, bias)
+        if not bool(torch.isfinite(bias).all()):
+            result = Kept(reason=Reason.OUT_OF_RANGE, singular_values=result.singular_values)
     seconds = time.perf_counter() - begun
     if isinstance(result, Kept):
         reason: KeptReason = result.reason.value
@@ -124,6 +139,17 @@ def _encode(
     if base is not None:
         product = subtract(product, base)
     return _with_measured_errors(inputs, result, product), tensors
+
+
+def _corrected_bias(inputs: FormInputs, result: Factored, bias: torch.Tensor) -> torch.Tensor:
+    """Return the bias [m], in its dtype, with which the outputs of what is stored keep their mean."""
+    statistics, form = inputs.statistics, inputs.layer.form
+    assert statistics is not None
+    assert statistics.mean is not None
+    is_chain = isinstance(form, Chain) or len(result.factors) == 1
+    factors = result.factors if is_chain else (FORM_IMPLEMENTATIONS[form.name].to_dense(result.factors),)
+    missing = mean_error(inputs.weight, factors, statistics.mean)
+    return (bias.to(missing) + missing).to(bias.dtype)
 
 
 def _transpose_as_stored(matrix: torch.Tensor, layer: LayerPlan) -> torch.Tensor:
@@ -196,6 +222,8 @@ def _outcome(
         optimal_error=factored.optimal_error if factored else None,
         weighted_error=outputs.relative_error if outputs else None,
         optimal_weighted_error=outputs.optimal_error if outputs else None,
+        predicted_loss=factored.predicted_loss if factored else None,
+        bias_corrected=layer.corrects_bias and factored is not None,
         decomposition=None if spectrum is None else "computed",
         singular_values=values,
         singular_value_indices=indices,

@@ -6,13 +6,11 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Self
 
 import torch
 
 from schemas.checkpoint import FileInfo
-from schemas.format.tensor import TensorInfo
 from schemas.planning.layer import LayerPlan
 from schemas.planning.references import References
 from schemas.spectrum import Spectrum
@@ -90,7 +88,7 @@ class LayerCache:
                 self.cache.discard(self._key(task, solver), error)
                 return None
         values = torch.frombuffer(head.singular_values, dtype=torch.float64)  # [p]
-        return Decomposition(values, basis, head.axis, head.roundoff, calibrated=task.gram is not None)
+        return Decomposition(values, basis, head.axis, head.roundoff, calibrated=task.layer.is_weighted)
 
     def _open(self, task: LayerTask, solver: int) -> DecompositionFile | None:
         file = self.cache.open(self._key(task, solver))
@@ -106,7 +104,8 @@ class LayerCache:
         """Store a decomposition of 2^-exponent · W, if there is space."""
         key = self._key(task, solver)
         basis = decomposition.basis.detach().cpu().contiguous()
-        sources = [task.path, *(source[0] for source in (task.gram, task.base) if source)]
+        others = (*task.statistics.values(), *([task.base] if task.base else []))
+        sources = [task.path, *{path: None for path, _ in others}]
         head = DecompositionHeader(
             key=key.digest,
             environment=self.environment,
@@ -163,8 +162,8 @@ class CachedLayer:
 
 
 def _file_bytes(layer: LayerPlan) -> int:
-    in_float64 = layer.dtype == "F64" or layer.calibrated
-    length = layer.rows if layer.calibrated else min(layer.rows, layer.columns)
+    in_float64 = layer.dtype == "F64" or layer.is_weighted
+    length = layer.rows if layer.is_weighted else min(layer.rows, layer.columns)
     return estimate_file_bytes(
         rows=layer.num_vectors,
         length=length,
@@ -181,18 +180,16 @@ def _digests(files: Iterable[FileInfo]) -> Digests:
 
 
 def _key(task: LayerTask, digests: Digests, references: References[Digests]) -> DecompositionKey:
+    statistics = references.calibration or {}
     return DecompositionKey.of(
         digests[task.path.name],
         task.tensor,
-        transposed=task.layer.transposed,
-        reference_sha256=References(
-            calibration=_digest(task.gram, references.calibration), base=_digest(task.base, references.base)
-        ),
+        task.layer,
+        statistics_sha256={statistics[path.name]: None for path, _ in task.statistics.values()},
+        base_sha256=None
+        if task.base is None or references.base is None
+        else references.base[task.base[0].name],
     )
-
-
-def _digest(source: tuple[Path, TensorInfo] | None, digests: Digests | None) -> str | None:
-    return None if source is None or digests is None else digests[source[0].name]
 
 
 def environment_digest(device: torch.device) -> bytes:

@@ -16,7 +16,7 @@ from state.cache import DecompositionCache
 from state.files import write_atomic
 from worker.adapter import without_config, write_adapter
 from worker.budget import finish_within_budget
-from worker.calibration import check_grams
+from worker.calibration import check_statistics
 from worker.checkpoint.spool import LayerSpool
 from worker.companions import check_config, write_companions
 from worker.context import JobContext, TensorReaders
@@ -84,7 +84,7 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
         work = keep_tied(work, readers, check_canceled=ProgressTracker(work.tasks, observe).between_layers)
         progress = ProgressTracker(work.tasks, observe)
         cache = _layer_cache(request, work, device)
-        check_grams(work.tasks, readers, device=device, check_canceled=progress.between_layers)
+        check_statistics(work.tasks, readers, device=device, check_canceled=progress.between_layers)
         context = JobContext(readers, spool, cache, progress, request.spec.seed, device)
         work, outcomes = _finish(work, request.spec, context)
         progress.between_layers()

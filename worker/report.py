@@ -86,6 +86,7 @@ def _totals(
     output_norm = sum(outcome.squared_output_norm for outcome in factored)
     output_error = sum(outcome.squared_output_error for outcome in factored)
     calibrated = any(outcome.report.weighted_error is not None for outcome in factored)
+    losses = [each.report.predicted_loss for each in factored if each.report.predicted_loss is not None]
     return Totals(
         parameters_before=before.parameters,
         parameters_after=after.parameters,
@@ -95,6 +96,7 @@ def _totals(
         bytes_after=after.nbytes,
         relative_error=_relative(squared_error, squared_norm),
         weighted_error=_relative(output_error, output_norm) if calibrated else None,
+        predicted_loss=sum(losses) if losses else None,
         error_over_optimal=_over_optimal([outcome.report for outcome in factored]),
         layers_factored=len(factored),
         layers_kept=len(outcomes) - len(factored),

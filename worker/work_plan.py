@@ -1,39 +1,51 @@
 """The work of a job as a frozen value: each selected layer with its plan and the files to read it from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from schemas.format.files import CheckpointFiles
 from schemas.format.tensor import TensorInfo
 from schemas.planning.budget import check_budget
-from schemas.planning.calibration import gram_tensors
-from schemas.planning.layer import LayerPlan, Plan
+from schemas.planning.calibration import Calibration
+from schemas.planning.layer import BIAS, LayerPlan, Plan
 from schemas.planning.planner import make_plan
 from schemas.planning.references import NO_REFERENCES, References, tensors_of
 from schemas.spec import CompressionSpec
 
 # Singular values in a report: of each layer, and of all together where that leaves the least of each.
 LEAST_POINTS, MOST_POINTS, ALL_POINTS = 8, 256, 2**17
+NO_STATISTICS: Mapping[str, "TensorSource"] = MappingProxyType({})
+
+
+# The path of a file, and a tensor in it.
+TensorSource = tuple[Path, TensorInfo]
 
 
 @dataclass(frozen=True, slots=True)
 class LayerTask:
-    """One selected weight: its plan, its file and tensor, and those of its Gram matrix and base, if any."""
+    """One selected weight: its plan, its file and tensor, and those of what else is needed, if any.
+
+    `statistics` are by name, as in `schemas.planning.calibration.STATISTICS`. `bias` is given if it is
+    corrected.
+    """
 
     number: int
     path: Path
     tensor: TensorInfo
     layer: LayerPlan
-    gram: tuple[Path, TensorInfo] | None = None
-    base: tuple[Path, TensorInfo] | None = None
+    statistics: Mapping[str, TensorSource] = field(default_factory=lambda: NO_STATISTICS)
+    base: TensorSource | None = None
+    bias: TensorSource | None = None
     spectrum_points: int = MOST_POINTS
 
     @property
     def elements(self) -> int:
-        """Elements of the weight, its base and the Gram matrix."""
+        """Elements of the weight, its base and the statistics."""
         weights = 2 if self.base else 1
-        return weights * self.layer.parameters_before + (self.layer.columns**2 if self.gram else 0)
+        statistics = sum(tensor.parameters for _, tensor in self.statistics.values())
+        return weights * self.layer.parameters_before + statistics
 
     @property
     def cost(self) -> int:
@@ -42,7 +54,10 @@ class LayerTask:
             return 1
         rows, columns = self.layer.rows, self.layer.columns
         # A Gram matrix is multiplied by the weight.
-        return max(1, rows * columns * (min(rows, columns) + (columns if self.gram else 0)))
+        grams = (columns if "gram" in self.statistics else 0) + (
+            rows if "grad_gram" in self.statistics else 0
+        )
+        return max(1, rows * columns * (min(rows, columns) + grams))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,35 +99,34 @@ def plan_work(
     SpecError
         If the checkpoint cannot meet the spec.
     """
+    calibration = None if references.calibration is None else Calibration.of(references.calibration)
     plan = make_plan(
         checkpoint.tensors,
         spec,
         factored=checkpoint.factored,
         aliases=checkpoint.aliases,
         content_hashes=checkpoint.content_hashes,
-        grams=tensors_of(references.calibration),
+        calibration=calibration,
         base=tensors_of(references.base),
     )
     check_budget(plan, spec, checkpoint)
-    gram_sources = {} if references.calibration is None else _gram_sources(references.calibration)
-    base_sources = {} if references.base is None else tensor_sources(references.base)
+    statistics = {} if calibration is None else _statistics_sources(calibration, references)
+    bases = {} if references.base is None else tensor_sources(references.base)
+    sources = tensor_sources(checkpoint)
     layers = {layer.tensor: layer for layer in plan.layers}
-    paths = {name: checkpoint.path(name) for name in checkpoint.headers}
-    selected = [
-        (
-            paths[name],
-            tensor,
-            layers[tensor.name],
-            gram_sources.get(layers[tensor.name].name),
-            base_sources.get(tensor.name),
-        )
-        for name, header in checkpoint.headers.items()
-        for tensor in header.tensors
-        if tensor.name in layers
-    ]
+    selected = [(sources[name], layers[name]) for name in sources if name in layers]
     points = spectrum_points(len(selected))
     tasks = tuple(
-        LayerTask(number, *fields, spectrum_points=points) for number, fields in enumerate(selected)
+        LayerTask(
+            number,
+            *source,
+            layer,
+            statistics=statistics.get(layer.name, NO_STATISTICS),
+            base=bases.get(layer.tensor),
+            bias=sources[layer.name + BIAS] if layer.corrects_bias else None,
+            spectrum_points=points,
+        )
+        for number, (source, layer) in enumerate(selected)
     )
     warnings = (*checkpoint.warnings, *plan.warnings)
     return WorkPlan(checkpoint, tasks, warnings, plan.unselected, plan.adapter, references.base)
@@ -125,11 +139,11 @@ def spectrum_points(layers: int) -> int:
 
 def refuse_ids(spec: CompressionSpec) -> None:
     """Raise a ValueError if the spec names a checkpoint of a service, which a local run has not."""
-    for field in spec.references:
-        raise ValueError(f"the spec names a {field} by the id of a service; give its file instead")
+    for name in spec.references:
+        raise ValueError(f"the spec names a {name} by the id of a service; give its file instead")
 
 
-def tensor_sources(checkpoint: CheckpointFiles) -> dict[str, tuple[Path, TensorInfo]]:
+def tensor_sources(checkpoint: CheckpointFiles) -> dict[str, TensorSource]:
     """Return the path and the entry of each tensor, by its name."""
     paths = {name: checkpoint.path(name) for name in checkpoint.headers}
     return {
@@ -139,6 +153,13 @@ def tensor_sources(checkpoint: CheckpointFiles) -> dict[str, tuple[Path, TensorI
     }
 
 
-def _gram_sources(calibration: CheckpointFiles) -> dict[str, tuple[Path, TensorInfo]]:
-    grams = gram_tensors(calibration)
-    return {layer: (calibration.path(name), tensor) for layer, (name, tensor) in grams.items()}
+def _statistics_sources(
+    calibration: Calibration, references: References[CheckpointFiles]
+) -> dict[str, dict[str, TensorSource]]:
+    files = references.calibration
+    assert files is not None
+    paths = {name: files.path(name) for name in files.headers}
+    return {
+        layer: {kind: (paths[source.file], source.tensor) for kind, source in own.given()}
+        for layer, own in calibration.layers.items()
+    }

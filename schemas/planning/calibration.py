@@ -1,68 +1,155 @@
-"""Match the Gram matrices of a calibration checkpoint with the layers, by their headers alone."""
+"""Match the statistics of a calibration checkpoint with the layers, by its headers alone."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import Protocol
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple, Self
 
 from schemas.format.errors import listed, quoted
 from schemas.format.files import CheckpointFiles
 from schemas.format.tensor import TensorInfo
-from schemas.planning.layer import LayerPlan, Plan
+from schemas.planning.layer import BIAS, LayerPlan, Plan, Tensor
 from schemas.planning.references import CalibrationError
 
-GRAM = ".gram"
-# What a file of statistics holds of a layer.
-STATISTICS = (GRAM, ".grad_gram", ".mean", ".count")
-GRAM_DTYPES = ("F64", "F32")
+FLOATS = ("F64", "F32")
+# The entry of a file's metadata that names, for layers with the same inputs, the one that has the tensors.
+SAME_AS = "same_as"
 
 
-def gram_tensors(calibration: CheckpointFiles) -> dict[str, tuple[str, TensorInfo]]:
-    """Return the file's name and the tensor of each Gram matrix, by the name of its layer."""
-    return {
-        tensor.name.removesuffix(GRAM): (name, tensor)
-        for name, header in calibration.headers.items()
-        for tensor in header.tensors
-        if tensor.name.endswith(GRAM)
-    }
+class Source(NamedTuple):
+    """A tensor, and the name of the file that holds it."""
+
+    file: str
+    tensor: TensorInfo
 
 
-class GramInfo(Protocol):
-    """The fields of a calibration tensor that the checks need."""
+@dataclass(frozen=True, slots=True)
+class LayerSources:
+    """The stored statistics of one layer, named `<module>.<field>`; None for what there is not.
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
+    `gram` = Σxxᵀ [n, n], `mean` [n] and `count` [1] are those of the inputs x; `grad_gram` = Σggᵀ [m, m] of
+    the gradients g at the outputs.
+    """
+
+    gram: Source | None = None
+    grad_gram: Source | None = None
+    mean: Source | None = None
+    count: Source | None = None
+
+    def given(self) -> Iterator[tuple[str, Source]]:
+        """Yield each name and source that there is."""
+        for name in STATISTICS:
+            if (source := getattr(self, name)) is not None:
+                yield name, source
 
 
-def mark_calibrated(plan: Plan, tensors: Sequence[GramInfo], modules: Collection[str]) -> Plan:
-    """Mark the layers of a plan that have a Gram matrix among the tensors of the calibration.
+STATISTICS = tuple(each.name for each in fields(LayerSources))
+# What layers with the same inputs have in common.
+OF_INPUTS = ("gram", "mean", "count")
 
-    `modules` are all modules of the checkpoint that have a weight, selected or not.
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The statistics of a calibration checkpoint by layer, and the names of its other tensors."""
+
+    layers: Mapping[str, LayerSources]
+    others: tuple[str, ...] = ()
+    copies: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, files: CheckpointFiles) -> Self:
+        """Collect the statistics from all files.
+
+        Raises
+        ------
+        CalibrationError
+            If the metadata name layers with the same inputs in a way that cannot be followed.
+        """
+        found: dict[str, dict[str, Source]] = {}
+        others = []
+        for name, header in files.headers.items():
+            for tensor in header.tensors:
+                module, _, kind = tensor.name.rpartition(".")
+                if module and kind in STATISTICS:
+                    found.setdefault(module, {})[kind] = Source(name, tensor)
+                else:
+                    others.append(tensor.name)
+        copies: dict[str, str] = {}
+        for header in files.headers.values():
+            copies |= _same_as(header.metadata)
+        for copy, original in copies.items():
+            if not any(kind in found.get(original, ()) for kind in OF_INPUTS):
+                raise CalibrationError(
+                    "same-as",
+                    f"{SAME_AS} in the calibration's metadata says that {quoted(copy)} has the inputs of "
+                    f"{quoted(original)}, but there is no {quoted(original + '.gram')}. Create it again.",
+                )
+        for copy, original in copies.items():
+            shared = {kind: source for kind, source in found[original].items() if kind in OF_INPUTS}
+            found[copy] = shared | found.get(copy, {})
+        layers = {name: LayerSources(**sources) for name, sources in found.items()}
+        return cls(layers, tuple(others), copies)
+
+
+def _same_as(metadata: Mapping[str, str]) -> dict[str, str]:
+    text = metadata.get(SAME_AS)
+    if text is None:
+        return {}
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError):
+        entry = None
+    if not isinstance(entry, dict) or not all(isinstance(name, str) for name in entry.values()):
+        raise CalibrationError(
+            "same-as",
+            f"{SAME_AS} in the calibration's metadata is no JSON object of names. Create the file with "
+            'eckart.calibrate, or store {"<module>": "<module with the same inputs>"}.',
+        )
+    return entry
+
+
+def mark_calibrated(
+    plan: Plan, calibration: Calibration, modules: Collection[str], biases: Mapping[str, Tensor]
+) -> Plan:
+    """Mark in a plan which layers have which statistics.
+
+    `modules` are all modules of the checkpoint that have a weight, selected or not. `biases` are the biases
+    that may be corrected, by name.
 
     Raises
     ------
     CalibrationError
-        If a Gram matrix does not fit its layer, none belongs to a layer, or there is none at all.
+        If statistics do not fit their layer, none belong to a layer, or there are none at all.
     """
-    grams = {info.name.removesuffix(GRAM): info for info in tensors if info.name.endswith(GRAM)}
-    if not grams:
+    found = {name: own for name, own in calibration.layers.items() if own.gram or own.grad_gram}
+    if not found:
         raise CalibrationError(
             "no-grams",
             "The calibration has no tensor named `<module>.gram`. Create it with eckart.calibrate, or store "
             "XXᵀ [n, n] of each layer's inputs X [n, samples] under such names.",
         )
-    if not any(name in modules for name in grams):
-        raise CalibrationError("unknown-layer", _unknown_layer(next(iter(grams)), modules))
+    if not any(name in modules for name in found):
+        raise CalibrationError("unknown-layer", _unknown_layer(next(iter(found)), modules))
     layers = {layer.name: layer for layer in plan.layers}
-    for name, info in grams.items():
+    for name, own in found.items():
         if name in layers:
-            _check_gram(layers[name], info)
-    marked = tuple(replace(layer, calibrated=layer.name in grams) for layer in plan.layers)
-    warnings = (*plan.warnings, *_warnings(tensors, grams, layers, modules))
+            _check(layers[name], own)
+    marked = tuple(_marked(layer, found.get(layer.name), biases) for layer in plan.layers)
+    warnings = (*plan.warnings, *_warnings(calibration, found, layers, modules))
     return replace(plan, layers=marked, warnings=warnings)
+
+
+def _marked(layer: LayerPlan, own: LayerSources | None, biases: Mapping[str, Tensor]) -> LayerPlan:
+    if own is None:
+        return layer
+    bias = biases.get(layer.name + BIAS)
+    has_bias = bias is not None and bias.shape == (layer.rows,)
+    return replace(
+        layer,
+        calibrated=own.gram is not None,
+        has_gradients=own.grad_gram is not None,
+        corrects_bias=has_bias and own.gram is not None and own.mean is not None and own.count is not None,
+    )
 
 
 def _unknown_layer(name: str, modules: Iterable[str]) -> str:
@@ -75,17 +162,53 @@ def _unknown_layer(name: str, modules: Iterable[str]) -> str:
     )
 
 
-def _check_gram(layer: LayerPlan, info: GramInfo) -> None:
-    name, n = quoted(layer.name), layer.columns
-    if info.dtype not in GRAM_DTYPES:
+def _check(layer: LayerPlan, own: LayerSources) -> None:
+    """Check the dtypes and shapes of a layer's statistics."""
+    name, inputs, outputs = quoted(layer.name), layer.columns, layer.rows
+    if own.gram is not None:
+        _check_dtype(f"The Gram matrix of {name}", own.gram, FLOATS)
+        _check_gram(layer, own.gram.tensor)
+    if own.grad_gram is not None:
+        subject = f"The Gram matrix of gradients of {name}"
+        _check_dtype(subject, own.grad_gram, FLOATS)
+        _check_shape(subject, own.grad_gram, (outputs, outputs), f"the layer has {outputs} outputs")
+        if own.count is None:
+            raise CalibrationError(
+                "no-count",
+                f"{subject} needs the number of tokens that it was summed over, since the loss is one per "
+                f"token. Store it as {quoted(layer.name + '.count')} [1], or leave out the gradients.",
+            )
+    if own.mean is not None:
+        _check_dtype(f"The mean of {name}", own.mean, FLOATS)
+        _check_shape(f"The mean of {name}", own.mean, (inputs,), f"the layer has {inputs} inputs")
+    if own.count is not None:
+        _check_dtype(f"The count of {name}", own.count, (*FLOATS, "I64"))
+        _check_shape(f"The count of {name}", own.count, (1,), "it is one number of tokens")
+
+
+def _check_dtype(subject: str, source: Source, dtypes: Collection[str]) -> None:
+    if source.tensor.dtype not in dtypes:
         raise CalibrationError(
             "gram-dtype",
-            f"The Gram matrix of {name} is stored as {info.dtype}. Sum it in float32 or float64 and store it "
-            "as F32 or F64.",
+            f"{subject} is stored as {source.tensor.dtype}. Sum it in float32 or float64 and store it as F32 "
+            "or F64.",
         )
-    if info.shape == (n, n):
+
+
+def _check_shape(subject: str, source: Source, shape: tuple[int, ...], why: str) -> None:
+    if source.tensor.shape != shape:
+        raise CalibrationError(
+            "gram-shape",
+            f"{subject} is {list(source.tensor.shape)}, but {why}, so it must be {list(shape)}. Calibrate "
+            "again, with the model of this checkpoint.",
+        )
+
+
+def _check_gram(layer: LayerPlan, tensor: TensorInfo) -> None:
+    name, n = quoted(layer.name), layer.columns
+    if tensor.shape == (n, n):
         return
-    has_output_shape = info.shape == (layer.rows, layer.rows)
+    has_output_shape = tensor.shape == (layer.rows, layer.rows)
     if has_output_shape and layer.transposed:
         hint = f"Remove {name} from `transposed` if its weight is stored as [outputs, inputs]."
     elif has_output_shape:
@@ -96,17 +219,23 @@ def _check_gram(layer: LayerPlan, info: GramInfo) -> None:
         hint = "Calibrate again, with the model of this checkpoint."
     raise CalibrationError(
         "gram-shape",
-        f"The Gram matrix of {name} is {list(info.shape)}, but the layer has {n} inputs, so it must be "
+        f"The Gram matrix of {name} is {list(tensor.shape)}, but the layer has {n} inputs, so it must be "
         f"[{n}, {n}]. {hint}",
     )
 
 
 def _warnings(
-    tensors: Iterable[GramInfo], grams: Collection[str], layers: Collection[str], modules: Collection[str]
+    calibration: Calibration, found: Collection[str], layers: Collection[str], modules: Collection[str]
 ) -> Iterator[str]:
-    if others := [info.name for info in tensors if not info.name.endswith(STATISTICS)]:
+    incomplete = [
+        f"{name}.{kind}"
+        for name, own in calibration.layers.items()
+        if name not in found
+        for kind, _ in own.given()
+    ]
+    if others := [*calibration.others, *incomplete]:
         yield f"calibration: not used, since not named `<module>.gram`: {listed(others)}"
-    if unknown := [name for name in grams if name not in modules]:
+    if unknown := [name for name in found if name not in modules]:
         yield f"calibration: not used, since the checkpoint has no such layer: {listed(unknown)}"
-    if unused := [name for name in grams if name in modules and name not in layers]:
+    if unused := [name for name in found if name in modules and name not in layers]:
         yield f"calibration: not used, since the layer is not selected: {listed(unused)}"

@@ -74,6 +74,10 @@ class LayerPlan:
         Whether the weight is stored as [inputs, outputs].
     calibrated
         Whether there is a Gram matrix of the layer's inputs.
+    has_gradients
+        Whether there is a Gram matrix of the gradients at the layer's outputs.
+    corrects_bias
+        Whether the bias makes up for the mean error of the outputs.
     align, min_rank
         Ranks are multiples of `align` and at least `min_rank`.
     importance
@@ -93,6 +97,8 @@ class LayerPlan:
     reason: KeptReason | None
     transposed: bool = False
     calibrated: bool = False
+    has_gradients: bool = False
+    corrects_bias: bool = False
     align: int = 1
     min_rank: int = 1
     importance: float = 1.0
@@ -126,6 +132,21 @@ class LayerPlan:
     def is_linear(self) -> bool:
         """Whether the weight is, by all that is known, that of a plain linear layer."""
         return self.reason not in NOT_LINEAR
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether statistics say which errors matter."""
+        return self.calibrated or self.has_gradients
+
+    @property
+    def decomposed(self) -> str:
+        """What of the weight is decomposed, where it is not the weight itself."""
+        return "centered" if self.corrects_bias else ""
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether the rise of the loss can be predicted: both Gram matrices are there."""
+        return self.calibrated and self.has_gradients
 
     @property
     def break_even_rank(self) -> int:

@@ -31,7 +31,7 @@ class CopiedTensor:
 
 @dataclass(frozen=True, slots=True)
 class FactorTensor:
-    """A computed tensor: stored tensor `position` of layer `number`."""
+    """A computed tensor: stored tensor `position` of layer `number`; a corrected bias comes last."""
 
     name: str
     dtype: str
@@ -54,13 +54,17 @@ def plan_output(
     """
     weights = {layers[number].tensor: number for number in ranks}
     biases = _new_biases(layers, ranks)
+    corrected = {layers[number].name + BIAS: number for number in ranks if layers[number].corrects_bias}
     entries: list[CopiedTensor | FactorTensor] = []
     for tensor in tensors:
-        number = weights.get(tensor.name)
-        if number is None:
-            entries.append(CopiedTensor(biases.get(tensor.name, tensor.name), tensor))
-        else:
+        name = biases.get(tensor.name, tensor.name)
+        if (number := weights.get(tensor.name)) is not None:
             entries += _factor_tensors(layers[number], number, ranks[number])
+        elif (number := corrected.get(tensor.name)) is not None:
+            position = len(layers[number].stored_tensors(ranks[number]))
+            entries.append(FactorTensor(name, tensor.dtype, tensor.shape, number, position))
+        else:
+            entries.append(CopiedTensor(name, tensor))
     return tuple(entries)
 
 
@@ -96,8 +100,10 @@ def output_metadata(
     `errors` holds the relative errors of the layers by number. What no longer holds is left out or renamed.
     """
     copied = {entry.tensor.name for entry in entries if isinstance(entry, CopiedTensor)}
-    here = {entry.number for entry in entries if isinstance(entry, FactorTensor)}
-    kept = kept_metadata(metadata, copied, _new_biases(layers, ranks), has_factors=bool(here))
+    # A corrected bias may be in another file than its layer.
+    here = {entry.number for entry in entries if isinstance(entry, FactorTensor) and entry.position == 0}
+    is_changed = any(isinstance(entry, FactorTensor) for entry in entries)
+    kept = kept_metadata(metadata, copied, _new_biases(layers, ranks), is_changed=is_changed)
     return with_factored(
         kept,
         {
@@ -109,16 +115,17 @@ def output_metadata(
 
 
 def kept_metadata(
-    metadata: Mapping[str, str], copied: Collection[str], biases: Mapping[str, str], *, has_factors: bool
+    metadata: Mapping[str, str], copied: Collection[str], biases: Mapping[str, str], *, is_changed: bool
 ) -> dict[str, str]:
     """Return the metadata of an output file but for its newly factored layers.
 
+    `is_changed` says whether it holds computed tensors.
     `copied` has the old names of the file's copied tensors, `biases` the new names of renamed ones.
     """
     metadata = with_renamed(metadata, biases, copied)
-    if has_factors:
+    if is_changed:
         metadata = without_content_hashes(metadata)
-    return with_format(metadata) if has_factors or metadata else metadata
+    return with_format(metadata) if is_changed or metadata else metadata
 
 
 def describe_factored(layer: LayerPlan, rank: int, error: float | None) -> FactoredLayer:

@@ -185,7 +185,12 @@ class OutputSize:
             for name, number in file.mentioned_biases.items()
             if number in ranks
         }
-        kept = kept_metadata(file.metadata, copied, biases, has_factors=bool(here))
+        is_changed = bool(here) or any(
+            slot.bias_of in ranks and self._layers[slot.bias_of].corrects_bias
+            for slot in file.slots
+            if slot.bias_of is not None
+        )
+        kept = kept_metadata(file.metadata, copied, biases, is_changed=is_changed)
         described = [number for number in here if self._layers[number].in_metadata]
         if not described:
             return _member_bytes(METADATA_KEY, kept) if kept else 0

@@ -6,8 +6,9 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from schemas.format.errors import listed, quoted
+from schemas.format.tensor import FLOAT_DTYPES
 from schemas.planning.adapter import adapter_rank, check_adapter
-from schemas.planning.calibration import GramInfo, mark_calibrated
+from schemas.planning.calibration import Calibration, mark_calibrated
 from schemas.planning.codecs import codec_for
 from schemas.planning.difference import check_base, check_layout
 from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Plan, Tensor
@@ -30,7 +31,7 @@ def make_plan(
     factored: Collection[str] = frozenset(),
     aliases: Mapping[str, str] = NO_ALIASES,
     content_hashes: Sequence[str] = (),
-    grams: Sequence[GramInfo] | None = None,
+    calibration: Calibration | None = None,
     base: Sequence[Tensor] | None = None,
 ) -> Plan:
     """Plan all selected weights of a checkpoint.
@@ -47,8 +48,8 @@ def make_plan(
         The metadata entries that name a tensor for one that is not stored.
     content_hashes
         The metadata entries that no longer hold if a tensor changes.
-    grams
-        The tensors of the calibration checkpoint, if there is one.
+    calibration
+        The statistics of the layers, if there are any.
     base
         The tensors of the base, if the difference to it is to be factored.
 
@@ -86,9 +87,10 @@ def make_plan(
     if content_hashes and any(layer.reason is None for layer in layers):
         warnings += (f"metadata: left out, since they are digests of the input: {', '.join(content_hashes)}",)
     plan = replace(plan, warnings=(*warnings, *base_warnings))
-    if grams is None:
+    if calibration is None:
         return plan
-    return mark_calibrated(plan, grams, modules.with_weight | set(factored))
+    biases = {} if spec.bias == "keep" else _correctable_biases(tensors, aliases)
+    return mark_calibrated(plan, calibration, modules.with_weight | set(factored), biases)
 
 
 def would_be_factored(
@@ -117,6 +119,16 @@ def would_be_factored(
         return _plan_layer(tensor, spec, own, modules, difference=False).reason is None
 
     return frozenset(tensor.name for tensor in asked if is_factored(tensor))
+
+
+def _correctable_biases(tensors: Iterable[Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the biases that belong to one module alone, by name."""
+    shared = frozenset(aliases.values())
+    return {
+        tensor.name: tensor
+        for tensor in tensors
+        if tensor.name.endswith(BIAS) and tensor.dtype in FLOAT_DTYPES and tensor.name not in shared
+    }
 
 
 def _is_factor(name: str, factored: Collection[str]) -> bool:

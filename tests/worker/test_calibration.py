@@ -6,7 +6,7 @@ from math import sqrt
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from eckart import calibrate
@@ -405,3 +405,78 @@ def test_cached_decompositions_are_reused_only_with_the_same_calibration(run, sa
     assert errors[0] == errors[1]
     assert not torch.equal(factors[0]["a.0.weight"], factors[2]["a.0.weight"])
     assert all(torch.equal(factors[0][name], factors[2][name]) for name in factors[0] if name[0] != "a")
+
+
+@pytest.mark.parametrize("layout", ["factored", "dense"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_corrected_bias_makes_up_for_the_mean_error_of_what_is_stored(
+    save, compress, gaussian, layout, dtype
+):
+    tensors = {"a.weight": gaussian(48, 64).to(dtype), "a.bias": gaussian(48).to(dtype)}
+    x = gaussian(64, 500).double() + 3
+    statistics = {"a.gram": x @ x.T, "a.mean": x.mean(1), "a.count": torch.tensor([500.0])}
+    result = compress(save(tensors), calibration=save(statistics, "s.safetensors"), layout=layout, rank=6)
+    stored = result.tensors()
+    name = "a.bias" if layout == "dense" else "a.1.bias"
+    dense = stored["a.weight"].double() if layout == "dense" else product(stored, "a")
+
+    error = (tensors["a.weight"].double() - dense) @ x + (tensors["a.bias"] - stored[name]).double()[:, None]
+    assert stored[name].dtype == dtype
+    assert result.report.layers[0].bias_corrected
+    size = float(((tensors["a.weight"].double() - dense) @ x).mean(1).abs().max())
+    assert float(error.mean(1).abs().max()) < (1e-5 if dtype == torch.float32 else 1e-2) * (1 + size)
+
+
+def test_a_bias_stays_where_the_spec_says_so_or_the_weight_stays_dense(save, compress, gaussian):
+    tensors = {"a.weight": gaussian(48, 64), "a.bias": gaussian(48)}
+    x = gaussian(64, 500).double() + 3
+    statistics = {"a.gram": x @ x.T, "a.mean": x.mean(1), "a.count": torch.tensor([500.0])}
+    source, calibration = save(tensors), save(statistics, "s.safetensors")
+
+    kept = compress(source, calibration=calibration, rank=6, bias="keep")
+    dense = compress(source, calibration=calibration, rank=40)
+
+    assert torch.equal(kept.tensors()["a.1.bias"], tensors["a.bias"])
+    assert torch.equal(dense.tensors()["a.bias"], tensors["a.bias"])
+    assert not kept.report.layers[0].bias_corrected
+    assert not dense.report.layers[0].bias_corrected
+
+
+def test_a_corrected_bias_may_lie_in_another_shard_than_its_weight(tmp_path, compress, gaussian):
+    weight, bias, x = gaussian(48, 64), gaussian(48), gaussian(64, 500).double() + 3
+    save_file({"a.weight": weight}, tmp_path / "m-1.safetensors")
+    save_file({"a.bias": bias}, tmp_path / "m-2.safetensors")
+    files = {"a.weight": "m-1.safetensors", "a.bias": "m-2.safetensors"}
+    index = tmp_path / "m.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    statistics = {"a.gram": x @ x.T, "a.mean": x.mean(1), "a.count": torch.tensor([500.0])}
+    save_file(statistics, tmp_path / "s.safetensors")
+
+    result = compress(index, calibration=tmp_path / "s.safetensors", rank=6)
+    module = nn.Sequential()
+    module.a = nn.Linear(64, 48)
+    load_compressed(module, result.directory)
+
+    assert not torch.equal(module.a.bias, bias)
+    wanted = weight.double() @ x.mean(1) + bias
+    found = module.a.weight.double() @ x.mean(1) + module.a.bias
+    assert torch.allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "words"),
+    [
+        ("mean", torch.full((64,), torch.nan), "holds NaN"),
+        ("count", torch.tensor([0.0]), "number of tokens"),
+        ("count", torch.tensor([-3.0]), "number of tokens"),
+        ("grad_gram", -torch.eye(48), "not positive"),
+        ("grad_gram", torch.full((48, 48), torch.inf), "holds NaN"),
+    ],
+)
+def test_bad_statistics_fail_the_job_with_the_layer_and_the_remedy(model, save, compress, kind, value, words):
+    statistics = {"a.gram": torch.eye(64), "a.count": torch.tensor([9.0]), f"a.{kind}": value}
+
+    with pytest.raises(CalibrationError, match=words) as refusal:
+        compress(model[0], calibration=save(statistics, "s.safetensors"), rank=6)
+
+    assert '"a"' in refusal.value.detail

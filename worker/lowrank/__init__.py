@@ -11,6 +11,7 @@ from worker.lowrank.decomposition import Decomposition, SolverCache
 from worker.lowrank.error import relative_error
 from worker.lowrank.factor import decompose, factor
 from worker.lowrank.gram import gram_fault
+from worker.lowrank.mean import mean_error
 from worker.lowrank.selectors import SELECTORS, Selector
 from worker.lowrank.statistics import Statistics
 from worker.lowrank.svd import LowRank, SVDMethod, svd
@@ -55,6 +56,7 @@ __all__ = [
     "decompose",
     "factor",
     "gram_fault",
+    "mean_error",
     "output_error",
     "relative_error",
     "svd",

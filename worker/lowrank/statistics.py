@@ -1,6 +1,7 @@
 """What is known of a layer's inputs and of the gradients at its outputs: it says which errors matter."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -25,3 +26,10 @@ class Statistics:
     grad_gram: torch.Tensor | None = None
     mean: torch.Tensor | None = None
     count: float | None = None
+
+    def to(self, device: torch.device) -> Self:
+        """Return the statistics on a device."""
+        gram, grad_gram, mean = (
+            None if each is None else each.to(device) for each in (self.gram, self.grad_gram, self.mean)
+        )
+        return replace(self, gram=gram, grad_gram=grad_gram, mean=mean)

@@ -175,6 +175,8 @@ class Factored:
         The best possible relative error at this rank; None where another error was minimized.
     output_error : OutputError or None
         The error of the outputs, where there is a Gram matrix.
+    predicted_loss : float or None
+        tr((W - Ŵ)ᵀF(W - Ŵ)G)/N of the factors as they are stored, where both Gram matrices are there.
     singular_values : Tensor [p]
         float64 on the CPU, descending: all min(m, n) of them, or the leading ones where more were not needed;
         those of W G^½ where there is a Gram matrix.
@@ -195,6 +197,7 @@ class Factored:
     columns: tuple[int, ...] | None = None
     rows: tuple[int, ...] | None = None
     output_error: OutputError | None = None
+    predicted_loss: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
