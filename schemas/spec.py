@@ -294,9 +294,10 @@ class CompressionSpec(Input):
 
     method: Method = Field(
         default="svd",
-        description="`svd`: two factors with the smallest error. `cur`: columns and rows of the weight. "
-        "`cx`: columns of the weight and a least-squares fit. `int8`, `int4`, `int3`: the weight rounded to "
-        "integers; with `+svd`, two factors correct what rounding loses.",
+        description="`svd`: two factors with the smallest error. `pivot`: their product as some of its rows "
+        "and coefficients, in fewer parameters. `cur`: columns and rows of the weight. `cx`: columns of the "
+        "weight and a least-squares fit. `int8`, `int4`, `int3`: the weight rounded to integers; with "
+        "`+svd`, two factors correct what rounding loses.",
         examples=["svd"],
     )
     rank: Rank | None = Field(

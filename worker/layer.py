@@ -130,11 +130,19 @@ def _encode(
     matrices = (to_dense(result.factors),) if layer.dense_layout else result.factors
     if base is not None:
         matrices = (matrices[0] + base,)
-    encoded = [codec.encode(_transpose_as_stored(matrix, layer)) for matrix in matrices]
+    # Matrices with a dtype of their own, such as indices, are stored as they are.
+    as_they_are = [matrix.dtype is not None for matrix in layer.stored_matrices(result.rank)]
+    encoded = [
+        (matrix,) if as_it_is else codec.encode(_transpose_as_stored(matrix, layer))
+        for matrix, as_it_is in zip(matrices, as_they_are, strict=True)
+    ]
     tensors = tuple(tensor for several in encoded for tensor in several)
     if codec.is_exact and not layer.dense_layout:
         return result, tensors
-    decoded = [_transpose_as_stored(codec.decode(several), layer) for several in encoded]
+    decoded = [
+        several[0] if as_it_is else _transpose_as_stored(codec.decode(several), layer)
+        for several, as_it_is in zip(encoded, as_they_are, strict=True)
+    ]
     product = decoded[0] if layer.dense_layout else to_dense(decoded)
     if base is not None:
         product = subtract(product, base)

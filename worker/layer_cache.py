@@ -74,12 +74,17 @@ class LayerCache:
             yield spectrum
 
     def load(self, task: LayerTask, solver: int, rank: int | None) -> Decomposition | None:
-        """Load a decomposition with at least `rank` vectors, or all for None; checksums are verified."""
+        """Load a decomposition with at least `rank` vectors, or all for None; checksums are verified.
+
+        One of a job that needed fewer vectors is None, so that it is computed again and replaced.
+        """
         file = self._open(task, solver)
         if file is None:
             return None
         head = file.head
         with file:
+            if head.rows < (rank or task.layer.num_vectors):
+                return None
             rows = head.rows if rank is None else file.rows_of_blocks(rank)
             basis = torch.empty(rows, head.length, dtype=BASIS_DTYPES[head.item_bytes])  # [r, s]
             try:

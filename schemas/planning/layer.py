@@ -17,7 +17,7 @@ WEIGHT = ".weight"
 BIAS = ".bias"
 ADAPTER_PREFIX = "base_model.model."
 ADAPTER_FACTORS = {"0.weight": "lora_A.weight", "1.weight": "lora_B.weight"}
-# No form saves parameters at higher ranks than two factors do.
+# The yardstick of ranks that save: no chain saves parameters at higher ranks than two factors do.
 TWO_FACTORS = FORMS["svd"].of(FormOptions())
 
 
@@ -167,10 +167,10 @@ class LayerPlan:
 
     @property
     def num_vectors(self) -> int:
-        """Number of singular vectors that are enough for any form and any rank that the layer may get."""
+        """Number of singular vectors that are enough for any rank of this form, and of any chain."""
         if self.in_adapter:
             return max(1, self.largest_rank)
-        return max(1, TWO_FACTORS.break_even_rank(self._map_shape))
+        return max(1, self.largest_rank, TWO_FACTORS.break_even_rank(self._map_shape))
 
     @property
     def ranks(self) -> range:
@@ -219,8 +219,12 @@ class LayerPlan:
             return self.parameters_after(rank) * DTYPE_BITS[self.codec.dtype] // 8
         return sum(tensor.nbytes for tensor in self.stored_tensors(rank))
 
+    def stored_matrices(self, rank: int) -> tuple[StoredMatrix, ...]:
+        """Return the matrices that replace the weight at a rank, in the form's order: input side first."""
+        return _matrices(self.kind, rank)
+
     def stored_tensors(self, rank: int) -> tuple[NewTensor, ...]:
-        """Return the tensors that replace the weight at a rank, in the form's order: input side first."""
+        """Return the tensors that store those matrices, in the same order."""
         prefix = ADAPTER_PREFIX if self.in_adapter else ""
         return tuple(
             NewTensor(f"{prefix}{self.name}{below}", dtype, shape)
@@ -262,6 +266,13 @@ def _ranks(form: Form, shape: tuple[int, int], align: int, least: int) -> range:
     return form.ranks(shape, align=align, least=least)
 
 
+def _matrices(kind: Kind, rank: int) -> tuple[StoredMatrix, ...]:
+    shape = (kind.rows, kind.columns)
+    if kind.dense_layout:
+        return (StoredMatrix("weight", shape),)
+    return kind.form.stored_matrices(shape, rank)
+
+
 @lru_cache(maxsize=4096)
 def _byte_ranks(kind: Kind) -> range:
     """Return the ranks at which a form that rounds the weight takes fewer bytes than the dense weight."""
@@ -286,11 +297,8 @@ def _stored_bytes(kind: Kind, rank: int) -> int:
 @lru_cache(maxsize=4096)
 def _stored(kind: Kind, rank: int) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     """Return what follows the module's name in each stored tensor's, with its dtype and shape."""
-    shape = (kind.rows, kind.columns)
-    dense = StoredMatrix("weight", shape)
-    matrices = (dense,) if kind.dense_layout else kind.form.stored_matrices(shape, rank)
     found: list[tuple[str, str, tuple[int, ...]]] = []
-    for matrix in matrices:
+    for matrix in _matrices(kind, rank):
         # In an adapter the names are PEFT's, and the factors of a transposed weight are not transposed.
         below = f".{ADAPTER_FACTORS[matrix.name] if kind.in_adapter else matrix.name}"
         turned = kind.transposed and not kind.in_adapter and matrix.codec is None

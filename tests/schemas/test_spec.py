@@ -44,7 +44,7 @@ from schemas.spec import CompressionSpec
         ({"rank": 4, "transposed": "h.*"}, "/transposed", "valid tuple"),
         ({"rank": 4, "transposed": [""]}, "/transposed/0", "at least 1 character"),
         ({"rank": 4, "transposed": ["x"] * 10_001}, "/transposed", "at most 10000"),
-        ({"rank": 4, "method": "qr"}, "/method", "'cur', 'cx', 'int8'"),
+        ({"rank": 4, "method": "qr"}, "/method", "'cur', 'cx', 'pivot', 'int8'"),
         ({"rank": 4, "selector": "best"}, "/selector", "qdeim"),
         ({"rank": 4, "cur": {"storage": "one"}}, "/cur/storage", "three"),
         ({"rank": 4, "layout": "sparse"}, "/layout", "factored"),

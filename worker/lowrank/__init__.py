@@ -1,7 +1,7 @@
 """Low-rank approximation of one matrix: pure functions of tensors, numbers and a seed.
 
-`factor` is what a job runs. It takes a `FactorRequest` with a method: `SVDMethod`, `CXMethod`, `CURMethod` or
-any other `Method`. `svd`, `cx` and `cur` are short calls of the same body.
+`factor` is what a job runs. It takes a `FactorRequest` with a method: `SVDMethod`, `PivotMethod`, `CXMethod`,
+`CURMethod` or any other `Method`. `svd`, `cx` and `cur` are short calls of the same body.
 """
 
 from worker.lowrank.calibrated import output_error
@@ -12,6 +12,7 @@ from worker.lowrank.error import relative_error
 from worker.lowrank.factor import decompose, factor
 from worker.lowrank.gram import gram_fault
 from worker.lowrank.mean import mean_error
+from worker.lowrank.pivot import PivotMethod, join_rows
 from worker.lowrank.selectors import SELECTORS, Selector
 from worker.lowrank.statistics import Statistics
 from worker.lowrank.svd import LowRank, SVDMethod, svd
@@ -44,6 +45,7 @@ __all__ = [
     "LowRank",
     "Method",
     "OutputError",
+    "PivotMethod",
     "Reason",
     "SVDMethod",
     "Selector",
@@ -57,6 +59,7 @@ __all__ = [
     "factor",
     "gram_fault",
     "mean_error",
+    "join_rows",
     "output_error",
     "relative_error",
     "svd",

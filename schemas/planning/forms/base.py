@@ -88,8 +88,9 @@ class Form(ABC):
         return len(shape) == 2
 
     def parameters(self, shape: tuple[int, ...], rank: int) -> int:
-        """Return the number of elements stored at a rank; it must increase with the rank."""
-        return sum(math.prod(matrix.shape) for matrix in self.stored_matrices(shape, rank))
+        """Return the number of elements at a rank, indices left out; it must increase with the rank."""
+        matrices = self.stored_matrices(shape, rank)
+        return sum(math.prod(matrix.shape) for matrix in matrices if matrix.dtype is None)
 
     def largest_rank(self, shape: tuple[int, ...], parameters: int) -> int:
         """Return the largest rank up to min(shape) that stores at most this many elements, or 0."""

@@ -2,11 +2,12 @@
 
 import torch
 
-from worker.lowrank import CURMethod, CXMethod, FactorRequest, SVDMethod
+from worker.lowrank import CURMethod, CXMethod, FactorRequest, PivotMethod, SVDMethod
 
 
 def method_of(name, selector="qdeim", storage="three"):
-    return {"svd": SVDMethod(), "cx": CXMethod(selector), "cur": CURMethod(selector, storage)}[name]
+    methods = {"svd": SVDMethod(), "pivot": PivotMethod()}
+    return (methods | {"cx": CXMethod(selector), "cur": CURMethod(selector, storage)})[name]
 
 
 def asked(
