@@ -46,8 +46,9 @@ def allocate(
     if _least_cost(curves) > capacity:
         raise ValueError("the cheapest choices together cost more than the capacity")
     ordered = sorted(curves, key=lambda curve: curve.name)
-    best = _allocate_positions(ordered, capacity, lowest_price(curves, capacity) if price is None else price)
-    best = _improve_by_one_form(ordered, capacity, best)
+    price = lowest_price(curves, capacity) if price is None else price
+    best = _allocate_positions(ordered, capacity, price)
+    best = _improve_by_one_form(ordered, capacity, price, best)
     return {curve.name: curve.choice(at) for curve, at in zip(ordered, best.positions, strict=True)}
 
 
@@ -58,11 +59,7 @@ def lower_bound(curves: Sequence[RateCurve], capacity: int) -> float:
     """
     if _least_cost(curves) > capacity:
         return inf
-    price = lowest_price(curves, capacity)
-    paid = [curve.lagrangian(curve.best_position(price), price) for curve in curves]
-    # Each term is rounded a few times, and none may be rounded up.
-    rounding = 2.0**-50 * (fsum(paid) + price * capacity)
-    return max(0.0, fsum((*paid, -price * capacity, -rounding)))
+    return max(0.0, _bound_at(curves, capacity, lowest_price(curves, capacity)))
 
 
 def undecided(
@@ -91,6 +88,14 @@ def _inexact(
     }
 
 
+def _bound_at(curves: Sequence[RateCurve], capacity: int, price: float) -> float:
+    """Return the lower bound of the total error that a price gives; it is highest at the lowest price."""
+    paid = [curve.lagrangian(curve.best_position(price), price) for curve in curves]
+    # Each term is rounded a few times, and the sum must not be rounded up.
+    rounding = 2.0**-50 * (fsum(paid) + price * capacity)
+    return fsum((*paid, -price * capacity, -rounding))
+
+
 def _least_cost(curves: Sequence[RateCurve]) -> int:
     return sum(curve.costs[0] for curve in curves)
 
@@ -103,12 +108,15 @@ def _allocate_positions(curves: Sequence[RateCurve], capacity: int, price: float
     return min(greedy, _fill(curves, found, capacity), key=lambda allocation: allocation.error)
 
 
-def _improve_by_one_form(curves: Sequence[RateCurve], capacity: int, best: Allocation) -> Allocation:
+def _improve_by_one_form(
+    curves: Sequence[RateCurve], capacity: int, price: float, best: Allocation
+) -> Allocation:
     """Return the allocation, or a better one that begins with that of a single form."""
     forms = {form for curve in curves for form in (curve.alone or curve.forms[:1])}
     for form in sorted(forms) if len(forms) > 1 else ():
         alone = [curve.only(form) for curve in curves]
-        if lower_bound(alone, capacity) >= best.error:
+        # Forms that another beats in many layers have too high a bound at the common price already.
+        if _bound_at(alone, capacity, price) >= best.error or _least_cost(alone) > capacity:
             continue
         one = _allocate_positions(alone, capacity, lowest_price(alone, capacity))
         costs = (curve.costs[at] for curve, at in zip(alone, one.positions, strict=True))
