@@ -15,6 +15,7 @@ from eckart.errors import (
     UnreachableError,
     WaitTimeoutError,
 )
+from eckart.merging import merge_statistics
 from eckart.progress import ProgressCallback as Progress
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "UnreachableError",
     "WaitTimeoutError",
     "calibrate",
+    "merge_statistics",
 ]

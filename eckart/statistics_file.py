@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eckart.header import NewTensor, aligned, build_header, replaced
+from eckart.checkpoint import listed
+from eckart.errors import InputError
+from eckart.header import NewTensor, StoredTensor, aligned, build_header, read_header, replaced
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable, Mapping
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -20,6 +24,90 @@ SAME_AS, KIND = "same_as", "kind"
 CODES = {"float32": "F32", "float64": "F64"}
 SIZES = {"F32": 4, "F64": 8}
 COUNT_DTYPE = "F64"
+# What a tensor may be stored as, and the number of its dimensions.
+LEGAL = {
+    GRAM: ({"F32", "F64"}, 2),
+    MEAN: ({"F32", "F64"}, 1),
+    COUNT: ({"F32", "F64", "I64"}, 1),
+    GRAD_GRAM: ({"F32", "F64"}, 2),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticsFile:
+    """What a file holds, by its header: each layer's tensors by their endings, also those it shares."""
+
+    path: Path
+    layers: Mapping[str, Mapping[str, StoredTensor]]
+    same_as: Mapping[str, str]
+    kind: str | None
+
+    def load(self, tensor: StoredTensor) -> Tensor:
+        """Read a tensor in float64."""
+        import torch
+
+        dtypes = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
+        with self.path.open("rb") as stream:
+            stream.seek(tensor.start)
+            raw = bytearray(stream.read(tensor.size_bytes))
+        return torch.frombuffer(raw, dtype=dtypes[tensor.dtype]).to(torch.float64).reshape(tensor.shape)
+
+
+def read_statistics(path: Path) -> StatisticsFile:
+    """Read the header of a statistics file, and refuse what is none."""
+    header = read_header(path)
+    layers: dict[str, dict[str, StoredTensor]] = {}
+    for tensor in header.tensors:
+        name, dot, what = tensor.name.rpartition(".")
+        ending = dot + what
+        if ending not in LEGAL:
+            raise InputError(
+                f"{path}: {tensor.name} is no statistic; the names of those end in {', '.join(LEGAL)}"
+            )
+        _check(path, tensor, *LEGAL[ending])
+        layers.setdefault(name, {})[ending] = tensor
+    same_as = _same_as(path, header.metadata.get(SAME_AS, "{}"))
+    for name, other in same_as.items():
+        own = layers.setdefault(name, {})
+        if other in same_as or other not in layers or own.keys() & set(SHARED):
+            raise InputError(
+                f"{path}: same_as says that {name} is as {other}, which does not fit its tensors"
+            )
+        own |= {ending: tensor for ending, tensor in layers[other].items() if ending in SHARED}
+    for name, own in layers.items():
+        if COUNT not in own and own.keys() != {GRAM}:
+            others = listed(sorted(own.keys() - {GRAM}))
+            raise InputError(f"{path} has no {name}{COUNT}, without which {others} cannot be used")
+    return StatisticsFile(path, layers, same_as, header.metadata.get(KIND))
+
+
+def _check(path: Path, tensor: StoredTensor, dtypes: set[str], dims: int) -> None:
+    if tensor.dtype not in dtypes:
+        raise InputError(f"{path}: {tensor.name} is {tensor.dtype}; it must be one of {sorted(dtypes)}")
+    is_count = tensor.name.endswith(COUNT)
+    if len(tensor.shape) != dims or len(set(tensor.shape)) != 1 or (is_count and tensor.shape != (1,)):
+        expected = "[1]" if is_count else "square" if dims > 1 else "a vector"
+        raise InputError(f"{path}: {tensor.name} is {list(tensor.shape)}; it must be {expected}")
+
+
+def _same_as(path: Path, text: str) -> dict[str, str]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(other, str) for other in found.values()):
+        raise InputError(f"{path}: the metadata entry same_as must be a JSON object of names of layers")
+    return found
+
+
+def checked_target(path: str | os.PathLike[str]) -> Path:
+    """Refuse a file that cannot be written, before work that may take hours."""
+    target = Path(path)
+    if not target.name.endswith(".safetensors"):
+        raise InputError(f"{target}: give a name that ends in .safetensors")
+    if not target.parent.is_dir():
+        raise InputError(f"{target.parent} is not a folder; make it first, or name another file")
+    return target
 
 
 def tensors_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 
 import numpy as np
@@ -15,6 +16,7 @@ from eckart import InputError, calibrate
 from eckart.calibration_pass import collect, linear_layers
 from eckart.gram_collector import WINDOW, GramCollector
 from eckart.progress import silent
+from eckart.statistics_file import read_statistics
 from eckart.sums import SumStore
 from worker.lowrank.gram import gram_fault
 
@@ -113,8 +115,10 @@ def collected(model, batches):
     return collect(model, linear_layers(model, lambda _name: True), batches, SumStore(), silent)
 
 
-def layers_in(path):
-    return {name.rpartition(".")[0] for name in load_file(path)}
+def statistics_in(path):
+    """Return all statistics by name, also those that layers share."""
+    file = read_statistics(path)
+    return {name + end: file.load(tensor) for name, own in file.layers.items() for end, tensor in own.items()}
 
 
 @pytest.mark.parametrize("spill", [False, True])
@@ -123,9 +127,9 @@ def test_every_layer_that_takes_inputs_gets_their_gram_matrix(net, tmp_path, dty
     path = calibrate(net, BATCHES, tmp_path / "g.safetensors", dtype=dtype, spill=spill)
 
     assert path == tmp_path / "g.safetensors"
-    found = load_file(path)
-    for name, value in found.items():
+    for name, value in load_file(path).items():
         assert value.dtype is (torch.float64 if name.endswith(".count") else getattr(torch, dtype))
+    found = statistics_in(path)
     assert_same(found, seen(net, BATCHES))
     assert "idle.gram" not in found
     assert all(gram_fault(value) is None for name, value in found.items() if name.endswith(".gram"))
@@ -174,7 +178,7 @@ def test_what_is_shared_in_one_batch_and_not_in_the_next_is_never_mixed_up(tmp_p
     hows = [first, second, "together", second, first]
     path = calibrate(net, [(x.clone(), how) for how in hows], tmp_path / "g.safetensors", spill=spill)
 
-    assert_same(load_file(path), seen(net, [(x.clone(), how) for how in hows]))
+    assert_same(statistics_in(path), seen(net, [(x.clone(), how) for how in hows]))
 
 
 class Inference(Switch):
@@ -190,14 +194,14 @@ def test_a_model_in_inference_mode_is_no_exception(tmp_path):
     net, x = Inference(), torch.ones(2, 4)
     batches = [(x, "together"), (x, "changed in place")]
 
-    assert_same(load_file(calibrate(net, batches, tmp_path / "g.safetensors")), seen(net, batches))
+    assert_same(statistics_in(calibrate(net, batches, tmp_path / "g.safetensors")), seen(net, batches))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_models_of_any_dtype_are_summed_without_rounding_their_inputs_further(net, tmp_path, dtype):
     path = calibrate(net.to(dtype), BATCHES, tmp_path / "g.safetensors", dtype="float64")
 
-    assert_same(load_file(path), seen(net, BATCHES))
+    assert_same(statistics_in(path), seen(net, BATCHES))
 
 
 def test_products_are_exact_though_the_model_runs_in_half_precision_by_autocast(net, tmp_path):
@@ -211,7 +215,7 @@ def test_products_are_exact_though_the_model_runs_in_half_precision_by_autocast(
                 return self.net(ids)
 
     model = Autocast()
-    assert_same(load_file(calibrate(model, BATCHES, tmp_path / "g.safetensors")), seen(model, BATCHES))
+    assert_same(statistics_in(calibrate(model, BATCHES, tmp_path / "g.safetensors")), seen(model, BATCHES))
 
 
 def test_padding_does_not_count(net, tmp_path):
@@ -219,28 +223,33 @@ def test_padding_does_not_count(net, tmp_path):
     batch = {"ids": ids, "attention_mask": mask.long()}
     path = calibrate(net, [batch], tmp_path / "g.safetensors")
 
-    assert_same(load_file(path), seen(net, [ids], keep=lambda _x: mask))
+    assert_same(statistics_in(path), seen(net, [ids], keep=lambda _x: mask))
 
 
 @pytest.mark.parametrize("form", [lambda x: x, lambda x: (x,), lambda x: [x], lambda x: {"ids": x}])
 def test_a_batch_is_a_mapping_a_sequence_or_one_argument(net, tmp_path, form):
     path = calibrate(net, (form(batch) for batch in BATCHES), tmp_path / "g.safetensors")
 
-    assert_same(load_file(path), seen(net, BATCHES))
+    assert_same(statistics_in(path), seen(net, BATCHES))
 
 
 def test_only_layers_that_are_included_are_summed(net, tmp_path):
     path = calibrate(net, BATCHES, tmp_path / "g.safetensors", include=["first.*", "conv"], exclude=["*.out"])
 
-    assert layers_in(path) == {"first.query", "first.key", "first.value", "conv"}
+    assert read_statistics(path).layers.keys() == {"first.query", "first.key", "first.value", "conv"}
 
 
 def test_the_file_is_one_that_the_reference_library_reads_without_a_copy_of_it_all(net, tmp_path):
     path = calibrate(net, BATCHES, tmp_path / "g.safetensors")
 
     with safe_open(path, "pt") as file:
-        assert file.metadata() == {"format": "pt"}
-        assert set(file.keys()) == seen(net, BATCHES).keys()
+        same_as = {
+            f"{block}.{one}": f"{block}.query" for block in ("first", "second") for one in ("key", "value")
+        }
+        assert file.metadata() == {"format": "pt", "same_as": json.dumps(same_as)}
+        assert set(file.keys()) == {
+            name for name in seen(net, BATCHES) if name.rpartition(".")[0] not in same_as
+        }
 
 
 def hooks(model):

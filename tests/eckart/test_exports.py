@@ -30,6 +30,7 @@ def test_the_public_names_are_these():
         "UnreachableError",
         "WaitTimeoutError",
         "calibrate",
+        "merge_statistics",
     ]
     assert all(hasattr(eckart, name) for name in eckart.__all__)
 
@@ -82,7 +83,12 @@ def test_the_client_works_where_nothing_else_is_installed():
 
 
 @pytest.mark.parametrize(
-    "script", ["import eckart.torch", "import eckart; eckart.calibrate(None, [], 'a.safetensors')"]
+    "script",
+    [
+        "import eckart.torch",
+        "import eckart; eckart.calibrate(None, [], 'a.safetensors')",
+        "import eckart; eckart.merge_statistics([], 'a.safetensors')",
+    ],
 )
 def test_without_torch_the_message_names_the_extra_that_brings_it(script, tmp_path):
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")

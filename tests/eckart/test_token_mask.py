@@ -5,12 +5,12 @@ import warnings
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import nn
 
 from eckart import InputError, calibrate
 from eckart.calibration_pass import collect, linear_layers
 from eckart.progress import silent
+from eckart.statistics_file import read_statistics
 from eckart.sums import SumStore
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
@@ -114,7 +114,8 @@ def padded(lengths, seed):
 
 
 def statistics_of(model, batches, tmp_path):
-    return load_file(calibrate(model, batches, tmp_path / "statistics.safetensors", dtype="float64"))
+    file = read_statistics(calibrate(model, batches, tmp_path / "s.safetensors", dtype="float64"))
+    return {name + end: file.load(tensor) for name, own in file.layers.items() for end, tensor in own.items()}
 
 
 def assert_same(found, expected):
