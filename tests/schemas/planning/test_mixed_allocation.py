@@ -35,6 +35,17 @@ def fits(curves, capacity):
     return sum(curve.costs[0] for curve in curves) <= capacity
 
 
+def better_that_fit(drawn, curves, choices, capacity):
+    """Return the layers for which the capacity left suffices for a choice of less error."""
+    left = capacity - spent(curves, choices)[0]
+    chosen = [(curve.cost(at), curve.error(at)) for curve in curves for at in [choices[curve.name]]]
+    return [
+        layer[0]
+        for layer, (cost, error) in zip(drawn, chosen, strict=True)
+        if any(e < error and c <= cost + left for c, e in choices_of(layer))
+    ]
+
+
 @st.composite
 def problems(draw):
     drawn = draw(layers())
@@ -70,12 +81,7 @@ def test_the_order_of_layers_and_candidates_does_not_matter(problem, rng):
 def test_no_better_choice_of_any_layer_fits_into_the_capacity_left(problem):
     drawn, capacity = problem
     curves = curves_of(drawn)
-    choices = allocate(curves, capacity)
-    left = capacity - spent(curves, choices)[0]
-    for layer, curve in zip(drawn, curves, strict=True):
-        at = choices[curve.name]
-        better = [cost for cost, error in choices_of(layer) if error < curve.error(at)]
-        assert all(cost - curve.cost(at) > left for cost in better)
+    assert not better_that_fit(drawn, curves, allocate(curves, capacity), capacity)
 
 
 @pytest.mark.parametrize("share", SHARES)
@@ -123,15 +129,26 @@ def test_a_form_that_alone_fills_the_capacity_is_found_without_a_search():
     assert error == pytest.approx(count * above)
 
 
-def test_many_layers_of_several_forms_are_close_to_the_bound():
+def test_many_layers_of_several_forms_are_close_to_the_bound_without_a_search():
     kinds = model(3, 40, sizes=(16, 24), forms={SVD, INT8, INT4})
-    drawn = [(f"layer.{at}", *kinds[at % 40][1:]) for at in range(2000)]
+    drawn = [(f"layer.{at}", *kinds[at % 40][1:]) for at in range(MAX_STATES // MIN_STATES + 1)]
     curves = curves_of(drawn)
-    capacity = int(0.2 * sum(dense for _, _, dense in drawn))
-    cost, error = spent(curves, allocate(curves, capacity))
+    for share in (0.2, 0.25, 0.3):
+        capacity = int(share * sum(dense for _, _, dense in drawn))
+        choices = allocate(curves, capacity)
+        cost, error = spent(curves, choices)
+        assert 0.999 * capacity <= cost <= capacity
+        assert error <= 1.002 * lower_bound(curves, capacity)
+        assert not better_that_fit(drawn, curves, choices, capacity)
 
-    assert 0.999 * capacity <= cost <= capacity
-    assert error <= 1.002 * lower_bound(curves, capacity)
+
+def test_where_the_step_on_the_hull_does_not_fit_a_shorter_one_is_taken():
+    count = MAX_STATES // MIN_STATES + 1
+    forms = [Candidate(0, [1, 2], [10, 30], [10.0, 0.0]), Candidate(1, [0], [14], [9.0])]
+    curves = [make_rate_curve(f"layer.{number}", forms, 40) for number in range(count)]
+
+    assert sum(curve.hull[-1] == 2 for curve in curves) == count
+    assert spent(curves, allocate(curves, count * 10 + 25)) == (count * 10 + 24, count * 10 - 11)
 
 
 def test_the_bound_is_infinite_where_nothing_fits_and_zero_where_all_fits():
@@ -181,9 +198,10 @@ def settle(drawn, capacity, rng, known=()):
 def test_once_nothing_is_undecided_the_allocation_is_that_of_exact_errors(problem, rng):
     drawn, capacity = problem
     curves, _ = settle(drawn, capacity, rng)
-    # The exact errors of the choices, whichever curves chose them.
-    _, error = spent(curves_of(drawn), allocate(curves, capacity))
+    exact = curves_of(drawn)
+    _, error = spent(exact, allocate(curves, capacity))
 
+    assert lowest_price(curves, capacity) == pytest.approx(lowest_price(exact, capacity), rel=1e-9)
     assert error == pytest.approx(least_error(drawn, capacity), rel=1e-8, abs=1e-12)
 
 
