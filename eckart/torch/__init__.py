@@ -11,6 +11,8 @@ from eckart.torch.decoders import DECODERS, Decoder
 from eckart.torch.expansion import expand
 from eckart.torch.layers import LowRankConv1D, LowRankLinear
 from eckart.torch.loading import IncompatibleKeys, load_compressed
+from eckart.torch.pivot import PivotConv1D, PivotLinear
+from eckart.torch.quantized import QuantizedConv1D, QuantizedLinear
 from eckart.torch.saving import save_compressed
 
 __all__ = [
@@ -19,6 +21,10 @@ __all__ = [
     "IncompatibleKeys",
     "LowRankConv1D",
     "LowRankLinear",
+    "PivotConv1D",
+    "PivotLinear",
+    "QuantizedConv1D",
+    "QuantizedLinear",
     "expand",
     "load_compressed",
     "save_compressed",

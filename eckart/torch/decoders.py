@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from eckart.torch.forms import INT8
+from eckart.torch.matrices import SCALE, int8_value
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -32,4 +35,5 @@ class Decoder:
 # new codec needs one entry here.
 DECODERS: dict[str | None, Decoder] = {
     None: Decoder(("",), shape=lambda shape: shape, decode=lambda matrix: matrix),
+    INT8: Decoder(("", SCALE), shape=lambda integers, scale: integers, decode=int8_value),  # noqa: ARG005
 }

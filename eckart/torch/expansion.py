@@ -16,19 +16,19 @@ from eckart.companions import CONFIG_NAME, REPORT_NAME
 from eckart.errors import InputError
 from eckart.header import NewTensor, StoredTensor, aligned, build_header, copy_bytes, replaced
 from eckart.model_folder import QUANT_METHOD, QUANTIZATION, WEIGHTS_NAME, original_name
+from eckart.torch.decoders import DECODERS
 from eckart.torch.expanded_card import CARD_NAME, expanded_card
 from eckart.torch.files import (
     BIAS,
     WEIGHT,
     Contents,
     Shard,
-    chain_sizes,
     factor_names,
     read_contents,
     read_tensors,
 )
+from eckart.torch.forms import chain_sizes
 from eckart.torch.manifest import DTYPES, METADATA_KEY, read_config
-from eckart.torch.product import wide_product
 
 if TYPE_CHECKING:
     import os
@@ -38,25 +38,28 @@ if TYPE_CHECKING:
 
     from eckart.torch.decoders import Decoder
     from eckart.torch.manifest import FactoredLayer
+    from eckart.torch.stored_weight import StoredWeight
 
 
 @dataclass(frozen=True, slots=True)
 class StoredLayer:
-    """A layer whose weight is stored as factors, or in a codec: what is in which file, and how it is decoded.
+    """A layer whose weight is stored in a form, or in a codec: what is in which file, and how it is read.
 
-    Transformers shards a model without regard to which factors belong together.
+    Transformers shards a model without regard to which tensors belong together. `matrices` are the names of
+    what makes up the weight, with decoders where there are some; `stored` is None where this is dense.
     """
 
     name: str
     entry: FactoredLayer
+    stored: StoredWeight | None
     tensors: Mapping[Path, Sequence[StoredTensor]]
-    decoders: Mapping[str, Decoder]
+    matrices: Mapping[str, Decoder]
 
     @property
     def dtype(self) -> str:
         """The dtype of the weight; float32 where the file names none of a weight."""
-        first, *_ = next(iter(self.tensors.values()))
-        named = (self.entry.weight_dtype, self.entry.dtype, first.dtype)
+        own = (tensor.dtype for tensors in self.tensors.values() for tensor in tensors)
+        named = (self.entry.weight_dtype, self.entry.dtype, *own)
         return next((name for name in named if name in DTYPES), "F32")
 
     def weight(self) -> Tensor:
@@ -65,11 +68,12 @@ class StoredLayer:
         for path, tensors in self.tensors.items():
             with path.open("rb") as stream:
                 stored |= read_tensors(stream, tensors)
-        matrices = [
-            decoder.decode(*(stored[part] for part in decoder.names(matrix)))
-            for matrix, decoder in self.decoders.items()
-        ]
-        return wide_product(matrices, transposed=self.entry.transposed).to(DTYPES[self.dtype]).contiguous()
+        read = {
+            matrix: decoder.decode(*(stored[part] for part in decoder.names(matrix)))
+            for matrix, decoder in self.matrices.items()
+        }
+        weight = self.stored.weight(read.__getitem__) if self.stored else read[self.name + WEIGHT]
+        return weight.to(DTYPES[self.dtype]).contiguous()
 
 
 # What PEFT, or a difference job, writes beside an adapter.
@@ -95,6 +99,7 @@ def expand(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Pa
     if target.exists() and (into_file or not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} is there already; name another file, or a new or empty folder")
     folder = target.parent if into_file else target
+    contents.check()
     parts = _parts(contents)
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[Path, Parts] = {}
@@ -154,7 +159,7 @@ def _parts(contents: Contents) -> list[Parts]:
 
     A bias may be in another file than its factors.
     """
-    biases = {factors.bias: name + BIAS for name, factors in contents.factored.items()}
+    biases = {layer.bias: name + BIAS for name, layer in contents.factored.items()}
     layers = _stored_layers(contents)
     done: set[str] = set()
     found: list[Parts] = []
@@ -180,13 +185,14 @@ def _stored_layers(contents: Contents) -> dict[str, StoredLayer]:
     }
     found: dict[str, StoredLayer] = {}
     for name, entry in (pair for shard in contents.shards for pair in (shard.layers or {}).items()):
-        factors = contents.factored.get(name)
-        decoders = {m: contents.encoded[m] for m in (factors.matrices if factors else (name + WEIGHT,))}
-        names = [part for matrix in decoders for part in decoders[matrix].names(matrix)]
+        layer = contents.factored.get(name)
+        own = layer.tensors.values() if layer else (name + WEIGHT,)
+        matrices = {matrix: contents.encoded.get(matrix, DECODERS[None]) for matrix in own}
+        names = [part for matrix, decoder in matrices.items() for part in decoder.names(matrix)]
         tensors: dict[Path, list[StoredTensor]] = {}
         for path, tensor in (stored[part] for part in names):
             tensors.setdefault(path, []).append(tensor)
-        found |= dict.fromkeys(names, StoredLayer(name, entry, tensors, decoders))
+        found |= dict.fromkeys(names, StoredLayer(name, entry, layer, tensors, matrices))
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import IO, TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
@@ -14,8 +13,16 @@ from eckart.checkpoint import listed, open_checkpoint
 from eckart.errors import InputError, LoadError
 from eckart.header import Header, NewTensor, StoredTensor, build_header, read_header
 from eckart.torch.decoders import DECODERS, Decoder
+from eckart.torch.forms import INT8, MOST_FACTORS, factor_name
 from eckart.torch.manifest import FactoredLayer, read_config, read_manifest
-from eckart.torch.product import wide_product
+from eckart.torch.stored_weight import (
+    DAMAGED,
+    Found,
+    StoredWeight,
+    first_tensor,
+    is_quantized,
+    stored_weight,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,31 +33,7 @@ if TYPE_CHECKING:
 WEIGHT = ".weight"
 BIAS = ".bias"
 MOST_MAPPED_BYTES = 64 * 2**20
-LEAST_FACTORS, MOST_FACTORS = 2, 3
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Factors:
-    """A factored layer of a file: its module's name there, and the sizes of the chain, input side first."""
-
-    name: str
-    entry: FactoredLayer
-    sizes: tuple[int, ...]
-
-    @property
-    def matrices(self) -> tuple[str, ...]:
-        """The names of the factors."""
-        return factor_names(self.name, len(self.sizes) - 1)
-
-    @property
-    def bias(self) -> str:
-        """The name of the bias, where there is one: that of the last factor."""
-        return f"{self.name}.{len(self.sizes) - 2}{BIAS}"
-
-    def multiply(self, factors: Sequence[Tensor]) -> Tensor:
-        """Return the weight, in float32 at least."""
-        return wide_product(factors, transposed=self.entry.transposed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,26 +47,30 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What the headers of a checkpoint's files say: its factored layers, and shapes as they are once decoded.
+    """What the headers of a checkpoint's files say: its compressed layers, and shapes.
 
-    `encoded` holds the decoder of each matrix that a codec stores.
+    `encoded` holds the decoder of each matrix that is decoded when it is read; the shape is the matrix's.
     """
 
     shards: tuple[Shard, ...]
     shapes: Shapes
-    factored: Mapping[str, Factors]
+    dtypes: Mapping[str, str | None]
+    factored: Mapping[str, StoredWeight]
     encoded: Mapping[str, Decoder]
 
     @property
     def unfactored(self) -> list[str]:
-        """The names of the tensors that belong to no factored layer."""
-        taken = {name for factors in self.factored.values() for name in (*factors.matrices, factors.bias)}
+        """The names of the tensors that belong to no compressed layer."""
+        taken = {name for layer in self.factored.values() for name in (*layer.tensors.values(), layer.bias)}
         return [name for name in self.shapes if name not in taken]
 
     def check(self) -> None:
-        """Open each file once, to refuse one that cannot be read before anything is changed."""
+        """Open each file, and read what could lie, to refuse it before anything is changed."""
         for shard in self.shards:
             _opened(shard.path)
+        reader = TensorReader(self)
+        for layer in self.factored.values():
+            layer.check_values(reader.read)
 
 
 class TensorReader:
@@ -134,24 +121,36 @@ def read_contents(path: Path) -> Contents:
         tuple(_read_shard(shard) for shard in open_checkpoint(path).shards),
         read_config(path) if path.is_dir() else {},
     )
-    shapes: dict[str, tuple[int, ...]] = {}
+    found: dict[str, Found] = {}
     layers: dict[str, FactoredLayer] = {}
     for shard in shards:
-        own = {tensor.name: tensor.loaded_shape for tensor in shard.header.tensors}
+        own = {tensor.name: Found(tensor.loaded_shape, tensor.dtype) for tensor in shard.header.tensors}
         described = shard.layers or {}
-        if twice := [name for name in own if name in shapes] + [name for name in described if name in layers]:
+        if twice := [name for name in own if name in found] + [name for name in described if name in layers]:
             raise LoadError(f"two shards, one of them {shard.path}, hold {listed(twice)}; compress it again")
-        shapes |= own
+        found |= own
         layers |= described
+    encoded, factored = read_layers(layers, found)
+    return Contents(
+        shards,
+        {name: kind.shape for name, kind in found.items()},
+        {name: kind.dtype for name, kind in found.items()},
+        factored,
+        encoded,
+    )
+
+
+def read_layers(
+    layers: Mapping[str, FactoredLayer], found: dict[str, Found]
+) -> tuple[dict[str, Decoder], dict[str, StoredWeight]]:
+    """Return the decoders of matrices, and the weights that are not dense; `found` gets what is decoded."""
     encoded: dict[str, Decoder] = {}
+    factored = {}
     for name, entry in layers.items():
-        encoded |= decoded_matrices(name, entry.codec, shapes)
-    factored = {
-        name: Factors(name, entry, factor_sizes(name, entry, shapes))
-        for name, entry in layers.items()
-        if name + WEIGHT not in shapes  # multiplied out: `layout: dense`
-    }
-    return Contents(shards, shapes, factored, encoded)
+        encoded |= decoded_matrices(name, entry, found)
+        if (layer := stored_weight(name, entry, found)) is not None:
+            factored[name] = layer
+    return encoded, factored
 
 
 def _read_shard(path: Path) -> Shard:
@@ -180,8 +179,8 @@ def _with_layers(shards: tuple[Shard, ...], from_config: Mapping[str, FactoredLa
 
 
 def _first_tensor(name: str, entry: FactoredLayer) -> str:
-    decoder = DECODERS.get(entry.codec, DECODERS[None])
-    return decoder.names(factor_names(name)[0])[0]
+    decoder = DECODERS[None if is_quantized(entry) or entry.codec not in DECODERS else entry.codec]
+    return decoder.names(first_tensor(name, entry))[0]
 
 
 def read_tensors(stream: IO[bytes], tensors: Sequence[StoredTensor]) -> dict[str, Tensor]:
@@ -194,59 +193,34 @@ def read_tensors(stream: IO[bytes], tensors: Sequence[StoredTensor]) -> dict[str
     return load(bytes(content))
 
 
-def decoded_matrices(name: str, codec: str | None, shapes: dict[str, tuple[int, ...]]) -> dict[str, Decoder]:
-    """Return the decoder of each matrix of a layer; in `shapes`, it takes the place of its stored tensors."""
-    decoder = DECODERS.get(codec)
+def decoded_matrices(name: str, entry: FactoredLayer, found: dict[str, Found]) -> dict[str, Decoder]:
+    """Return the decoder of each matrix of a layer; in `found`, it takes the place of its stored tensors.
+
+    Factors of int8 are not decoded, since layers run them as they are.
+    """
+    decoder = DECODERS.get(entry.codec)
     if decoder is None:
         raise LoadError(
-            f"{name} is stored in the codec {codec!r}, which this version of eckart cannot read; upgrade it"
+            f"{name} is stored in the codec {entry.codec!r}, which this version of eckart cannot read; "
+            "upgrade it"
         )
-    found = {}
-    for matrix in (name + WEIGHT, *factor_names(name)):
+    factors = factor_names(name)
+    runs = entry.codec is None or (entry.codec == INT8 and not found.keys().isdisjoint(factors))
+    decoders = {}
+    for matrix in () if runs else factors if entry.bits else (name + WEIGHT, *factors):
         stored = decoder.names(matrix)
-        present = [part for part in stored if part in shapes]
+        present = [part for part in stored if part in found]
         if not present:
             continue
         if len(present) < len(stored):
-            lost = listed([part for part in stored if part not in shapes])
-            raise LoadError(
-                f"the checkpoint lacks {lost}; the file is damaged, compress the checkpoint again"
-            )
-        shapes[matrix] = decoder.shape(*(shapes.pop(part) for part in stored))
-        found[matrix] = decoder
-    return found
+            lost = listed([part for part in stored if part not in found])
+            raise LoadError(f"the checkpoint lacks {lost}; {DAMAGED}")
+        shape = decoder.shape(*(found.pop(part).shape for part in stored))
+        found[matrix] = Found(shape, None)
+        decoders[matrix] = decoder
+    return decoders
 
 
 def factor_names(module: str, count: int = MOST_FACTORS) -> tuple[str, ...]:
     """Return the names that a layer's factors have, input side first."""
-    return tuple(f"{module}.{i}{WEIGHT}" for i in range(count))
-
-
-def chain_sizes(shapes: Sequence[tuple[int, ...]], *, transposed: bool) -> tuple[int, ...] | None:
-    """Return inputs, ranks and outputs of factors, input side first; None where they do not chain."""
-    if not LEAST_FACTORS <= len(shapes) <= MOST_FACTORS or any(len(shape) != 2 for shape in shapes):
-        return None
-    turned = shapes if transposed else [shape[::-1] for shape in shapes]
-    if any(first[1] != second[0] for first, second in pairwise(turned)):
-        return None
-    return (*(shape[0] for shape in turned), turned[-1][1])
-
-
-def factor_sizes(name: str, entry: FactoredLayer, shapes: Shapes) -> tuple[int, ...]:
-    """Check that the factors chain from the layer's inputs to its outputs through its rank."""
-    names = factor_names(name)
-    found = [shapes[factor] for factor in names if factor in shapes]
-    sizes = chain_sizes(found, transposed=entry.transposed)
-    ends = entry.shape if entry.transposed else entry.shape[::-1]
-    fits = (
-        sizes is not None
-        and names[len(found) - 1] in shapes
-        and (sizes[0], sizes[-1]) == ends
-        and set(sizes[1:-1]) == {entry.rank}
-    )
-    if not fits or sizes is None:
-        raise LoadError(
-            f"the factors of {name} have the shapes {[list(shape) for shape in found]}, which do not make up "
-            f"{list(entry.shape)} at rank {entry.rank}; the file is damaged, compress the checkpoint again"
-        )
-    return sizes
+    return tuple(f"{module}.{factor_name(number)}" for number in range(count))

@@ -1,70 +1,67 @@
-"""Layers of factors that have what the layer has in whose place they stand.
+"""Layers that run a weight as it is stored, and have what the layer has in whose place they stand.
 
 Code that reads a layer, such as `nn.TransformerEncoder`, `nn.MultiheadAttention` and T5, finds its weight,
-its bias and its sizes. A new kind of layer, such as a convolution, is one class here.
+its bias and its sizes.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.jit import is_tracing  # type: ignore[attr-defined]
+from torch.nn import functional
 
-from eckart.torch.parts import SIZE_NAMES, Trials, new_part
-from eckart.torch.product import Product, product
+from eckart.torch.forms import INT8, Factors, Form
+from eckart.torch.matrices import SCALE, int8_value
+from eckart.torch.parts import SIZE_NAMES
+from eckart.torch.product import product, when_used
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-# What a module has that says which parts it has.
-CONTENTS = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
-STATE_HOOKS = (
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
-OTHER_WAY = "stores its weight the other way round"
+UNUSED = ["weight", "bias", "sizes", "form"]
 
 
-class LowRank(nn.Sequential):
-    """Factors, input side first; the last one has the bias of the whole."""
+class Compressed(nn.Sequential):
+    """A layer whose weight is not stored dense; its parts are factors."""
 
-    # Which form of compression made the factors, where that is known.
+    # Which form of compression made it, where that is known.
     method: str | None = None
     # Whether the weight is stored [inputs, outputs].
     transposed: ClassVar[bool] = False
+    # A part of the layer's class before, so that it can be turned into another form: alone in a tuple, which
+    # torch does not take for a submodule.
+    origin: tuple[nn.Module, ...] = ()
+    _form: Form
+
+    @property
+    def form(self) -> Form:
+        """How the weight is stored."""
+        raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:
-        """The product of the factors, differentiable, in their dtype; multiplied where it is used."""
-        factors = [_matrix(part) for part in self]
-        if torch.compiler.is_compiling() or is_tracing():  # type: ignore[no-untyped-call]
-            return product(factors, transposed=self.transposed)
-        return Product.of(factors, transposed=self.transposed)
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The bias of the last factor."""
-        bias: Any = self[-1].bias
-        found: Tensor | None = bias() if callable(bias) else bias
-        return found
+        """The weight that the tensors stand for; computed where it is used."""
+        raise NotImplementedError
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The number of inputs of each factor, and the number of outputs."""
-        shapes = [tuple(_matrix(part).shape) for part in self]
-        turned = shapes if self.transposed else [shape[::-1] for shape in shapes]
-        return (*(inputs for inputs, _ in turned), turned[-1][1])
+        """The number of inputs, ranks, and the number of outputs."""
+        shape = self.form.shape
+        return shape if self.transposed else shape[::-1]
+
+    def is_intact(self) -> bool:
+        """Whether it holds what its form says and perhaps a bias, and nothing else: no adapters, say."""
+        state = self.state_dict(keep_vars=True)
+        state.pop(self.form.bias, None)
+        trained = self.form.trained
+        return state.keys() == self.form.tensors.keys() and all(
+            isinstance(value, nn.Parameter if name in trained else Tensor) for name, value in state.items()
+        )
 
 
-class LowRankLinear(LowRank):
-    """Two or three Linears that multiply to the weight of one."""
+class LinearSizes:
+    """What a Linear calls its sizes."""
 
-    __jit_unused_properties__: ClassVar[list[str]] = ["weight", "bias", "sizes", *SIZE_NAMES[False]]
+    sizes: tuple[int, ...]
 
     @property
     def in_features(self) -> int:
@@ -77,11 +74,10 @@ class LowRankLinear(LowRank):
         return self.sizes[-1]
 
 
-class LowRankConv1D(LowRank):
-    """The same for layers that store their weight [inputs, outputs], as GPT-2's Conv1D does."""
+class Conv1DSizes:
+    """What GPT-2's Conv1D calls its sizes."""
 
-    transposed = True
-    __jit_unused_properties__: ClassVar[list[str]] = ["weight", "bias", "sizes", *SIZE_NAMES[True]]
+    sizes: tuple[int, ...]
 
     @property
     def nx(self) -> int:
@@ -94,95 +90,101 @@ class LowRankConv1D(LowRank):
         return self.sizes[-1]
 
 
-def _matrix(part: nn.Module) -> Tensor:
+class LowRank(Compressed):
+    """Factors, input side first; the last one has the bias of the whole."""
+
+    @property
+    def form(self) -> Factors:
+        """The factors' sizes, and how they are stored."""
+        codec = INT8 if any(isinstance(part, Int8Factor) for part in self) else None
+        return Factors(self.transposed, self.sizes, codec)
+
+    @property
+    def weight(self) -> Tensor:
+        """The product of the factors, differentiable, in their dtype; multiplied where it is used."""
+        factors = [matrix_of(part) for part in self]
+        shape = self.form.shape
+        return when_used(lambda: product(factors, transposed=self.transposed), shape, factors[0])
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the last factor."""
+        bias: Any = self[-1].bias
+        found: Tensor | None = bias() if callable(bias) else bias
+        return found
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of inputs of each factor, and the number of outputs."""
+        shapes = [tuple(matrix_of(part).shape) for part in self]
+        turned = shapes if self.transposed else [shape[::-1] for shape in shapes]
+        return (*(inputs for inputs, _ in turned), turned[-1][1])
+
+    def is_intact(self) -> bool:
+        """Ask the same of parts that may have anything for a weight."""
+        parts = [part for part in self if not isinstance(part, Int8Factor)]
+        plain = all("weight" in dict(part.named_parameters(recurse=False)) for part in parts)
+        return plain and super().is_intact()
+
+
+class LowRankLinear(LinearSizes, LowRank):
+    """Two or three Linears that multiply to the weight of one."""
+
+    __jit_unused_properties__: ClassVar[list[str]] = [*UNUSED, *SIZE_NAMES[False]]
+
+
+class LowRankConv1D(Conv1DSizes, LowRank):
+    """The same for layers that store their weight [inputs, outputs], as GPT-2's Conv1D does."""
+
+    transposed = True
+    __jit_unused_properties__: ClassVar[list[str]] = [*UNUSED, *SIZE_NAMES[True]]
+
+
+class Int8Factor(nn.Module):
+    """A factor of eight bits per element, and a scale for each row; it is not trained.
+
+    The integers are called `weight` in the state, and the attribute is the matrix that they stand for.
+    """
+
+    bias: nn.Parameter | None
+
+    __jit_unused_properties__: ClassVar[list[str]] = ["weight"]
+
+    def __init__(
+        self, shape: tuple[int, int], bias: nn.Parameter | None, like: Tensor, *, transposed: bool
+    ) -> None:
+        super().__init__()
+        self.transposed = transposed
+        add_tensor(self, "weight", torch.zeros(shape, dtype=torch.int8, device=like.device))
+        scale = torch.zeros(shape[0], 1, dtype=like.dtype, device=like.device)
+        self.register_buffer("weight" + SCALE, scale)
+        self.register_parameter("bias", bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix; computed where it is used."""
+        integers, scale = self._buffers["weight"], self._buffers["weight" + SCALE]
+        assert integers is not None
+        assert scale is not None
+        return when_used(lambda: int8_value(integers, scale), integers.shape, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return apply_linear(x, self.weight, self.bias, transposed=self.transposed)
+
+
+def apply_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool = False) -> Tensor:
+    """Compute x·Wᵀ + b, or x·W + b, in the dtype of x: classes that cast their weight find no other here."""
+    matrix = (weight.mT if transposed else weight).to(x.dtype)
+    return functional.linear(x, matrix, None if bias is None else bias.to(x.dtype))
+
+
+def add_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Give a module a buffer under a name that its class has a property for."""
+    module._buffers[name] = tensor  # noqa: SLF001 - register_buffer refuses the name
+
+
+def matrix_of(part: nn.Module) -> Tensor:
     """Return a factor; the weight of a dynamically quantized Linear is a method."""
     weight: Any = part.weight
     matrix: Tensor = weight().dequantize() if callable(weight) else weight
     return matrix
-
-
-def is_intact(layer: LowRank) -> bool:
-    """Whether a layer still holds its factors and the last one's bias, and nothing else: no adapters, say."""
-    state = layer.state_dict(keep_vars=True)
-    state.pop(f"{len(layer) - 1}.bias", None)
-    wanted = {f"{i}.weight" for i in range(len(layer))}
-    return state.keys() == wanted and all(isinstance(value, nn.Parameter) for value in state.values())
-
-
-def obstacle(layer: nn.Module, trials: Trials, *, transposed: bool) -> str | None:
-    """Say why factors cannot run in a layer's place; None where they can.
-
-    They can where the layer has nothing but a weight and perhaps a bias, and computes x·Wᵀ + b, or x·W + b
-    for a transposed weight. A class other than nn.Linear is tried out on a small copy. A layer of factors
-    takes others.
-    """
-    if isinstance(layer, LowRank):
-        is_other_way = layer.transposed != transposed
-        return (OTHER_WAY if is_other_way else None) if is_intact(layer) else "no longer holds plain factors"
-    if why := _unlike_linear(layer):
-        return why
-    if trials.result(layer, transposed=transposed) is not None:
-        return None
-    is_other_way = trials.result(layer, transposed=not transposed) is not None
-    return OTHER_WAY if is_other_way else "is no linear layer"
-
-
-def _unlike_linear(layer: nn.Module) -> str | None:
-    """Say what a layer holds, or what was done to it, that no plain linear layer has; None without that."""
-    weight, bias = (vars(layer)["_parameters"].get(name) for name in ("weight", "bias"))
-    if type(weight) is not nn.Parameter or weight.dim() != 2 or not weight.is_floating_point():
-        return "is no linear layer"
-    own = {id(value) for value in (weight, bias) if value is not None}
-    if {id(value) for value in (*layer.parameters(), *layer.buffers())} != own or any(layer.children()):
-        return "has more than a weight and a bias"
-    if "forward" in vars(layer) or any(getattr(layer, hooks) for hooks in STATE_HOOKS):
-        return "has been changed: its forward, or how it is saved and loaded"
-    return None
-
-
-def become_low_rank(
-    layer: nn.Module, sizes: Sequence[int], trials: Trials, *, transposed: bool, method: str | None
-) -> LowRank:
-    """Turn a layer without obstacles, itself, into empty factors of these sizes, and return it.
-
-    The object stays the same, so that all who hold it see the factors. So do its bias, its hooks, its mode
-    and its attributes; the factors have its weight's device, dtype and `requires_grad`. Factors of these
-    sizes that it holds already stay.
-    """
-    if isinstance(layer, LowRank) and layer.sizes == tuple(sizes):
-        layer.method = method
-        return layer
-    like = layer[-1] if isinstance(layer, LowRank) else layer
-    kind = LowRankConv1D if transposed else LowRankLinear
-    chain = kind(*_new_parts(like, sizes, trials, transposed=transposed))
-    kept = {
-        name: value for name, value in vars(layer).items() if name not in CONTENTS and not hasattr(kind, name)
-    }
-    vars(chain).update(kept)
-    chain.method = method
-    layer.__class__, layer.__dict__ = kind, vars(chain)
-    assert isinstance(layer, LowRank)
-    return layer
-
-
-def _new_parts(like: nn.Module, sizes: Sequence[int], trials: Trials, *, transposed: bool) -> list[nn.Module]:
-    """Make empty factors of a layer's class; the last one has its bias."""
-    old: Any = like.weight
-    bias: Any = like.bias
-    needs_bias = trials.result(like, transposed=transposed) == "biased"
-    parts = []
-    for number, (inputs, outputs) in enumerate(pairwise(sizes)):
-        shape = (inputs, outputs) if transposed else (outputs, inputs)
-        weight = nn.Parameter(torch.empty(shape, dtype=old.dtype, device=old.device), old.requires_grad)
-        is_last = number == len(sizes) - 2
-        parts.append(new_part(like, weight, bias if is_last else None, transposed=transposed))
-        if needs_bias and not is_last:
-            _add_zero_bias(parts[-1], outputs, old)
-    return parts
-
-
-def _add_zero_bias(part: nn.Module, outputs: int, like: Tensor) -> None:
-    """Give a part a bias that its class needs, outside of the state dict."""
-    del part.bias
-    zeros = torch.zeros(outputs, dtype=like.dtype, device=like.device)
-    part.register_buffer("bias", zeros, persistent=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, overload
 
@@ -13,31 +12,25 @@ from torch import nn
 
 from eckart.checkpoint import listed
 from eckart.errors import LoadError
-from eckart.torch.files import (
-    WEIGHT,
-    Contents,
-    Factors,
-    TensorReader,
-    chain_sizes,
-    factor_names,
-    read_contents,
-)
-from eckart.torch.layers import become_low_rank, obstacle
-from eckart.torch.manifest import FactoredLayer
+from eckart.torch.files import WEIGHT, Contents, TensorReader, read_contents
 from eckart.torch.matching import Match, Matching, ModelState, match
 from eckart.torch.meta import check_all_known, give_memory
 from eckart.torch.placing import place
 from eckart.torch.renaming import Rename, prefix_changes, renaming
+from eckart.torch.swapping import become_compressed
+from eckart.torch.unlisted import with_unlisted_factors
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 Model = TypeVar("Model", bound=nn.Module)
 USE_FROM_PRETRAINED = (
     "If transformers changes these names as it loads: from_pretrained takes the compressed folder after "
     "`import eckart.transformers`, or what `eckart expand` makes of it"
 )
+# What a quantized matrix may be stored in.
+INTEGERS = frozenset({"I8", "U8", "I32"})
 Dequantize = bool | Literal["auto"]
 
 
@@ -76,11 +69,12 @@ def load_compressed(
 ) -> Model | IncompatibleKeys:
     """Load a compressed checkpoint, a file, an index or a directory, into the model it was made from.
 
-    Each factored layer of the model becomes a `LowRankLinear`, or a `LowRankConv1D`, with the same bias,
-    hooks, attributes, device, dtype and mode; on the meta device, which has no memory, it is put on the CPU.
-    A layer that cannot run as factors, such as an embedding, gets their product, and one warning lists all of
-    these; `dequantize=True` multiplies every layer out, and False refuses what cannot run. The model is
-    changed in place and returned. A mismatch raises a LoadError before any change.
+    Each compressed layer of the model becomes a `LowRankLinear`, a `QuantizedLinear` or a `PivotLinear`, or
+    its sister in place of a Conv1D, with the same bias, hooks, attributes, device, dtype and mode; on the
+    meta device, which has no memory, it is put on the CPU. A layer that cannot run so, such as an embedding,
+    gets the dense weight, and one warning lists all of these; `dequantize=True` makes every layer dense, and
+    False refuses what cannot run. The model is changed in place and returned. A mismatch raises a LoadError
+    before any change.
 
     `rename` leads from the file's names to the model's: a mapping of names of tensors or modules, pairs of
     prefixes, or a function of a tensor's name. A prefix that all names have or lack is found without it. With
@@ -89,7 +83,7 @@ def load_compressed(
     """
     contents = read_contents(Path(path))
     state = ModelState(model)
-    contents = _with_unlisted_factors(contents, state, renaming(rename))
+    contents = with_unlisted_factors(contents, state, renaming(rename))
     matching = _fitting(state, contents, rename, dequantize=dequantize is True)
     _check(state, contents, matching, strict=strict)
     check_all_known(model, state, matching)
@@ -104,45 +98,13 @@ def load_compressed(
     contents.check()
     for one in matching.matches:
         if one.reason is None:
-            sizes, entry = one.factors.sizes, one.factors.entry
-            layer = state.modules[one.module]
-            become_low_rank(layer, sizes, state.trials, transposed=entry.transposed, method=entry.method)
+            layer, stored = state.modules[one.module], one.stored
+            become_compressed(layer, stored.form, state.trials, method=stored.entry.method)
     give_memory(model)
     place(model, contents, matching)
     if dequantize == "auto":
         _warn_of_products(matching)
     return model if strict else IncompatibleKeys(list(matching.missing), list(matching.strange.values()))
-
-
-def _with_unlisted_factors(contents: Contents, state: ModelState, renamed: Callable[[str], str]) -> Contents:
-    """Add layers of a file that lost its metadata: factors that chain to a weight of the model."""
-    found = {}
-    for first in contents.shapes:
-        name = first.removesuffix(f".0{WEIGHT}")
-        if name == first or name in contents.factored or name + WEIGHT in contents.shapes:
-            continue
-        target = renamed(name + WEIGHT)
-        shape, module = state.weight_shape(target), target.removesuffix(WEIGHT)
-        if shape is None or (renamed(first) in state.places and module not in state.factored):
-            continue
-        factors = _unlisted(name, contents, state, module, shape)
-        if factors is not None:
-            found[name] = factors
-    return replace(contents, factored={**contents.factored, **found}) if found else contents
-
-
-def _unlisted(
-    name: str, contents: Contents, state: ModelState, module: str, shape: tuple[int, ...]
-) -> Factors | None:
-    shapes = [contents.shapes[factor] for factor in factor_names(name) if factor in contents.shapes]
-    layer = state.modules.get(module)
-    turned = layer is not None and obstacle(layer, state.trials, transposed=True) is None
-    for transposed in (turned, not turned):
-        sizes = chain_sizes(shapes, transposed=transposed)
-        if sizes is not None and shape == ((sizes[0], sizes[-1]) if transposed else (sizes[-1], sizes[0])):
-            entry = FactoredLayer(rank=sizes[1], shape=(shape[0], shape[1]), transposed=transposed)
-            return Factors(name, entry, sizes)
-    return None
 
 
 def _fitting(state: ModelState, contents: Contents, rename: Rename | None, *, dequantize: bool) -> Matching:
@@ -173,12 +135,17 @@ def _check(state: ModelState, contents: Contents, matching: Matching, *, strict:
     if matching.homeless:
         names = listed([repr(name) for name in matching.homeless])
         raise LoadError(f"the checkpoint holds factors of {names}, but the model has no such module{hint}")
-    for name, factors in matching.products.items():
-        if matching.places[name].shape != factors.entry.shape:
-            raise _shapes_differ(name, matching.places[name].shape, factors.entry.shape)
+    for name, layer in matching.products.items():
+        if matching.places[name].shape != layer.form.shape:
+            raise _shapes_differ(name, matching.places[name].shape, layer.form.shape)
     for name, stored in matching.given.items():
         if matching.places[name].shape != contents.shapes[stored]:
             raise _shapes_differ(name, matching.places[name].shape, contents.shapes[stored])
+        if matching.places[name].is_floating and contents.dtypes[stored] in INTEGERS:
+            raise LoadError(
+                f"{stored} holds integers, and nothing in the checkpoint says what they stand for; load it "
+                "with the library that made it"
+            )
     if not strict:
         return
     if matching.missing:
@@ -196,20 +163,21 @@ def _check(state: ModelState, contents: Contents, matching: Matching, *, strict:
 
 
 def _check_factored(state: ModelState, matching: Matching) -> None:
-    """Refuse a whole weight for what is factored in the model; that `load_state_dict` could not tell."""
+    """Refuse a whole weight for what is compressed in the model; that `load_state_dict` could not tell."""
+    taken = {f"{one.module}.{below}" for one in matching.matches for below in one.stored.form.tensors}
     reasons = [
-        f"{one.factors.name} {one.reason}"
+        f"{one.stored.name} {one.reason}"
         for one in matching.matches
         if one.module in state.factored and one.reason
     ]
     reasons += [
         f"{stored} is whole in the checkpoint"
-        for name, stored in matching.strange.items()
-        if name.endswith(WEIGHT) and name.removesuffix(WEIGHT) in state.factored
+        for name, stored in (*matching.strange.items(), *matching.given.items())
+        if name.endswith(WEIGHT) and name.removesuffix(WEIGHT) in state.factored and name not in taken
     ]
     if reasons:
         raise LoadError(
-            f"these layers are factored in the model already, so that they cannot take a whole weight: "
+            f"these layers are compressed in the model already, so that they cannot take a whole weight: "
             f"{listed(reasons)}. Build the model anew, and load into that"
         )
 
@@ -246,7 +214,7 @@ def _without_place(matching: Matching) -> int:
 
 def _refuse_products(matching: Matching) -> None:
     if offenders := _multiplied(matching):
-        names = json.dumps([one.factors.name for one in offenders])
+        names = json.dumps([one.stored.name for one in offenders])
         raise LoadError(
             f"these layers cannot run as factors: {_reasons(offenders)}. Compress again with them excluded: "
             f'"exclude": {names}'
@@ -267,4 +235,4 @@ def _multiplied(matching: Matching) -> list[Match]:
 
 
 def _reasons(offenders: Iterable[Match]) -> str:
-    return "; ".join(f"{one.factors.name} ({one.reason})" for one in offenders)
+    return "; ".join(f"{one.stored.name} ({one.reason})" for one in offenders)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from eckart.companions import CONFIG_NAME
 from eckart.errors import LoadError
@@ -18,25 +18,42 @@ if TYPE_CHECKING:
 
 Size = Annotated[int, Field(ge=1)]
 
+# By the first part of a method's name.
+BITS = {"int8": 8, "int4": 4, "int3": 3}
 METADATA_KEY = "eckart"
 # The dtypes that a weight and its factors can have.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class FactoredLayer(BaseModel):
-    """One weight that a file holds as factors; a newer version may add fields."""
+    """One weight that a file holds as factors, as integers, or as both; a newer version may add fields."""
 
     # None where a model was saved whose factors came from a file that did not say.
     method: str | None = None
-    rank: Size
+    # 0 where there are no factors.
+    rank: Annotated[int, Field(ge=0)]
     shape: tuple[Size, Size]
     # The dtype of the factors, and that of the weight where it is another.
     dtype: str | None = None
     weight_dtype: str | None = None
     # The codec that stores the matrices; None where each is one tensor, as it is.
     codec: str | None = None
+    # Of the integers that stand for the weight itself: how many bits, and how many columns share a scale.
+    bits: Size | None = None
+    group: Size | None = None
     # `shape` is then [inputs, outputs], and so are the factors'.
     transposed: bool = False
+
+    @model_validator(mode="after")
+    def _check_rank(self) -> Self:
+        if self.rank == 0 and quantized_bits(self.method) is None:
+            raise ValueError("only integers are stored without factors, at rank 0")
+        return self
+
+
+def quantized_bits(method: str | None) -> int | None:
+    """Return the bits of a method that stores the weight itself as integers; None for any other."""
+    return BITS.get((method or "").partition("+")[0])
 
 
 class Manifest(BaseModel):

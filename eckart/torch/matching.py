@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from eckart.errors import LoadError
-from eckart.torch.files import BIAS, WEIGHT, Contents, Factors, factor_names
-from eckart.torch.layers import LowRank, obstacle
+from eckart.torch.files import BIAS, WEIGHT, Contents
+from eckart.torch.layers import Compressed
+from eckart.torch.matrices import FLOATS
 from eckart.torch.parts import Trials
+from eckart.torch.swapping import obstacle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+    from eckart.torch.forms import Form
+    from eckart.torch.stored_weight import StoredWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,7 @@ class Place:
 
     shape: tuple[int, ...]
     tensor: object
+    is_floating: bool = True
 
 
 class ModelState:
@@ -36,14 +42,19 @@ class ModelState:
         self.names: dict[int, list[str]] = defaultdict(list)
         for name, module in self.modules.items():
             self.names[id(module)].append(name)
-        self.factored = {name: layer for name, layer in self.modules.items() if isinstance(layer, LowRank)}
+        self.factored = {name: layer for name, layer in self.modules.items() if isinstance(layer, Compressed)}
         self._weights: dict[int, set[str]] = defaultdict(set)
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self._weights[id(parameter)].add(name)
         state = model.state_dict(keep_vars=True)
         self.meta = [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]
         self.places = {
-            name: Place(tuple(getattr(value, "shape", ())), id(value)) for name, value in state.items()
+            name: Place(
+                tuple(getattr(value, "shape", ())),
+                id(value),
+                not isinstance(value, Tensor) or value.is_floating_point(),
+            )
+            for name, value in state.items()
         }
         buffers = model.named_buffers(remove_duplicate=False)
         self.unsaved_buffers = {name: buffer for name, buffer in buffers if name not in self.places}
@@ -52,17 +63,18 @@ class ModelState:
 
     def tied(self, layer: nn.Module) -> list[str]:
         """Return the names that a layer's weight has beside the layer's own."""
-        parts = {f".{i}": part for i, part in enumerate(layer)} if isinstance(layer, LowRank) else {"": layer}
-        own = {name + below + WEIGHT for name in self.names[id(layer)] for below in parts}
-        found = set().union(*(self._weights[id(part.weight)] for part in parts.values()))
+        parts = layer.form.tensors if isinstance(layer, Compressed) else (WEIGHT.lstrip("."),)
+        own = {f"{name}.{below}" for name in self.names[id(layer)] for below in parts}
+        state = layer.state_dict(keep_vars=True)
+        found = set().union(*(self._weights.get(id(state[below]), ()) for below in parts))
         return sorted(found - own)
 
     def weight_shape(self, name: str) -> tuple[int, ...] | None:
         """Return the shape of a weight by its name, also of one that the model has as factors."""
-        if name in self.places:
-            return self.places[name].shape
         layer = self.factored.get(name.removesuffix(WEIGHT))
-        return None if layer is None else tuple(layer.weight.shape)
+        if layer is not None:
+            return layer.form.shape
+        return self.places[name].shape if name in self.places else None
 
     def may_lack(self, name: str) -> bool:
         """Whether the model's class says that files need not have this."""
@@ -75,9 +87,9 @@ class ModelState:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A factored layer and the name of its module in a model; `reason` says why factors cannot run there."""
+    """A compressed layer and the name of its module in a model; `reason` says why it cannot run there."""
 
-    factors: Factors
+    stored: StoredWeight
     module: str
     reason: str | None
 
@@ -93,7 +105,7 @@ class Matching:
     matches: tuple[Match, ...]
     places: Mapping[str, Place]
     given: Mapping[str, str]
-    products: Mapping[str, Factors]
+    products: Mapping[str, StoredWeight]
     missing: tuple[str, ...]
     strange: Mapping[str, str]
     homeless: tuple[str, ...]
@@ -122,24 +134,23 @@ def match(
     places = _places(state, [one for one in matches if one.reason is None])
     given, products, homeless = dict(plain), {}, []
     for one in matches:
-        name, factors = one.module, one.factors
+        name, layer = one.module, one.stored
         if one.reason is None:
-            names = factor_names(name, len(factors.matrices))
-            _give(given, dict(zip(names, factors.matrices, strict=True)))
+            _give(given, {f"{name}.{below}": stored for below, stored in layer.tensors.items()})
         elif name + WEIGHT in given:
-            raise _same_name(given[name + WEIGHT], factors.name + WEIGHT, name + WEIGHT)
+            raise _same_name(given[name + WEIGHT], layer.name + WEIGHT, name + WEIGHT)
         elif name + WEIGHT in places:
-            products[name + WEIGHT] = factors
+            products[name + WEIGHT] = layer
         else:
-            homeless.append(factors.name)
-        if factors.bias in contents.shapes:
-            bias = renamed(factors.name + BIAS) if one.reason else f"{name}.{len(factors.matrices) - 1}{BIAS}"
-            _give(given, {bias: factors.bias})
+            homeless.append(layer.name)
+        if layer.bias in contents.shapes:
+            bias = renamed(layer.name + BIAS) if one.reason else f"{name}.{layer.form.bias}"
+            _give(given, {bias: layer.bias})
     strange = {n: stored for n, stored in given.items() if n not in places and not state.may_ignore(n)}
     given = {name: stored for name, stored in given.items() if name in places}
     # A weight that is whole in the file under another name needs no product.
     whole = {places[name].tensor for name in given}
-    products = {name: factors for name, factors in products.items() if places[name].tensor not in whole}
+    products = {name: layer for name, layer in products.items() if places[name].tensor not in whole}
     filled = whole | {places[name].tensor for name in products}
     return Matching(
         matches,
@@ -182,16 +193,18 @@ def _matches(
     dequantize: bool,
 ) -> tuple[Match, ...]:
     matches: list[Match] = []
-    sizes: dict[int, tuple[str, tuple[int, ...]]] = {}
-    for factors in contents.factored.values():
-        name = _module_name(factors.name, renamed)
-        reason = "is multiplied out as asked" if dequantize else _reason(state, factors, name, plain)
-        matches.append(Match(factors, name, reason))
+    forms: dict[int, tuple[str, Form]] = {}
+    for layer in contents.factored.values():
+        name = _module_name(layer.name, renamed)
+        reason = "is multiplied out as asked" if dequantize else _reason(state, layer, name, plain)
+        matches.append(Match(layer, name, reason))
         if reason is not None:
             continue
-        other, its_sizes = sizes.setdefault(id(state.modules[name]), (name, factors.sizes))
-        if its_sizes != factors.sizes:
-            raise LoadError(f"{other} and {name} are one module in the model, but have different ranks")
+        other, its_form = forms.setdefault(id(state.modules[name]), (name, layer.form))
+        if its_form != layer.form:
+            raise LoadError(
+                f"{other} and {name} are one module in the model, but have different ranks or forms"
+            )
     return tuple(matches)
 
 
@@ -204,22 +217,22 @@ def _module_name(name: str, renamed: Callable[[str], str]) -> str:
     return weight.removesuffix(WEIGHT)
 
 
-def _reason(state: ModelState, factors: Factors, name: str, plain: Mapping[str, str]) -> str | None:
-    """Say why a layer cannot stay factored in this model; None where it can."""
+def _reason(state: ModelState, stored: StoredWeight, name: str, plain: Mapping[str, str]) -> str | None:
+    """Say why a layer cannot stay compressed in this model; None where it can."""
     layer = state.modules.get(name) if name else None
     if layer is None:
         return "is no module"
     kind = type(layer).__name__
-    if why := obstacle(layer, state.trials, transposed=factors.entry.transposed):
+    if why := obstacle(layer, state.trials, transposed=stored.form.transposed):
         return f"{kind} {why}"
     if tied := state.tied(layer):
         return f"tied to {' and '.join(tied)}"
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    if tuple(weight.shape) != factors.entry.shape:
+    if tuple(weight.shape) != stored.form.shape:
         raise LoadError(
             f"{name} is a {kind} of shape {list(weight.shape)} in the model, but of "
-            f"{list(factors.entry.shape)} in the checkpoint; build the model with the checkpoint's own "
+            f"{list(stored.form.shape)} in the checkpoint; build the model with the checkpoint's own "
             "configuration"
         )
     if whole := [other for other in state.names[id(layer)] if other + WEIGHT in plain]:
@@ -228,24 +241,20 @@ def _reason(state: ModelState, factors: Factors, name: str, plain: Mapping[str, 
 
 
 def _places(state: ModelState, matches: Iterable[Match]) -> dict[str, Place]:
-    """Return the state dict as it is once these layers are factored."""
+    """Return the state dict as it is once these layers are compressed."""
     places = dict(state.places)
     for one in matches:
-        layer = state.modules[one.module]
-        steps = range(len(one.factors.matrices))
-        sizes = one.factors.sizes
+        layer, form, old, old_bias = state.modules[one.module], one.stored.form, ["weight"], "bias"
+        if isinstance(layer, Compressed):
+            old, old_bias = list(layer.form.tensors), layer.form.bias
         for name in state.names[id(layer)]:
-            places.pop(name + WEIGHT, None)
-            bias = places.pop(name + BIAS, None)
-            if isinstance(layer, LowRank):
-                for factor in factor_names(name, len(layer)):
-                    places.pop(factor, None)
-                bias = places.pop(f"{name}.{len(layer) - 1}{BIAS}", None)
-            for i in steps:
-                shape = sizes[i : i + 2] if one.factors.entry.transposed else sizes[i : i + 2][::-1]
-                places[f"{name}.{i}{WEIGHT}"] = Place(shape, (id(layer), i))
+            for below in old:
+                places.pop(f"{name}.{below}", None)
+            bias = places.pop(f"{name}.{old_bias}", None)
+            for below, kind in form.tensors.items():
+                places[f"{name}.{below}"] = Place(kind.shape, (id(layer), below), kind.dtypes == FLOATS)
             if bias is not None:
-                places[f"{name}.{steps[-1]}{BIAS}"] = bias
+                places[f"{name}.{form.bias}"] = bias
     return places
 
 

@@ -45,8 +45,7 @@ def place(model: nn.Module, contents: Contents, matching: Matching) -> None:
 def _value(name: str, reader: TensorReader, matching: Matching) -> Tensor:
     if name in matching.given:
         return reader.read(matching.given[name])
-    factors = matching.products[name]
-    return factors.multiply([reader.read(matrix) for matrix in factors.matrices])
+    return matching.products[name].weight(reader.read)
 
 
 def _special_modules(model: nn.Module) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The weight of a layer of factors, multiplied only where something is computed with it.
+"""The weight of a compressed layer, computed only where something is computed with it.
 
 Many modules read no more of a layer's weight than its dtype, at each call: T5 would otherwise multiply two
 matrices for every token that it generates.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.utils._pytree import tree_map_only
 
 if TYPE_CHECKING:
@@ -36,31 +37,24 @@ def product(factors: Sequence[Tensor], *, transposed: bool) -> Tensor:
     return reduce(torch.matmul, factors if transposed else factors[::-1])
 
 
-def wide_product(factors: Sequence[Tensor], *, transposed: bool) -> Tensor:
-    """Multiply as `product` does, but in float32 at least."""
-    wide = torch.promote_types(torch.float32, factors[0].dtype)
-    return product([factor.to(wide) for factor in factors], transposed=transposed)
+def when_used(compute: Callable[[], Tensor], shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return what `compute` will return: of this shape, and of the dtype and device of `like`.
+
+    It is computed where it is used; for a compiler, at once.
+    """
+    if torch.compiler.is_compiling() or is_tracing():  # type: ignore[no-untyped-call]
+        return compute()
+    made: Product = Tensor._make_wrapper_subclass(  # noqa: SLF001 - no other way
+        Product, tuple(shape), dtype=like.dtype, device=like.device
+    )
+    made.multiplied = compute
+    return made
 
 
 class Product(Tensor):
-    """A matrix that is the product of factors; every function of torch gets the product in its place."""
+    """A matrix that is not computed yet; every function of torch gets the result in its place."""
 
-    factors: Sequence[Tensor]
-    transposed: bool
-
-    @staticmethod
-    def of(factors: Sequence[Tensor], *, transposed: bool) -> Product:
-        """Return the product of factors, input side first, as `product` does, but not yet multiplied."""
-        shapes = [factor.shape for factor in (factors if transposed else factors[::-1])]
-        made: Product = Tensor._make_wrapper_subclass(  # noqa: SLF001 - no other way
-            Product, (shapes[0][0], shapes[-1][1]), dtype=factors[0].dtype, device=factors[0].device
-        )
-        made.factors, made.transposed = factors, transposed
-        return made
-
-    def multiplied(self) -> Tensor:
-        """Multiply the factors."""
-        return product(self.factors, transposed=self.transposed)
+    multiplied: Callable[[], Tensor]
 
     @classmethod
     def __torch_function__(
@@ -70,7 +64,7 @@ class Product(Tensor):
         with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - as torch's own subclasses do
             if func in KNOWN:
                 return func(*args, **(kwargs or {}))
-        args, kwargs = tree_map_only(Product, Product.multiplied, (args, kwargs or {}))
+        args, kwargs = tree_map_only(Product, _multiplied, (args, kwargs or {}))
         return func(*args, **kwargs)
 
     @classmethod
@@ -78,5 +72,9 @@ class Product(Tensor):
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Do the same where torch calls itself."""
-        args, kwargs = tree_map_only(Product, Product.multiplied, (args, kwargs or {}))
+        args, kwargs = tree_map_only(Product, _multiplied, (args, kwargs or {}))
         return func(*args, **kwargs)
+
+
+def _multiplied(made: Product) -> Tensor:
+    return made.multiplied()

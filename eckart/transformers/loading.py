@@ -16,10 +16,11 @@ import torch
 
 from eckart.checkpoint import listed
 from eckart.errors import LoadError
-from eckart.torch.files import BIAS, WEIGHT, Factors
-from eckart.torch.layers import LowRank, become_low_rank, obstacle
+from eckart.torch.files import BIAS, WEIGHT
+from eckart.torch.layers import Compressed
 from eckart.torch.matching import Match
 from eckart.torch.parts import Trials
+from eckart.torch.swapping import become_compressed, obstacle
 from eckart.transformers.naming import Naming, rules
 from eckart.transformers.tensors import FolderTensors, find_layers, open_folder
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+    from eckart.torch.stored_weight import StoredWeight
     from eckart.transformers.config import EckartConfig
 
 CONVERTED = "transformers stacks or converts it"
@@ -52,9 +54,8 @@ def load_folder(load: Callable[..., Any], arguments: dict[str, Any], config: Eck
         matches = _matches(model, folder, naming, trials, dense=config.dequantize)
         swapped = [match for match in matches if match.reason is None]
         for match in swapped:
-            sizes, entry = match.factors.sizes, match.factors.entry
-            layer = model.get_submodule(match.module)
-            become_low_rank(layer, sizes, trials, transposed=entry.transposed, method=entry.method)
+            layer, stored = model.get_submodule(match.module), match.stored
+            become_compressed(layer, stored.form, trials, method=stored.entry.method)
         tensors = _tensors_to_load(folder, matches)
         result = load(**_as_any_model(arguments, tensors))
     restore_zero_biases(model)
@@ -63,19 +64,18 @@ def load_folder(load: Callable[..., Any], arguments: dict[str, Any], config: Eck
     _check_some_match(matches, missing)
     _check_nothing_below(naming, tensors.keys(), missing)
     _warn_of_dense(matches, asked_for=config.dequantize)
-    config.keep_only({match.factors.name for match in swapped})
+    config.keep_only({match.stored.name for match in swapped})
     return result
 
 
 def restore_zero_biases(model: nn.Module) -> None:
     """Give inner factors of Conv1D layers their bias of zeros, which no file has and transformers resets."""
     for module in model.modules():
-        if isinstance(module, LowRank):
-            for part in module:
-                weight = part.weight
-                assert isinstance(weight, torch.Tensor)
-                for name, buffer in part.named_buffers(recurse=False):
-                    setattr(part, name, torch.zeros(buffer.shape, dtype=weight.dtype, device=weight.device))
+        for part in module if isinstance(module, Compressed) else ():
+            weight, buffers = part.weight, dict(part.named_buffers(recurse=False))
+            assert isinstance(weight, torch.Tensor)
+            if "bias" in buffers:
+                part.bias = torch.zeros(buffers["bias"].shape, dtype=weight.dtype, device=weight.device)
 
 
 def options_of(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -112,7 +112,7 @@ def _matches(
 
 
 def _obstacle(
-    model: PreTrainedModel, layer: Factors, target: str, tied: Collection[str], trials: Trials
+    model: PreTrainedModel, layer: StoredWeight, target: str, tied: Collection[str], trials: Trials
 ) -> str | None:
     if not target.endswith(WEIGHT):
         return "it is no linear layer"
@@ -121,9 +121,9 @@ def _obstacle(
     module = model.get_submodule(target.removesuffix(WEIGHT))
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
-    if tuple(weight.shape) != layer.entry.shape:
+    if tuple(weight.shape) != layer.form.shape:
         return "it has another shape in the model"
-    found = obstacle(module, trials, transposed=layer.entry.transposed)
+    found = obstacle(module, trials, transposed=layer.form.transposed)
     return None if found is None else f"its {type(module).__name__} {found}"
 
 
@@ -160,15 +160,16 @@ def _without_unknown_names(
 
 def _names_once_factored(match: Match, state: Collection[str]) -> dict[str, str]:
     """Map the names of a layer's tensors in the files to those that they have once it is one of factors."""
-    names = [*match.factors.matrices, *([match.factors.bias] if match.module + BIAS in state else [])]
-    return {name: match.module + name.removeprefix(match.factors.name) for name in names}
+    bias = [match.stored.bias] if match.module + BIAS in state else []
+    names = [*match.stored.tensors.values(), *bias]
+    return {name: match.module + name.removeprefix(match.stored.name) for name in names}
 
 
 def _tensors_to_load(folder: FolderTensors, matches: list[Match]) -> dict[str, Any]:
     """Return the tensors by their names in the files, with a product in place of factors that cannot run."""
     tensors: dict[str, Any] = dict(folder.tensors)
-    for layer in (match.factors for match in matches if match.reason is not None):
-        for name in layer.matrices:
+    for layer in (match.stored for match in matches if match.reason is not None):
+        for name in layer.tensors.values():
             del tensors[name]
         tensors[layer.name + WEIGHT] = folder.multiplied_out(layer)
         if layer.bias in tensors:
@@ -189,8 +190,9 @@ def _as_any_model(arguments: Mapping[str, Any], tensors: dict[str, Any]) -> dict
 def _check_loaded(model: PreTrainedModel, swapped: list[Match]) -> None:
     """Refuse factors that transformers has not loaded, and would fill with random numbers."""
     for match in swapped:
-        for name, parameter in model.get_submodule(match.module).named_parameters():
-            if parameter.is_meta:
+        module = model.get_submodule(match.module)
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            if tensor.is_meta:
                 raise LoadError(
                     f"transformers did not load {match.module}.{name}: this version of eckart does not fit "
                     "this one of transformers; upgrade eckart, or load with EckartConfig(dequantize=True)"
@@ -212,7 +214,7 @@ def _missing_weights(model: PreTrainedModel, result: Any) -> list[str]:
 def _check_some_match(matches: list[Match], missing: list[str]) -> None:
     """Refuse a model that has none of the factored layers; one that only has another head has some."""
     if matches and missing and all(match.reason == ABSENT for match in matches):
-        layers = listed([match.factors.name for match in matches])
+        layers = listed([match.stored.name for match in matches])
         raise LoadError(
             f"the model has none of the folder's factored layers, {layers}, and lacks {listed(missing)}; "
             "load the class that the folder was made from, or give a key_mapping"
@@ -247,7 +249,7 @@ def _owners(name: str) -> Iterator[str]:
 
 def _warn_of_dense(matches: list[Match], *, asked_for: bool) -> None:
     dense = [
-        f"{match.factors.name}: {match.reason}" for match in matches if match.reason not in {None, ABSENT}
+        f"{match.stored.name}: {match.reason}" for match in matches if match.reason not in {None, ABSENT}
     ]
     if dense and not asked_for:
         warnings.warn(

@@ -7,10 +7,10 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from eckart.model_folder import QUANTIZATION
-from eckart.torch.files import factor_names
-from eckart.torch.layers import LowRank
+from eckart.torch.layers import Compressed
 from eckart.torch.manifest import METADATA_KEY, FactoredLayer, manifest_text
 from eckart.torch.saving import describe
+from eckart.torch.stored_weight import first_tensor
 from eckart.transformers.config import EckartConfig
 from eckart.transformers.naming import saved_names
 
@@ -30,7 +30,7 @@ def described(model: PreTrainedModel, *, original_names: bool) -> Iterator[None]
     Transformers may keep its own names.
     """
     config = model.config
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, LowRank)}
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, Compressed)}
     names = saved_names(model, modules) if original_names else {name: name for name in modules}
     layers = {names[name]: describe(module) for name, module in modules.items()}
     if layers:
@@ -46,7 +46,8 @@ def described(model: PreTrainedModel, *, original_names: bool) -> Iterator[None]
 
 def with_layers(metadata: Mapping[str, str] | None, tensors: Collection[str]) -> dict[str, str] | None:
     """Return the metadata of a file with these tensors, with the layers whose factors it holds."""
-    held = {name: layer for name, layer in (_layers.get() or {}).items() if factor_names(name)[0] in tensors}
+    layers = (_layers.get() or {}).items()
+    held = {name: layer for name, layer in layers if first_tensor(name, layer) in tensors}
     own = {METADATA_KEY: manifest_text(held)} if held else {}
     return None if metadata is None and not own else {**(metadata or {}), **own}
 

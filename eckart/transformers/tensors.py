@@ -11,8 +11,10 @@ from safetensors import SafetensorError, safe_open
 
 from eckart.checkpoint import listed
 from eckart.errors import InputError, LoadError
-from eckart.torch.files import WEIGHT, Factors, decoded_matrices, factor_sizes
-from eckart.torch.manifest import read_manifest
+from eckart.torch.files import WEIGHT, read_layers
+from eckart.torch.manifest import DTYPES, read_manifest
+from eckart.torch.matrices import INTEGERS
+from eckart.torch.stored_weight import Found
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
     from eckart.torch.decoders import Decoder
     from eckart.torch.manifest import FactoredLayer
+    from eckart.torch.stored_weight import StoredWeight
 
+ALL_DTYPES = {**DTYPES, **INTEGERS}
 ADVICE = "the folder is damaged or mixes two results; fetch all of its files again"
 
 
@@ -53,16 +57,17 @@ class FolderTensors:
     """All tensors of a folder's files by their names there, once decoded, and its factored layers."""
 
     tensors: dict[str, Slice]
-    layers: tuple[Factors, ...]
+    layers: tuple[StoredWeight, ...]
 
-    def multiplied_out(self, layer: Factors) -> ComputedSlice:
-        """Return a layer's weight, as wide as its factors are."""
+    def multiplied_out(self, layer: StoredWeight) -> ComputedSlice:
+        """Return a layer's weight, in the dtype of its factors or scales."""
 
         def compute() -> Tensor:
-            factors = [self.tensors[name][...] for name in layer.matrices]
-            return layer.multiply(factors).to(factors[0].dtype)
+            stored = {name: self.tensors[name][...] for name in layer.tensors.values()}
+            dtype = next(tensor.dtype for tensor in stored.values() if tensor.is_floating_point())
+            return layer.weight(stored.__getitem__).to(dtype)
 
-        return ComputedSlice(layer.entry.shape, compute)
+        return ComputedSlice(layer.form.shape, compute)
 
 
 def open_folder(
@@ -91,18 +96,18 @@ def find_layers(
             f"config.json lacks factored layers of the files: {listed(sorted(unlisted))}; {ADVICE}"
         )
     tensors = dict(stored)
-    shapes = {name: _shape(tensor) for name, tensor in tensors.items()}
-    found = []
-    for name, entry in layers.items():
-        for matrix, decoder in decoded_matrices(name, entry.codec, shapes).items():
-            parts = [tensors.pop(part) for part in decoder.names(matrix)]
-            tensors[matrix] = ComputedSlice(shapes[matrix], partial(_decode, decoder, parts))
-        if name + WEIGHT in shapes:
+    found = {name: Found(_shape(tensor), _dtype(tensor)) for name, tensor in tensors.items()}
+    decoders, weights = read_layers(layers, found)
+    for matrix, decoder in decoders.items():
+        parts = [tensors.pop(part) for part in decoder.names(matrix)]
+        tensors[matrix] = ComputedSlice(found[matrix].shape, partial(_decode, decoder, parts))
+    for name in layers:
+        if name not in weights:
             raise LoadError(
                 f"config.json says that {name} is factored, but the files hold it dense; {ADVICE}"
             )
-        found.append(Factors(name, entry, factor_sizes(name, entry, shapes)))
-    return FolderTensors(tensors, tuple(found))
+        weights[name].check_values(lambda tensor: tensors[tensor][...])
+    return FolderTensors(tensors, tuple(weights.values()))
 
 
 def _decode(decoder: Decoder, parts: Iterable[Slice]) -> Tensor:
@@ -111,3 +116,10 @@ def _decode(decoder: Decoder, parts: Iterable[Slice]) -> Tensor:
 
 def _shape(tensor: Any) -> tuple[int, ...]:
     return tuple(tensor.get_shape() if hasattr(tensor, "get_shape") else tensor.shape)
+
+
+def _dtype(tensor: Any) -> str | None:
+    """Return the name of a dtype as files have it, of a slice of a file or of a tensor."""
+    if hasattr(tensor, "get_dtype"):
+        return str(tensor.get_dtype())
+    return next((name for name, dtype in ALL_DTYPES.items() if tensor.dtype is dtype), None)
