@@ -32,7 +32,7 @@ KeptReason = Literal[
 # A test checks that every reason has its text here.
 KEPT_REASONS: dict[KeptReason, str] = {
     "no_saving": "At the requested rank, the factors would have at least as many parameters as the weight.",
-    "rank_zero": "The ratio is too small for factors of the smallest rank that is allowed.",
+    "rank_zero": "The ratio allows no factors of the smallest rank, or `auto` finds nothing but noise.",
     "not_finite": "The weight, or its difference to the base, contains NaN or infinity.",
     "not_converged": "No solver gave factors that pass the accuracy check.",
     "out_of_range": "The factors exceed the range of the storage dtype, or the squares of W that of float64.",

@@ -25,6 +25,7 @@ from schemas.format.tensor import FLOAT_DTYPES
 from schemas.planning.codecs import CODECS, KEEP
 from schemas.planning.forms import FORMS, FormOptions, Selector, Storage
 from schemas.planning.patterns import LAST
+from schemas.spectrum_rank import AutoRule
 
 
 def _budget_is_global(value: object) -> None:
@@ -45,7 +46,7 @@ NotAllowedHere = SkipJsonSchema[
 class RankRule(Input):
     """A rule for the rank of a layer; exactly one field is given."""
 
-    rule_names: ClassVar[tuple[str, ...]] = ("ratio", "energy", "error")
+    rule_names: ClassVar[tuple[str, ...]] = ("ratio", "energy", "error", "auto")
 
     ratio: float | None = Field(
         default=None,
@@ -73,6 +74,13 @@ class RankRule(Input):
         allow_inf_nan=False,
         description="Smallest rank with a relative Frobenius error of at most this.",
         examples=[0.1],
+    )
+    auto: AutoRule | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="The number of singular values that stand out of noise, by the `hard_threshold` of "
+        "Gavish and Donoho or by `vbmf`, variational Bayesian matrix factorization.",
+        examples=["vbmf"],
     )
 
     @model_validator(mode="after")
@@ -304,8 +312,8 @@ class CompressionSpec(Input):
         default=None,
         validate_default=True,
         exclude_if=is_none,
-        description="An integer, or exactly one of `ratio`, `energy`, `error`, `budget` and `budget_bytes`. "
-        "Methods without factors, such as `int8`, need none.",
+        description="An integer, or exactly one of `ratio`, `energy`, `error`, `auto`, `budget` and "
+        "`budget_bytes`. Methods without factors, such as `int8`, need none.",
         examples=[{"ratio": 0.5}, 64],
     )
     objective: Objective = Field(

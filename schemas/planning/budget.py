@@ -15,6 +15,7 @@ from schemas.planning.rate_curve import Candidate, Choice, RateCurve, make_rate_
 from schemas.report import KeptReason
 from schemas.spec import CompressionSpec, Objective, RankRule, SpecRule, budget_of
 from schemas.spectrum import Spectrum, first_accurate, squared_tails
+from schemas.spectrum_rank import auto_rank
 
 # A few bytes of the output depend on all ranks together, such as the digits of offsets. They are found by
 # allocating again with the cost of the last round.
@@ -95,7 +96,7 @@ def resolve_ranks(plan: Plan, spec: CompressionSpec, files: CheckpointFiles, cac
     SpecError
         If the spectra show that the budget cannot be met.
     """
-    layers = tuple(settle(layer, _rank_by_energy(layer, cached)) for layer in plan.layers)
+    layers = tuple(settle(layer, _rank_by_spectrum(layer, cached)) for layer in plan.layers)
     resolved = replace(plan, layers=layers)
     open_layers = [layer for layer in layers if isinstance(layer.rank, RankRule)]
     accurate = {
@@ -204,14 +205,21 @@ def _allocate_ranks(
     return best
 
 
-def _rank_by_energy(layer: LayerPlan, cached: CachedSpectra) -> int | KeptReason | None:
-    """Return the rank or the reason that a cached spectrum gives a layer with an energy rule, or None."""
-    if not isinstance(layer.rank, RankRule) or layer.rank.energy is None:
+def _rank_by_spectrum(layer: LayerPlan, cached: CachedSpectra) -> int | KeptReason | None:
+    """Return the rank or the reason that a cached spectrum alone gives by a layer's rule, or None."""
+    rule = layer.rank
+    if not isinstance(rule, RankRule) or (rule.energy is None and rule.auto is None):
         return None
     for spectrum in cached.get(layer.tensor, ()):
-        least = spectrum.rank_of_energy(layer.rank.energy)
+        if rule.energy is not None:
+            least = spectrum.rank_of_energy(rule.energy)
+        elif rule.auto is not None:
+            shape = layer.rows, layer.columns
+            least = auto_rank(rule.auto, spectrum.values, shape, spectrum.roundoff)
         if least is None:
             continue
+        if least == 0:
+            return "rank_zero"
         at = bisect_left(layer.ranks, least)
         if at == len(layer.ranks) and not layer.in_adapter:
             return "no_saving"

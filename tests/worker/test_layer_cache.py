@@ -116,6 +116,8 @@ SPECS = [
     {"rank": 7},
     {"rank": {"energy": 0.9}},
     {"rank": {"energy": 0.9999}},
+    {"rank": {"auto": "hard_threshold"}},
+    {"rank": {"auto": "vbmf"}, "method": "pivot"},
     {"rank": {"error": 0.5}},
     {"rank": {"error": 0.01}},
     {"rank": {"budget": 0.4}},

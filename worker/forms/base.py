@@ -8,6 +8,7 @@ import torch
 from schemas.planning.layer import LayerPlan
 from schemas.spec import RankRule
 from worker.lowrank import (
+    AutoRank,
     EnergyRank,
     ErrorRank,
     Factored,
@@ -15,6 +16,7 @@ from worker.lowrank import (
     Kept,
     Method,
     SolverCache,
+    SpectralRank,
     Statistics,
 )
 
@@ -64,13 +66,15 @@ class FormInputs:
             statistics=self.statistics,
         )
 
-    def _rank(self) -> int | EnergyRank | ErrorRank:
+    def _rank(self) -> int | SpectralRank:
         rank = self.layer.rank
         if isinstance(rank, int):
             return rank
         assert isinstance(rank, RankRule)
         if rank.energy is not None:
             return EnergyRank(rank.energy)
+        if rank.auto is not None:
+            return AutoRank(rank.auto)
         assert rank.error is not None
         return ErrorRank(rank.error)
 

@@ -17,6 +17,7 @@ from worker.lowrank.selectors import SELECTORS, Selector
 from worker.lowrank.statistics import Statistics
 from worker.lowrank.svd import LowRank, SVDMethod, svd
 from worker.lowrank.types import (
+    AutoRank,
     EnergyRank,
     ErrorRank,
     Factored,
@@ -32,6 +33,7 @@ __all__ = [
     "CX",
     "SELECTORS",
     "STORAGES",
+    "AutoRank",
     "CURMethod",
     "CXMethod",
     "Candidate",

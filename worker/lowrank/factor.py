@@ -237,9 +237,12 @@ def _attempt(
 ) -> Factored | Kept | None:
     """Return the result by this decomposition, or None where a more accurate one is needed."""
     rule = request.rank
-    least = rule if isinstance(rule, int) else decomposition.smallest_rank_within(rule.loss)
+    rows, columns = scaled.weight.shape
+    least = rule if isinstance(rule, int) else rule.least_rank(decomposition, (rows, columns))
     if least is None:
         return None
+    if least == 0:
+        return _kept(Reason.RANK_ZERO, decomposition, scaled.exponent)
     align = 1 if isinstance(rule, int) else request.align
     rank = least if isinstance(rule, int) else request.aligned(least)
     ceiling = request.ceiling(scaled.weight)

@@ -7,6 +7,7 @@ from enum import StrEnum
 import torch
 
 from schemas.spectrum import TIE
+from schemas.spectrum_rank import AutoRule, auto_rank
 from worker.lowrank.candidate import Method
 from worker.lowrank.decomposition import Decomposition
 from worker.lowrank.scale import DTYPES
@@ -20,6 +21,7 @@ class Reason(StrEnum):
     """
 
     NO_SAVING = "no_saving"
+    RANK_ZERO = "rank_zero"
     NOT_FINITE = "not_finite"
     NOT_CONVERGED = "not_converged"
     OUT_OF_RANGE = "out_of_range"
@@ -40,6 +42,10 @@ class EnergyRank:
         """The share of Σσᵢ² that may be lost: 1 - τ."""
         return 1 - self.energy
 
+    def least_rank(self, decomposition: Decomposition, shape: tuple[int, int]) -> int | None:  # noqa: ARG002
+        """Return the rank, or None where this decomposition does not decide it."""
+        return decomposition.smallest_rank_within(self.loss)
+
 
 @dataclass(frozen=True)
 class ErrorRank:
@@ -56,12 +62,29 @@ class ErrorRank:
         """The share of Σσᵢ² that may be lost: ε²."""
         return self.epsilon**2
 
+    def least_rank(self, decomposition: Decomposition, shape: tuple[int, int]) -> int | None:  # noqa: ARG002
+        """Return a rank that no smaller one can meet, or None where this decomposition does not decide it."""
+        return decomposition.smallest_rank_within(self.loss)
+
     def allows(self, relative_error: float) -> bool:
         """Return whether a measured error meets the limit; equal to twelve digits is equal."""
         return relative_error <= self.epsilon * (1 + TIE)
 
 
-SpectralRank = EnergyRank | ErrorRank
+@dataclass(frozen=True)
+class AutoRank:
+    """The number of singular values that stand out of noise: see :func:`schemas.spectrum_rank.auto_rank`."""
+
+    rule: AutoRule
+
+    def least_rank(self, decomposition: Decomposition, shape: tuple[int, int]) -> int | None:
+        """Return the rank, maybe 0, or None where this decomposition does not decide it."""
+        if decomposition.tail_energy > 0:
+            return None
+        return auto_rank(self.rule, decomposition.singular_values.tolist(), shape, decomposition.roundoff)
+
+
+SpectralRank = EnergyRank | ErrorRank | AutoRank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +96,7 @@ class FactorRequest:
     method : Method
         :class:`worker.lowrank.SVDMethod`, :class:`worker.lowrank.CXMethod`,
         :class:`worker.lowrank.CURMethod`, or another one.
-    rank : int, EnergyRank or ErrorRank
+    rank : int, EnergyRank, ErrorRank or AutoRank
         The rank, ≥ 1, or the rule that finds it.
     max_rank : int
         ≥ 0: the largest rank that saves parameters; 0 where none does.
