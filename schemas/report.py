@@ -188,7 +188,7 @@ class LayerReport(Output):
     )
     optimal_error: float | None = Field(
         description="Best possible relative_error at that rank; null where it is unknown, as for "
-        "calibrated layers.",
+        "calibrated layers and those that are rounded to integers.",
         examples=[0.46],
     )
     weighted_error: float | None = Field(
@@ -197,7 +197,8 @@ class LayerReport(Output):
         examples=[0.21],
     )
     optimal_weighted_error: float | None = Field(
-        description="Best possible weighted_error at that rank; null where the layer is not calibrated.",
+        description="Best possible weighted_error at that rank; null where the layer is not calibrated, or "
+        "is rounded to integers.",
         examples=[0.21],
     )
     # Optional, since reports of earlier releases lack these two fields.

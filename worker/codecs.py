@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from schemas.planning.codecs import Codec, ScaledCodec
-from worker.lowrank.rounding import RoundedMatrix, round_nearest
+from worker.lowrank import Grid, RoundedMatrix, round_nearest
 
 WORD_BITS = 32
 WORD = (1 << WORD_BITS) - 1
@@ -62,7 +62,7 @@ class Int8Implementation:
         return False
 
     def encode(self, matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self.pack(round_nearest(matrix, bits=8, scale_dtype=self.scale_dtype))
+        return self.pack(round_nearest(matrix, Grid(8, None, self.scale_dtype)))
 
     def pack(self, rounded: RoundedMatrix) -> tuple[torch.Tensor, ...]:
         """Return the stored tensors of a matrix that is rounded already."""

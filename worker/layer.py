@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from schemas.planning.forms import Chain
+from schemas.planning.forms import Chain, StoredMatrix
 from schemas.planning.layer import LayerPlan
 from schemas.report import KeptReason, LayerReport
-from worker.codecs import CODEC_IMPLEMENTATIONS, CodecImplementation
+from worker.codecs import INTEGER_IMPLEMENTATIONS, CodecImplementation, implementation_of
 from worker.context import LayerInputs
 from worker.difference import subtract
 from worker.forms import FORM_IMPLEMENTATIONS, FormInputs
@@ -20,6 +20,7 @@ from worker.lowrank import (
     Kept,
     OutputError,
     Reason,
+    RoundedMatrix,
     mean_error,
     output_error,
     relative_error,
@@ -72,7 +73,7 @@ def factor_layer(
         none for a kept layer.
     """
     begun = time.perf_counter()
-    layer, codec = task.layer, CODEC_IMPLEMENTATIONS[task.layer.codec.name]
+    layer, codec = task.layer, implementation_of(task.layer.codec)
     if is_unchanged(task, inputs):
         return kept_outcome(task, "unchanged"), ()
     weight = inputs.weight.to(device)
@@ -127,26 +128,38 @@ def _encode(
     A product that replaces the difference to a base [m, n] is stored as the sum of both.
     """
     layer, to_dense = inputs.layer, FORM_IMPLEMENTATIONS[inputs.layer.form.name].to_dense
-    matrices = (to_dense(result.factors),) if layer.dense_layout else result.factors
+    parts = result.factors if result.rounded is None else (result.rounded.dense(), *result.factors)
+    matrices = (to_dense(parts),) if layer.dense_layout else parts
     if base is not None:
         matrices = (matrices[0] + base,)
-    # Matrices with a dtype of their own, such as indices, are stored as they are.
-    as_they_are = [matrix.dtype is not None for matrix in layer.stored_matrices(result.rank)]
+    pairs = list(zip(layer.stored_matrices(result.rank), matrices, strict=True))
     encoded = [
-        (matrix,) if as_it_is else codec.encode(_transpose_as_stored(matrix, layer))
-        for matrix, as_it_is in zip(matrices, as_they_are, strict=True)
+        codec.encode(_transpose_as_stored(matrix, layer))
+        if stored.by_layer_codec
+        else _as_computed(stored, matrix, result.rounded)
+        for stored, matrix in pairs
     ]
     tensors = tuple(tensor for several in encoded for tensor in several)
-    if codec.is_exact and not layer.dense_layout:
+    if codec.is_exact and not layer.dense_layout and result.rounded is None:
         return result, tensors
     decoded = [
-        several[0] if as_it_is else _transpose_as_stored(codec.decode(several), layer)
-        for several, as_it_is in zip(encoded, as_they_are, strict=True)
+        _transpose_as_stored(codec.decode(several), layer) if stored.by_layer_codec else matrix
+        for (stored, matrix), several in zip(pairs, encoded, strict=True)
     ]
     product = decoded[0] if layer.dense_layout else to_dense(decoded)
     if base is not None:
         product = subtract(product, base)
     return _with_measured_errors(inputs, result, product), tensors
+
+
+def _as_computed(
+    stored: StoredMatrix, matrix: torch.Tensor, rounded: RoundedMatrix | None
+) -> tuple[torch.Tensor, ...]:
+    """Return the stored tensors of a matrix with a dtype or a codec of its own, which need no rounding."""
+    if stored.codec is None:
+        return (matrix,)
+    assert rounded is not None
+    return INTEGER_IMPLEMENTATIONS[stored.codec.name].pack(rounded)
 
 
 def _corrected_bias(inputs: FormInputs, result: Factored, bias: torch.Tensor) -> torch.Tensor:
@@ -174,6 +187,7 @@ def _with_measured_errors(inputs: FormInputs, result: Factored, product: torch.T
     return replace(
         result,
         factors=(product,),
+        rounded=None,
         relative_error=error,
         squared_error=error**2 * result.squared_norm,
         # Both have rounding errors, but the best possible error is never above one that was achieved.
@@ -193,7 +207,7 @@ def _with_measured_output_errors(
         before,
         relative_error=error,
         squared_error=error**2 * before.squared_norm,
-        optimal_error=min(before.optimal_error, error),
+        optimal_error=None if before.optimal_error is None else min(before.optimal_error, error),
     )
 
 

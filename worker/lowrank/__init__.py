@@ -13,6 +13,7 @@ from worker.lowrank.factor import decompose, factor
 from worker.lowrank.gram import gram_fault
 from worker.lowrank.mean import mean_error
 from worker.lowrank.pivot import PivotMethod, join_rows
+from worker.lowrank.rounding import Grid, RoundedMatrix, round_nearest, round_weight
 from worker.lowrank.selectors import SELECTORS, Selector
 from worker.lowrank.statistics import Statistics
 from worker.lowrank.svd import LowRank, SVDMethod, svd
@@ -43,12 +44,14 @@ __all__ = [
     "ErrorRank",
     "FactorRequest",
     "Factored",
+    "Grid",
     "Kept",
     "LowRank",
     "Method",
     "OutputError",
     "PivotMethod",
     "Reason",
+    "RoundedMatrix",
     "SVDMethod",
     "Selector",
     "SolverCache",
@@ -64,5 +67,7 @@ __all__ = [
     "mean_error",
     "output_error",
     "relative_error",
+    "round_nearest",
+    "round_weight",
     "svd",
 ]

@@ -115,4 +115,5 @@ def svd(weight: torch.Tensor, rank: int, *, solver: str = "auto", seed: int = 0)
     }
     found = factor_at(weight, SVDMethod(), rank, seed=seed, solver=solvers.get(solver))
     right, left = found.factors
+    assert found.singular_values is not None
     return LowRank(left, right, found.singular_values)

@@ -10,6 +10,7 @@ from schemas.spectrum import TIE
 from schemas.spectrum_rank import AutoRule, auto_rank
 from worker.lowrank.candidate import Method
 from worker.lowrank.decomposition import Decomposition
+from worker.lowrank.rounding import RoundedMatrix
 from worker.lowrank.scale import DTYPES
 from worker.lowrank.statistics import Statistics
 
@@ -171,17 +172,22 @@ def check_seed(seed: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputError:
-    """The measured error of the outputs WX, ‖(W - Ŵ)X‖_F/‖WX‖_F, its squares, and the best possible one."""
+    """The measured error of the outputs WX, ‖(W - Ŵ)X‖_F/‖WX‖_F, and its squares.
+
+    `optimal_error` is the best possible one at the rank, None where it is not known.
+    """
 
     relative_error: float
     squared_error: float
     squared_norm: float
-    optimal_error: float
+    optimal_error: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Factored:
     """A weight W [m, n] as factors of rank k, with the error of the factors as they are stored.
+
+    Where W is `rounded` to Q, the factors approximate W - Q, and there are none at rank 0.
 
     Attributes
     ----------
@@ -202,11 +208,13 @@ class Factored:
         tr((W - Ŵ)ᵀF(W - Ŵ)G)/N of the factors as they are stored, where both Gram matrices are there.
     singular_values : Tensor [p]
         float64 on the CPU, descending: all min(m, n) of them, or the leading ones where more were not needed;
-        those of W G^½ where there is a Gram matrix.
-    decomposition : Decomposition
-        The decomposition that the factors come from.
+        those of W G^½ where there is a Gram matrix. None without factors.
+    decomposition : Decomposition or None
+        The decomposition that the factors come from, if there are any.
     columns, rows : tuple of int, or None
         The columns and rows that cur and cx chose, ascending.
+    rounded : RoundedMatrix or None
+        Q, if W is rounded.
     """
 
     factors: tuple[torch.Tensor, ...]
@@ -215,12 +223,13 @@ class Factored:
     squared_error: float
     squared_norm: float
     optimal_error: float | None
-    singular_values: torch.Tensor
-    decomposition: Decomposition = field(compare=False, repr=False)
+    singular_values: torch.Tensor | None
+    decomposition: Decomposition | None = field(compare=False, repr=False)
     columns: tuple[int, ...] | None = None
     rows: tuple[int, ...] | None = None
     output_error: OutputError | None = None
     predicted_loss: float | None = None
+    rounded: RoundedMatrix | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,6 +46,11 @@ class StoredMatrix:
     dtype: str | None = None
     codec: Codec | None = None
 
+    @property
+    def by_layer_codec(self) -> bool:
+        """Whether the codec of the layer stores the matrix."""
+        return self.dtype is None and self.codec is None
+
 
 @dataclass(frozen=True)
 class Form(ABC):
