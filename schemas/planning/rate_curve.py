@@ -79,7 +79,7 @@ class RateCurve:
 
     def successor(self, position: int) -> int:
         """Return the next position on the hull, or dense behind its last."""
-        if len(self.hull) == self.dense:
+        if isinstance(self.hull, range):
             return position + 1
         at = bisect_right(self.hull, position)
         return self.hull[at] if at < len(self.hull) else self.dense
