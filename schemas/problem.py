@@ -12,7 +12,7 @@ from schemas.base import Output
 TYPE_PREFIX = "urn:eckart:problem:"
 
 # Where a field is a union, pydantic puts the chosen branch into the path; no field has these names.
-UNION_TAGS = frozenset({"integer", "rule"})
+UNION_TAGS = frozenset({"integer", "rule", "one method", "several methods"})
 
 
 class FieldProblem(Output):

@@ -147,7 +147,7 @@ def budget_of(rank: int | RankRule | None) -> SpecRule | None:
 Layout = Literal["factored", "dense", "adapter"]
 Group = Literal[32, 64, 128]
 DEFAULT_GROUP: Group = 64
-Objective = Literal["relative", "absolute"]
+Objective = Literal["relative", "absolute", "loss"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +178,26 @@ class OneOf:
         )
 
 
-Method = Annotated[str, OneOf(FORMS)]
+MethodName = Annotated[str, OneOf(FORMS)]
+
+
+def _method_tag(value: object) -> str:
+    return "several methods" if isinstance(value, list | tuple) else "one method"
+
+
+# A list leaves the choice to a budget.
+Method = Annotated[
+    Annotated[MethodName, Tag("one method")]
+    | Annotated[tuple[MethodName, ...], Field(min_length=1, max_length=32), Tag("several methods")],
+    Discriminator(_method_tag),
+]
+
+
+def methods_of(method: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Return the methods that a spec allows."""
+    return (method,) if isinstance(method, str) else method
+
+
 FactorDtype = Annotated[str, OneOf(CODECS, others=(KEEP,))]
 
 DEFAULT_INCLUDE = ("*",)
@@ -205,10 +224,6 @@ def _is_one(value: object) -> bool:
 
 def _is_default_group(value: object) -> bool:
     return value == DEFAULT_GROUP
-
-
-def _is_relative(value: object) -> bool:
-    return value == "relative"
 
 
 def _is_correct(value: object) -> bool:
@@ -280,21 +295,35 @@ class Override(Input):
     )
 
 
-def _has_ranks(method: object) -> bool:
-    return isinstance(method, str) and method in FORMS and FORMS[method].has_ranks
+def _need_rank(methods: tuple[str, ...]) -> bool:
+    return any(FORMS[method].has_ranks for method in methods)
 
 
-def _check_quantised(method: str | None, rank: int | RankRule | None) -> None:
-    """Refuse a budget in parameters for a form that has at least as many as the weight."""
+def _check_methods(methods: tuple[str, ...], rank: int | RankRule | None) -> None:
+    """Refuse a list without a budget, and forms for which a budget makes no sense."""
     rule = budget_of(rank)
-    if method is None or rule is None or rule.budget is None:
-        return
-    if FORMS[method].of(FormOptions()).quantizer is not None:
+    if len(methods) > 1 and rule is None:
         raise PydanticCustomError(
-            "quantised_budget",
-            "{method} saves bytes and no parameters: give budget_bytes instead of budget",
-            {"method": method},
+            "list_without_budget",
+            "a list of methods leaves the choice to a budget: give a rank such as "
+            '{{"budget_bytes": 50000000}}, or one method',
         )
+    if rule is None:
+        return
+    for method in methods:
+        if len(methods) > 1 and not FORMS[method].known_by_spectrum:
+            raise PydanticCustomError(
+                "not_in_list",
+                "a list cannot have {method}: at the same size svd is never worse. Leave it out, or give it "
+                "to some layers by an override",
+                {"method": method},
+            )
+        if rule.budget is not None and FORMS[method].of(FormOptions()).quantizer is not None:
+            raise PydanticCustomError(
+                "quantised_budget",
+                "{method} saves bytes and no parameters: give budget_bytes instead of budget",
+                {"method": method},
+            )
 
 
 class CompressionSpec(Input):
@@ -305,8 +334,9 @@ class CompressionSpec(Input):
         description="`svd`: two factors with the smallest error. `pivot`: their product as some of its rows "
         "and coefficients, in fewer parameters. `cur`: columns and rows of the weight. `cx`: columns of the "
         "weight and a least-squares fit. `int8`, `int4`, `int3`: the weight rounded to integers; with "
-        "`+svd`, two factors correct what rounding loses.",
-        examples=["svd"],
+        "`+svd`, two factors correct what rounding loses. From a list, a budget takes the best for "
+        "each layer.",
+        examples=["svd", ["svd", "int8", "int4+svd"]],
     )
     rank: Rank | None = Field(
         default=None,
@@ -316,11 +346,12 @@ class CompressionSpec(Input):
         "`budget_bytes`. Methods without factors, such as `int8`, need none.",
         examples=[{"ratio": 0.5}, 64],
     )
-    objective: Objective = Field(
-        default="relative",
-        exclude_if=_is_relative,
+    objective: Objective | None = Field(
+        default=None,
+        exclude_if=is_none,
         description="What a budget minimizes: the sum of the layers' squared errors, `relative` to each "
-        "weight's squared norm or `absolute`.",
+        "weight's squared norm or `absolute`, or the predicted `loss`. Not given: `loss` if every layer has "
+        "both Gram matrices, else `relative`.",
         examples=["relative"],
     )
     align: Multiple = Field(
@@ -428,12 +459,12 @@ class CompressionSpec(Input):
     @field_validator("rank")
     @classmethod
     def _check_rank(cls, rank: int | SpecRule | None, info: ValidationInfo) -> int | SpecRule | None:
-        method = info.data.get("method")
-        if rank is None and _has_ranks(method):
+        methods = methods_of(info.data.get("method", ()))
+        if rank is None and _need_rank(methods):
             raise PydanticCustomError(
                 "rank_missing", 'required: give a whole number such as 64, or a rule such as {{"ratio": 0.5}}'
             )
-        _check_quantised(method, rank)
+        _check_methods(methods, rank)
         return rank
 
     @field_validator("overrides")
@@ -441,13 +472,20 @@ class CompressionSpec(Input):
     def _check_overrides(cls, overrides: tuple[Override, ...], info: ValidationInfo) -> tuple[Override, ...]:
         rank = info.data.get("rank")
         for override in overrides:
-            _check_quantised(override.method, rank)
-            method = override.method or info.data.get("method")
-            if rank is None and override.rank is None and "rank" in info.data and _has_ranks(method):
+            methods = methods_of(override.method or info.data.get("method", ()))
+            if override.method is not None and "rank" in info.data:
+                _check_methods(methods, override.rank or rank)
+            if override.rank is not None and len(methods) > 1:
+                raise PydanticCustomError(
+                    "list_without_budget",
+                    "{match} has a rank of its own: give it one method too",
+                    {"match": repr(override.match)},
+                )
+            if rank is None and override.rank is None and "rank" in info.data and _need_rank(methods):
                 raise PydanticCustomError(
                     "rank_missing",
                     "give a rank for {match}: the method {method} needs one",
-                    {"match": repr(override.match), "method": method},
+                    {"match": repr(override.match), "method": " or ".join(methods)},
                 )
         return overrides
 

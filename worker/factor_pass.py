@@ -41,8 +41,10 @@ def _finished_outcome(task: LayerTask, spool: LayerSpool) -> LayerOutcome | None
     outcome = spooled_outcome(task, spool)
     # A layer that had to stay dense changes the ranks of others under a budget; their old factors do not fit.
     planned = task.layer.rank
-    fits = outcome is None or outcome.rank is None or outcome.rank == planned or not isinstance(planned, int)
-    return outcome if fits else None
+    if outcome is None or outcome.rank is None:
+        return outcome
+    fits = outcome.rank == planned or not isinstance(planned, int)
+    return outcome if fits and outcome.report.method == task.layer.form.name else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,13 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Self
 
 import torch
 
 from schemas.checkpoint import FileInfo
+from schemas.planning.distortion import Norms
 from schemas.planning.layer import LayerPlan
 from schemas.planning.references import References
 from schemas.spectrum import Spectrum
@@ -103,14 +105,45 @@ class LayerCache:
         return file
 
     def _key(self, task: LayerTask, solver: int) -> DecompositionKey:
-        return replace(self.keys[task.number], solver=solver)
+        # Until a budget is spent, a layer has several forms, and its key is that of the first.
+        return replace(self.keys[task.number], solver=solver, variant=task.layer.decomposed)
+
+    def norms(self, task: LayerTask, decomposed: str) -> Norms | None:
+        """Return the cached norms of what a layer's form decomposes."""
+        file = self.cache.open(self._norms_key(task, decomposed))
+        if file is None:
+            return None
+        with file:
+            return Norms(*file.head.spectrum.scaled()) if file.head.environment == self.environment else None
+
+    def store_norms(self, task: LayerTask, norms: Mapping[str, Norms]) -> None:
+        """Store the norms of what a layer's forms decompose, as a decomposition without vectors."""
+        for decomposed, each in norms.items():
+            key = self._norms_key(task, decomposed)
+            head = DecompositionHeader(
+                key=key.digest,
+                environment=self.environment,
+                exponent=0,
+                roundoff=0.0,
+                axis="rows",
+                item_bytes=8,
+                rows=0,
+                length=1,
+                singular_values=array("d", (each.frobenius, each.schatten4)),
+            )
+            self.cache.put(key, head, memoryview(b""), sources=self._sources(task))
+
+    def _norms_key(self, task: LayerTask, decomposed: str) -> DecompositionKey:
+        return replace(self.keys[task.number], variant=f"norms {decomposed}")
+
+    def _sources(self, task: LayerTask) -> list[Path]:
+        others = (*task.statistics.values(), *([task.base] if task.base else []))
+        return [task.path, *{path: None for path, _ in others}]
 
     def store(self, task: LayerTask, solver: int, decomposition: Decomposition, exponent: int) -> None:
         """Store a decomposition of 2^-exponent · W, if there is space."""
         key = self._key(task, solver)
         basis = decomposition.basis.detach().cpu().contiguous()
-        others = (*task.statistics.values(), *([task.base] if task.base else []))
-        sources = [task.path, *{path: None for path, _ in others}]
         head = DecompositionHeader(
             key=key.digest,
             environment=self.environment,
@@ -122,12 +155,17 @@ class LayerCache:
             length=basis.shape[1],
             singular_values=array("d", decomposition.singular_values.tolist()),
         )
-        self.cache.put(key, head, tensor_bytes(basis), sources=sources)
+        self.cache.put(key, head, tensor_bytes(basis), sources=self._sources(task))
 
 
 def needed_bytes(tasks: Iterable[LayerTask]) -> int:
     """Estimate the disk space for the decompositions of these layers."""
-    return sum(_file_bytes(task.layer) for task in tasks if task.layer.reason is None)
+    return sum(
+        _file_bytes(layer)
+        for task in tasks
+        if task.layer.reason is None
+        for layer in {each.decomposed: each for each in task.layer.variants if each.form.has_ranks}.values()
+    )
 
 
 class CachedLayer:

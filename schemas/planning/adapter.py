@@ -22,12 +22,13 @@ def check_adapter(layers: Sequence[LayerPlan], pointers: Sequence[str]) -> None:
     `pointers` are the fields of the spec that chose each layer's form.
     """
     for layer, pointer in zip(layers, pointers, strict=True):
-        if layer.in_adapter and not (isinstance(layer.form, Chain) and layer.form.num_factors == 2):
-            hint = ' Give "cur": {"storage": "two"}.' if layer.form.name == "cur" else " Give svd or cx."
-            raise SpecError(
-                pointer,
-                f"An adapter has two factors for each layer, but {layer.form.name} stores others.{hint}",
-            )
+        for form in (each.form for each in layer.variants) if layer.in_adapter else ():
+            if not (isinstance(form, Chain) and form.num_factors == 2):
+                hint = ' Give "cur": {"storage": "two"}.' if form.name == "cur" else " Give svd or cx."
+                raise SpecError(
+                    pointer,
+                    f"An adapter has two factors for each layer, but {form.name} stores others.{hint}",
+                )
     if not any(layer.reason is None for layer in layers):
         raise SpecError(
             "/rank" if layers else "/include",

@@ -1,29 +1,36 @@
-"""A budget over all layers: check that it can be met, and turn it into ranks once the spectra are known."""
+"""A budget over all layers: check that it can be met, and turn it into forms and ranks by known spectra."""
 
-import sys
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from math import isinf
+from dataclasses import dataclass, replace
 
 from schemas.format.files import CheckpointFiles
 from schemas.planning.adapter import adapter_ranks
-from schemas.planning.allocation import allocate, lowest_price
-from schemas.planning.cost import CostModel, Ranks, make_cost_model
-from schemas.planning.layer import LayerPlan, Plan
+from schemas.planning.allocation import allocate, lowest_price, undecided
+from schemas.planning.cost import CostModel, make_cost_model
+from schemas.planning.distortion import LayerSpectra, finite, objective_of, units
+from schemas.planning.forms import Form
+from schemas.planning.layer import Chosen, LayerPlan, Plan
 from schemas.planning.rate_curve import Candidate, Choice, RateCurve, make_rate_curve
 from schemas.report import KeptReason
-from schemas.spec import CompressionSpec, Objective, RankRule, SpecRule, budget_of
-from schemas.spectrum import Spectrum, first_accurate, squared_tails
+from schemas.spec import CompressionSpec, RankRule, SpecRule, budget_of
+from schemas.spectrum import Spectrum, first_accurate
 from schemas.spectrum_rank import auto_rank
 
 # A few bytes of the output depend on all ranks together, such as the digits of offsets. They are found by
 # allocating again with the cost of the last round.
 MAX_ROUNDS = 5
-# Singular values by tensor.
-Spectra = Mapping[str, Sequence[float]]
+# By tensor.
+Known = Mapping[str, LayerSpectra]
 # By tensor, spectra from the cache in order of increasing accuracy.
 CachedSpectra = Mapping[str, Sequence[Spectrum]]
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """Forms of layers, by tensor, whose exact errors decide how a budget is spent."""
+
+    forms: tuple[tuple[str, Form], ...]
 
 
 def shares_budget(layer: LayerPlan) -> bool:
@@ -41,10 +48,10 @@ def spend_budget(
     plan: Plan,
     spec: CompressionSpec,
     files: CheckpointFiles,
-    spectra: Spectra,
+    known: Known,
     settled: Mapping[str, int | KeptReason],
-) -> Plan:
-    """Give each layer that shares a budget its rank, or keep it dense; the other layers stay as planned.
+) -> Plan | Undecided:
+    """Give each layer that shares a budget form and rank, or keep it dense; other layers stay as planned.
 
     Parameters
     ----------
@@ -54,11 +61,16 @@ def spend_budget(
         The spec; without a budget the plan is returned unchanged.
     files
         The input; its other tensors count where the budget is in bytes.
-    spectra
-        All singular values of W, descending, for each layer that shares the budget and is not `settled`.
+    known
+        By tensor, singular values or their norms of each layer that shares the budget and is not `settled`.
     settled
         By tensor, results of layers: the rank of a layer with a rule of its own, or the reason why a layer
         stays dense against the plan.
+
+    Returns
+    -------
+    Plan or Undecided
+        The forms whose spectra must be known first, where only norms are given.
 
     Raises
     ------
@@ -68,14 +80,17 @@ def spend_budget(
     rule = budget_of(spec.rank)
     if rule is None:
         return plan
-    spectra = {name: _finite(spectrum) for name, spectrum in spectra.items()}
     layers = tuple(settle(layer, settled.get(layer.tensor)) for layer in plan.layers)
     cost_model = _checked_cost_model(rule, layers, files)
-    ranks = _allocate_ranks(cost_model, layers, _rate_curves(cost_model, layers, spectra, spec.objective))
+    shared = {number: layer for number, layer in enumerate(layers) if shares_budget(layer)}
+    curves = _rate_curves(cost_model, shared, known, units(shared, known, objective_of(spec, plan)))
+    chosen = _allocate(cost_model, layers, curves, known)
+    if isinstance(chosen, Undecided):
+        return chosen
     final = []
     for number, (planned, layer) in enumerate(zip(plan.layers, layers, strict=True)):
-        shared = settle(layer, ranks.get(number, "kept_by_budget")) if shares_budget(layer) else layer
-        final.append(shared if shares_budget(planned) else planned)
+        shared_layer = chosen.get(number) or settle(layer, layer.reason or "kept_by_budget")
+        final.append(shared_layer if shares_budget(planned) else planned)
     return replace(plan, layers=tuple(final))
 
 
@@ -102,52 +117,60 @@ def resolve_ranks(plan: Plan, spec: CompressionSpec, files: CheckpointFiles, cac
     accurate = {
         layer.tensor: first_accurate(cached.get(layer.tensor, ()), layer.num_vectors) for layer in open_layers
     }
-    spectra = {tensor: spectrum.scaled() for tensor, spectrum in accurate.items() if spectrum is not None}
-    # A budget can be spent only once the spectra of all its layers are known.
-    if not all(shares_budget(layer) and layer.tensor in spectra for layer in open_layers):
+    known = {
+        layer.tensor: LayerSpectra({layer.decomposed: finite(spectrum.scaled())})
+        for layer in open_layers
+        if (spectrum := accurate[layer.tensor]) is not None
+    }
+    # A budget can be spent only once the spectra of all its layers are known. Only a job compares forms, and
+    # knows what rounding loses.
+    is_plain = all(not layer.candidates and layer.form.quantizer is None for layer in open_layers)
+    if not is_plain or not all(shares_budget(layer) and layer.tensor in known for layer in open_layers):
         return resolved
-    return spend_budget(resolved, spec, files, spectra, {})
+    spent = spend_budget(resolved, spec, files, known, {})
+    return resolved if isinstance(spent, Undecided) else spent
 
 
 def _checked_cost_model(rule: SpecRule, layers: Sequence[LayerPlan], files: CheckpointFiles) -> CostModel:
     """Return the cost model of a budget, or raise a `SpecError` if the cheapest ranks exceed the budget."""
     cost_model = make_cost_model(rule, layers, files)
-    cheapest = _cheapest_ranks(cost_model, layers)
+    cheapest = _cheapest(cost_model, layers)
     if cost_model.total(cheapest) > cost_model.limit:
         raise cost_model.budget_error(cheapest)
     return cost_model
 
 
-def _cheapest_ranks(cost_model: CostModel, layers: Sequence[LayerPlan]) -> dict[int, int]:
-    """Return the ranks with the lowest total cost, by number; layers that cost less dense are left out."""
-    ranks = {}
+def _cheapest(cost_model: CostModel, layers: Sequence[LayerPlan]) -> dict[int, LayerPlan]:
+    """Return the choices with the lowest total cost, by number; layers that cost less dense are left out."""
+    chosen = {}
     for number, layer in enumerate(layers):
-        if layer.in_adapter and isinstance(layer.rank, RankRule):
-            continue  # Left out, it costs nothing.
-        first = layer.ranks[0] if isinstance(layer.rank, RankRule) else layer.rank
-        if first is not None:
-            cheaper = cost_model.costs(layer, [first])[0] < cost_model.dense_cost(layer)
-            if cheaper or isinstance(layer.rank, int):
-                ranks[number] = first
-    return ranks
+        if isinstance(layer.rank, int):
+            chosen[number] = layer
+        elif isinstance(layer.rank, RankRule) and not layer.in_adapter:  # there, it costs nothing left out
+            firsts = {cost_model.costs(each, each.ranks[:1])[0]: each for each in reversed(layer.variants)}
+            least = min(firsts)
+            if least < cost_model.dense_cost(layer):
+                chosen[number] = replace(firsts[least], rank=firsts[least].ranks[0])
+    return chosen
 
 
 def _rate_curves(
-    cost_model: CostModel, layers: Sequence[LayerPlan], spectra: Spectra, objective: Objective
+    cost_model: CostModel,
+    shared: Mapping[int, LayerPlan],
+    known: Known,
+    measures: Mapping[int, tuple[float, float]],
 ) -> dict[int, RateCurve]:
     """Return the rate-distortion curve of each layer that shares the budget, by number."""
-    shared = {number: layer for number, layer in enumerate(layers) if shares_budget(layer)}
-    largest = max((_scale(spectra[layer.tensor]) for layer in shared.values()), default=1.0)
     curves = {}
     for number, layer in shared.items():
-        spectrum = spectra[layer.tensor]
-        # In units of the largest value, no square exceeds the range of float64.
-        tails = squared_tails(spectrum, _scale(spectrum) if objective == "relative" else largest)
-        unit = layer.importance / (tails[0] or 1.0) if objective == "relative" else layer.importance
-        ranks, exact_cost = _choices(cost_model, layer)
-        errors = [unit * tails[rank] for rank in ranks]
-        candidate = Candidate(0, ranks, cost_model.costs(layer, ranks), errors)
-        curves[number] = make_rate_curve(layer.tensor, (candidate,), exact_cost)
+        scale, factor = measures[number]
+        candidates = []
+        for form, variant in enumerate(layer.variants):
+            ranks, exact_cost = _choices(cost_model, variant)
+            errors = known[layer.tensor].errors(variant, ranks, scale)
+            costs = cost_model.costs(variant, ranks)
+            candidates.append(Candidate(form, ranks, costs, [factor * error for error in errors]))
+        curves[number] = make_rate_curve(layer.tensor, candidates, exact_cost)
     return curves
 
 
@@ -159,28 +182,21 @@ def _choices(cost_model: CostModel, layer: LayerPlan) -> tuple[Sequence[int], in
     return ranks, cost_model.costs(layer, [full])[0]
 
 
-def _chosen_rank(layer: LayerPlan, choice: Choice | None) -> int | None:
-    """Return the rank of a choice from a curve, whose last one is None, or None for no rank."""
-    if not layer.in_adapter:
-        return None if choice is None else choice.rank
-    return layer.largest_rank if choice is None else choice.rank or None
+def _chosen(layer: LayerPlan, choice: Choice | None) -> LayerPlan | None:
+    """Return the layer with a choice from its curve, whose last one is None; None if it stays as it is."""
+    if layer.in_adapter:
+        rank = layer.largest_rank if choice is None else choice.rank
+        return replace(layer, rank=rank, candidates=()) if rank else None
+    return None if choice is None else replace(layer.variants[choice.form], rank=choice.rank)
 
 
-def _scale(spectrum: Sequence[float]) -> float:
-    return spectrum[0] or 1.0
-
-
-def _finite(spectrum: Sequence[float]) -> Sequence[float]:
-    """Replace infinite values by the largest double."""
-    return [min(value, sys.float_info.max) for value in spectrum] if isinf(spectrum[0]) else spectrum
-
-
-def _allocate_ranks(
-    cost_model: CostModel, layers: Sequence[LayerPlan], curves: Mapping[int, RateCurve]
-) -> Ranks:
-    """Return the rank of each factored layer, by number; no further step of any layer fits the budget."""
-    fixed = {number: layer.rank for number, layer in enumerate(layers) if isinstance(layer.rank, int)}
-    best, best_capacity = _cheapest_ranks(cost_model, layers), sum(c.costs[0] for c in curves.values())
+def _allocate(
+    cost_model: CostModel, layers: Sequence[LayerPlan], curves: Mapping[int, RateCurve], known: Known
+) -> Chosen | Undecided:
+    """Return the factored layers, by number; no further step of any layer fits the budget."""
+    fixed = {number: layer for number, layer in enumerate(layers) if isinstance(layer.rank, int)}
+    best: dict[int, LayerPlan] = _cheapest(cost_model, layers)
+    best_capacity = sum(curve.costs[0] for curve in curves.values())
     # The costs that no curve has: of other layers, other tensors, and headers.
     overhead = cost_model.total(fixed) - sum(cost_model.dense_cost(layers[number]) for number in curves)
     price = None
@@ -188,21 +204,37 @@ def _allocate_ranks(
         capacity = cost_model.limit - overhead
         if capacity < best_capacity:
             break
+        if missing := _undecided(layers, curves, capacity, known):
+            return missing
         price = lowest_price(list(curves.values()), capacity, near=price)
         allocated = allocate(list(curves.values()), capacity, price=price)
-        ranks = fixed | {
-            i: rank
+        chosen = fixed | {
+            i: layer
             for i, curve in curves.items()
-            if (rank := _chosen_rank(layers[i], allocated[curve.name])) is not None
+            if (layer := _chosen(layers[i], allocated[curve.name])) is not None
         }
-        total = cost_model.total(ranks)
+        total = cost_model.total(chosen)
         if total <= cost_model.limit:
-            best, best_capacity = ranks, capacity
+            best, best_capacity = chosen, capacity
         actual_overhead = total - sum(curve.cost(allocated[curve.name]) for curve in curves.values())
         if actual_overhead == overhead:
             break
         overhead = actual_overhead
     return best
+
+
+def _undecided(
+    layers: Sequence[LayerPlan], curves: Mapping[int, RateCurve], capacity: int, known: Known
+) -> Undecided | None:
+    exact = {
+        curve.name: {form for form, each in enumerate(layers[i].variants) if known[curve.name].is_exact(each)}
+        for i, curve in curves.items()
+    }
+    tensors = {layers[i].tensor: layers[i] for i in curves}
+    if all(len(exact[name]) == len(layer.methods) for name, layer in tensors.items()):
+        return None
+    found = sorted(undecided(list(curves.values()), capacity, exact))
+    return Undecided(tuple((name, tensors[name].candidates[form]) for name, form in found)) if found else None
 
 
 def _rank_by_spectrum(layer: LayerPlan, cached: CachedSpectra) -> int | KeptReason | None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from schemas.format.header import NewTensor
 
@@ -21,6 +21,8 @@ class Codec(ABC):
         Dtype of the tensor with the matrix's own name.
     """
 
+    # The expected squared error of rounding a factor, as a share of what it holds.
+    rounding: ClassVar[float] = 0.0
     name: str
     dtype: str
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Protocol
@@ -11,7 +11,7 @@ from schemas.format.errors import quoted
 from schemas.format.files import CheckpointFiles
 from schemas.format.header import build_header
 from schemas.format.tensor import TensorInfo
-from schemas.planning.layer import LayerPlan
+from schemas.planning.layer import Chosen, LayerPlan, chosen_rank
 from schemas.planning.output import output_metadata, plan_adapter, plan_output
 from schemas.planning.output_size import LONGEST_ERROR, OutputSize
 from schemas.problem import SpecError
@@ -19,8 +19,6 @@ from schemas.spec import SpecRule
 
 # An error names the smallest sufficient share, rounded up to this many digits.
 SHARE_DIGITS = 4
-# The rank of each layer that is factored, by its number.
-Ranks = Mapping[int, int]
 
 
 class CostModel(Protocol):
@@ -36,11 +34,11 @@ class CostModel(Protocol):
     def dense_cost(self, layer: LayerPlan) -> int:
         """Return the cost of a layer without a rank: kept dense, or left out of an adapter."""
 
-    def total(self, ranks: Ranks) -> int:
+    def total(self, chosen: Chosen) -> int:
         """Return the total cost of all layers and of everything else that the budget counts."""
 
-    def budget_error(self, cheapest: Ranks) -> SpecError:
-        """Build the error for a budget that even the cheapest ranks exceed."""
+    def budget_error(self, cheapest: Chosen) -> SpecError:
+        """Build the error for a budget that even the cheapest choices exceed."""
 
 
 def make_cost_model(rule: SpecRule, layers: Sequence[LayerPlan], files: CheckpointFiles) -> CostModel:
@@ -77,10 +75,10 @@ class ParameterCost:
     def dense_cost(self, layer: LayerPlan) -> int:
         return 0 if layer.in_adapter else layer.parameters_before
 
-    def total(self, ranks: Ranks) -> int:
-        return sum(self._cost(number, ranks) for number in range(len(self.layers)))
+    def total(self, chosen: Chosen) -> int:
+        return sum(self._cost(number, chosen) for number in range(len(self.layers)))
 
-    def budget_error(self, cheapest: Ranks) -> SpecError:
+    def budget_error(self, cheapest: Chosen) -> SpecError:
         least, before = self.total(cheapest), self._parameters_before
         largest = max(range(len(self.layers)), key=lambda number: self._cost(number, cheapest))
         share = math.ceil(Fraction(least * 10**SHARE_DIGITS, before)) / 10**SHARE_DIGITS
@@ -88,7 +86,7 @@ class ParameterCost:
             "/rank/budget",
             f"The selected layers need {least} of their {before} parameters or more, of which "
             f"{self._cost(largest, cheapest)} are for "
-            f"{_describe_layer(self.layers[largest], cheapest.get(largest))}. "
+            f"{_describe_layer(cheapest.get(largest, self.layers[largest]))}. "
             f"Give a budget of at least {share}, or exclude such layers.",
         )
 
@@ -96,13 +94,13 @@ class ParameterCost:
     def _parameters_before(self) -> int:
         return sum(layer.parameters_before for layer in self.layers if layer.is_linear)
 
-    def _cost(self, number: int, ranks: Ranks) -> int:
-        layer = self.layers[number]
+    def _cost(self, number: int, chosen: Chosen) -> int:
+        layer = chosen.get(number, self.layers[number])
         if not layer.is_linear:
             return 0
-        if number not in ranks:
+        if number not in chosen:
             return self.dense_cost(layer)
-        return layer.factor_parameters(ranks[number])
+        return layer.factor_parameters(chosen_rank(layer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,21 +127,21 @@ class ByteCost:
     def dense_cost(self, layer: LayerPlan) -> int:
         return layer.bytes_after(None)
 
-    def total(self, ranks: Ranks) -> int:
-        return self.size.at(ranks)
+    def total(self, chosen: Chosen) -> int:
+        return self.size.at(chosen)
 
-    def budget_error(self, cheapest: Ranks) -> SpecError:
+    def budget_error(self, cheapest: Chosen) -> SpecError:
         least = self.total(cheapest)
         selected = {layer.tensor: number for number, layer in enumerate(self.layers)}
         copied = () if any(layer.in_adapter for layer in self.layers) else self.files.tensors
         sizes = {tensor.name: tensor.nbytes for tensor in copied}
-        sizes |= {self.layers[i].tensor: self.layers[i].bytes_after(rank) for i, rank in cheapest.items()}
+        sizes |= {layer.tensor: layer.bytes_after(chosen_rank(layer)) for layer in cheapest.values()}
         name = max(sizes, key=lambda name: sizes[name])
         number = selected.get(name)
         largest = (
             f"{quoted(name)}, which is not selected"
             if number is None
-            else _describe_layer(self.layers[number], cheapest.get(number))
+            else _describe_layer(cheapest.get(number, self.layers[number]))
         )
         return SpecError(
             "/rank/budget_bytes",
@@ -152,8 +150,11 @@ class ByteCost:
         )
 
 
-def _describe_layer(layer: LayerPlan, rank: int | None) -> str:
-    how = f"at rank {rank}" if rank is not None else f"kept dense ({layer.reason or 'no rank costs less'})"
+def _describe_layer(layer: LayerPlan) -> str:
+    if not isinstance(layer.rank, int):
+        how = f"kept dense ({layer.reason or 'no rank costs less'})"
+    else:
+        how = f"at rank {layer.rank}" if layer.form.has_ranks else f"as {layer.form.name}"
     return f"{quoted(layer.name)}, {how}"
 
 

@@ -84,7 +84,7 @@ def _planned_layer(layer: LayerPlan) -> PlannedLayer:
         dtype=layer.dtype,
         outcome="factored" if layer.reason is None else "kept",
         reason=layer.reason,
-        method=layer.form.name,
+        method=" or ".join(layer.methods),
         rank=rank,
         rank_bounds=RankBounds(least=layer.ranks[0], most=_most(layer)) if is_open else None,
         break_even_rank=layer.break_even_rank,
@@ -157,6 +157,6 @@ def _stored_tensor(tensor: Tensor, *, selected: bool) -> StoredTensor:
         parameters=tensor.parameters,
         selected=selected,
         break_even_rank=TWO_FACTORS.break_even_rank(tensor.shape)
-        if can_be_factored(tensor, TWO_FACTORS)
+        if can_be_factored(tensor, (TWO_FACTORS,))
         else None,
     )

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -63,6 +63,8 @@ class LayerPlan:
         Storage dtype of the weight in the input.
     form, codec
         The tensors that replace the weight, and how each of them is stored.
+    candidates
+        The forms that a budget may choose from, where there are several; until then `form` is the first.
     dense_layout
         Whether the factors are multiplied out and stored in place of the weight.
     rank
@@ -103,6 +105,21 @@ class LayerPlan:
     min_rank: int = 1
     importance: float = 1.0
     difference: bool = False
+    candidates: tuple[Form, ...] = ()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of the forms that the layer may get."""
+        return tuple(form.name for form in self.candidates) or (self.form.name,)
+
+    @property
+    def variants(self) -> "tuple[LayerPlan, ...]":
+        """The layer with each form that it may get."""
+        return tuple(self.with_form(form) for form in self.candidates) or (self,)
+
+    def with_form(self, form: Form) -> "LayerPlan":
+        """Return the layer with one form, chosen."""
+        return replace(self, form=form, candidates=())
 
     @property
     def kind(self) -> Kind:
@@ -139,9 +156,16 @@ class LayerPlan:
         return self.calibrated or self.has_gradients
 
     @property
-    def decomposed(self) -> str:
-        """What of the weight is decomposed, where it is not the weight itself."""
+    def weighting(self) -> str:
+        """The norm in which the weight is approximated, where it is not that of the Gram matrices alone."""
         return "centered" if self.corrects_bias else ""
+
+    @property
+    def decomposed(self) -> str:
+        """What is decomposed, and in which norm, where it is not the weight itself in its own."""
+        quantizer = self.form.quantizer
+        rounded = "" if quantizer is None else f"int{quantizer.bits}-{quantizer.group or 'row'}"
+        return " ".join(filter(None, (rounded, self.weighting)))
 
     @property
     def has_loss(self) -> bool:
@@ -307,6 +331,16 @@ def _stored(kind: Kind, rank: int) -> tuple[tuple[str, str, tuple[int, ...]], ..
         one = (NewTensor(below, matrix.dtype, stored),) if matrix.dtype is not None else ()
         found += [(t.name, t.dtype, t.shape) for t in one or codec.tensors(below, stored)]
     return tuple(found)
+
+
+# Layers that are factored, by number, each with one form and an integer as its rank.
+Chosen = Mapping[int, LayerPlan]
+
+
+def chosen_rank(layer: LayerPlan) -> int:
+    """Return the rank of a chosen layer."""
+    assert isinstance(layer.rank, int)
+    return layer.rank
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The size of the output files at given ranks, by sums over what each tensor adds to data and headers.
+"""The size of the output files for chosen forms and ranks, by sums over what each tensor adds.
 
 A budget in bytes asks for the size at several sets of ranks, and to write out the headers of thousands of
 layers each time would take most of a plan's time. So each text is measured once, and only offsets, totals and
@@ -19,7 +19,7 @@ from schemas.format.header import LENGTH_BYTES, METADATA_KEY, NewTensor, aligned
 from schemas.format.index import build_index
 from schemas.format.metadata import ECKART_KEY, FactoredLayers, factored_layers
 from schemas.format.tensor import TensorInfo
-from schemas.planning.layer import BIAS, Kind, LayerPlan
+from schemas.planning.layer import BIAS, Chosen, Kind, LayerPlan, chosen_rank
 from schemas.planning.model_folder import output_names
 from schemas.planning.output import ADAPTER_METADATA, describe_factored, kept_metadata
 
@@ -51,13 +51,13 @@ class Slot:
     """A place in a file: a tensor as it is in the input, None in an adapter, and what layers do to it.
 
     `number` is that of the layer whose weight it is. `bias_of` is that of the layer whose bias it is, which
-    has the size `renamed` once the layer is factored.
+    has another size once the layer is factored, by its new name.
     """
 
     size: TensorSize | None
     number: int | None = None
     bias_of: int | None = None
-    renamed: TensorSize | None = None
+    renamed: Mapping[str, TensorSize] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +95,18 @@ class OutputSize:
         self._name_bytes = [_escaped_bytes(layer.name) for layer in layers]
         self._quoted_bytes = [_escaped_bytes(_json(layer.name)) for layer in layers]
         # There are few kinds of layers.
-        kinds: dict[Kind, int] = {}
-        self._kinds = [kinds.setdefault(layer.kind, len(kinds)) for layer in layers]
-        self._known: dict[tuple[int, int], FactoredSize] = {}
+        self._known: dict[tuple[Kind, int], FactoredSize] = {}
         if self._in_adapter:
             slots = tuple(Slot(None, number) for number in range(len(layers)))
             self._files = {"": FileSlots(slots, ADAPTER_METADATA)}
         else:
             self._files = self._measured_files()
 
-    def at(self, ranks: Mapping[int, int]) -> int:
-        """Return the bytes at these ranks of the factored layers, by number."""
-        sums = {name: self._sum(file, ranks) for name, file in self._files.items()}
+    def at(self, chosen: Chosen) -> int:
+        """Return the bytes where these layers are factored, by number, each with one form and a rank."""
+        sums = {name: self._sum(file, chosen) for name, file in self._files.items()}
         total = sum(LENGTH_BYTES + file.header_bytes + file.data_bytes for file in sums.values())
-        return total if self._in_adapter else total + self._index_bytes(sums, ranks)
+        return total if self._in_adapter else total + self._index_bytes(sums, chosen)
 
     def _measured_files(self) -> dict[str, FileSlots]:
         numbers = {layer.tensor: number for number, layer in enumerate(self._layers)}
@@ -131,13 +129,16 @@ class OutputSize:
         number = biases.get(tensor.name)
         if number is None:
             return Slot(size, numbers.get(tensor.name))
-        new_name = _escaped_bytes(self._layers[number].bias_name)
-        return Slot(size, None, number, _tensor_size(tensor.dtype, tensor.shape, new_name))
+        renamed = {
+            variant.bias_name: _tensor_size(tensor.dtype, tensor.shape, _escaped_bytes(variant.bias_name))
+            for variant in self._layers[number].variants
+        }
+        return Slot(size, None, number, renamed)
 
-    def _factored(self, number: int, rank: int) -> FactoredSize:
-        key = self._kinds[number], rank
+    def _factored(self, number: int, layer: LayerPlan) -> FactoredSize:
+        rank = chosen_rank(layer)
+        key = layer.kind, rank
         if key not in self._known:
-            layer = self._layers[number]
             tensors = tuple(
                 _tensor_size(
                     tensor.dtype, tensor.shape, _escaped_bytes(tensor.name) - self._name_bytes[number]
@@ -148,23 +149,25 @@ class OutputSize:
             self._known[key] = FactoredSize(tensors, _escaped_bytes(described))
         return self._known[key]
 
-    def _sum(self, file: FileSlots, ranks: Mapping[int, int]) -> FileSums:
+    def _sum(self, file: FileSlots, chosen: Chosen) -> FileSums:
         sizes: list[TensorSize] = []
         names_bytes, here = 0, []
         for slot in file.slots:
-            if slot.number is not None and slot.number in ranks:
+            if slot.number is not None and slot.number in chosen:
                 number = slot.number
                 here.append(number)
-                factors = self._factored(number, ranks[number]).tensors
+                factors = self._factored(number, chosen[number]).tensors
                 names_bytes += len(factors) * self._name_bytes[number]
                 sizes += factors
-            elif (size := slot.renamed if slot.bias_of in ranks else slot.size) is not None:
-                sizes.append(size)
+            elif slot.bias_of is not None and slot.bias_of in chosen:
+                sizes.append(slot.renamed[chosen[slot.bias_of].bias_name])
+            elif slot.size is not None:
+                sizes.append(slot.size)
         names_bytes += sum(size.name_bytes for size in sizes)
         ends = list(accumulate(size.nbytes for size in aligned_order(sizes)))
         # Each end is the next one's start, but for the last; the first start is 0.
         offsets_bytes = 2 * sum(len(str(end)) for end in ends) + 1 - len(str(ends[-1])) if ends else 0
-        metadata_bytes = self._metadata_bytes(file, here, ranks)
+        metadata_bytes = self._metadata_bytes(file, here, chosen)
         members = len(sizes) + (metadata_bytes > 0)
         text_bytes = sum(size.entry_bytes for size in sizes) + names_bytes + offsets_bytes + metadata_bytes
         return FileSums(
@@ -175,46 +178,46 @@ class OutputSize:
             names_bytes=names_bytes,
         )
 
-    def _metadata_bytes(self, file: FileSlots, here: Sequence[int], ranks: Mapping[int, int]) -> int:
+    def _metadata_bytes(self, file: FileSlots, here: Sequence[int], chosen: Chosen) -> int:
         """Return the bytes of the member with the metadata, 0 if there are none."""
         if self._in_adapter:
             return _member_bytes(METADATA_KEY, file.metadata)
-        copied = {name for name, number in file.mentioned.items() if number not in ranks}
+        copied = {name for name, number in file.mentioned.items() if number not in chosen}
         biases = {
-            name: self._layers[number].bias_name
+            name: chosen[number].bias_name
             for name, number in file.mentioned_biases.items()
-            if number in ranks
+            if number in chosen
         }
         is_changed = bool(here) or any(
-            slot.bias_of in ranks and self._layers[slot.bias_of].corrects_bias
+            slot.bias_of in chosen and chosen[slot.bias_of].corrects_bias
             for slot in file.slots
             if slot.bias_of is not None
         )
         kept = kept_metadata(file.metadata, copied, biases, is_changed=is_changed)
-        described = [number for number in here if self._layers[number].in_metadata]
+        described = [number for number in here if chosen[number].in_metadata]
         if not described:
             return _member_bytes(METADATA_KEY, kept) if kept else 0
-        entries_bytes = self._described_bytes(kept, described, ranks)
+        entries_bytes = self._described_bytes(kept, described, chosen)
         return _member_bytes(METADATA_KEY, {**kept, ECKART_KEY: ""}) + entries_bytes
 
-    def _described_bytes(
-        self, metadata: Mapping[str, str], numbers: Sequence[int], ranks: Mapping[int, int]
-    ) -> int:
+    def _described_bytes(self, metadata: Mapping[str, str], numbers: Sequence[int], chosen: Chosen) -> int:
         """Return the bytes of the text that describes factored layers, in JSON within JSON."""
         new = {self._layers[number].name for number in numbers}
         old = {name: layer for name, layer in factored_layers(metadata).items() if name not in new}
         text = FactoredLayers(version=1, layers=old).model_dump_json()
         entries = sum(
-            self._quoted_bytes[number] + len(":") + self._factored(number, ranks[number]).described_bytes
+            self._quoted_bytes[number] + len(":") + self._factored(number, chosen[number]).described_bytes
             for number in numbers
         )
         return _escaped_bytes(text) + entries + len(numbers) - (not old)
 
-    def _index_bytes(self, sums: Mapping[str, FileSums], ranks: Mapping[int, int]) -> int:
+    def _index_bytes(self, sums: Mapping[str, FileSums], chosen: Chosen) -> int:
         index = self._source.index
         if index is None:
             return 0
-        names = output_names(self._source, self._layers, ranks)
+        layers = [chosen.get(number, layer) for number, layer in enumerate(self._layers)]
+        ranks = {number: chosen_rank(layer) for number, layer in chosen.items()}
+        names = output_names(self._source, layers, ranks)
         text = build_index(
             {},
             source=index,

@@ -11,6 +11,7 @@ from schemas.planning.adapter import adapter_rank, check_adapter
 from schemas.planning.calibration import Calibration, mark_calibrated
 from schemas.planning.codecs import codec_for
 from schemas.planning.difference import check_base, check_layout
+from schemas.planning.forms import Form
 from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Plan, Tensor
 from schemas.planning.left_out import left_out_warnings
 from schemas.planning.modules import Modules
@@ -70,7 +71,7 @@ def make_plan(
     factorable, layers = [], []
     for tensor in tensors_left:
         own = options.get(tensor.name)
-        if own is None or not can_be_factored(tensor, own.form, transposed=own.transposed):
+        if own is None or not can_be_factored(tensor, own.forms, transposed=own.transposed):
             unselected[tensor.name] = selection.shape_rule(tensor)
             continue
         factorable.append(tensor)
@@ -112,7 +113,7 @@ def would_be_factored(
         if not is_float_weight(tensor) or _is_factor(tensor.name, factored):
             return False
         own = selection.options(_module(tensor))
-        if not can_be_factored(tensor, own.form, transposed=own.transposed):
+        if not can_be_factored(tensor, own.forms, transposed=own.transposed):
             return False
         if selection.pattern_rule(_module(tensor)) is not None:
             return False
@@ -143,6 +144,25 @@ def _module(tensor: Tensor) -> str:
 def _plan_layer(
     tensor: Tensor, spec: CompressionSpec, options: LayerOptions, modules: Modules, *, difference: bool
 ) -> LayerPlan:
+    """Plan a layer; of several forms, those that are possible are left for the budget to choose from."""
+    planned = [
+        _plan_form(tensor, spec, options, modules, form, difference=difference) for form in options.forms
+    ]
+    possible = [layer for layer in planned if layer.reason is None]
+    if len(possible) < 2:
+        return possible[0] if possible else planned[0]
+    return replace(possible[0], candidates=tuple(layer.form for layer in possible))
+
+
+def _plan_form(
+    tensor: Tensor,
+    spec: CompressionSpec,
+    options: LayerOptions,
+    modules: Modules,
+    form: Form,
+    *,
+    difference: bool,
+) -> LayerPlan:
     name, override = _module(tensor), options.override
     rows, columns = reversed(tensor.shape) if options.transposed else tensor.shape
     layer = LayerPlan(
@@ -150,7 +170,7 @@ def _plan_layer(
         rows=rows,
         columns=columns,
         dtype=tensor.dtype,
-        form=options.form,
+        form=form,
         codec=codec_for(spec.dtype, tensor.dtype),
         dense_layout=spec.layout == "dense",
         rank=None,
@@ -262,7 +282,7 @@ def _warnings(
 def _budget_warnings(spec: CompressionSpec) -> Iterable[str]:
     """Warn about options that have no effect without a budget."""
     has_budget = budget_of(spec.rank) is not None
-    if spec.objective != "relative" and not has_budget:
+    if spec.objective is not None and not has_budget:
         yield "objective: it has no effect without a budget"
     for override in spec.overrides:
         if override.weight is not None and not (has_budget and override.rank is None):

@@ -1,6 +1,7 @@
 """Which tensors a spec selects, with which options, and by which rule it leaves out the others."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from schemas.format.tensor import FLOAT_DTYPES
@@ -8,7 +9,7 @@ from schemas.planning.forms import FORMS, Form, FormOptions
 from schemas.planning.layer import WEIGHT, Tensor
 from schemas.planning.modules import ATTENTION_WEIGHTS, Modules
 from schemas.planning.patterns import Patterns, without_prefix
-from schemas.spec import EMBEDDINGS, CompressionSpec, Override
+from schemas.spec import EMBEDDINGS, CompressionSpec, Override, methods_of
 
 EXCLUDE = "exclude "
 NO_OVERRIDE = Override(match="*")
@@ -22,13 +23,14 @@ _is_part_of_weight = re.compile(r"weight_(g|v|orig)|original\d?").fullmatch
 class LayerOptions:
     """The options of a spec for one layer.
 
-    `number` is that of its override, or -1. `transposed` says that the weight is stored as [inputs, outputs],
+    `number` is that of its override, or -1. `forms` are those that it may get.
+    `transposed` says that the weight is stored as [inputs, outputs],
     `inferred` that a bias says so and not the spec.
     """
 
     number: int
     override: Override
-    form: Form
+    forms: tuple[Form, ...]
     transposed: bool
     inferred: bool
 
@@ -52,10 +54,10 @@ class Selection:
         spec = self._spec
         storage = (override.cur or spec.cur).storage
         options = FormOptions(override.selector or spec.selector, storage, spec.group)
-        form = FORMS[override.method or spec.method].of(options)
+        forms = tuple(FORMS[name].of(options) for name in methods_of(override.method or spec.method))
         given = self._transposed.fit(module)
         inferred = not given and self._modules.is_transposed(module)
-        return LayerOptions(-1 if number is None else number, override, form, given or inferred, inferred)
+        return LayerOptions(-1 if number is None else number, override, forms, given or inferred, inferred)
 
     def pattern_rule(self, module: str) -> str | None:
         """Return the rule by which the patterns leave out a module, or None if they select it."""
@@ -88,9 +90,10 @@ def is_float_weight(tensor: Tensor) -> bool:
     return tensor.name.endswith(WEIGHT) and tensor.dtype in FLOAT_DTYPES
 
 
-def can_be_factored(tensor: Tensor, form: Form, *, transposed: bool = False) -> bool:
-    """Return whether a tensor is a weight of floats, named `*.weight`, to which the form applies."""
-    return is_float_weight(tensor) and form.applies_to(tensor.shape[::-1] if transposed else tensor.shape)
+def can_be_factored(tensor: Tensor, forms: Iterable[Form], *, transposed: bool = False) -> bool:
+    """Return whether a tensor is a weight of floats, named `*.weight`, to which one of the forms applies."""
+    shape = tensor.shape[::-1] if transposed else tensor.shape
+    return is_float_weight(tensor) and any(form.applies_to(shape) for form in forms)
 
 
 def _name_rule(tensor: Tensor) -> str:

@@ -17,6 +17,7 @@ from schemas.planning.output import ADAPTER_METADATA, output_metadata, plan_adap
 from schemas.planning.output_size import LONGEST_ERROR, OutputSize
 from schemas.planning.planner import make_plan
 from schemas.spec import CompressionSpec
+from tests.schemas.format.checkpoints import chosen_at
 from worker.checkpoint.writer import CheckpointWriter
 
 ERROR_CHARACTERS = 24
@@ -30,7 +31,7 @@ def predicted(source, result, **spec):
     files = checkpoint
     plan = make_plan(checkpoint.tensors, CompressionSpec.model_validate({"rank": {"ratio": 0.5}} | spec))
     ranks = {i: layer.rank for i, layer in enumerate(result.report.layers) if layer.rank is not None}
-    return OutputSize(files, plan.layers).at(ranks)
+    return OutputSize(files, plan.layers).at(chosen_at(plan.layers, ranks))
 
 
 def assert_predicted(source, result, **spec):
@@ -87,7 +88,7 @@ def test_a_checkpoint_that_is_compressed_again_keeps_its_metadata(save, gaussian
     again = compress(source, rank=5)
     plain = make_plan(open_checkpoint(source).tensors, CompressionSpec(rank=5), factored={"a"})
     files = open_checkpoint(source)
-    slack = OutputSize(files, plain.layers).at({0: 5}) - again.report.output.bytes
+    slack = OutputSize(files, plain.layers).at(chosen_at(plain.layers, {0: 5})) - again.report.output.bytes
 
     assert [layer.name for layer in again.report.layers] == ["b"]
     assert 0 <= slack <= ERROR_CHARACTERS + 8
@@ -221,4 +222,4 @@ def test_the_predicted_size_equals_what_the_writer_writes_with_the_longest_error
     # A call does not depend on those before. An adapter without a layer is not written.
     for several in (case, Case(case.files, case.spec, {}), case):
         if several.ranks or case.spec.layout != "adapter":
-            assert size.at(several.ranks) == written_bytes(several, case.layers, path)
+            assert size.at(chosen_at(case.layers, several.ranks)) == written_bytes(several, case.layers, path)

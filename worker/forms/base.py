@@ -91,10 +91,18 @@ class FormImplementation:
         weight must stay dense; a numerical failure is a `Kept`, not an exception.
     to_dense : callable of a sequence of Tensor
         Returns the approximation [m, n] of the weight that these tensors represent.
+    decomposed : callable of FormInputs
+        Returns the matrix [m, n] whose singular values say how far off a rank is; or a `Kept` with a reason.
     """
 
     compute: Callable[[FormInputs], Factored | Kept]
     to_dense: Callable[[Sequence[torch.Tensor]], torch.Tensor]
+    decomposed: Callable[[FormInputs], torch.Tensor | Kept]
+
+
+def weight_itself(inputs: FormInputs) -> torch.Tensor:
+    """Return the weight, of which most forms store factors."""
+    return inputs.weight
 
 
 FORM_IMPLEMENTATIONS: dict[str, FormImplementation] = {}
@@ -102,12 +110,15 @@ Compute = Callable[[FormInputs], Factored | Kept]
 
 
 def register(
-    name: str, *, to_dense: Callable[[Sequence[torch.Tensor]], torch.Tensor]
+    name: str,
+    *,
+    to_dense: Callable[[Sequence[torch.Tensor]], torch.Tensor],
+    decomposed: Callable[[FormInputs], torch.Tensor | Kept] = weight_itself,
 ) -> Callable[[Compute], Compute]:
     """Register the decorated function as the implementation of the form `name`."""
 
     def add(compute: Compute) -> Compute:
-        FORM_IMPLEMENTATIONS[name] = FormImplementation(compute, to_dense)
+        FORM_IMPLEMENTATIONS[name] = FormImplementation(compute, to_dense, decomposed)
         return compute
 
     return add

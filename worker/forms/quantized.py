@@ -79,9 +79,15 @@ def residual_of(weight: torch.Tensor, rounded: RoundedMatrix) -> torch.Tensor:
     return weight.to(dtype) - rounded.dense().to(dtype)
 
 
-@register("int8", to_dense=add_correction)
-@register("int4", to_dense=add_correction)
-@register("int3", to_dense=add_correction)
+def rounded_off(inputs: FormInputs) -> torch.Tensor | Kept:
+    """Return W - Q [m, n], or the reason why there is no Q."""
+    rounded = round_layer(inputs)
+    return rounded if isinstance(rounded, Kept) else residual_of(inputs.weight, rounded)
+
+
+@register("int8", to_dense=add_correction, decomposed=rounded_off)
+@register("int4", to_dense=add_correction, decomposed=rounded_off)
+@register("int3", to_dense=add_correction, decomposed=rounded_off)
 def compute_rounded(inputs: FormInputs) -> Factored | Kept:
     """Round a weight with feedback of the error (Frantar et al. 2022) where there is a Gram matrix.
 
@@ -94,9 +100,9 @@ def compute_rounded(inputs: FormInputs) -> Factored | Kept:
     return rounded if isinstance(rounded, Kept) else _measured(inputs, rounded)
 
 
-@register("int8+svd", to_dense=add_correction)
-@register("int4+svd", to_dense=add_correction)
-@register("int3+svd", to_dense=add_correction)
+@register("int8+svd", to_dense=add_correction, decomposed=rounded_off)
+@register("int4+svd", to_dense=add_correction, decomposed=rounded_off)
+@register("int3+svd", to_dense=add_correction, decomposed=rounded_off)
 def compute_corrected(inputs: FormInputs) -> Factored | Kept:
     """Round a weight, and approximate W - Q by a truncated SVD, in the norm that `svd` minimizes.
 
@@ -111,9 +117,8 @@ def compute_corrected(inputs: FormInputs) -> Factored | Kept:
     rounded = round_layer(inputs)
     if isinstance(rounded, Kept):
         return rounded
-    # What is cached are decompositions of the weight.
-    request = replace(_relative_to_weight(inputs, rounded), num_vectors=None)
-    corrected = factor(residual_of(inputs.weight, rounded), request)
+    request = _relative_to_weight(inputs, rounded)
+    corrected = factor(residual_of(inputs.weight, rounded), request, cache=inputs.cached)
     if isinstance(corrected, Kept):
         return corrected
     plain = _measured(inputs, rounded)

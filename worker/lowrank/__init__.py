@@ -12,6 +12,7 @@ from worker.lowrank.error import relative_error
 from worker.lowrank.factor import decompose, factor
 from worker.lowrank.gram import gram_fault
 from worker.lowrank.mean import mean_error
+from worker.lowrank.norms import weighted_norms
 from worker.lowrank.pivot import PivotMethod, join_rows
 from worker.lowrank.rounding import Grid, RoundedMatrix, round_nearest, round_weight
 from worker.lowrank.selectors import SELECTORS, Selector
@@ -70,4 +71,5 @@ __all__ = [
     "round_nearest",
     "round_weight",
     "svd",
+    "weighted_norms",
 ]

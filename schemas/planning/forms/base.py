@@ -63,6 +63,8 @@ class Form(ABC):
     name: ClassVar[str]
     # Whether ranks can be chosen; a form without them has rank 0.
     has_ranks: ClassVar[bool] = True
+    # Whether the error at each rank follows from singular values, so that a budget can compare forms.
+    known_by_spectrum: ClassVar[bool] = True
     selector: Selector | None = None
 
     @classmethod

@@ -12,6 +12,7 @@ class Cur(Chain):
     """W ≈ C·U·R, stored as R [k, n], U [k, k] and C [m, k] (`three`), or as U·R and C (`two`)."""
 
     name: ClassVar[str] = "cur"
+    known_by_spectrum: ClassVar[bool] = False
     storage: Storage = "three"
 
     @classmethod

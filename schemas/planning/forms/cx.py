@@ -12,6 +12,7 @@ class Cx(Chain):
     """W ≈ C·X: `0.weight` is X [k, n], `1.weight` is C [m, k]."""
 
     name: ClassVar[str] = "cx"
+    known_by_spectrum: ClassVar[bool] = False
 
     @classmethod
     def of(cls, options: FormOptions) -> Self:

@@ -1,6 +1,7 @@
 """Helpers of the tests of schemas/: headers of small checkpoints, and spectra of their layers."""
 
 import random
+from dataclasses import replace
 
 from schemas.format.files import CheckpointFiles
 from schemas.format.header import NewTensor, build_header, parse_header
@@ -37,3 +38,8 @@ def spectra_of(files, seed=0):
             exponent, norm = rng.uniform(0.1, 1.5), 10 ** rng.uniform(-3, 3)
             found[tensor.name] = [norm * (i + 1) ** -exponent for i in range(min(tensor.shape))]
     return found
+
+
+def chosen_at(layers, ranks):
+    """Return the chosen layers at these ranks, by number."""
+    return {number: replace(layers[number], rank=rank) for number, rank in ranks.items()}

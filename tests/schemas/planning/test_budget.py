@@ -7,17 +7,21 @@ from math import floor
 import pytest
 
 from schemas.planning.budget import check_budget, spend_budget
+from schemas.planning.distortion import LayerSpectra, finite
 from schemas.planning.output_size import OutputSize
 from schemas.planning.planner import make_plan
 from schemas.problem import SpecError
 from schemas.spec import CompressionSpec
-from tests.schemas.format.checkpoints import SHAPES, files_of, spectra_of
+from tests.schemas.format.checkpoints import SHAPES, chosen_at, files_of, spectra_of
 
 
 def spent(files, spectra=None, settled=None, **document):
     spec = CompressionSpec.model_validate(document)
     plan = make_plan(files.tensors, spec)
-    return spend_budget(plan, spec, files, spectra or spectra_of(files), settled or {})
+    known = {
+        name: LayerSpectra({"": finite(values)}) for name, values in (spectra or spectra_of(files)).items()
+    }
+    return spend_budget(plan, spec, files, known, settled or {})
 
 
 def parameters(layers):
@@ -86,12 +90,12 @@ def test_a_number_of_bytes_is_met_within_a_step_and_never_exceeded(share, shards
     whole = OutputSize(files, make_plan(files.tensors, CompressionSpec(rank=1)).layers).at({})
     limit = int(share * whole)
     plan = spent(files, rank={"budget_bytes": limit}, **document)
-    size = OutputSize(files, plan.layers).at(ranks_of(plan))
+    size = OutputSize(files, plan.layers).at(chosen_at(plan.layers, ranks_of(plan)))
 
     assert size <= limit
     for ranks in next_ranks(plan):
         # Except for the few bytes by which the digits in a header change.
-        assert OutputSize(files, plan.layers).at(ranks) > limit - 16
+        assert OutputSize(files, plan.layers).at(chosen_at(plan.layers, ranks)) > limit - 16
     if share < 1:
         assert size >= 0.98 * limit
 
@@ -234,7 +238,7 @@ def test_bytes_that_cannot_be_met_are_refused_with_the_tensor_and_the_least_numb
         assert word in refusal.detail
     least = int(refusal.detail.split("at least ")[1].split(",")[0])
     plan = spent(files, rank={"budget_bytes": least}, **document)
-    assert OutputSize(files, plan.layers).at(ranks_of(plan)) <= least
+    assert OutputSize(files, plan.layers).at(chosen_at(plan.layers, ranks_of(plan))) <= least
     refused(files, rank={"budget_bytes": least - 1}, **document)
 
 

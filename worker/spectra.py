@@ -1,0 +1,204 @@
+"""Find out about the singular values of layers that share a budget: norms first, then what decides."""
+
+import time
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+
+import torch
+
+from schemas.planning.distortion import LayerSpectra, Norms
+from schemas.planning.forms import Form
+from schemas.planning.layer import TWO_FACTORS, LayerPlan
+from schemas.report import KeptReason
+from schemas.spectrum import Spectrum, first_accurate
+from worker.context import JobContext, LayerInputs
+from worker.executor import LayerExecutor
+from worker.forms import FORM_IMPLEMENTATIONS, FormInputs
+from worker.layer import is_unchanged
+from worker.layer_cache import LayerCache
+from worker.lowrank import Kept, decompose, weighted_norms
+from worker.lowrank.scale import exponent_of
+from worker.work_plan import LayerTask
+
+# All singular values of what is decomposed, or the reason why the layer stays dense.
+SpectrumOrReason = Sequence[float] | KeptReason
+NormsOrReason = Mapping[str, Norms] | KeptReason
+
+
+class SpectraFinder:
+    """Finds spectra and norms of a job's layers as they are needed, or why a layer stays dense."""
+
+    def __init__(self, context: JobContext) -> None:
+        assert context.cache is not None
+        self._context, self._cache = context, context.cache
+        self._spectra: dict[str, dict[str, Sequence[float]]] = {}
+        self._norms: dict[str, Mapping[str, Norms]] = {}
+        self.reasons: dict[str, KeptReason] = {}
+
+    @property
+    def known(self) -> dict[str, LayerSpectra]:
+        """What is known of each layer that has no reason to stay dense, by tensor."""
+        names = (self._spectra.keys() | self._norms.keys()) - self.reasons.keys()
+        return {name: LayerSpectra(self._spectra.get(name, {}), self._norms.get(name, {})) for name in names}
+
+    def begin(self, tasks: Sequence[LayerTask]) -> None:
+        """Find the norms where forms must be compared or weights are rounded, else the spectra."""
+        compared = [task for task in tasks if _needs_norms(task.layer)]
+        found = LayerExecutor(self._context.device).run(compared, NormsPass(self._context, self._cache))
+        for task in compared:
+            norms = found[task.number]
+            if isinstance(norms, str):
+                self.reasons[task.layer.tensor] = norms
+            else:
+                self._norms[task.layer.tensor] = norms
+        self.decompose(
+            (task, task.layer.form)
+            for task in tasks
+            if not task.layer.candidates and task.layer.form.has_ranks
+        )
+
+    def decompose(self, pairs: Iterable[tuple[LayerTask, Form]]) -> None:
+        """Decompose what these forms store factors of; no vectors stay in memory."""
+        variants = [replace(task, layer=_widest(task.layer, form)) for task, form in pairs]
+        missing = sorted(
+            (task for task in variants if task.layer.tensor not in self.reasons),
+            key=lambda task: (task.layer.decomposed, task.number),
+        )
+        for decomposed, group in groupby(missing, key=lambda task: task.layer.decomposed):
+            tasks = list({task.number: task for task in group}.values())
+            for number, result in self._decompose(tasks).items():
+                tensor = next(task.layer.tensor for task in tasks if task.number == number)
+                if isinstance(result, str):
+                    self.reasons[tensor] = result
+                else:
+                    self._spectra.setdefault(tensor, {})[decomposed] = result
+
+    def _decompose(self, tasks: Sequence[LayerTask]) -> dict[int, SpectrumOrReason]:
+        """Decompose the layers that are not in the cache, for example from an attempt that was killed."""
+        results: dict[int, SpectrumOrReason] = {}
+        for task in tasks:
+            spectrum = first_accurate(self._cache.spectra(task), task.layer.num_vectors)
+            if spectrum is not None:
+                results[task.number] = spectrum.scaled()
+                self._context.progress.end_decomposition(task)
+        todo = [task for task in tasks if task.number not in results]
+        return results | LayerExecutor(self._context.device).run(
+            todo, DecomposePass(self._context, self._cache)
+        )
+
+
+def _widest(layer: LayerPlan, form: Form) -> LayerPlan:
+    """Return the layer with that form which needs most singular vectors of what the given one decomposes."""
+    decomposed = layer.with_form(form).decomposed
+    same = (each for each in layer.variants if each.form.has_ranks and each.decomposed == decomposed)
+    return max(same, key=lambda each: each.num_vectors)
+
+
+def _needs_norms(layer: LayerPlan) -> bool:
+    return bool(layer.candidates) or layer.form.quantizer is not None
+
+
+def _decomposed(layer: LayerPlan, inputs: LayerInputs, context: JobContext) -> torch.Tensor | Kept:
+    """Return the matrix that the layer's form decomposes, or why the layer stays dense."""
+    form_inputs = FormInputs(
+        layer=layer,
+        weight=inputs.weight.to(context.device),
+        statistics=inputs.statistics_on(context.device),
+        dtype=torch.float32,
+        seed=context.seed,
+    )
+    return FORM_IMPLEMENTATIONS[layer.form.name].decomposed(form_inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class NormsPass:
+    """Measures the norms of each layer's weight, and of what each of its forms rounds off."""
+
+    context: JobContext
+    cache: LayerCache
+
+    def read(self, task: LayerTask) -> LayerInputs | None:
+        """Read the layer unless all its norms are in the cache."""
+        known = all(self.cache.norms(task, each) is not None for each in _measured(task.layer))
+        return None if known else self.context.read(task)
+
+    def compute(
+        self, task: LayerTask, inputs: LayerInputs | None
+    ) -> tuple[NormsOrReason, Callable[[], None] | None]:
+        self.context.progress.begin(task)
+        if inputs is None:
+            known = {each: self.cache.norms(task, each) for each in _measured(task.layer)}
+            return {each: norms for each, norms in known.items() if norms is not None}, None
+        if is_unchanged(task, inputs):
+            return "unchanged", None
+        found: dict[str, Norms] = {}
+        for decomposed, layer in _measured(task.layer).items():
+            matrix = _decomposed(layer, inputs, self.context)
+            if isinstance(matrix, Kept):
+                return matrix.reason.value, None
+            found[decomposed] = Norms(*weighted_norms(matrix, inputs.statistics_on(self.context.device)))
+        return found, partial(self.cache.store_norms, task, found)
+
+    def write(
+        self,
+        task: LayerTask,  # noqa: ARG002 - all passes have it
+        result: tuple[NormsOrReason, Callable[[], None] | None],
+    ) -> NormsOrReason:
+        norms, store = result
+        if store is not None:
+            store()
+        return norms
+
+
+def _measured(layer: LayerPlan) -> dict[str, LayerPlan]:
+    """Return the layer with one form for each matrix whose norms are needed, the weight itself first."""
+    plain = layer.with_form(TWO_FACTORS)
+    return {plain.decomposed: plain} | {each.decomposed: each for each in layer.variants}
+
+
+@dataclass(frozen=True, slots=True)
+class DecomposePass:
+    """Decomposes each layer and caches the decomposition for the pass that factors it."""
+
+    context: JobContext
+    cache: LayerCache
+
+    def read(self, task: LayerTask) -> LayerInputs:
+        return self.context.read(task)
+
+    def compute(
+        self, task: LayerTask, inputs: LayerInputs
+    ) -> tuple[SpectrumOrReason, Callable[[], None] | None]:
+        self.context.progress.begin(task)
+        assert inputs.cached is not None
+        if is_unchanged(task, inputs):
+            return "unchanged", None
+        begun = time.perf_counter()
+        matrix = _decomposed(task.layer, inputs, self.context)
+        if isinstance(matrix, Kept):
+            return matrix.reason.value, None
+        found = decompose(
+            matrix,
+            num_vectors=task.layer.num_vectors,
+            cache=inputs.cached,
+            statistics=inputs.statistics_on(self.context.device),
+        )
+        if isinstance(found, Kept):
+            return found.reason.value, None
+        exponent = exponent_of(matrix)
+        assert exponent is not None  # or it could not have been decomposed
+        values = array("d", found.singular_values.tolist())
+        self.cache.decomposed_s[task.number] = time.perf_counter() - begun
+        return Spectrum(values, exponent, found.roundoff).scaled(), partial(inputs.cached.write, exponent)
+
+    def write(
+        self, task: LayerTask, result: tuple[SpectrumOrReason, Callable[[], None] | None]
+    ) -> SpectrumOrReason:
+        spectrum_or_reason, store = result
+        if store is not None:
+            store()
+        self.context.progress.end_decomposition(task)
+        return spectrum_or_reason
