@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import again, experts, growth, memory, overhead, peers, selectors, upload
+from benchmarks import again, experts, forms, growth, memory, overhead, peers, selectors, upload
 from benchmarks.machine import describe_machine, free_kernels
 from benchmarks.options import Options
 
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "memory": memory.ask,
     "peers": peers.ask,
     "growth": growth.ask,
+    "forms": forms.ask,
     "again": again.ask,
     "experts": experts.ask,
     "selectors": selectors.ask,

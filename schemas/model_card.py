@@ -73,7 +73,7 @@ def _introduction(report: Report) -> list[str]:
     parameters = f"{totals.parameters_before:,} → {totals.parameters_after:,}"
     rows = [
         ("method", methods or "none"),
-        ("rank", f"`{json.dumps(spec['rank'])}`"),
+        ("rank", f"`{json.dumps(spec['rank'])}`" if "rank" in spec else "none"),
         ("layout", str(spec["layout"])),
         ("layers factored, kept dense", f"{totals.layers_factored:,}, {totals.layers_kept:,}"),
         ("parameters", f"{parameters} ({totals.parameter_savings:.1%} saved)"),
@@ -87,7 +87,8 @@ def _introduction(report: Report) -> list[str]:
         "",
         "# Compressed with Eckart",
         "",
-        f"{count} replaced by low-rank factors. `{REPORT_NAME}` has the rank and the error of each layer.",
+        f"{count} replaced by low-rank factors or by integers. `{REPORT_NAME}` has the rank and the error of",
+        "each layer.",
         "",
         WHAT_WAS_DONE,
         "",

@@ -11,7 +11,7 @@ from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles
 from schemas.format.metadata import FactoredLayer, factored_layers
 from schemas.model_card import model_card
-from schemas.planning.model_folder import folder_config, how_to_load
+from schemas.planning.model_folder import folder_config, has_other_method, has_plain_names, how_to_load
 from schemas.report import Report
 from state.files import AtomicFile, write_atomic
 
@@ -81,25 +81,37 @@ def write_companions(
     made = rewritten | {file.name for file in report.output.files}
     written = [writer.copy(name) for name in checkpoint.companions if name not in made]
     layers = _factored(output)
-    hint = how_to_load(layers, in_folder=has_config, is_adapter=report.spec["layout"] == "adapter")
+    is_adapter = report.spec["layout"] == "adapter"
+    before = writer.read(CONFIG_NAME) if has_config else b"{}"
+    is_plain = has_config and has_plain_names(output) and not has_other_method(parse_config(before))
+    hint = how_to_load(layers, in_folder=has_config, is_adapter=is_adapter, is_plain=is_plain)
     report = report.model_copy(update={"how_to_load": hint})
     if has_config:
-        files, warnings = _write_config_and_card(writer, report, layers)
+        files, warnings = _write_config_and_card(writer, report, layers, output, is_plain=is_plain)
         written += files
         report = report.model_copy(update={"warnings": (*report.warnings, *warnings)})
     return report.with_companions(sorted(written, key=lambda file: file.name))
 
 
 def _write_config_and_card(
-    writer: CompanionWriter, report: Report, layers: Mapping[str, FactoredLayer]
+    writer: CompanionWriter,
+    report: Report,
+    layers: Mapping[str, FactoredLayer],
+    output: CheckpointFiles,
+    *,
+    is_plain: bool,
 ) -> tuple[list[FileInfo], tuple[str, ...]]:
     """Write the two companions that say what was done; return them, and what needs a warning."""
     companions = writer.checkpoint.companions
     before = writer.read(CONFIG_NAME)
-    after, warning = folder_config(before, layers, writer.checkpoint.entry_name) if layers else (before, None)
+    after, warning = before, None
+    if layers:
+        after, warning = folder_config(before, layers, writer.checkpoint.entry_name, output)
     card = card_name(companions)
     original = writer.read(card) if card in companions else b""
-    text = model_card(report, parse_config(before), companions, original, is_factored=bool(layers))
+    text = model_card(
+        report, parse_config(before), companions, original, is_factored=bool(layers) and not is_plain
+    )
     files = [writer.write(CONFIG_NAME, after), writer.write(card, text)]
     return files, (warning,) if warning else ()
 

@@ -27,12 +27,13 @@ from eckart.torch.files import (
     read_contents,
     read_tensors,
 )
-from eckart.torch.forms import chain_sizes
+from eckart.torch.forms import Quantized, chain_sizes
 from eckart.torch.manifest import DTYPES, METADATA_KEY, read_config
+from eckart.torch.matrices import SCALE
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from torch import Tensor
 
@@ -78,6 +79,8 @@ class StoredLayer:
 
 # What PEFT, or a difference job, writes beside an adapter.
 ADAPTER_CONFIG_NAME = "adapter_config.json"
+# Whose `quantization_config` a result has in which all is integers without factors.
+COMPRESSED_TENSORS = "compressed-tensors"
 Parts = dict[NewTensor, StoredTensor | StoredLayer]
 
 
@@ -113,7 +116,8 @@ def expand(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Pa
         new_index = folder / original_name(index)
         _write_bytes(new_index, _json(_index(files)))
         written.append(new_index)
-    return written + (_copy_others(source, folder) if source.is_dir() else [])
+    methods = _methods(contents, files)
+    return written + (_copy_others(source, folder, methods) if source.is_dir() else [])
 
 
 def _no_layers(source: Path, contents: Contents) -> InputError:
@@ -215,7 +219,17 @@ def _index(files: Mapping[Path, Parts]) -> dict[str, Any]:
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
 
 
-def _copy_others(source: Path, folder: Path) -> list[Path]:
+def _methods(contents: Contents, files: Mapping[Path, Parts]) -> set[str]:
+    """Return the methods of a `quantization_config` that no longer holds.
+
+    Of integers alone the service writes that of compressed-tensors; it holds while other integers are left.
+    """
+    integers = any(isinstance(layer.form, Quantized) for layer in contents.factored.values())
+    left = any(tensor.name.endswith(WEIGHT + SCALE) for own in files.values() for tensor in own)
+    return {QUANT_METHOD, *([COMPRESSED_TENSORS] if integers and not left else [])}
+
+
+def _copy_others(source: Path, folder: Path, methods: Collection[str]) -> list[Path]:
     """Copy the files that are no weights; hidden ones and the report are left out."""
     copied = []
     for path in sorted(source.iterdir()):
@@ -225,7 +239,7 @@ def _copy_others(source: Path, folder: Path) -> list[Path]:
             continue
         if path.is_dir():
             shutil.copytree(path, target)
-        elif (content := _changed(path)) is not None:
+        elif (content := _changed(path, methods)) is not None:
             _write_bytes(target, content)
         else:
             shutil.copy(path, target)
@@ -233,20 +247,20 @@ def _copy_others(source: Path, folder: Path) -> list[Path]:
     return copied
 
 
-def _changed(path: Path) -> bytes | None:
+def _changed(path: Path, methods: Collection[str]) -> bytes | None:
     """Return a file that says how the folder is loaded as it is without compression; None for any other."""
     if path.name == CONFIG_NAME:
-        return _dense_config(path)
+        return _dense_config(path, methods)
     return expanded_card(path.read_bytes()) if path.name.lower() == CARD_NAME else None
 
 
-def _dense_config(path: Path) -> bytes | None:
+def _dense_config(path: Path, methods: Collection[str]) -> bytes | None:
     try:
         config = json.loads(path.read_bytes())
         own = config.get(QUANTIZATION) or {}
-        if own.get("quant_method") == QUANT_METHOD:
+        if own.get("quant_method") in methods:
             del config[QUANTIZATION]
-        if not (path.parent / config.get(WEIGHTS_NAME, "")).is_file():
+        if not (path.parent / (config.get(WEIGHTS_NAME) or "")).is_file():
             config.pop(WEIGHTS_NAME, None)
     except (ValueError, RecursionError, AttributeError, TypeError):
         return None

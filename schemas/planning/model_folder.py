@@ -21,6 +21,7 @@ from schemas.format.model_config import (
     quantization_config,
 )
 from schemas.format.names import INDEX_ENDING, MAX_NAME_CHARACTERS, SHARD
+from schemas.planning.compressed_tensors import common_quantizer, compressed_tensors_config
 from schemas.planning.layer import LayerPlan
 
 EXPERT = re.compile(r"\.experts\.[0-9]+\.")
@@ -44,6 +45,9 @@ def output_names(
     names = {name: name for name in (*files.headers, *([files.index_name] if files.index_name else []))}
     if CONFIG_NAME not in files.companions or not _is_factored(files, layers, ranks):
         return names
+    # What is in the format of others alone keeps the names that they look for.
+    if not files.factored and common_quantizer(layers, ranks) is not None:
+        return names
     if files.index_name is None:
         return dict.fromkeys(names, ENTRY_STEM + ENDING)
     renamed = {name: _shard_name(name) for name in files.headers}
@@ -63,7 +67,14 @@ def _shard_name(name: str) -> str:
     return SHARD_PREFIX + name
 
 
-def folder_config(raw: bytes, layers: Mapping[str, FactoredLayer], weights: str) -> tuple[bytes, str | None]:
+def has_plain_names(output: CheckpointFiles) -> bool:
+    """Whether the weights of a folder have names that all programs look for; see :func:`output_names`."""
+    return output.entry_name not in (ENTRY_STEM + ENDING, ENTRY_STEM + INDEX_ENDING)
+
+
+def folder_config(
+    raw: bytes, layers: Mapping[str, FactoredLayer], weights: str, output: CheckpointFiles
+) -> tuple[bytes, str | None]:
     """Return the config.json of a folder with these factored layers, and a warning where it needs one.
 
     `weights` is the name of the input's index or weight file. All other keys stay as they are, in their
@@ -71,6 +82,9 @@ def folder_config(raw: bytes, layers: Mapping[str, FactoredLayer], weights: str)
     """
     config = parse_config(raw)
     warning = None
+    if has_plain_names(output) and not has_other_method(config):
+        config[QUANTIZATION] = compressed_tensors_config(layers, output.tensors)
+        return json.dumps(config, indent=2).encode() + b"\n", None
     if has_other_method(config):
         method = quoted(str(_quant_method(config)))
         warning = (
@@ -83,7 +97,9 @@ def folder_config(raw: bytes, layers: Mapping[str, FactoredLayer], weights: str)
     return json.dumps(config, indent=2).encode() + b"\n", warning
 
 
-def how_to_load(layers: Collection[str], *, in_folder: bool, is_adapter: bool = False) -> str | None:
+def how_to_load(
+    layers: Collection[str], *, in_folder: bool, is_adapter: bool = False, is_plain: bool = False
+) -> str | None:
     """Say how a result with these factored layers is loaded, and how not; a dense one needs no word."""
     if is_adapter:
         return (
@@ -93,6 +109,11 @@ def how_to_load(layers: Collection[str], *, in_folder: bool, is_adapter: bool = 
         )
     if not layers:
         return None
+    if is_plain:
+        return (
+            "transformers, and what else reads compressed-tensors, loads this folder by itself; transformers "
+            "needs the package compressed-tensors."
+        )
     if in_folder:
         experts = DENSE_EXPERTS if any(EXPERT.search(name) for name in layers) else ""
         return (

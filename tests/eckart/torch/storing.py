@@ -51,7 +51,7 @@ class Stored:
         most = 2 ** (bits - 1) - 1
         integers = self.random.integers(-most - 1, most + 1, shape, dtype=np.int8)
         groups = 1 if bits == 8 else inputs // GROUP
-        scale = self._stored("weight_scale", self.random.uniform(0.5, 2, (outputs, groups)) / most)
+        scale = self._stored("weight_scale", self.random.uniform(0.1, 0.4, (outputs, groups)) / most)
         self.entry |= {"bits": bits} | ({} if bits == 8 else {"group": GROUP})
         if bits == 8:
             self.tensors[f"{self.name}.weight"] = torch.from_numpy(integers)

@@ -110,3 +110,21 @@ def test_a_tensor_by_the_name_of_the_indices_keeps_the_layer_dense(save, gaussia
 
     (layer,) = result.report.layers
     assert layer.reason in {"names_taken", "more_than_a_linear"}
+
+
+def test_coefficients_in_eight_bits_have_the_error_that_is_reported(model, compress):
+    result = compress(model[0], method="pivot", rank=12, dtype="int8")
+
+    stored = result.tensors()
+    for layer in result.report.layers:
+        rows, coefficients = (
+            stored[f"{layer.name}.{i}.weight"].double() * stored[f"{layer.name}.{i}.weight_scale"].double()
+            for i in range(2)
+        )
+        weight = model[1][layer.tensor].double()
+        product = multiply_rows((rows, coefficients, stored[f"{layer.name}.rows"]))
+        assert layer.relative_error == pytest.approx(
+            float((weight - product).norm() / weight.norm()), rel=1e-4
+        )
+        assert stored[f"{layer.name}.rows"].dtype == torch.int32
+        assert layer.relative_error < 1.05 * layer.optimal_error
