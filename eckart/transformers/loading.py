@@ -8,7 +8,7 @@ stacking, casting and placing stays with transformers.
 from __future__ import annotations
 
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from eckart.torch.files import BIAS, WEIGHT
 from eckart.torch.layers import Compressed
 from eckart.torch.matching import Match
 from eckart.torch.parts import Trials
+from eckart.torch.quantized import QuantizedConv1D
 from eckart.torch.swapping import become_compressed, obstacle
 from eckart.transformers.naming import Naming, rules
 from eckart.transformers.tensors import FolderTensors, find_layers, open_folder
@@ -57,6 +58,7 @@ def load_folder(load: Callable[..., Any], arguments: dict[str, Any], config: Eck
             layer, stored = model.get_submodule(match.module), match.stored
             become_compressed(layer, stored.form, trials, method=stored.entry.method)
         tensors = _tensors_to_load(folder, matches)
+        opened.enter_context(_with_shapes_of_files(model))
         result = load(**_as_any_model(arguments, tensors))
     restore_zero_biases(model)
     _check_loaded(model, swapped)
@@ -66,6 +68,31 @@ def load_folder(load: Callable[..., Any], arguments: dict[str, Any], config: Eck
     _warn_of_dense(matches, asked_for=config.dequantize)
     config.keep_only({match.stored.name for match in swapped})
     return result
+
+
+class _Loading(QuantizedConv1D):
+    """While transformers loads it: `weight` is the tensor of that name, [outputs, inputs] as in the file.
+
+    Transformers compares the shapes of both.
+    """
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The integers, where they are stored under this name."""
+        integers = self._buffers.get("weight")
+        return super().weight if integers is None else integers
+
+
+@contextmanager
+def _with_shapes_of_files(model: nn.Module) -> Iterator[None]:
+    layers = [layer for layer in model.modules() if type(layer) is QuantizedConv1D]
+    for layer in layers:
+        layer.__class__ = _Loading
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.__class__ = QuantizedConv1D
 
 
 def restore_zero_biases(model: nn.Module) -> None:

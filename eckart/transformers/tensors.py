@@ -102,6 +102,8 @@ def find_layers(
         parts = [tensors.pop(part) for part in decoder.names(matrix)]
         tensors[matrix] = ComputedSlice(found[matrix].shape, partial(_decode, decoder, parts))
     for name in layers:
+        if name + WEIGHT in decoders:
+            continue  # A dense weight in a codec.
         if name not in weights:
             raise LoadError(
                 f"config.json says that {name} is factored, but the files hold it dense; {ADVICE}"

@@ -20,6 +20,7 @@ from eckart.torch import (
     save_compressed,
 )
 from eckart.transformers import EckartConfig
+from tests.compression import compress
 from tests.eckart.torch.storing import Stored
 from tests.eckart.transformers.folders import MODELS, QUIET, change_config, quantization_of
 
@@ -150,6 +151,41 @@ def test_torchs_loader_takes_the_folder_and_its_own_file(mixed, tmp_path):
     again = mixed.kind(transformers.AutoConfig.from_pretrained(mixed.dense))
     load_compressed(again, tmp_path / "again.safetensors")
     assert torch.equal(mixed.computed(again), mixed.computed(model))
+
+
+def test_integers_of_layers_that_store_their_weight_the_other_way_round_are_loaded(tmp_path):
+    folder = Mixed("gpt2", tmp_path, [("int8", None), ("int8+svd", "int8")])
+    model = folder.kind.from_pretrained(folder.small)
+
+    assert {type(layer) for layer in compressed_layers(model).values()} == {QuantizedConv1D}
+    torch.testing.assert_close(folder.computed(model), folder.expected, rtol=0, atol=1e-4)
+
+
+JOBS = [
+    {"method": "int4+svd", "rank": 2, "group": 32},
+    {"method": "int8+svd", "rank": 2, "dtype": "int8"},
+    {"method": "pivot", "rank": 6},
+    {"method": "cur", "rank": 4, "dtype": "int8"},
+    {"method": "svd", "rank": 6, "dtype": "int8", "layout": "dense"},
+]
+
+
+@pytest.mark.parametrize("spec", JOBS, ids=lambda spec: spec["method"])
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_what_a_job_writes_is_loaded_and_expanded(name, spec, tmp_path):
+    torch.manual_seed(5)
+    model, run = MODELS[name]()
+    model.eval().save_pretrained(tmp_path / "dense")
+    compress(tmp_path / "dense", tmp_path / "small", **spec)
+    expand(tmp_path / "small", tmp_path / "expanded")
+    found, wanted = (
+        type(model).from_pretrained(tmp_path / folder).eval() for folder in ("small", "expanded")
+    )
+
+    assert bool(compressed_layers(found)) is ("layout" not in spec)
+    with torch.no_grad():
+        torch.testing.assert_close(run(found), run(wanted), rtol=0, atol=1e-4)
+        assert not torch.equal(run(wanted), run(model))
 
 
 @pytest.mark.parametrize("ending", ["_scale", "_packed", "_shape", ".rows"])
