@@ -128,7 +128,7 @@ def refused(model, path, said, **options):
     return all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-ALREADY = "these layers are factored in the model already, so that they cannot take a whole weight: a "
+ALREADY = "these layers are compressed in the model already, so that they cannot take a whole weight: a "
 
 
 @pytest.mark.parametrize("strict", [True, False])
