@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from eckart.checkpoint import listed
 from eckart.errors import InputError
 from eckart.gram_collector import input_of
-from eckart.sums import SumStore, counted_part, product_of
+from eckart.sums import Moments, SumStore, counted_part
 from eckart.token_mask import counted_rows, counted_values
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class GradientCollector:
         self._layers = layers
         self._probes = probes
         self._store = store
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Moments] = {}
         self._zeros: dict[torch.device, Tensor] = {}
         self._generators: dict[torch.device, torch.Generator] = {}
         self._is_backward = False
@@ -93,7 +93,9 @@ class GradientCollector:
 
     def finish(self) -> dict[str, Tensor]:
         """Return the sums by layer for one probe, the mean of all; none where no gradient came to a layer."""
-        found = {name: self._sums[name] for name in self._layers if name in self._sums}
+        for sums in self._sums.values():
+            sums.settle()
+        found = {name: self._sums[name].gram for name in self._layers if name in self._sums}
         if bad := [name for name, gram in found.items() if not bool(torch.isfinite(gram).all())]:
             raise InputError(f"gradients at {listed(bad)} hold NaN or infinity; use a model in float32")
         found = {name: gram for name, gram in found.items() if bool(gram.any())}
@@ -121,10 +123,9 @@ class GradientCollector:
         return watch
 
     def _add(self, name: str, counted: Tensor | None, gradient: Tensor) -> None:
-        product = product_of(counted_part(gradient, counted))
         if name not in self._sums:
-            self._sums[name] = self._store.zeros(product.shape)
-        self._sums[name] += product
+            self._sums[name] = Moments(gradient.shape[-1], self._store)
+        self._sums[name].add(counted_part(gradient, counted))
 
     def _zero(self, device: torch.device) -> Tensor:
         if device not in self._zeros:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from eckart.checkpoint import listed
 from eckart.errors import InputError
-from eckart.sums import Moments, SumStore, counted_part, moments_of
+from eckart.sums import Moments, SumStore, counted_part
 from eckart.token_mask import counted_rows
 
 if TYPE_CHECKING:
@@ -30,21 +30,21 @@ class InputSum:
     def __init__(self, members: set[str], total: Moments | None = None) -> None:
         self.members = members
         self.total = total
-        self.held: Moments | None = None
+        self.held: Tensor | None = None
         self.takers: set[str] = set()
         self._input: Tensor | None = None
         self._version: int | None = None
 
-    def hold(self, x: Tensor, moments: Moments, taker: str) -> None:
-        """Hold back the contribution of an input."""
-        self._input, self._version, self.held, self.takers = x, _version(x), moments, {taker}
+    def hold(self, x: Tensor, rows: Tensor, taker: str) -> None:
+        """Hold back the rows of an input."""
+        self._input, self._version, self.held, self.takers = x, _version(x), rows, {taker}
 
     def holds(self, x: Tensor) -> bool:
         """Whether this very tensor is held back, and unchanged since."""
         return self._input is x and self._version is not None and self._version == _version(x)
 
-    def release(self) -> Moments | None:
-        """Return the contribution that was held back; no further layer can take it."""
+    def release(self) -> Tensor | None:
+        """Return the rows that were held back; no further layer can take them."""
         held, self.held, self._input, self.takers = self.held, None, None, set()
         return held
 
@@ -85,6 +85,9 @@ class GramCollector:
     def finish(self) -> dict[str, Moments]:
         """Return the sums by layer, one object for those that share them; none where all inputs were zero."""
         totals = {name: self._sums[name].total for name in self._layers if name in self._sums}
+        for sums in totals.values():
+            if sums is not None:
+                sums.settle()
         found = {name: sums for name, sums in totals.items() if sums is not None and bool(sums.gram.any())}
         if not found:
             raise InputError("no included layer took any input; are these batches of this model?")
@@ -110,7 +113,7 @@ class GramCollector:
             self._flush(own)
         counted = counted_rows(x)
         self.followed_masks |= counted is not None
-        own.hold(x, moments_of(counted_part(x, counted)), name)
+        own.hold(x, counted_part(x, counted), name)
         self._recent.append(own)
         if len(self._recent) > WINDOW:
             self._flush(self._recent[0])
@@ -131,14 +134,14 @@ class GramCollector:
         return apart
 
     def _flush(self, group: InputSum) -> None:
-        """Add the contribution that is held back to the sums of the layers that took it."""
+        """Add the rows that are held back to the sums of the layers that took it."""
         if others := group.members - group.takers:
             self._split(group, others)
         self._recent.remove(group)
         held = group.release()
         assert held is not None
         if group.total is None:
-            group.total = Moments.zeros(held.total.shape[0], self._store)
+            group.total = Moments(held.shape[1], self._store)
         group.total.add(held)
 
 

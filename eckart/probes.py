@@ -22,7 +22,7 @@ Kind = Literal["output", "fisher"]
 LOGITS = "logits"
 # The fields of a model's output that are probed, the first that is there.
 FIELDS = {
-    "output": (LOGITS, "sentence_embedding", "last_hidden_state", "pooler_output"),
+    "output": (LOGITS, "last_hidden_state", "pooler_output"),
     "fisher": (LOGITS,),
 }
 # Of logits [samples, tokens, classes]; with more dimensions the classes may stand elsewhere.

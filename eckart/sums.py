@@ -1,10 +1,9 @@
-"""Sums over the rows of inputs and gradients: exact products, in float64, in memory or in files."""
+"""Sums over the rows of inputs and gradients: of products in float64, in memory or in files."""
 
 from __future__ import annotations
 
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
 
 # Rows whose products are summed in float32; the sums of such sums are in float64.
 ROWS = 2048
+# So many rows wait at most: half of the memory of n² sums for n = 256, and a small part for wide layers.
+WAITING_ROWS = 256
 
 
 class SumStore:
@@ -48,47 +49,55 @@ class SumStore:
         return mapped.reshape(shape)
 
 
-@dataclass(eq=False, slots=True)
 class Moments:
-    """Sums over inputs x of n features: of xxᵀ [n, n] and of x [n], in float64, and how many there were."""
+    """Sums over vectors x of n features: of xxᵀ [n, n] and of x [n], in float64, and how many there were.
 
-    gram: Tensor
-    total: Tensor
-    count: int
+    A few rows wait for others: a product costs at least n² additions, however few rows it has.
+    """
 
-    @classmethod
-    def zeros(cls, n: int, store: SumStore) -> Moments:
-        """Return the sums over no inputs."""
-        return cls(store.zeros(torch.Size((n, n))), torch.zeros(n, dtype=torch.float64), 0)
+    def __init__(self, n: int, store: SumStore) -> None:
+        with _plain_tensors():
+            self.gram = store.zeros(torch.Size((n, n)))
+            self.total = torch.zeros(n, dtype=torch.float64)
+        self.count = 0
+        self._waiting: list[Tensor] = []
 
-    def add(self, other: Moments) -> None:
-        """Add the sums of further inputs."""
-        self.gram += other.gram
-        self.total += other.total
-        self.count += other.count
+    def add(self, rows: Tensor) -> None:
+        """Add the rows of a matrix [rows, n] that nobody else changes."""
+        self._waiting.append(rows)
+        if sum(rows.shape[0] for rows in self._waiting) >= WAITING_ROWS:
+            self.settle()
+
+    def settle(self) -> None:
+        """Add the rows that wait."""
+        if self._waiting:
+            with _plain_tensors():
+                rows = torch.cat(self._waiting)
+                self._waiting.clear()
+                self.gram += product_of(rows)
+                self.total += rows.sum(0, dtype=torch.float64).cpu()
+                self.count += rows.shape[0]
 
     def copied(self, store: SumStore) -> Moments:
         """Return sums of their own that go on from these."""
-        return Moments(store.zeros(self.gram.shape).copy_(self.gram), self.total.clone(), self.count)
+        self.settle()
+        copy = Moments(self.total.shape[0], store)
+        with _plain_tensors():
+            copy.gram.copy_(self.gram)
+            copy.total.copy_(self.total)
+        copy.count = self.count
+        return copy
 
     @property
     def mean(self) -> Tensor:
-        """The mean of the inputs."""
+        """The mean of the vectors."""
         return self.total / self.count
 
 
 def counted_part(x: Tensor, counted: Tensor | None) -> Tensor:
-    """Return the rows of values [..., n] that count by a mask [...], as a matrix [rows, n]."""
-    rows = x.detach()
-    if counted is not None:
-        rows = rows[counted]
+    """Copy the rows of values [..., n] that count by a mask [...] to a matrix [rows, n]."""
+    rows = x.detach().clone() if counted is None else x.detach()[counted]
     return rows.reshape(-1, x.shape[-1])
-
-
-def moments_of(rows: Tensor) -> Moments:
-    """Return the sums over the rows of a matrix [rows, n], on the CPU."""
-    total = rows.sum(0, dtype=torch.float64)
-    return Moments(product_of(rows), total.cpu(), rows.shape[0])
 
 
 def product_of(rows: Tensor) -> Tensor:
@@ -100,6 +109,13 @@ def product_of(rows: Tensor) -> Tensor:
             wide = block.to(torch.promote_types(block.dtype, torch.float32))
             total += wide.mT @ wide
     return total.cpu()
+
+
+@contextmanager
+def _plain_tensors() -> Iterator[None]:
+    """Make tensors that can be changed in any mode, though a model may have turned on inference mode."""
+    with torch.inference_mode(mode=False), torch.no_grad():
+        yield
 
 
 @contextmanager

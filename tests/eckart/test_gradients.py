@@ -359,7 +359,7 @@ ROW = torch.ones(2, 4)
         (nn.Linear(4, 4), {"sensitivity": None, "output": pooled}, "give sensitivity="),
         (nn.Linear(4, 1), {"sensitivity": "fisher"}, "one logit .* use sensitivity='output'"),
         (Ungraded(), {}, "turns gradients off"),
-        (Counts(4, 4), {}, "returns no logits or sentence_embedding or .* give output="),
+        (Counts(4, 4), {}, "returns no logits or last_hidden_state or .* give output="),
         (Named("energies", (2, 4)), {}, "give output="),
         (Named("last_hidden_state", (2, 4)), {"sensitivity": "fisher"}, "returns no logits; give output="),
         (
