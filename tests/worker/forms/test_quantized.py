@@ -63,9 +63,19 @@ def gram(save, gaussian):
     return save({"a.gram": x.mT @ x}, "grams.safetensors"), x.mT @ x
 
 
-@pytest.mark.parametrize("method", ALONE + CORRECTED)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("factors", ["keep", "int8"])
+@pytest.mark.parametrize(
+    ("method", "dtype", "factors"),
+    [
+        *((method, torch.float32, "keep") for method in ALONE),
+        *((method, torch.bfloat16, "int8") for method in CORRECTED),
+        *((method, torch.float32, "int8") for method in CORRECTED),
+        ("int4", torch.bfloat16, "keep"),
+        ("int8", torch.float64, "keep"),
+        ("int3+svd", torch.float64, "keep"),
+        ("int4+svd", torch.float16, "keep"),
+        ("int8", torch.float16, "keep"),
+    ],
+)
 def test_a_file_unpacks_to_the_numbers_that_the_report_speaks_of(
     method, dtype, factors, model, gram, compress
 ):
