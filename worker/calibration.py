@@ -1,6 +1,5 @@
 """Check the values of a calibration before a job factors its first layer."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -8,7 +7,7 @@ import torch
 from schemas.format.errors import quoted
 from schemas.planning.references import CalibrationError
 from worker.context import TensorReaders
-from worker.lowrank import gram_fault
+from worker.lowrank import count_fault, grad_gram_fault, gram_fault
 from worker.work_plan import LayerTask, TensorSource
 
 
@@ -59,13 +58,12 @@ def _mean_fault(mean: torch.Tensor) -> str | None:
 
 
 def _count_fault(count: torch.Tensor) -> str | None:
-    number = float(count)
-    return None if 0 < number < math.inf else f"is {number:g}; store the number of tokens, at least 1"
+    return count_fault(float(count))
 
 
 FAULTS: Mapping[str, Callable[[torch.Tensor], str | None]] = {
     "gram": gram_fault,
-    "grad_gram": gram_fault,
+    "grad_gram": grad_gram_fault,
     "mean": _mean_fault,
     "count": _count_fault,
 }

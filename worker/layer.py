@@ -1,5 +1,6 @@
 """Factor one weight: compute its form, encode the tensors to store, and report the errors."""
 
+import math
 import time
 from dataclasses import replace
 from functools import lru_cache
@@ -21,9 +22,10 @@ from worker.lowrank import (
     OutputError,
     Reason,
     RoundedMatrix,
+    WeightedError,
     mean_error,
-    output_error,
     relative_error,
+    weighted_error,
 )
 from worker.work_plan import LayerTask
 
@@ -83,6 +85,7 @@ def factor_layer(
         layer=layer,
         weight=weight,
         statistics=inputs.statistics_on(device),
+        correct_bias=layer.corrects_bias,
         dtype=dtype,
         seed=seed,
         num_vectors=layer.num_vectors if inputs.cached else None,
@@ -183,31 +186,42 @@ def _with_measured_errors(inputs: FormInputs, result: Factored, product: torch.T
     if not bool(torch.isfinite(product).all()):
         return Kept(reason=Reason.OUT_OF_RANGE, singular_values=result.singular_values)
     error = relative_error(inputs.weight, (product,))
-    best = result.optimal_error
-    return replace(
+    result = replace(
         result,
         factors=(product,),
         rounded=None,
         relative_error=error,
         squared_error=error**2 * result.squared_norm,
-        # Both have rounding errors, but the best possible error is never above one that was achieved.
-        optimal_error=None if best is None else min(best, error),
-        output_error=_with_measured_output_errors(inputs, result.output_error, product),
+        optimal_error=_at_most(result.optimal_error, error),
+    )
+    statistics = inputs.statistics
+    if statistics is None or not statistics.weighs_errors:
+        return result
+    weighted = weighted_error(inputs.weight, (product,), statistics, centered=inputs.correct_bias)
+    if not math.isfinite(weighted.loss or 0.0):
+        return Kept(reason=Reason.OUT_OF_RANGE, singular_values=result.singular_values)
+    return replace(
+        result,
+        output_error=_with_measured_output_error(result.output_error, weighted),
+        predicted_loss=weighted.loss,
+        bias_shift=weighted.shift,
     )
 
 
-def _with_measured_output_errors(
-    inputs: FormInputs, before: OutputError | None, product: torch.Tensor
-) -> OutputError | None:
-    gram = None if inputs.statistics is None else inputs.statistics.gram
-    if before is None or gram is None:
+def _at_most(optimal: float | None, reached: float) -> float | None:
+    """Both have rounding errors, but the best possible error is never above one that was achieved."""
+    return None if optimal is None else min(optimal, reached)
+
+
+def _with_measured_output_error(before: OutputError | None, weighted: WeightedError) -> OutputError | None:
+    if before is None or weighted.outputs is None:
         return None
-    error = output_error(inputs.weight, (product,), gram)
+    error = weighted.outputs.relative
     return replace(
         before,
         relative_error=error,
         squared_error=error**2 * before.squared_norm,
-        optimal_error=None if before.optimal_error is None else min(before.optimal_error, error),
+        optimal_error=_at_most(before.optimal_error, error),
     )
 
 

@@ -107,6 +107,7 @@ def _decomposed(layer: LayerPlan, inputs: LayerInputs, context: JobContext) -> t
         layer=layer,
         weight=inputs.weight.to(context.device),
         statistics=inputs.statistics_on(context.device),
+        correct_bias=layer.corrects_bias,
         dtype=torch.float32,
         seed=context.seed,
     )
@@ -185,6 +186,7 @@ class DecomposePass:
             num_vectors=task.layer.num_vectors,
             cache=inputs.cached,
             statistics=inputs.statistics_on(self.context.device),
+            correct_bias=task.layer.corrects_bias,
         )
         if isinstance(found, Kept):
             return found.reason.value, None

@@ -18,7 +18,7 @@ from eckart.gram_collector import WINDOW, GramCollector
 from eckart.progress import silent
 from eckart.statistics_file import read_statistics
 from eckart.sums import SumStore
-from worker.lowrank.gram import gram_fault
+from worker.lowrank import gram_fault
 
 
 class Conv1D(nn.Module):

@@ -33,6 +33,8 @@ class FormInputs:
         The weight as [outputs, inputs], on the device of the numerics.
     statistics : Statistics or None
         Of the layer's inputs and of the gradients at its outputs; None if the layer is not calibrated.
+    correct_bias : bool
+        Whether the bias takes up (W - Ŵ)μ (see `worker.lowrank.FactorRequest`).
     dtype : torch.dtype
         The dtype of the tensors to return.
     seed : int
@@ -51,6 +53,7 @@ class FormInputs:
     seed: int
     num_vectors: int | None = None
     cached: SolverCache | None = None
+    correct_bias: bool = False
 
     def request(self, method: Method) -> FactorRequest:
         """Return the request for `worker.lowrank.factor` with this method."""
@@ -64,6 +67,7 @@ class FormInputs:
             min_rank=self.layer.min_rank,
             num_vectors=self.num_vectors,
             statistics=self.statistics,
+            correct_bias=self.correct_bias,
         )
 
     def _rank(self) -> int | SpectralRank:

@@ -22,11 +22,10 @@ from worker.lowrank import (
     RoundedMatrix,
     SVDMethod,
     factor,
-    output_error,
     relative_error,
     round_weight,
+    weighted_error,
 )
-from worker.lowrank.calibrated import measure_output_error
 from worker.lowrank.error import measure
 from worker.lowrank.scale import exponent_of
 
@@ -146,8 +145,12 @@ def _relative_to_weight(inputs: FormInputs, rounded: RoundedMatrix) -> FactorReq
     request = inputs.request(SVDMethod())
     if not isinstance(request.rank, ErrorRank):
         return request
-    weight, gram, dense = inputs.weight, request.gram, (rounded.dense(),)
-    lost = relative_error(weight, dense) if gram is None else output_error(weight, dense, gram)
+    weight, statistics, dense = inputs.weight, inputs.statistics, (rounded.dense(),)
+    if statistics is None or not statistics.weighs_errors:
+        lost = relative_error(weight, dense)
+    else:
+        weighted = weighted_error(weight, dense, statistics, centered=inputs.correct_bias)
+        lost = weighted.objective.relative
     if lost <= request.rank.epsilon:
         return replace(request, rank=request.aligned(1))
     return replace(request, rank=ErrorRank(request.rank.epsilon / lost))
@@ -160,15 +163,17 @@ def _measured(inputs: FormInputs, rounded: RoundedMatrix) -> Factored | Kept:
     residual, output = measure(inputs.weight, dense, exponent), None
     if not math.isfinite(residual.squared_norm):
         return Kept(reason=Reason.OUT_OF_RANGE)
-    gram = None if inputs.statistics is None else inputs.statistics.gram
-    if gram is not None:
-        found = measure_output_error(inputs.weight, dense, exponent, gram)
-        output = OutputError(
-            relative_error=found.relative,
-            squared_error=found.squared_error,
-            squared_norm=found.squared_norm,
-            optimal_error=None,
-        )
+    statistics, loss = inputs.statistics, None
+    if statistics is not None and statistics.weighs_errors:
+        weighted = weighted_error(inputs.weight, dense, statistics, centered=inputs.correct_bias)
+        found, loss = weighted.outputs, weighted.loss
+        if found is not None:
+            output = OutputError(
+                relative_error=found.relative,
+                squared_error=found.squared_error,
+                squared_norm=found.squared_norm,
+                optimal_error=None,
+            )
     return Factored(
         factors=(),
         rank=0,
@@ -177,6 +182,7 @@ def _measured(inputs: FormInputs, rounded: RoundedMatrix) -> Factored | Kept:
         squared_norm=residual.squared_norm,
         optimal_error=None,
         output_error=output,
+        predicted_loss=loss,
         singular_values=None,
         decomposition=None,
         rounded=rounded,

@@ -4,13 +4,12 @@
 `CURMethod` or any other `Method`. `svd`, `cx` and `cur` are short calls of the same body.
 """
 
-from worker.lowrank.calibrated import output_error
 from worker.lowrank.candidate import Candidate, DecomposedWeight, Method
 from worker.lowrank.cur import CUR, CX, STORAGES, CURMethod, CXMethod, Storage, cur, cx
 from worker.lowrank.decomposition import Decomposition, SolverCache
 from worker.lowrank.error import relative_error
 from worker.lowrank.factor import decompose, factor
-from worker.lowrank.gram import gram_fault
+from worker.lowrank.faults import count_fault, grad_gram_fault, gram_fault, mean_fault
 from worker.lowrank.mean import mean_error
 from worker.lowrank.norms import weighted_norms
 from worker.lowrank.pivot import PivotMethod, join_rows
@@ -29,6 +28,7 @@ from worker.lowrank.types import (
     Reason,
     SpectralRank,
 )
+from worker.lowrank.weighting import WeightedError, output_error, predicted_loss, weighted_error
 
 __all__ = [
     "CUR",
@@ -59,17 +59,23 @@ __all__ = [
     "SpectralRank",
     "Statistics",
     "Storage",
+    "WeightedError",
+    "count_fault",
     "cur",
     "cx",
     "decompose",
     "factor",
+    "grad_gram_fault",
     "gram_fault",
     "join_rows",
     "mean_error",
+    "mean_fault",
     "output_error",
+    "predicted_loss",
     "relative_error",
     "round_nearest",
     "round_weight",
     "svd",
+    "weighted_error",
     "weighted_norms",
 ]

@@ -1,19 +1,20 @@
-"""The error of outputs, ‖(W - Ŵ)X‖_F in place of ‖W - Ŵ‖_F: its minimum, and its measurement from G = XXᵀ."""
+"""Decompositions for a weighted error, tr((W - Ŵ)ᵀF(W - Ŵ)G) in place of ‖W - Ŵ‖_F²."""
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 
 from worker.lowrank.blas import product, self_product
 from worker.lowrank.decomposition import Decomposition, SolverCache
-from worker.lowrank.error import Residual, as_pair, check_chain, product_rows, row_blocks
-from worker.lowrank.gram import RIDGES, ScaledGram
+from worker.lowrank.error import row_blocks
+from worker.lowrank.gram import ScaledGram
 from worker.lowrank.lapack import fix_signs, full_svd, leading_eigenpairs, thin_qr, triangle
-from worker.lowrank.scale import ScaledWeight, finite_exponent, scaled_copy, times_power
-from worker.lowrank.solvers import Solver, Wanted, run_cascade
+from worker.lowrank.scale import scaled_copy, squared_norm
+from worker.lowrank.solvers import GRAM_ROUNDING, SMALL, Solver, Wanted, run_cascade
+from worker.lowrank.weighting import Weighting
 
 EPS = sys.float_info.epsilon
 
@@ -21,18 +22,22 @@ EPS = sys.float_info.epsilon
 def solve_calibrated(
     weight: torch.Tensor,
     exponent: int,
-    gram: torch.Tensor,
+    weighting: Weighting,
     *,
     num_vectors: int,
     cache: SolverCache | None = None,
 ) -> Iterator[Decomposition]:
-    """Yield decompositions of 2^-exponent · W G^½, each more accurate than the one before.
+    """Yield decompositions of 2^-exponent · F^½ W G^½, each more accurate than the one before.
 
-    Ŵ = U_k U_kᵀ W with the leading left singular vectors U_k of W S, for any S with S Sᵀ = G, minimizes
-    ‖(W - Ŵ)X‖_F over all Ŵ of rank k, and its square is Σ_{i>k} σᵢ² (Eckart and Young 1936 for W S; as in
-    SVD-LLM V2, Wang et al. 2025). No inverse of S is needed, so G may be of any rank. G is equilibrated and
-    ridged first: see :class:`worker.lowrank.gram.ScaledGram`. All is done in float64: first by eigenvalues of
-    the smaller Gram matrix of W S, and where its rounding is visible by QR and an SVD of W S itself.
+    With F = T Tᵀ and G = S Sᵀ, ‖Tᵀ(W - Ŵ)S‖_F is least for Ŵ = T⁻ᵀ U_k U_kᵀ TᵀW with the leading left
+    singular vectors U_k of TᵀWS, and its square is Σ_{i>k} σᵢ² (Eckart and Young 1936 for TᵀWS; with F = I as
+    in SVD-LLM V2, Wang et al. 2025; F ⊗ G is the Fisher matrix as Martens and Grosse 2015 approximate it). No
+    inverse of S is needed, so G may be of any rank. F and G are equilibrated and ridged first: see
+    :class:`worker.lowrank.gram.ScaledGram`.
+
+    The first solver takes the eigenvalues of the smaller Gram matrix of TᵀWS in float32, the second in
+    float64, and where the rounding of both is visible an SVD of TᵀWS follows. The first is left out up to a
+    short side of 128.
 
     Parameters
     ----------
@@ -40,8 +45,8 @@ def solve_calibrated(
         W; float64, float32, float16 or bfloat16. The work is done on its device.
     exponent : int
         Its scale (see :func:`worker.lowrank.scale.exponent_of`).
-    gram : Tensor [n, n]
-        G, in which :func:`worker.lowrank.gram.gram_fault` finds no fault; float64 or float32.
+    weighting : Weighting
+        F, G or both.
     num_vectors : int
         The number of singular vectors, 1 ≤ r ≤ min(m, n).
     cache : SolverCache or None
@@ -50,134 +55,81 @@ def solve_calibrated(
     Yields
     ------
     Decomposition
-        Of axis "rows", at most three; none where nothing converged. Its spectrum is without the ridge.
+        Of axis "rows", at most four; none where nothing converged. Its basis is U. Its spectrum is without
+        the ridge of G, but with that of F.
     """
-    inputs = ScaledGram.of(gram.to(weight.device))
-    taken = scaled_copy(weight, exponent, torch.float64).mul_(inputs.scale)  # [m, n]
+    taken = weighting.scaled(scaled_copy(weight, exponent, torch.float64))  # [m, n]
     solvers: list[Solver] = [
-        partial(_by_eigenvalues, inputs=inputs),
-        partial(_by_svd, inputs=inputs, iterate=False),
-        partial(_by_svd, inputs=inputs, iterate=True),
+        partial(_by_eigenvalues, weighting=weighting),
+        partial(_by_svd, weighting=weighting, iterate=False),
+        partial(_by_svd, weighting=weighting, iterate=True),
     ]
+    if min(weight.shape) > SMALL:
+        solvers.insert(0, partial(_in_float32, weighting=weighting))
     yield from run_cascade(taken, solvers, num_vectors=num_vectors, all_values=True, cache=cache)
 
 
-def measure_output_error(
-    weight: torch.Tensor, factors: Sequence[torch.Tensor], exponent: int, gram: torch.Tensor
-) -> Residual:
-    """Return ‖(W - Ŵ)X‖_F² = tr((W - Ŵ)G(W - Ŵ)ᵀ) and ‖WX‖_F² of 2^-exponent · W, measured in float64.
-
-    Parameters
-    ----------
-    weight : Tensor [m, n]
-        W; finite, any real floating dtype.
-    factors : sequence of Tensor
-        As for :func:`worker.lowrank.relative_error`.
-    exponent : int
-        The scale of the weight.
-    gram : Tensor [n, n]
-        G = XXᵀ; float64 or float32, on any device.
-
-    Returns
-    -------
-    Residual
-        Summed over blocks of rows. Neither is below 0, though rounding in G could make them so.
-    """
-    inputs = ScaledGram.of(gram.to(weight.device))
-    pair = as_pair([factor.to(torch.float64) for factor in factors])  # [j, n], [m, j]
-    error = norm = 0.0
-    for rows in row_blocks(*weight.shape):
-        block = times_power(weight[rows].to(torch.float64), -exponent) * inputs.scale  # [rows, n]
-        norm += _energy(block, inputs.core)
-        block -= product_rows(pair, rows, exponent) * inputs.scale
-        error += _energy(block, inputs.core)
-    return Residual(max(error, 0.0), max(norm, 0.0), exponent)
+def _in_float32(taken: torch.Tensor, wanted: Wanted, *, weighting: Weighting) -> Decomposition:
+    """Decompose without ridges, which float32 cannot tell from zero."""
+    size = float(taken.abs().amax()) or 1.0
+    matrix = (taken / size).to(torch.float32)  # [m, n]
+    if weighting.outputs is not None:
+        matrix = product(weighting.outputs.root[0].mT.to(torch.float32), matrix)
+    energy, inputs, (m, n) = squared_norm(matrix), weighting.inputs, matrix.shape
+    if m <= n:
+        values, rows = leading_eigenpairs(_sandwich(matrix, inputs), m, all_values=True)
+        basis, spread = rows[: wanted.num_vectors], _spread(inputs) / math.sqrt(n)
+    else:
+        if inputs is not None:
+            matrix = product(matrix, inputs.root[0].to(torch.float32))
+        values, rows = leading_eigenpairs(self_product(matrix, torch.float32), n, all_values=True)
+        basis, spread = thin_qr(product(matrix, rows[: wanted.num_vectors].mT))[0].mT, 1.0
+    total = float(values.clamp_min(0).sum())
+    reach = energy / total if total > 0 else 0.0
+    ridge = 0.0 if inputs is None else inputs.ridge
+    eps = torch.finfo(torch.float32).eps
+    roundoff = GRAM_ROUNDING * eps * max(1.0, spread * reach) + ridge * reach
+    return _decomposition(values * size**2, basis, roundoff=roundoff)
 
 
-def output_error(weight: torch.Tensor, factors: Sequence[torch.Tensor], gram: torch.Tensor) -> float:
-    """Return ‖(W - Ŵ)X‖_F/‖WX‖_F for factors exactly as stored; see :func:`measure_output_error`.
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not fit each other, or the weight is not finite.
-    """
-    check_chain(weight, factors)
-    exponent = finite_exponent(weight.detach())
-    if tuple(gram.shape) != (weight.shape[1], weight.shape[1]):
-        raise ValueError(f"a weight of shape {tuple(weight.shape)} has no inputs of {tuple(gram.shape)}")
-    return measure_output_error(weight.detach(), factors, exponent, gram).relative
+def _sandwich(matrix: torch.Tensor, inputs: ScaledGram | None) -> torch.Tensor:
+    """Return M C Mᵀ [m, m], or M Mᵀ without inputs, in the dtype of M [m, n]; symmetric."""
+    if inputs is None:
+        return self_product(matrix.mT, matrix.dtype)
+    core = inputs.core.to(matrix.dtype)
+    found = matrix.new_empty(len(matrix), len(matrix))
+    for rows in row_blocks(*matrix.shape):
+        found[rows] = product(product(matrix[rows], core), matrix.mT)
+    return found.add_(found.mT.clone()).mul_(0.5)
 
 
-def output_error_floor(
-    scaled: ScaledWeight, gram: torch.Tensor, measured: Residual, *, rounding: float
-) -> float:
-    """Return the least relative error of the outputs that can be told from zero.
-
-    Below it, an error may come from the rounding of G or of the stored factors.
-
-    Parameters
-    ----------
-    scaled : ScaledWeight
-        The weight.
-    gram : Tensor [n, n]
-        G.
-    measured : Residual
-        Of the outputs.
-    rounding : float
-        Relative to ‖W‖_F, of the stored factors.
-    """
-    if measured.scaled_norm == 0:
-        return math.inf
-    # ‖E X‖ ≤ ‖E‖ ‖X‖_F for any error E of the factors.
-    spread = math.sqrt(scaled.energy * float(gram.diagonal().double().sum()) / measured.scaled_norm)
-    return max(math.sqrt(RIDGES[gram.dtype]), rounding * spread)
+def _spread(side: ScaledGram | None) -> float:
+    """Return how far C may spread rounding: ‖C‖_F, of the identity that is not there 1."""
+    return 1.0 if side is None else float(torch.linalg.matrix_norm(side.core))
 
 
-def input_root(gram: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return R = D C^½ [n, n] in float64, G = D C D ridged: R Rᵀ = G, so ‖E X‖_F = ‖E R‖_F for any E.
-
-    Parameters
-    ----------
-    gram : Tensor [n, n]
-        As for :func:`solve_calibrated`.
-    device : torch.device
-        The device to compute on.
-
-    Raises
-    ------
-    LinAlgError
-        torch's or numpy's, if the eigenvalues of G were not found.
-    """
-    inputs = ScaledGram.of(gram.to(device))
-    vectors, values = _root(inputs)
-    core = product(vectors * (values + inputs.ridge).sqrt(), vectors.mT.contiguous())
-    return core.mul_(inputs.scale[:, None])
-
-
-def _by_eigenvalues(taken: torch.Tensor, wanted: Wanted, *, inputs: ScaledGram) -> Decomposition:
-    wide = taken.shape[0] <= taken.shape[1]
-    energies, basis = (_left_of_wide if wide else _left_of_tall)(taken, inputs, wanted.num_vectors)
+def _by_eigenvalues(taken: torch.Tensor, wanted: Wanted, *, weighting: Weighting) -> Decomposition:
+    matrix = _times_output_root(taken, weighting)
+    wide = matrix.shape[0] <= matrix.shape[1]
+    energies, basis = (_left_of_wide if wide else _left_of_tall)(matrix, weighting.inputs, wanted.num_vectors)
     total = float(energies.clamp_min(0).sum())
-    reach = wanted.energy * float(torch.linalg.matrix_norm(inputs.core)) / total if total > 0 else 0.0
+    spread = _spread(weighting.inputs) * _spread(weighting.outputs)
+    reach = wanted.energy * spread / total if total > 0 else 0.0
     roundoff = EPS * math.sqrt(max(taken.shape)) * reach
-    # If G was stored in float32, its own rounding is larger than that of any solver, so a better solver
-    # would not help.
-    return _decomposition(
-        energies, basis, roundoff=roundoff if inputs.ridge == RIDGES[torch.float64] else 0.0
-    )
+    # If a Gram matrix was stored in float32, its own rounding is larger than that of any solver, so a better
+    # solver would not help.
+    return _decomposition(energies, basis, roundoff=0.0 if weighting.in_float32 else roundoff)
 
 
 def _left_of_wide(
-    taken: torch.Tensor, inputs: ScaledGram, num_vectors: int
+    matrix: torch.Tensor, inputs: ScaledGram | None, num_vectors: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decompose A (C + δI) Aᵀ [m, m]; no eigenvalues of the larger C are needed."""
-    plain = self_product(taken.mT, torch.float64)  # [m, m]
-    ridged = torch.empty_like(plain)
-    for rows in row_blocks(*taken.shape):
-        ridged[rows] = product(product(taken[rows], inputs.core), taken.mT)
-    ridged.add_(plain, alpha=inputs.ridge)
-    ridged = ridged.add_(ridged.mT.clone()).mul_(0.5)
+    """Decompose M (C + δI) Mᵀ [m, m]; no root of the larger C is needed."""
+    plain = self_product(matrix.mT, torch.float64)  # [m, m]
+    if inputs is None:
+        values, rows_of = leading_eigenpairs(plain, len(plain), all_values=True)
+        return values, rows_of[:num_vectors]
+    ridged = _sandwich(matrix, inputs).add_(plain, alpha=inputs.ridge)
     values, rows_of = leading_eigenpairs(ridged, len(ridged), all_values=True)  # [m], [m, m]
     del ridged
     energies = values - inputs.ridge * (product(rows_of, plain) * rows_of).sum(1).cpu()
@@ -185,21 +137,27 @@ def _left_of_wide(
 
 
 def _left_of_tall(
-    taken: torch.Tensor, inputs: ScaledGram, num_vectors: int
+    matrix: torch.Tensor, inputs: ScaledGram | None, num_vectors: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decompose (A S)ᵀ A S [n, n], and compute the left vectors from the right ones."""
-    matrix, share = _rooted(taken, inputs)
+    """Decompose (M S)ᵀ M S [n, n], and compute the left vectors from the right ones."""
+    rooted = _times_input_root(matrix, inputs)
     values, right = leading_eigenpairs(
-        self_product(matrix, torch.float64), matrix.shape[1], all_values=True
+        self_product(rooted, torch.float64), rooted.shape[1], all_values=True
     )  # [n], [n, n]
-    energies = values * (right.square() @ share).cpu()
-    left, _ = thin_qr(product(matrix, right[:num_vectors].mT))  # [m, num_vectors]
+    left, _ = thin_qr(product(rooted, right[:num_vectors].mT))  # [m, num_vectors]
+    if inputs is None:
+        return values, left.mT
+    # σᵢ²‖S⁻ᵀvᵢ‖² is what the ridge adds, in units of δ.
+    lower, ridge = inputs.root
+    solved = torch.linalg.solve_triangular(lower.mT, right.mT, upper=True)  # [n, n]
+    energies = values * (1 - ridge * solved.square().sum(0)).clamp_min(0).cpu()
     return energies, left.mT
 
 
-def _by_svd(taken: torch.Tensor, wanted: Wanted, *, inputs: ScaledGram, iterate: bool) -> Decomposition:
-    """Decompose A S by QR and an SVD of the small factor: no squares are taken."""
-    matrix, share = _rooted(taken, inputs)
+def _by_svd(taken: torch.Tensor, wanted: Wanted, *, weighting: Weighting, iterate: bool) -> Decomposition:
+    """Decompose M S by QR and an SVD of the small factor: no squares are taken."""
+    plain = _times_output_root(taken, weighting)
+    matrix = _times_input_root(plain, weighting.inputs)
     if matrix.shape[0] <= matrix.shape[1]:
         core = triangle(matrix.mT).mT  # [m, m]
         left = full_svd(core, iterate=iterate)[0]  # [m, m]
@@ -207,8 +165,10 @@ def _by_svd(taken: torch.Tensor, wanted: Wanted, *, inputs: ScaledGram, iterate:
         orthonormal, core = thin_qr(matrix)  # [m, n], [n, n]
         left = product(orthonormal, full_svd(core, iterate=iterate)[0])  # [m, n]
         del orthonormal
-    energies = (product(left.mT, matrix).square_() @ share).cpu()  # [p]
-    return _decomposition(energies, left[:, : wanted.num_vectors].mT, roundoff=0.0)
+    energies = product(left.mT, matrix).square_().sum(1)  # [p]
+    if weighting.inputs is not None:
+        energies -= weighting.inputs.root[1] * product(left.mT, plain).square_().sum(1)
+    return _decomposition(energies.cpu(), left[:, : wanted.num_vectors].mT, roundoff=0.0)
 
 
 def _decomposition(energies: torch.Tensor, basis: torch.Tensor, *, roundoff: float) -> Decomposition:
@@ -222,18 +182,11 @@ def _decomposition(energies: torch.Tensor, basis: torch.Tensor, *, roundoff: flo
     )
 
 
-def _root(inputs: ScaledGram) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the eigenvectors of C [n, n] and its eigenvalues [n], those that rounding took below 0 as 0."""
-    values, rows = leading_eigenpairs(inputs.core, len(inputs.scale), all_values=True)
-    return rows.mT, values.clamp_min(0).to(rows.device)
+def _times_output_root(taken: torch.Tensor, weighting: Weighting) -> torch.Tensor:
+    """Return Tᵀ A [m, n]; A itself without F."""
+    return taken if weighting.outputs is None else product(weighting.outputs.root[0].mT, taken)
 
 
-def _rooted(taken: torch.Tensor, inputs: ScaledGram) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return A S [m, n] with S Sᵀ = C + δI, and the share [n] of each column's energy without δ."""
-    vectors, values = _root(inputs)
-    ridged = values + inputs.ridge
-    return product(taken, vectors).mul_(ridged.sqrt()), values / ridged
-
-
-def _energy(block: torch.Tensor, core: torch.Tensor) -> float:
-    return float((product(block, core) * block).sum())
+def _times_input_root(matrix: torch.Tensor, inputs: ScaledGram | None) -> torch.Tensor:
+    """Return M S [m, n]; M itself without G."""
+    return matrix if inputs is None else product(matrix, inputs.root[0])

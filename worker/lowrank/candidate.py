@@ -1,21 +1,25 @@
 """Candidate factorizations of one weight at a rank, stored and measured; the search for the least rank."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, TypeVar
 
 import torch
 
-from worker.lowrank.blas import product
-from worker.lowrank.calibrated import input_root, measure_output_error
 from worker.lowrank.decomposition import Axis, Decomposition
 from worker.lowrank.error import Residual, measure
-from worker.lowrank.lapack import NotConvergedError, failures
+from worker.lowrank.lapack import NotConvergedError, failures, fix_signs, thin_qr
 from worker.lowrank.scale import ScaledWeight
 from worker.lowrank.selectors import Indices, Selector, select
-from worker.lowrank.statistics import Statistics
 from worker.lowrank.truncation import Factors, fits_dtype
+from worker.lowrank.weighting import (
+    WeightedError,
+    WeightedSums,
+    Weighting,
+    measure_weighted,
+    sums_of_weight,
+)
 
 
 class OutOfRangeError(ArithmeticError):
@@ -38,8 +42,8 @@ class Candidate:
         False where the decomposition behind them was not accurate, so that a better solver is needed.
     columns, rows : tuple of int, or None
         The columns and rows that were chosen, ascending.
-    output_residual : Residual or None
-        ‖(W - Ŵ)X‖_F², where there is a Gram matrix.
+    weighted : WeightedError or None
+        The error that the statistics weigh, where there are any.
     """
 
     rank: int
@@ -48,12 +52,12 @@ class Candidate:
     accurate: bool = True
     columns: Indices | None = None
     rows: Indices | None = None
-    output_residual: Residual | None = None
+    weighted: WeightedError | None = None
 
     @property
     def objective(self) -> Residual:
-        """The error that is minimized: that of the outputs where there is a Gram matrix."""
-        return self.output_residual or self.residual
+        """The error that is minimized: the weighted one where there are statistics."""
+        return self.residual if self.weighted is None else self.weighted.objective
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +69,13 @@ class DecomposedWeight:
     scaled : ScaledWeight
         W [m, n], and A = 2^-exponent · W.
     decomposition : Decomposition
-        Of A, or of A·S with a Gram matrix S·Sᵀ.
+        Of A, or of TᵀAS where errors are weighted with F = TTᵀ and G = SSᵀ.
     dtype : torch.dtype or None
         Of the stored factors; None for the dtype that is computed in.
     seed : int
         ≥ 0, for selectors that draw at random.
-    statistics : Statistics or None
-        See :class:`worker.lowrank.FactorRequest`.
+    weighting : Weighting or None
+        F, G or both.
     needs_exact_error : bool
         Whether a limit on the error must be met, so that the error is measured in float64.
     """
@@ -80,59 +84,78 @@ class DecomposedWeight:
     decomposition: Decomposition
     dtype: torch.dtype | None
     seed: int = 0
-    statistics: Statistics | None = None
+    weighting: Weighting | None = None
     needs_exact_error: bool = False
-
-    @property
-    def gram(self) -> torch.Tensor | None:
-        """G [n, n] of the inputs, where the statistics have one."""
-        return None if self.statistics is None else self.statistics.gram
 
     @cached_property
     def target(self) -> torch.Tensor:
-        """What is to be approximated [m, n]: A, or A·S where there is a Gram matrix S·Sᵀ."""
-        return self.times_input_root(self.scaled.matrix)
-
-    def times_input_root(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return rows [k, n], times S where there is a Gram matrix.
+        """What is to be approximated [m, n]: A, or TᵀAS where errors are weighted.
 
         Raises
         ------
         NotConvergedError
-            If S was not found.
+            If T or S was not found.
         """
-        root = self._input_root
-        return rows if root is None else product(rows.to(torch.float64), root)
+        return self.times_input_root(self.times_output_root(self.scaled.matrix))
 
-    @cached_property
-    def _input_root(self) -> torch.Tensor | None:
-        device = self.scaled.weight.device
+    def times_output_root(self, columns: torch.Tensor) -> torch.Tensor:
+        """Return Tᵀ·columns [m, k]; raises as :attr:`target`."""
+        return columns if self.weighting is None else self._found(self.weighting.weigh_outputs, columns)
+
+    def times_input_root(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows·S [k, n]; raises as :attr:`target`."""
+        return rows if self.weighting is None else self._found(self.weighting.weigh_inputs, rows)
+
+    def _found(self, weigh: Callable[[torch.Tensor], torch.Tensor], matrix: torch.Tensor) -> torch.Tensor:
         try:
-            return None if self.gram is None else input_root(self.gram, device)
-        except failures(device) as error:
+            return weigh(matrix)
+        except failures(self.scaled.weight.device) as error:
             raise NotConvergedError from error
 
     def select(self, selector: Selector, rank: int, axis: Axis) -> Indices:
         """Return the chosen columns or rows, ascending; see :func:`worker.lowrank.selectors.select`."""
+        by_rows = axis == "rows"
         return select(
             selector,
             rank,
             axis=axis,
-            matrix=self.target if axis == "rows" else self._columns_by_input,
-            decomposition=self.decomposition,
+            matrix=self._rows_by_output if by_rows else self._columns_by_input,
+            decomposition=self._decomposition_of_rows(rank) if by_rows else self.decomposition,
             seed=self.seed,
         )
 
     @property
     def _columns_by_input(self) -> torch.Tensor:
-        """A, each column times the size of its input where there is a Gram matrix [m, n].
+        """TᵀA, each column times the size of its input where there is a Gram matrix [m, n].
 
-        Columns of A·S would not do: they mix those of A where inputs are correlated.
+        Columns of TᵀAS would not do: they mix those of A where inputs are correlated.
         """
-        if self.gram is None:
-            return self.scaled.matrix
-        sizes = self.gram.diagonal().to(self.scaled.matrix.device, torch.float64).sqrt()  # [n]
-        return self.scaled.matrix * (sizes / sizes.max()).to(self.scaled.matrix.dtype)
+        columns = self.times_output_root(self.scaled.matrix)
+        if self.weighting is None or self.weighting.inputs is None:
+            return columns
+        sizes = self.weighting.inputs.scale  # [n]
+        return columns * (sizes / sizes.max()).to(columns.dtype)
+
+    @property
+    def _rows_by_output(self) -> torch.Tensor:
+        """AS, each row times the size of its output's gradients where those are known [m, n].
+
+        Rows of TᵀAS would not do: they mix those of A where gradients are correlated.
+        """
+        rows = self.times_input_root(self.scaled.matrix)
+        if self.weighting is None or self.weighting.outputs is None:
+            return rows
+        sizes = self.weighting.outputs.scale  # [m]
+        return rows * (sizes / sizes.max()).to(rows.dtype)[:, None]
+
+    def _decomposition_of_rows(self, rank: int) -> Decomposition:
+        """Return the decomposition that rows are chosen by: U spans columns of TᵀAS, T⁻ᵀU those of AS."""
+        if self.weighting is None or self.weighting.outputs is None:
+            return self.decomposition
+        outputs = self.weighting.outputs
+        left = outputs.unweigh(self.decomposition.basis[:rank].to(outputs.core.device).mT)  # [m, k]
+        orthonormal, _ = thin_qr(left * outputs.scale[:, None])
+        return replace(self.decomposition, basis=fix_signs(orthonormal.mT.contiguous()))
 
     def cast(self, part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return a part of W in the dtype that is stored.
@@ -150,11 +173,17 @@ class DecomposedWeight:
         """Return ‖W - Ŵ‖_F² of factors as they are stored."""
         return measure(self.scaled.weight, factors, self.scaled.exponent, in_float64=self.needs_exact_error)
 
-    def output_residual(self, factors: Factors) -> Residual | None:
-        """Return ‖(W - Ŵ)X‖_F² of factors as they are stored; None without a Gram matrix."""
-        if self.gram is None:
+    def weighted_error(self, factors: Factors) -> WeightedError | None:
+        """Return the weighted error of factors as they are stored; None without statistics."""
+        if self.weighting is None:
             return None
-        return measure_output_error(self.scaled.weight, factors, self.scaled.exponent, self.gram)
+        weight, exponent = self.scaled.weight, self.scaled.exponent
+        return measure_weighted(weight, factors, exponent, self.weighting, whole=self._whole)
+
+    @cached_property
+    def _whole(self) -> WeightedSums:
+        assert self.weighting is not None
+        return sums_of_weight(self.scaled.weight, self.scaled.exponent, self.weighting)
 
 
 class Method(Protocol):

@@ -22,7 +22,10 @@ STORAGES: tuple[Storage, ...] = get_args(Storage)
 
 @dataclass(frozen=True)
 class CXMethod:
-    """W ≈ C·X, C of k columns of W and X = C⁺W; a :class:`worker.lowrank.candidate.Method`."""
+    """W ≈ C·X, C of k columns of W and X = C⁺W; a :class:`worker.lowrank.candidate.Method`.
+
+    Weighted by F = TTᵀ, the best X for these columns is (TᵀC)⁺(TᵀW), whatever G is.
+    """
 
     selector: Selector = "qdeim"
 
@@ -32,12 +35,12 @@ class CXMethod:
     def candidate(self, decomposed: DecomposedWeight, rank: int) -> Candidate:
         """Return ``(X [k, n], C [m, k])``; see :class:`worker.lowrank.candidate.Method`."""
         columns = decomposed.select(self.selector, rank, "columns")
-        scaled = decomposed.scaled
-        dtype = decomposed.dtype or working_dtype(scaled.weight)
+        dtype = decomposed.dtype or working_dtype(decomposed.scaled.weight)
         c, c_inverse = _fitted_columns(decomposed, columns, dtype)
+        weighed = decomposed.times_output_root(decomposed.scaled.matrix)
 
         def fit(cutoff: float) -> Factors:
-            return c_inverse.solve(scaled.matrix, cutoff=cutoff), c
+            return c_inverse.solve(weighed, cutoff=cutoff), c
 
         return _best_candidate(decomposed, fit, dtype, columns, None)
 
@@ -46,7 +49,8 @@ class CXMethod:
 class CURMethod:
     """W ≈ C·U·R, C of k columns and R of k rows of W; a :class:`worker.lowrank.candidate.Method`.
 
-    U = C⁺WR⁺ is the best for these columns and rows; with a Gram matrix S·Sᵀ it is C⁺(WS)(RS)⁺. ``storage``
+    U = C⁺WR⁺ is the best for these columns and rows; weighted by F = TTᵀ and G = SSᵀ it is
+    (TᵀC)⁺(TᵀWS)(RS)⁺. ``storage``
     "three" stores R, U and C, and "two" stores U·R and C.
     """
 
@@ -66,7 +70,8 @@ class CURMethod:
         dtype = decomposed.dtype or working_dtype(scaled.weight)
         c, c_inverse = _fitted_columns(decomposed, columns, dtype)
         r = decomposed.cast(take_rows(scaled.weight, rows), dtype)  # [k, n]
-        r_inverse = PseudoInverse.of(decomposed.times_input_root(r).mT, scaled.exponent)
+        scaled_r = times_power(r.to(torch.float64), -scaled.exponent)
+        r_inverse = PseudoInverse.of(decomposed.times_input_root(scaled_r).mT, 0)
 
         def fit(cutoff: float) -> Factors:
             u = fit_u(decomposed.target, c_inverse, r_inverse, cutoff=cutoff)  # [k, k]
@@ -82,7 +87,8 @@ def _fitted_columns(
 ) -> tuple[torch.Tensor, PseudoInverse]:
     # The fit is to the columns as they are stored, so that it corrects for their rounding too.
     c = decomposed.cast(take_columns(decomposed.scaled.weight, columns), dtype)  # [m, k]
-    return c, PseudoInverse.of(c, decomposed.scaled.exponent)
+    scaled = times_power(c.to(torch.float64), -decomposed.scaled.exponent)
+    return c, PseudoInverse.of(decomposed.times_output_root(scaled), 0)
 
 
 def _best_candidate(
@@ -93,17 +99,18 @@ def _best_candidate(
     rows: Indices | None,
 ) -> Candidate:
     def objective(factors: Factors) -> Residual:
-        return decomposed.output_residual(factors) or decomposed.residual(factors)
+        weighted = decomposed.weighted_error(factors)
+        return decomposed.residual(factors) if weighted is None else weighted.objective
 
     best = best_rounded(fit, dtype, objective)
     if best is None:
         raise OutOfRangeError
     factors, residual = best
     rank = len(columns)
-    if decomposed.gram is None:
+    if decomposed.weighting is None:
         return Candidate(rank, factors, residual, columns=columns, rows=rows)
-    plain = decomposed.residual(factors)
-    return Candidate(rank, factors, plain, columns=columns, rows=rows, output_residual=residual)
+    plain, weighted = decomposed.residual(factors), decomposed.weighted_error(factors)
+    return Candidate(rank, factors, plain, columns=columns, rows=rows, weighted=weighted)
 
 
 def _check_selector(selector: str) -> None:

@@ -2,8 +2,8 @@
 
 Where the error of each method is measured: `cx` and `cur` here (:func:`measure`), and so is `svd` where the
 error is small or a limit must be met. Else the error of `svd` follows from products that
-:mod:`worker.lowrank.truncation` has at hand. With a Gram matrix, the error of the outputs of all methods is
-measured in :mod:`worker.lowrank.calibrated` (`measure_output_error`). After the dense layout or a codec that
+:mod:`worker.lowrank.truncation` has at hand. With statistics, the weighted errors of all methods are
+measured in :mod:`worker.lowrank.weighting` (`measure_weighted`). After the dense layout or a codec that
 rounds, ``worker/layer.py`` measures again, by :func:`relative_error`, on the matrices that are stored.
 """
 

@@ -24,6 +24,7 @@ from worker.lowrank.types import (
     check_rank,
     check_seed,
 )
+from worker.lowrank.weighting import Weighting
 
 
 @limit_blas_threads()
@@ -78,7 +79,8 @@ def factor(
     if exponent is None:
         return Kept(reason=Reason.NOT_FINITE)
     scaled = ScaledWeight(weight, exponent)
-    return factor_by(_decompositions(scaled, request, cache), scaled, request)
+    weighting = _weighting(request.statistics, weight.device, centered=request.correct_bias)
+    return factor_by(_decompositions(scaled, request, cache, weighting), scaled, request, weighting)
 
 
 @limit_blas_threads()
@@ -122,7 +124,7 @@ def factor_at(
     scaled = ScaledWeight(weight, finite_exponent(weight))
     check_rank(rank, weight)
     request = FactorRequest(method=method, rank=rank, max_rank=rank, dtype=None, seed=seed)
-    decompositions = solver(scaled.matrix) if solver else _decompositions(scaled, request, None)
+    decompositions = solver(scaled.matrix) if solver else _decompositions(scaled, request, None, None)
     found = factor_by(decompositions, scaled, request)
     if isinstance(found, Factored):
         return found
@@ -136,6 +138,7 @@ def decompose(
     num_vectors: int,
     cache: SolverCache | None = None,
     statistics: Statistics | None = None,
+    correct_bias: bool = False,
 ) -> Decomposition | Kept:
     """Decompose one weight for any later request, or return the reason why it stays dense.
 
@@ -148,6 +151,7 @@ def decompose(
     cache : SolverCache or None
         As for :func:`factor`.
     statistics : Statistics or None
+    correct_bias : bool
         As in :class:`worker.lowrank.FactorRequest`.
 
     Returns
@@ -165,12 +169,12 @@ def decompose(
     exponent = exponent_of(weight)
     if exponent is None:
         return Kept(reason=Reason.NOT_FINITE)
-    gram = None if statistics is None else statistics.gram
-    if gram is None:
+    weighting = _weighting(statistics, weight.device, centered=correct_bias)
+    if weighting is None:
         matrix = ScaledWeight(weight, exponent).matrix
         decompositions = solve(matrix, num_vectors=num_vectors, all_values=True, cache=cache)
     else:
-        decompositions = solve_calibrated(weight, exponent, gram, num_vectors=num_vectors, cache=cache)
+        decompositions = solve_calibrated(weight, exponent, weighting, num_vectors=num_vectors, cache=cache)
     found = None
     for found in decompositions:
         if found.is_accurate_for(num_vectors):
@@ -178,8 +182,17 @@ def decompose(
     return found or Kept(reason=Reason.NOT_CONVERGED)
 
 
+def _weighting(statistics: Statistics | None, device: torch.device, *, centered: bool) -> Weighting | None:
+    if statistics is None or not statistics.weighs_errors:
+        return None
+    return Weighting.of(statistics, device, centered=centered)
+
+
 def factor_by(
-    decompositions: Iterable[Decomposition], scaled: ScaledWeight, request: FactorRequest
+    decompositions: Iterable[Decomposition],
+    scaled: ScaledWeight,
+    request: FactorRequest,
+    weighting: Weighting | None = None,
 ) -> Factored | Kept:
     """Factor a weight by the first of ever more accurate decompositions that is accurate enough.
 
@@ -191,6 +204,8 @@ def factor_by(
         W, and A = 2^-exponent · W.
     request : FactorRequest
         As for :func:`factor`.
+    weighting : Weighting or None
+        Of the statistics in the request.
 
     Returns
     -------
@@ -199,7 +214,7 @@ def factor_by(
     """
     for decomposition in decompositions:
         try:
-            result = _attempt(scaled, request, decomposition)
+            result = _attempt(scaled, request, decomposition, weighting)
         except OutOfRangeError:
             return _kept(Reason.OUT_OF_RANGE, decomposition, scaled.exponent)
         except NotConvergedError:
@@ -211,14 +226,14 @@ def factor_by(
 
 
 def _decompositions(
-    scaled: ScaledWeight, request: FactorRequest, cache: SolverCache | None
+    scaled: ScaledWeight, request: FactorRequest, cache: SolverCache | None, weighting: Weighting | None
 ) -> Iterator[Decomposition]:
-    if request.gram is not None:
+    if weighting is not None:
         wanted = request.num_vectors or request.ceiling(scaled.weight)
         yield from solve_calibrated(
             scaled.weight,
             scaled.exponent,
-            request.gram,
+            weighting,
             num_vectors=wanted,
             cache=cache if request.num_vectors else None,
         )
@@ -233,7 +248,10 @@ def _decompositions(
 
 
 def _attempt(
-    scaled: ScaledWeight, request: FactorRequest, decomposition: Decomposition
+    scaled: ScaledWeight,
+    request: FactorRequest,
+    decomposition: Decomposition,
+    weighting: Weighting | None,
 ) -> Factored | Kept | None:
     """Return the result by this decomposition, or None where a more accurate one is needed."""
     rule = request.rank
@@ -253,7 +271,7 @@ def _attempt(
         return None
     needs_exact_error = isinstance(rule, ErrorRank)
     decomposed = DecomposedWeight(
-        scaled, decomposition, request.dtype, request.seed, request.statistics, needs_exact_error
+        scaled, decomposition, request.dtype, request.seed, weighting, needs_exact_error
     )
 
     def attempt(multiple: int) -> Candidate:
@@ -277,12 +295,16 @@ def _factored(candidate: Candidate, decomposed: DecomposedWeight) -> Factored:
     # Any factors of this rank bound the best possible error from above; only rounding could contradict that.
     best = min(decomposed.decomposition.optimal_error(candidate.rank), objective.relative)
     output_error = None
-    if candidate.output_residual is not None:
+    weighted = candidate.weighted
+    if weighted is not None and not math.isfinite(weighted.loss or 0.0):
+        raise OutOfRangeError
+    if weighted is not None and weighted.outputs is not None:
+        minimized = decomposed.weighting is not None and decomposed.weighting.weighs_outputs_alone
         output_error = OutputError(
-            relative_error=objective.relative,
-            squared_error=objective.squared_error,
-            squared_norm=objective.squared_norm,
-            optimal_error=best,
+            relative_error=weighted.outputs.relative,
+            squared_error=weighted.outputs.squared_error,
+            squared_norm=weighted.outputs.squared_norm,
+            optimal_error=best if minimized else None,
         )
     return Factored(
         factors=candidate.factors,
@@ -290,12 +312,14 @@ def _factored(candidate: Candidate, decomposed: DecomposedWeight) -> Factored:
         relative_error=residual.relative,
         squared_error=residual.squared_error,
         squared_norm=residual.squared_norm,
-        optimal_error=best if output_error is None else None,
+        optimal_error=best if weighted is None else None,
         output_error=output_error,
         singular_values=times_power(decomposed.decomposition.singular_values, decomposed.scaled.exponent),
         decomposition=decomposed.decomposition,
         columns=candidate.columns,
         rows=candidate.rows,
+        predicted_loss=weighted.loss if weighted else None,
+        bias_shift=weighted.shift if weighted else None,
     )
 
 

@@ -1,23 +1,24 @@
-"""The Gram matrix of the inputs of a layer: how to find a fault in one, and its form for computing."""
+"""A Gram matrix in the form that is computed with: equilibrated, ridged and with a triangular root."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import torch
 
-from worker.lowrank.blas import TILE, symmetrize
+from worker.lowrank.blas import product, symmetrize
+from worker.lowrank.lapack import leading_eigenpairs, ridged_cholesky
 
 GRAM_DTYPES = (torch.float64, torch.float32)
 # Relative to the size of each input (see `ScaledGram`): below it, the Gram matrix is rounding.
 RIDGES = {torch.float64: 1e-10, torch.float32: 1e-6}
-# How far rounding, also that of sums in float32 over millions of samples, may take a Gram matrix from being
-# symmetric and positive, relative to unit diagonal and largest eigenvalue.
-TOLERANCE = 1e-4
-# With these limits, squares and sums of squares of scaled entries stay in the range of float64.
-SMALLEST, LARGEST = 2.0**-800, 2.0**800
+# A centered Gram matrix has the rounding of the sums before the mean was taken out. An input counts as no
+# smaller than this share of its sum, so that the ridge stays above that rounding.
+CENTERED_FLOORS = {torch.float64: 1e-3, torch.float32: 1.0}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScaledGram:
     """G = D C D with diagonal D, so that C is as well scaled as G can be (van der Sluis 1969).
 
@@ -30,78 +31,85 @@ class ScaledGram:
     ridge : float
         δ: 1e-10, or 1e-6 where G came in float32. What is minimized is ‖(W - Ŵ)X‖² + δ‖(W - Ŵ)D‖², so that
         directions that no input reaches are chosen by the plain error, each input taken by its own size.
+    identity : float
+        The multiple of the identity in G that shrinkage has put there.
     """
 
     scale: torch.Tensor
     core: torch.Tensor
     ridge: float
+    identity: float = 0.0
 
     @classmethod
-    def of(cls, gram: torch.Tensor) -> Self:
-        """Equilibrate G [n, n], float64 or float32, in which :func:`gram_fault` finds no fault."""
-        scale = _scale(gram)
-        core = gram.to(torch.float64, copy=True).div_(scale[:, None]).div_(scale)
-        return cls(scale, symmetrize(core), RIDGES[gram.dtype])
+    def of(
+        cls, gram: torch.Tensor, *, shrinkage: float = 0.0, center: tuple[torch.Tensor, float] | None = None
+    ) -> Self:
+        """Center, shrink and equilibrate a Gram matrix.
 
+        Parameters
+        ----------
+        gram : Tensor [n, n]
+            G, float64 or float32, in which :func:`worker.lowrank.gram_fault` finds no fault.
+        shrinkage : float
+            s in [0, 1): (1 - s)G + s·mean(diag G)·I takes the place of G.
+        center : mean [n] and count, or None
+            μ and N: G - Nμμᵀ takes the place of G. Where rounding makes a direction of it negative, that
+            direction counts as zero.
+        """
+        diagonal = gram.diagonal().to(torch.float64)  # [n]
+        floor = diagonal.new_full((), RIDGES[gram.dtype] * float(diagonal.mean()))
+        ridge = RIDGES[gram.dtype]
+        core = gram.to(torch.float64, copy=True)
+        if center is not None:
+            mean, count = center
+            dtype = torch.float32 if torch.float32 in (gram.dtype, mean.dtype) else torch.float64
+            ridge = RIDGES[dtype]
+            floor = torch.maximum(floor, CENTERED_FLOORS[dtype] * diagonal)
+            mean = mean.to(gram.device, torch.float64)
+            core.addr_(mean, mean, alpha=-count)
+        identity = 0.0
+        if shrinkage > 0:
+            identity = shrinkage * max(float(core.diagonal().mean()), 0.0)
+            core.mul_(1 - shrinkage).diagonal().add_(identity)
+        scale = torch.maximum(core.diagonal(), floor).sqrt()
+        return cls(scale, symmetrize(core.div_(scale[:, None]).div_(scale)), ridge, identity)
 
-def gram_fault(gram: torch.Tensor) -> str | None:
-    """Return why a matrix is not the Gram matrix XXᵀ of inputs X and what to do about it, or None.
+    def divided(self, number: float) -> Self:
+        """Return the form of G/number."""
+        return replace(self, scale=self.scale / math.sqrt(number), identity=self.identity / number)
 
-    Parameters
-    ----------
-    gram : Tensor [n, n]
-        float64 or float32. At most two copies of it in float64 are made at a time.
+    @cached_property
+    def root(self) -> tuple[torch.Tensor, float]:
+        """L [n, n], lower triangular, with L Lᵀ = C + δ'I, and δ'.
 
-    Returns
-    -------
-    str or None
-        The rest of a sentence that begins with the matrix's name. None where it is one within rounding:
-        mirrored entries agree to 1e-4 of the roots of their diagonal entries' product, and scaled to a unit
-        diagonal no eigenvalue is under -1e-4 of the largest.
-    """
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.numel() == 0 or gram.dtype not in GRAM_DTYPES:
-        return "is no square matrix of float32 or float64; store XXᵀ of the layer's inputs X"
-    if not bool(torch.isfinite(gram).all()):
-        return "holds NaN or infinity; leave out the batch that brings them, or sum in float64"
-    return _diagonal_fault(gram) or _core_fault(gram)
+        δ' is δ, or ten times δ where rounding of G needs it. Where even that is not positive, C is projected
+        on the positive semidefinite matrices first.
 
+        Raises
+        ------
+        LinAlgError
+            Torch's or numpy's, if no root was found.
+        """
+        for ridge in (self.ridge, 10 * self.ridge):
+            lower = ridged_cholesky(self.core, ridge)
+            if lower is not None:
+                return lower, ridge
+        values, rows = leading_eigenpairs(self.core, len(self.core), all_values=True)
+        positive = values.clamp_min(0).to(rows.device)
+        projected = product(rows.mT * positive, rows)
+        lower = ridged_cholesky(projected, 10 * self.ridge)
+        if lower is None:
+            raise torch.linalg.LinAlgError("the Gram matrix has no root")  # type: ignore[attr-defined]
+        return lower, 10 * self.ridge
 
-_SYMMETRIC = "store the whole of XXᵀ, not a triangle of it"
-_POSITIVE = "store XXᵀ of the inputs as it is, summed in float32 at least"
+    def weigh(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Return Lᵀ D M [n, j] of a matrix M [n, j], in float64: its squared norm is tr(Mᵀ G M), ridged."""
+        scaled = matrix.to(torch.float64) * self.scale[:, None]
+        return product(self.root[0].mT, scaled)
 
-
-def _diagonal_fault(gram: torch.Tensor) -> str | None:
-    least, largest = (float(extreme) for extreme in torch.aminmax(gram.diagonal()))
-    if least < 0:
-        return f"is not positive: its diagonal holds {least:.3g}; {_POSITIVE}"
-    if largest == 0:
-        return "holds zeros alone, as if no input had come; run batches through the layer, or leave it out"
-    if not SMALLEST <= largest <= LARGEST:
-        return f"is out of range: its diagonal holds {largest:.3g}; scale the inputs by a constant"
-    return None
-
-
-def _core_fault(gram: torch.Tensor) -> str | None:
-    scale = _scale(gram)
-    core = gram.to(torch.float64, copy=True).div_(scale[:, None]).div_(scale)
-    blocks = zip(torch.split(core, TILE), torch.split(core, TILE, dim=1), strict=True)
-    worst = max(float((rows - columns.mT).abs().max()) for rows, columns in blocks)
-    if worst > TOLERANCE:
-        return f"is not symmetric: mirrored entries differ by {worst:.1g} of their size; {_SYMMETRIC}"
-    # A Cholesky decomposition costs a tenth of the eigenvalues and decides nearly every case.
-    squares = float(torch.linalg.vector_norm(core)) ** 2
-    allowed = TOLERANCE * squares / float(core.diagonal().sum())
-    core.diagonal().add_(allowed)
-    if int(torch.linalg.cholesky_ex(core).info) == 0:
-        return None
-    core.diagonal().sub_(allowed)
-    values = torch.linalg.eigvalsh(core)
-    least, most = float(values[0]), float(values[-1])
-    if least >= -TOLERANCE * most:
-        return None
-    return f"is not positive: scaled to a unit diagonal it has the eigenvalue {least:.2g}; {_POSITIVE}"
-
-
-def _scale(gram: torch.Tensor) -> torch.Tensor:
-    diagonal = gram.diagonal().to(torch.float64)  # [n]
-    return diagonal.clamp_min(RIDGES[gram.dtype] * float(diagonal.mean())).sqrt()
+    def unweigh(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Return D⁻¹ L⁻ᵀ M [n, j], which undoes :meth:`weigh`."""
+        solved: torch.Tensor = torch.linalg.solve_triangular(
+            self.root[0].mT, matrix.to(torch.float64), upper=True
+        )
+        return solved.div_(self.scale[:, None])

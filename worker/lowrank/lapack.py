@@ -146,3 +146,19 @@ def failures(device: torch.device) -> tuple[type[Exception], ...]:
         return LINALG_ERRORS
     # cuSOLVER also raises plain RuntimeErrors; the last solver then computes on the CPU.
     return (RuntimeError, np.linalg.LinAlgError)
+
+
+def ridged_cholesky(matrix: torch.Tensor, ridge: float) -> torch.Tensor | None:
+    """Return the lower triangular L [n, n] with L Lᵀ = C + δI in float64; None where that is not positive.
+
+    Parameters
+    ----------
+    matrix : Tensor [n, n]
+        C: symmetric, float64. It is not changed.
+    ridge : float
+        δ ≥ 0.
+    """
+    ridged = matrix.clone()
+    ridged.diagonal().add_(ridge)
+    lower, failed = torch.linalg.cholesky_ex(ridged)
+    return None if int(failed) or not bool(lower.diagonal().isfinite().all()) else lower

@@ -69,10 +69,9 @@ def _fit(
     """
     errors = rows.to(torch.float64) - stored
     weighted, weighted_errors = stored, errors
-    if decomposed.gram is not None:
-        gram = decomposed.gram.to(rows.device, torch.float64)
-        gram = gram / gram.diagonal().max()
-        weighted, weighted_errors = product(stored, gram), product(errors, gram)
+    if decomposed.weighting is not None:
+        weighting = decomposed.weighting
+        weighted, weighted_errors = weighting.times_gram(stored), weighting.times_gram(errors)
     core = product(stored, weighted.mT)  # [k, k]
     core.diagonal().add_(RIDGE * float((weighted_errors * errors).sum().clamp_min(0)) / len(rows))
     with restore_torch_threads():
@@ -102,7 +101,7 @@ def _measured(
         decomposed.residual(pair),
         found.accurate,
         rows=tuple(chosen.rows.tolist()),
-        output_residual=decomposed.output_residual(pair),
+        weighted=decomposed.weighted_error(pair),
     )
 
 

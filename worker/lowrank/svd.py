@@ -6,12 +6,12 @@ from functools import partial
 
 import torch
 
-from worker.lowrank.calibrated import output_error_floor
 from worker.lowrank.candidate import Candidate, DecomposedWeight, OutOfRangeError
 from worker.lowrank.decomposition import Decomposition
 from worker.lowrank.factor import factor_at
 from worker.lowrank.solvers import solve, solve_exactly
-from worker.lowrank.truncation import truncate
+from worker.lowrank.truncation import truncate, truncate_weighted
+from worker.lowrank.weighting import error_floor
 
 SOLVERS = ("auto", "gram", "exact")
 # The share by which the measured error of a truncation may exceed the tail of its own spectrum.
@@ -29,16 +29,18 @@ class SVDMethod:
         scaled, decomposition = decomposed.scaled, decomposed.decomposition
         working = torch.promote_types(scaled.matrix.dtype, decomposition.basis.dtype)
         dtype = decomposed.dtype or working
-        found = truncate(scaled, decomposition, rank, dtype=dtype)
+        weighting = decomposed.weighting
+        if weighting is not None and weighting.outputs is not None:
+            found = truncate_weighted(scaled, decomposition, rank, dtype=dtype, weighting=weighting)
+        else:
+            found = truncate(scaled, decomposition, rank, dtype=dtype)
         if found is None:
             raise OutOfRangeError
-        output_residual = decomposed.output_residual(found.factors)
-        if output_residual is not None and decomposed.gram is not None:
-            floor = output_error_floor(
-                scaled, decomposed.gram, output_residual, rounding=torch.finfo(dtype).eps
-            )
-            accurate = is_optimal(output_residual.relative, decomposition, rank, rounding=floor)
-            return Candidate(rank, found.factors, found.residual, accurate, output_residual=output_residual)
+        weighted = decomposed.weighted_error(found.factors)
+        if weighting is not None and weighted is not None:
+            floor = error_floor(weighting, found.factors, weighted.objective, rounding=torch.finfo(dtype).eps)
+            accurate = is_optimal(weighted.objective.relative, decomposition, rank, rounding=floor)
+            return Candidate(rank, found.factors, found.residual, accurate, weighted=weighted)
         rounding = 0.0 if dtype == working else torch.finfo(dtype).eps
         accurate = is_optimal(found.residual.relative, decomposition, rank, rounding=rounding)
         residual = decomposed.residual(found.factors) if decomposed.needs_exact_error else found.residual

@@ -10,6 +10,7 @@ from worker.lowrank.blas import product, self_product
 from worker.lowrank.decomposition import Decomposition
 from worker.lowrank.error import Residual, measure
 from worker.lowrank.scale import ScaledWeight
+from worker.lowrank.weighting import Weighting
 
 Factors = tuple[torch.Tensor, ...]
 
@@ -89,6 +90,96 @@ def truncate(
     if residual.scaled_error < LEAST_DIFFERENCE[working] * scaled.energy:
         residual = measure(scaled.weight, factors, scaled.exponent)
     return Truncation(factors, residual)
+
+
+def truncate_weighted(
+    scaled: ScaledWeight, decomposition: Decomposition, rank: int, *, dtype: torch.dtype, weighting: Weighting
+) -> Truncation | None:
+    """Return the best approximation of rank k for an error that is weighted by F, and by G or not.
+
+    The left factor T⁻ᵀU_k, F = TTᵀ, is rounded first; the right one is the least-squares fit of TᵀA to the
+    left one as it is stored. For given left factors that fit is the best one for any G.
+
+    Parameters
+    ----------
+    scaled : ScaledWeight
+        W [m, n], and A.
+    decomposition : Decomposition
+        Of TᵀAS, of at least k vectors, of axis "rows".
+    rank : int
+        k ≥ 1.
+    dtype : torch.dtype
+        Of the stored factors.
+    weighting : Weighting
+        F, and G or None.
+
+    Returns
+    -------
+    Truncation or None
+        None where `dtype` cannot hold the factors.
+
+    Raises
+    ------
+    LinAlgError
+        Torch's or numpy's, if F has no root.
+    """
+    outputs = weighting.outputs
+    assert outputs is not None
+    root = math.ldexp(1.0, scaled.exponent // 2)
+    exact = decomposition.basis.dtype == torch.float64
+    columns, balance = (_solved_columns if exact else _multiplied_columns)(
+        scaled, decomposition, rank, weighting
+    )
+    cast = cast_factors((columns.mT * (balance * root)[:, None],), dtype)
+    if cast is None:
+        return None
+    stored_columns = _without_subnormal_rows(cast[0])  # [k, m]
+    left = outputs.weigh(stored_columns.mT.to(torch.float64) / root)  # TᵀL [m, k]
+    projected = product(outputs.weigh(scaled.matrix).mT, left)  # AᵀTTᵀL [n, k]
+    cast = cast_factors((_fit(projected, self_product(left, torch.float64)) * root,), dtype)
+    if cast is None:
+        return None
+    factors = (cast[0].mT.contiguous(), stored_columns.mT.contiguous())
+    return Truncation(factors, measure(scaled.weight, factors, scaled.exponent))
+
+
+def _solved_columns(
+    scaled: ScaledWeight, decomposition: Decomposition, rank: int, weighting: Weighting
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return T⁻ᵀU [m, k], and the factors [k] that make its columns as long as the rows of UᵀTᵀA."""
+    assert weighting.outputs is not None
+    basis = decomposition.basis[:rank].to(scaled.matrix.device)  # [k, m]
+    columns = weighting.outputs.unweigh(basis.mT)
+    rows = product(basis, weighting.outputs.weigh(scaled.matrix))  # [k, n]
+    return columns, _balance(columns, torch.linalg.vector_norm(rows, dim=1))
+
+
+def _multiplied_columns(
+    scaled: ScaledWeight, decomposition: Decomposition, rank: int, weighting: Weighting
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what :func:`_solved_columns` does, of a basis in float32.
+
+    T⁻ᵀ would blow up the rounding of U in outputs of small gradients. By AGAᵀTU = T⁻ᵀUΣ² each row is as
+    accurate as the weight's own; the scale of columns is free, since the other factor is fitted to them.
+    """
+    assert weighting.outputs is not None
+    outputs, inputs = weighting.outputs, weighting.inputs
+    basis = decomposition.basis[:rank].to(scaled.matrix.device, torch.float64)  # [k, m]
+    turned = product(outputs.root[0], basis.mT) * outputs.scale[:, None]  # TU [m, k]
+    size = turned.abs().amax()
+    matrix = scaled.matrix.to(torch.float32)
+    rows = product((turned / size).to(torch.float32).mT, matrix)  # UᵀTᵀA [k, n]
+    lengths = torch.linalg.vector_norm(rows, dim=1).to(torch.float64) * size
+    if inputs is not None:
+        sizes = (inputs.scale / inputs.scale.max()).to(torch.float32)
+        rows = product(rows * sizes, inputs.core.to(torch.float32)).mul_(sizes)
+    columns = product(matrix, rows.mT).to(torch.float64)  # [m, k]
+    columns /= _positive(torch.linalg.vector_norm(outputs.weigh(columns), dim=0))
+    return columns, _balance(columns, lengths)
+
+
+def _balance(columns: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    return (lengths / _positive(torch.linalg.vector_norm(columns, dim=0))).sqrt()
 
 
 def _lengths(matrix: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:

@@ -113,7 +113,11 @@ class FactorRequest:
     statistics : Statistics or None
         Of the layer; its Gram matrix G = XXᵀ of the inputs X of W [m, n] is one in which
         :func:`worker.lowrank.gram_fault` finds no fault. With it, svd and the fit of cur minimize
-        ‖(W - Ŵ)X‖_F, columns and rows are chosen for it, and ranks by energy and error refer to it.
+        ‖(W - Ŵ)X‖_F, or with F of the gradients tr((W - Ŵ)ᵀF(W - Ŵ)G), or tr((W - Ŵ)ᵀF(W - Ŵ)) where G is not
+        there; columns and rows are chosen for it, and ranks by energy and error refer to it.
+    correct_bias : bool
+        Whether the bias will take up (W - Ŵ)μ, so that G - Nμμᵀ takes the place of G. Nothing changes where
+        the statistics have no mean or count.
 
     Raises
     ------
@@ -130,6 +134,7 @@ class FactorRequest:
     min_rank: int = 1
     num_vectors: int | None = None
     statistics: Statistics | None = field(default=None, compare=False, repr=False)
+    correct_bias: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.rank, int) and self.rank < 1:
@@ -141,11 +146,6 @@ class FactorRequest:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"factors cannot be stored as {self.dtype}")
         check_seed(self.seed)
-
-    @property
-    def gram(self) -> torch.Tensor | None:
-        """The Gram matrix of the inputs, where the statistics have one."""
-        return None if self.statistics is None else self.statistics.gram
 
     def ceiling(self, weight: torch.Tensor) -> int:
         """Return the largest rank that this weight can have and that saves parameters; 0 where none does."""
@@ -174,7 +174,8 @@ def check_seed(seed: int) -> None:
 class OutputError:
     """The measured error of the outputs WX, ‖(W - Ŵ)X‖_F/‖WX‖_F, and its squares.
 
-    `optimal_error` is the best possible one at the rank, None where it is not known.
+    `optimal_error` is the best possible one at the rank, None where it is not known
+    or another error was minimized.
     """
 
     relative_error: float
@@ -204,17 +205,20 @@ class Factored:
         The best possible relative error at this rank; None where another error was minimized.
     output_error : OutputError or None
         The error of the outputs, where there is a Gram matrix.
-    predicted_loss : float or None
-        tr((W - Ŵ)ᵀF(W - Ŵ)G)/N of the factors as they are stored, where both Gram matrices are there.
     singular_values : Tensor [p]
         float64 on the CPU, descending: all min(m, n) of them, or the leading ones where more were not needed;
-        those of W G^½ where there is a Gram matrix. None without factors.
+        those of F^½ W G^½ where there are statistics, with both matrices divided by √N, so that their squares
+        are in units of the loss. None without factors.
     decomposition : Decomposition or None
         The decomposition that the factors come from, if there are any.
     columns, rows : tuple of int, or None
         The columns and rows that cur and cx chose, ascending.
     rounded : RoundedMatrix or None
         Q, if W is rounded.
+    predicted_loss : float or None
+        tr((W - Ŵ)ᵀF(W - Ŵ)G)/N, G centered where the bias is corrected; None where F, G or N is not known.
+    bias_shift : Tensor [m] or None
+        (W - Ŵ)μ in float64, which the bias takes up; None where it is not to be corrected.
     """
 
     factors: tuple[torch.Tensor, ...]
@@ -230,6 +234,7 @@ class Factored:
     output_error: OutputError | None = None
     predicted_loss: float | None = None
     rounded: RoundedMatrix | None = field(default=None, compare=False, repr=False)
+    bias_shift: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

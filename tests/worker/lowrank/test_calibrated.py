@@ -1,4 +1,4 @@
-"""worker.lowrank.calibrated and gram: the closed form, by the SVD of W G^(1/2) in numpy."""
+"""worker.lowrank.calibrated with one Gram matrix: the closed form, by the SVD of W G^(1/2) in numpy."""
 
 import math
 
@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tests.worker.lowrank.matrices import gaussian
-from worker.lowrank.calibrated import input_root, measure_output_error, solve_calibrated
-from worker.lowrank.gram import TOLERANCE, gram_fault
+from worker.lowrank import Statistics
+from worker.lowrank.calibrated import solve_calibrated
 from worker.lowrank.scale import exponent_of
+from worker.lowrank.weighting import Weighting, measure_weighted
 
 SHAPES = [(40, 60), (60, 40), (48, 48), (1, 30), (30, 1)]
 
@@ -52,10 +53,19 @@ def expected_output_error(weight, approximation, x):
     return float(np.linalg.norm((weight - approximation) @ x))
 
 
+def weighting_of(gram):
+    return Weighting.of(Statistics(gram=gram), torch.device("cpu"))
+
+
+def measure_output_error(weight, factors, exponent, gram):
+    return measure_weighted(weight, factors, exponent, weighting_of(gram)).outputs
+
+
 def projections(weight, gram, *, num_vectors=None):
     """Yield W projected to any rank, by every solver of the cascade."""
     exponent = exponent_of(weight)
-    for found in solve_calibrated(weight, exponent, gram, num_vectors=num_vectors or min(weight.shape)):
+    weighting, num_vectors = weighting_of(gram), num_vectors or min(weight.shape)
+    for found in solve_calibrated(weight, exponent, weighting, num_vectors=num_vectors):
         basis = found.basis.double()
         assert found.axis == "rows"
         assert torch.allclose(basis @ basis.mT, torch.eye(len(basis), dtype=torch.float64), atol=1e-9)
@@ -164,7 +174,7 @@ def test_an_exact_product_has_no_error_however_rounding_falls():
 
 def test_the_root_of_the_inputs_stands_for_them_in_any_norm():
     error, x = gaussian(20, 30), inputs(30, "correlated")
-    matrix = (error @ input_root(torch.from_numpy(x @ x.T), torch.device("cpu"))).numpy()
+    matrix = weighting_of(torch.from_numpy(x @ x.T)).weigh_inputs(error).numpy()
     outputs = error.numpy() @ x
 
     assert np.allclose(matrix @ matrix.T, outputs @ outputs.T, atol=1e-6 * np.abs(outputs @ outputs.T).max())
@@ -182,51 +192,3 @@ def test_only_as_many_vectors_come_as_are_wanted():
     for found, _, _ in projections(gaussian(40, 60), torch.eye(60, dtype=torch.float64), num_vectors=7):
         assert found.basis.shape == (7, 40)
         assert found.singular_values.shape == (40,)
-
-
-def spoiled(**changes):
-    gram = torch.from_numpy(inputs(12, "correlated") @ inputs(12, "correlated").T)
-    for place, value in changes.items():
-        row, column = map(int, place.removeprefix("at_").split("_"))
-        gram[row, column] = value
-    return gram
-
-
-@pytest.mark.parametrize(
-    ("gram", "words"),
-    [
-        (torch.eye(3)[:2], "no square matrix"),
-        (torch.ones(3), "no square matrix"),
-        (torch.empty(0, 0), "no square matrix"),
-        (torch.eye(3, dtype=torch.float16), "float32 or float64"),
-        (torch.eye(3, dtype=torch.int64), "float32 or float64"),
-        (spoiled(at_3_4=math.nan), "NaN"),
-        (spoiled(at_0_0=math.inf), "NaN or infinity"),
-        (spoiled(at_3_4=0.0), "not symmetric"),
-        (spoiled().triu(), "not symmetric"),
-        (spoiled(at_3_3=-1.0), "not positive"),
-        (-spoiled(), "not positive"),
-        (torch.tensor([[1.0, 2.0], [2.0, 1.0]]), "not positive"),
-        (torch.tensor([[0.0, 1.0], [1.0, 1.0]]), "not positive"),
-        (torch.linalg.inv(torch.tensor([[1.0, 2.0], [2.0, 1.0]])), "not positive"),
-        (spoiled() - 30 * torch.eye(12), "not positive"),
-        (torch.zeros(4, 4), "zeros alone"),
-        (torch.full((2, 2), 1e250, dtype=torch.float64), "out of range"),
-        (torch.full((2, 2), 1e-250, dtype=torch.float64), "out of range"),
-    ],
-)
-def test_what_is_no_gram_matrix_is_refused_with_its_remedy(gram, words):
-    fault = gram_fault(gram)
-
-    assert fault is not None
-    assert words in fault
-    assert any(verb in fault for verb in ("store", "leave out", "run batches", "scale"))
-
-
-@pytest.mark.parametrize("kind", [*KINDS, "tiny", "huge"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_gram_matrix_that_rounding_has_touched_is_none_the_worse(kind, dtype):
-    x = torch.from_numpy(inputs(60, kind)).to(dtype)
-
-    assert gram_fault(x @ x.T) is None
-    assert gram_fault((x @ x.T) * (1 + 0.1 * TOLERANCE * gaussian(60, 60).to(dtype).clamp(-3, 3))) is None
