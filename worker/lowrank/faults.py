@@ -55,7 +55,7 @@ def count_fault(count: float) -> str | None:
     """Return why a number is not the count of tokens, as the rest of a sentence; None where it is."""
     if math.isfinite(count) and count > 0:
         return None
-    return f"is {count:.3g}, not a number above 0; store how many tokens the sums are of"
+    return f"is {count:.3g}, not a number above 0; store the number of tokens that the sums are of"
 
 
 def mean_fault(mean: torch.Tensor, gram: torch.Tensor, count: float) -> str | None:

@@ -63,7 +63,7 @@ def test_a_gram_matrix_that_rounding_has_touched_is_none_the_worse(kind, dtype):
 
 @pytest.mark.parametrize("count", [0.0, -3.0, math.nan, math.inf])
 def test_what_is_no_count_is_refused(count):
-    assert "store how many tokens" in count_fault(count)
+    assert "store the number of tokens" in count_fault(count)
     assert count_fault(1.0) is None
 
 
