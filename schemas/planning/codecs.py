@@ -58,6 +58,9 @@ class ScaledCodec(Codec):
 class Int8Codec(ScaledCodec):
     """Eight bits for each element and one scale for each row: `int-quantized`."""
 
+    # Measured: 4e-5 to 9e-5 for the factors of an SVD, whatever the spectrum.
+    rounding: ClassVar[float] = 8e-5
+
     def tensors(self, name: str, shape: tuple[int, ...]) -> tuple[NewTensor, ...]:
         return NewTensor(name, self.dtype, shape), NewTensor(f"{name}_scale", self.scale, (shape[0], 1))
 

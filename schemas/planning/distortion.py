@@ -1,11 +1,12 @@
 """The error of a layer at each form and rank, from its singular values or from bounds on them."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isinf, sqrt
 from statistics import median
 
+from schemas.format.errors import listed
 from schemas.planning.layer import LayerPlan, Plan
 from schemas.spec import CompressionSpec, Objective, budget_of
 from schemas.spectrum import squared_tails
@@ -55,8 +56,10 @@ class LayerSpectra:
             norms = self.norms[layer.decomposed]
             total, most = (norms.frobenius / scale) ** 2, (norms.schatten4 / scale) ** 2
             left = [max(0.0, total - most * sqrt(rank)) for rank in ranks]
-        rounding = layer.codec.rounding
-        return [error + rounding * (total - error) for error in left] if rounding else left
+        if not layer.codec.rounding:
+            return left
+        shares = (layer.form.rounding(layer.codec.rounding, rank) for rank in ranks)
+        return [error + share * (total - error) for error, share in zip(left, shares, strict=True)]
 
 
 def objective_of(spec: CompressionSpec, plan: Plan) -> Objective:
@@ -65,6 +68,17 @@ def objective_of(spec: CompressionSpec, plan: Plan) -> Objective:
         return spec.objective
     shared = [layer for layer in plan.layers if budget_of(layer.rank) is not None]
     return "loss" if shared and all(layer.has_loss for layer in shared) else "relative"
+
+
+def objective_warnings(spec: CompressionSpec, plan: Plan) -> Iterable[str]:
+    """Warn where a few layers without gradients keep a budget from the predicted loss."""
+    shared = [layer for layer in plan.layers if budget_of(layer.rank) is not None]
+    without = [layer.name for layer in shared if not layer.has_loss]
+    if spec.objective is None and 0 < len(without) < len(shared):
+        yield (
+            "objective: relative and not loss, since the calibration lacks one of the two Gram matrices of "
+            f"{listed(without)}; exclude such layers, or ask for loss"
+        )
 
 
 def units(

@@ -11,6 +11,7 @@ from schemas.planning.adapter import adapter_rank, check_adapter
 from schemas.planning.calibration import Calibration, mark_calibrated
 from schemas.planning.codecs import codec_for
 from schemas.planning.difference import check_base, check_layout
+from schemas.planning.distortion import objective_warnings
 from schemas.planning.forms import Form
 from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Plan, Tensor
 from schemas.planning.left_out import left_out_warnings
@@ -91,7 +92,8 @@ def make_plan(
     if calibration is None:
         return plan
     biases = {} if spec.bias == "keep" else _correctable_biases(tensors, aliases)
-    return mark_calibrated(plan, calibration, modules.with_weight | set(factored), biases)
+    plan = mark_calibrated(plan, calibration, modules.with_weight | set(factored), biases)
+    return replace(plan, warnings=(*plan.warnings, *objective_warnings(spec, plan)))
 
 
 def would_be_factored(

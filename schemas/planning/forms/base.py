@@ -86,6 +86,13 @@ class Form(ABC):
         """How the weight is rounded, if it is: factors then correct what rounding loses."""
         return None
 
+    def rounding(self, share: float, rank: int) -> float:  # noqa: ARG002 - of most forms it is the codec's
+        """Return the expected squared error of rounding the stored matrices, as a share of what they hold.
+
+        `share` is that of the codec for factors of equal size.
+        """
+        return share
+
     def takes_width(self, columns: int) -> bool:  # noqa: ARG002 - most forms take any
         """Return whether the form can store a weight with so many inputs."""
         return True
