@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import again, experts, forms, growth, memory, overhead, peers, selectors, upload
+from benchmarks import again, calibrated, experts, forms, growth, memory, overhead, peers, selectors, upload
 from benchmarks.machine import describe_machine, free_kernels
 from benchmarks.options import Options
 
@@ -21,6 +21,7 @@ BENCHMARKS = {
     "again": again.ask,
     "experts": experts.ask,
     "selectors": selectors.ask,
+    "calibrated": calibrated.ask,
 }
 
 
