@@ -84,6 +84,7 @@ class Layer(Document):
     name: str
     tensor: str
     shape: tuple[int, ...]
+    shape_after: tuple[int, ...] | None = None
     transposed: bool = False
     calibrated: bool = False
     dtype: str
@@ -109,6 +110,7 @@ class PlannedLayer(Layer):
     """What would be done to one weight."""
 
     rank_bounds: RankBounds | None = None
+    pair: str | None = None
 
 
 class LayerReport(Layer):

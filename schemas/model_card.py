@@ -8,7 +8,7 @@ from typing import Any
 from schemas.format.companion import MODULES_NAME
 from schemas.format.names import SHARD
 from schemas.planning.model_folder import has_other_method, original_weights
-from schemas.report import REPORT_NAME, CheckpointReport, Report
+from schemas.report import REPORT_NAME, CheckpointReport, LayerReport, Report
 
 CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 # The libraries that load a factored model after `import eckart.transformers`.
@@ -69,7 +69,6 @@ def _library(config: Mapping[str, Any], companions: Collection[str]) -> str | No
 def _introduction(report: Report) -> list[str]:
     totals, spec = report.totals, report.spec
     methods = ", ".join(sorted({layer.method for layer in report.layers if layer.outcome == "factored"}))
-    count = "1 layer was" if totals.layers_factored == 1 else f"{totals.layers_factored:,} layers were"
     parameters = f"{totals.parameters_before:,} → {totals.parameters_after:,}"
     rows = [
         ("method", methods or "none"),
@@ -80,6 +79,8 @@ def _introduction(report: Report) -> list[str]:
         ("bytes of weights", f"{totals.bytes_before:,} → {totals.bytes_after:,}"),
         ("relative error of the factored weights", f"{totals.relative_error:.4g}"),
     ]
+    if narrowed := _narrowed(report):
+        rows.insert(2, ("neurons of an MLP", _neurons(narrowed)))
     if totals.weighted_error is not None:
         rows.append(("relative error of the layers' outputs", f"{totals.weighted_error:.4g}"))
     return [
@@ -87,8 +88,7 @@ def _introduction(report: Report) -> list[str]:
         "",
         "# Compressed with Eckart",
         "",
-        f"{count} replaced by low-rank factors or by integers. `{REPORT_NAME}` has the rank and the error of",
-        "each layer.",
+        f"{_what_was_done(report)} `{REPORT_NAME}` has the rank and the error of each layer.",
         "",
         WHAT_WAS_DONE,
         "",
@@ -96,6 +96,31 @@ def _introduction(report: Report) -> list[str]:
         "|---|---|",
         *(f"| {what} | {value} |" for what, value in rows),
     ]
+
+
+def _what_was_done(report: Report) -> str:
+    narrowed = len(_narrowed(report))
+    factored = report.totals.layers_factored - sum(layer.shape_after is not None for layer in report.layers)
+    texts = []
+    if narrowed:
+        texts.append(
+            "1 MLP has fewer neurons." if narrowed == 1 else f"{narrowed:,} MLPs have fewer neurons."
+        )
+    if factored or not narrowed:
+        count = "1 layer was" if factored == 1 else f"{factored:,} layers were"
+        texts.append(f"{count} replaced by low-rank factors or by integers.")
+    return " ".join(texts)
+
+
+def _narrowed(report: Report) -> list[LayerReport]:
+    """Return the layers behind neurons that were cut, one for each MLP."""
+    return [layer for layer in report.layers if layer.shape_after is not None and layer.columns is not None]
+
+
+def _neurons(narrowed: Iterable[LayerReport]) -> str:
+    """Return the numbers of neurons before and after, each once."""
+    numbers = {(layer.shape[0 if layer.transposed else 1], layer.rank or 0) for layer in narrowed}
+    return ", ".join(f"{before:,} → {after:,}" for before, after in sorted(numbers))
 
 
 def _usage(

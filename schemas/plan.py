@@ -19,6 +19,16 @@ class PlannedLayer(Output):
     name: str = Field(description="Name of the module.", examples=["encoder.layer.0.output.dense"])
     tensor: str = Field(description="Name of the tensor.", examples=["encoder.layer.0.output.dense.weight"])
     shape: tuple[int, ...] = Field(description="Rows and columns, as stored.", examples=[[384, 384]])
+    shape_after: tuple[int, ...] | None = Field(
+        default=None,
+        description="Shape of the smaller weight, as stored, where neurons are cut; null otherwise.",
+        examples=[None],
+    )
+    pair: str | None = Field(
+        default=None,
+        description="The module behind the neurons of the MLP of which neurons are cut; null otherwise.",
+        examples=[None],
+    )
     transposed: bool = Field(
         description="Whether the weight and its factors are stored as [inputs, outputs].", examples=[False]
     )

@@ -158,6 +158,12 @@ class LayerReport(Output):
         description="Name of the tensor.", examples=["encoder.layer.0.attention.self.query.weight"]
     )
     shape: tuple[int, ...] = Field(description="Rows and columns, as stored.", examples=[[384, 384]])
+    # Optional, since reports of earlier releases lack it.
+    shape_after: tuple[int, ...] | None = Field(
+        default=None,
+        description="Shape of the smaller weight, as stored, where neurons were cut; null otherwise.",
+        examples=[None],
+    )
     transposed: bool = Field(
         description="Whether the weight and its factors are stored as [inputs, outputs].", examples=[False]
     )

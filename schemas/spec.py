@@ -22,6 +22,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from schemas.base import Input, is_none
 from schemas.format.names import CHECKPOINT_ID
 from schemas.format.tensor import FLOAT_DTYPES
+from schemas.pair import Pairs, check_pairs
 from schemas.planning.codecs import CODECS, KEEP
 from schemas.planning.forms import FORMS, FormOptions, Selector, Storage
 from schemas.planning.patterns import LAST
@@ -436,6 +437,14 @@ class CompressionSpec(Input):
         "`dense`.",
         examples=["my-base-model"],
     )
+    pairs: Pairs | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="`neurons`: of each MLP found by well-known names, the ratio of `rank` is the share of "
+        "neurons that stays; their rows of the weights before are kept, and the weight behind is fitted anew "
+        "by the calibration. Or the MLPs by the names of their modules.",
+        examples=["neurons"],
+    )
     transposed: tuple[Pattern, ...] = Field(
         default=(),
         exclude_if=_empty,
@@ -488,6 +497,14 @@ class CompressionSpec(Input):
                     {"match": repr(override.match), "method": " or ".join(methods)},
                 )
         return overrides
+
+    @field_validator("pairs")
+    @classmethod
+    def _check_pairs(cls, pairs: Pairs | None, info: ValidationInfo) -> Pairs | None:
+        rank = info.data.get("rank")
+        if pairs is not None:
+            check_pairs(pairs, info.data, has_ratio=isinstance(rank, RankRule) and rank.ratio is not None)
+        return pairs
 
     @field_validator("dtype")
     @classmethod

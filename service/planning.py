@@ -77,7 +77,8 @@ def make_bounded_plan(
     tensors = files.tensors
     # The defaults are matched with the few different last parts of names.
     given = () if spec.exclude == DEFAULT_EXCLUDE else spec.exclude
-    patterns = sum(map(len, (spec.include, given, spec.overrides, spec.transposed)))
+    pairs = () if spec.pairs is None or spec.pairs == "neurons" else spec.pairs
+    patterns = sum(map(len, (spec.include, given, spec.overrides, spec.transposed, pairs)))
     if patterns * len(tensors) > MAX_MATCHES:
         raise ProblemError(
             ProblemKind.INVALID_SPEC,

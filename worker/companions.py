@@ -1,6 +1,7 @@
 """Write the companions of a result: copied as they are, but for config.json and the model card."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles
 from schemas.format.metadata import FactoredLayer, factored_layers
 from schemas.model_card import model_card
+from schemas.planning.mlp_widths import Width, mlp_widths, with_widths
 from schemas.planning.model_folder import folder_config, has_other_method, has_plain_names, how_to_load
 from schemas.report import Report
 from state.files import AtomicFile, write_atomic
@@ -104,16 +106,32 @@ def _write_config_and_card(
     """Write the two companions that say what was done; return them, and what needs a warning."""
     companions = writer.checkpoint.companions
     before = writer.read(CONFIG_NAME)
-    after, warning = before, None
+    narrowed, warnings = _narrowed_config(before, writer.checkpoint, report)
+    after, warning = narrowed, None
     if layers:
-        after, warning = folder_config(before, layers, writer.checkpoint.entry_name, output)
+        after, warning = folder_config(narrowed, layers, writer.checkpoint.entry_name, output)
     card = card_name(companions)
     original = writer.read(card) if card in companions else b""
     text = model_card(
         report, parse_config(before), companions, original, is_factored=bool(layers) and not is_plain
     )
     files = [writer.write(CONFIG_NAME, after), writer.write(card, text)]
-    return files, (warning,) if warning else ()
+    return files, (*warnings, *((warning,) if warning else ()))
+
+
+def _narrowed_config(
+    raw: bytes, checkpoint: CheckpointFiles, report: Report
+) -> tuple[bytes, tuple[str, ...]]:
+    """Return the config.json with the widths of the MLPs whose neurons were cut, and what it cannot say."""
+    cut = {
+        layer.name: Width(layer.shape[0 if layer.transposed else 1], layer.rank)
+        for layer in report.layers
+        if layer.shape_after is not None and layer.columns is not None and layer.rank is not None
+    }
+    if not cut:
+        return raw, ()
+    config, warnings = with_widths(parse_config(raw), mlp_widths(checkpoint.tensors, checkpoint.aliases, cut))
+    return json.dumps(config, indent=2).encode() + b"\n", warnings
 
 
 def _factored(output: CheckpointFiles) -> dict[str, FactoredLayer]:

@@ -54,7 +54,7 @@ class TensorReaders:
         return self._open(path).chunks(tensor, chunk_bytes=chunk_bytes)
 
     def bias(self, task: LayerTask) -> torch.Tensor | None:
-        """Read the bias [outputs] that is to be corrected; None if there is none."""
+        """Read the bias [outputs] that a new one replaces; None if there is none."""
         return None if task.bias is None else self.tensor(task.bias)
 
     def statistics(self, task: LayerTask) -> Statistics | None:

@@ -12,6 +12,7 @@ from worker.context import JobContext, LayerInputs
 from worker.executor import LayerExecutor
 from worker.layer import LayerOutcome, factor_layer, kept_outcome
 from worker.lowrank.scale import exponent_of
+from worker.pairs import cut_pairs
 from worker.work_plan import LayerTask
 
 
@@ -22,7 +23,11 @@ def finish_layers(tasks: Sequence[LayerTask], context: JobContext) -> dict[int, 
         if task.number in outcomes:
             context.progress.end(task)
     todo = [task for task in tasks if task.number not in outcomes]
-    return outcomes | LayerExecutor(context.device).run(todo, FactorPass(context))
+    unfinished = {task.layer.pair for task in todo} - {None}
+    members = [task for task in tasks if task.layer.pair in unfinished]
+    outcomes |= cut_pairs(members, context)
+    layers = [task for task in todo if task.layer.pair is None]
+    return outcomes | LayerExecutor(context.device).run(layers, FactorPass(context))
 
 
 def spooled_outcome(task: LayerTask, spool: LayerSpool) -> LayerOutcome | None:

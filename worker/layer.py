@@ -47,8 +47,8 @@ class LayerOutcome(BaseModel):
         return self.report.rank
 
 
-def kept_outcome(task: LayerTask, reason: KeptReason) -> LayerOutcome:
-    """Return the outcome of a layer that the plan keeps dense."""
+def kept_outcome(task: LayerTask, reason: KeptReason | None) -> LayerOutcome:
+    """Return the outcome of a layer that stays dense; without a reason, the caller fills in the rest."""
     return _outcome(task, None, None, reason=reason, seconds=0.0)
 
 

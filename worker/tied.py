@@ -7,14 +7,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from schemas.format.errors import quoted
 from schemas.format.tensor import TensorInfo
 from schemas.planning.budget import settle
 from schemas.planning.left_out import left_out_warnings
+from schemas.problem import SpecError
 from worker.context import TensorReaders
 from worker.work_plan import WorkPlan, tensor_sources
 
 # What is read of a tensor to see that it differs from most others.
 HEAD_BYTES = 4096
+TIED_MEMBER = (
+    "{name} has the bytes of a tensor that is not in a pair, so a loader may tie the two, and its neurons "
+    "cannot be cut. Name the other MLPs in `pairs`, without it."
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,11 @@ def keep_tied(work: WorkPlan, readers: TensorReaders, *, check_canceled: Callabl
 
     A loader ties the two, so that the factors could not take the place of both. `check_canceled` is called
     before each layer that is compared; an exception from it stops the work.
+
+    Raises
+    ------
+    SpecError
+        If it is a member of a pair, which cannot stay dense alone.
     """
     unselected = _unselected_by_head(work, readers)
     tied = set()
@@ -53,6 +64,8 @@ def keep_tied(work: WorkPlan, readers: TensorReaders, *, check_canceled: Callabl
         check_canceled()
         own = StoredBytes(task.path, task.tensor, readers)
         if any(own.digest == other.digest for other in others.get(own.head, ())):
+            if task.layer.pair is not None:
+                raise SpecError("/pairs", TIED_MEMBER.format(name=quoted(task.layer.name)))
             tied.add(task.number)
     return _with_reason(work, tied) if tied else work
 

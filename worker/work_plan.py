@@ -27,8 +27,8 @@ TensorSource = tuple[Path, TensorInfo]
 class LayerTask:
     """One selected weight: its plan, its file and tensor, and those of what else is needed, if any.
 
-    `statistics` are by name, as in `schemas.planning.calibration.STATISTICS`. `bias` is given if it is
-    corrected.
+    `statistics` are by name, as in `schemas.planning.calibration.STATISTICS`. `bias` is given if a new
+    one takes its place.
     """
 
     number: int
@@ -123,7 +123,7 @@ def plan_work(
             layer,
             statistics=statistics.get(layer.name, NO_STATISTICS),
             base=bases.get(layer.tensor),
-            bias=sources[layer.name + BIAS] if layer.corrects_bias else None,
+            bias=sources[layer.name + BIAS] if layer.replaces_bias else None,
             spectrum_points=points,
         )
         for number, (source, layer) in enumerate(selected)

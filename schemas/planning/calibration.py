@@ -148,7 +148,9 @@ def _marked(layer: LayerPlan, own: LayerSources | None, biases: Mapping[str, Ten
         layer,
         calibrated=own.gram is not None,
         has_gradients=own.grad_gram is not None,
-        corrects_bias=has_bias and own.gram is not None and own.mean is not None and own.count is not None,
+        corrects_bias=has_bias
+        and layer.cut_bias is None
+        and all(source is not None for source in (own.gram, own.mean, own.count)),
     )
 
 

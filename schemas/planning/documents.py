@@ -22,8 +22,10 @@ def plan_document(checkpoint: str | None, tensors: Sequence[Tensor], plan: Plan)
     # An adapter holds none of the other tensors.
     after = 0 if plan.adapter else parameters - sum(layer.parameters_before for layer in layers)
     after += sum(layer.parameters_after for layer in layers)
+    after -= sum(layer.bias_entries_cut for layer in plan.layers)
     bytes_after = 0 if plan.adapter else nbytes - sum(layer.bytes_before for layer in layers)
     bytes_after += sum(layer.bytes_after for layer in layers)
+    bytes_after -= sum(layer.bias_bytes_cut for layer in plan.layers)
     budget = next(filter(None, (budget_of(layer.rank) for layer in plan.layers)), None)
     if budget is not None and plan.adapter:
         after = min(after, _adapter_limit(plan, budget) or after)
@@ -79,6 +81,8 @@ def _planned_layer(layer: LayerPlan) -> PlannedLayer:
         name=layer.name,
         tensor=layer.tensor,
         shape=layer.shape,
+        shape_after=None if layer.pair is None or rank is None else layer.stored_tensors(rank)[0].shape,
+        pair=layer.pair,
         transposed=layer.transposed,
         calibrated=layer.calibrated,
         dtype=layer.dtype,

@@ -86,6 +86,10 @@ class LayerPlan:
         Factor on the squared error under a budget: the `weight` of an override.
     difference
         Whether the difference to a base is factored instead of the weight.
+    pair
+        The module behind the neurons of the MLP whose neurons are cut, if the weight is one of its members.
+    cut_bias
+        The dtype of the bias that loses entries together with rows of the weight, if there is one.
     """
 
     name: str
@@ -105,6 +109,8 @@ class LayerPlan:
     min_rank: int = 1
     importance: float = 1.0
     difference: bool = False
+    pair: str | None = None
+    cut_bias: str | None = None
     candidates: tuple[Form, ...] = ()
 
     @property
@@ -216,6 +222,21 @@ class LayerPlan:
         """Bytes of the dense weight."""
         return self.parameters_before * DTYPE_BITS[self.dtype] // 8
 
+    @property
+    def replaces_bias(self) -> bool:
+        """Whether a new bias is stored in place of the old one."""
+        return self.corrects_bias or self.cut_bias is not None
+
+    @property
+    def bias_entries_cut(self) -> int:
+        """Entries that the bias loses together with rows of the weight."""
+        return self.rows - self.rank if self.cut_bias is not None and isinstance(self.rank, int) else 0
+
+    @property
+    def bias_bytes_cut(self) -> int:
+        """Bytes of these entries."""
+        return self.bias_entries_cut * DTYPE_BITS[self.cut_bias] // 8 if self.cut_bias is not None else 0
+
     def rounded_up(self, rank: int) -> int:
         """Return the next multiple of `align`."""
         return -(-rank // self.align) * self.align
@@ -276,7 +297,7 @@ class LayerPlan:
     @property
     def in_metadata(self) -> bool:
         """Whether a factored layer is listed in the metadata, since a reader cannot take it for dense."""
-        return self.needs_decoding or not self.dense_layout
+        return self.pair is None and (self.needs_decoding or not self.dense_layout)
 
 
 # A checkpoint has few kinds of layers, and a budget asks for each of its thousands of layers again and again.

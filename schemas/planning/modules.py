@@ -48,6 +48,10 @@ class Modules:
         bias = self._shapes.get(module + BIAS, ())
         return len(bias) == 1 and bias[0] in self._shapes.get(module + WEIGHT, ())
 
+    def is_shared(self, name: str) -> bool:
+        """Return whether the metadata name a tensor for one that is not stored."""
+        return name in self._shared
+
     def is_embedding(self, module: str) -> bool:
         """Return whether a module is an embedding by its name; one with a bias is none."""
         return not self.has_bias(module) and EMBEDDING_PATTERNS.fit(module)

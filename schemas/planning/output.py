@@ -31,7 +31,7 @@ class CopiedTensor:
 
 @dataclass(frozen=True, slots=True)
 class FactorTensor:
-    """A computed tensor: stored tensor `position` of layer `number`; a corrected bias comes last."""
+    """A computed tensor: stored tensor `position` of layer `number`; a new bias comes last."""
 
     name: str
     dtype: str
@@ -54,15 +54,16 @@ def plan_output(
     """
     weights = {layers[number].tensor: number for number in ranks}
     biases = _new_biases(layers, ranks)
-    corrected = {layers[number].name + BIAS: number for number in ranks if layers[number].corrects_bias}
+    replaced = {layers[number].name + BIAS: number for number in ranks if layers[number].replaces_bias}
     entries: list[CopiedTensor | FactorTensor] = []
     for tensor in tensors:
         name = biases.get(tensor.name, tensor.name)
         if (number := weights.get(tensor.name)) is not None:
             entries += _factor_tensors(layers[number], number, ranks[number])
-        elif (number := corrected.get(tensor.name)) is not None:
+        elif (number := replaced.get(tensor.name)) is not None:
             position = len(layers[number].stored_tensors(ranks[number]))
-            entries.append(FactorTensor(name, tensor.dtype, tensor.shape, number, position))
+            shape = tensor.shape if layers[number].cut_bias is None else (ranks[number],)
+            entries.append(FactorTensor(name, tensor.dtype, shape, number, position))
         else:
             entries.append(CopiedTensor(name, tensor))
     return tuple(entries)
@@ -100,7 +101,7 @@ def output_metadata(
     `errors` holds the relative errors of the layers by number. What no longer holds is left out or renamed.
     """
     copied = {entry.tensor.name for entry in entries if isinstance(entry, CopiedTensor)}
-    # A corrected bias may be in another file than its layer.
+    # A new bias may be in another file than its layer.
     here = {entry.number for entry in entries if isinstance(entry, FactorTensor) and entry.position == 0}
     is_changed = any(isinstance(entry, FactorTensor) for entry in entries)
     kept = kept_metadata(metadata, copied, _new_biases(layers, ranks), is_changed=is_changed)

@@ -129,8 +129,10 @@ class OutputSize:
         number = biases.get(tensor.name)
         if number is None:
             return Slot(size, numbers.get(tensor.name))
+        cut = self._layers[number].bias_entries_cut
+        shape = (tensor.parameters - cut,) if cut else tensor.shape
         renamed = {
-            variant.bias_name: _tensor_size(tensor.dtype, tensor.shape, _escaped_bytes(variant.bias_name))
+            variant.bias_name: _tensor_size(tensor.dtype, shape, _escaped_bytes(variant.bias_name))
             for variant in self._layers[number].variants
         }
         return Slot(size, None, number, renamed)
@@ -189,7 +191,7 @@ class OutputSize:
             if number in chosen
         }
         is_changed = bool(here) or any(
-            slot.bias_of in chosen and chosen[slot.bias_of].corrects_bias
+            slot.bias_of in chosen and chosen[slot.bias_of].replaces_bias
             for slot in file.slots
             if slot.bias_of is not None
         )

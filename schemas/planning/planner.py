@@ -16,6 +16,7 @@ from schemas.planning.forms import Form
 from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Plan, Tensor
 from schemas.planning.left_out import left_out_warnings
 from schemas.planning.modules import Modules
+from schemas.planning.pairs import PairFinder, check_statistics
 from schemas.planning.patterns import Patterns
 from schemas.planning.selection import LayerOptions, Selection, can_be_factored, is_float_weight
 from schemas.problem import SpecError
@@ -69,9 +70,17 @@ def make_plan(
     unselected = {tensor.name: "factored_before" for tensor in tensors if _is_factor(tensor.name, factored)}
     tensors_left = [tensor for tensor in tensors if tensor.name not in unselected]
     options = {t.name: selection.options(_module(t)) for t in tensors_left if is_float_weight(t)}
+    members, pair_warnings = PairFinder(
+        spec, tensors_left, modules, lambda module: options[module + WEIGHT].transposed
+    ).find()
+    in_pairs = {layer.tensor: layer for layer in members}
     factorable, layers = [], []
     for tensor in tensors_left:
         own = options.get(tensor.name)
+        if tensor.name in in_pairs:
+            factorable.append(tensor)
+            layers.append(in_pairs[tensor.name])
+            continue
         if own is None or not can_be_factored(tensor, own.forms, transposed=own.transposed):
             unselected[tensor.name] = selection.shape_rule(tensor)
             continue
@@ -84,16 +93,17 @@ def make_plan(
     if plan.adapter:
         check_adapter(layers, [_form_pointer(options[layer.tensor]) for layer in layers])
     else:
-        _check_ranks(layers, options)
+        _check_ranks([layer for layer in layers if layer.pair is None], options)
     warnings = (*_warnings(tensors_left, factorable, spec, plan, options), *left_out_warnings(tensors, plan))
     if content_hashes and any(layer.reason is None for layer in layers):
         warnings += (f"metadata: left out, since they are digests of the input: {', '.join(content_hashes)}",)
-    plan = replace(plan, warnings=(*warnings, *base_warnings))
-    if calibration is None:
-        return plan
-    biases = {} if spec.bias == "keep" else _correctable_biases(tensors, aliases)
-    plan = mark_calibrated(plan, calibration, modules.with_weight | set(factored), biases)
-    return replace(plan, warnings=(*plan.warnings, *objective_warnings(spec, plan)))
+    plan = replace(plan, warnings=(*warnings, *pair_warnings, *base_warnings))
+    if calibration is not None:
+        biases = {} if spec.bias == "keep" else _correctable_biases(tensors, aliases)
+        plan = mark_calibrated(plan, calibration, modules.with_weight | set(factored), biases)
+        plan = replace(plan, warnings=(*plan.warnings, *objective_warnings(spec, plan)))
+    check_statistics(plan)
+    return plan
 
 
 def would_be_factored(
@@ -265,7 +275,7 @@ def _warnings(
     for field, patterns, names in (
         ("include", given_include, matrices),
         ("exclude", given_exclude, weights),
-        ("overrides", tuple(o.match for o in spec.overrides), [layer.name for layer in layers]),
+        ("overrides", tuple(o.match for o in spec.overrides), [x.name for x in layers if x.pair is None]),
         ("transposed", spec.transposed, matrices),
     ):
         for pattern in patterns:
