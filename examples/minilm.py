@@ -38,15 +38,15 @@ class Parts(nn.Module):
 class Block(nn.Module):
     """One transformer block: self-attention and a feed-forward network, each with a residual connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, inner: int) -> None:
         super().__init__()
         names = ("query", "key", "value")
         self.attention = Parts(
             self=Parts(**{name: nn.Linear(WIDTH, WIDTH) for name in names}),
             output=Parts(dense=nn.Linear(WIDTH, WIDTH), LayerNorm=nn.LayerNorm(WIDTH, eps=EPSILON)),
         )
-        self.intermediate = Parts(dense=nn.Linear(WIDTH, INNER))
-        self.output = Parts(dense=nn.Linear(INNER, WIDTH), LayerNorm=nn.LayerNorm(WIDTH, eps=EPSILON))
+        self.intermediate = Parts(dense=nn.Linear(WIDTH, inner))
+        self.output = Parts(dense=nn.Linear(inner, WIDTH), LayerNorm=nn.LayerNorm(WIDTH, eps=EPSILON))
 
     def forward(self, x: Tensor) -> Tensor:
         heads = [
@@ -57,15 +57,15 @@ class Block(nn.Module):
         ]
         mixed = functional.scaled_dot_product_attention(*heads).transpose(0, 1).flatten(1)  # (words, 384)
         x = self.attention.output.LayerNorm(x + self.attention.output.dense(mixed))
-        inner = functional.gelu(self.intermediate.dense(x))  # (words, 1536)
+        inner = functional.gelu(self.intermediate.dense(x))  # (words, inner)
         out: Tensor = self.output.LayerNorm(x + self.output.dense(inner))
         return out
 
 
 class MiniLM(nn.Module):
-    """Turns the token ids of one sentence into a vector of length 1."""
+    """Turns the token ids of one sentence into a vector of length 1; `inner` is the number of neurons."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, inner: int = INNER) -> None:
         super().__init__()
         self.embeddings = Parts(
             word_embeddings=nn.Embedding(WORDS, WIDTH),
@@ -74,7 +74,7 @@ class MiniLM(nn.Module):
             LayerNorm=nn.LayerNorm(WIDTH, eps=EPSILON),
         )
         self.embeddings.register_buffer("position_ids", torch.arange(PLACES)[None])
-        self.encoder = Parts(layer=nn.ModuleList(Block() for _ in range(BLOCKS)))
+        self.encoder = Parts(layer=nn.ModuleList(Block(inner) for _ in range(BLOCKS)))
         self.pooler = Parts(dense=nn.Linear(WIDTH, WIDTH))  # in the file, but sentence vectors do not use it
 
     def forward(self, ids: Tensor) -> Tensor:

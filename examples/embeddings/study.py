@@ -1,76 +1,21 @@
-"""Upload one encoder, compress it by many jobs, and compare the sentence vectors with the original ones."""
+"""MiniLM's sentence vectors: the sentences, the layers, and how near a result stays to the original."""
 
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from eckart import Client
 from eckart.torch import load_compressed
-from examples.minilm import INNER, WIDTH, MiniLM, installed, token_ids
+from examples.minilm import MiniLM, installed, token_ids
 
 HERE = Path(__file__).parent
-KEPT = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 # The pooler is in the file, but sentence vectors do not use it.
 LAYERS = "encoder.*"
-
-
-# The shape of each kind of layer, or of its transpose.
-SHAPES = {
-    "*.attention.*": (WIDTH, WIDTH),
-    "*.intermediate.dense": (INNER, WIDTH),
-    "*.output.dense": (WIDTH, INNER),
-}
-FLOOR = 0.75
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule that gives layers their ranks; if calibrated, it minimizes the errors of their outputs."""
-
-    name: str
-    kind: str
-    calibrated: bool = False
-    floor: bool = False
-
-    def spec(self, kept: float, calibration: str) -> dict[str, Any]:
-        """Return the spec for a share of the parameters; a floor is three quarters of the uniform rank."""
-        spec: dict[str, Any] = {"method": "svd", "include": [LAYERS], "rank": {self.kind: kept}}
-        if self.calibrated:
-            spec["calibration"] = calibration
-        if self.floor:
-            spec["overrides"] = [
-                {"match": match, "min_rank": int(FLOOR * int(kept * rows * columns / (rows + columns)))}
-                for match, (rows, columns) in SHAPES.items()
-            ]
-        return spec
-
-
-RULES = (
-    Rule("uniform ratio", "ratio"),
-    Rule("budget", "budget"),
-    Rule("calibrated ratio", "ratio", calibrated=True),
-    Rule("calibrated budget", "budget", calibrated=True),
-    Rule("calibrated budget, floor", "budget", calibrated=True, floor=True),
-)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Cosines between the vectors of a sentence before and after, and the share of parameters kept."""
-
-    rule: str
-    asked: float
-    kept: float
-    relative_error: float
-    mean: float
-    least: float
-    same_nearest: float
+UP = "encoder.layer.0.intermediate.dense.weight"
 
 
 def sentences(name: str) -> list[str]:
@@ -84,46 +29,38 @@ def original() -> MiniLM:
     return model.eval()
 
 
+def weight_bytes(model: MiniLM) -> int:
+    """Return the bytes of the weights that the study compresses."""
+    linear = [module for module in model.encoder.modules() if isinstance(module, torch.nn.Linear)]
+    return sum(module.weight.nbytes for module in linear)
+
+
+def compressed(folder: Path) -> MiniLM:
+    """Load a result, which may have fewer neurons."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+        fewer = {"inner": file.get_slice(UP).get_shape()[0]} if UP in names else {}
+    return load_compressed(MiniLM(**fewer), folder).eval()
+
+
 @torch.inference_mode()
 def vectors(model: MiniLM, texts: Sequence[str]) -> Tensor:
     return torch.stack([model(token_ids(text)) for text in texts])  # (sentences, 384), each of length 1
 
 
 @dataclass(frozen=True)
-class Study:
-    """An uploaded encoder with its calibration, the sentences to compare, and their original vectors."""
+class Sentences:
+    """Sentences with their original vectors; judges results of jobs."""
 
-    client: Client
-    checkpoint: str
-    calibration: str
     texts: Sequence[str]
     before: Tensor
-    place: Path
 
-    def measure(self, rules: Sequence[Rule], shares: Sequence[float]) -> Iterator[Measured]:
-        """Run a job for each rule and share, load its result into stock modules and compare the vectors."""
-        for kept in shares:
-            for rule in rules:
-                yield self._measured(rule, kept)
-
-    def _measured(self, rule: Rule, kept: float) -> Measured:
-        job = self.client.compress(self.checkpoint, rule.spec(kept, self.calibration))
-        report = self.client.report(job.id)
-        shutil.rmtree(self.place, ignore_errors=True)
-        self.client.download(job.id, self.place)
-        self.client.delete(job.id)
-        after = vectors(load_compressed(MiniLM(), self.place).eval(), self.texts)
+    def judge(self, folder: Path) -> tuple[float, ...]:
+        """Return the mean and the least cosine to the original vectors, and the share of same neighbours."""
+        after = vectors(compressed(folder), self.texts)
         cosines = (self.before * after).sum(1)  # (sentences,)
-        layers = report.layers
-        return Measured(
-            rule=rule.name,
-            asked=kept,
-            kept=sum(x.parameters_after for x in layers) / sum(x.parameters_before for x in layers),
-            relative_error=report.totals.relative_error,
-            mean=cosines.mean().item(),
-            least=cosines.min().item(),
-            same_nearest=(nearest(after) == nearest(self.before)).double().mean().item(),
-        )
+        same = (nearest(after) == nearest(self.before)).double().mean().item()
+        return cosines.mean().item(), cosines.min().item(), same
 
 
 def nearest(found: Tensor) -> Tensor:

@@ -1,32 +1,42 @@
-"""The study of VGG-11: `python -m examples.vgg11`; `make study` runs both studies.
+"""The study of VGG-11: `python -m examples.vgg11`; `make study` runs all studies.
 
 Trains VGG-11 on digits, starts a service that compresses the classifier at a sweep of factors by SVD, CX and
-CUR, and writes the accuracy at each factor, before and after a short fine-tune, as a table and a chart.
+CUR, and writes the accuracy at each factor, before and after a short fine-tune, as a table and a chart. A
+second table and chart have integers and budgets in bytes as well.
 """
 
-import argparse
-import os
+import copy
 import sys
 import time
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
 
 from benchmarks.standalone import running
 from eckart import Client, EckartError
+from eckart.torch import load_compressed
+from examples import trial
+from examples.arguments import arguments
+from examples.frontier import frontier_chart, quality_table
 from examples.page import publish
+from examples.plot import Axis
+from examples.recipes import Subject, low_rank, mixed, rounded
 from examples.vgg11.digits import digits
 from examples.vgg11.network import VGG11, parameters
 from examples.vgg11.result import accuracy_chart, accuracy_table, neighbour_table
 from examples.vgg11.study import Measured, Study, trained
-from examples.vgg11.sweep import neighbours, sweep
+from examples.vgg11.sweep import FACTORED, neighbours, sweep
 from examples.vgg11.training import accuracy
 
-ROOT = Path(__file__).parents[2]
+SHARES = (0.01, 0.05, 0.2, 0.5)
+BYTES = (0.02, 0.05, 0.125, 0.15, 0.2)
+WRONG = Axis("wrong test pictures, %", 2, 100, (2, 3, 5, 10, 20, 50, 100), logarithmic=True)
 
 
 def main() -> int:
-    given = _parser().parse_args()
+    given = arguments("vgg11", __doc__)
     torch.set_num_threads(given.threads)
     given.into.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -38,6 +48,7 @@ def main() -> int:
     measured: list[Measured] = []
     with running(given.into, threads=given.threads) as service, Client(service.url) as client:
         study = Study.of(client, file, network, pictures, given.into / "result")
+        by_bytes = measured_by_bytes(study, file)
         for tune, points in ((True, sweep()), (False, neighbours())):
             for point in points:
                 measured.append(study.measure(point, tune=tune))
@@ -46,16 +57,30 @@ def main() -> int:
     tables = [accuracy_table(dense, parameters(network.classifier), of_sweep), neighbour_table(measured)]
     picture = accuracy_chart(dense, of_sweep)
     publish(given.into, "vgg11", tables="\n\n".join(tables), picture=picture, docs=given.docs)
-    print(f"\nTable and chart are in {given.into}; all of it took {time.monotonic() - began:.0f} s")
+    table = quality_table(("accuracy %",), (2,), by_bytes)
+    picture = frontier_chart(
+        "VGG-11: the frontier of each family", WRONG, lambda right: 100 - right, by_bytes
+    )
+    publish(given.into, "vgg11-bytes", tables=table, picture=picture, docs=given.docs)
+    print(f"\nTables and charts are in {given.into}; all of it took {time.monotonic() - began:.0f} s")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m examples.vgg11", description=__doc__)
-    parser.add_argument("--into", type=Path, default=ROOT / "study", help="the directory for all files")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--docs", action="store_true", help="also update table and chart in docs/")
-    return parser
+def measured_by_bytes(study: Study, file: Path) -> Sequence[trial.Measured]:
+    """Measure all forms without a calibration: a Gram matrix of the first layer's inputs would take 5 GB."""
+    subject = Subject(
+        include=FACTORED,
+        weight_bytes=sum(study.network.get_parameter(f"{name}.weight").nbytes for name in FACTORED),
+        file_bytes=file.stat().st_size,
+    )
+
+    def judge(folder: Path) -> tuple[float, ...]:
+        compressed = load_compressed(copy.deepcopy(study.network), folder).eval()
+        return (100 * accuracy(compressed.classify, study.test),)
+
+    jobs = trial.Trial(study.client, study.checkpoint, study.place, judge)
+    recipes = chain(low_rank(subject, SHARES), rounded(subject), mixed(subject, BYTES))
+    return trial.measure_all(jobs, recipes)
 
 
 if __name__ == "__main__":
