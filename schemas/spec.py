@@ -312,6 +312,8 @@ def _check_methods(methods: tuple[str, ...], rank: int | RankRule | None) -> Non
     if rule is None:
         return
     for method in methods:
+        if methods.count(method) > 1:
+            raise PydanticCustomError("twice_in_list", "give {method} once in a list", {"method": method})
         if len(methods) > 1 and not FORMS[method].known_by_spectrum:
             raise PydanticCustomError(
                 "not_in_list",

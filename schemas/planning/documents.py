@@ -90,7 +90,7 @@ def _planned_layer(layer: LayerPlan) -> PlannedLayer:
         reason=layer.reason,
         method=" or ".join(layer.methods),
         rank=rank,
-        rank_bounds=RankBounds(least=layer.ranks[0], most=_most(layer)) if is_open else None,
+        rank_bounds=_rank_bounds(layer) if is_open else None,
         break_even_rank=layer.break_even_rank,
         parameters_before=layer.parameters_before,
         parameters_after=_max_parameters_after(layer) if is_open else layer.parameters_after(rank),
@@ -99,15 +99,21 @@ def _planned_layer(layer: LayerPlan) -> PlannedLayer:
     )
 
 
+def _rank_bounds(layer: LayerPlan) -> RankBounds:
+    return RankBounds(
+        least=min(each.ranks[0] for each in layer.variants), most=max(map(_most, layer.variants))
+    )
+
+
 def _max_parameters_after(layer: LayerPlan) -> int:
-    most = layer.parameters_after(_most(layer))
+    most = max(each.parameters_after(_most(each)) for each in layer.variants)
     # Only a form that rounds the weight may have more elements than the dense weight.
     return most if layer.in_adapter else max(most, layer.parameters_before)
 
 
 def _max_bytes_after(layer: LayerPlan) -> int:
     # Factors may take more bytes than the dense weight if their storage dtype is wider.
-    return max(layer.bytes_after(None), layer.bytes_after(_most(layer)))
+    return max(layer.bytes_after(None), *(each.bytes_after(_most(each)) for each in layer.variants))
 
 
 def _most(layer: LayerPlan) -> int:
