@@ -1,205 +1,30 @@
 """The compression spec: method, ranks, layers and options of a job, validated once."""
 
 import json
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BeforeValidator,
-    Discriminator,
     Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    Tag,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import PydanticCustomError
 
 from schemas.base import Input, is_none
 from schemas.format.names import CHECKPOINT_ID
 from schemas.format.tensor import FLOAT_DTYPES
+from schemas.method import FactorDtype, Method, check_methods, methods_of, need_rank
 from schemas.pair import Pairs, check_pairs
-from schemas.planning.codecs import CODECS, KEEP
-from schemas.planning.forms import FORMS, FormOptions, Selector, Storage
+from schemas.planning.codecs import CODECS
+from schemas.planning.forms import Selector, Storage
 from schemas.planning.patterns import LAST
-from schemas.spectrum_rank import AutoRule
-
-
-def _budget_is_global(value: object) -> None:
-    if value is None:
-        return
-    raise PydanticCustomError(
-        "budget_is_global",
-        "a budget is shared by all layers: give it as the rank of the spec; in an override, weight says how "
-        "much these layers count",
-    )
-
-
-NotAllowedHere = SkipJsonSchema[
-    Annotated[None, BeforeValidator(_budget_is_global), Field(exclude_if=is_none)]
-]
-
-
-class RankRule(Input):
-    """A rule for the rank of a layer; exactly one field is given."""
-
-    rule_names: ClassVar[tuple[str, ...]] = ("ratio", "energy", "error", "auto")
-
-    ratio: float | None = Field(
-        default=None,
-        exclude_if=is_none,
-        gt=0,
-        le=1,
-        allow_inf_nan=False,
-        description="Largest rank whose factors have at most this share of the weight's parameters.",
-        examples=[0.5],
-    )
-    energy: float | None = Field(
-        default=None,
-        exclude_if=is_none,
-        gt=0,
-        le=1,
-        allow_inf_nan=False,
-        description="Smallest rank that keeps this share of the sum of squared singular values.",
-        examples=[0.95],
-    )
-    error: float | None = Field(
-        default=None,
-        exclude_if=is_none,
-        gt=0,
-        lt=1,
-        allow_inf_nan=False,
-        description="Smallest rank with a relative Frobenius error of at most this.",
-        examples=[0.1],
-    )
-    auto: AutoRule | None = Field(
-        default=None,
-        exclude_if=is_none,
-        description="The number of singular values that stand out of noise, by the `hard_threshold` of "
-        "Gavish and Donoho or by `vbmf`, variational Bayesian matrix factorization.",
-        examples=["vbmf"],
-    )
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        count = sum(getattr(self, name) is not None for name in self.rule_names)
-        if count != 1:
-            names = f"{', '.join(self.rule_names[:-1])} and {self.rule_names[-1]}"
-            raise PydanticCustomError(
-                "one_rule", "give exactly one of {names}; {count} given", {"names": names, "count": count}
-            )
-        return self
-
-
-class LayerRule(RankRule):
-    """A rule for the ranks of the layers of an override; exactly one field is given."""
-
-    budget: NotAllowedHere = None
-    budget_bytes: NotAllowedHere = None
-
-
-class SpecRule(RankRule):
-    """A rule for the ranks of all layers; exactly one field is given."""
-
-    rule_names: ClassVar = (*RankRule.rule_names, "budget", "budget_bytes")
-
-    budget: float | None = Field(
-        default=None,
-        exclude_if=is_none,
-        gt=0,
-        le=1,
-        allow_inf_nan=False,
-        description="All selected layers together keep at most this share of their parameters, distributed "
-        "so that the total error is smallest.",
-        examples=[0.5],
-    )
-    budget_bytes: int | None = Field(
-        default=None,
-        exclude_if=is_none,
-        strict=True,
-        ge=1,
-        le=2**63 - 1,
-        description="All weight files of the output, headers and index included, have at most this many "
-        "bytes, distributed likewise. Companions are not counted.",
-        examples=[50_000_000],
-    )
-
-
-def _rank_tag(value: object) -> str:
-    return "rule" if isinstance(value, dict | RankRule) else "integer"
-
-
-Integer = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1, examples=[64]), Tag("integer")]
-Rank = Annotated[Integer | Annotated[SpecRule, Tag("rule")], Discriminator(_rank_tag)]
-LayerRank = Annotated[Integer | Annotated[LayerRule, Tag("rule")], Discriminator(_rank_tag)]
-
-
-def budget_of(rank: int | RankRule | None) -> SpecRule | None:
-    """Return the rule if it is a budget that the layers share, else None."""
-    if isinstance(rank, SpecRule) and (rank.budget is not None or rank.budget_bytes is not None):
-        return rank
-    return None
-
+from schemas.rank_rule import LayerRank, Rank, RankRule, SpecRule
 
 Layout = Literal["factored", "dense", "adapter"]
 Group = Literal[32, 64, 128]
 DEFAULT_GROUP: Group = 64
 Objective = Literal["relative", "absolute", "loss"]
 
-
-@dataclass(frozen=True, eq=False)
-class OneOf:
-    """Annotates a string that must be a name in a table, or one of `others`; looked up at validation."""
-
-    table: Collection[str]
-    others: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (*self.others, *self.table)
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self._check, handler(source))
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return handler(schema) | {"enum": list(self.names)}
-
-    def _check(self, name: str) -> str:
-        if name in self.names:
-            return name
-        *first, last = (repr(known) for known in self.names)
-        raise PydanticCustomError(
-            "literal_error", "Input should be {names}", {"names": f"{', '.join(first)} or {last}"}
-        )
-
-
-MethodName = Annotated[str, OneOf(FORMS)]
-
-
-def _method_tag(value: object) -> str:
-    return "several methods" if isinstance(value, list | tuple) else "one method"
-
-
-# A list leaves the choice to a budget.
-Method = Annotated[
-    Annotated[MethodName, Tag("one method")]
-    | Annotated[tuple[MethodName, ...], Field(min_length=1, max_length=32), Tag("several methods")],
-    Discriminator(_method_tag),
-]
-
-
-def methods_of(method: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Return the methods that a spec allows."""
-    return (method,) if isinstance(method, str) else method
-
-
-FactorDtype = Annotated[str, OneOf(CODECS, others=(KEEP,))]
 
 DEFAULT_INCLUDE = ("*",)
 # These leave out no weight with a bias, since an embedding has none.
@@ -294,39 +119,6 @@ class Override(Input):
         description="Factor on the squared errors of these layers under a budget; 1 if not given.",
         examples=[4.0],
     )
-
-
-def _need_rank(methods: tuple[str, ...]) -> bool:
-    return any(FORMS[method].has_ranks for method in methods)
-
-
-def _check_methods(methods: tuple[str, ...], rank: int | RankRule | None) -> None:
-    """Refuse a list without a budget, and forms for which a budget makes no sense."""
-    rule = budget_of(rank)
-    if len(methods) > 1 and rule is None:
-        raise PydanticCustomError(
-            "list_without_budget",
-            "a list of methods leaves the choice to a budget: give a rank such as "
-            '{{"budget_bytes": 50000000}}, or one method',
-        )
-    if rule is None:
-        return
-    for method in methods:
-        if methods.count(method) > 1:
-            raise PydanticCustomError("twice_in_list", "give {method} once in a list", {"method": method})
-        if len(methods) > 1 and not FORMS[method].known_by_spectrum:
-            raise PydanticCustomError(
-                "not_in_list",
-                "a list cannot have {method}: at the same size svd is never worse. Leave it out, or give it "
-                "to some layers by an override",
-                {"method": method},
-            )
-        if rule.budget is not None and FORMS[method].of(FormOptions()).quantizer is not None:
-            raise PydanticCustomError(
-                "quantised_budget",
-                "{method} saves bytes and no parameters: give budget_bytes instead of budget",
-                {"method": method},
-            )
 
 
 class CompressionSpec(Input):
@@ -471,11 +263,11 @@ class CompressionSpec(Input):
     @classmethod
     def _check_rank(cls, rank: int | SpecRule | None, info: ValidationInfo) -> int | SpecRule | None:
         methods = methods_of(info.data.get("method", ()))
-        if rank is None and _need_rank(methods):
+        if rank is None and need_rank(methods):
             raise PydanticCustomError(
                 "rank_missing", 'required: give a whole number such as 64, or a rule such as {{"ratio": 0.5}}'
             )
-        _check_methods(methods, rank)
+        check_methods(methods, rank)
         return rank
 
     @field_validator("overrides")
@@ -485,14 +277,14 @@ class CompressionSpec(Input):
         for override in overrides:
             methods = methods_of(override.method or info.data.get("method", ()))
             if override.method is not None and "rank" in info.data:
-                _check_methods(methods, override.rank or rank)
+                check_methods(methods, override.rank or rank)
             if override.rank is not None and len(methods) > 1:
                 raise PydanticCustomError(
                     "list_without_budget",
                     "{match} has a rank of its own: give it one method too",
                     {"match": repr(override.match)},
                 )
-            if rank is None and override.rank is None and "rank" in info.data and _need_rank(methods):
+            if rank is None and override.rank is None and "rank" in info.data and need_rank(methods):
                 raise PydanticCustomError(
                     "rank_missing",
                     "give a rank for {match}: the method {method} needs one",

@@ -15,7 +15,8 @@ from schemas.planning.layer import Plan
 from schemas.planning.planner import make_plan
 from schemas.planning.references import MisfitError, References, tensors_of
 from schemas.problem import FieldProblem, ProblemKind, SpecError
-from schemas.spec import DEFAULT_EXCLUDE, CompressionSpec, RankRule
+from schemas.rank_rule import RankRule
+from schemas.spec import DEFAULT_EXCLUDE, CompressionSpec
 from service.dependencies import Services
 from service.errors import ProblemError
 from state.cache import DecompositionKey

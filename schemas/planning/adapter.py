@@ -7,8 +7,8 @@ from typing import Any
 from schemas.planning.forms import Chain
 from schemas.planning.layer import LayerPlan
 from schemas.problem import SpecError
+from schemas.rank_rule import RankRule
 from schemas.report import KeptReason
-from schemas.spec import RankRule
 
 ADAPTER_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"

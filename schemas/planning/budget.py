@@ -12,8 +12,9 @@ from schemas.planning.distortion import LayerSpectra, finite, objective_of, unit
 from schemas.planning.forms import Form
 from schemas.planning.layer import Chosen, LayerPlan, Plan
 from schemas.planning.rate_curve import Candidate, Choice, RateCurve, make_rate_curve
+from schemas.rank_rule import RankRule, SpecRule, budget_of
 from schemas.report import KeptReason
-from schemas.spec import CompressionSpec, RankRule, SpecRule, budget_of
+from schemas.spec import CompressionSpec
 from schemas.spectrum import Spectrum, first_accurate
 from schemas.spectrum_rank import auto_rank
 

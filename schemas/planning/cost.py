@@ -15,7 +15,7 @@ from schemas.planning.layer import Chosen, LayerPlan, chosen_rank
 from schemas.planning.output import output_metadata, plan_adapter, plan_output
 from schemas.planning.output_size import LONGEST_ERROR, OutputSize
 from schemas.problem import SpecError
-from schemas.spec import SpecRule
+from schemas.rank_rule import SpecRule
 
 # An error names the smallest sufficient share, rounded up to this many digits.
 SHARE_DIGITS = 4

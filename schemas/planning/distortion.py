@@ -8,7 +8,8 @@ from statistics import median
 
 from schemas.format.errors import listed
 from schemas.planning.layer import LayerPlan, Plan
-from schemas.spec import CompressionSpec, Objective, budget_of
+from schemas.rank_rule import budget_of
+from schemas.spec import CompressionSpec, Objective
 from schemas.spectrum import squared_tails
 
 

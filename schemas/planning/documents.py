@@ -10,8 +10,9 @@ from schemas.planning.layer import TWO_FACTORS, LayerPlan, Plan, Tensor
 from schemas.planning.left_out import not_selected
 from schemas.planning.planner import NO_ALIASES, would_be_factored
 from schemas.planning.selection import can_be_factored
+from schemas.rank_rule import RankRule, SpecRule, budget_of
 from schemas.report import compression_factor, parameter_savings
-from schemas.spec import CompressionSpec, RankRule, SpecRule, budget_of
+from schemas.spec import CompressionSpec
 
 
 def plan_document(checkpoint: str | None, tensors: Sequence[Tensor], plan: Plan) -> PlanDocument:

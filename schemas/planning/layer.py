@@ -10,8 +10,8 @@ from schemas.format.header import NewTensor
 from schemas.format.tensor import DTYPE_BITS
 from schemas.planning.codecs import Codec, FloatCodec
 from schemas.planning.forms import FORMS, Chain, Form, FormOptions, StoredMatrix
+from schemas.rank_rule import RankRule
 from schemas.report import NOT_LINEAR, KeptReason
-from schemas.spec import RankRule
 
 WEIGHT = ".weight"
 BIAS = ".bias"

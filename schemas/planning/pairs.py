@@ -15,8 +15,9 @@ from schemas.planning.modules import Modules
 from schemas.planning.patterns import Patterns
 from schemas.planning.selection import is_float_weight
 from schemas.problem import SpecError
+from schemas.rank_rule import RankRule
 from schemas.report import KEPT_REASONS
-from schemas.spec import CompressionSpec, RankRule
+from schemas.spec import CompressionSpec
 
 POINTER = "/pairs"
 LEAVE_OUT = "Name the other MLPs in `pairs`, without it."

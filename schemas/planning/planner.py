@@ -20,8 +20,9 @@ from schemas.planning.pairs import PairFinder, check_statistics
 from schemas.planning.patterns import Patterns
 from schemas.planning.selection import LayerOptions, Selection, can_be_factored, is_float_weight
 from schemas.problem import SpecError
+from schemas.rank_rule import RankRule, budget_of
 from schemas.report import KeptReason
-from schemas.spec import DEFAULT_EXCLUDE, DEFAULT_INCLUDE, CompressionSpec, RankRule, budget_of
+from schemas.spec import DEFAULT_EXCLUDE, DEFAULT_INCLUDE, CompressionSpec
 
 FACTOR_NAME = re.compile(r"(?P<module>.*)\.[0-9]+\.weight")
 NO_ALIASES: Mapping[str, str] = MappingProxyType({})

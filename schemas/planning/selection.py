@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from schemas.format.tensor import FLOAT_DTYPES
+from schemas.method import methods_of
 from schemas.planning.forms import FORMS, Form, FormOptions
 from schemas.planning.layer import WEIGHT, Tensor
 from schemas.planning.modules import ATTENTION_WEIGHTS, Modules
 from schemas.planning.patterns import Patterns, without_prefix
-from schemas.spec import EMBEDDINGS, CompressionSpec, Override, methods_of
+from schemas.spec import EMBEDDINGS, CompressionSpec, Override
 
 EXCLUDE = "exclude "
 NO_OVERRIDE = Override(match="*")

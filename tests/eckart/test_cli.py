@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from eckart.cli import build_parser, main
-from schemas.spec import CompressionSpec, SpecRule
+from schemas.rank_rule import SpecRule
+from schemas.spec import CompressionSpec
 
 ROOT = Path(__file__).parents[2]
 RATIO = ("--ratio", "0.5")

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.checkpoint import FileInfo
-from schemas.spec import CompressionSpec, CurOptions, LayerRule, Override, SpecRule
+from schemas.rank_rule import LayerRule, SpecRule
+from schemas.spec import CompressionSpec, CurOptions, Override
 from state.records import (
     JOB_ID,
     Idempotency,

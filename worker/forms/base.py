@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from schemas.planning.layer import LayerPlan
-from schemas.spec import RankRule
+from schemas.rank_rule import RankRule
 from worker.lowrank import (
     AutoRank,
     EnergyRank,
