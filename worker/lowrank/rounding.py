@@ -1,6 +1,5 @@
 """Round a weight to integers of a few bits, each row or group of a row with a scale of its own."""
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from worker.lowrank.blas import limit_blas_threads, product
+from worker.lowrank.feedback import Feedback
 from worker.lowrank.scale import finite_exponent, scaled_copy, times_power, working_dtype
 from worker.lowrank.statistics import Statistics
 
@@ -18,8 +18,6 @@ INNER_COLUMNS = 32
 # Shares of the largest entry that the largest integer may stand for; what is above is clipped. The first of
 # equal ones is taken.
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
-# Of the mean of G's diagonal: what is added to the diagonal before the error is carried on.
-RIDGE = 0.01
 # Elements that the search for scales takes at a time, so that they stay in the processor's cache.
 SEARCH_ELEMENTS = 1 << 18
 
@@ -83,7 +81,8 @@ def round_nearest(matrix: torch.Tensor, grid: Grid) -> RoundedMatrix:
     width = grid.group or columns
     grouped = matrix.to(working_dtype(matrix)).reshape(rows, columns // width, width)
     scale = (grouped.abs().amax(2) / grid.levels).to(grid.scale_dtype)  # [m, groups]
-    values = _to_integers(grouped, scale.to(grouped.dtype)[:, :, None], grid.levels)
+    step = scale.to(grouped.dtype)[:, :, None]
+    values = _to_integers(grouped, step.where(step > 0, math.inf), grid.levels)
     return RoundedMatrix(values.view(rows, columns).to(torch.int8), scale)
 
 
@@ -94,19 +93,15 @@ def round_weight(
     """Round a weight so that its outputs change least.
 
     Scales are found by search: among shares from 0.6 to 1 of a row's or a group's largest entry, the one with
-    the least squared error. With a Gram matrix the columns are rounded one after another, and the errors of
-    those before are carried on to each: with H = G + 0.01·mean(diag G)·I = U D Uᵀ, U unit upper triangular,
-    column j of Ŵ is that of T = W + (W - Ŵ)(U - I), rounded. Then tr((W - Ŵ)H(W - Ŵ)ᵀ) = ‖(T - Ŵ)D^½‖², so
-    the search weighs columns by D. A group's scale is found from T when its turn comes. This is the rounding
-    of OBQ and GPTQ (Frantar et al. 2022) without the inverse of H, as in LDLQ (Chee et al. 2023, whose
-    theorem 6 says that both are the same). Columns are taken in blocks, so that most of the work is products
-    of matrices.
+    the least squared error. With a Gram matrix the columns are rounded one after another, those with the
+    largest inputs first, and the errors of those before are carried on to each: see
+    :class:`worker.lowrank.feedback.Feedback`. The search then weighs columns by what carrying on leaves of
+    their errors. Columns are taken in blocks, so that most of the work is products of matrices.
 
     Parameters
     ----------
     weight : Tensor [m, n]
-        W, finite: float64, float32, float16 or bfloat16. The work is done on its device, in float32 but for
-        H and its factors.
+        W, finite: float64, float32, float16 or bfloat16. The work is done on its device, in float32.
     grid : Grid
         What to round to.
     statistics : Statistics or None
@@ -126,14 +121,16 @@ def round_weight(
     exponent = finite_exponent(weight)
     scaled = scaled_copy(weight, exponent, working_dtype(weight))
     columns = scaled.to(torch.float32).mT.contiguous()  # [n, m]
-    gram = None if statistics is None else _input_gram(statistics, weight.device)
-    if gram is None:
-        feedback, importance = None, torch.ones(len(columns), device=weight.device)
-    else:
-        feedback, importance = _feedback(gram)
-    del gram
-    rounded = _Rounding(grid, exponent, importance, feedback).run(columns)
-    return rounded if _fits(rounded.scale, columns) else None
+    del scaled
+    feedback = None if statistics is None else statistics.to(weight.device).feedback
+    importance = columns.new_ones(len(columns)) if feedback is None else feedback.importance
+    scale = _search(columns, importance, grid, exponent)  # [groups, m]
+    if not _fits(scale, columns):
+        return None
+    steps = times_power(scale.to(torch.float32), -exponent)
+    steps = steps.where(steps > 0, math.inf)  # [groups, m]
+    values = _nearest(columns, steps, grid) if feedback is None else _fed_back(columns, steps, grid, feedback)
+    return RoundedMatrix(values.mT.contiguous(), scale.mT.contiguous())
 
 
 def _fits(scale: torch.Tensor, columns: torch.Tensor) -> bool:
@@ -142,109 +139,71 @@ def _fits(scale: torch.Tensor, columns: torch.Tensor) -> bool:
     return not bool(columns.any()) or torch.finfo(scale.dtype).tiny <= largest < math.inf
 
 
-def _input_gram(statistics: Statistics, device: torch.device) -> torch.Tensor | None:
-    """Return G [n, n], or G - Nμμᵀ, in float64, with a diagonal of mean 1; None where it says nothing."""
-    if statistics.gram is None:
-        return None
-    gram = statistics.gram.to(device, torch.float64, copy=True)
-    if statistics.mean is not None and statistics.count is not None:
-        mean = statistics.mean.to(gram)
-        gram.addr_(mean, mean, alpha=-statistics.count)
-    gram.diagonal().clamp_min_(0)
-    size = float(gram.diagonal().mean())
-    return gram.div_(size) if size > 0 else None
+def _search(columns: torch.Tensor, importance: torch.Tensor, grid: Grid, exponent: int) -> torch.Tensor:
+    """Return the scale [groups, m] of each group of the rows of a matrix, given as columns [n, m]."""
+    width = grid.group or len(columns)
+    step = max(1, SEARCH_ELEMENTS // width)
+    scales = []
+    for group, weights in zip(torch.split(columns, width), torch.split(importance, width), strict=True):
+        parts = torch.split(group, step, dim=1)
+        scales.append(torch.cat([_best(part, weights[:, None], grid, exponent) for part in parts]))
+    return torch.stack(scales)
 
 
-def _feedback(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return U [n, n] and D [n] in float32, for G + δI = U D Uᵀ with a unit upper triangular U.
-
-    δ is raised tenfold as often as rounding in G needs it.
-    """
-    ridged = gram.flip(0, 1)  # Reversed, the upper factor is the lower one of Cholesky's method.
-    total = 0.0
-    for ridge in itertools.accumulate(itertools.repeat(RIDGE), lambda last, _: 10 * last):
-        ridged.diagonal().add_(ridge - total)
-        total = ridge
-        lower, failed = torch.linalg.cholesky_ex(ridged)
-        if not int(failed):
-            break
-    roots = lower.diagonal().clone()
-    unit = lower.div_(roots).flip(0, 1).to(torch.float32)
-    return unit, roots.flip(0).square_().to(torch.float32)
+def _best(group: torch.Tensor, importance: torch.Tensor, grid: Grid, exponent: int) -> torch.Tensor:
+    """Return the best scale [m] for columns [k, m], in the dtype of scales."""
+    largest = group.abs().amax(0) / grid.levels  # [m]
+    best = torch.full_like(largest, math.inf)
+    found = torch.zeros(largest.shape, dtype=grid.scale_dtype, device=group.device)
+    for share in SHARES:
+        scale = times_power(largest * share, exponent).to(grid.scale_dtype)
+        step = times_power(scale.to(torch.float32), -exponent)
+        values = _to_integers(group, step.where(step > 0, math.inf), grid.levels)
+        loss = values.mul_(step).sub_(group).square_().mul_(importance).sum(0)  # [m]
+        better = loss < best
+        best, found = best.where(~better, loss), found.where(~better, scale)
+    return found
 
 
-@dataclass(frozen=True, eq=False)
-class _Rounding:
-    """Rounds a matrix that is scaled by 2^-exponent, given as its columns; all numbers are in float32."""
-
-    grid: Grid
-    exponent: int
-    importance: torch.Tensor  # [n]
-    feedback: torch.Tensor | None  # [n, n]
-
-    def run(self, columns: torch.Tensor) -> RoundedMatrix:
-        """Round Wᵀ [n, m], contiguous."""
-        width = self.grid.group
-        values = torch.empty(columns.shape, dtype=torch.int8, device=columns.device)
-        errors = torch.empty_like(columns) if self.feedback is not None else None
-        scales = [self._search(columns, self.importance)] if width is None else []
-        for block in _slices(0, len(columns), BLOCK_COLUMNS):
-            target = columns[block].clone()
-            if self.feedback is not None and errors is not None:
-                target += product(self.feedback[: block.start, block].mT, errors[: block.start])
-            for inner in _slices(block.start, block.stop, INNER_COLUMNS):
-                here = slice(inner.start - block.start, inner.stop - block.start)
-                if width is not None and inner.start % width == 0:
-                    group = slice(here.start, here.start + width)
-                    scales.append(self._search(target[group], self.importance[inner.start :][:width]))
-                step = times_power(scales[-1].to(torch.float32), -self.exponent)
-                values[inner] = self._round(target[here], step, inner, columns, errors)
-                if self.feedback is not None and errors is not None:
-                    after = slice(inner.stop, block.stop)
-                    target[here.stop :] += product(self.feedback[inner, after].mT, errors[inner])
-        return RoundedMatrix(values.mT.contiguous(), torch.stack(scales, 1))
-
-    def _round(
-        self,
-        target: torch.Tensor,
-        step: torch.Tensor,
-        inner: slice,
-        columns: torch.Tensor,
-        errors: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Round some columns [k, m] one after another, and note their errors."""
-        if self.feedback is None or errors is None:
-            return _to_integers(target, step, self.grid.levels)
-        values = torch.empty_like(target)
-        for at, number in enumerate(range(inner.start, inner.stop)):
-            values[at] = _to_integers(target[at], step, self.grid.levels)
-            torch.sub(columns[number], values[at] * step, out=errors[number])
-            target[at + 1 :].addr_(self.feedback[number, number + 1 : inner.stop], errors[number])
-        return values
-
-    def _search(self, group: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
-        """Return the scale [m] of each row of a group, given as columns [k, m], in the dtype of scales."""
-        step = max(1, SEARCH_ELEMENTS // len(group))
-        return torch.cat([self._best(part, importance[:, None]) for part in torch.split(group, step, dim=1)])
-
-    def _best(self, group: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
-        largest = group.abs().amax(0) / self.grid.levels  # [m]
-        best = torch.full_like(largest, math.inf)
-        found = torch.zeros(largest.shape, dtype=self.grid.scale_dtype, device=group.device)
-        for share in SHARES:
-            scale = times_power(largest * share, self.exponent).to(self.grid.scale_dtype)
-            step = times_power(scale.to(torch.float32), -self.exponent)
-            values = _to_integers(group, step, self.grid.levels)
-            loss = values.mul_(step).sub_(group).square_().mul_(importance).sum(0)  # [m]
-            better = loss < best
-            best, found = best.where(~better, loss), found.where(~better, scale)
-        return found
+def _nearest(columns: torch.Tensor, steps: torch.Tensor, grid: Grid) -> torch.Tensor:
+    width = grid.group or len(columns)
+    values = torch.empty(columns.shape, dtype=torch.int8, device=columns.device)
+    for rows, group, step in zip(torch.split(values, width), torch.split(columns, width), steps, strict=True):
+        rows.copy_(_to_integers(group, step, grid.levels))
+    return values
 
 
-def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
-    return (slice(at, min(at + size, stop)) for at in range(start, stop, size))
+def _fed_back(columns: torch.Tensor, steps: torch.Tensor, grid: Grid, feedback: Feedback) -> torch.Tensor:
+    """Round columns [n, m] one after another, the last of the order first; carry their errors on."""
+    order, lower = feedback.order, feedback.lower
+    of_group = (order // (grid.group or len(order))).tolist()
+    ordered = columns[order]  # [n, m]
+    errors = torch.empty_like(ordered)
+    values = torch.empty(columns.shape, dtype=torch.int8, device=columns.device)
+    for block in _from_the_end(0, len(order), BLOCK_COLUMNS):
+        target = ordered[block].clone()
+        if block.stop < len(order):
+            target += product(lower[block.stop :, block].mT, errors[block.stop :])
+        for inner in _from_the_end(block.start, block.stop, INNER_COLUMNS):
+            first = inner.start - block.start
+            for at in reversed(range(inner.start, inner.stop)):
+                here = at - block.start
+                step = steps[of_group[at]]
+                integers = _to_integers(target[here], step, grid.levels)
+                values[at] = integers
+                torch.sub(ordered[at], integers.mul_(step), out=errors[at])
+                target[first:here].addr_(lower[at, inner.start : at], errors[at])
+            if first:
+                target[:first] += product(lower[inner, block.start : inner.start].mT, errors[inner])
+    placed = torch.empty_like(values)
+    placed[order] = values
+    return placed
+
+
+def _from_the_end(start: int, stop: int, size: int) -> Iterator[slice]:
+    return (slice(max(start, at - size), at) for at in range(stop, start, -size))
 
 
 def _to_integers(matrix: torch.Tensor, step: torch.Tensor, levels: int) -> torch.Tensor:
-    """Return the integers nearest to a matrix in units of its steps; 0 where a step is 0."""
-    return (matrix / step.where(step > 0, math.inf)).round_().clamp_(-levels - 1, levels)
+    """Return the integers nearest to a matrix in units of its steps, none of which is 0."""
+    return (matrix / step).round_().clamp_(-levels - 1, levels)
