@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from schemas.planning.forms import Chain, StoredMatrix
+from schemas.planning.forms import StoredMatrix
 from schemas.planning.layer import LayerPlan
 from schemas.report import KeptReason, LayerReport
 from worker.codecs import INTEGER_IMPLEMENTATIONS, CodecImplementation, implementation_of
@@ -23,7 +23,6 @@ from worker.lowrank import (
     Reason,
     RoundedMatrix,
     WeightedError,
-    mean_error,
     relative_error,
     weighted_error,
 )
@@ -97,7 +96,7 @@ def factor_layer(
         base = None if inputs.base is None else inputs.base.to(device)
         result, tensors = _encode(form_inputs, result, codec, base)
     if isinstance(result, Factored) and inputs.bias is not None:
-        bias = _corrected_bias(form_inputs, result, inputs.bias)
+        bias = _corrected_bias(result, inputs.bias)
         tensors = (*tensors, bias)
         if not bool(torch.isfinite(bias).all()):
             result = Kept(reason=Reason.OUT_OF_RANGE, singular_values=result.singular_values)
@@ -165,15 +164,10 @@ def _as_computed(
     return INTEGER_IMPLEMENTATIONS[stored.codec.name].pack(rounded)
 
 
-def _corrected_bias(inputs: FormInputs, result: Factored, bias: torch.Tensor) -> torch.Tensor:
+def _corrected_bias(result: Factored, bias: torch.Tensor) -> torch.Tensor:
     """Return the bias [m], in its dtype, with which the outputs of what is stored keep their mean."""
-    statistics, form = inputs.statistics, inputs.layer.form
-    assert statistics is not None
-    assert statistics.mean is not None
-    is_chain = isinstance(form, Chain) or len(result.factors) == 1
-    factors = result.factors if is_chain else (FORM_IMPLEMENTATIONS[form.name].to_dense(result.factors),)
-    missing = mean_error(inputs.weight, factors, statistics.mean)
-    return (bias.to(missing) + missing).to(bias.dtype)
+    assert result.bias_shift is not None
+    return (bias.to(result.bias_shift) + result.bias_shift).to(bias.dtype)
 
 
 def _transpose_as_stored(matrix: torch.Tensor, layer: LayerPlan) -> torch.Tensor:

@@ -480,3 +480,46 @@ def test_bad_statistics_fail_the_job_with_the_layer_and_the_remedy(model, save, 
         compress(model[0], calibration=save(statistics, "s.safetensors"), rank=6)
 
     assert '"a"' in refusal.value.detail
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [
+        ("svd", "bfloat16"),
+        ("pivot", "int8"),
+        ("cx", "keep"),
+        ("cur", "float16"),
+        ("int4", "keep"),
+        ("int8+svd", "int8"),
+    ],
+)
+def test_the_predicted_loss_of_every_form_is_recomputed_from_the_file(
+    tmp_path, save, compress, gaussian, method, dtype
+):
+    weight, bias, x, g = (
+        gaussian(48, 64),
+        gaussian(48),
+        gaussian(64, 500).double() + 3,
+        gaussian(48, 500).double(),
+    )
+    mean, count = x.mean(1), torch.tensor([500.0])
+    statistics = {"a.gram": x @ x.T, "a.mean": mean, "a.count": count, "a.grad_gram": g @ g.T}
+    result = compress(
+        save({"a.weight": weight, "a.bias": bias}),
+        calibration=save(statistics, "s.safetensors"),
+        method=method,
+        dtype=dtype,
+        rank=6,
+    )
+    model = nn.Sequential()
+    model.a = nn.Linear(64, 48)
+    load_compressed(model, result.directory)
+
+    error = weight.double() - model.a.weight.detach().double()
+    centered = x @ x.T - 500 * torch.outer(mean, mean)
+    loss = float(torch.trace(error.T @ (g @ g.T) @ error @ centered)) / 500
+    (layer,) = result.report.layers
+    assert layer.predicted_loss == pytest.approx(loss, rel=1e-3)
+    assert result.report.totals.predicted_loss == layer.predicted_loss
+    shift = (bias - model.a.bias.detach()).double() + error @ mean
+    assert float(shift.abs().max()) < 1e-4

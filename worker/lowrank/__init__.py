@@ -10,7 +10,6 @@ from worker.lowrank.decomposition import Decomposition, SolverCache
 from worker.lowrank.error import relative_error
 from worker.lowrank.factor import decompose, factor
 from worker.lowrank.faults import count_fault, grad_gram_fault, gram_fault, mean_fault
-from worker.lowrank.mean import mean_error
 from worker.lowrank.norms import weighted_norms
 from worker.lowrank.pivot import PivotMethod, join_rows
 from worker.lowrank.rounding import Grid, RoundedMatrix, round_nearest, round_weight
@@ -68,7 +67,6 @@ __all__ = [
     "grad_gram_fault",
     "gram_fault",
     "join_rows",
-    "mean_error",
     "mean_fault",
     "output_error",
     "predicted_loss",
