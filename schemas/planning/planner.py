@@ -287,9 +287,20 @@ def _warnings(
     if layers and all(layer.reason for layer in layers):
         yield "every selected layer stays dense: the output equals the input"
     yield from _budget_warnings(spec)
+    yield from _rank_warnings(spec, [layer for layer in layers if layer.pair is None], options)
     has_selector = spec.selector != CompressionSpec.model_fields["selector"].default
     if has_selector and layers and all(layer.form.selector is None for layer in layers):
         yield f"selector: it has no effect on {' and '.join(sorted({layer.form.name for layer in layers}))}"
+
+
+def _rank_warnings(
+    spec: CompressionSpec, layers: Sequence[LayerPlan], options: Mapping[str, LayerOptions]
+) -> Iterable[str]:
+    """Warn of a rank that all layers leave aside that it is for, since their forms have none."""
+    ruled = [layer for layer in layers if options[layer.tensor].override.rank is None]
+    is_given = spec.rank is not None and budget_of(spec.rank) is None
+    if is_given and ruled and not any(layer.form.has_ranks for layer in ruled):
+        yield f"rank: it has no effect on {' and '.join(sorted({layer.form.name for layer in ruled}))}"
 
 
 def _budget_warnings(spec: CompressionSpec) -> Iterable[str]:
