@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from schemas.format.companion import MODULES_NAME
 from schemas.format.names import SHARD
-from schemas.planning.model_folder import has_other_method, original_weights
+from schemas.planning.forms import FORMS, FormOptions
+from schemas.planning.model_folder import INSTALL, has_other_method, original_weights
 from schemas.report import REPORT_NAME, CheckpointReport, LayerReport, Report
 
 CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
@@ -27,7 +29,9 @@ HOW_TO_RUN = "<!-- eckart: how to run it -->"
 NOTES = "<!-- eckart: notes -->"
 # Not shown: the lines that run the folder once it is expanded.
 ONCE_EXPANDED, CLOSED = "<!-- eckart: once expanded", "-->"
-TAGS = "tags:\n- eckart\n- low-rank\n"
+# By what a weight is replaced.
+FACTORS, INTEGERS, BOTH = "low-rank factors", "integers", "integers and low-rank factors"
+PIVOT = "some of their rows and coefficients for the others"
 
 
 def model_card(
@@ -37,24 +41,44 @@ def model_card(
     original: bytes,
     *,
     is_factored: bool,
+    is_plain: bool = False,
 ) -> bytes:
     """Return the text of the card: ours, then that of the input, whose front matter stays on top.
+
+    A factored result that `is_plain` is loaded by its own library, with the package compressed-tensors.
 
     Apart from the input's card, the text holds numbers and fixed words only: nothing in it comes from names.
     """
     found = FRONT_MATTER.match(original)
-    front = found[0] if found else _front_matter(config, companions).encode()
+    front = found[0] if found else _front_matter(report, config, companions).encode()
     body = original[found.end() :] if found else original
     front = front if front.endswith(b"\n") else front + b"\n"
-    usage = _usage(report, config, companions, is_factored=is_factored)
+    usage = _usage(report, config, companions, is_factored=is_factored, is_plain=is_plain)
     own = "\n".join([*_introduction(report), "", HOW_TO_RUN, "", *usage, "", NOTES, "", *_notes(companions)])
     rest = b"\n---\n\n" + body.lstrip(b"\r\n") if body.strip() else b""
     return front + b"\n" + own.encode() + b"\n" + rest
 
 
-def _front_matter(config: Mapping[str, Any], companions: Collection[str]) -> str:
+def _front_matter(report: Report, config: Mapping[str, Any], companions: Collection[str]) -> str:
     library = f"library_name: {name}\n" if (name := _library(config, companions)) else ""
-    return f"---\n{library}{TAGS}---\n"
+    kinds = _kinds(report)
+    is_low_rank, is_quantized = kinds.keys() - {INTEGERS}, kinds.keys() - {FACTORS, PIVOT}
+    known = (("low-rank", is_low_rank), ("quantized", is_quantized), ("pruned", _narrowed(report)))
+    tags = "".join(f"- {tag}\n" for tag, applies in (("eckart", True), *known) if applies)
+    return f"---\n{library}tags:\n{tags}---\n"
+
+
+def _kinds(report: Report) -> dict[str, int]:
+    """Return by what weights were replaced, with the number of layers."""
+    replaced = (layer for layer in report.layers if layer.outcome == "factored" and layer.shape_after is None)
+    return dict(Counter(_kind(layer.method) for layer in replaced))
+
+
+def _kind(method: str) -> str:
+    form = FORMS[method]
+    if form.of(FormOptions()).quantizer is None:
+        return PIVOT if method == "pivot" else FACTORS
+    return BOTH if form.has_ranks else INTEGERS
 
 
 def _library(config: Mapping[str, Any], companions: Collection[str]) -> str | None:
@@ -83,6 +107,8 @@ def _introduction(report: Report) -> list[str]:
         rows.insert(2, ("neurons of an MLP", _neurons(narrowed)))
     if totals.weighted_error is not None:
         rows.append(("relative error of the layers' outputs", f"{totals.weighted_error:.4g}"))
+    if totals.predicted_loss is not None:
+        rows.append(("predicted rise of the loss", f"{totals.predicted_loss:.4g}"))
     return [
         WHAT_IT_IS,
         "",
@@ -100,15 +126,18 @@ def _introduction(report: Report) -> list[str]:
 
 def _what_was_done(report: Report) -> str:
     narrowed = len(_narrowed(report))
-    factored = report.totals.layers_factored - sum(layer.shape_after is not None for layer in report.layers)
+    kinds = _kinds(report)
     texts = []
     if narrowed:
         texts.append(
             "1 MLP has fewer neurons." if narrowed == 1 else f"{narrowed:,} MLPs have fewer neurons."
         )
-    if factored or not narrowed:
+    if kinds or not narrowed:
+        factored = sum(kinds.values())
         count = "1 layer was" if factored == 1 else f"{factored:,} layers were"
-        texts.append(f"{count} replaced by low-rank factors or by integers.")
+        by = [f"{number:,} by {kind}" for kind, number in kinds.items()]
+        how = f": {', '.join(by)}" if len(by) > 1 else "".join(f" by {kind}" for kind in kinds)
+        texts.append(f"{count} replaced{how}.")
     return " ".join(texts)
 
 
@@ -124,7 +153,12 @@ def _neurons(narrowed: Iterable[LayerReport]) -> str:
 
 
 def _usage(
-    report: Report, config: Mapping[str, Any], companions: Collection[str], *, is_factored: bool
+    report: Report,
+    config: Mapping[str, Any],
+    companions: Collection[str],
+    *,
+    is_factored: bool,
+    is_plain: bool,
 ) -> list[str]:
     if not is_factored:
         return _code(_loading(_names(report.output), config, companions))
@@ -137,13 +171,14 @@ def _usage(
         # The weights of a folder that was compressed before get their first name back when it is expanded.
         weights = [original_weights(config, name) or name for name in _names(report.input)]
         hidden = [ONCE_EXPANDED, *_loading(weights, config, companions), CLOSED, ""]
-    return [
-        *hidden,
-        *_code(lines),
-        "",
+    needs = [
         f"Install `{extra}` first. Never load this folder with `from_pretrained` alone: no library knows",
         "the factored layers by itself.",
     ]
+    if is_plain:
+        lines = _loading(_names(report.output), config, companions)
+        needs = [f"It needs the package compressed-tensors, and not Eckart: `{INSTALL}`."]
+    return [*hidden, *_code(lines), "", *needs]
 
 
 def _names(checkpoint: CheckpointReport) -> list[str]:

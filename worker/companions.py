@@ -13,7 +13,7 @@ from schemas.format.files import CheckpointFiles
 from schemas.format.metadata import FactoredLayer, factored_layers
 from schemas.model_card import model_card
 from schemas.planning.mlp_widths import Width, mlp_widths, with_widths
-from schemas.planning.model_folder import folder_config, has_other_method, has_plain_names, how_to_load
+from schemas.planning.model_folder import folder_config, has_plain_names, how_to_load
 from schemas.report import Report
 from state.files import AtomicFile, write_atomic
 
@@ -84,8 +84,7 @@ def write_companions(
     written = [writer.copy(name) for name in checkpoint.companions if name not in made]
     layers = _factored(output)
     is_adapter = report.spec["layout"] == "adapter"
-    before = writer.read(CONFIG_NAME) if has_config else b"{}"
-    is_plain = has_config and has_plain_names(output) and not has_other_method(parse_config(before))
+    is_plain = has_config and bool(layers) and has_plain_names(output)
     hint = how_to_load(layers, in_folder=has_config, is_adapter=is_adapter, is_plain=is_plain)
     report = report.model_copy(update={"how_to_load": hint})
     if has_config:
@@ -113,7 +112,7 @@ def _write_config_and_card(
     card = card_name(companions)
     original = writer.read(card) if card in companions else b""
     text = model_card(
-        report, parse_config(before), companions, original, is_factored=bool(layers) and not is_plain
+        report, parse_config(before), companions, original, is_factored=bool(layers), is_plain=is_plain
     )
     files = [writer.write(CONFIG_NAME, after), writer.write(card, text)]
     return files, (*warnings, *((warning,) if warning else ()))

@@ -21,7 +21,7 @@ ONCE_EXPANDED = re.compile(rb"^<!-- eckart: once expanded\n(?P<lines>.*?)^-->$",
 INTRODUCTION = b"""
 # Expanded from a model that Eckart compressed
 
-The low-rank factors are multiplied out here. The weights are dense again, with the original names and shapes:
+Factors and integers are multiplied out here. The weights are dense again, with the original names and shapes:
 as large as the original's, and as accurate as the compressed ones. The table says how those were made.
 """
 

@@ -1,8 +1,9 @@
 """The files of one checkpoint: a safetensors file, or shards and their index; and the companions of both."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from schemas.format.companion import MODULES_NAME, companions_in, module_folders
 from schemas.format.errors import listed, quoted
@@ -20,7 +21,7 @@ class CheckpointFiles:
     """The headers of all weight files by name, the index of a sharded checkpoint, and the companions' names.
 
     The metadata in the headers also list the factored layers that only config.json does. `folder` holds the
-    files; it is None where only their headers are known.
+    files; it is None where only their headers are known. `config` is what config.json says, if it is there.
     """
 
     headers: Mapping[str, Header]
@@ -28,6 +29,7 @@ class CheckpointFiles:
     index_name: str | None = None
     folder: Path | None = None
     companions: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
@@ -109,8 +111,9 @@ def open_checkpoint(path: Path) -> CheckpointFiles:
         if len(found) != 1:
             raise FileNotFoundError(f"{path} holds {len(found)} checkpoints; name the file or the index")
         files, companions = open_checkpoint(found[0]), companions_in(path)
-        headers = with_layers_of(stored_config(path, companions), files.headers)
-        return replace(files, headers=headers, companions=companions)
+        config = stored_config(path, companions)
+        headers = with_layers_of(config, files.headers)
+        return replace(files, headers=headers, companions=companions, config=config)
     if not is_index(path.name):
         return CheckpointFiles({path.name: read_header(path)}, folder=path.parent)
     index = parse_index(path.read_bytes())

@@ -29,6 +29,7 @@ DENSE_EXPERTS = (
     " Transformers 5 stacks experts into one tensor, so it runs them dense: in memory they are as large as "
     "in the input."
 )
+INSTALL = "pip install compressed-tensors"
 ENTRY_STEM = "eckart"
 ENDING = ".safetensors"
 SHARD_PREFIX = "eckart_"
@@ -46,7 +47,8 @@ def output_names(
     if CONFIG_NAME not in files.companions or not _is_factored(files, layers, ranks):
         return names
     # What is in the format of others alone keeps the names that they look for.
-    if not files.factored and common_quantizer(layers, ranks) is not None:
+    is_known = not (files.factored or has_other_method(files.config))
+    if is_known and common_quantizer(files.config, layers, ranks) is not None:
         return names
     if files.index_name is None:
         return dict.fromkeys(names, ENTRY_STEM + ENDING)
@@ -82,8 +84,8 @@ def folder_config(
     """
     config = parse_config(raw)
     warning = None
-    if has_plain_names(output) and not has_other_method(config):
-        config[QUANTIZATION] = compressed_tensors_config(layers, output.tensors)
+    if has_plain_names(output):
+        config[QUANTIZATION] = compressed_tensors_config(config, layers, output.tensors)
         return json.dumps(config, indent=2).encode() + b"\n", None
     if has_other_method(config):
         method = quoted(str(_quant_method(config)))
@@ -111,8 +113,8 @@ def how_to_load(
         return None
     if is_plain:
         return (
-            "transformers, and what else reads compressed-tensors, loads this folder by itself; transformers "
-            "needs the package compressed-tensors."
+            "from_pretrained of transformers loads this folder without Eckart; it needs the package "
+            f"compressed-tensors: {INSTALL}."
         )
     if in_folder:
         experts = DENSE_EXPERTS if any(EXPERT.search(name) for name in layers) else ""

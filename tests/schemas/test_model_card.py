@@ -3,7 +3,7 @@
 import pytest
 
 from schemas.model_card import model_card
-from schemas.report import Report
+from schemas.report import LayerReport, Report
 
 BERT = {"model_type": "bert", "architectures": ["BertModel"]}
 TOTALS = {
@@ -159,6 +159,61 @@ def test_a_factored_folder_of_a_variant_hides_the_lines_that_load_it_as_one_once
     hidden = text.partition("<!-- eckart: once expanded\n")[2].partition("-->")[0]
     assert hidden.endswith('model = BertModel.from_pretrained(".", variant="fp16")\n')
     assert "variant" not in code(text)
+
+
+def replaced(*methods):
+    """Return a report whose layers were replaced by these methods."""
+    layer = {
+        **dict.fromkeys(LayerReport.model_fields),
+        "name": "x",
+        "tensor": "x.weight",
+        "shape": (4, 4),
+        "outcome": "factored",
+        "rank": 0,
+        "transposed": False,
+        "calibrated": False,
+        "bias_corrected": False,
+        "dtype": "F32",
+        "seconds": 0.1,
+        **dict.fromkeys(("break_even_rank", "parameters_before", "parameters_after"), 1),
+        **dict.fromkeys(("bytes_before", "bytes_after"), 1),
+    }
+    layers = [LayerReport.model_validate(layer | {"method": method}) for method in methods]
+    return report(predicted_loss=0.0125).model_copy(update={"layers": tuple(layers)})
+
+
+@pytest.mark.parametrize(
+    ("methods", "tags", "said"),
+    [
+        (["svd", "cx"], "low-rank", "2 layers were replaced by low-rank factors."),
+        (["int8"], "quantized", "1 layer was replaced by integers."),
+        (["pivot"], "low-rank", "1 layer was replaced by some of their rows and coefficients"),
+        (["int4+svd"], "low-rank quantized", "replaced by integers and low-rank factors."),
+        (
+            ["int8", "svd", "int8"],
+            "low-rank quantized",
+            "3 layers were replaced: 2 by integers, 1 by low-rank factors.",
+        ),
+        ([], "", "0 layers were replaced."),
+    ],
+)
+def test_tags_and_text_say_by_what_weights_were_replaced(methods, tags, said):
+    text = model_card(replaced(*methods), BERT, ["config.json"], b"", is_factored=True).decode()
+
+    front = text.split("---\n")[1]
+    assert front == "library_name: transformers\ntags:\n" + "".join(
+        f"- {tag}\n" for tag in ["eckart", *tags.split()]
+    )
+    assert said in text
+    assert "| predicted rise of the loss | 0.0125 |" in text
+
+
+def test_integers_alone_need_another_package_and_no_import_of_ours():
+    text = model_card(replaced("int8"), BERT, ["config.json"], b"", is_factored=True, is_plain=True).decode()
+
+    assert "pip install compressed-tensors" in text
+    assert "eckart.transformers" not in text
+    assert code(text).startswith("from transformers import BertModel\n")
 
 
 @pytest.mark.parametrize("name", ['A").__class__("', "```", 7])

@@ -8,12 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
     BertConfig,
     BertModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
 )
@@ -378,67 +374,3 @@ def test_an_adapters_own_files_are_not_replaced_by_companions_of_their_name(fold
     assert not (result.directory / CONFIG_NAME).exists()
     listed = [file.name for file in result.report.output.files]
     assert len(listed) == len(set(listed))
-
-
-@pytest.fixture
-def llama(tmp_path):
-    """Return the folder that save_pretrained makes of a small Llama whose head is tied to its embeddings."""
-    torch.manual_seed(3)
-    folder = tmp_path / "llama"
-    config = LlamaConfig(
-        vocab_size=60,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("method", ["int8", "int4", "int3"])
-def test_integers_alone_are_loaded_by_stock_transformers(llama, compress, method):
-    """One layer stays dense; the numbers are those of the dense layout."""
-    options = {"method": method, "exclude": ["*embed*", "*layers.1.mlp.down_proj"]}
-    result, dense = compress(llama, **options), compress(llama, layout="dense", **options)
-
-    found, loading = AutoModelForCausalLM.from_pretrained(result.directory, output_loading_info=True)
-    expected = AutoModelForCausalLM.from_pretrained(dense.directory)
-    ids = torch.arange(9)[None]
-    with torch.no_grad():
-        assert torch.equal(found(ids).logits, expected(ids).logits)
-        base = AutoModel.from_pretrained(result.directory)
-        assert torch.equal(base(ids).last_hidden_state, expected.model(ids).last_hidden_state)
-    assert not any(loading.values())
-    config = config_of(result)["quantization_config"]
-    assert config["quant_method"] == "compressed-tensors"
-    assert "model.layers.1.mlp.down_proj" in config["ignore"]
-    assert (result.directory / "model.safetensors").exists()
-    assert "loads this folder by itself" in result.report.how_to_load
-    assert "import eckart" not in (result.directory / CARD_NAME).read_text()
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"method": "int8+svd", "rank": 2},
-        {"method": "int8", "overrides": [{"match": "*.key", "method": "svd", "rank": 2}]},
-        {"method": "int8", "overrides": [{"match": "*.key", "method": "int4"}], "group": 32},
-    ],
-    ids=["factors", "another form", "two kinds of integers"],
-)
-def test_integers_beside_other_forms_are_not_taken_for_another_format(folder, compress, options):
-    result = compress(folder, **options)
-
-    assert config_of(result)["quantization_config"]["quant_method"] == "eckart"
-    assert (result.directory / "eckart.safetensors").exists()
-
-
-def test_integers_in_a_folder_of_another_method_are_found_by_nobody(folder, compress):
-    path = folder / CONFIG_NAME
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "x"}}))
-    result = compress(folder, method="int8")
-
-    assert config_of(result)["transformers_weights"] == "import-eckart.transformers-first.safetensors"
-    assert any("keeps its own quantization_config" in warning for warning in result.report.warnings)
