@@ -115,7 +115,7 @@ def add_spec_options(parser: argparse.ArgumentParser) -> None:
     spec = schema()["spec"]
     fields = spec["properties"]
     group = parser.add_argument_group("the spec")
-    rank = group.add_mutually_exclusive_group(required=True)
+    rank = group.add_mutually_exclusive_group()
     rank.add_argument("--rank", type=int, metavar="K", help="the rank of every layer")
     for name in rank_rules():
         add_option(rank, name, spec["$defs"]["SpecRule"]["properties"][name])
@@ -142,8 +142,12 @@ def add_option(group: Any, name: str, field: dict[str, Any]) -> None:
     if default := field.get("default"):
         text += f" Default: {', '.join(default) if isinstance(default, list) else default}."
     option = "--" + name.replace("_", "-")
-    if "enum" in field:
-        group.add_argument(option, choices=field["enum"], help=text)
+    if "oneOf" in field:
+        text += " May be repeated."
+        group.add_argument(option, action="append", choices=_one_of(field)["enum"], help=text)
+    elif "enum" in field:
+        kind = NUMBERS[field["type"]][0] if field.get("type") in NUMBERS else str
+        group.add_argument(option, type=kind, choices=field["enum"], help=text)
     elif field["type"] == "array":
         group.add_argument(option, action="append", metavar="PATTERN", help=text + " May be repeated.")
     else:
@@ -167,7 +171,15 @@ def simple_fields() -> list[str]:
     return [name for name, field in schema()["spec"]["properties"].items() if is_simple(value_schema(field))]
 
 
+def _one_of(field: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of one value of a field that may also be a list."""
+    one: dict[str, Any] = next(kind for kind in field["oneOf"] if kind["type"] == "string")
+    return one
+
+
 def is_simple(field: dict[str, Any]) -> bool:
+    if "oneOf" in field and all("type" in kind for kind in field["oneOf"]):
+        return any("enum" in kind for kind in field["oneOf"])
     if field.get("type") == "array":
         return bool(field["items"].get("type") == "string")
     return "enum" in field or field.get("type") in NUMBERS
@@ -184,8 +196,14 @@ def spec_from(options: argparse.Namespace) -> dict[str, Any]:
         return spec_document(options.spec if is_json else Path(options.spec).read_bytes())
     if options.base is not None:
         given.setdefault("layout", "adapter")
+    if len(given.get("method", ())) == 1:
+        given["method"] = given["method"][0]
     rules = {name: getattr(options, name) for name in rank_rules() if getattr(options, name) is not None}
-    return spec_document({**given, "rank": rules or options.rank})
+    rank = rules or options.rank
+    if rank is None and "method" not in given:
+        names = " ".join("--" + name.replace("_", "-") for name in ("rank", *rank_rules(), "spec"))
+        options.parser.error(f"one of the arguments {names} is required")
+    return spec_document(given if rank is None else {**given, "rank": rank})
 
 
 def run_compress(options: argparse.Namespace) -> None:
@@ -289,7 +307,7 @@ def read_report(path: Path) -> Report:
 
 def show(document: Report | PlanDocument, *, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(document.model_dump_json(indent=2) + "\n")
+        sys.stdout.write(document.model_dump_json(indent=2, exclude_unset=True) + "\n")
     else:
         sys.stdout.write(report_table(document) if isinstance(document, Report) else plan_table(document))
 

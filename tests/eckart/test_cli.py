@@ -119,7 +119,7 @@ def test_each_field_of_the_spec_has_an_option_or_needs_a_whole_spec():
     options = vars(build_parser().parse_args(["plan", "x", "--rank", "2"]))
     fields = {*CompressionSpec.model_fields, *SpecRule.model_fields}
 
-    assert fields - options.keys() == {"overrides", "cur"}
+    assert fields - options.keys() == {"overrides", "cur", "pairs"}
     ours = {"command", "source", "local", "spec", "json", "url", "run", "parser"}
     assert options.keys() - fields == ours
 
@@ -150,6 +150,14 @@ def test_every_option_reaches_the_spec(model, serve, job, capsys):
         "calibration": "my-grams",
         "base": "my-base",
     }
+
+
+def test_several_methods_are_a_list_and_one_without_ranks_needs_none(asked_spec):
+    listed = asked_spec("--method", "svd", "--method", "int4+svd", "--budget-bytes", "1000000")
+
+    assert listed == {"method": ["svd", "int4+svd"], "rank": {"budget_bytes": 1_000_000}}
+    assert asked_spec("--method", "int8") == {"method": "int8"}
+    assert asked_spec("--method", "int4", "--group", "32") == {"method": "int4", "group": 32}
 
 
 def test_a_base_alone_makes_an_adapter(asked_spec):
@@ -248,7 +256,7 @@ def test_what_is_refused_ends_with_1_and_a_sentence(model, capsys, line, said):
         ("compress", "CHECKPOINT"),
         (
             "compress x",
-            "one of the arguments --rank --ratio --energy --error --budget --budget-bytes --spec is required",
+            "one of the arguments --rank --ratio --energy --error --auto --budget --budget-bytes --spec is",
         ),
         ("plan x", "is required"),
         ("compress x --rank 2 --ratio 0.5", "not allowed with"),
