@@ -27,7 +27,7 @@ class WeightedSums:
         tr(EᵀFEG), per token where N is known, or with the identity in place of a matrix that is not there;
         with shrinkage and centering.
     outputs : float or None
-        tr(EGEᵀ) = ‖EX‖_F², neither shrunk nor centered; None without G.
+        tr(EGEᵀ) = ‖EX‖_F² without shrinkage, G centered where that was asked for; None without G.
     loss : float or None
         tr(EᵀFEG)/N without shrinkage, G centered where that was asked for; None without F, G or N.
     shift : Tensor [m] or None
@@ -112,13 +112,8 @@ class Weighting:
 
     @property
     def weighs_outputs_alone(self) -> bool:
-        """Whether ‖(W - Ŵ)X‖_F itself is what is minimized."""
-        return (
-            self.outputs is None
-            and self.mean is None
-            and self.input_shrinkage == 0
-            and self.inputs is not None
-        )
+        """Whether the error of the outputs itself is what is minimized."""
+        return self.outputs is None and self.input_shrinkage == 0 and self.inputs is not None
 
     @property
     def in_float32(self) -> bool:
@@ -150,14 +145,10 @@ class Weighting:
         """Weigh a matrix E [m, n] whose rows are given in blocks; all in float64."""
         found = self._weighed(rows, *shape)
         without = self._without_shrinkage(found)
-        spread = 0.0
-        if self.mean is not None and self.count is not None:
-            assert found.shift is not None
-            spread = self.count * float(found.shift.square().sum())
         known = self.inputs is not None and self.outputs is not None and self.count is not None
         return WeightedSums(
             objective=max(found.both, 0.0),
-            outputs=None if self.inputs is None else max(without.by_inputs, 0.0) + spread,
+            outputs=None if self.inputs is None else max(without.by_inputs, 0.0),
             loss=max(without.both, 0.0) if known else None,
             shift=found.shift,
         )
