@@ -7,7 +7,7 @@ from examples.plot import COLOURS, Axis, Line, chart
 from examples.trial import Measured
 
 FIRST = ("rule", "asked", "share of the parameters", "share of the bytes", "relative error")
-SIZES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1)
+SIZES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1)
 
 # From a figure of quality to what the chart shows; less is better.
 Loss = Callable[[float], float]
