@@ -19,7 +19,7 @@ from worker.executor import LayerExecutor
 from worker.forms import FORM_IMPLEMENTATIONS, FormInputs
 from worker.layer import is_unchanged
 from worker.layer_cache import LayerCache
-from worker.lowrank import Kept, decompose, weighted_norms
+from worker.lowrank import Kept, Statistics, WeightedNorms, decompose
 from worker.lowrank.scale import exponent_of
 from worker.work_plan import LayerTask
 
@@ -101,12 +101,14 @@ def _needs_norms(layer: LayerPlan) -> bool:
     return bool(layer.candidates) or layer.form.quantizer is not None
 
 
-def _decomposed(layer: LayerPlan, inputs: LayerInputs, context: JobContext) -> torch.Tensor | Kept:
+def _decomposed(
+    layer: LayerPlan, inputs: LayerInputs, statistics: Statistics | None, context: JobContext
+) -> torch.Tensor | Kept:
     """Return the matrix that the layer's form decomposes, or why the layer stays dense."""
     form_inputs = FormInputs(
         layer=layer,
         weight=inputs.weight.to(context.device),
-        statistics=inputs.statistics_on(context.device),
+        statistics=statistics,
         correct_bias=layer.corrects_bias,
         dtype=torch.float32,
         seed=context.seed,
@@ -136,11 +138,14 @@ class NormsPass:
         if is_unchanged(task, inputs):
             return "unchanged", None
         found: dict[str, Norms] = {}
+        # Prepared once for all forms.
+        statistics = inputs.statistics_on(self.context.device)
+        norms = WeightedNorms(statistics, self.context.device)
         for decomposed, layer in _measured(task.layer).items():
-            matrix = _decomposed(layer, inputs, self.context)
+            matrix = _decomposed(layer, inputs, statistics, self.context)
             if isinstance(matrix, Kept):
                 return matrix.reason.value, None
-            found[decomposed] = Norms(*weighted_norms(matrix, inputs.statistics_on(self.context.device)))
+            found[decomposed] = Norms(*norms.of(matrix))
         return found, partial(self.cache.store_norms, task, found)
 
     def write(
@@ -178,14 +183,15 @@ class DecomposePass:
         if is_unchanged(task, inputs):
             return "unchanged", None
         begun = time.perf_counter()
-        matrix = _decomposed(task.layer, inputs, self.context)
+        statistics = inputs.statistics_on(self.context.device)
+        matrix = _decomposed(task.layer, inputs, statistics, self.context)
         if isinstance(matrix, Kept):
             return matrix.reason.value, None
         found = decompose(
             matrix,
             num_vectors=task.layer.num_vectors,
             cache=inputs.cached,
-            statistics=inputs.statistics_on(self.context.device),
+            statistics=statistics,
             correct_bias=task.layer.corrects_bias,
         )
         if isinstance(found, Kept):

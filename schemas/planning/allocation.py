@@ -251,16 +251,18 @@ def _options(curve: RateCurve, price: float, least: float) -> Iterator[Option]:
 def _extend(
     states: Sequence[State], options: Sequence[Option], max_regret: float, max_cost: int
 ) -> dict[int, tuple[float, Any]]:
-    """Extend each state by each option of one more layer; return the smallest regret and its path by cost."""
+    """Extend each state by each option of one more layer; return the smallest regret and its path by cost.
+
+    The options ascend in regret.
+    """
     extended: dict[int, tuple[float, Any]] = {}
     for cost_before, regret_before, path in states:
         for cost_more, regret_more, at in options:
-            cost, regret = cost_before + cost_more, regret_before + regret_more
-            if (
-                regret < max_regret
-                and cost <= max_cost
-                and (cost not in extended or regret < extended[cost][0])
-            ):
+            regret = regret_before + regret_more
+            if regret >= max_regret:
+                break
+            cost = cost_before + cost_more
+            if cost <= max_cost and (cost not in extended or regret < extended[cost][0]):
                 extended[cost] = regret, (path, at)
     return extended
 

@@ -262,7 +262,7 @@ class LayerPlan:
         if isinstance(self.form, Chain) and isinstance(self.codec, FloatCodec):
             # The same sum in closed form, since a budget needs it at every rank of every layer.
             return self.parameters_after(rank) * DTYPE_BITS[self.codec.dtype] // 8
-        return sum(tensor.nbytes for tensor in self.stored_tensors(rank))
+        return _stored_bytes(self.kind, rank)
 
     def stored_matrices(self, rank: int) -> tuple[StoredMatrix, ...]:
         """Return the matrices that replace the weight at a rank, in the form's order: input side first."""
@@ -335,6 +335,8 @@ def _multiples(ranks: range, align: int, least: int) -> range:
     return range(-(-least // align) * align, ranks.stop, align)
 
 
+# A list of forms asks for every rank of each.
+@lru_cache(maxsize=1 << 16)
 def _stored_bytes(kind: Kind, rank: int) -> int:
     return sum(NewTensor("", dtype, shape).nbytes for _, dtype, shape in _stored(kind, rank))
 

@@ -10,7 +10,7 @@ from worker.lowrank.decomposition import Decomposition, SolverCache
 from worker.lowrank.error import relative_error
 from worker.lowrank.factor import decompose, factor
 from worker.lowrank.faults import count_fault, grad_gram_fault, gram_fault, mean_fault
-from worker.lowrank.norms import weighted_norms
+from worker.lowrank.norms import WeightedNorms
 from worker.lowrank.pivot import PivotMethod, join_rows
 from worker.lowrank.rounding import Grid, RoundedMatrix, round_nearest, round_weight
 from worker.lowrank.selectors import SELECTORS, Selector
@@ -59,6 +59,7 @@ __all__ = [
     "Statistics",
     "Storage",
     "WeightedError",
+    "WeightedNorms",
     "count_fault",
     "cur",
     "cx",
@@ -75,5 +76,4 @@ __all__ = [
     "round_weight",
     "svd",
     "weighted_error",
-    "weighted_norms",
 ]
