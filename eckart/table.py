@@ -39,9 +39,9 @@ class Group(Generic[L]):
 
     @property
     def saved(self) -> float:
-        """The saved share of the parameters."""
-        after = sum(layer.parameters_after for layer in self.layers)
-        return 1 - after / sum(layer.parameters_before for layer in self.layers)
+        """The saved share of the bytes."""
+        after = sum(layer.bytes_after for layer in self.layers)
+        return 1 - after / sum(layer.bytes_before for layer in self.layers)
 
 
 def group_layers(layers: Iterable[L]) -> list[Group[L]]:
@@ -61,17 +61,19 @@ def _group_key(layer: Layer) -> tuple[object, ...]:
 def report_table(report: Report) -> str:
     """Show what was done: a row for each group of similar layers, what was kept and why, and the sums."""
     groups = group_layers(report.layers)
-    calibrated = report.totals.weighted_error is not None
-    errors = _both_errors if calibrated else _errors
+    totals = report.totals
     rows = [
-        (*_cells(group, _ranks(x.rank for x in group.layers)), f"{group.saved:.1%}", *errors(group.layers))
+        (
+            *_cells(group, _ranks(x.rank for x in group.layers)),
+            f"{group.saved:.1%}",
+            *_errors(group.layers, totals),
+        )
         for group in groups
         if group.first.outcome == "factored"
     ]
-    totals = report.totals
     return _page(
         _wrapped(_title(report)),
-        _columns(("layers", "n", "shape", "method", "rank", "saved", *_heads(calibrated=calibrated)), rows),
+        _columns(("layers", "n", "shape", "method", "rank", "saved", *_heads(totals)), rows),
         _kept(groups),
         _sums(totals),
         _wrapped(
@@ -107,16 +109,17 @@ def plan_table(plan: PlanDocument) -> str:
 
 def _title(report: Report) -> str:
     job = f"job {_plain(report.job_id)}" if report.job_id else "local work"
-    rank = report.spec.get("rank")
-    rule = (
-        " ".join(f"{kind} {value}" for kind, value in rank.items())
-        if isinstance(rank, dict)
-        else f"rank {rank}"
-    )
+    rank, method = report.spec.get("rank"), report.spec.get("method")
+    methods = " or ".join(method) if isinstance(method, list) else str(method)
+    rule = ""
+    if isinstance(rank, dict):
+        rule = " at " + " ".join(f"{kind} {value}" for kind, value in rank.items())
+    elif rank is not None:
+        rule = f" at rank {rank}"
     overrides = len(report.spec.get("overrides", ()))
     more = f" with {overrides} overrides" if overrides else ""
     device = report.environment.get("device", "an unnamed device")
-    return _plain(f"{job}: {report.spec.get('method')} at {rule}{more}, on {device}, {report.created_at}")
+    return _plain(f"{job}: {methods}{rule}{more}, on {device}, {report.created_at}")
 
 
 def _cells(group: Group[L], rank: str) -> tuple[str, ...]:
@@ -125,7 +128,7 @@ def _cells(group: Group[L], rank: str) -> tuple[str, ...]:
 
 
 def _ranks(ranks: Iterable[int | None]) -> str:
-    known = {rank for rank in ranks if rank is not None}
+    known = {rank for rank in ranks if rank}  # A form without factors has rank 0.
     return _span(min(known), max(known)) if known else "-"
 
 
@@ -140,19 +143,24 @@ def _planned_saving(group: Group[PlannedLayer]) -> str:
     return "-" if any(layer.rank_bounds for layer in group.layers) else f"{group.saved:.1%}"
 
 
-def _errors(layers: Sequence[LayerReport]) -> tuple[str, str]:
-    worst = max(layers, key=lambda layer: layer.relative_error or 0.0)
-    return _error(worst.relative_error), _error(worst.optimal_error)
-
-
-def _both_errors(layers: Sequence[LayerReport]) -> tuple[str, str, str]:
+def _errors(layers: Sequence[LayerReport], totals: Totals) -> tuple[str, ...]:
+    """Return the cells below `_heads`."""
+    if totals.weighted_error is None:
+        worst = max(layers, key=lambda layer: layer.relative_error or 0.0)
+        return _error(worst.relative_error), _error(worst.optimal_error)
     worst = max(layers, key=lambda layer: layer.weighted_error or layer.relative_error or 0.0)
-    best = worst.optimal_error if worst.weighted_error is None else worst.optimal_weighted_error
-    return _error(worst.relative_error), _error(worst.weighted_error), _error(best)
+    errors = _error(worst.relative_error), _error(worst.weighted_error)
+    if totals.predicted_loss is None:
+        best = worst.optimal_error if worst.weighted_error is None else worst.optimal_weighted_error
+        return *errors, _error(best)
+    losses = [layer.predicted_loss for layer in layers if layer.predicted_loss is not None]
+    return *errors, _error(sum(losses) if losses else None)
 
 
-def _heads(*, calibrated: bool) -> tuple[str, ...]:
-    return ("error", "outputs", "best") if calibrated else ("error", "best")
+def _heads(totals: Totals) -> tuple[str, ...]:
+    if totals.weighted_error is None:
+        return ("error", "best")
+    return ("error", "outputs", "best" if totals.predicted_loss is None else "loss")
 
 
 def _legend(totals: Totals) -> str:
@@ -160,6 +168,12 @@ def _legend(totals: Totals) -> str:
     whole = "" if over is None else f"; over all layers {over:.4g} times the best possible error"
     if totals.weighted_error is None:
         return f"error, best: of the row's worst layer, and the best possible at its rank{whole}"
+    if totals.predicted_loss is not None:
+        return (
+            "error, outputs: of the row's worst layer, of its weight and of its outputs; of all outputs "
+            f"{totals.weighted_error:.4g}; loss: the predicted rise of the loss, in total "
+            f"{totals.predicted_loss:.4g}"
+        )
     return (
         "error, outputs, best: of the row's worst layer, of its weight and of its outputs, "
         f"and the best possible at its rank; of all outputs {totals.weighted_error:.4g}{whole}"

@@ -68,6 +68,7 @@ class Totals(Savings):
 
     relative_error: float
     weighted_error: float | None = None
+    predicted_loss: float | None = None
     error_over_optimal: float | None = None
     seconds: float = 0.0
 
@@ -121,6 +122,8 @@ class LayerReport(Layer):
     optimal_error: float | None = None
     weighted_error: float | None = None
     optimal_weighted_error: float | None = None
+    predicted_loss: float | None = None
+    bias_corrected: bool = False
     decomposition: str | None = None
     singular_values: tuple[float, ...] | None = None
     singular_value_indices: tuple[int, ...] | None = None

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from math import sqrt
+from math import prod, sqrt
 
 import torch
 
 from schemas.checkpoint import FileInfo
 from schemas.format.files import CheckpointFiles
+from schemas.planning.layer import LayerPlan
 from schemas.planning.left_out import not_selected
 from schemas.planning.references import NO_REFERENCES, References
 from schemas.report import (
@@ -70,14 +71,19 @@ def make_report(
         calibration=before.reference_files.calibration,
         base=before.reference_files.base,
         output=after.report(),
-        totals=_totals(before, after, outcomes, seconds=seconds),
+        totals=_totals(work, before, after, outcomes, seconds=seconds),
         not_selected=not_selected(work.checkpoint.tensors, work.plan),
         layers=tuple(outcome.report for outcome in outcomes),
     )
 
 
 def _totals(
-    before: ReportedCheckpoint, after: ReportedCheckpoint, outcomes: Sequence[LayerOutcome], *, seconds: float
+    work: WorkPlan,
+    before: ReportedCheckpoint,
+    after: ReportedCheckpoint,
+    outcomes: Sequence[LayerOutcome],
+    *,
+    seconds: float,
 ) -> Totals:
     factored = [outcome for outcome in outcomes if outcome.report.outcome == "factored"]
     # Layers that are kept dense have no error; those that an adapter leaves out have their whole difference.
@@ -87,11 +93,12 @@ def _totals(
     output_error = sum(outcome.squared_output_error for outcome in factored)
     calibrated = any(outcome.report.weighted_error is not None for outcome in factored)
     losses = [each.report.predicted_loss for each in factored if each.report.predicted_loss is not None]
+    parameters_after = after.parameters - _uncounted(work.layers, outcomes)
     return Totals(
         parameters_before=before.parameters,
-        parameters_after=after.parameters,
-        parameter_savings=parameter_savings(before.parameters, after.parameters),
-        compression_factor=compression_factor(before.parameters, after.parameters),
+        parameters_after=parameters_after,
+        parameter_savings=parameter_savings(before.parameters, parameters_after),
+        compression_factor=compression_factor(before.parameters, parameters_after),
         bytes_before=before.nbytes,
         bytes_after=after.nbytes,
         relative_error=_relative(squared_error, squared_norm),
@@ -101,6 +108,16 @@ def _totals(
         layers_factored=len(factored),
         layers_kept=len(outcomes) - len(factored),
         seconds=seconds,
+    )
+
+
+def _uncounted(layers: Sequence[LayerPlan], outcomes: Sequence[LayerOutcome]) -> int:
+    """Return how many more elements the files have than parameters: scales, indices, less packing."""
+    return sum(
+        sum(prod(tensor.shape) for tensor in layer.stored_tensors(outcome.rank))
+        - outcome.report.parameters_after
+        for layer, outcome in zip(layers, outcomes, strict=True)
+        if outcome.rank is not None and layer.pair is None
     )
 
 

@@ -105,6 +105,26 @@ def test_a_calibrated_report_shows_both_errors_of_the_layer_whose_outputs_are_wo
     assert "of all outputs 0.2" in " ".join(text.split())
 
 
+def test_a_report_with_losses_shows_them_summed_over_each_row_and_methods_without_ranks(table, layer, report):
+    layers = [
+        layer(f"a.{number}", method="int8", rank=0, weighted=0.01) | {"predicted_loss": 0.25}
+        for number in range(2)
+    ]
+    layers += [layer("b", method="int4+svd", rank=8, weighted=0.2) | {"predicted_loss": 1.5}]
+    totals = report(layers)["totals"] | {"weighted_error": 0.02, "predicted_loss": 2.0}
+    spec = {"method": ["int8", "int4+svd"], "rank": {"budget_bytes": 9}}
+
+    lines = table(*layers, totals=totals, spec=spec).splitlines()
+
+    assert "int8 or int4+svd at budget_bytes 9" in lines[0]
+    assert lines[2].split()[-3:] == ["error", "outputs", "loss"]
+    assert [line.split()[3:5] + line.split()[-1:] for line in lines[4:6]] == [
+        ["int8", "-", "0.500"],
+        ["int4+svd", "8", "1.50"],
+    ]
+    assert "in total 2" in " ".join(lines)
+
+
 def test_a_report_says_what_a_method_loses_to_the_svd(table, layer, report):
     layers = [layer("head", error=0.5, best=0.4, method="cx")]
     known = report(layers)["totals"] | {"error_over_optimal": 1.25}

@@ -70,6 +70,8 @@ def test_layers_in_a_list_tell_their_form_and_rank_and_the_error_is_recomputed(m
         assert layer.outcome == "factored"
         assert layer.method in METHODS
         assert (layer.rank == 0) == (layer.method in {"int8", "int4", "int3"})
+    # Scales and indices are no parameters, and packed integers are as many as they were.
+    assert report.totals.parameters_after == sum(layer.parameters_after for layer in report.layers)
 
 
 def test_the_same_list_gives_the_same_bytes_in_any_order(model, compress):
