@@ -6,8 +6,8 @@ from typing import Any
 
 # Every choice of a method list that a budget in bytes may make.
 MIXED = ("svd", "int8", "int4", "int3", "int8+svd", "int4+svd", "int3+svd")
-GROUPS = (128, 64, 32)
-CORRECTION_RANKS = (8, 16, 32, 64)
+GROUPS = (64,)
+CORRECTION_RANKS = (8, 32)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from examples.plot import Axis
 from examples.recipes import Subject, low_rank, mixed, neurons, rounded
 from examples.trial import Trial, measure_all
 
-SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-BYTES = (0.115, 0.125, 0.14, 0.15, 0.17, 0.2, 0.22, 0.24, 0.26, 0.3)
+SHARES = (0.3, 0.5, 0.7, 0.9)
+BYTES = (0.125, 0.15, 0.17, 0.2, 0.24, 0.3)
 PROBES = 8
 FIGURES = ("mean cosine", "least cosine", "same nearest sentence")
 LOSS = Axis("1 - mean cosine to the original vector", 1e-4, 1, (1e-4, 1e-3, 1e-2, 1e-1, 1), logarithmic=True)
