@@ -1,4 +1,4 @@
-"""What each form costs beside `svd` at the same rank, per shape: seconds and the share of the parameters."""
+"""What each form costs beside `svd` at the same rank, per shape: seconds, and the share of the bytes."""
 
 import math
 import time
@@ -9,43 +9,73 @@ import torch
 from benchmarks.options import Options
 from benchmarks.spectra import matrix
 from benchmarks.table import show
-from schemas.planning.forms import FORMS, FormOptions
-from worker.lowrank import FactorRequest, Method, PivotMethod, SVDMethod, factor
+from schemas.format.tensor import TensorInfo
+from schemas.planning.forms import FORMS
+from schemas.planning.layer import LayerPlan
+from schemas.planning.planner import make_plan
+from schemas.spec import CompressionSpec
+from worker.forms import FORM_IMPLEMENTATIONS, FormInputs
+from worker.lowrank import Statistics
 
 SHAPES = ((384, 384), (1536, 384), (1024, 1024), (4096, 1024))
-METHODS: dict[str, Method] = {"svd": SVDMethod(), "pivot": PivotMethod()}
+# Neurons are no form of one weight.
+METHODS = ("svd", *(name for name in FORMS if name not in {"svd", "neurons"}))
 MOST_ROUNDS = 3
 
 
 def ask(options: Options) -> None:
-    """Factor weights at a quarter of their shorter side, on singular values that follow a power law."""
+    """Replace weights at an eighth of their shorter side, without statistics and with both Gram matrices."""
     torch.set_num_threads(options.threads)
     rows = []
     for shape in SHAPES:
-        height, width = (math.ceil(side * options.scale) for side in shape)
-        weight, rank = matrix("power law", height, width)[0], min(height, width) // 4
+        height, width = (max(64, math.ceil(side * options.scale) // 64 * 64) for side in shape)
+        weight, rank = matrix("power law", height, width)[0], min(height, width) // 8
+        rounds = min(options.rounds, MOST_ROUNDS)
+        calibrated = _statistics(height, width)
         spent = {
-            name: _seconds(weight, method, rank, min(options.rounds, MOST_ROUNDS))
-            for name, method in METHODS.items()
+            (name, both): _seconds(_layer(name, weight, rank), weight, calibrated if both else None, rounds)
+            for both in (False, True)
+            for name in METHODS
         }
-        for name, seconds in spent.items():
-            parameters = FORMS[name].of(FormOptions()).parameters((height, width), rank)
+        for name in METHODS:
+            layer = _layer(name, weight, rank)
+            share = layer.bytes_after(layer.rank if isinstance(layer.rank, int) else None) / weight.nbytes
+            plain, both = spent[name, False], spent[name, True]
             rows.append(
                 (
                     f"{height} x {width}, rank {rank}, {name}",
-                    f"{seconds:.3f}",
-                    f"{seconds / spent['svd']:.2f}",
-                    f"{parameters / weight.numel():.2f}",
+                    f"{share:.3f}",
+                    f"{plain:.3f}",
+                    f"{plain / spent['svd', False]:.2f}",
+                    f"{both:.3f}",
+                    f"{both / spent['svd', True]:.2f}",
                 )
             )
-    show("Forms beside svd", ("weight", "seconds", "times svd", "parameters"), rows)
+    head = ("weight", "bytes", "seconds", "times svd", "seconds with both Gram matrices", "times svd")
+    show("Forms beside svd", head, rows)
 
 
-def _seconds(weight: torch.Tensor, method: Method, rank: int, rounds: int) -> float:
-    request = FactorRequest(method=method, rank=rank, max_rank=min(weight.shape), dtype=torch.float32)
+def _layer(method: str, weight: torch.Tensor, rank: int) -> LayerPlan:
+    rows, columns = weight.shape
+    tensor = TensorInfo("layer.weight", "F32", (rows, columns), 0, weight.nbytes)
+    return make_plan([tensor], CompressionSpec(method=method, rank=rank)).layers[0]
+
+
+def _statistics(outputs: int, inputs: int) -> Statistics:
+    generator = torch.Generator().manual_seed(0)
+
+    def gram(side: int) -> torch.Tensor:
+        x = torch.randn(2 * side, side, generator=generator) * torch.linspace(1, 0.2, side)
+        return x.mT @ x
+
+    return Statistics(gram=gram(inputs), grad_gram=gram(outputs), count=2.0 * inputs)
+
+
+def _seconds(layer: LayerPlan, weight: torch.Tensor, statistics: Statistics | None, rounds: int) -> float:
+    inputs = FormInputs(layer=layer, weight=weight, statistics=statistics, dtype=torch.float32, seed=0)
     spent = []
     for _ in range(rounds):
         begun = time.perf_counter()
-        factor(weight, request)
+        FORM_IMPLEMENTATIONS[layer.form.name].compute(inputs)
         spent.append(time.perf_counter() - begun)
     return median(spent)
