@@ -142,7 +142,9 @@ def _encode(
         for stored, matrix in pairs
     ]
     tensors = tuple(tensor for several in encoded for tensor in several)
-    if codec.is_exact and not layer.dense_layout and result.rounded is None:
+    # Integers alone are stored as they were measured.
+    is_measured = not result.factors if result.rounded is not None else codec.is_exact
+    if is_measured and not layer.dense_layout:
         return result, tensors
     decoded = [
         _transpose_as_stored(codec.decode(several), layer) if stored.by_layer_codec else matrix

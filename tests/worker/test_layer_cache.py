@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from schemas.checkpoint import FileInfo
 from schemas.format.files import open_checkpoint
@@ -329,3 +330,24 @@ def test_a_calibrated_budget_gives_the_same_bytes_warm_and_cold(bench, grams):
 
     assert digests(bench.run(spec, grams=grams)) == digests(cold)
     assert digests(bench.run(spec, grams=grams, cached=False)) == digests(cold)
+
+
+def test_a_list_decomposes_no_form_that_cannot_win(make_bench, save, gaussian):
+    """Where spectra are flat, two factors alone are never as good as integers, and norms show it."""
+    bench = make_bench()
+    bench.source = save({f"{name}.weight": gaussian(128, 192) for name in "abcd"}, name="flat.safetensors")
+    spec = {
+        "method": ["svd", "int8", "int4", "int8+svd", "int4+svd"],
+        "rank": {"budget_bytes": bench.source.stat().st_size // 5},
+        "dtype": "int8",
+    }
+    first = bench.run(spec)
+    entries = [load_file(path) for path in bench.kept() if path.suffix == ".safetensors"]
+    decomposed = [entry for entry in entries if len(entry["basis"])]
+
+    assert {layer.method for layer in first.layers} <= {"int8", "int4", "int8+svd", "int4+svd"}
+    # Of each layer W, W - Q₈ and W - Q₄ are measured, but none of the first is decomposed.
+    assert len(entries) - len(decomposed) == 3 * len(first.layers)
+    assert len(decomposed) <= 2 * len(first.layers)
+    assert digests(bench.run(spec)) == digests(first)
+    assert len(bench.kept()) == len(entries)

@@ -163,10 +163,12 @@ def _measured(inputs: FormInputs, rounded: RoundedMatrix) -> Factored | Kept:
     residual, output = measure(inputs.weight, dense, exponent), None
     if not math.isfinite(residual.squared_norm):
         return Kept(reason=Reason.OUT_OF_RANGE)
-    statistics, loss = inputs.statistics, None
+    statistics, loss, shift = inputs.statistics, None, None
     if statistics is not None and statistics.weighs_errors:
         weighted = weighted_error(inputs.weight, dense, statistics, centered=inputs.correct_bias)
-        found, loss = weighted.outputs, weighted.loss
+        found, loss, shift = weighted.outputs, weighted.loss, weighted.shift
+        if not math.isfinite(loss or 0.0):
+            return Kept(reason=Reason.OUT_OF_RANGE)
         if found is not None:
             output = OutputError(
                 relative_error=found.relative,
@@ -183,6 +185,7 @@ def _measured(inputs: FormInputs, rounded: RoundedMatrix) -> Factored | Kept:
         optimal_error=None,
         output_error=output,
         predicted_loss=loss,
+        bias_shift=shift,
         singular_values=None,
         decomposition=None,
         rounded=rounded,
