@@ -191,6 +191,7 @@ def test_the_curl_lines_of_the_readme_work_as_printed(service, minilm, tmp_path)
     assert stored["sha256"] == hashlib.sha256(minilm.read_bytes()).hexdigest()
     job = json.loads(printed[end:])
 
-    service.client.cancel(job["id"])
+    canceled = service.client.cancel(job["id"])
     problem = json.loads(run_lines(readme_lines("$job/checkpoint", service, job["id"]), tmp_path))
-    assert problem["detail"].startswith("The job is canceled")
+    # On a busy machine the job may have ended before.
+    assert canceled.state == "succeeded" or problem["detail"].startswith("The job is canceled")
