@@ -23,8 +23,8 @@ from examples.plot import Axis
 from examples.recipes import Subject, low_rank, mixed, neurons, rounded
 from examples.trial import Trial, measure_all
 
-SHARES = (0.1, 0.2, 0.3, 0.5, 0.7)
-BYTES = (0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25)
+SHARES = (0.1, 0.3, 0.5)
+BYTES = (0.04, 0.06, 0.08, 0.125, 0.2)
 CALIBRATION_WINDOWS, HELD_OUT_WINDOWS = 64, 128
 ABOVE = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 10)
 

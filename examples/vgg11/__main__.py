@@ -30,8 +30,8 @@ from examples.vgg11.study import Measured, Study, trained
 from examples.vgg11.sweep import FACTORED, neighbours, sweep
 from examples.vgg11.training import accuracy
 
-SHARES = (0.01, 0.05, 0.2, 0.5)
-BYTES = (0.02, 0.05, 0.125, 0.15, 0.2)
+SHARES = (0.05, 0.2)
+BYTES = (0.05, 0.15, 0.2)
 WRONG = Axis("wrong test pictures, %", 2, 100, (2, 3, 5, 10, 20, 50, 100), logarithmic=True)
 
 
