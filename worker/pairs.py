@@ -65,9 +65,12 @@ def _cut(tasks: Sequence[LayerTask], context: JobContext) -> list[Cut]:
     result = narrow(down.weight, count, statistics.to(context.device))
     if isinstance(result, Kept):
         return _kept(tasks, result.reason.value)
+    bias = None if down.bias is None else _shifted(down.bias, result)
+    if bias is not None and not bool(torch.isfinite(bias).all()):
+        return _kept(tasks, "out_of_range")
     cut = [_rows(member, result) for member in before]
     # The time is that of the weight that is fitted.
-    return [*cut, _columns(down, result, time.perf_counter() - begun)]
+    return [*cut, _columns(down.task, result, bias, time.perf_counter() - begun)]
 
 
 def _read(task: LayerTask, context: JobContext) -> Member:
@@ -92,9 +95,15 @@ def _rows(member: Member, result: NarrowedWeight) -> Cut:
     return member.task, outcome, (_as_stored(weight[list(result.neurons)], member.task), *bias)
 
 
-def _columns(member: Member, result: NarrowedWeight, seconds: float) -> Cut:
+def _shifted(bias: torch.Tensor, result: NarrowedWeight) -> torch.Tensor:
+    """Return the bias [m], in its dtype, that makes up for the mean of what is lost."""
+    shift = 0.0 if result.shift is None else result.shift
+    return (bias.to(torch.float64) + shift).to(bias.dtype)
+
+
+def _columns(task: LayerTask, result: NarrowedWeight, bias: torch.Tensor | None, seconds: float) -> Cut:
     outputs = result.output_error
-    outcome = _outcome(member.task, result, result.weight_error, seconds=seconds)
+    outcome = _outcome(task, result, result.weight_error, seconds=seconds)
     outcome = _with(
         outcome,
         columns=result.neurons,
@@ -104,13 +113,8 @@ def _columns(member: Member, result: NarrowedWeight, seconds: float) -> Cut:
     ).model_copy(
         update={"squared_output_error": outputs.squared_error, "squared_output_norm": outputs.squared_norm}
     )
-    tensors = [_as_stored(result.weight, member.task)]
-    if member.bias is not None:
-        shifted = member.bias.to(torch.float64)
-        if result.shift is not None:
-            shifted = shifted + result.shift
-        tensors.append(shifted.to(member.bias.dtype).cpu())
-    return member.task, outcome, tuple(tensors)
+    biases = () if bias is None else (bias.cpu(),)
+    return task, outcome, (_as_stored(result.weight, task), *biases)
 
 
 def _outcome(task: LayerTask, result: NarrowedWeight, error: Residual, *, seconds: float) -> LayerOutcome:

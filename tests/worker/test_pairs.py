@@ -209,6 +209,17 @@ def test_an_mlp_that_is_not_finite_stays_whole_and_the_folder_warns(folder, comp
     assert any("they differ now" in warning for warning in result.report.warnings)
 
 
+def test_a_bias_that_its_dtype_cannot_hold_keeps_the_mlp_whole(save, gaussian, compress):
+    x = gaussian(300, 48).double() * 0.01 + 300
+    tensors = {"a.fc1.weight": gaussian(48, 16), "a.fc2.weight": 200 * gaussian(16, 48).abs()}
+    tensors["a.fc2.bias"] = torch.full((16,), 6e4)
+    source = save({name: tensor.half() for name, tensor in tensors.items()})
+    statistics = {"a.fc2.gram": x.T @ x, "a.fc2.mean": x.mean(0), "a.fc2.count": torch.tensor([300.0])}
+    result = compress(source, calibration=save(statistics, "s.safetensors"), **NEURONS)
+
+    assert [layer.reason for layer in result.report.layers] == ["out_of_range", "out_of_range"]
+
+
 def test_a_member_with_the_bytes_of_another_tensor_is_refused(save, gaussian, compress, tmp_path):
     up, down = gaussian(48, 16), gaussian(16, 48)
     source = save({"a.fc1.weight": up, "a.fc2.weight": down, "embed_tokens.weight": up.clone()})
