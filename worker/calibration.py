@@ -1,13 +1,13 @@
 """Check the values of a calibration before a job factors its first layer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from schemas.format.errors import quoted
 from schemas.planning.references import CalibrationError
 from worker.context import TensorReaders
-from worker.lowrank import count_fault, grad_gram_fault, gram_fault
+from worker.lowrank import count_fault, grad_gram_fault, gram_fault, mean_fault
 from worker.work_plan import LayerTask, TensorSource
 
 
@@ -40,36 +40,38 @@ def check_statistics(
     for task in tasks:
         if task.layer.parameters_before == 0:
             continue
-        for kind, source in task.statistics.items():
+        for kind, subject in SUBJECTS.items():
+            source = task.statistics.get(kind)
             # Layers with the same inputs share tensors.
-            if source in checked:
+            if source is None or source in checked:
                 continue
             checked.add(source)
             check_canceled()
-            fault = FAULTS[kind](readers.tensor(source).to(device))
+            fault = _fault(kind, task, readers, device)
             if fault is not None:
-                subject = f"{SUBJECTS[kind]} of {quoted(task.layer.name)}"
-                raise CalibrationError("gram-values", f"{subject} {fault}.")
+                message = f"{subject} of {quoted(task.layer.name)} {fault}."
+                raise CalibrationError("gram-values", message)
 
 
-def _mean_fault(mean: torch.Tensor) -> str | None:
-    is_finite = bool(torch.isfinite(mean).all())
-    return None if is_finite else "holds NaN or infinity; leave out the batch that brings them"
+def _fault(kind: str, task: LayerTask, readers: TensorReaders, device: torch.device) -> str | None:
+    found = readers.tensor(task.statistics[kind]).to(device)
+    if kind == "gram":
+        return gram_fault(found)
+    if kind == "grad_gram":
+        return grad_gram_fault(found)
+    if kind == "count":
+        return count_fault(float(found))
+    gram, count = (task.statistics.get(name) for name in ("gram", "count"))
+    # A mean is used together with both, or not at all.
+    if gram is None or count is None:
+        return None
+    return mean_fault(found, readers.tensor(gram), float(readers.tensor(count)))
 
 
-def _count_fault(count: torch.Tensor) -> str | None:
-    return count_fault(float(count))
-
-
-FAULTS: Mapping[str, Callable[[torch.Tensor], str | None]] = {
-    "gram": gram_fault,
-    "grad_gram": grad_gram_fault,
-    "mean": _mean_fault,
-    "count": _count_fault,
-}
+# By what errors call them, in the order of the checks: a mean is compared with sound others.
 SUBJECTS = {
     "gram": "The Gram matrix",
     "grad_gram": "The Gram matrix of gradients",
-    "mean": "The mean",
     "count": "The count",
+    "mean": "The mean",
 }

@@ -467,6 +467,7 @@ def test_a_corrected_bias_may_lie_in_another_shard_than_its_weight(tmp_path, com
     ("kind", "value", "words"),
     [
         ("mean", torch.full((64,), torch.nan), "holds NaN"),
+        ("mean", torch.full((64,), 9.0), "store the mean, and not the sum"),
         ("count", torch.tensor([0.0]), "number of tokens"),
         ("count", torch.tensor([-3.0]), "number of tokens"),
         ("grad_gram", -torch.eye(48), "not positive"),
