@@ -9,7 +9,7 @@ from itertools import groupby
 
 import torch
 
-from schemas.planning.distortion import LayerSpectra, Norms
+from schemas.planning.distortion import LayerSpectra, Norms, finite
 from schemas.planning.forms import Form
 from schemas.planning.layer import TWO_FACTORS, LayerPlan
 from schemas.report import KeptReason
@@ -74,7 +74,7 @@ class SpectraFinder:
                 if isinstance(result, str):
                     self.reasons[tensor] = result
                 else:
-                    self._spectra.setdefault(tensor, {})[decomposed] = result
+                    self._spectra.setdefault(tensor, {})[decomposed] = finite(result)
 
     def _decompose(self, tasks: Sequence[LayerTask]) -> dict[int, SpectrumOrReason]:
         """Decompose the layers that are not in the cache, for example from an attempt that was killed."""
@@ -145,7 +145,7 @@ class NormsPass:
             matrix = _decomposed(layer, inputs, statistics, self.context)
             if isinstance(matrix, Kept):
                 return matrix.reason.value, None
-            found[decomposed] = Norms(*norms.of(matrix))
+            found[decomposed] = Norms(*finite(norms.of(matrix)))
         return found, partial(self.cache.store_norms, task, found)
 
     def write(
@@ -199,7 +199,9 @@ class DecomposePass:
         exponent = exponent_of(matrix)
         assert exponent is not None  # or it could not have been decomposed
         values = array("d", found.singular_values.tolist())
-        self.cache.decomposed_s[task.number] = time.perf_counter() - begun
+        # A layer with several forms may need several decompositions.
+        before_s = self.cache.decomposed_s.get(task.number, 0.0)
+        self.cache.decomposed_s[task.number] = before_s + time.perf_counter() - begun
         return Spectrum(values, exponent, found.roundoff).scaled(), partial(inputs.cached.write, exponent)
 
     def write(

@@ -116,6 +116,18 @@ def test_a_layer_whose_factors_turn_out_not_to_fit_is_paid_from_the_budget(save,
     assert 0 <= is_orphaned(report) < 300
 
 
+@pytest.mark.parametrize(
+    ("method", "rank"), [("svd", {"budget": SHARE}), (["svd", "pivot"], {"budget_bytes": 90_000})]
+)
+def test_singular_values_that_float64_cannot_hold_count_as_the_largest(save, model, compress, method, rank):
+    model["slow.weight"] = model["slow.weight"].double() * 1e308 * 4
+    report = compress(save(model), rank=rank, method=method, objective="absolute").report
+
+    reasons = {layer.name: layer.reason for layer in report.layers}
+    assert reasons["slow"] == "kept_by_budget"
+    assert None in reasons.values()
+
+
 def test_a_budget_that_no_longer_suffices_is_refused_with_the_layer(save, model, compress):
     model["slow.weight"][0, 0] = torch.inf
 
