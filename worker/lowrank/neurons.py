@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from worker.lowrank.blas import product, subtract_product
+from worker.lowrank.blas import limit_blas_threads, product, subtract_product
 from worker.lowrank.error import Residual, measure
 from worker.lowrank.scale import exponent_of, scaled_copy, times_power
 from worker.lowrank.statistics import Statistics
 from worker.lowrank.types import Kept, Reason
+from worker.lowrank.weighting import weighted_error
 
 # Relative to the mean of the diagonal. It draws the fit towards the columns that are there already, which
 # matters where the calibration has few tokens (docs/decisions/0028-neurons-go-one-by-one.md).
@@ -54,6 +55,7 @@ class NarrowedWeight:
     predicted_loss: float | None
 
 
+@limit_blas_threads()
 def narrow(weight: torch.Tensor, count: int, statistics: Statistics) -> NarrowedWeight | Kept:
     """Choose the neurons that stay and fit the weight behind them to the outputs of all.
 
@@ -78,11 +80,9 @@ def narrow(weight: torch.Tensor, count: int, statistics: Statistics) -> Narrowed
     if exponent is None:
         return Kept(reason=Reason.NOT_FINITE)
     assert statistics.gram is not None
-    mean = None if statistics.count is None else statistics.mean
-    gram = _centred(statistics, mean).to(weight.device)
     scaled = scaled_copy(weight, exponent, torch.float64)
     try:
-        ridged = _ridged(gram)
+        ridged = _ridged(_centred(statistics).to(weight.device))
         neurons = keep_neurons(scaled, ridged, count, grad_gram=statistics.grad_gram)
         fitted = times_power(_fit(scaled, ridged, neurons), exponent).to(weight.dtype)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # Public, but re-exported without saying so.
@@ -91,17 +91,18 @@ def narrow(weight: torch.Tensor, count: int, statistics: Statistics) -> Narrowed
         return Kept(reason=Reason.OUT_OF_RANGE)
     whole = torch.zeros_like(weight)
     whole[:, neurons] = fitted
-    norm = _energy(scaled, gram)
-    lost = scaled.sub_(times_power(whole.to(torch.float64), -exponent))
-    loss = _predicted_loss(lost, exponent, gram, statistics)
-    shift = None if mean is None else times_power(lost @ mean.to(lost), exponent)
+    del scaled, ridged
+    weighted = weighted_error(weight, (whole,), statistics, centered=True)
+    assert weighted.outputs is not None
+    if not (math.isfinite(weighted.outputs.squared_norm) and math.isfinite(weighted.loss or 0.0)):
+        return Kept(reason=Reason.OUT_OF_RANGE)
     return NarrowedWeight(
         neurons=tuple(neurons.tolist()),
         weight=fitted,
-        shift=shift,
+        shift=weighted.shift,
         weight_error=measure(weight, (whole,), exponent),
-        output_error=Residual(_energy(lost, gram), norm, exponent),
-        predicted_loss=loss,
+        output_error=weighted.outputs,
+        predicted_loss=weighted.loss,
     )
 
 
@@ -191,12 +192,12 @@ def _fit(weight: torch.Tensor, gram: torch.Tensor, neurons: torch.Tensor) -> tor
     return torch.cholesky_solve(product(chosen, weight.mT.contiguous()), root).mT.contiguous()
 
 
-def _centred(statistics: Statistics, mean: torch.Tensor | None) -> torch.Tensor:
+def _centred(statistics: Statistics) -> torch.Tensor:
     """Return G in float64, less N·μμᵀ where there is a mean."""
     assert statistics.gram is not None
     gram = statistics.gram.to(torch.float64, copy=True)
-    if mean is not None and statistics.count is not None:
-        mean = mean.to(gram)
+    if statistics.mean is not None and statistics.count is not None:
+        mean = statistics.mean.to(gram)
         gram.addr_(mean, mean, alpha=-statistics.count)
         # Rounding of the sums must not leave a variance below zero.
         gram.diagonal().clamp_min_(0)
@@ -209,19 +210,3 @@ def _ridged(matrix: torch.Tensor) -> torch.Tensor:
     ridged = matrix.to(torch.float64, copy=True).div_(scale)
     ridged.diagonal().add_(RIDGE)
     return ridged
-
-
-def _energy(matrix: torch.Tensor, gram: torch.Tensor) -> float:
-    """Return tr(A G Aᵀ) of A [m, n], at least 0 in spite of rounding."""
-    return max(0.0, float((product(matrix, gram) * matrix).sum()))
-
-
-def _predicted_loss(
-    lost: torch.Tensor, exponent: int, gram: torch.Tensor, statistics: Statistics
-) -> float | None:
-    """Return tr(EᵀFEG)/N of E [m, n] = 2^exponent · `lost`."""
-    if statistics.grad_gram is None or not statistics.count:
-        return None
-    weighted = product(statistics.grad_gram.to(lost), lost)  # [m, n]
-    total = float((weighted * product(lost, gram)).sum()) / statistics.count
-    return max(0.0, math.ldexp(total, 2 * exponent))

@@ -156,7 +156,11 @@ class Weighting:
     def _weighed(self, rows: Rows, m: int, n: int) -> "_Sums":
         shrinks = self.input_shrinkage > 0 or self.output_shrinkage > 0
         blocks = list(row_blocks(m, n))
-        whole = None if self.outputs is None else torch.cat([rows(block) for block in blocks])
+        whole = None
+        if self.outputs is not None:
+            whole = self.outputs.core.new_empty(m, n)
+            for block in blocks:
+                whole[block] = rows(block)
         by_outputs = by_inputs = both = plain = 0.0
         shift = []
         for block in blocks:
