@@ -31,27 +31,20 @@ class ScaledGram:
     ridge : float
         δ: 1e-10, or 1e-6 where G came in float32. What is minimized is ‖(W - Ŵ)X‖² + δ‖(W - Ŵ)D‖², so that
         directions that no input reaches are chosen by the plain error, each input taken by its own size.
-    identity : float
-        The multiple of the identity in G that shrinkage has put there.
     """
 
     scale: torch.Tensor
     core: torch.Tensor
     ridge: float
-    identity: float = 0.0
 
     @classmethod
-    def of(
-        cls, gram: torch.Tensor, *, shrinkage: float = 0.0, center: tuple[torch.Tensor, float] | None = None
-    ) -> Self:
-        """Center, shrink and equilibrate a Gram matrix.
+    def of(cls, gram: torch.Tensor, *, center: tuple[torch.Tensor, float] | None = None) -> Self:
+        """Center and equilibrate a Gram matrix.
 
         Parameters
         ----------
         gram : Tensor [n, n]
             G, float64 or float32, in which :func:`worker.lowrank.gram_fault` finds no fault.
-        shrinkage : float
-            s in [0, 1): (1 - s)G + s·mean(diag G)·I takes the place of G.
         center : mean [n] and count, or None
             μ and N: G - Nμμᵀ takes the place of G. Where rounding makes a direction of it negative, that
             direction counts as zero.
@@ -67,16 +60,12 @@ class ScaledGram:
             floor = torch.maximum(floor, CENTERED_FLOORS[dtype] * diagonal)
             mean = mean.to(gram.device, torch.float64)
             core.addr_(mean, mean, alpha=-count)
-        identity = 0.0
-        if shrinkage > 0:
-            identity = shrinkage * max(float(core.diagonal().mean()), 0.0)
-            core.mul_(1 - shrinkage).diagonal().add_(identity)
         scale = torch.maximum(core.diagonal(), floor).sqrt()
-        return cls(scale, symmetrize(core.div_(scale[:, None]).div_(scale)), ridge, identity)
+        return cls(scale, symmetrize(core.div_(scale[:, None]).div_(scale)), ridge)
 
     def divided(self, number: float) -> Self:
         """Return the form of G/number."""
-        return replace(self, scale=self.scale / math.sqrt(number), identity=self.identity / number)
+        return replace(self, scale=self.scale / math.sqrt(number))
 
     @cached_property
     def root(self) -> tuple[torch.Tensor, float]:

@@ -8,11 +8,6 @@ import torch
 
 from worker.lowrank.feedback import Feedback
 
-# The share by which G and F are drawn towards a multiple of the identity before anything is minimized, so
-# that no direction counts for nothing which the samples happened to miss. The trace stays the same.
-INPUT_SHRINKAGE = 0.0
-OUTPUT_SHRINKAGE = 0.0
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Statistics:
@@ -28,17 +23,12 @@ class Statistics:
         μ, the mean of x.
     count : float or None
         N, the number of tokens.
-    input_shrinkage, output_shrinkage : float
-        s in [0, 1): (1 - s)G + s·mean(diag G)·I is minimized with in place of G, and F likewise. Losses are
-        reported without it.
     """
 
     gram: torch.Tensor | None = None
     grad_gram: torch.Tensor | None = None
     mean: torch.Tensor | None = None
     count: float | None = None
-    input_shrinkage: float = INPUT_SHRINKAGE
-    output_shrinkage: float = OUTPUT_SHRINKAGE
 
     @property
     def weighs_errors(self) -> bool:

@@ -25,11 +25,11 @@ class WeightedSums:
     ----------
     objective : float
         tr(EᵀFEG), per token where N is known, or with the identity in place of a matrix that is not there;
-        with shrinkage and centering.
+        G centered where that was asked for.
     outputs : float or None
-        tr(EGEᵀ) = ‖EX‖_F² without shrinkage, G centered where that was asked for; None without G.
+        tr(EGEᵀ) = ‖EX‖_F², G centered where that was asked for; None without G.
     loss : float or None
-        tr(EᵀFEG)/N without shrinkage, G centered where that was asked for; None without F, G or N.
+        tr(EᵀFEG)/N, G centered where that was asked for; None without F, G or N.
     shift : Tensor [m] or None
         Eμ in float64, where G is centered.
     """
@@ -64,16 +64,12 @@ class Weighting:
         N.
     mean : Tensor [n] or None
         μ in float64, where G is centered.
-    input_shrinkage, output_shrinkage : float
-        See :class:`worker.lowrank.Statistics`.
     """
 
     inputs: ScaledGram | None
     outputs: ScaledGram | None
     count: float | None = None
     mean: torch.Tensor | None = None
-    input_shrinkage: float = 0.0
-    output_shrinkage: float = 0.0
 
     @classmethod
     def of(cls, statistics: Statistics, device: torch.device, *, centered: bool = False) -> Self:
@@ -92,17 +88,14 @@ class Weighting:
         gram, grad_gram = statistics.gram, statistics.grad_gram
         mean, count = (statistics.mean, statistics.count) if centered else (None, None)
         center = None if gram is None or mean is None or count is None else (mean, count)
-        alpha, beta = statistics.input_shrinkage, statistics.output_shrinkage
-        outputs = None if grad_gram is None else ScaledGram.of(grad_gram.to(device), shrinkage=beta)
+        outputs = None if grad_gram is None else ScaledGram.of(grad_gram.to(device))
         if outputs is not None and gram is not None and statistics.count is not None:
             outputs = outputs.divided(statistics.count)
         return cls(
-            inputs=None if gram is None else ScaledGram.of(gram.to(device), shrinkage=alpha, center=center),
+            inputs=None if gram is None else ScaledGram.of(gram.to(device), center=center),
             outputs=outputs,
             count=statistics.count,
             mean=None if center is None else center[0].to(device, torch.float64),
-            input_shrinkage=alpha,
-            output_shrinkage=beta,
         )
 
     @property
@@ -113,7 +106,7 @@ class Weighting:
     @property
     def weighs_outputs_alone(self) -> bool:
         """Whether the error of the outputs itself is what is minimized."""
-        return self.outputs is None and self.input_shrinkage == 0 and self.inputs is not None
+        return self.outputs is None and self.inputs is not None
 
     @property
     def in_float32(self) -> bool:
@@ -143,67 +136,36 @@ class Weighting:
 
     def sums(self, rows: Rows, shape: Sequence[int]) -> WeightedSums:
         """Weigh a matrix E [m, n] whose rows are given in blocks; all in float64."""
-        found = self._weighed(rows, *shape)
-        without = self._without_shrinkage(found)
-        known = self.inputs is not None and self.outputs is not None and self.count is not None
-        return WeightedSums(
-            objective=max(found.both, 0.0),
-            outputs=None if self.inputs is None else max(without.by_inputs, 0.0),
-            loss=max(without.both, 0.0) if known else None,
-            shift=found.shift,
-        )
-
-    def _weighed(self, rows: Rows, m: int, n: int) -> "_Sums":
-        shrinks = self.input_shrinkage > 0 or self.output_shrinkage > 0
-        blocks = list(row_blocks(m, n))
+        blocks = list(row_blocks(*shape))
         whole = None
         if self.outputs is not None:
-            whole = self.outputs.core.new_empty(m, n)
+            whole = self.outputs.core.new_empty(*shape)
             for block in blocks:
                 whole[block] = rows(block)
-        by_outputs = by_inputs = both = plain = 0.0
+        by_inputs = both = 0.0
         shift = []
         for block in blocks:
             error = rows(block) if whole is None else whole[block]  # E [rows, n]
             if self.mean is not None:
                 shift.append(error @ self.mean)
-            left = error if self.outputs is None else self._output_weighted(whole, block)  # F E
+            left = error if whole is None else self._output_weighted(whole, block)  # F E
             right = self.times_gram(error)  # E G
             both += _inner(left, right)
             by_inputs += _inner(error, right)
-            if shrinks:
-                by_outputs += _inner(left, error)
-                plain += _inner(error, error)
-        return _Sums(both, by_inputs, by_outputs, plain, torch.cat(shift) if shift else None)
+        known = self.inputs is not None and self.outputs is not None and self.count is not None
+        return WeightedSums(
+            objective=max(both, 0.0),
+            outputs=None if self.inputs is None else max(by_inputs, 0.0),
+            loss=max(both, 0.0) if known else None,
+            shift=torch.cat(shift) if shift else None,
+        )
 
-    def _output_weighted(self, whole: torch.Tensor | None, block: slice) -> torch.Tensor:
+    def _output_weighted(self, whole: torch.Tensor, block: slice) -> torch.Tensor:
+        """Return some rows of FE for E [m, n]."""
         assert self.outputs is not None
-        assert whole is not None
         scale = self.outputs.scale
         weights = self.outputs.core[block] * scale * scale[block, None]
         return product(weights, whole)
-
-    def _without_shrinkage(self, found: "_Sums") -> "_Sums":
-        """Solve for the sums of F and G from those of aF + cI and bG + dI."""
-        if self.input_shrinkage == self.output_shrinkage == 0:
-            return found
-        c = 0.0 if self.outputs is None else self.outputs.identity
-        d = 0.0 if self.inputs is None else self.inputs.identity
-        a, b = 1 - self.output_shrinkage, 1 - self.input_shrinkage
-        both = found.both - c * found.by_inputs - d * found.by_outputs + c * d * found.plain
-        by_inputs = (found.by_inputs - d * found.plain) / b
-        return _Sums(both / (a * b), by_inputs, found.by_outputs, found.plain, found.shift)
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """tr(EᵀFEG), tr(EGEᵀ), tr(EᵀFE), ‖E‖_F² and Eμ."""
-
-    both: float
-    by_inputs: float
-    by_outputs: float
-    plain: float
-    shift: torch.Tensor | None
 
 
 def _inner(left: torch.Tensor, right: torch.Tensor) -> float:
@@ -306,7 +268,7 @@ def predicted_loss(
 ) -> float | None:
     """Return tr((W - Ŵ)ᵀF(W - Ŵ)G)/N, the predicted rise of the loss per token, for factors as stored.
 
-    In float64, of F and G as they are, without ridge or shrinkage; with G - Nμμᵀ in place of G where
+    In float64, of F and G as they are, without ridge; with G - Nμμᵀ in place of G where
     `centered` says that the bias is corrected (Martens and Grosse 2015 for the approximation of the Fisher
     matrix by F ⊗ G). None where F, G or N is not known; inf where float64 cannot hold it. Parameters and
     errors raised as for :func:`weighted_error`.

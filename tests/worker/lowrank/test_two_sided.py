@@ -259,31 +259,6 @@ def test_rows_whose_outputs_no_gradient_reaches_are_left_where_they_are(selector
     assert set(done.rows) <= set(np.flatnonzero(np.arange(60) % 3 != 1))
 
 
-@pytest.mark.parametrize("share", [0.01, 0.2])
-def test_shrinkage_minimizes_with_other_matrices_and_reports_the_loss_of_these(share):
-    layer = Layer(40, 60)
-    plain = layer.statistics(mean=True)
-    shrunk = Statistics(
-        gram=plain.gram,
-        grad_gram=plain.grad_gram,
-        mean=plain.mean,
-        count=plain.count,
-        input_shrinkage=share,
-        output_shrinkage=share / 2,
-    )
-    for correct_bias in (False, True):
-        done = layer.factored(8, shrunk, correct_bias=correct_bias)
-        best = layer.factored(8, plain, correct_bias=correct_bias)
-
-        assert done.predicted_loss > best.predicted_loss
-        assert math.sqrt(done.predicted_loss) == pytest.approx(
-            layer.loss(done, centered=correct_bias), rel=1e-6
-        )
-        outputs = np.linalg.norm((layer.weight.numpy() - product(done.factors)) @ layer.x)
-        assert math.sqrt(done.output_error.squared_error) == pytest.approx(outputs, rel=1e-6)
-        assert np.trace(shrunk.gram.numpy()) == pytest.approx(np.trace(plain.gram.numpy()))
-
-
 def test_what_a_memo_keeps_gives_the_same_bytes_again():
     layer = Layer(140, 150, ("white", "anisotropic"), weight_dtype=torch.float32)
     memo, statistics = {}, layer.statistics()
