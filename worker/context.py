@@ -104,7 +104,7 @@ class JobContext:
     readers
         Reads weights and statistics.
     spool
-        Stores finished layers; a layer is done once it is there at the planned rank.
+        Stores finished layers; a layer is done once it is there with the planned form and rank.
     cache
         Loads and stores decompositions; None if there is no cache.
     progress

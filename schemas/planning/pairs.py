@@ -250,7 +250,7 @@ def pairs_of(layers: Iterable[LayerPlan]) -> dict[str, tuple[LayerPlan, ...]]:
     }
 
 
-def check_statistics(plan: Plan) -> None:
+def check_neuron_grams(plan: Plan) -> None:
     """Refuse pairs without a Gram matrix of the neurons, since the weight behind them could not be fitted."""
     missing = [layer.name for layer in plan.layers if layer.name == layer.pair and not layer.calibrated]
     if missing:

@@ -16,7 +16,7 @@ from schemas.planning.forms import Form
 from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Plan, Tensor
 from schemas.planning.left_out import left_out_warnings
 from schemas.planning.modules import Modules
-from schemas.planning.pairs import PairFinder, check_statistics
+from schemas.planning.pairs import PairFinder, check_neuron_grams
 from schemas.planning.patterns import Patterns
 from schemas.planning.selection import LayerOptions, Selection, can_be_factored, is_float_weight
 from schemas.problem import SpecError
@@ -103,7 +103,7 @@ def make_plan(
         biases = {} if spec.bias == "keep" else _correctable_biases(tensors, aliases)
         plan = mark_calibrated(plan, calibration, modules.with_weight | set(factored), biases)
         plan = replace(plan, warnings=(*plan.warnings, *objective_warnings(spec, plan)))
-    check_statistics(plan)
+    check_neuron_grams(plan)
     return plan
 
 
@@ -290,7 +290,7 @@ def _warnings(
     yield from _rank_warnings(spec, [layer for layer in layers if layer.pair is None], options)
     has_selector = spec.selector != CompressionSpec.model_fields["selector"].default
     if has_selector and layers and all(layer.form.selector is None for layer in layers):
-        yield f"selector: it has no effect on {' and '.join(sorted({layer.form.name for layer in layers}))}"
+        yield f"selector: it has no effect on {_joined_methods(layers)}"
 
 
 def _rank_warnings(
@@ -300,7 +300,11 @@ def _rank_warnings(
     ruled = [layer for layer in layers if options[layer.tensor].override.rank is None]
     is_given = spec.rank is not None and budget_of(spec.rank) is None
     if is_given and ruled and not any(layer.form.has_ranks for layer in ruled):
-        yield f"rank: it has no effect on {' and '.join(sorted({layer.form.name for layer in ruled}))}"
+        yield f"rank: it has no effect on {_joined_methods(ruled)}"
+
+
+def _joined_methods(layers: Iterable[LayerPlan]) -> str:
+    return " and ".join(sorted({method for layer in layers for method in layer.methods}))
 
 
 def _budget_warnings(spec: CompressionSpec) -> Iterable[str]:

@@ -173,6 +173,10 @@ def test_a_layer_whose_new_names_are_taken_stays_dense(others, method, reason):
         ({"rank": 99_999}, "every selected layer stays dense: the output equals the input"),
         ({"rank": 30, "align": 25}, "every selected layer stays dense: the output equals the input"),
         ({"selector": "osinsky"}, "selector: it has no effect on svd"),
+        (
+            {"selector": "osinsky", "method": ["svd", "pivot"], "rank": {"budget": 0.5}},
+            "selector: it has no effect on pivot and svd",
+        ),
         ({"method": "int8"}, "rank: it has no effect on int8"),
         ({"selector": "osinsky", "overrides": [{"match": "*", "method": "cx"}]}, None),
         ({"selector": "qdeim", "method": "cur"}, None),
