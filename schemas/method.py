@@ -75,7 +75,7 @@ def check_methods(methods: tuple[str, ...], rank: int | RankRule | None) -> None
         raise PydanticCustomError(
             "list_without_budget",
             "a list of methods leaves the choice to a budget: give a rank such as "
-            '{{"budget_bytes": 50000000}}, or one method',
+            '{"budget_bytes": 50000000}, or one method',
         )
     if rule is None:
         return

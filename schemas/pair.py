@@ -73,5 +73,5 @@ def check_pairs(
     if lacks_share and not has_ratio and "rank" in given:
         raise PydanticCustomError(
             "pairs_need_a_share",
-            'give rank as {{"ratio": …}}, which is then the share of neurons, or a share for each pair',
+            'give rank as {"ratio": …}, which is then the share of neurons, or a share for each pair',
         )

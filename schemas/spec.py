@@ -265,7 +265,7 @@ class CompressionSpec(Input):
         methods = methods_of(info.data.get("method", ()))
         if rank is None and need_rank(methods):
             raise PydanticCustomError(
-                "rank_missing", 'required: give a whole number such as 64, or a rule such as {{"ratio": 0.5}}'
+                "rank_missing", 'required: give a whole number such as 64, or a rule such as {"ratio": 0.5}'
             )
         check_methods(methods, rank)
         return rank

@@ -129,7 +129,7 @@ class HeaderParts:
             unrelated = tuple(headers) if missing == (AN_INDEX,) else ()
             detail = missing_from_upload(missing, unrelated=unrelated)
             raise ProblemError(ProblemKind.INVALID_CHECKPOINT, detail, fault="missing-files")
-        files = CheckpointFiles(with_layers_of(self._config, headers), index)
+        files = CheckpointFiles(with_layers_of(self._config, headers), index, config=self._config)
         return HeaderContent(files, spec, self._names.warnings)
 
     def abort(self) -> None:

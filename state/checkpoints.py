@@ -237,14 +237,16 @@ def _write_manifest(paths: DataDir, checkpoint_id: str, files: Mapping[str, File
 def _read_stored(checkpoint_id: str, folder: Path, files: Mapping[str, FileInfo]) -> StoredCheckpoint:
     """Read the headers of stored files, which were checked before they were published."""
     index = _read_index(folder, files)
+    config = stored_config(folder, files)
     headers = {name: read_header(folder / name) for name in _weight_files(files)}
     return StoredCheckpoint(
-        with_layers_of(stored_config(folder, files), headers),
+        with_layers_of(config, headers),
         index,
         next(filter(is_index, files), None),
         folder,
         id=checkpoint_id,
         companions=tuple(filter(is_companion, files)),
+        config=config,
         files=tuple(files.values()),
         missing=tuple(islice(missing_files(files, index), MISSING_SHOWN)),
     )

@@ -81,8 +81,9 @@ def _spend(
 ) -> WorkPlan:
     """Spend the budget, and decompose what decides how, until nothing is missing."""
     tasks = {task.layer.tensor: task for task in work.tasks}
+    open_plan = replace(work.plan, layers=tuple(map(spectra.possible, work.layers)))
     while True:
-        plan = spend_budget(work.plan, spec, work.checkpoint, spectra.known, {**spectra.reasons, **settled})
+        plan = spend_budget(open_plan, spec, work.checkpoint, spectra.known, {**spectra.reasons, **settled})
         if isinstance(plan, Plan):
             pairs = zip(work.tasks, plan.layers, strict=True)
             return replace(work, tasks=tuple(replace(task, layer=layer) for task, layer in pairs))

@@ -1,7 +1,7 @@
 """Build the report from finished layers and written files."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -66,7 +66,7 @@ def make_report(
         created_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         spec=spec.document(),
         environment=_environment(device),
-        warnings=work.warnings,
+        warnings=(*work.warnings, *_late_warnings(work, outcomes)),
         input=before.report(),
         calibration=before.reference_files.calibration,
         base=before.reference_files.base,
@@ -109,6 +109,14 @@ def _totals(
         layers_kept=len(outcomes) - len(factored),
         seconds=seconds,
     )
+
+
+def _late_warnings(work: WorkPlan, outcomes: Sequence[LayerOutcome]) -> Iterator[str]:
+    """Warn where only the work showed that nothing can be factored."""
+    planned = any(layer.reason is None for layer in work.layers)
+    if planned and all(outcome.rank is None for outcome in outcomes):
+        reasons = ", ".join(sorted({outcome.report.reason or "" for outcome in outcomes}))
+        yield f"every selected layer stays dense ({reasons}): the output equals the input"
 
 
 def _uncounted(layers: Sequence[LayerPlan], outcomes: Sequence[LayerOutcome]) -> int:

@@ -19,7 +19,7 @@ from worker.executor import LayerExecutor
 from worker.forms import FORM_IMPLEMENTATIONS, FormInputs
 from worker.layer import is_unchanged
 from worker.layer_cache import LayerCache
-from worker.lowrank import Kept, Statistics, WeightedNorms, decompose
+from worker.lowrank import Kept, Reason, Statistics, WeightedNorms, decompose
 from worker.lowrank.scale import exponent_of
 from worker.work_plan import LayerTask
 
@@ -36,7 +36,12 @@ class SpectraFinder:
         self._context, self._cache = context, context.cache
         self._spectra: dict[str, dict[str, Sequence[float]]] = {}
         self._norms: dict[str, Mapping[str, Norms]] = {}
+        self._possible: dict[str, LayerPlan] = {}
         self.reasons: dict[str, KeptReason] = {}
+
+    def possible(self, layer: LayerPlan) -> LayerPlan:
+        """Return a layer with those of its forms that its weight allows."""
+        return self._possible.get(layer.tensor, layer)
 
     @property
     def known(self) -> dict[str, LayerSpectra]:
@@ -54,6 +59,9 @@ class SpectraFinder:
                 self.reasons[task.layer.tensor] = norms
             else:
                 self._norms[task.layer.tensor] = norms
+                self._possible[task.layer.tensor] = possible = _with_known_norms(task.layer, norms)
+                if possible.reason is not None:
+                    self.reasons[task.layer.tensor] = possible.reason
         self.decompose(
             (task, task.layer.form)
             for task in tasks
@@ -90,6 +98,16 @@ class SpectraFinder:
         )
 
 
+def _with_known_norms(layer: LayerPlan, norms: Mapping[str, Norms]) -> LayerPlan:
+    """Return a layer without the forms that cannot round its weight, and so have no norms."""
+    if not layer.candidates:
+        return layer
+    forms = tuple(each.form for each in layer.variants if each.decomposed in norms)
+    if not forms:
+        return replace(layer, rank=None, reason="out_of_range")
+    return replace(layer, form=forms[0], candidates=forms if len(forms) > 1 else ())
+
+
 def _widest(layer: LayerPlan, form: Form) -> LayerPlan:
     """Return the layer with that form which needs most singular vectors of what the given one decomposes."""
     decomposed = layer.with_form(form).decomposed
@@ -113,7 +131,9 @@ def _decomposed(
         dtype=torch.float32,
         seed=context.seed,
     )
-    return FORM_IMPLEMENTATIONS[layer.form.name].decomposed(form_inputs)
+    matrix = FORM_IMPLEMENTATIONS[layer.form.name].decomposed(form_inputs)
+    is_finite = isinstance(matrix, Kept) or exponent_of(matrix) is not None
+    return matrix if is_finite else Kept(reason=Reason.NOT_FINITE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +164,10 @@ class NormsPass:
         for decomposed, layer in _measured(task.layer).items():
             matrix = _decomposed(layer, inputs, statistics, self.context)
             if isinstance(matrix, Kept):
-                return matrix.reason.value, None
+                # Another form may be possible, but for a weight that is at fault itself.
+                if not layer.form.quantizer or not task.layer.candidates:
+                    return matrix.reason.value, None
+                continue
             found[decomposed] = Norms(*finite(norms.of(matrix)))
         return found, partial(self.cache.store_norms, task, found)
 

@@ -235,7 +235,8 @@ def _undecided(
     if all(len(exact[name]) == len(layer.methods) for name, layer in tensors.items()):
         return None
     found = sorted(undecided(list(curves.values()), capacity, exact))
-    return Undecided(tuple((name, tensors[name].candidates[form]) for name, form in found)) if found else None
+    forms = tuple((name, tensors[name].variants[form].form) for name, form in found)
+    return Undecided(forms) if forms else None
 
 
 def _rank_by_spectrum(layer: LayerPlan, cached: CachedSpectra) -> int | KeptReason | None:

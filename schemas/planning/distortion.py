@@ -72,9 +72,11 @@ def objective_of(spec: CompressionSpec, plan: Plan) -> Objective:
 
 
 def objective_warnings(spec: CompressionSpec, plan: Plan) -> Iterable[str]:
-    """Warn where a few layers without gradients keep a budget from the predicted loss."""
+    """Warn where layers without gradients keep a budget from the predicted loss."""
     shared = [layer for layer in plan.layers if budget_of(layer.rank) is not None]
     without = [layer.name for layer in shared if not layer.has_loss]
+    if spec.objective == "loss" and shared and len(without) == len(shared):
+        yield "objective: relative errors and no losses, since no layer has both Gram matrices"
     if spec.objective is None and 0 < len(without) < len(shared):
         yield (
             "objective: relative and not loss, since the calibration lacks one of the two Gram matrices of "

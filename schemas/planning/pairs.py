@@ -192,9 +192,12 @@ class PairFinder:
     def _norm_between(self, mlp: Mlp) -> str | None:
         """Find a norm over the neurons beside the weights: it takes them together, so none may go."""
         neurons = self._shape(mlp.up)[0]
+        beside_up, beside_down = (name.rpartition(".")[0] for name in (mlp.up, mlp.down))
+        if beside_up != beside_down and (norm := self._norms.get((beside_up, neurons))) is not None:
+            return f"{quoted(norm)} is a norm over the neurons of {quoted(mlp.up)}. {LEAVE_OUT}"
         if neurons in {self._shape(mlp.down)[0], self._shape(mlp.up)[1]}:
             return None
-        norm = self._norms.get((mlp.down.rpartition(".")[0], neurons))
+        norm = self._norms.get((beside_down, neurons))
         if norm is None:
             return None
         return f"{quoted(norm)} is a norm over the neurons of {quoted(mlp.down)}. {LEAVE_OUT}"

@@ -22,7 +22,7 @@ from schemas.planning.selection import LayerOptions, Selection, can_be_factored,
 from schemas.problem import SpecError
 from schemas.rank_rule import RankRule, budget_of
 from schemas.report import KeptReason
-from schemas.spec import DEFAULT_EXCLUDE, DEFAULT_INCLUDE, CompressionSpec
+from schemas.spec import DEFAULT_EXCLUDE, DEFAULT_GROUP, DEFAULT_INCLUDE, CompressionSpec
 
 FACTOR_NAME = re.compile(r"(?P<module>.*)\.[0-9]+\.weight")
 NO_ALIASES: Mapping[str, str] = MappingProxyType({})
@@ -102,7 +102,7 @@ def make_plan(
     if calibration is not None:
         biases = {} if spec.bias == "keep" else _correctable_biases(tensors, aliases)
         plan = mark_calibrated(plan, calibration, modules.with_weight | set(factored), biases)
-        plan = replace(plan, warnings=(*plan.warnings, *objective_warnings(spec, plan)))
+    plan = replace(plan, warnings=(*plan.warnings, *objective_warnings(spec, plan)))
     check_neuron_grams(plan)
     return plan
 
@@ -298,9 +298,13 @@ def _rank_warnings(
 ) -> Iterable[str]:
     """Warn of a rank that all layers leave aside that it is for, since their forms have none."""
     ruled = [layer for layer in layers if options[layer.tensor].override.rank is None]
-    is_given = spec.rank is not None and budget_of(spec.rank) is None
+    # With pairs, a rank is the share of their neurons.
+    is_given = spec.rank is not None and budget_of(spec.rank) is None and spec.pairs is None
     if is_given and ruled and not any(layer.form.has_ranks for layer in ruled):
         yield f"rank: it has no effect on {_joined_methods(ruled)}"
+    quantizers = [each.form.quantizer for layer in layers for each in layer.variants]
+    if spec.group != DEFAULT_GROUP and layers and not any(each and each.group for each in quantizers):
+        yield f"group: it has no effect on {_joined_methods(layers)}"
 
 
 def _joined_methods(layers: Iterable[LayerPlan]) -> str:

@@ -88,3 +88,15 @@ def test_the_report_names_every_file_of_both_sides(folders):
     }
     listed = {file["name"] for file in report["output"]["files"]}
     assert listed == {path.name for path in folders["factored"].iterdir() if path.is_file()} - {"report.json"}
+
+
+def test_integers_alone_come_back_in_a_format_that_other_programs_load(service, minilm, tmp_path):
+    job = service.client.compress(minilm.parent, {"method": "int8", "include": ["encoder.*"]})
+    service.client.download(job.id, tmp_path / "int8", source=minilm.parent)
+
+    config = json.loads((tmp_path / "int8" / "config.json").read_bytes())
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+    assert (tmp_path / "int8" / "model.safetensors").is_file()
+    after, before = embed(tmp_path / "int8"), embed(minilm.parent)
+    cosines = (after * before).sum(1) / np.linalg.norm(after, axis=1) / np.linalg.norm(before, axis=1)
+    assert cosines.min() > 0.999

@@ -226,6 +226,12 @@ PAIR = {"up": "layers.0.mlp.up_proj", "gate": "layers.0.mlp.gate_proj", "down": 
         ([*LLAMA, Named("layers.0.mlp.up_proj.scale", (48,))], [PAIR], "/pairs/0", "more_than_a_linear"),
         ([*LLAMA, Named("layers.0.mlp.up_proj.bias", (47,))], [PAIR], "/pairs/0", "[47]"),
         ([*LLAMA, Named("layers.0.mlp.norm.weight", (48,))], [PAIR], "/pairs/0", "layers.0.mlp.norm"),
+        (
+            [Named("o.dense.weight", (16, 16)), Named("o.norm.weight", (16,)), Named("i.weight", (48, 16))],
+            [{"up": "o.dense", "down": "i"}],
+            "/pairs/0",
+            '"o.norm"',
+        ),
     ],
 )
 def test_pairs_that_cannot_be_cut_are_refused_with_the_layer_and_the_remedy(tensors, pairs, pointer, words):

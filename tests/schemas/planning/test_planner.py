@@ -178,6 +178,12 @@ def test_a_layer_whose_new_names_are_taken_stays_dense(others, method, reason):
             "selector: it has no effect on pivot and svd",
         ),
         ({"method": "int8"}, "rank: it has no effect on int8"),
+        ({"group": 32}, "group: it has no effect on svd"),
+        ({"method": "int4+svd", "group": 32}, None),
+        (
+            {"rank": {"budget": 0.5}, "objective": "loss"},
+            "objective: relative errors and no losses, since no layer has both Gram matrices",
+        ),
         ({"selector": "osinsky", "overrides": [{"match": "*", "method": "cx"}]}, None),
         ({"selector": "qdeim", "method": "cur"}, None),
         ({}, None),
