@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from schemas.format.companion import CONFIG_NAME, parse_config
+from schemas.format.companion import CONFIG_NAME, MODULES_NAME, parse_config
 from schemas.format.errors import quoted
 from schemas.format.files import CheckpointFiles
 from schemas.format.metadata import FactoredLayer
@@ -46,8 +46,10 @@ def output_names(
     names = {name: name for name in (*files.headers, *([files.index_name] if files.index_name else []))}
     if CONFIG_NAME not in files.companions or not _is_factored(files, layers, ranks):
         return names
-    # What is in the format of others alone keeps the names that they look for.
-    is_known = not (files.factored or has_other_method(files.config))
+    # What is in the format of others alone keeps the names that they look for. But sentence-transformers calls
+    # a part of the model, and integers are decoded once the whole is called.
+    is_sentence_model = MODULES_NAME in files.companions
+    is_known = not (files.factored or has_other_method(files.config) or is_sentence_model)
     if is_known and common_quantizer(files.config, layers, ranks) is not None:
         return names
     if files.index_name is None:
