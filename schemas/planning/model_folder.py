@@ -46,7 +46,7 @@ def output_names(
     names = {name: name for name in (*files.headers, *([files.index_name] if files.index_name else []))}
     if CONFIG_NAME not in files.companions or not _is_factored(files, layers, ranks):
         return names
-    # What is in the format of others alone keeps the names that they look for. But sentence-transformers calls
+    # What is in the format of others alone keeps the names they look for. But sentence-transformers calls
     # a part of the model, and integers are decoded once the whole is called.
     is_sentence_model = MODULES_NAME in files.companions
     is_known = not (files.factored or has_other_method(files.config) or is_sentence_model)
