@@ -55,7 +55,7 @@ def test_what_the_files_say_themselves_counts_more():
         config_with({"a": SVD}, version=2),
         config_with(["a"]),
         config_with({"a": "svd"}),
-        config_with({"a": SVD | {"rank": 0}}),
+        config_with({"a": SVD | {"rank": -1}}),
         config_with({"absent": SVD, "norm": SVD}),
     ],
 )
