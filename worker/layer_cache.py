@@ -164,8 +164,16 @@ def needed_bytes(tasks: Iterable[LayerTask]) -> int:
         _file_bytes(layer)
         for task in tasks
         if task.layer.reason is None
-        for layer in {each.decomposed: each for each in task.layer.variants if each.form.has_ranks}.values()
+        for layer in _decomposed_once(task.layer)
     )
+
+
+def _decomposed_once(layer: LayerPlan) -> Iterable[LayerPlan]:
+    """Return, for each matrix that may be decomposed, the variant that needs most of its vectors."""
+    variants = sorted(
+        (each for each in layer.variants if each.form.has_ranks), key=lambda each: each.num_vectors
+    )
+    return {each.decomposed: each for each in variants}.values()
 
 
 class CachedLayer:

@@ -92,7 +92,7 @@ def _planned_layer(layer: LayerPlan) -> PlannedLayer:
         method=" or ".join(layer.methods),
         rank=rank,
         rank_bounds=_rank_bounds(layer) if is_open else None,
-        break_even_rank=layer.break_even_rank,
+        break_even_rank=max(each.break_even_rank for each in layer.variants),
         parameters_before=layer.parameters_before,
         parameters_after=_max_parameters_after(layer) if is_open else layer.parameters_after(rank),
         bytes_before=layer.bytes_before,

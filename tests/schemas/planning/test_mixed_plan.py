@@ -21,7 +21,8 @@ def test_a_plan_shows_all_forms_and_bounds_over_all_of_them():
 
     assert layer.method == "svd or int8 or pivot"
     assert (layer.rank, layer.rank_bounds.least) == (None, 0)
-    assert layer.rank_bounds.most > layer.break_even_rank
+    # `pivot` saves at higher ranks than `svd`.
+    assert layer.rank_bounds.most == layer.break_even_rank > 38
     assert layer.bytes_after == layer.bytes_before
 
 
