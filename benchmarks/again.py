@@ -29,7 +29,7 @@ HEADER = (
     "saved",
     "relative error",
 )
-# Shares of the bytes of the checkpoint that a list of methods gets.
+# Shares of the bytes of the selected weights that a list of methods gets.
 METHODS = ["svd", "int8", "int4", "int3", "int8+svd", "int4+svd", "int3+svd"]
 SHARES = {"first of a list, 0.3 of the bytes": 0.3, "the same again": 0.3, "0.25 of the bytes": 0.25}
 
@@ -41,12 +41,17 @@ def ask(options: Options) -> None:
     index = write_llama(options.place / "llama", blocks=blocks, key_width=HEADS_WIDTH)
     nbytes = sum(path.stat().st_size for path in index.parent.glob("*.safetensors"))
     alone = {name: {"method": "svd", "rank": rule} for name, rule in RULES.items()}
-    mixed = {
-        name: {"method": METHODS, "dtype": "int8", "rank": {"budget_bytes": int(share * nbytes)}}
-        for name, share in SHARES.items()
-    }
     with running(options.place, threads=options.threads) as service, Client(service.url) as client:
         checkpoint = client.upload(index)
+        selected = sum(layer.bytes_before for layer in client.plan(checkpoint, {"rank": 1}).layers)
+        mixed = {
+            name: {
+                "method": METHODS,
+                "dtype": "int8",
+                "rank": {"budget_bytes": nbytes - int((1 - share) * selected)},
+            }
+            for name, share in SHARES.items()
+        }
         for title, specs in ("Jobs", alone), ("Jobs with a list of methods", mixed):
             rows = _run_in_turn(client, checkpoint, specs)
             show(f"{title}, one after another, on a Llama-shaped set of {blocks} blocks", HEADER, rows)
