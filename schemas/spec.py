@@ -263,11 +263,11 @@ class CompressionSpec(Input):
     @classmethod
     def _check_rank(cls, rank: int | SpecRule | None, info: ValidationInfo) -> int | SpecRule | None:
         methods = methods_of(info.data.get("method", ()))
+        check_methods(methods, rank)
         if rank is None and need_rank(methods):
             raise PydanticCustomError(
                 "rank_missing", 'required: give a whole number such as 64, or a rule such as {"ratio": 0.5}'
             )
-        check_methods(methods, rank)
         return rank
 
     @field_validator("overrides")

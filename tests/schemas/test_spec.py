@@ -68,7 +68,7 @@ from schemas.spec import CompressionSpec
             "/overrides",
             "int8 saves bytes and no parameters",
         ),
-        ({"method": ["svd", "int8"]}, "/rank", "required"),
+        ({"method": ["svd", "int8"]}, "/rank", "leaves the choice to a budget"),
         ({"method": ["svd", "int8"], "rank": 4}, "/rank", "leaves the choice to a budget"),
         ({"method": ["int8", "int4"]}, "/rank", "leaves the choice to a budget"),
         ({"method": [], "rank": 4}, "/method", "at least 1 item"),

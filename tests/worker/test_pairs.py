@@ -23,25 +23,10 @@ from schemas.report import Report
 from tests import compression
 
 WORDS, WIDTH = 60, 32
+SIZES = {"vocab_size": WORDS, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2}
 MODELS = {
-    "bert": lambda: BertModel(
-        BertConfig(
-            vocab_size=WORDS,
-            hidden_size=WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=48,
-        )
-    ),
-    "llama": lambda: LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=WORDS,
-            hidden_size=WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=80,
-        )
-    ),
+    "bert": lambda: BertModel(BertConfig(intermediate_size=48, **SIZES)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(intermediate_size=80, **SIZES)),
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(
             vocab_size=WORDS,
