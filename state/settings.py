@@ -1,12 +1,14 @@
 """Settings of `state`, from environment variables, read once."""
 
+import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-ENV_PREFIX = "ECKART_"
+from state.environment import ENV_PREFIX, OwnVariables, unknown_variables
+
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket")
 
 
@@ -49,6 +51,26 @@ class StateSettings(BaseSettings):
         "has free. 0 turns the cache off.",
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read arguments first, then the environment, and nothing else."""
+        del env_settings, dotenv_settings, file_secret_settings
+        return init_settings, OwnVariables(settings_cls)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_variables_are_known(cls, values: Any) -> Any:
+        if unknown := unknown_variables(os.environ):
+            raise ValueError("\n".join(unknown))
+        return values
+
     @field_validator("redis_url")
     @classmethod
     def _address_is_of_redis(cls, redis_url: str | None) -> str | None:
@@ -78,8 +100,10 @@ class StateSettings(BaseSettings):
 
 def setting_errors(error: ValidationError) -> list[str]:
     """Describe each invalid setting in one line, with its environment variable and without its value."""
-    return [_describe(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
+    return [line for each in error.errors() for line in _describe(each["loc"], each["msg"])]
 
 
-def _describe(place: str, message: str) -> str:
-    return f"{ENV_PREFIX}{place.upper()}: {message.removeprefix('Value error, ')}"
+def _describe(place: tuple[int | str, ...], message: str) -> list[str]:
+    message = message.removeprefix("Value error, ")
+    name = ENV_PREFIX + ".".join(map(str, place)).upper()
+    return [f"{name}: {message}"] if place else message.splitlines()

@@ -3,15 +3,21 @@
 import socket
 import sys
 
+from pydantic import ValidationError
+
 from state.errors import RedisUnavailable
 from state.redis import redis_client
+from state.settings import setting_errors
 from state.workers import WorkerRegistry
 from worker.settings import Settings
 
 
 def main() -> int:
     """Return 0 if a worker of this host is in the registry, else 1."""
-    settings = Settings()
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        return _unhealthy("\n".join(setting_errors(error)))
     if settings.redis_url is None:
         return _unhealthy("ECKART_REDIS_URL is not set")
     try:

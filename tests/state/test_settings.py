@@ -11,7 +11,6 @@ from state.settings import StateSettings, setting_errors
 def test_settings_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("ECKART_DATA_DIR", "/somewhere")
     monkeypatch.setenv("ECKART_LEASE_S", "37.5")
-    monkeypatch.setenv("ECKART_UNKNOWN", "ignored")
     settings = StateSettings()
     assert (settings.data_dir, settings.lease_s) == (Path("/somewhere"), 37.5)
 
