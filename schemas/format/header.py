@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 LENGTH_BYTES = 8
 METADATA_KEY = "__metadata__"
 MAX_TENSORS = 1_000_000
+# Writers of safetensors files have some; the largest known has a few hundred.
+MAX_METADATA_ENTRIES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,14 @@ def _metadata(reader: JsonReader) -> dict[str, str]:
         if key in metadata or reader.peek() != '"':
             raise _bad_metadata(reader, key, repeated=key in metadata)
         metadata[key] = value = reader.string()
+        if len(metadata) > MAX_METADATA_ENTRIES:
+            raise reader.error(
+                "too-many-metadata",
+                f"{METADATA_KEY} has more than {MAX_METADATA_ENTRIES} entries; leave most of them out.",
+                pointer(METADATA_KEY),
+            )
+        if key.isascii() and value.isascii():
+            continue
         try:
             (key + value).encode()
         except UnicodeEncodeError:

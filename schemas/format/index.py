@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from schemas.format.errors import CheckpointError, escaped, listed, pointer, quoted
 from schemas.format.json_reader import LONG_CHARACTERS, JsonReader, NumberText
-from schemas.format.names import FILE_NAME, is_index
+from schemas.format.names import FILE_NAME, WEIGHT_ENDING
 from schemas.format.tensor import check_name
 
 if TYPE_CHECKING:
@@ -117,13 +117,18 @@ def _weight_map(reader: JsonReader) -> dict[str, str]:
             "weight-map-not-strings", "weight_map must be an object of file names.", "/weight_map"
         )
     shards: dict[str, str] = {}
+    # Many tensors share a file, and so the text of its name.
+    legal: dict[str, str] = {}
     for name in reader.members():
         check_name(name, reader)
         if name in shards or reader.peek() != '"':
             raise _bad_entry(name, reader, repeated=name in shards)
-        shards[name] = shard = reader.string()
-        if FILE_NAME.fullmatch(shard) is None or is_index(shard):
-            raise _bad_shard(shard, name, reader)
+        shard = reader.string()
+        if shard not in legal:
+            if not shard.endswith(WEIGHT_ENDING) or FILE_NAME.fullmatch(shard) is None:
+                raise _bad_shard(shard, name, reader)
+            legal[shard] = shard
+        shards[name] = legal[shard]
     return shards
 
 
@@ -143,7 +148,7 @@ def _bad_shard(shard: str, name: str, reader: JsonReader) -> CheckpointError:
         return reader.error(
             "shard-path", f"{entry}. Name shards without a path, and keep all files in one folder.", place
         )
-    if not shard.endswith(".safetensors"):
+    if not shard.endswith(WEIGHT_ENDING):
         return reader.error(
             "shard-extension", f"{entry}. Only .safetensors files can be shards; convert it.", place
         )

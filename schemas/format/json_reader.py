@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import suppress
+from json.decoder import scanstring  # type: ignore[attr-defined] # not in the stubs
 from typing import TYPE_CHECKING, Any
 
 from schemas.format.errors import CheckpointError, quoted
@@ -20,6 +21,9 @@ MAX_DEPTH = 64
 MAX_INTEGER_DIGITS = 19
 
 _space = re.compile(r"[ \t\n\r]*").match
+_separator = re.compile(r"[ \t\n\r]*+([,}])").match
+# A key without escapes, with its colon.
+_plain_key = re.compile(r'[ \t\n\r]*+"([^"\\\x00-\x1f]*+)"[ \t\n\r]*+:[ \t\n\r]*+').match
 _closed_string = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL).match
 _bracket_or_string = re.compile(r'[][{}]|"(?:[^"\\]|\\.)*+"').finditer
 _non_standard_token = re.compile(r"-?(?:NaN|Infinity)|//|/\*|#|'").match
@@ -44,15 +48,25 @@ def _constant(token: str) -> None:
     raise _NotJson(token)
 
 
-def _is_deep(text: str) -> bool:
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
-        return False
-    depth = 0
-    for found in _bracket_or_string(text):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+def _value_end(text: str, begin: int) -> int | None:
+    """Return where the list or object at `begin` ends, and None where it is nested too deep.
+
+    What follows the value is not looked at, so that a text of many values is gone through once. A value
+    without an end, one that is too long, and any other value end with the window.
+    """
+    depth, window_end = 0, begin + LONG_CHARACTERS
+    if text[begin : begin + 1] not in {"[", "{"}:
+        return window_end
+    for found in _bracket_or_string(text, begin, window_end):
+        depth += _STEPS.get(found[0], 0)
         if depth > MAX_DEPTH:
-            return True
-    return False
+            return None
+        if depth == 0:
+            return found.end()
+    return window_end
+
+
+_STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}
 
 
 # Objects come as tuples of pairs, so that repeated keys stay visible.
@@ -100,31 +114,54 @@ class JsonReader:
             return
         closed = False
         while not closed:
-            key = self.string()
-            self.expect(":", "a colon")
-            self.peek()
-            yield key
-            closed = self.expect(",}", "a comma or a closing brace") == "}"
+            yield self._key()
+            if plain := _separator(self.text, self.position):
+                self.position = plain.end()
+                closed = plain[1] == "}"
+            else:
+                closed = self.expect(",}", "a comma or a closing brace") == "}"
+
+    def _key(self) -> str:
+        """Read a key and its colon; the cursor is at its value afterwards."""
+        if plain := _plain_key(self.text, self.position):
+            self.position = plain.end()
+            return plain[1]
+        key = self.string()
+        self.expect(":", "a colon")
+        self.peek()
+        return key
 
     def string(self) -> str:
-        self.peek()
+        if self.peek() == '"':
+            with suppress(json.JSONDecodeError):
+                text, self.position = scanstring(self.text, self.position + 1)
+                return str(text)
+        raise self._bad_string()
+
+    def _bad_string(self) -> CheckpointError:
+        """Build the error for what is no complete string, at the byte where it goes wrong."""
         found = _closed_string(self.text, self.position)
         if found is None:
             self.expect('"', "a quoted string")
-            raise self._ends_early()
+            return self._ends_early()
         try:
-            text, _ = _decode(found[0])
+            _decode(found[0])
         except json.JSONDecodeError as error:
-            raise self._malformed(error) from None
-        self.position = found.end()
-        return str(text)
+            return self._malformed(error)
+        raise AssertionError("the decoder took a string that the scanner refused")
 
     def value(self) -> Any:
         """Read the value at the cursor; objects become tuples of pairs, unusual numbers `NumberText`."""
-        with suppress(json.JSONDecodeError):
-            return self._decoded(SHORT_CHARACTERS)
+        short = self.text[self.position : self.position + SHORT_CHARACTERS]
+        # Few brackets cannot be deep, whatever they belong to.
+        if short.count("[") + short.count("{") <= MAX_DEPTH:
+            with suppress(json.JSONDecodeError):
+                return self._decoded(short)
+        end = _value_end(self.text, self.position)
+        if end is None:
+            raise self.error("nested-too-deep", f"A value is nested deeper than {MAX_DEPTH} levels.")
         try:
-            return self._decoded(LONG_CHARACTERS)
+            return self._decoded(self.text[self.position : end])
         except json.JSONDecodeError as error:
             raise self._malformed(error) from None
 
@@ -160,11 +197,8 @@ class JsonReader:
         byte = self._base + len(self.text[: self.position].encode())
         return CheckpointError(fault, f"{detail} (At byte {byte} of the file.)", pointer)
 
-    def _decoded(self, window_characters: int) -> Any:
-        """Read the value at the cursor if it ends within the window."""
-        piece = self.text[self.position : self.position + window_characters]
-        if _is_deep(piece):
-            raise self.error("nested-too-deep", f"A value is nested deeper than {MAX_DEPTH} levels.")
+    def _decoded(self, piece: str) -> Any:
+        """Read the value at the cursor if it ends within this piece of the text."""
         try:
             value, length = _decode(piece)
         except _NotJson as error:

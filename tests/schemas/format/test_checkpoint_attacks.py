@@ -208,6 +208,13 @@ ATTACKS = [
     Attack("metadata a string", with_metadata('"pt"'), "metadata-not-object", "__metadata__"),
     Attack("metadata a list", with_metadata("[]"), "metadata-not-object", "__metadata__"),
     Attack("metadata int", with_metadata('{"epoch":3}'), "metadata-not-string", '"epoch"'),
+    Attack(
+        "metadata of very many entries",
+        with_metadata(json.dumps({str(at): "" for at in range(10_001)})),
+        "too-many-metadata",
+        "more than 10000",
+        True,
+    ),
     Attack("metadata null value", with_metadata('{"a":null}'), "metadata-not-string", '"a"'),
     Attack("metadata nested", with_metadata('{"a":{"b":"c"}}'), "metadata-not-string", '"a"'),
     Attack("metadata nesting bomb", with_metadata('{"a":' + "[" * 100_000), "metadata-not-string", '"a"'),

@@ -3,14 +3,15 @@
 import json
 import struct
 import threading
+import time
 
 import pytest
 from safetensors import deserialize
 
 from schemas.format.errors import CheckpointError
-from schemas.format.header import parse_header
+from schemas.format.header import parse_header, parse_tensors
 from schemas.format.header_stream import HeaderParser
-from schemas.format.tensor import DTYPE_BITS, FLOAT_DTYPES
+from schemas.format.tensor import DTYPE_BITS, FLOAT_DTYPES, TensorInfo
 
 ENTRY = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 
@@ -133,3 +134,42 @@ def test_a_header_is_read_on_a_small_stack():
         threading.stack_size(before)
     thread.join()
     assert faults == ["nested-too-deep"]
+
+
+def spaced(entries: int, *, spaces: int, every: int) -> bytes:
+    """Make a header with so many spaces inside every n-th entry."""
+    pads = ("" if at % every else " " * spaces for at in range(entries))
+    texts = (
+        f'"{at}":{{"dtype":"U8",{pad}"shape":[1],"data_offsets":[{at},{at + 1}]}}'
+        for at, pad in enumerate(pads)
+    )
+    return ("{" + ",".join(texts) + "}").encode()
+
+
+def cpu_s_per_byte(header: bytes) -> float:
+    begun = time.process_time()
+    parse_tensors(header)
+    return (time.process_time() - begun) / len(header)
+
+
+@pytest.mark.parametrize(("spaces", "every"), [(600, 9), (600, 1), (60_000, 9), (500, 1)])
+def test_an_entry_with_spaces_costs_no_more_per_byte_than_one_without(spaces, every):
+    # A reader that looks at what follows each entry takes eighteen times as long; four leave room for noise.
+    plain = min(cpu_s_per_byte(spaced(10_000, spaces=0, every=1)) for _ in range(3))
+    padded = spaced(min(10_000, 2_000_000 * every // spaces), spaces=spaces, every=every)
+    assert min(cpu_s_per_byte(padded) for _ in range(3)) < 4 * plain
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        '{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}',
+        '{"data_offsets":[0,24],"dtype":"F32","shape":[2,3]}',
+        '{ "shape" : [ 2 , 3 ] ,\n"data_offsets" : [ 0 , 24 ] , "dtype" : "F32" }',
+        '{"dtyp\\u0065":"F32","shape":[2,3],"data_offsets":[0,24]}',
+        '{"dtype":"F\\u00332","shape":[2,3],"data_offsets":[0,24]}',
+    ],
+)
+def test_an_entry_means_the_same_however_it_is_written(entry):
+    header = parse_tensors(f'{{"w":{entry}}}'.encode())
+    assert header.tensors == (TensorInfo("w", "F32", (2, 3), 0, 24),)
