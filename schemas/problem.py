@@ -55,6 +55,15 @@ class ProblemKind(Enum):
         "Malformed HTTP request",
         "The request's head or its chunks break the rules of HTTP/1.1; use an ordinary client.",
     )
+    CROSS_SITE = (
+        "cross-site",
+        403,
+        "Sent by a page of another site",
+        (
+            "A web page of another site sent this request, by its Sec-Fetch-Site or Origin header. Only "
+            "pages of this service may change anything; programs leave both headers out."
+        ),
+    )
     NOT_FOUND = ("not-found", 404, "Not found", "No such address; /docs lists all of them.")
     CHECKPOINT_NOT_FOUND = (
         "checkpoint-not-found",
@@ -188,6 +197,15 @@ class ProblemKind(Enum):
         416,
         "The range lies outside the file",
         "The Content-Range header gives the file's size; ask for a range within it.",
+    )
+    FOREIGN_HOST = (
+        "foreign-host",
+        421,
+        "Not a host of this service",
+        (
+            "The service does not answer under the host that this request names. Use the address on which "
+            "it listens, or have its operator add the host to ECKART_ALLOWED_HOSTS."
+        ),
     )
     INVALID_REQUEST = (
         "invalid-request",

@@ -9,13 +9,14 @@ from threading import Event
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from service.browsers import AllowedHosts, ForeignRequests
 from service.dependencies import LifespanState, Services
 from service.metrics import Metrics, StateCollector
 from service.middleware import Measure, RequestId, RootPath, UnreadBody
 from service.openapi import DocumentedApp
 from service.problems import HANDLERS
 from service.reaper import run_reaper
-from service.routes import checkpoints, health, jobs, plans, results
+from service.routes import checkpoints, docs, health, jobs, plans, results
 from service.settings import Settings
 from service.uploads import DiskSpace
 from state.cache import DecompositionCache
@@ -79,10 +80,12 @@ def create_app(settings: Settings) -> FastAPI:
             Middleware(RequestId),
             Middleware(Measure, metrics=services.metrics),
             Middleware(UnreadBody),
+            Middleware(ForeignRequests, hosts=AllowedHosts(settings.host, settings.named_hosts)),
         ],
+        docs_url=None,
         redoc_url=None,
     )
     app.state.stopping = services.stopping
-    for routes in (checkpoints, jobs, results, plans, health):
+    for routes in (checkpoints, jobs, results, plans, health, docs):
         app.include_router(routes.router)
     return app

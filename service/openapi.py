@@ -2,14 +2,16 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
+from starlette.types import ASGIApp
 
 from schemas.job import JobRequest
 from schemas.problem import Problem, ProblemKind
+from service.browsers import PROBES, SAFE_METHODS, SecurityHeaders
 from service.errors import HEADERS as PROBLEM_HEADERS
 
 REFERENCE = "#/components/schemas/{model}"
@@ -162,6 +164,10 @@ PLAN_BODY = {
 class DocumentedApp(FastAPI):
     """Adds the models that only streamed bodies and problems refer to, and removes FastAPI's own 422."""
 
+    def build_middleware_stack(self) -> ASGIApp:
+        """Put the security headers around all, also around what answers an unexpected exception."""
+        return SecurityHeaders(super().build_middleware_stack())
+
     def openapi(self) -> dict[str, Any]:
         """Make the document at the first call."""
         if self.openapi_schema is None:
@@ -176,7 +182,23 @@ class DocumentedApp(FastAPI):
         schemas |= added["$defs"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        for operation in (operation for path in document["paths"].values() for operation in path.values()):
+        for method, path, operation in _operations(document):
+            for kind in _refused_before_routes(method, path):
+                operation["responses"][str(kind.status)] = _response([kind])
             # FastAPI adds its own 422 wherever there are parameters, even if none of them can be invalid.
             if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                 del operation["responses"]["422"]
+
+
+def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            yield method, path, operation
+
+
+def _refused_before_routes(method: str, path: str) -> Iterator[ProblemKind]:
+    """Yield what the middleware answers with."""
+    if method.upper() not in SAFE_METHODS:
+        yield ProblemKind.CROSS_SITE
+    if path not in PROBES:
+        yield ProblemKind.FOREIGN_HOST

@@ -83,6 +83,7 @@ class EckartProtocol(HttpToolsProtocol):
         body = json.dumps(error.problem().model_dump(mode="json")).encode()
         head = (
             b"content-type: application/problem+json\r\n"
+            b"x-content-type-options: nosniff\r\n"
             b"content-length: %d\r\n"
             b"connection: close\r\n\r\n" % len(body)
         )

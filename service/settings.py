@@ -1,5 +1,6 @@
 """The API's settings: environment variables, read once."""
 
+import ipaddress
 import re
 
 from pydantic import Field, field_validator
@@ -10,12 +11,21 @@ from state.settings import StateSettings
 ROOT_PATH = re.compile(r"(?!.{256})(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
 
 
+HOST_NAME = re.compile(r"(?!.{254})[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
+
+
 class Settings(StateSettings):
     """The API's settings, and those that it shares with the worker."""
 
     host: str = Field(default="127.0.0.1", description="The address the API listens on.")
     port: int = Field(
         default=8000, ge=0, le=65535, description="The port the API listens on; 0: any free one."
+    )
+    allowed_hosts: str = Field(
+        default="",
+        description="Further hosts that requests may name in `Host`, separated by commas, such as "
+        "`models.example`; `*`: any. Always allowed: `ECKART_HOST`, `localhost`, `127.0.0.1` and `[::1]`, "
+        "and where `ECKART_HOST` is `0.0.0.0` or `::`, any IP address.",
     )
     root_path: str = Field(
         default="",
@@ -49,6 +59,24 @@ class Settings(StateSettings):
         default=10, ge=0, description="How long running requests may take to end when the API is stopped."
     )
 
+    @property
+    def named_hosts(self) -> tuple[str, ...]:
+        """The hosts of `allowed_hosts`, as they are compared."""
+        return tuple(
+            host.strip().lower().strip("[]") for host in self.allowed_hosts.split(",") if host.strip()
+        )
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, allowed_hosts: str) -> str:
+        for host in filter(None, map(str.strip, allowed_hosts.split(","))):
+            if host != "*" and HOST_NAME.fullmatch(host) is None and not _is_address(host.strip("[]")):
+                raise ValueError(
+                    "give host names or addresses without scheme, port and path, separated by commas, "
+                    "such as models.example,192.168.1.5; or * for any"
+                )
+        return allowed_hosts
+
     @field_validator("root_path")
     @classmethod
     def _is_a_path(cls, root_path: str) -> str:
@@ -58,3 +86,11 @@ class Settings(StateSettings):
                 "this is not a path such as /eckart, of letters, digits and . _ ~ - between slashes"
             )
         return path
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

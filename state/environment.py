@@ -14,6 +14,7 @@ KNOWN_NAMES = frozenset(
         "ECKART_URL",
         "ECKART_API_KEY",
         # Those of `state`, `service` and `worker`.
+        "ECKART_ALLOWED_HOSTS",
         "ECKART_CACHE_BYTES",
         "ECKART_DATA_DIR",
         "ECKART_DEVICE",

@@ -5,11 +5,11 @@ import tempfile
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import Field
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from schemas.base import Output
 from schemas.problem import FieldProblem, ProblemKind
-from service.dependencies import RootPath, Services, ServicesDep
+from service.dependencies import Services, ServicesDep
 from service.errors import ProblemError
 from service.openapi import problem_responses
 from state.errors import OutOfSpace, RedisUnavailable
@@ -67,12 +67,6 @@ def readyz(services: ServicesDep) -> ReadyDocument:
 def metrics(services: ServicesDep) -> Response:
     """Read all metrics."""
     return Response(services.metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-
-@router.get("/", include_in_schema=False)
-async def home(root_path: RootPath) -> RedirectResponse:
-    """Redirect to the documentation."""
-    return RedirectResponse(f"{root_path}/docs")
 
 
 def _missing(services: Services) -> tuple[FieldProblem, ...]:

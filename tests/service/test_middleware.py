@@ -14,7 +14,7 @@ def test_every_answer_carries_a_request_id_the_clients_own_if_it_is_harmless(ser
 def test_a_refused_client_that_goes_on_sending_is_cut_off(service):
     """What it sends must not be read for ever, and what it is told must arrive."""
     with socket.create_connection(("127.0.0.1", service.port), timeout=10) as connection:
-        connection.sendall(b"PUT /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 900000000\r\n\r\n")
+        connection.sendall(b"PUT /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000000\r\n\r\n")
         sent = 0
         try:
             while sent < 900_000_000:
@@ -29,8 +29,8 @@ def test_a_refused_client_that_goes_on_sending_is_cut_off(service):
 
 
 def test_a_refused_client_with_little_left_to_send_keeps_its_connection(service):
-    request = b"PUT /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + bytes(100_000)
-    last = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    request = b"PUT /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n" + bytes(100_000)
+    last = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
     answer = service.raw(request + last)
 

@@ -101,7 +101,7 @@ def test_a_client_that_leaves_leaves_nothing(service, url):
     host, port = url.removeprefix("http://").removesuffix("/eckart").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(
-            b"PUT /eckart/v1/checkpoints/gone/model.safetensors HTTP/1.1\r\nHost: x\r\n"
+            b"PUT /eckart/v1/checkpoints/gone/model.safetensors HTTP/1.1\r\nHost: localhost\r\n"
             b"Content-Length: 50000000\r\n\r\n" + big_checkpoint(49_990_000) + bytes(100_000)
         )
         until(lambda: service.leftovers() != [])

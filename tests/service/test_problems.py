@@ -60,6 +60,7 @@ def test_types_and_statuses_are_a_contract_with_clients():
 
     assert by_status == {
         400: {"invalid-http"},
+        403: {"cross-site"},
         404: {"not-found", "checkpoint-not-found", "job-not-found", "file-not-found", "sharded-result"},
         405: {"method-not-allowed"},
         406: {"not-acceptable"},
@@ -76,6 +77,7 @@ def test_types_and_statuses_are_a_contract_with_clients():
         413: {"too-large"},
         415: {"unsupported-media-type", "encoded-body"},
         416: {"range-not-satisfiable"},
+        421: {"foreign-host"},
         422: {
             "invalid-request",
             "invalid-json",
@@ -138,7 +140,7 @@ def test_every_foreign_error_becomes_a_problem(foreign, kind):
     "path", ["/nothing", "/v1", "/v1/jobs/", "/v1/checkpoints", "/v1/jobs/a/b/c", "//", "/..", "/%00"]
 )
 def test_an_unknown_address_is_not_found(service, path):
-    answer = service.raw(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    answer = service.raw(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
 
     assert answer.startswith(b"HTTP/1.1 404 ")
     assert b"urn:eckart:problem:not-found" in answer
@@ -199,7 +201,8 @@ def test_with_redis_away_jobs_are_refused_and_come_back_with_it(redis_server, st
 
 
 def test_a_missing_body_is_a_refusal_and_no_fault(service):
-    head = b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n\r\n"
+    head = b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: "
+    head += b"application/json\r\n\r\n"
 
     answer = service.raw(head)
 

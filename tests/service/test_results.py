@@ -160,7 +160,7 @@ def test_a_report_in_another_format_is_refused(service, here, accept):
 )
 def test_an_unknown_file_is_not_found(service, here, filename):
     answer = service.raw(
-        f"GET {here}/files/{filename} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+        f"GET {here}/files/{filename} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
     )
 
     assert answer.startswith(b"HTTP/1.1 404 ")

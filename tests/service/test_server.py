@@ -18,7 +18,7 @@ from service.server import WithoutProbes
 from tests.service.files import big_checkpoint, checkpoint_bytes
 from tests.service.running import assert_problem, until
 
-UPLOAD = b"PUT /v1/checkpoints/a/m.safetensors HTTP/1.1\r\nHost: x\r\n"
+UPLOAD = b"PUT /v1/checkpoints/a/m.safetensors HTTP/1.1\r\nHost: localhost\r\n"
 
 
 def test_no_answer_names_the_server_software(service):
@@ -71,7 +71,7 @@ def test_an_endless_head_is_refused(service, head):
 
 def test_an_upgrade_to_something_else_is_ignored(service):
     answer = service.raw(
-        b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n"
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n"
         b"Sec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     )
 
@@ -153,7 +153,7 @@ def send_file(port, pid, nbytes, *, multipart):
     length = len(before) + len(head) + nbytes + len(after)
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(
-            f"{method} /v1/checkpoints/{name} HTTP/1.1\r\nHost: x\r\n{kind}".encode()
+            f"{method} /v1/checkpoints/{name} HTTP/1.1\r\nHost: localhost\r\n{kind}".encode()
             + f"Content-Length: {length}\r\n\r\n".encode()
         )
         connection.sendall(before + head)
@@ -178,7 +178,7 @@ def test_an_upload_of_300_mb_takes_at_most_64_mib_of_memory(process, multipart):
 def test_it_stops_on_a_signal_and_its_log_has_no_probes_and_no_bodies(process):
     with socket.create_connection(("127.0.0.1", process.port), timeout=10) as connection:
         connection.sendall(
-            b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+            b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
             b"Content-Length: 12\r\n\r\nsecret-bytes"
         )
         assert connection.recv(4096).startswith(b"HTTP/1.1 422 ")
@@ -263,9 +263,8 @@ def test_an_upload_that_is_broken_off_is_logged_once_with_who_what_and_how_much(
     head = big_checkpoint(MIB)
     with socket.create_connection(("127.0.0.1", process.port), timeout=10) as connection:
         connection.sendall(
-            b"PUT /v1/checkpoints/broken/model.safetensors HTTP/1.1\r\nHost: x\r\nX-Request-ID: this-one\r\n"
-            + f"Content-Length: {len(head) + MIB}\r\n\r\n".encode()
-            + head
+            b"PUT /v1/checkpoints/broken/model.safetensors HTTP/1.1\r\nHost: localhost\r\n"
+            b"X-Request-ID: this-one\r\n" + f"Content-Length: {len(head) + MIB}\r\n\r\n".encode() + head
         )
         who = "{}:{}".format(*connection.getsockname())
         wait_until_received(process, len(head))

@@ -92,8 +92,8 @@ def test_an_upload_takes_the_room_of_the_cache(tmp_path):
 )
 def test_a_client_that_asks_first_is_refused_before_it_sends(service, headers, status):
     answer = service.raw(
-        b"PUT /v1/checkpoints/early/model.safetensors HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n%s\r\n"
-        % headers,
+        b"PUT /v1/checkpoints/early/model.safetensors HTTP/1.1\r\nHost: localhost\r\n"
+        b"Expect: 100-continue\r\n%s\r\n" % headers,
     )
 
     assert answer.startswith(b"HTTP/1.1 %s " % status)
@@ -127,7 +127,7 @@ def test_a_client_that_stops_after_a_bad_header_is_told_of_the_header(service):
     """It need not send another byte to hear of it, nor wait until it is dropped as too slow."""
     with socket.create_connection(("127.0.0.1", service.port), timeout=10) as connection:
         connection.sendall(
-            f"PUT /v1/checkpoints/{fresh_id()}/model.safetensors HTTP/1.1\r\nHost: x\r\n".encode()
+            f"PUT /v1/checkpoints/{fresh_id()}/model.safetensors HTTP/1.1\r\nHost: localhost\r\n".encode()
             + b"Content-Length: 1000000000\r\n\r\nGGUF"
             + bytes(10_000)
         )
@@ -143,7 +143,7 @@ def test_a_client_that_leaves_leaves_nothing(service):
     head = big_checkpoint(nbytes)
     request = (
         f"PUT /v1/checkpoints/{name}/model.safetensors HTTP/1.1\r\n"
-        f"Host: x\r\nContent-Length: {nbytes + len(head)}\r\n\r\n"
+        f"Host: localhost\r\nContent-Length: {nbytes + len(head)}\r\n\r\n"
     )
     with socket.create_connection(("127.0.0.1", service.port)) as connection:
         connection.sendall(request.encode() + head + bytes(nbytes // 2))
@@ -157,7 +157,7 @@ def test_a_client_that_falls_silent_is_dropped(start):
     service = start(idle_timeout_s=0.2)
 
     answer = service.raw(
-        b"PUT /v1/checkpoints/slow/model.safetensors HTTP/1.1\r\nHost: x\r\n"
+        b"PUT /v1/checkpoints/slow/model.safetensors HTTP/1.1\r\nHost: localhost\r\n"
         b"Content-Length: %d\r\n\r\n" % len(MODEL) + MODEL[:50],
     )
 

@@ -307,7 +307,7 @@ def test_a_path_that_climbs_is_no_address(service, path):
 def test_an_id_that_cannot_be_is_refused_on_upload(service, name):
     answer = service.raw(
         b"PUT /v1/checkpoints/%s/model.safetensors HTTP/1.1\r\n"
-        b"Host: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % name.encode()
+        b"Host: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % name.encode()
     )
     assert answer.startswith(b"HTTP/1.1 422 ")
     assert b"urn:eckart:problem:invalid-request" in answer

@@ -35,7 +35,7 @@ def test_cancelling_ends_a_job_and_changes_nothing_of_one_that_has_ended(service
 )
 def test_an_unknown_job_is_not_found(service, name, method, rest):
     answer = service.raw(
-        f"{method} /v1/jobs/{name}{rest} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+        f"{method} /v1/jobs/{name}{rest} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
     )
 
     assert answer.startswith(b"HTTP/1.1 404 ")
