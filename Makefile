@@ -10,7 +10,7 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 # Where torch comes from; nothing: CPU wheels where there is no NVIDIA GPU. tools/install_torch.py has the other values.
 export TORCH_INDEX ?=
 
-.PHONY: help setup serve demo test lint types contracts unit study bench test-compose test-transformers docs locks clean
+.PHONY: help setup serve demo test lint types contracts unit study bench test-compose test-transformers docs locks audit sbom clean
 
 help: ## print this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,12 @@ docs: $(READY) ## rebuild the generated parts of the documentation
 
 locks: $(READY) ## rebuild the pins with hashes that the images install, after a change of constraints.txt
 	$(BIN)/python -m tools.pins
+
+audit: $(READY) ## ask PyPI's advisory database about every pin (needs the internet)
+	$(BIN)/uv tool run --from pip-audit==2.10.1 pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+sbom: $(READY) ## list what the images contain, as CycloneDX documents in build/
+	@$(BIN)/python -m tools.sbom
 
 clean: ## remove everything that make setup and the tests left
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,44 @@
+"""What the images contain, as CycloneDX documents: `make sbom`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tools.pins import LOCKS, ROOT, pins
+
+CYCLONEDX = "cyclonedx-bom==7.5.0"
+OUT = ROOT / "build"
+
+
+def write_sbom(image: str, out: Path) -> Path:
+    """Write the packages of one image, with the hashes of its lock; torch has a version alone."""
+    requirements = (LOCKS / f"{image}.txt").read_text()
+    if image == "worker":
+        requirements += f"torch=={pins()['torch']}\n"
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"sbom-{image}.cdx.json"
+    options = ("requirements", "-", "--output-reproducible", "--output-file", str(path))
+    command = [
+        sys.executable,
+        "-m",
+        "uv",
+        "tool",
+        "run",
+        "--quiet",
+        "--from",
+        CYCLONEDX,
+        "cyclonedx-py",
+        *options,
+    ]
+    subprocess.run(command, input=requirements, text=True, check=True)
+    return path
+
+
+def main() -> None:
+    """Write the documents of both images."""
+    for image in ("service", "worker"):
+        print(write_sbom(image, OUT).relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
