@@ -304,6 +304,15 @@ class ProblemKind(Enum):
         "Redis is unavailable",
         "Redis cannot be reached; try again in a few seconds.",
     )
+    FILES_LOCKED = (
+        "files-locked",
+        503,
+        "The files are locked",
+        (
+            "Another process of the service keeps these files locked; try again later. If it stays so, look "
+            "for a worker that is stopped or waits for its disk."
+        ),
+    )
     NOT_READY = (
         "not-ready",
         503,

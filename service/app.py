@@ -18,6 +18,7 @@ from service.problems import HANDLERS
 from service.reaper import run_reaper
 from service.routes import checkpoints, docs, health, jobs, plans, results
 from service.settings import Settings
+from service.turns import Turns
 from service.uploads import DiskSpace
 from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore
@@ -38,6 +39,7 @@ def open_services(settings: Settings) -> Services:
     jobs = JobStore(client, settings.data_dir, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
     queue = JobQueue(settings.redis_url)
     workers = WorkerRegistry(client)
+    turns = Turns(every_s=settings.reaper_s)
     return Services(
         settings=settings,
         redis=client,
@@ -48,7 +50,8 @@ def open_services(settings: Settings) -> Services:
         queue=queue,
         workers=workers,
         stopping=Event(),
-        metrics=Metrics(StateCollector(jobs=jobs, queue=queue, workers=workers, space=space)),
+        turns=turns,
+        metrics=Metrics(StateCollector(jobs=jobs, queue=queue, workers=workers, space=space, turns=turns)),
     )
 
 

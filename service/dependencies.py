@@ -15,6 +15,7 @@ from schemas.job import JobState
 from service.json_body import require_json
 from service.metrics import Metrics
 from service.settings import Settings
+from service.turns import Turns
 from service.uploads import BodyStream, DiskSpace, Sink, check_declared_size, receive_body
 from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore
@@ -39,6 +40,7 @@ class Services:
     workers: WorkerRegistry
     metrics: Metrics
     stopping: Event
+    turns: Turns
 
 
 class LifespanState(TypedDict):

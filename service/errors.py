@@ -8,6 +8,7 @@ from schemas.problem import FieldProblem, Problem, ProblemKind
 HEADERS: Mapping[ProblemKind, Mapping[str, str]] = {
     ProblemKind.ENCODED_BODY: {"Accept-Encoding": "identity"},
     ProblemKind.STORE_UNAVAILABLE: {"Retry-After": "5"},
+    ProblemKind.FILES_LOCKED: {"Retry-After": "30"},
     ProblemKind.NOT_READY: {"Retry-After": "5"},
 }
 

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from service.turns import Turns
 from service.uploads import DiskSpace
 from state.errors import RedisUnavailable
 from state.jobs import JobStore
@@ -21,11 +22,14 @@ log = logging.getLogger("eckart.service")
 class StateCollector(Collector):
     """Reads the gauges; without Redis only those that do not need it."""
 
-    def __init__(self, *, jobs: JobStore, queue: JobQueue, workers: WorkerRegistry, space: DiskSpace) -> None:
+    def __init__(
+        self, *, jobs: JobStore, queue: JobQueue, workers: WorkerRegistry, space: DiskSpace, turns: Turns
+    ) -> None:
         self._jobs = jobs
         self._queue = queue
         self._workers = workers
         self._space = space
+        self._turns = turns
 
     def describe(self) -> list[GaugeMetricFamily]:
         """Return nothing, or registering would call `collect`, before Redis is needed."""
@@ -35,6 +39,12 @@ class StateCollector(Collector):
         yield GaugeMetricFamily(
             "eckart_disk_free_bytes", "Free bytes where files are stored.", value=self._space.free_bytes()
         )
+        ages = GaugeMetricFamily(
+            "eckart_reaper_age_seconds", "Time since the last good turn of each step.", labels=["step"]
+        )
+        for step, age_s in self._turns.ages_s().items():
+            ages.add_metric([step], age_s)
+        yield ages
         try:
             counts = self._jobs.counts()
             depth = self._queue.depth()

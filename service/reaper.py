@@ -1,4 +1,4 @@
-"""The reaper: a task of the API that queues lost jobs again (`JobStore.sweep`) and cleans up."""
+"""The reaper: tasks of the API that queue lost jobs again (`JobStore.sweep`) and clean up."""
 
 import asyncio
 import logging
@@ -10,39 +10,67 @@ from functools import partial
 from starlette.concurrency import run_in_threadpool
 
 from service.dependencies import Services
-from state.errors import RedisUnavailable
+from service.turns import SWEEP, Turns
+from state.errors import FilesLocked, RedisUnavailable
 from state.redis import eviction_warning
 
 STALE_UPLOAD_S = 600.0
 # Rarely: only a process that was killed leaves orphans, and finding them reads every manifest.
 ORPHANS_EVERY_S = 3600.0
+LAST_TURN_S = 5.0
 
 log = logging.getLogger("eckart.service")
 
+Steps = Mapping[str, Callable[[], object]]
+
 
 async def run_reaper(services: Services) -> None:
-    """Run a cycle at once and then every `reaper_s`."""
-    steps: dict[str, Callable[[], object]] = {
+    """Take every step at once and then every `reaper_s`."""
+    steps: Steps = {
         "look at Redis's settings": at_most_every(math.inf, partial(warn_of_eviction, services)),
-        "sweep jobs": partial(sweep_jobs, services),
+        SWEEP: partial(sweep_jobs, services),
         "remove stale uploads": partial(services.checkpoints.sweep_parts, STALE_UPLOAD_S),
         "trim the cache": services.decompositions.trim,
         "remove orphans": at_most_every(ORPHANS_EVERY_S, services.checkpoints.remove_orphans),
     }
+    await run_steps(steps, services.turns, every_s=services.settings.reaper_s)
+
+
+async def run_steps(steps: Steps, turns: Turns, *, every_s: float) -> None:
+    """Repeat each step in a task of its own: one that fails, or never ends, holds up no other."""
+    for what in steps:
+        turns.begin(what)
+    async with asyncio.TaskGroup() as group:
+        for what, step in steps.items():
+            group.create_task(_repeat(what, step, turns, every_s=every_s))
+
+
+async def _repeat(what: str, step: Callable[[], object], turns: Turns, *, every_s: float) -> None:
     while True:
-        await run_cycle(steps)
-        await asyncio.sleep(services.settings.reaper_s)
-
-
-async def run_cycle(steps: Mapping[str, Callable[[], object]]) -> None:
-    """Run every step; one that fails stops neither the others nor the next cycle."""
-    for what, step in steps.items():
         try:
-            await run_in_threadpool(step)
+            await _take(what, step, limit_s=turns.limit_s)
+            turns.end(what)
         except RedisUnavailable:
             log.warning("the reaper cannot reach Redis and will try again")
+        except FilesLocked:
+            log.warning("the reaper cannot %s, since a process keeps files locked", what)
         except Exception:
             log.exception("the reaper failed to %s and will try again", what)
+        await asyncio.sleep(every_s)
+
+
+async def _take(what: str, step: Callable[[], object], *, limit_s: float) -> None:
+    """Wait for one turn of a step, and log it if it is late; a thread cannot be ended."""
+    turn = asyncio.ensure_future(run_in_threadpool(step))
+    try:
+        await asyncio.wait([turn], timeout=limit_s)
+        if not turn.done():
+            log.error("the reaper has tried to %s for %g s and still waits", what, limit_s)
+            await asyncio.wait([turn])
+    finally:
+        # When the service stops, a turn that has begun is waited for, but not one that never ends.
+        await asyncio.wait([turn], timeout=LAST_TURN_S)
+    await turn
 
 
 def warn_of_eviction(services: Services) -> None:

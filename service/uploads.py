@@ -6,6 +6,7 @@ import shutil
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
@@ -16,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from schemas.problem import ProblemKind
 from service.errors import ProblemError
 from state.cache import DecompositionCache
-from state.errors import OutOfSpace, TooLarge
+from state.errors import FilesLocked, OutOfSpace, TooLarge
 
 FIRST_BLOCK_BYTES = 64 * 2**10
 BLOCK_BYTES = 4 * 2**20
@@ -55,7 +56,8 @@ class DiskSpace:
     def require(self, nbytes: int) -> None:
         """Raise `OutOfSpace` unless `nbytes` more fit; cached decompositions are evicted if that helps."""
         if self._lacking_bytes(nbytes) > 0:
-            self.cache.free_space(self._lacking_bytes(nbytes))
+            with suppress(FilesLocked):
+                self.cache.free_space(self._lacking_bytes(nbytes))
         if self._lacking_bytes(nbytes) > 0:
             raise OutOfSpace
 

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import AbstractContextManager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self
@@ -22,6 +22,7 @@ from schemas.planning.layer import LayerPlan
 from schemas.spectrum import Spectrum
 from state.cache_file import DamagedFile, DecompositionFile, DecompositionHeader, encode_header
 from state.data_dir import DataDir
+from state.errors import FilesLocked
 from state.files import AtomicFile, locked
 
 log = logging.getLogger("eckart.state")
@@ -33,11 +34,14 @@ MAX_SOLVERS = 4
 # Of the free disk and the cache together, the cache takes at most one part in so many.
 DISK_SHARE = 2
 # The bytes in the cache, so that a decomposition is stored without a look at all others. It may be too large,
-# since deletions are not counted, and never too small.
+# since deletions are not counted, and too small only by what was being written at the last look at all.
 USED_NAME = ".used"
 USED_DIGITS = 20
 # From a full cache, one part in so many is evicted beyond what is needed: the next then need no look either.
 SLACK_SHARE = 16
+# The cache can be done without, so nobody waits long for a process that keeps it locked.
+CACHE_WAIT_S = 1.0
+HASTY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,7 @@ class DecompositionCache:
         self._limit_bytes = limit_bytes
         self._spare_bytes = spare_bytes
         self._opened_ns = time.time_ns()
+        self._hasty_until_s = 0.0
 
     @classmethod
     def shared(cls, data_dir: Path, *, limit_bytes: int | None, spare_bytes: int = 0) -> Self:
@@ -169,29 +174,38 @@ class DecompositionCache:
         begin = encode_header(head, basis)
         path = self._path(key)
         try:
-            with self._lock():
-                # Remove the old one first, or room would be made for both.
-                path.unlink(missing_ok=True)
+            # Remove the old one first, or room would be made for both.
+            path.unlink(missing_ok=True)
+            # The lock is for the accounting alone: writing may take long.
+            with self._locked():
                 if not self._make_room(len(begin) + len(basis)):
                     return False
-                self._publish(path, begin, basis)
+            self._publish(path, begin, basis)
             if all(source.exists() for source in sources):
                 return True
             self._remove([key.folder])
+        except FilesLocked:
+            log.warning("the decomposition of %s is not stored, since the cache is locked", key.tensor)
         except OSError:
             log.warning("the decomposition of %s cannot be stored", key.tensor, exc_info=True)
         return False
 
     def trim(self) -> None:
-        """Evict until the cache is within its limits, which other files on the disk may have narrowed."""
+        """Evict until the cache is within its limits, which other files on the disk may have narrowed.
+
+        Raises `FilesLocked` if another process keeps the cache locked.
+        """
         if self._folder.is_dir():
-            with self._lock():
+            with self._locked():
                 self._make_room(0)
 
     def free_space(self, nbytes: int) -> None:
-        """Evict until so many bytes more are free; evict nothing where the cache holds less than that."""
+        """Evict until so many bytes more are free; evict nothing where the cache holds less than that.
+
+        Raises `FilesLocked` if another process keeps the cache locked.
+        """
         if self._folder.is_dir():
-            with self._lock():
+            with self._locked():
                 free_space(self._folder, nbytes)
 
     def remove_orphans(self, held: Callable[[], AbstractSet[str]]) -> None:
@@ -228,8 +242,19 @@ class DecompositionCache:
     def _file(self, key: DecompositionKey) -> DecompositionFile:
         return DecompositionFile(self._path(key), key.digest)
 
-    def _lock(self) -> AbstractContextManager[None]:
-        return locked(self._folder / ".lock")
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the cache's lock, or raise `FilesLocked`.
+
+        Where it could not be had, nobody waits for it for a while, or each layer of a job would.
+        """
+        wait_s = CACHE_WAIT_S if time.monotonic() >= self._hasty_until_s else 0.0
+        try:
+            with locked(self._folder / ".lock", wait_s=wait_s):
+                yield
+        except FilesLocked:
+            self._hasty_until_s = time.monotonic() + HASTY_S
+            raise
 
     def _path(self, key: DecompositionKey) -> Path:
         return self._folder / key.folder / (key.digest.hex() + ENDING)

@@ -83,6 +83,12 @@ class OutOfSpace(StateError):
     kind = ProblemKind.OUT_OF_SPACE
 
 
+class FilesLocked(StateError):
+    """Another process has held the lock on these files for longer than anyone should wait."""
+
+    kind = ProblemKind.FILES_LOCKED
+
+
 class BadCursor(StateError):
     """The cursor does not come from a list."""
 

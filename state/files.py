@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,14 @@ from types import TracebackType
 from typing import Self
 
 from schemas.checkpoint import FileInfo
-from state.errors import OutOfSpace
+from state.errors import FilesLocked, OutOfSpace
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 PART_ENDING = ".part"
 FLUSH_BYTES = 16 << 20
+# A lock is held for milliseconds; whoever holds one for so long is stopped or waits for a dead disk.
+LOCK_WAIT_S = 10.0
+LOCK_POLL_S = (0.002, 0.05)
 
 
 class AtomicFile:
@@ -209,15 +213,16 @@ def disk_errors() -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, wait_s: float | None = None) -> Iterator[None]:
     """Hold a lock file, across processes and machines that share the volume.
 
-    Do not enter it twice in one thread: the second would wait for the first for ever.
+    Raises `FilesLocked` if another holds it for all of `wait_s`, or of `LOCK_WAIT_S`: a process that was
+    stopped keeps its locks, and must not stop others with it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, wait_s=LOCK_WAIT_S if wait_s is None else wait_s)
         try:
             yield
         finally:
@@ -225,6 +230,22 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, *, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    pause_s, longest_s = LOCK_POLL_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise FilesLocked from None
+            time.sleep(min(pause_s, left_s))
+            pause_s = min(2 * pause_s, longest_s)
+        else:
+            return
 
 
 def sync_directory(path: Path) -> None:

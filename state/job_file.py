@@ -7,12 +7,13 @@ from pathlib import Path
 
 from schemas.job import TERMINAL
 from state.data_dir import DataDir
-from state.errors import OutOfSpace
+from state.errors import FilesLocked, OutOfSpace
 from state.files import disk_errors, locked, make_directory, move_to_trash, purge, write_atomic
 from state.records import JOB_ID, JobRecord, from_fields, to_fields
 from state.scripts import Scripts, StateLost
 
 log = logging.getLogger("eckart.state")
+RESTORE_WAIT_S = 1.0
 
 
 class JobFiles:
@@ -26,9 +27,9 @@ class JobFiles:
         self._scripts = scripts
         self._lease_us = lease_us
 
-    def lock(self, job_id: str) -> AbstractContextManager[None]:
+    def lock(self, job_id: str, *, wait_s: float | None = None) -> AbstractContextManager[None]:
         """Lock the job's files. Restoring takes every job's lock, so never restore while you hold one."""
-        return locked(self._paths.lock("job", job_id))
+        return locked(self._paths.lock("job", job_id), wait_s=wait_s)
 
     def load(self, job_id: str) -> JobRecord | None:
         """Read job.json; None where there is none, or none that can be read."""
@@ -41,16 +42,16 @@ class JobFiles:
             log.exception("%s cannot be read; the job is left out", path)
             return None
 
-    def write(self, job_id: str) -> JobRecord | None:
+    def write(self, job_id: str, *, wait_s: float | None = None) -> JobRecord | None:
         """Bring the job's files up to date with the record and return it; None where the record is gone."""
-        with self.lock(job_id):
+        with self.lock(job_id, wait_s=wait_s):
             return self.write_locked(job_id)
 
-    def write_or_defer(self, job_id: str) -> JobRecord | None:
-        """Like `write`, but a full disk waits for the next sweep: the transition has happened already."""
+    def write_or_defer(self, job_id: str, *, wait_s: float | None = None) -> JobRecord | None:
+        """Like `write`, but a full disk or a lock waits for the next sweep: the transition has happened."""
         try:
-            return self.write(job_id)
-        except (OSError, OutOfSpace):
+            return self.write(job_id, wait_s=wait_s)
+        except (OSError, OutOfSpace, FilesLocked):
             log.exception("job.json of %s cannot be written; the next sweep tries again", job_id)
             return self._record(job_id)
 
@@ -77,20 +78,30 @@ class JobFiles:
         self._scripts.run_always("written", job_id, record.version)
         return record
 
-    def restore(self, job_id: str) -> bool:
+    def restore(self, job_id: str, *, wait_s: float | None = None) -> bool:
         """Put a record into Redis where Redis has none or an older one; False: there is no job.json."""
-        with self.lock(job_id):
-            record = self.load(job_id)
-            if record is not None:
-                self._restore(record)
-            return record is not None
+        with self.lock(job_id, wait_s=wait_s):
+            return self._restore_unlocked(job_id)
+
+    def _restore_unlocked(self, job_id: str) -> bool:
+        record = self.load(job_id)
+        if record is not None:
+            self._restore(record)
+        return record is not None
 
     def restore_all(self) -> None:
-        """Restore every job on disk."""
+        """Restore every job on disk, also one whose lock a process that was stopped holds.
+
+        Without the lock it might be restored while that process deletes it, and then has to be deleted again.
+        """
         if self._paths.jobs.is_dir():
             for path in self._paths.jobs.iterdir():
                 if JOB_ID.fullmatch(path.name):
-                    self.restore(path.name)
+                    try:
+                        self.restore(path.name, wait_s=RESTORE_WAIT_S)
+                    except FilesLocked:
+                        log.warning("job %s is restored though a process keeps it locked", path.name)
+                        self._restore_unlocked(path.name)
 
     def delete(self, job_id: str) -> None:
         """Delete the files, then the record: a record without files can be deleted again, not the reverse."""

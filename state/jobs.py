@@ -17,6 +17,7 @@ from state.errors import (
     BadCursor,
     CheckpointGone,
     CheckpointInUse,
+    FilesLocked,
     IdempotencyMismatch,
     JobNotFound,
     OutOfSpace,
@@ -175,7 +176,7 @@ class JobStore:
             # The messages that are due must be sent even if this fails; it has time until the next sweep.
             with suppress(RedisUnavailable):
                 for job_id in self._scripts.dirty():
-                    self._with_restore(partial(self._files.write_or_defer, job_id))
+                    self._with_restore(partial(self._files.write_or_defer, job_id, wait_s=0))
         finally:
             with suppress(RedisUnavailable), translated():
                 self._client.delete(key)
@@ -227,7 +228,7 @@ class JobStore:
         try:
             # The fence must be on disk before anyone works under it: a lost Redis must not issue it again.
             return self._files.write(job_id)
-        except (OSError, OutOfSpace):
+        except (OSError, OutOfSpace, FilesLocked):
             self._unclaim(job_id, token)
             raise
 

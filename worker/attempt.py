@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from schemas.report import Report
 from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore
 from state.data_dir import DataDir
-from state.errors import CheckpointNotFound, JobNotFound, OutOfSpace, RedisUnavailable
+from state.errors import CheckpointNotFound, FilesLocked, JobNotFound, OutOfSpace, RedisUnavailable
 from state.files import DISK_FULL, sync_directory
 from state.jobs import JobStore
 from state.records import Claim, JobRecord, new_token
@@ -42,7 +43,7 @@ def run_attempt(
     token = new_token(worker)
     try:
         claim = _persist(lambda: jobs.claim(job_id, token))
-    except (OSError, OutOfSpace):
+    except (OSError, OutOfSpace, FilesLocked):
         log.exception("job %s cannot be claimed; the reaper will send its message again", job_id)
         return
     if claim is None:
@@ -120,7 +121,8 @@ def _decompositions(record: JobRecord, settings: Settings) -> DecompositionCache
 def _free_disk_space(error: Exception, settings: Settings) -> None:
     """Evict the entire cache if the disk was full, so that the next attempt has more space."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        DecompositionCache.shared(settings.data_dir, limit_bytes=0).trim()
+        with suppress(FilesLocked):
+            DecompositionCache.shared(settings.data_dir, limit_bytes=0).trim()
 
 
 def _publish(claim: Claim, report: Report, jobs: JobStore, settings: Settings) -> None:

@@ -38,6 +38,7 @@ UPLOAD_PROBLEMS = (
     ProblemKind.INVALID_CHECKPOINT,
     ProblemKind.PARTIAL_BODY,
     ProblemKind.OUT_OF_SPACE,
+    ProblemKind.FILES_LOCKED,
 )
 
 
@@ -129,7 +130,10 @@ def get_checkpoint(
     status_code=204,
     summary="Delete a checkpoint",
     responses=problem_responses(
-        ProblemKind.CHECKPOINT_NOT_FOUND, ProblemKind.CHECKPOINT_IN_USE, ProblemKind.STORE_UNAVAILABLE
+        ProblemKind.CHECKPOINT_NOT_FOUND,
+        ProblemKind.CHECKPOINT_IN_USE,
+        ProblemKind.STORE_UNAVAILABLE,
+        ProblemKind.FILES_LOCKED,
     ),
 )
 def delete_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> None:

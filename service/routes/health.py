@@ -12,6 +12,7 @@ from schemas.problem import FieldProblem, ProblemKind
 from service.dependencies import Services, ServicesDep
 from service.errors import ProblemError
 from service.openapi import problem_responses
+from service.turns import SWEEP
 from state.errors import OutOfSpace, RedisUnavailable
 from state.redis import eviction_warning
 
@@ -50,7 +51,7 @@ async def livez() -> HealthDocument:
     responses=problem_responses(ProblemKind.NOT_READY),
 )
 def readyz(services: ServicesDep) -> ReadyDocument:
-    """Check Redis, the workers and the disk, and list what is missing."""
+    """Check Redis, the workers, the disk and the reaper, and list what is missing."""
     if missing := _missing(services):
         names = ", ".join(part.pointer.removeprefix("/") for part in missing)
         raise ProblemError(ProblemKind.NOT_READY, values={"missing": names}, errors=missing)
@@ -71,7 +72,21 @@ def metrics(services: ServicesDep) -> Response:
 
 def _missing(services: Services) -> tuple[FieldProblem, ...]:
     """List what is missing before jobs can be accepted and done, with what to do about it."""
-    return (*_redis(services), *_disk(services))
+    missing = (*_redis(services), *_disk(services))
+    # Without Redis nothing can be swept.
+    without_redis = any(part.pointer == "/redis" for part in missing)
+    return missing if without_redis else (*missing, *_reaper(services))
+
+
+def _reaper(services: Services) -> list[FieldProblem]:
+    if not services.turns.is_late(SWEEP):
+        return []
+    age_s = services.turns.ages_s()[SWEEP]
+    detail = (
+        f"Lost jobs have not been looked for in the last {age_s:.0f} s. See the log; if it does not end, "
+        "look at the disk and at Redis, and restart the API."
+    )
+    return [FieldProblem(pointer="/reaper", detail=detail)]
 
 
 def _redis(services: Services) -> list[FieldProblem]:

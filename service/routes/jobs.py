@@ -145,7 +145,9 @@ def cancel_job(services: ServicesDep, root_path: RootPath, job_id: JobId) -> Res
     "/{job_id}",
     status_code=204,
     summary="Delete a job and its files",
-    responses=problem_responses(ProblemKind.JOB_NOT_FOUND, ProblemKind.STORE_UNAVAILABLE),
+    responses=problem_responses(
+        ProblemKind.JOB_NOT_FOUND, ProblemKind.STORE_UNAVAILABLE, ProblemKind.FILES_LOCKED
+    ),
 )
 def delete_job(services: ServicesDep, job_id: JobId) -> None:
     """Cancel the job if it has not ended, and delete its files.

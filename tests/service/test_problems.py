@@ -93,7 +93,7 @@ def test_types_and_statuses_are_a_contract_with_clients():
         },
         431: {"headers-too-large"},
         500: {"internal-error", "worker-trouble", "worker-lost"},
-        503: {"store-unavailable", "not-ready"},
+        503: {"files-locked", "store-unavailable", "not-ready"},
         507: {"out-of-space"},
     }
 

@@ -2,15 +2,19 @@
 
 import asyncio
 import os
+import re
+import threading
 import time
 
 import pytest
 
-from service.reaper import run_cycle
+from service.reaper import run_steps
+from service.turns import Turns
 from state.errors import RedisUnavailable
 from state.records import new_token
 from tests.service.files import checkpoint_bytes
-from tests.service.running import until
+from tests.service.running import assert_problem, until
+from tests.stopped import stopped_holder
 
 MODEL = checkpoint_bytes()
 
@@ -94,8 +98,67 @@ def test_a_step_that_fails_keeps_no_other_from_its_turn_and_is_logged(fault, cap
     def fail():
         raise fault
 
-    steps = {"fail": fail, "go on": lambda: taken.append("went on")}
-    asyncio.run(run_cycle(steps))
+    turns = Turns(every_s=0.01)
+    run_until({"fail": fail, "go on": lambda: taken.append("went on")}, turns, lambda: len(taken) >= 2)
 
-    assert taken == ["went on"]
     assert "the reaper" in caplog.text
+    assert turns.ages_s()["fail"] > turns.ages_s()["go on"]
+
+
+def test_a_step_that_hangs_keeps_no_other_from_its_turn_and_is_late(caplog):
+    turns, taken, end = Turns(every_s=0.01), [], threading.Event()
+    steps = {"hang": end.wait, "go on": lambda: taken.append("went on")}
+
+    def is_late():
+        return turns.is_late("hang") and "tried to hang" in caplog.text
+
+    run_until(steps, turns, is_late, finally_=end.set)
+
+    assert len(taken) >= 2
+    assert turns.ages_s()["go on"] < turns.ages_s()["hang"]
+
+
+def run_until(steps, turns, holds, finally_=lambda: None):
+    """Run the steps until something holds."""
+
+    async def run():
+        reaper = asyncio.create_task(run_steps(steps, turns, every_s=0.01))
+        async with asyncio.timeout(60):
+            while not holds():  # noqa: ASYNC110 - it is polled
+                await asyncio.sleep(0.01)
+        finally_()
+        reaper.cancel()
+        await asyncio.wait([reaper])
+
+    asyncio.run(run())
+
+
+def test_a_stopped_process_that_locks_the_cache_keeps_the_reaper_from_nothing(
+    redis_server, start, tmp_path, decomposition
+):
+    decomposition("ab" * 32)
+    with stopped_holder(tmp_path / "decompositions" / ".lock"):
+        service = start(reaper_s=0.1, lease_s=0.3, heartbeat_s=0.1)
+        service.workers.refresh("w1", 60)
+        job = service.submit(service.stored(MODEL)).json()["id"]
+        redis_server.client().delete("eckart:broker:eckart")
+        service.jobs.claim(job, new_token("dies"))
+
+        until(lambda: queued_messages(redis_server) > 0)
+        assert service.http.get("/readyz").status_code == 200
+
+
+def test_a_reaper_that_sweeps_no_more_is_not_ready_and_its_age_is_measured(redis_server, start):
+    service = start(reaper_s=0.02)
+    service.workers.refresh("w1", 60)
+    assert service.http.get("/readyz").status_code == 200
+    # What the sweep reads has another type than it expects.
+    redis_server.client().delete("eckart:to_send")
+    redis_server.client().set("eckart:to_send", "spoiled")
+
+    until(lambda: service.http.get("/readyz").status_code == 503)
+    missing = assert_problem(service.http.get("/readyz"), 503, "not-ready")
+    assert [part["pointer"] for part in missing["errors"]] == ["/reaper"]
+    metrics = service.http.get("/metrics").text
+    (age,) = re.findall(r'eckart_reaper_age_seconds\{step="sweep jobs"\} ([0-9.]+)', metrics)
+    assert float(age) > 0.02

@@ -9,9 +9,11 @@ import pytest
 
 from service.uploads import DiskSpace
 from state.cache import DecompositionCache
+from state.data_dir import DataDir
 from state.errors import OutOfSpace
 from tests.service.files import big_checkpoint, checkpoint_bytes
 from tests.service.running import assert_problem
+from tests.stopped import stopped_holder
 
 MODEL = checkpoint_bytes()
 
@@ -181,3 +183,15 @@ def _until(holds, limit_s=10):
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_files_that_a_stopped_process_locks_are_503_and_nothing_is_left(start, monkeypatch):
+    service = start()
+    monkeypatch.setattr("state.files.LOCK_WAIT_S", 0.1)
+    with stopped_holder(DataDir(service.data_dir).lock("checkpoint", "c")):
+        refused = service.put("c", "model.safetensors", MODEL)
+
+        assert_problem(refused, 503, "files-locked")
+        assert refused.headers["Retry-After"] == "30"
+        assert service.leftovers() == []
+    assert service.put("c", "model.safetensors", MODEL).status_code == 201

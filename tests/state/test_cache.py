@@ -6,13 +6,16 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from state.cache import MAX_SOLVERS, DecompositionCache, make_room
 from state.data_dir import DataDir
+from state.errors import FilesLocked
 from tests.state.decompositions import KEY, SIZE, example, files, folders, numbered, read
+from tests.stopped import stopped_holder
 
 
 def test_an_empty_cache_finds_nothing(cache):
@@ -330,3 +333,31 @@ def test_decompositions_left_by_a_killed_deletion_are_removed(decomposed, checkp
     checkpoints.remove_orphans()
     assert cache.open(key) is None
     assert folders(tmp_path) == []
+
+
+def test_a_job_does_without_a_cache_that_a_stopped_process_locks(cache, source, tmp_path):
+    assert cache.put(KEY, *example(), sources=[source])
+    keys = [replace(KEY, tensor=f"{number}.weight") for number in range(50)]
+    with stopped_holder(tmp_path / "decompositions" / ".lock"):
+        began = time.monotonic()
+        assert not any(cache.put(key, *example(key), sources=[source]) for key in keys)
+        # It waits for the first, and not for each of the others.
+        assert time.monotonic() - began < 30
+        assert read(cache) is not None
+        for clean in (cache.trim, partial(cache.free_space, 1)):
+            with pytest.raises(FilesLocked):
+                clean()
+
+
+def test_nobody_waits_for_a_decomposition_that_another_process_is_writing(make_cache, source, monkeypatch):
+    writer, other = make_cache(), make_cache()
+    publish = writer._publish
+
+    def write_slowly(*arguments):
+        monkeypatch.undo()
+        assert other.put(replace(KEY, tensor="b"), *example(replace(KEY, tensor="b")), sources=[source])
+        publish(*arguments)
+
+    monkeypatch.setattr(writer, "_publish", write_slowly)
+
+    assert writer.put(KEY, *example(), sources=[source])

@@ -10,7 +10,9 @@ import time
 
 import pytest
 
+from state.errors import FilesLocked
 from state.files import FLUSH_BYTES, AtomicFile, is_orphaned, locked, write_atomic
+from tests.stopped import stopped_holder
 
 CONTENT = b"first, second"
 
@@ -224,3 +226,10 @@ def test_a_child_forked_meanwhile_does_not_keep_the_lock(tmp_path):
         os.close(writing)
     os.waitpid(child, 0)
     os.close(reading)
+
+
+def test_nobody_waits_for_ever_for_the_lock_of_a_stopped_process(tmp_path):
+    with stopped_holder(tmp_path / "lock"), pytest.raises(FilesLocked), locked(tmp_path / "lock", wait_s=0.1):
+        pass
+    with locked(tmp_path / "lock", wait_s=0):
+        pass

@@ -6,9 +6,11 @@ import pytest
 import redis
 
 from schemas.job import NO_PROGRESS, Progress
-from state.errors import RedisUnavailable
+from state.data_dir import DataDir
+from state.errors import FilesLocked, RedisUnavailable
 from state.jobs import JobStore
 from state.records import new_token
+from tests.stopped import stopped_holder
 
 
 class Blinking(redis.Redis):
@@ -164,3 +166,18 @@ def test_one_call_ends_the_job_when_cancel_and_finish_race(make_store, new, summ
             state = "succeeded" if finished.result() else "canceled"
             assert canceled.result().state == state
             assert jobs.get(job_id).state == state
+
+
+def test_a_job_whose_files_a_stopped_process_locks_is_not_worked_on_and_its_attempt_does_not_count(
+    make_store, new, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("state.files.LOCK_WAIT_S", 0.1)
+    jobs = make_store()
+    job_id = jobs.create(new).id
+    with stopped_holder(DataDir(tmp_path).lock("job", job_id)):
+        with pytest.raises(FilesLocked):
+            jobs.claim(job_id, new_token("worker"))
+        record = jobs.get(job_id)
+        assert (record.state, record.attempt) == ("queued", 0)
+        assert jobs.sweep() == (job_id,)
+    assert jobs.claim(job_id, new_token("worker")) is not None

@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from state.data_dir import DataDir
 from state.errors import IdempotencyMismatch, JobNotFound, RedisUnavailable
 from state.records import Idempotency, new_token
 from state.scripts import MAX_RESTORES, Scripts
+from tests.stopped import stopped_holder
 
 STATES = ("queued", "running", "succeeded", "failed", "canceled")
 ENDED = ("succeeded", "failed", "canceled")
@@ -275,3 +277,10 @@ def test_jobs_are_created_while_the_server_is_wiped_again_and_again(jobs, make_s
     assert len(set(ids)) == 45
     assert {jobs.get(job_id).state for job_id in ids} == {"queued"}
     assert {view.record.id for view in jobs.list(limit=100).jobs} == set(ids)
+
+
+def test_what_a_stopped_process_locks_is_restored_all_the_same(jobs, reach, redis_server, tmp_path):
+    job_id = reach("queued")
+    redis_server.wipe()
+    with stopped_holder(DataDir(tmp_path).lock("job", job_id)):
+        assert jobs.get(job_id).state == "queued"
