@@ -286,6 +286,13 @@ class ProblemKind(Enum):
         "The idempotency key was used for another request",
         "This Idempotency-Key was used for another request; use a new key.",
     )
+    BUSY = (
+        "busy",
+        429,
+        "Too much at a time",
+        "{reason} Try again in a few seconds.",
+        {"reason": "2 plans are being made, and 16 more requests wait for theirs."},
+    )
     HEADERS_TOO_LARGE = (
         "headers-too-large",
         431,

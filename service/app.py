@@ -14,6 +14,7 @@ from service.dependencies import LifespanState, Services
 from service.metrics import Metrics, StateCollector
 from service.middleware import Measure, RequestId, RootPath, UnreadBody
 from service.openapi import DocumentedApp
+from service.planning_pool import PlanningPool
 from service.problems import HANDLERS
 from service.reaper import run_reaper
 from service.routes import checkpoints, docs, health, jobs, plans, results
@@ -49,6 +50,7 @@ def open_services(settings: Settings) -> Services:
         jobs=jobs,
         queue=queue,
         workers=workers,
+        planning=PlanningPool(),
         stopping=Event(),
         turns=turns,
         metrics=Metrics(StateCollector(jobs=jobs, queue=queue, workers=workers, space=space, turns=turns)),
@@ -67,6 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
         reaper.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await reaper
+        services.planning.close()
         services.queue.close()
         services.redis.close()
 

@@ -14,6 +14,7 @@ from schemas.format.names import CHECKPOINT_ID
 from schemas.job import JobState
 from service.json_body import require_json
 from service.metrics import Metrics
+from service.planning_pool import PlanningPool
 from service.settings import Settings
 from service.turns import Turns
 from service.uploads import BodyStream, DiskSpace, Sink, check_declared_size, receive_body
@@ -39,6 +40,7 @@ class Services:
     queue: JobQueue
     workers: WorkerRegistry
     metrics: Metrics
+    planning: PlanningPool
     stopping: Event
     turns: Turns
 

@@ -3,7 +3,7 @@
 Each function takes `pointer`, the JSON pointer to the spec in the request: SPEC_IN_JSON or SPEC_IN_MULTIPART.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -11,12 +11,13 @@ from schemas.format.errors import listed
 from schemas.format.files import CheckpointFiles
 from schemas.planning.budget import check_budget, resolve_ranks
 from schemas.planning.calibration import Calibration
-from schemas.planning.layer import Plan
+from schemas.planning.layer import Plan, Tensor
+from schemas.planning.patterns import matching_steps
 from schemas.planning.planner import make_plan
 from schemas.planning.references import MisfitError, References, tensors_of
 from schemas.problem import FieldProblem, ProblemKind, SpecError
 from schemas.rank_rule import RankRule
-from schemas.spec import DEFAULT_EXCLUDE, CompressionSpec
+from schemas.spec import DEFAULT_EXCLUDE, DEFAULT_INCLUDE, CompressionSpec
 from service.dependencies import Services
 from service.errors import ProblemError
 from state.cache import DecompositionKey
@@ -25,8 +26,11 @@ from state.errors import CheckpointNotFound
 
 SPEC_IN_JSON = "/spec"
 SPEC_IN_MULTIPART = ""
-# Matching one pattern with one tensor takes 0.5 us, or 10 us for a pattern made to be slow.
-MAX_MATCHES = 10_000_000
+MAX_PATTERNS = 1_000
+# To compile a pattern takes 10 us for each character.
+MAX_PATTERN_CHARACTERS = 2**16
+# One takes 1.5 ns, and only patterns and names that are made for it need as many as `matching_steps` says.
+MAX_MATCHING_STEPS = 2_000_000_000
 
 
 # By the field that names a stored checkpoint: what it holds, and a name for its file.
@@ -76,16 +80,7 @@ def make_bounded_plan(
 ) -> Plan:
     """Plan, unless matching every pattern with every tensor would keep this process busy for long."""
     tensors = files.tensors
-    # The defaults are matched with the few different last parts of names.
-    given = () if spec.exclude == DEFAULT_EXCLUDE else spec.exclude
-    pairs = () if spec.pairs is None or spec.pairs == "neurons" else spec.pairs
-    patterns = sum(map(len, (spec.include, given, spec.overrides, spec.transposed, pairs)))
-    if patterns * len(tensors) > MAX_MATCHES:
-        raise ProblemError(
-            ProblemKind.INVALID_SPEC,
-            f"{patterns} patterns for {len(tensors)} tensors are too many; "
-            "use fewer patterns that match more layers each.",
-        )
+    _check_patterns(spec, tensors, pointer)
     base = tensors_of(references.base)
     with _spec_errors(pointer):
         calibration = None if references.calibration is None else Calibration.of(references.calibration)
@@ -100,6 +95,39 @@ def make_bounded_plan(
         )
         check_budget(plan, spec, files)
     return replace(plan, warnings=(*files.warnings, *plan.warnings))
+
+
+def _check_patterns(spec: CompressionSpec, tensors: Sequence[Tensor], pointer: str) -> None:
+    """Refuse patterns that would keep this process busy for long."""
+    # The defaults are matched with the few different last parts of names.
+    given = () if spec.exclude == DEFAULT_EXCLUDE else spec.exclude
+    pairs = () if spec.pairs is None or spec.pairs == "neurons" else spec.pairs
+    fields: dict[str, list[str]] = {
+        "include": [] if spec.include == DEFAULT_INCLUDE else [*spec.include],
+        "exclude": [*given],
+        "overrides": [override.match for override in spec.overrides],
+        "transposed": [*spec.transposed],
+        "pairs": [name for pair in pairs for name in (pair.up, pair.gate, pair.down) if name],
+    }
+    most = max(fields, key=lambda field: sum(map(len, fields[field])))
+    patterns = [pattern for each in fields.values() for pattern in each]
+    characters = sum(map(len, patterns))
+    fault = None
+    if len(patterns) > MAX_PATTERNS:
+        fault = f"{len(patterns)} patterns are too many: at most {MAX_PATTERNS} are allowed"
+    elif characters > MAX_PATTERN_CHARACTERS:
+        fault = f"The patterns have {characters} characters: at most {MAX_PATTERN_CHARACTERS} are allowed"
+    elif (steps := matching_steps(patterns, (tensor.name for tensor in tensors))) > MAX_MATCHING_STEPS:
+        fault = (
+            f"The patterns with wildcards are too many for {len(tensors)} tensors: the characters of all "
+            f"patterns times those of all names are {steps}, and at most {MAX_MATCHING_STEPS} are allowed"
+        )
+    if fault is not None:
+        raise ProblemError(
+            ProblemKind.INVALID_SPEC,
+            f"{fault}. Use fewer patterns that match more layers each, or whole names.",
+            pointer=f"{pointer}/{most}",
+        )
 
 
 def make_resolved_plan(

@@ -10,6 +10,7 @@ from schemas.planning.layer import Plan
 from schemas.planning.references import References
 from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
+from schemas.warning import first_warnings
 from service.dependencies import Services
 from service.errors import ProblemError
 from service.multipart_upload import UploadContent
@@ -93,7 +94,7 @@ def _create(
         files=stored.files,
         calibration_files=references.calibration.files if references.calibration else (),
         base_files=references.base.files if references.base else (),
-        warnings=plan.warnings,
+        warnings=first_warnings(plan.warnings),
         owns_checkpoint=owns_checkpoint,
     )
     record = services.jobs.create(new, idempotency=idempotency)

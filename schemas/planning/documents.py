@@ -13,6 +13,7 @@ from schemas.planning.selection import can_be_factored
 from schemas.rank_rule import RankRule, SpecRule, budget_of
 from schemas.report import compression_factor, parameter_savings
 from schemas.spec import CompressionSpec
+from schemas.warning import first_warnings
 
 
 def plan_document(checkpoint: str | None, tensors: Sequence[Tensor], plan: Plan) -> PlanDocument:
@@ -48,7 +49,7 @@ def plan_document(checkpoint: str | None, tensors: Sequence[Tensor], plan: Plan)
     )
     return PlanDocument(
         checkpoint=checkpoint,
-        warnings=plan.warnings,
+        warnings=first_warnings(plan.warnings),
         not_selected=not_selected(tensors, plan),
         layers=layers,
         totals=totals,
@@ -152,7 +153,7 @@ def checkpoint_document(
         files=files,
         complete=not missing,
         missing=missing,
-        warnings=tuple(warnings),
+        warnings=first_warnings(warnings),
         parameters=sum(tensor.parameters for tensor in tensors),
         bytes=sum(file.size_bytes for file in files),
         tensors=tuple(_stored_tensor(tensor, selected=tensor.name in selected) for tensor in shown),

@@ -21,6 +21,7 @@ class Patterns:
 
     def __init__(self, patterns: Sequence[str]) -> None:
         self._exact: dict[str, int] = {}
+        self._every_exact: list[tuple[int, str]] = []
         self._whole: list[Compiled] = []
         # By the number of parts.
         self._last: dict[int, list[Compiled]] = {}
@@ -34,6 +35,7 @@ class Patterns:
                 self._whole.append(_compile(number, pattern))
             else:
                 self._exact.setdefault(pattern, number)
+                self._every_exact.append((number, pattern))
 
     def find(self, module: str) -> int | None:
         """Return the number of the first pattern that fits a module's name, or None."""
@@ -45,14 +47,51 @@ class Patterns:
         """Return whether any pattern fits a module's name."""
         return self.find(module) is not None
 
+    def idle(self, modules: Iterable[str]) -> list[int]:
+        """Return the numbers of the patterns that fit none of these modules."""
+        names = set(modules)
+        endings = {count: _endings(names, count) for count in self._last}
+        idle = [number for number, name in self._every_exact if name not in names]
+        idle += [number for number, pattern in self._whole if not any(map(pattern.match, names))]
+        for count, patterns in self._last.items():
+            idle += [number for number, pattern in patterns if not any(map(pattern.match, endings[count]))]
+        return sorted(idle)
+
     def _find_last(self, module: str, count: int) -> int | None:
-        parts = module.rsplit(".", count)[-count:]
-        if len(parts) < count:
+        ending = _last_parts(module, count)
+        if ending is None:
             return None
-        ending = ".".join(parts)
         if ending not in self._found_last:
             self._found_last[ending] = _first(ending.lower(), self._last[count])
         return self._found_last[ending]
+
+
+def matching_steps(patterns: Iterable[str], names: Iterable[str]) -> int:
+    """Return how many steps it takes at worst to match the patterns with the names.
+
+    A step compares a character of a pattern with one of a name. A pattern without a wildcard is looked up.
+    """
+    distinct = set(names)
+    characters = {0: sum(map(len, distinct))}
+    steps = 0
+    for pattern in patterns:
+        if not (pattern.startswith(LAST) or _wildcard(pattern)):
+            continue
+        count = 1 + pattern.count(".") if pattern.startswith(LAST) else 0
+        if count not in characters:
+            characters[count] = sum(map(len, _endings(distinct, count)))
+        steps += len(pattern) * characters[count]
+    return steps
+
+
+def _endings(names: Iterable[str], count: int) -> set[str]:
+    """Return the last parts of all names that have as many."""
+    return {ending.lower() for name in names if (ending := _last_parts(name, count)) is not None}
+
+
+def _last_parts(module: str, count: int) -> str | None:
+    parts = module.rsplit(".", count)[-count:]
+    return None if len(parts) < count else ".".join(parts)
 
 
 def _compile(number: int, pattern: str) -> Compiled:

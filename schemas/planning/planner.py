@@ -279,9 +279,8 @@ def _warnings(
         ("overrides", tuple(o.match for o in spec.overrides), [x.name for x in layers if x.pair is None]),
         ("transposed", spec.transposed, matrices),
     ):
-        for pattern in patterns:
-            if not any(map(Patterns([pattern]).fit, names)):
-                yield f"{field}: the pattern {pattern!r} matches no layer"
+        for number in Patterns(patterns).idle(names):
+            yield f"{field}: the pattern {patterns[number]!r} matches no layer"
     if inferred := [layer.name for layer in layers if options[layer.tensor].inferred]:
         yield f"transposed: taken as stored [inputs, outputs], since biases say so: {listed(inferred)}"
     if layers and all(layer.reason for layer in layers):

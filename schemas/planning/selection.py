@@ -44,7 +44,8 @@ class Selection:
         self._include, self._exclude = Patterns(spec.include), Patterns(spec.exclude)
         # A weight with a bias is no embedding.
         self._for_biased = tuple(pattern for pattern in spec.exclude if pattern not in EMBEDDINGS)
-        self._exclude_biased = Patterns(self._for_biased)
+        same = len(self._for_biased) == len(spec.exclude)
+        self._exclude_biased = self._exclude if same else Patterns(self._for_biased)
         self._overrides = Patterns([override.match for override in spec.overrides])
         self._transposed = Patterns(spec.transposed)
 

@@ -3,7 +3,6 @@
 from functools import partial
 
 from fastapi import APIRouter, Depends
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from schemas.checkpoint import Checkpoint, FileInfo
@@ -99,7 +98,7 @@ async def post_files(body: RequestBodyDep, services: ServicesDep, checkpoint_id:
     content = await body.store(
         partial(begin_multipart_upload, services, checkpoint_id, boundary, with_spec=False)
     )
-    document = await run_in_threadpool(_stored_document, services, content)
+    document = await services.planning.run_in_any_case(_stored_document, services, content)
     created = any(file.created for file in content.files)
     return JSONResponse(document.model_dump(mode="json"), 201 if created else 200)
 
@@ -112,9 +111,11 @@ def _stored_document(services: Services, content: UploadContent) -> Checkpoint:
 @router.get(
     "/{checkpoint_id}",
     summary="Show a checkpoint's files and tensors",
-    responses=problem_responses(ProblemKind.CHECKPOINT_NOT_FOUND, ProblemKind.INVALID_REQUEST),
+    responses=problem_responses(
+        ProblemKind.CHECKPOINT_NOT_FOUND, ProblemKind.INVALID_REQUEST, ProblemKind.BUSY
+    ),
 )
-def get_checkpoint(
+async def get_checkpoint(
     services: ServicesDep,
     checkpoint_id: CheckpointId,
     limit: TensorLimit = TENSORS_PER_PAGE,
@@ -122,7 +123,11 @@ def get_checkpoint(
 ) -> Checkpoint:
     """Show the stored files, the missing ones, and a page of tensors with those that would be factored."""
     first = int(cursor or 0)
-    return _document(services.checkpoints.get(checkpoint_id), page=range(first, first + limit))
+    return await services.planning.run(_shown, services, checkpoint_id, range(first, first + limit))
+
+
+def _shown(services: Services, checkpoint_id: str, page: range) -> Checkpoint:
+    return _document(services.checkpoints.get(checkpoint_id), page=page)
 
 
 @router.delete(

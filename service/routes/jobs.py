@@ -47,6 +47,7 @@ SUBMIT_PROBLEMS = (
     ProblemKind.INVALID_BASE,
     ProblemKind.INVALID_MULTIPART,
     ProblemKind.IDEMPOTENCY_MISMATCH,
+    ProblemKind.BUSY,
     ProblemKind.STORE_UNAVAILABLE,
 )
 
@@ -77,14 +78,14 @@ async def _submit_multipart(body: RequestBody, services: Services, key: str | No
     await run_in_threadpool(services.queue.ping)
     begin = partial(begin_multipart_upload, services, new_checkpoint_id(), boundary, with_spec=True)
     content = await body.store(begin)
-    return await run_in_threadpool(submit_upload, services, content, key)
+    return await services.planning.run_in_any_case(submit_upload, services, content, key)
 
 
 async def _submit_json(body: RequestBody, services: Services, key: str | None) -> JobView:
     job_request = parse_model(
         JobRequest, await body.json_text(), kind=ProblemKind.INVALID_SPEC, subject="request"
     )
-    return await run_in_threadpool(submit_stored, services, job_request, key)
+    return await services.planning.run(submit_stored, services, job_request, key)
 
 
 @router.get(

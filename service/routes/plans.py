@@ -4,7 +4,6 @@ from dataclasses import replace
 from functools import partial
 
 from fastapi import APIRouter
-from starlette.concurrency import run_in_threadpool
 
 from schemas.job import JobRequest
 from schemas.plan import PlanDocument
@@ -44,6 +43,7 @@ router = APIRouter(prefix="/v1/plans", tags=["plans"])
         ProblemKind.INVALID_MULTIPART,
         ProblemKind.INVALID_CHECKPOINT,
         ProblemKind.INVALID_REQUEST,
+        ProblemKind.BUSY,
     ),
     openapi_extra=PLAN_BODY,
 )
@@ -52,11 +52,11 @@ async def plan_job(body: RequestBodyDep, services: ServicesDep) -> PlanDocument:
     if is_multipart(body.request):
         begin = partial(begin_header_plan, services, boundary_of(body.request))
         content = await body.collect(begin, limit_bytes=header_plan_limit_bytes(services))
-        return await run_in_threadpool(_plan_headers, services, content)
+        return await services.planning.run(_plan_headers, services, content)
     request = parse_model(
         JobRequest, await body.json_text(), kind=ProblemKind.INVALID_SPEC, subject="request"
     )
-    return await run_in_threadpool(_plan_stored, services, request)
+    return await services.planning.run(_plan_stored, services, request)
 
 
 def _plan_stored(services: Services, request: JobRequest) -> PlanDocument:

@@ -13,15 +13,45 @@ from state.cache_file import DecompositionHeader
 from tests.service.files import checkpoint_bytes, sharded_set
 from tests.service.running import assert_problem
 
+LONG_NAMES = {f"{'a' * 900}.{i}.weight": (1, 1) for i in range(300)}
+TOO_MANY_PATTERNS = {
+    "patterns": ({"include": ["x"] * 1_001}, "include", "at most 1000 are allowed"),
+    "patterns of several fields": (
+        {"include": ["x"] * 501, "exclude": ["y"] * 500},
+        "include",
+        "1001 patterns",
+    ),
+    "characters": ({"exclude": ["y" * 1_000] * 66}, "exclude", "at most 65536 are allowed"),
+    "steps": ({"transposed": ["*" + "a" * 900] * 9}, "transposed", "300 tensors"),
+    "names of pairs": (
+        {"rank": {"ratio": 0.5}, "pairs": [{"up": "u", "down": "d"}] * 501},
+        "pairs",
+        "1002 patterns",
+    ),
+}
 
+
+@pytest.mark.parametrize(("fields", "place", "words"), TOO_MANY_PATTERNS.values(), ids=TOO_MANY_PATTERNS)
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/plans"])
-def test_more_patterns_than_can_be_matched_in_time_are_refused(service, path):
-    name = service.stored(checkpoint_bytes({f"layer.{i}.weight": (1, 1) for i in range(2000)}))
-    spec = {"rank": 4, "include": ["x"] * 10_000}
+def test_more_patterns_than_can_be_matched_in_time_are_refused(service, path, fields, place, words):
+    name = service.stored(checkpoint_bytes(LONG_NAMES))
 
-    refused = service.http.post(path, json={"checkpoint": name, "spec": spec})
+    refused = service.http.post(path, json={"checkpoint": name, "spec": {"rank": 4, **fields}})
 
-    assert "patterns" in assert_problem(refused, 422, "invalid-spec")["detail"]
+    body = assert_problem(refused, 422, "invalid-spec")
+    assert words in body["detail"]
+    assert body["errors"][0]["pointer"] == f"/spec/{place}"
+
+
+def test_a_plan_lists_twenty_warnings_and_counts_the_others(service):
+    spec = {"rank": 4, "include": ["*", *(f"absent{i}" for i in range(100))]}
+    name = service.stored(MODEL)
+
+    warnings = service.http.post("/v1/plans", json={"checkpoint": name, "spec": spec}).json()["warnings"]
+
+    assert len(warnings) == 21
+    assert warnings[-1].startswith("and ")
+    assert service.submit(name, spec).json()["warnings"] == warnings
 
 
 def test_a_plan_says_what_would_happen_and_makes_nothing(service):

@@ -91,6 +91,7 @@ def test_types_and_statuses_are_a_contract_with_clients():
             "idempotency-mismatch",
             "unusable-checkpoint",
         },
+        429: {"busy"},
         431: {"headers-too-large"},
         500: {"internal-error", "worker-trouble", "worker-lost"},
         503: {"files-locked", "store-unavailable", "not-ready"},

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.planning.patterns import Patterns
+from schemas.planning.patterns import Patterns, matching_steps
 
 names = st.text("ab.[", max_size=6)
 shell_patterns = st.text("ab.*?[]!", min_size=1, max_size=5)
@@ -52,3 +52,16 @@ def test_the_order_of_the_list_counts_whatever_the_kind_of_pattern():
     patterns = Patterns(["x.*", "last:fc", "a.fc", "a.*"])
 
     assert [patterns.find(name) for name in ("a.fc", "x.fc", "a.b", "c")] == [1, 0, 3, None]
+
+
+@given(st.lists(st.one_of(shell_patterns, shell_patterns.map("last:{}".format)), max_size=4), st.lists(names))
+def test_idle_patterns_are_those_that_fit_no_name_by_themselves(patterns, modules):
+    idle = [n for n, pattern in enumerate(patterns) if not any(map(Patterns([pattern]).fit, modules))]
+
+    assert Patterns(patterns).idle(modules) == idle
+
+
+def test_steps_count_the_characters_of_wildcard_patterns_times_those_of_different_names():
+    assert matching_steps(["abc", "abc"], ["abc"] * 9) == 0
+    assert matching_steps(["*b", "c*"], ["abc", "x"]) == 2 * 4 + 2 * 4
+    assert matching_steps(["last:*"], ["a.fc", "b.fc", "c.FC"]) == len("last:*") * len("fc")
