@@ -1,4 +1,4 @@
-"""Base classes of all pydantic models that travel as JSON."""
+"""Base classes of all models that travel as JSON: what is asked is read strictly, what is kept is not."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -10,9 +10,17 @@ class Input(BaseModel):
 
 
 class Output(BaseModel):
-    """A document that the service sends: all fields are present, so that clients have no false optionals."""
+    """A document that the service sends: all fields are present, so that clients have no false optionals.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+    Many are kept too, and read again by other releases: unknown fields are ignored, at every depth.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        ser_json_inf_nan="null",
+        json_schema_extra={"additionalProperties": False},
+    )
 
 
 def is_none(value: object) -> bool:

@@ -1,6 +1,6 @@
 """The JSON documents of a job: the request, its state and progress, and lists of jobs."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -58,7 +58,10 @@ class Job(Output):
     id: str = Field(description="Id of the job; it cannot be guessed.", examples=["J5b0"])
     state: JobState = Field(description="State of the job.", examples=["running"])
     checkpoint: str = Field(description="Id of the input checkpoint.", examples=["my-model"])
-    spec: CompressionSpec = Field(description="The compression spec.")
+    spec: dict[str, Any] = Field(
+        description="The compression spec, with defaults filled in.",
+        examples=[{"method": "svd", "rank": {"ratio": 0.5}}],
+    )
     progress: Progress = Field(description="Progress of the job.")
     attempt: int = Field(description="How many times a worker has started it.", examples=[1])
     queue_position: int | None = Field(
@@ -75,7 +78,9 @@ class Job(Output):
     warnings: tuple[str, ...] = Field(
         description="What is odd about the checkpoint, and probable mistakes in the spec.", examples=[[]]
     )
-    error: Problem | None = Field(description="Why the job failed; null if it has not.", examples=[None])
+    error: Problem | None = Field(
+        description="Why the job failed, or cannot be read by this release; null otherwise.", examples=[None]
+    )
     summary: Totals | None = Field(
         description="Totals of the report; null until the job has succeeded.", examples=[None]
     )

@@ -152,6 +152,15 @@ class ProblemKind(Enum):
         "The job is {state}; its result exists once it has succeeded. Ask again later, or wait with ?wait=.",
         {"state": "running"},
     )
+    UNREADABLE_RECORD = (
+        "unreadable-record",
+        501,
+        "The job's record cannot be read",
+        (
+            "The record of this job was written by another release, or is damaged. Its files are kept. Bring "
+            "the service and its workers to the release that wrote it, or delete the job."
+        ),
+    )
     ENDED_WITHOUT_RESULT = (
         "ended-without-result",
         410,

@@ -4,11 +4,14 @@ import asyncio
 import hashlib
 from collections.abc import Collection
 
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from schemas.job import TERMINAL, UNFINISHED, Job, JobList, JobState, Links
+from schemas.problem import ProblemKind
+from schemas.spec import CompressionSpec
 from service.dependencies import Services
 from service.headers import etag_matches
 from state.records import JobPage, JobView
@@ -16,6 +19,7 @@ from state.records import JobPage, JobView
 RETRY_AFTER_S = 1
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 0.5
+UNREADABLE = ProblemKind.UNREADABLE_RECORD.problem(ProblemKind.UNREADABLE_RECORD.text())
 
 
 def job_path(job_id: str, root_path: str) -> str:
@@ -24,7 +28,9 @@ def job_path(job_id: str, root_path: str) -> str:
 
 
 def job_document(view: JobView, root_path: str) -> Job:
+    """Return a job as it is listed; one that cannot be read says so."""
     record = view.record
+    unreadable = None if record.readable else UNREADABLE
     here = job_path(record.id, root_path)
     return Job(
         id=record.id,
@@ -39,7 +45,7 @@ def job_document(view: JobView, root_path: str) -> Job:
         finished_at=record.finished_at,
         expires_at=None,
         warnings=record.warnings,
-        error=record.error,
+        error=record.error or unreadable,
         summary=record.summary,
         links=Links(
             self=here,
@@ -61,7 +67,7 @@ def job_response(
     view: JobView, root_path: str, if_none_match: str | None = None, *, status: int = 200
 ) -> Response:
     """Answer with a job and an ETag of its content, or with 304 if the client has seen it."""
-    content = job_document(view, root_path).model_dump_json().encode()
+    content = _single_document(view, root_path).model_dump_json().encode()
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "no-cache"}
     if view.record.state not in TERMINAL:
@@ -69,6 +75,17 @@ def job_response(
     if etag_matches(etag, if_none_match):
         return Response(status_code=304, headers=headers)
     return Response(content, status, media_type="application/json", headers=headers)
+
+
+def _single_document(view: JobView, root_path: str) -> Job:
+    """Return a job that is shown alone, and say whether a worker of this release could read its spec."""
+    document = job_document(view, root_path)
+    if document.error is None and view.record.state in UNFINISHED:
+        try:
+            CompressionSpec.model_validate(view.record.spec)
+        except ValidationError:
+            return document.model_copy(update={"error": UNREADABLE})
+    return document
 
 
 async def wait_for_change(request: Request, services: Services, job_id: str, *, wait_s: float) -> JobView:

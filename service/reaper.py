@@ -29,6 +29,7 @@ async def run_reaper(services: Services) -> None:
     steps: Steps = {
         "look at Redis's settings": at_most_every(math.inf, partial(warn_of_eviction, services)),
         SWEEP: partial(sweep_jobs, services),
+        "write job.json where that failed": services.jobs.write_deferred,
         "remove stale uploads": partial(services.checkpoints.sweep_parts, STALE_UPLOAD_S),
         "trim the cache": services.decompositions.trim,
         "remove orphans": at_most_every(ORPHANS_EVERY_S, services.checkpoints.remove_orphans),

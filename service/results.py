@@ -1,6 +1,5 @@
 """The files of a job's result, found and sent: Range, HEAD, a strong ETag and Repr-Digest."""
 
-import hashlib
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +12,6 @@ from starlette.responses import FileResponse, MalformedRangeHeader, RangeNotSati
 
 from schemas.job import UNFINISHED
 from schemas.problem import ProblemKind
-from schemas.report import REPORT_NAME, Report
 from service.dependencies import JobId, RootPath, Services, ServicesDep, WaitForEnd
 from service.errors import ProblemError
 from service.headers import content_headers, etag_matches
@@ -21,6 +19,7 @@ from service.job_status import RETRY_AFTER_S, job_path, wait_for_end
 from state.data_dir import DataDir
 from state.errors import JobNotFound
 from state.records import JobRecord
+from state.result_files import read_digests
 
 MEDIA_TYPES = {".json": "application/json", ".safetensors": "application/octet-stream"}
 
@@ -104,10 +103,7 @@ def _directory(services: Services, record: JobRecord) -> Path:
 @lru_cache(maxsize=256)
 def _digests(directory: Path) -> dict[str, str]:
     """Read digests by file name; cached, for a published result never changes."""
-    text = (directory / REPORT_NAME).read_bytes()
-    report = Report.model_validate_json(text)
-    listed = {file.name: file.sha256 for file in report.output.files}
-    return {**listed, REPORT_NAME: hashlib.sha256(text).hexdigest()}
+    return read_digests(directory)
 
 
 def download(file: ResultFile, if_none_match: str | None) -> Response:

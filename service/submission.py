@@ -90,7 +90,7 @@ def _create(
 ) -> JobRecord:
     new = NewJob(
         checkpoint=stored.id,
-        spec=spec,
+        spec=spec.document(),
         files=stored.files,
         calibration_files=references.calibration.files if references.calibration else (),
         base_files=references.base.files if references.base else (),

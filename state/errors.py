@@ -26,6 +26,12 @@ class JobNotFound(StateError):
     kind = ProblemKind.JOB_NOT_FOUND
 
 
+class UnreadableRecord(StateError):
+    """What is kept of a job was written by another release, or is damaged."""
+
+    kind = ProblemKind.UNREADABLE_RECORD
+
+
 class CheckpointNotFound(StateError):
     """No such checkpoint, or an id that cannot be one."""
 

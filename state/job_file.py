@@ -1,7 +1,9 @@
 """A job on disk: job.json, the copy of its record in Redis, and the files that its attempts leave."""
 
+import json
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -9,11 +11,26 @@ from schemas.job import TERMINAL
 from state.data_dir import DataDir
 from state.errors import FilesLocked, OutOfSpace
 from state.files import disk_errors, locked, make_directory, move_to_trash, purge, write_atomic
-from state.records import JOB_ID, JobRecord, from_fields, to_fields
+from state.records import (
+    DAMAGED_VERSION,
+    JOB_ID,
+    JobRecord,
+    damaged_fields,
+    from_fields,
+    idempotency_of,
+    parse_record,
+    to_document,
+    to_fields,
+)
 from state.scripts import Scripts, StateLost
 
 log = logging.getLogger("eckart.state")
 RESTORE_WAIT_S = 1.0
+RESULT = re.compile(r"result-(\d+)")
+
+
+class DamagedRecord(Exception):  # noqa: N818 - it says what happened, and never leaves this module
+    """A job.json is no JSON, or lacks what the transitions need."""
 
 
 class JobFiles:
@@ -31,16 +48,16 @@ class JobFiles:
         """Lock the job's files. Restoring takes every job's lock, so never restore while you hold one."""
         return locked(self._paths.lock("job", job_id), wait_s=wait_s)
 
-    def load(self, job_id: str) -> JobRecord | None:
-        """Read job.json; None where there is none, or none that can be read."""
+    def load(self, job_id: str) -> dict[str, str] | None:
+        """Read job.json as the fields of its hash; None where there is none, or raise `DamagedRecord`."""
         path = self._paths.record(job_id)
         try:
-            return JobRecord.model_validate_json(path.read_bytes())
+            fields = to_fields(json.loads(path.read_bytes()))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError:
-            log.exception("%s cannot be read; the job is left out", path)
-            return None
+        except (ValueError, TypeError) as error:
+            raise DamagedRecord(path) from error
+        return fields
 
     def write(self, job_id: str, *, wait_s: float | None = None) -> JobRecord | None:
         """Bring the job's files up to date with the record and return it; None where the record is gone."""
@@ -60,34 +77,48 @@ class JobFiles:
 
         Raises `StateLost` where Redis was set back behind job.json: the transition must be repeated.
         """
-        record = self._record(job_id)
-        if record is None:
+        fields = self._scripts.fields(job_id)
+        if not fields:
             return None
-        on_disk = self.load(job_id)
-        if on_disk is not None and on_disk != record and on_disk.version >= record.version:
+        document = to_document(fields)
+        record = parse_record(document)
+        try:
+            on_disk = self.load(job_id)
+        except DamagedRecord:
+            if record.version == DAMAGED_VERSION:
+                return record  # Redis knows no more than the file, which is kept as it is
+            on_disk = None
+        if on_disk is not None and _is_behind(fields, on_disk):
             # Redis was set back unnoticed and went on from there; clients were answered from what is on disk.
-            self._restore(on_disk)
+            self._restore(job_id, on_disk)
             raise StateLost
         # First, since it makes room on a full disk.
-        if record.state in TERMINAL and not self._scripts.is_leased(job_id):
+        if record.readable and record.state in TERMINAL and not self._scripts.is_leased(job_id):
             remove_attempt_files(self._paths, record)
-        if on_disk != record:
+        if on_disk is None or to_document(on_disk) != document:
             with disk_errors():
                 make_directory(self._paths.job(job_id))
-                write_atomic(self._paths.record(job_id), record.document().encode())
+                write_atomic(self._paths.record(job_id), json.dumps(document, indent=1).encode())
         self._scripts.run_always("written", job_id, record.version)
         return record
 
     def restore(self, job_id: str, *, wait_s: float | None = None) -> bool:
-        """Put a record into Redis where Redis has none or an older one; False: there is no job.json."""
+        """Put a record into Redis where Redis has none or an older one; False: there is no job.json.
+
+        One that cannot be read is listed as such, and its result is served if it has one.
+        """
         with self.lock(job_id, wait_s=wait_s):
             return self._restore_unlocked(job_id)
 
     def _restore_unlocked(self, job_id: str) -> bool:
-        record = self.load(job_id)
-        if record is not None:
-            self._restore(record)
-        return record is not None
+        try:
+            fields = self.load(job_id)
+        except DamagedRecord:
+            log.exception("job %s cannot be read; it is kept as it is", job_id)
+            fields = self._damaged(job_id)
+        if fields is not None:
+            self._restore(job_id, fields)
+        return fields is not None
 
     def restore_all(self) -> None:
         """Restore every job on disk, also one whose lock a process that was stopped holds.
@@ -121,11 +152,24 @@ class JobFiles:
         fields = self._scripts.fields(job_id)
         return from_fields(fields) if fields else None
 
-    def _restore(self, record: JobRecord) -> None:
-        fields = to_fields(record)
-        fingerprint = record.idempotency.fingerprint if record.idempotency else ""
+    def _restore(self, job_id: str, fields: Mapping[str, str]) -> None:
+        key = idempotency_of(to_document(fields))
         pairs = [word for pair in fields.items() for word in pair]
-        self._scripts.run_always("restore", record.id, self._lease_us, fingerprint, *pairs)
+        self._scripts.run_always("restore", job_id, self._lease_us, key.fingerprint if key else "", *pairs)
+
+    def _damaged(self, job_id: str) -> dict[str, str]:
+        """Return the fields of a job of which nothing but its files is known."""
+        created_us = self._paths.record(job_id).stat().st_mtime_ns // 1000
+        names = (path.name for path in self._paths.job(job_id).glob("result-*"))
+        fences = [int(found[1]) for name in names if (found := RESULT.fullmatch(name))]
+        return damaged_fields(job_id, created_us, max(fences, default=None))
+
+
+def _is_behind(fields: Mapping[str, str], on_disk: Mapping[str, str]) -> bool:
+    """Whether Redis was set back behind job.json, by the same rule as in restore.lua."""
+    ahead = int(fields["version"]) - int(on_disk["version"])
+    same = all(fields[name] == on_disk[name] for name in ("state", "fence"))
+    return ahead < 0 or (ahead == 0 and not same)
 
 
 def remove_attempt_files(paths: DataDir, record: JobRecord) -> None:

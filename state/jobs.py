@@ -1,5 +1,6 @@
 """Everything that can happen to a job: a script in `state/lua`, then job.json, and only then the answer."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -44,7 +45,8 @@ from state.scripts import Scripts, StateLost
 
 T = TypeVar("T")
 
-SWEEP_LIMIT_MS = 30_000
+log = logging.getLogger("eckart.state")
+
 DELETE_LIMIT_MS = 60_000
 
 
@@ -165,22 +167,25 @@ class JobStore:
     # For the reaper.
 
     def sweep(self) -> tuple[str, ...]:
-        """Queue jobs again whose worker was lost, and return the jobs whose message must be sent again."""
-        key = f"{KEY_PREFIX}sweeping"
-        with translated():
-            if not self._client.set(key, 1, nx=True, px=SWEEP_LIMIT_MS):
-                return ()
-        try:
-            lost = worker_lost(self._max_attempts)
-            due = self._run("sweep", self._max_attempts, lost, self._send_again_after_us, QUEUE_KEY)
-            # The messages that are due must be sent even if this fails; it has time until the next sweep.
-            with suppress(RedisUnavailable):
-                for job_id in self._scripts.dirty():
-                    self._with_restore(partial(self._files.write_or_defer, job_id, wait_s=0))
-        finally:
-            with suppress(RedisUnavailable), translated():
-                self._client.delete(key)
-        return tuple(due)
+        """Queue jobs again whose worker was lost, and return the jobs whose message must be sent again.
+
+        Send them before `write_deferred`, which may take long. A later sweep finds those that are not sent.
+        """
+        lost = worker_lost(self._max_attempts)
+        limits = (self._max_attempts, lost, self._lease_us, self._send_again_after_us)
+        return tuple(self._run("sweep", *limits, QUEUE_KEY))
+
+    def write_deferred(self) -> None:
+        """Bring job.json up to date where that failed before; one that fails again stops no other."""
+        for job_id in self._scripts.dirty():
+            try:
+                self._with_restore(partial(self._files.write_or_defer, job_id, wait_s=0))
+            except RedisUnavailable:
+                raise
+            except Exception:
+                log.exception(
+                    "job.json of %s cannot be brought up to date; the next turn tries again", job_id
+                )
 
     # Each method above runs one of these, from its start again whenever Redis lost its data.
 
@@ -242,7 +247,7 @@ class JobStore:
         digest, fingerprint = (idempotency.digest, idempotency.fingerprint) if idempotency else ("", "")
         fixed = fixed_document(new, job_id, idempotency)
         with self._files.lock(job_id):
-            named = [word for reference in new.spec.references.items() for word in reference]
+            named = [word for reference in new.references.items() for word in reference]
             create = ("create", job_id, new.checkpoint, digest, fingerprint, fixed)
             answer = str(self._scripts.run(*create, *named))
             if answer == "created":
@@ -256,7 +261,7 @@ class JobStore:
     def _make_durable(self, job_id: str, new: NewJob) -> JobRecord:
         try:
             needed = [(new.checkpoint, new.files)]
-            needed += [(new.spec.references[field], files) for field, files in new.reference_files.given()]
+            needed += [(new.references[field], files) for field, files in new.reference_files.given()]
             if not all(has_files(self._paths, name, files) for name, files in needed):
                 # Deleted or replaced after the job was planned and before it was registered.
                 raise CheckpointGone  # noqa: TRY301 - undone like every other failure

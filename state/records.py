@@ -1,34 +1,52 @@
-"""The job record, in its two forms: the fields of a Redis hash, and the document job.json."""
+"""The job record, in its two forms: the fields of a Redis hash, and the document job.json.
+
+Each form is made from the other without a model, so that what another release added survives. A model reads
+the document only where its content is needed, and then as far as it can (`parse_record`).
+"""
 
 import hashlib
 import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.checkpoint import FileInfo
 from schemas.job import NO_PROGRESS, JobState, Progress
 from schemas.planning.references import References
 from schemas.problem import Problem
 from schemas.report import Totals
-from schemas.spec import CompressionSpec
+from schemas.spec import REFERENCES
 
 JOB_ID = re.compile(r"J[0-9a-f]{32}")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # The fields that a transition may change; the rest of a record is fixed when the job is created.
 PLAIN_FIELDS = ("state", "version", "attempt", "fence", "claim_token", "result_fence", "single_file")
-JSON_FIELDS = ("error", "summary")
+NUMBER_FIELDS = frozenset({"version", "attempt", "fence", "result_fence"})
+JSON_FIELDS = frozenset({"error", "summary"})
 TIME_FIELDS = {"created_at": "created_us", "started_at": "started_us", "finished_at": "finished_us"}
+CHANGING = frozenset({*PLAIN_FIELDS, *JSON_FIELDS, *TIME_FIELDS})
+# Lower than that of any record, so that each replaces it.
+DAMAGED_VERSION = -1
+# What stands for a field that cannot be read.
+UNREADABLE = {
+    "id": "",
+    "checkpoint": "",
+    "spec": {},
+    "state": "failed",
+    "version": 0,
+    "created_at": "1970-01-01T00:00:00.000000Z",
+}
 
 
 class PersistedModel(BaseModel):
-    """A document that outlives a release: unknown fields of a newer release are ignored."""
+    """A document that outlives a release: unknown fields of a newer release are ignored, at every depth."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -46,10 +64,10 @@ class Idempotency(PersistedModel):
 
 
 class NewJob(PersistedModel):
-    """What is known of a job before it is created."""
+    """What is known of a job before it is created; `spec` is a document that only its users parse."""
 
     checkpoint: str
-    spec: CompressionSpec
+    spec: dict[str, Any]
     files: tuple[FileInfo, ...] = ()
     # Those of the checkpoints that the spec names.
     calibration_files: tuple[FileInfo, ...] = ()
@@ -58,10 +76,15 @@ class NewJob(PersistedModel):
     owns_checkpoint: bool = False  # its checkpoint came in the same request, under an id of the service
 
     @property
+    def references(self) -> dict[str, str]:
+        """The ids of the other checkpoints that the spec names, by its fields."""
+        return _references(self.spec)
+
+    @property
     def reference_files(self) -> References[tuple[FileInfo, ...]]:
         """The files of the other checkpoints that the job needs."""
         named = {"calibration": self.calibration_files, "base": self.base_files}
-        return References(**{field: named[field] for field in self.spec.references})
+        return References(**{field: named[field] for field in self.references})
 
 
 class JobRecord(NewJob):
@@ -81,10 +104,20 @@ class JobRecord(NewJob):
     result_fence: int | None = None
     single_file: str | None = None
     idempotency: Idempotency | None = None
+    # False: some field is from another release, or damaged, and has a stand-in here.
+    readable: bool = Field(default=True, exclude=True)
 
-    def document(self) -> str:
-        """Return the text of job.json, without null values, which the spec would not accept."""
-        return self.model_dump_json(exclude_none=True, indent=1)
+
+class _Essentials(PersistedModel):
+    """What the transitions need of a record, whatever else it holds."""
+
+    id: str
+    checkpoint: str
+    state: JobState
+    version: int
+    created_at: str
+    attempt: int = 0
+    fence: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,28 +181,76 @@ def fixed_document(new: NewJob, job_id: str, idempotency: Idempotency | None) ->
     return json.dumps(new.model_dump(mode="json", include=fixed, exclude_none=True) | own)
 
 
-def to_fields(record: JobRecord) -> dict[str, str]:
-    """Return a record as the fields of its Redis hash."""
-    document = json.loads(record.document())
-    fixed = fixed_document(record, record.id, record.idempotency)
-    fields = {"fixed": fixed, "checkpoint": record.checkpoint}
-    fields |= record.spec.references
-    if record.idempotency:
-        fields["idempotency"] = record.idempotency.digest
-    fields |= {name: str(document[name]) for name in PLAIN_FIELDS if name in document}
-    fields |= {name: json.dumps(document[name]) for name in JSON_FIELDS if name in document}
+def to_fields(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return a document as the fields of its Redis hash; a ValueError if the essentials are missing."""
+    essentials = _Essentials.model_validate(document)
+    fixed = {name: value for name, value in document.items() if name not in CHANGING}
+    fields = {"fixed": json.dumps(fixed), "checkpoint": essentials.checkpoint}
+    fields |= _references(document.get("spec"))
+    if digest := idempotency_of(document):
+        fields["idempotency"] = digest.digest
+    document = {**document, "attempt": essentials.attempt, "fence": essentials.fence}
+    fields |= {name: str(document[name]) for name in PLAIN_FIELDS if document.get(name) is not None}
+    fields |= {name: json.dumps(document[name]) for name in JSON_FIELDS if document.get(name) is not None}
     return fields | {
-        to: str(microseconds(document[name])) for name, to in TIME_FIELDS.items() if name in document
+        to: str(microseconds(document[name]))
+        for name, to in TIME_FIELDS.items()
+        if document.get(name) is not None
     }
+
+
+def to_document(fields: Mapping[str, str]) -> dict[str, Any]:
+    """Return the document that the fields of a Redis hash hold, whatever can be read of it."""
+    fixed = _parsed(fields.get("fixed", ""))
+    document: dict[str, Any] = dict(fixed) if isinstance(fixed, dict) else {}
+    document |= {name: fields[name] for name in PLAIN_FIELDS if name in fields}
+    document |= {name: _parsed(fields[name]) for name in JSON_FIELDS | NUMBER_FIELDS if name in fields}
+    with suppress(ValueError):
+        document |= {name: rfc3339(int(fields[of])) for name, of in TIME_FIELDS.items() if of in fields}
+    return document
+
+
+def parse_record(document: Mapping[str, Any]) -> JobRecord:
+    """Read a document; what cannot be read has a stand-in, and the record then is not `readable`."""
+    try:
+        return JobRecord.model_validate(document)
+    except ValidationError as error:
+        bad = {each["loc"][0] for each in error.errors()}
+        rest = {name: value for name, value in document.items() if name not in bad}
+        return JobRecord.model_validate(UNREADABLE | rest | {"readable": False})
 
 
 def from_fields(fields: Mapping[str, str]) -> JobRecord:
     """Return the record that the fields of a Redis hash hold."""
-    document = json.loads(fields["fixed"])
-    document |= {name: fields[name] for name in PLAIN_FIELDS if name in fields}
-    document |= {name: json.loads(fields[name]) for name in JSON_FIELDS if name in fields}
-    document |= {name: rfc3339(int(fields[of])) for name, of in TIME_FIELDS.items() if of in fields}
-    return JobRecord.model_validate(document)
+    return parse_record(to_document(fields))
+
+
+def idempotency_of(document: Mapping[str, Any]) -> Idempotency | None:
+    """Return the key that a document names, if it can be read."""
+    with suppress(ValidationError):
+        return Idempotency.model_validate(document.get("idempotency"))
+    return None
+
+
+def damaged_fields(job_id: str, created_us: int, result_fence: int | None) -> dict[str, str]:
+    """Return what Redis holds of a job whose job.json is damaged; any record that can be read replaces it."""
+    state = "failed" if result_fence is None else "succeeded"
+    time = str(created_us)
+    fields = {"fixed": json.dumps({"id": job_id}), "state": state, "version": str(DAMAGED_VERSION)}
+    fields |= {"attempt": "0", "fence": str(result_fence or 0), "created_us": time, "finished_us": time}
+    return fields if result_fence is None else fields | {"result_fence": str(result_fence)}
+
+
+def _references(spec: object) -> dict[str, str]:
+    named = {field: spec.get(field) for field in REFERENCES} if isinstance(spec, dict) else {}
+    return {field: name for field, name in named.items() if isinstance(name, str)}
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def job_view(answer: Sequence[Any]) -> JobView:
@@ -196,4 +277,6 @@ def _progress(record: JobRecord, document: str | None) -> Progress:
     if record.summary is not None:
         total = record.summary.layers_factored + record.summary.layers_kept
         return Progress(layers_done=total, layers_total=total, layer=None, fraction=1.0)
-    return Progress.model_validate_json(document) if document else NO_PROGRESS
+    with suppress(ValidationError):
+        return Progress.model_validate_json(document or "")
+    return NO_PROGRESS

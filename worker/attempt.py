@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from schemas.format.errors import CheckpointError, listed
 from schemas.format.files import CheckpointFiles
 from schemas.format.names import single_weight_file
@@ -15,6 +17,7 @@ from schemas.job import TERMINAL, Progress
 from schemas.planning.references import MISFITS, MisfitError, References
 from schemas.problem import FieldProblem, Problem, ProblemKind, SpecError
 from schemas.report import Report
+from schemas.spec import CompressionSpec
 from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore
 from state.data_dir import DataDir
@@ -22,6 +25,7 @@ from state.errors import CheckpointNotFound, FilesLocked, JobNotFound, OutOfSpac
 from state.files import DISK_FULL, sync_directory
 from state.jobs import JobStore
 from state.records import Claim, JobRecord, new_token
+from state.result_files import write_digests
 from worker.device import choose_device, set_threads
 from worker.lease import ClaimLost, Lease, StopSignal, WorkerStopping
 from worker.pipeline import CompressionRequest, compress
@@ -48,10 +52,15 @@ def run_attempt(
         return
     if claim is None:
         return
+    spec = _readable_spec(claim.record)
+    if spec is None:
+        log.error("job %s was written by another release, or is damaged; another worker may know it", job_id)
+        _persist(lambda: jobs.release(job_id, claim.fence))
+        return
     log.info("job %s: attempt %d begins", job_id, claim.record.attempt)
     try:
         with Lease(jobs, claim, heartbeat_s=settings.heartbeat_s, stopping=stopping) as lease:
-            report = _work(claim, settings, lease)
+            report = _work(claim, spec, settings, lease)
             _publish(claim, report, jobs, settings)
     except ClaimLost:
         owned = False
@@ -77,7 +86,15 @@ def run_attempt(
     _discard(claim, jobs, settings)
 
 
-def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
+def _readable_spec(record: JobRecord) -> CompressionSpec | None:
+    """Return the spec if this release understands all of the record: half of a spec is another job."""
+    try:
+        return CompressionSpec.model_validate(record.spec) if record.readable else None
+    except ValidationError:
+        return None
+
+
+def _work(claim: Claim, spec: CompressionSpec, settings: Settings, lease: Lease) -> Report:
     record = claim.record
     paths = DataDir(settings.data_dir)
     # Results of earlier attempts; their fences are no longer valid.
@@ -92,7 +109,7 @@ def _work(claim: Claim, settings: Settings, lease: Lease) -> Report:
     request = CompressionRequest(
         checkpoint=stored,
         input_files=record.files,
-        spec=record.spec,
+        spec=spec,
         spool_dir=paths.spool(record.id),
         result_dir=_part_dir(paths, claim),
         job_id=record.id,
@@ -129,7 +146,9 @@ def _publish(claim: Claim, report: Report, jobs: JobStore, settings: Settings) -
     """Rename the result into place; it counts only if the job accepts this attempt's fence."""
     record, paths = claim.record, DataDir(settings.data_dir)
     result = paths.result(record.id, claim.fence)
-    _part_dir(paths, claim).replace(result)
+    part = _part_dir(paths, claim)
+    write_digests(part, report.output.files)
+    part.replace(result)
     sync_directory(result.parent)
     single = single_weight_file(file.name for file in report.output.files)
     if _persist(lambda: jobs.finish(record.id, claim.fence, report.totals, single_file=single)):
@@ -162,7 +181,7 @@ def _references(record: JobRecord, checkpoints: CheckpointStore) -> References[C
     found = {}
     for field, files in record.reference_files.given():
         try:
-            found[field] = checkpoints.get(record.spec.references[field], only=[file.name for file in files])
+            found[field] = checkpoints.get(record.references[field], only=[file.name for file in files])
         except CheckpointNotFound as error:
             raise MISFITS[field]("gone", f"The {field} has been deleted.") from error
     return References(**found)

@@ -32,6 +32,7 @@ RESULT_PROBLEMS = (
     ProblemKind.JOB_NOT_FOUND,
     ProblemKind.NO_RESULT,
     ProblemKind.ENDED_WITHOUT_RESULT,
+    ProblemKind.UNREADABLE_RECORD,
     ProblemKind.INVALID_REQUEST,
     ProblemKind.STORE_UNAVAILABLE,
 )

@@ -19,8 +19,8 @@ if used_up(id, most) then
   return 'failed'
 end
 -- Messages are read in order, so all that were sent before this job was created have been read by now.
-local youngest_claimed = tonumber(redis.call('GET', YOUNGEST_CLAIMED) or 0)
-redis.call('SET', YOUNGEST_CLAIMED, text(math.max(youngest_claimed, tonumber(field(id, 'created_us')))))
+local number = tonumber(field(id, 'number') or 0)
+if number > tonumber(redis.call('GET', NEWEST_CLAIMED) or 0) then redis.call('SET', NEWEST_CLAIMED, number) end
 enter(id, 'running')
 redis.call('HINCRBY', job(id), 'attempt', 1)
 redis.call('HINCRBY', job(id), 'fence', 1)

@@ -3,11 +3,13 @@
 -- The head of a script lists its arguments and its answers. Two more answers are common to several scripts:
 -- 'state_lost': the server is not ready, so nothing was done; 'missing': there is no job of this id.
 --
--- job:<id>             hash: the record (state/records.py), and its progress
+-- job:<id>             hash: the record (state/records.py); its progress; `number`, its place in the order of
+--                      creation; and `sent`, the number of the newest job when its message was last sent
 -- jobs:all, jobs:<state>  zset: ids by the microsecond they were created
 -- waiting              zset: queued ids by the microsecond their message was last sent
 -- to_send              set: queued ids whose message is to be sent at the next sweep
--- youngest_claimed     creation time of the youngest job that was ever claimed
+-- created              how many jobs were ever created: the last one's `number`
+-- newest_claimed       the highest `number` of a job that was ever claimed
 -- leases               zset: running ids, and canceled ids whose attempt may still run, by the microsecond
 --                      their lease ends
 -- dependents:<checkpoint> set: unfinished ids that need the checkpoint, as their input or by their spec
@@ -15,12 +17,13 @@
 -- idempotency:<digest> hash: job, fingerprint
 -- dirty                set: ids whose files are not up to date: job.json, or files to be removed
 -- restoring:<random>   one for each restore that is running: state/scripts.py
--- sweeping             exists while a process sweeps: state/jobs.py
 -- workers              zset: names of workers by the second they count as dead: state/workers.py
 -- ready                absent if Redis lost its data: the records must be restored from disk
 local PREFIX = 'eckart:'
 local ALL, WAITING, TO_SEND = PREFIX .. 'jobs:all', PREFIX .. 'waiting', PREFIX .. 'to_send'
-local LEASES, DIRTY, YOUNGEST_CLAIMED = PREFIX .. 'leases', PREFIX .. 'dirty', PREFIX .. 'youngest_claimed'
+local LEASES, DIRTY = PREFIX .. 'leases', PREFIX .. 'dirty'
+-- Order is kept in numbers and not in times, since the clock may be set.
+local CREATED, NEWEST_CLAIMED = PREFIX .. 'created', PREFIX .. 'newest_claimed'
 local TERMINAL = { succeeded = true, failed = true, canceled = true }
 
 local clock = redis.call('TIME')

@@ -20,8 +20,9 @@ end
 -- Creation times are unique and increase even if the clock is set back, so that they can serve as cursors.
 local newest = redis.call('ZREVRANGE', ALL, 0, 0, 'WITHSCORES')[2]
 local created = math.max(now, (tonumber(newest) or 0) + 1)
+local number = redis.call('INCR', CREATED)
 redis.call('HSET', job(id), 'fixed', fixed, 'state', 'queued', 'created_us', text(created), 'version', 0,
-  'attempt', 0, 'fence', 0, unpack(needed))
+  'attempt', 0, 'fence', 0, 'number', number, 'sent', number, unpack(needed))
 redis.call('ZADD', ALL, text(created), id)
 for _, name in ipairs(needs(id)) do redis.call('SADD', dependents(name), id) end
 if key ~= '' then
@@ -29,5 +30,5 @@ if key ~= '' then
   redis.call('HSET', PREFIX .. 'idempotency:' .. key, 'job', id, 'fingerprint', fingerprint)
 end
 enter(id, 'queued')
-wait(id, created, false)
+wait(id, now, false)
 return 'created'

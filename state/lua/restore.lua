@@ -19,12 +19,16 @@ redis.call('ZADD', ALL, on_disk.created_us, id)
 if on_disk.idempotency then
   redis.call('HSET', PREFIX .. 'idempotency:' .. on_disk.idempotency, 'job', id, 'fingerprint', fingerprint)
 end
+-- Nothing of it could be read: each sweep tries again, since a newer release or a repair may help.
+if tonumber(on_disk.version) < 0 then redis.call('SADD', DIRTY, id) end
 if TERMINAL[on_disk.state] then
   redis.call('ZADD', index(on_disk.state), on_disk.created_us, id)
 else
   -- Its worker may be alive or not: the job runs again, under a fence that this worker does not have.
   for _, needed in ipairs(needs(id)) do redis.call('SADD', dependents(needed), id) end
-  enter(id, 'queued')
-  wait(id, on_disk.created_us, true)
+  redis.call('HSET', job(id), 'number', redis.call('GET', CREATED) or 0)
+  if on_disk.state == 'queued' then redis.call('ZADD', index('queued'), on_disk.created_us, id)
+  else enter(id, 'queued') end
+  wait(id, math.min(on_disk.created_us, now), true)
 end
 return 'restored'

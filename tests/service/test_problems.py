@@ -94,6 +94,7 @@ def test_types_and_statuses_are_a_contract_with_clients():
         429: {"busy"},
         431: {"headers-too-large"},
         500: {"internal-error", "worker-trouble", "worker-lost"},
+        501: {"unreadable-record"},
         503: {"files-locked", "store-unavailable", "not-ready"},
         507: {"out-of-space"},
     }

@@ -20,7 +20,7 @@ from state.upload import StoredFile
 
 @pytest.fixture
 def new() -> NewJob:
-    return NewJob(checkpoint="my-model", spec=CompressionSpec(rank={"ratio": 0.5}))
+    return NewJob(checkpoint="my-model", spec=CompressionSpec(rank={"ratio": 0.5}).document())
 
 
 @pytest.fixture

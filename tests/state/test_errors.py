@@ -6,6 +6,7 @@ from state import errors
 def test_every_error_says_what_to_do():
     made = [
         errors.JobNotFound(),
+        errors.UnreadableRecord(),
         errors.CheckpointNotFound(),
         errors.ContentConflict("a.safetensors"),
         errors.CheckpointInUse(),

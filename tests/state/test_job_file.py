@@ -80,6 +80,7 @@ def test_a_transition_holds_even_if_job_json_cannot_be_written_until_the_sweep(
     assert job_id in caplog.text
     repair()
     jobs.sweep()
+    jobs.write_deferred()
     assert on_disk(job_id) == jobs.get(job_id)
 
 
@@ -205,6 +206,7 @@ def test_a_job_canceled_while_it_runs_keeps_its_files_until_its_worker_must_have
     litter(other)
     later.cancel(other)
     later.sweep()
+    later.write_deferred()
     assert left(other) == ["job.json"]
     assert later.get(other).state == "canceled"
 
@@ -213,10 +215,12 @@ def test_files_of_a_worker_that_died_after_a_cancel_are_removed(jobs, reach, lit
     job_id = reach("canceled")
     litter(job_id)
     jobs.sweep()
+    jobs.write_deferred()
     assert "spool" in left(job_id)
     # Its lease expires.
     redis_server.client().zadd("eckart:leases", {job_id: 1})
     jobs.sweep()
+    jobs.write_deferred()
     assert left(job_id) == ["job.json"]
     assert redis_server.client().zcard("eckart:leases") == 0
     assert redis_server.client().scard("eckart:dirty") == 0
@@ -240,6 +244,7 @@ def test_a_job_that_fails_without_workers_leaves_only_its_record(make_store, new
     litter(job_id)
     if verb == "sweep":
         jobs.sweep()
+        jobs.write_deferred()
     else:
         assert jobs.claim(job_id, new_token("another")) is None
     assert jobs.get(job_id).state == "failed"
@@ -272,6 +277,7 @@ def test_an_unfinished_job_keeps_its_files(jobs, reach, why, litter, left, state
     if state == "queued":
         assert jobs.retry(job_id, 1, why)
     jobs.sweep()
+    jobs.write_deferred()
     assert left(job_id) == before
 
 

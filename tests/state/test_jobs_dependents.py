@@ -19,7 +19,7 @@ def use(request):
 @pytest.fixture
 def needing(new, use):
     """Return a job that needs a second checkpoint."""
-    return new.model_copy(update={"spec": new.spec.model_copy(update={use: "my-grams"})})
+    return new.model_copy(update={"spec": new.spec | {use: "my-grams"}})
 
 
 STATES = ("queued", "running", "succeeded", "failed", "canceled")
@@ -63,7 +63,7 @@ def test_a_checkpoint_that_a_spec_names_is_in_use_as_long_as_the_checkpoint(
 
 
 def test_a_checkpoint_that_its_own_spec_names_is_free_again_at_the_end(jobs, needing, use):
-    itself = needing.spec.model_copy(update={use: "my-model"})
+    itself = needing.spec | {use: "my-model"}
     job_id = jobs.create(needing.model_copy(update={"spec": itself})).id
     with pytest.raises(CheckpointInUse), jobs.locked_for_deletion("my-model"):
         pytest.fail("a job needs it")
@@ -129,7 +129,7 @@ def test_a_refused_job_leaves_nothing(jobs, new, tmp_path, redis_server):
     with pytest.raises(CheckpointGone):
         jobs.create(new.model_copy(update={"files": (file,)}))
     assert not (tmp_path / "jobs").exists() or not any((tmp_path / "jobs").iterdir())
-    assert set(redis_server.client().keys()) == {"eckart:ready"}
+    assert set(redis_server.client().keys()) == {"eckart:ready", "eckart:created"}
 
 
 def test_a_created_job_has_its_files_even_if_a_deletion_ran_at_the_same_time(

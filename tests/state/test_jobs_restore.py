@@ -159,10 +159,8 @@ def test_a_job_json_that_cannot_be_read_affects_only_its_own_job(jobs, reach, re
     (tmp_path / "jobs" / broken / "job.json").write_text('{"id": ')
     (tmp_path / "jobs" / "lost+found").mkdir()
     redis_server.wipe()
-    assert [view.record.id for view in jobs.list().jobs] == [whole]
+    assert {view.record.id: view.record.readable for view in jobs.list().jobs} == {whole: True, broken: False}
     assert broken in caplog.text
-    with pytest.raises(JobNotFound):
-        jobs.get(broken)
 
 
 @pytest.mark.parametrize("then", [*ENDED, "running", "deleted"])
@@ -241,7 +239,7 @@ from state.redis import redis_client
 from state.jobs import JobStore
 from state.records import NewJob
 jobs = JobStore(redis_client(sys.argv[1]), Path(sys.argv[2]))
-new = NewJob(checkpoint="my-model", spec=CompressionSpec(rank=8))
+new = NewJob(checkpoint="my-model", spec=CompressionSpec(rank=8).document())
 while True:
     print(jobs.create(new).id, flush=True)
 """

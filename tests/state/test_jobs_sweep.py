@@ -1,6 +1,7 @@
 """state/jobs.py, sweep: lost workers and lost messages are noticed, and no message is sent twice."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -115,15 +116,56 @@ def test_the_queue_position_counts_the_jobs_before(jobs, reach, why):
     assert [jobs.view(job_id).queue_position for job_id in (running, second, third)] == [1, None, 0]
 
 
-def test_only_one_process_sweeps_at_a_time(make_store, new, redis_server):
-    jobs = make_store(send_again_after_s=0)
-    job_id = jobs.create(new).id
-    client = redis_server.client()
-    client.set("eckart:sweeping", 1)
+def test_a_message_is_sent_again_by_one_of_several_sweeps(make_store, new):
+    jobs = make_store(send_again_after_s=15)
+    job_ids = [jobs.create(new).id for _ in range(20)]
+    for job_id in job_ids:
+        assert jobs.claim(job_id, new_token("worker")) is not None
+        assert jobs.release(job_id, 1)
+    stores = [make_store() for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        due = [job_id for several in pool.map(lambda store: store.sweep(), stores) for job_id in several]
+    assert sorted(due) == sorted(job_ids)
+
+
+AN_HOUR_US = 3_600_000_000
+
+
+def test_a_clock_that_was_an_hour_ahead_keeps_no_message_lost(make_store, new, redis_server):
+    jobs, client = make_store(), redis_server.client()
+    ahead = jobs.create(new).id
+    for key in ("jobs:all", "jobs:queued", "waiting"):
+        client.zincrby(f"eckart:{key}", AN_HOUR_US, ahead)
+    client.hincrby(f"eckart:job:{ahead}", "created_us", AN_HOUR_US)
+    # Its own message counts as lost at once; one that is created now, after the usual time.
+    assert jobs.sweep() == (ahead,)
     assert jobs.sweep() == ()
-    client.delete("eckart:sweeping")
+    later = jobs.create(new).id
+    assert client.zscore("eckart:waiting", later) < client.zscore("eckart:jobs:all", later) - AN_HOUR_US / 2
+    assert jobs.sweep() == ()
+    assert make_store(send_again_after_s=0).sweep() == (ahead, later)
+
+
+def test_a_job_claimed_while_the_clock_was_ahead_makes_no_other_look_lost(
+    make_store, new, redis_server, messages
+):
+    jobs, client = make_store(send_again_after_s=0), redis_server.client()
+    ahead = jobs.create(new).id
+    client.hincrby(f"eckart:job:{ahead}", "created_us", AN_HOUR_US)
+    assert jobs.claim(ahead, new_token("worker")) is not None
+    jobs.create(new)
+    messages.put(1)
+    assert jobs.sweep() == ()
+
+
+def test_a_lease_given_while_the_clock_was_ahead_ends_as_if_given_now(make_store, new, redis_server):
+    jobs, client = make_store(lease_s=0.2), redis_server.client()
+    job_id = jobs.create(new).id
+    assert jobs.claim(job_id, new_token("worker")) is not None
+    client.zincrby("eckart:leases", AN_HOUR_US, job_id)
+    assert jobs.sweep() == ()
+    time.sleep(0.2)
     assert jobs.sweep() == (job_id,)
-    assert not client.exists("eckart:sweeping")
 
 
 def test_canceled_and_deleted_jobs_are_not_sent_again(make_store, new):

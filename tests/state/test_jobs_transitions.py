@@ -91,7 +91,11 @@ def test_a_deleted_job_is_gone_from_every_state(jobs, reach, call, redis_server,
     assert jobs.list().jobs == ()
     assert not any((tmp_path / "jobs").iterdir())
     assert not any((tmp_path / "trash").iterdir())
-    assert set(redis_server.client().keys()) - keys_before <= {"eckart:ready", "eckart:youngest_claimed"}
+    assert set(redis_server.client().keys()) - keys_before <= {
+        "eckart:ready",
+        "eckart:created",
+        "eckart:newest_claimed",
+    }
 
 
 def test_a_result_is_named_by_the_fence_that_made_it(jobs, reach, summary):

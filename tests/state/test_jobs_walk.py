@@ -65,6 +65,7 @@ class Walk:
 
     def sweep(self, jobs) -> None:
         jobs.sweep()
+        jobs.write_deferred()
 
     def wipe(self, _) -> None:
         self.server.wipe()

@@ -14,6 +14,7 @@ from state.checkpoints import CheckpointStore
 from state.data_dir import DataDir
 from state.jobs import JobStore
 from state.records import NewJob, new_token
+from state.result_files import read_digests
 from worker import lease
 from worker.attempt import run_attempt
 from worker.settings import Settings
@@ -39,7 +40,7 @@ class Bench:
     def accept(self, rank=4):
         files = self.checkpoints.get("m").files
         spec = CompressionSpec.model_validate({"rank": rank})
-        return self.jobs.create(NewJob(checkpoint="m", spec=spec, files=files)).id
+        return self.jobs.create(NewJob(checkpoint="m", spec=spec.document(), files=files)).id
 
     def run(self, job_id, stopping=CALM):
         run_attempt(job_id, self.jobs, self.settings, worker="w", stopping=stopping)
@@ -62,7 +63,12 @@ def test_a_finished_job_has_its_result_files_and_no_others(bench):
     directory = bench.layout.job(record.id)
     assert sorted(path.name for path in directory.iterdir()) == ["job.json", "result-1"]
     result = bench.layout.result(record.id, 1)
-    assert sorted(path.name for path in result.iterdir()) == ["model.safetensors", "report.json"]
+    assert sorted(path.name for path in result.iterdir()) == [
+        ".files.json",
+        "model.safetensors",
+        "report.json",
+    ]
+    assert read_digests(result).keys() == {"model.safetensors", "report.json"}
     assert len(load_file(result / "model.safetensors")) == 10
 
 
@@ -283,6 +289,20 @@ def test_a_full_disk_evicts_the_cache_before_the_next_attempt(bench, error, kept
     assert bench.run(job_id, stopping=disk).state == "succeeded"
 
 
+@pytest.mark.parametrize("field", ["files", "spec", "spec.rank", "spec.from_the_future"])
+def test_a_job_of_another_release_goes_back_to_the_queue_uncounted(bench, redis_server, field):
+    job_id = bench.accept()
+    key, client = f"eckart:job:{job_id}", redis_server.client()
+    fixed = json.loads(client.hget(key, "fixed"))
+    within, _, last = field.rpartition(".")
+    (fixed[within] if within else fixed)[last] = 7 if last != "rank" else {"by_magic": 1}
+    client.hset(key, "fixed", json.dumps(fixed))
+    for _ in range(4):
+        record = bench.run(job_id)
+        assert (record.state, record.attempt, record.error) == ("queued", 0, None)
+        assert bench.jobs.sweep() == (job_id,)
+
+
 def record_trouble():
     from schemas.problem import ProblemKind
 
@@ -303,6 +323,7 @@ def test_companions_are_in_the_result_and_the_weights_are_its_one_file(bench):
     assert record.single_file == "eckart.safetensors"
     result = bench.layout.result(record.id, 1)
     assert sorted(path.name for path in result.iterdir()) == [
+        ".files.json",
         "README.md",
         "config.json",
         "eckart.safetensors",
@@ -315,12 +336,18 @@ def test_companions_are_in_the_result_and_the_weights_are_its_one_file(bench):
 def test_a_job_from_before_the_companions_has_none(bench):
     files = bench.checkpoints.get("m").files
     store_companions(bench)
-    job_id = bench.jobs.create(NewJob(checkpoint="m", spec=CompressionSpec(rank=4), files=files)).id
+    job_id = bench.jobs.create(
+        NewJob(checkpoint="m", spec=CompressionSpec(rank=4).document(), files=files)
+    ).id
     record = bench.run(job_id)
 
     assert record.single_file == "model.safetensors"
     result = bench.layout.result(record.id, 1)
-    assert sorted(path.name for path in result.iterdir()) == ["model.safetensors", "report.json"]
+    assert sorted(path.name for path in result.iterdir()) == [
+        ".files.json",
+        "model.safetensors",
+        "report.json",
+    ]
 
 
 @pytest.mark.parametrize("damage", ["changed", "deleted"])

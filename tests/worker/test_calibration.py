@@ -342,7 +342,7 @@ def run(redis_server, tmp_path, model):
         checkpoints, jobs = CheckpointStore(data_dir), JobStore(redis_server.client(), data_dir)
         new = NewJob(
             checkpoint="m",
-            spec=CompressionSpec(rank=4, calibration=name),
+            spec=CompressionSpec(rank=4, calibration=name).document(),
             files=store(checkpoints, "m", model[0]),
             calibration_files=store(checkpoints, name, grams),
         )
