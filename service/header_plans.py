@@ -13,8 +13,8 @@ from typing import Any
 from schemas.format.companion import CONFIG_NAME, MAX_CONFIG_BYTES, parse_config
 from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles
-from schemas.format.header import Header
-from schemas.format.header_stream import MAX_HEADER_BYTES, HeaderParser
+from schemas.format.header import MAX_HEADER_BYTES, Header
+from schemas.format.header_stream import HeaderParser
 from schemas.format.index import MAX_INDEX_BYTES, ShardIndex
 from schemas.format.model_config import with_layers_of
 from schemas.format.names import is_companion, is_index

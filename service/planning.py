@@ -12,6 +12,7 @@ from schemas.format.files import CheckpointFiles
 from schemas.planning.budget import check_budget, resolve_ranks
 from schemas.planning.calibration import Calibration
 from schemas.planning.layer import Plan, Tensor
+from schemas.planning.output_header import check_output_headers
 from schemas.planning.patterns import matching_steps
 from schemas.planning.planner import make_plan
 from schemas.planning.references import MisfitError, References, tensors_of
@@ -94,6 +95,7 @@ def make_bounded_plan(
             base=base,
         )
         check_budget(plan, spec, files)
+        check_output_headers(plan, files)
     return replace(plan, warnings=(*files.warnings, *plan.warnings))
 
 

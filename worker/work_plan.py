@@ -10,6 +10,7 @@ from schemas.format.tensor import TensorInfo
 from schemas.planning.budget import check_budget
 from schemas.planning.calibration import Calibration
 from schemas.planning.layer import BIAS, LayerPlan, Plan
+from schemas.planning.output_header import check_output_headers
 from schemas.planning.planner import make_plan
 from schemas.planning.references import NO_REFERENCES, References, tensors_of
 from schemas.spec import CompressionSpec
@@ -110,6 +111,7 @@ def plan_work(
         base=tensors_of(references.base),
     )
     check_budget(plan, spec, checkpoint)
+    check_output_headers(plan, checkpoint)
     statistics = {} if calibration is None else _statistics_sources(calibration, references)
     bases = {} if references.base is None else tensor_sources(references.base)
     sources = tensor_sources(checkpoint)

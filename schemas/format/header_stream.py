@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 from schemas.format.errors import CheckpointError
 from schemas.format.foreign import identify_format
-from schemas.format.header import LENGTH_BYTES, Header, check_extent, parse_tensors
+from schemas.format.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, check_extent, parse_tensors
 from schemas.format.json_reader import JsonReader
 
 if TYPE_CHECKING:
     from io import FileIO
     from pathlib import Path
 
-# 32 MB hold about 300 000 tensors; the reference reader takes 100 MB.
-MAX_HEADER_BYTES = 32_000_000
 _READ_BYTES = 1 << 20
 
 

@@ -108,6 +108,10 @@ class OutputSize:
         total = sum(LENGTH_BYTES + file.header_bytes + file.data_bytes for file in sums.values())
         return total if self._in_adapter else total + self._index_bytes(sums, chosen)
 
+    def header_bytes(self, chosen: Chosen) -> dict[str, int]:
+        """Return the bytes of the header of each output file, by the name of its input file."""
+        return {name: self._sum(file, chosen).header_bytes for name, file in self._files.items()}
+
     def _measured_files(self) -> dict[str, FileSlots]:
         numbers = {layer.tensor: number for number, layer in enumerate(self._layers)}
         biases = {

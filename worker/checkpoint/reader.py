@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from schemas.format.errors import CheckpointError
-from schemas.format.header_stream import MAX_HEADER_BYTES, read_open_header
+from schemas.format.header import MAX_HEADER_BYTES
+from schemas.format.header_stream import read_open_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -1,0 +1,64 @@
+"""schemas/planning/output_header.py: no result is planned whose header would not be read."""
+
+from itertools import accumulate, pairwise
+
+import pytest
+
+from schemas.format.files import CheckpointFiles
+from schemas.format.header import Header, build_header
+from schemas.format.tensor import TensorInfo
+from schemas.planning.output import output_metadata, plan_output
+from schemas.planning.output_header import check_output_headers
+from schemas.planning.output_size import LONGEST_ERROR
+from schemas.planning.planner import make_plan
+from schemas.problem import SpecError
+from schemas.spec import CompressionSpec
+
+
+def checkpoint(layers=40):
+    offsets = list(accumulate(range(layers + 1), lambda end, _: end + 64 * 64 * 4, initial=0))
+    tensors = tuple(
+        TensorInfo(f"layer.{at}.weight", "F32", (64, 64), *ends)
+        for at, ends in enumerate(pairwise(offsets[: layers + 1]))
+    )
+    return CheckpointFiles({"model.safetensors": Header({}, tensors, 4_000, 4_000 + tensors[-1].end)})
+
+
+def written(files, plan):
+    ranks = {number: layer.rank for number, layer in enumerate(plan.layers)}
+    entries = plan_output(files.tensors, plan.layers, ranks)
+    metadata = output_metadata({}, entries, plan.layers, ranks, dict.fromkeys(ranks, LONGEST_ERROR))
+    return len(build_header([entry.new_tensor for entry in entries], metadata))
+
+
+def test_a_header_is_refused_from_the_first_byte_on_that_would_not_be_read():
+    files = checkpoint()
+    plan = make_plan(files.tensors, CompressionSpec(rank=4))
+    nbytes = written(files, plan)
+
+    check_output_headers(plan, files, max_header_bytes=nbytes)
+    with pytest.raises(SpecError, match=rf"40 layers.*{nbytes} bytes.*{nbytes - 1} are read. Select fewer"):
+        check_output_headers(plan, files, max_header_bytes=nbytes - 1)
+
+
+@pytest.mark.parametrize(
+    "spec", [{"rank": {"energy": 0.9}}, {"rank": {"budget_bytes": 10**9}, "method": ["svd", "int8"]}]
+)
+def test_a_rank_that_is_not_known_yet_counts_with_its_largest_value(spec):
+    files = checkpoint()
+    least = written(files, make_plan(files.tensors, CompressionSpec(rank=4)))
+    plan = make_plan(files.tensors, CompressionSpec.model_validate(spec))
+
+    with pytest.raises(SpecError):
+        check_output_headers(plan, files, max_header_bytes=least - 1)
+    check_output_headers(plan, files, max_header_bytes=2 * least)
+
+
+def test_an_adapter_has_a_header_of_its_own():
+    files = checkpoint()
+    spec = CompressionSpec.model_validate({"rank": 4, "layout": "adapter", "base": "base"})
+    plan = make_plan(files.tensors, spec, base=files.tensors)
+
+    check_output_headers(plan, files)
+    with pytest.raises(SpecError, match="adapter's header"):
+        check_output_headers(plan, files, max_header_bytes=4_100)
