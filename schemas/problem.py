@@ -343,6 +343,17 @@ class ProblemKind(Enum):
         "There is not enough disk space; delete jobs or checkpoints, or try again later.",
     )
 
+    OUT_OF_MEMORY = (
+        "out-of-memory",
+        507,
+        "No worker has enough memory",
+        (
+            "{layer} needs {needed_bytes} bytes of memory or more, and no worker may use more than "
+            "{memory_bytes}. Exclude it, or give a worker more memory."
+        ),
+        {"layer": '"model.embed_tokens"', "needed_bytes": 25769803776, "memory_bytes": 8589934592},
+    )
+
     # Only the `error` of a failed job shows these: no response carries these kinds.
     UNUSABLE_CHECKPOINT = (
         "unusable-checkpoint",

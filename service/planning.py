@@ -7,11 +7,12 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from schemas.format.errors import listed
+from schemas.format.errors import listed, quoted
 from schemas.format.files import CheckpointFiles
 from schemas.planning.budget import check_budget, resolve_ranks
 from schemas.planning.calibration import Calibration
 from schemas.planning.layer import Plan, Tensor
+from schemas.planning.memory import least_memory_bytes
 from schemas.planning.output_header import check_output_headers
 from schemas.planning.patterns import matching_steps
 from schemas.planning.planner import make_plan
@@ -130,6 +131,18 @@ def _check_patterns(spec: CompressionSpec, tensors: Sequence[Tensor], pointer: s
             f"{fault}. Use fewer patterns that match more layers each, or whole names.",
             pointer=f"{pointer}/{most}",
         )
+
+
+def check_memory(services: Services, plan: Plan) -> None:
+    """Refuse a plan with a layer that no worker which is up has the memory for."""
+    factored = [layer for layer in plan.layers if layer.reason is None]
+    memory_bytes = services.workers.largest_memory_bytes()
+    if memory_bytes is None or not factored:
+        return
+    largest = max(factored, key=least_memory_bytes)
+    if (needed := least_memory_bytes(largest)) > memory_bytes:
+        values = {"layer": quoted(largest.name), "needed_bytes": needed, "memory_bytes": memory_bytes}
+        raise ProblemError(ProblemKind.OUT_OF_MEMORY, values=values)
 
 
 def make_resolved_plan(

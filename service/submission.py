@@ -17,6 +17,7 @@ from service.multipart_upload import UploadContent
 from service.planning import (
     SPEC_IN_JSON,
     SPEC_IN_MULTIPART,
+    check_memory,
     find_references,
     join_names,
     make_bounded_plan,
@@ -88,6 +89,7 @@ def _create(
     *,
     owns_checkpoint: bool,
 ) -> JobRecord:
+    check_memory(services, plan)
     new = NewJob(
         checkpoint=stored.id,
         spec=spec.document(),

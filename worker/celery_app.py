@@ -16,6 +16,7 @@ from state.jobs import JobStore
 from state.queue import celery_settings
 from state.redis import TASK, redis_client
 from state.workers import WorkerRegistry
+from worker.memory import memory_limit_bytes
 from worker.settings import Settings
 
 # A worker process is replaced after this many jobs, which bounds leaks of native libraries.
@@ -116,9 +117,10 @@ def _stop(**_: object) -> None:
 def _stay_registered(redis_url: str) -> None:
     """Refresh this worker's entry in the registry every few seconds until it stops."""
     registry, name = WorkerRegistry(redis_client(redis_url)), worker_name()
+    memory_bytes = memory_limit_bytes()
     while not stopping.is_set():
         with suppress(RedisUnavailable):
-            registry.refresh(name, ENTRY_TTL_S)
+            registry.refresh(name, ENTRY_TTL_S, memory_bytes=memory_bytes)
         stopping.wait(REFRESH_S)
     with suppress(RedisUnavailable):
         registry.leave(name)

@@ -48,6 +48,7 @@ SUBMIT_PROBLEMS = (
     ProblemKind.INVALID_MULTIPART,
     ProblemKind.IDEMPOTENCY_MISMATCH,
     ProblemKind.BUSY,
+    ProblemKind.OUT_OF_MEMORY,
     ProblemKind.STORE_UNAVAILABLE,
 )
 

@@ -18,6 +18,7 @@
 -- dirty                set: ids whose files are not up to date: job.json, or files to be removed
 -- restoring:<random>   one for each restore that is running: state/scripts.py
 -- workers              zset: names of workers by the second they count as dead: state/workers.py
+-- workers:memory       hash: the bytes of memory that each of them may use
 -- ready                absent if Redis lost its data: the records must be restored from disk
 local PREFIX = 'eckart:'
 local ALL, WAITING, TO_SEND = PREFIX .. 'jobs:all', PREFIX .. 'waiting', PREFIX .. 'to_send'

@@ -96,7 +96,7 @@ def test_types_and_statuses_are_a_contract_with_clients():
         500: {"internal-error", "worker-trouble", "worker-lost"},
         501: {"unreadable-record"},
         503: {"files-locked", "store-unavailable", "not-ready"},
-        507: {"out-of-space"},
+        507: {"out-of-space", "out-of-memory"},
     }
 
 

@@ -139,3 +139,21 @@ def test_the_same_key_at_the_same_time_makes_one_job(service, stored):
 @pytest.mark.parametrize("key", ["", "with space", "k" * 256])
 def test_a_key_that_cannot_be_is_refused(service, stored, key):
     assert_problem(service.submit(stored, **{"Idempotency-Key": key}), 422, "invalid-request")
+
+
+def test_a_layer_that_no_worker_has_the_memory_for_is_refused_before_the_202(start):
+    service = start()
+    content = checkpoint_bytes({"small.weight": (8, 8), "large.weight": (64, 64)})
+    name = service.stored(content)
+    needed = 3 * 64 * 64 * 4
+    service.workers.refresh("w", 60, memory_bytes=needed - 1)
+
+    for answer in (service.submit(name), service.submit_files({"model.safetensors": content})):
+        detail = assert_problem(answer, 507, "out-of-memory")["detail"]
+        assert detail == (
+            f'"large" needs {needed} bytes of memory or more, and no worker may use more than {needed - 1}. '
+            "Exclude it, or give a worker more memory."
+        )
+    assert service.submit(name, {"rank": 1, "exclude": ["large"]}).status_code == 202
+    service.workers.refresh("w", 60, memory_bytes=needed)
+    assert service.submit(name).status_code == 202

@@ -35,6 +35,21 @@ def test_dead_workers_are_not_kept(registry, redis_server):
     assert redis_server.client().zrange("eckart:workers", 0, -1) == ["a"]
 
 
+def test_the_memory_of_the_largest_worker_is_known_once_all_have_said_theirs(registry, redis_server):
+    assert registry.largest_memory_bytes() is None
+    registry.refresh("a", 60, memory_bytes=5)
+    registry.refresh("b", 60, memory_bytes=7)
+    assert registry.largest_memory_bytes() == 7
+    registry.refresh("older", 60)
+    assert registry.largest_memory_bytes() is None
+    registry.leave("older")
+    registry.leave("b")
+    assert registry.largest_memory_bytes() == 5
+    registry.refresh("a", 0)
+    registry.refresh("c", 60)
+    assert redis_server.client().hgetall("eckart:workers:memory") == {}
+
+
 def test_a_server_that_is_down_raises_store_unavailable(registry, redis_server):
     redis_server.kill()
     with pytest.raises(RedisUnavailable):
