@@ -7,6 +7,8 @@ from functools import partial
 import torch
 from pydantic import ValidationError
 
+from schemas.planning.layer import LayerPlan
+from schemas.report import LayerReport
 from worker.checkpoint.spool import LayerSpool
 from worker.context import JobContext, LayerInputs
 from worker.executor import LayerExecutor
@@ -31,25 +33,41 @@ def finish_layers(tasks: Sequence[LayerTask], context: JobContext) -> dict[int, 
 
 
 def spooled_outcome(task: LayerTask, spool: LayerSpool) -> LayerOutcome | None:
-    """Return the outcome of a layer that an earlier attempt finished."""
+    """Return the outcome of a layer that an earlier attempt finished, if it is of this very weight."""
     outcome_json = spool.get(task.number)
     try:
-        return LayerOutcome.model_validate_json(outcome_json) if outcome_json else None
+        outcome = LayerOutcome.model_validate_json(outcome_json) if outcome_json else None
     except ValidationError:
         # Another release wrote it; factor the layer again.
         return None
+    return outcome if outcome is not None and _is_of(task.layer, outcome.report) else None
+
+
+def _is_of(layer: LayerPlan, report: LayerReport) -> bool:
+    planned = (layer.tensor, layer.shape, layer.dtype, layer.transposed, layer.calibrated)
+    return planned == (report.tensor, report.shape, report.dtype, report.transposed, report.calibrated)
 
 
 def _finished_outcome(task: LayerTask, spool: LayerSpool) -> LayerOutcome | None:
     if task.layer.reason is not None:
         return kept_outcome(task, task.layer.reason)
     outcome = spooled_outcome(task, spool)
-    # A layer that had to stay dense changes the ranks of others under a budget; their old factors do not fit.
-    planned = task.layer.rank
     if outcome is None or outcome.rank is None:
         return outcome
-    fits = outcome.rank == planned or not isinstance(planned, int)
-    return outcome if fits and outcome.report.method == task.layer.form.name else None
+    layer, report = task.layer, outcome.report
+    # A layer that had to stay dense changes the ranks of others under a budget; their old factors do not fit.
+    fits = outcome.rank == layer.rank or not isinstance(layer.rank, int)
+    same_form = (report.method, report.selector) == (layer.form.name, layer.form.selector)
+    return outcome if fits and same_form and _is_stored(task, outcome.rank, spool) else None
+
+
+def _is_stored(task: LayerTask, rank: int, spool: LayerSpool) -> bool:
+    """Whether the spool has the tensors that the layer is replaced by at this rank."""
+    expected = [(tensor.dtype, tensor.shape) for tensor in task.layer.stored_tensors(rank)]
+    if task.bias is not None:
+        _, bias = task.bias
+        expected.append((bias.dtype, bias.shape if task.layer.cut_bias is None else (rank,)))
+    return expected == [(tensor.dtype, tensor.shape) for tensor in spool.factors(task.number)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,14 +79,11 @@ def compress_local(
     reference_files = {
         field: tuple(_file_info(found.path(name)) for name in found.names) for field, found in opened.given()
     }
-    # An interrupted run with other weights or another spec must not be resumed.
-    weights = tuple(file for file in files if file.name not in checkpoint.companions)
-    spool_dir = work / _fingerprint({"input": weights, **reference_files}, spec, checkpoint.factored)
     request = CompressionRequest(
         checkpoint,
         files,
         spec,
-        spool_dir=spool_dir,
+        spool_dir=work,
         result_dir=part,
         references=opened,
         reference_files=References(**reference_files),
@@ -114,12 +110,3 @@ def _file_info(path: Path) -> FileInfo:
         while block := file.read(HASH_BYTES):
             digest.update(block)
     return FileInfo(name=path.name, size_bytes=path.stat().st_size, sha256=digest.hexdigest())
-
-
-def _fingerprint(
-    files: Mapping[str, Iterable[FileInfo]], spec: CompressionSpec, factored: Iterable[str]
-) -> str:
-    digests = (f"{use} {file.sha256}" for use, several in files.items() for file in several)
-    # A config.json may list them, which is none of the weights.
-    text = "\n".join([spec.canonical(), *digests, *sorted(factored)])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -21,12 +21,13 @@ from worker.checkpoint.spool import LayerSpool
 from worker.companions import check_config, write_companions
 from worker.context import JobContext, TensorReaders
 from worker.factor_pass import finish_layers
+from worker.fingerprint import work_fingerprint
 from worker.layer import LayerOutcome
 from worker.layer_cache import LayerCache, needed_bytes
 from worker.left_out import count_left_out
 from worker.output import write_output
 from worker.progress import Observer, ProgressTracker
-from worker.report import ReportedCheckpoint, make_report
+from worker.report import ReportedCheckpoint, check_outcomes, make_report
 from worker.tied import keep_tied
 from worker.work_plan import WorkPlan, plan_work
 
@@ -80,7 +81,8 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
     begun = time.perf_counter()
     check_config(request.checkpoint)
     work = plan_work(request.checkpoint, request.spec, request.references)
-    with TensorReaders() as readers, LayerSpool(request.spool_dir) as spool:
+    fingerprint = work_fingerprint(work, request.spec, request.input_files, request.reference_files)
+    with TensorReaders() as readers, LayerSpool(request.spool_dir / fingerprint) as spool:
         work = keep_tied(work, readers, check_canceled=ProgressTracker(work.tasks, observe).between_layers)
         progress = ProgressTracker(work.tasks, observe)
         cache = _layer_cache(request, work, device)
@@ -95,6 +97,7 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
             )
         write = write_adapter if work.adapter else write_output
         output, output_files = write(work, outcomes, context, request.result_dir)
+    check_outcomes(work, outcomes)
     report = make_report(
         replace(work, warnings=(*work.warnings, *warnings)),
         request.spec,

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import zip_longest
 from math import prod, sqrt
 
 import torch
@@ -46,6 +47,19 @@ class ReportedCheckpoint:
     def report(self) -> CheckpointReport:
         size_bytes = sum(file.size_bytes for file in self.files)
         return CheckpointReport(files=self.files, parameters=self.parameters, bytes=size_bytes)
+
+
+class WrongLayers(Exception):  # noqa: N818 - it says what is wrong
+    """The finished layers are not those of the plan, so the result must not be published."""
+
+
+def check_outcomes(work: WorkPlan, outcomes: Sequence[LayerOutcome]) -> None:
+    """Raise `WrongLayers` unless the report will have exactly the plan's layers, in its order."""
+    planned = [(layer.tensor, layer.shape) for layer in work.layers]
+    finished = [(outcome.report.tensor, outcome.report.shape) for outcome in outcomes]
+    if finished != planned:
+        wrong = next((line for line in zip_longest(planned, finished) if line[0] != line[1]), None)
+        raise WrongLayers(f"planned and finished differ: {wrong}")
 
 
 def make_report(

@@ -1,6 +1,7 @@
 """worker/pipeline.py and worker/local.py: from files to files, recomputed with the reference library."""
 
 import json
+import shutil
 from itertools import combinations, pairwise
 from math import prod, sqrt
 
@@ -336,7 +337,7 @@ def test_an_interrupted_run_resumes_and_ends_with_the_same_bytes(save, gaussian,
     with pytest.raises(KeyboardInterrupt):
         compress_local(source, target, spec, device=cpu, observe=pull_the_plug)
     assert not target.exists()
-    (spool_dir,) = tmp_path.glob("broken.work/*")
+    (spool_dir,) = (path for path in tmp_path.glob("broken.work/*") if path.name != "decompositions")
     with LayerSpool(spool_dir) as spool:
         finished = {f"l{number}" for number in range(6) if spool.get(number)}
     assert len(finished) >= 3
@@ -371,17 +372,74 @@ def test_a_file_that_is_compressed_again_lists_the_factored_layers_of_both_passe
     assert second.tensors()["attn.0.weight"].equal(first.tensors()["attn.0.weight"])
 
 
-def test_a_finished_layer_of_another_release_is_done_again(save, gaussian, tmp_path, compress):
-    source = save({"a.weight": gaussian(32, 32)})
-    checkpoint = open_checkpoint(source)
-    with LayerSpool(tmp_path / "spool") as spool:
-        spool.put(0, '{"of": "another release"}', ())
-    request = CompressionRequest(
-        checkpoint, (), CompressionSpec(rank=4), tmp_path / "spool", tmp_path / "result"
-    )
-    report = run_pipeline(request, device=torch.device("cpu"), observe=lambda _progress: None)
+CPU = torch.device("cpu")
 
-    assert report.layers[0].rank == 4
+
+def finished_layers(spool_dir):
+    """Return the tensor of each finished layer of all work in a spool, by number."""
+    found = []
+    for folder in spool_dir.iterdir():
+        with LayerSpool(folder) as spool:
+            outcomes = {number: spool.get(number) for number in range(6)}
+        found.append({n: json.loads(text)["report"]["tensor"] for n, text in outcomes.items() if text})
+    return found
+
+
+@pytest.fixture
+def attempt(save, gaussian, tmp_path):
+    """Compress three weights of one shape on one spool, as attempts of one job do."""
+    source = save({f"{name}.weight": gaussian(32, 32) for name in "abc"})
+
+    def run(number, **options):
+        spec = CompressionSpec.model_validate({"rank": 4} | options)
+        result = tmp_path / f"result-{number}"
+        request = CompressionRequest(open_checkpoint(source), (), spec, tmp_path / "spool", result)
+        run_pipeline(request, device=CPU, observe=lambda _progress: None)
+        return load_file(result / source.name)
+
+    return run
+
+
+def test_finished_layers_of_another_numbering_are_not_taken(attempt, tmp_path):
+    attempt(1, exclude=["a"])
+    whole = attempt(2)
+    assert sorted(map(len, finished_layers(tmp_path / "spool"))) == [2, 3]
+    shutil.rmtree(tmp_path / "spool")
+    alone = attempt(3)
+    assert all(whole[name].equal(alone[name]) for name in alone)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"exclude": ["a"]},
+        {"rank": 5},
+        {"method": "cx"},
+        {"dtype": "bfloat16"},
+        {"layout": "dense"},
+        {"dtype": "int8"},
+    ],
+)
+def test_a_finished_layer_in_the_place_of_another_is_done_again(attempt, tmp_path, options):
+    spool = tmp_path / "spool"
+    expected = attempt(1)
+    (own,) = spool.iterdir()
+    own.rename(tmp_path / "own")
+    attempt(2, **options)
+    (other,) = spool.iterdir()
+    other.rename(own)
+    found = attempt(3)
+    assert all(found[name].equal(expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("outcome", ["{", '{"of": "another release"}', "{}"])
+def test_a_finished_layer_that_cannot_be_read_is_done_again(attempt, tmp_path, outcome):
+    expected = attempt(1)
+    (own,) = (tmp_path / "spool").iterdir()
+    with LayerSpool(own) as spool:
+        spool.put(0, outcome, ())
+    found = attempt(2)
+    assert all(found[name].equal(expected[name]) for name in expected)
 
 
 def test_the_work_can_be_stopped_while_the_output_is_written(save, gaussian, tmp_path):
