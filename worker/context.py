@@ -13,6 +13,7 @@ import torch
 from schemas.format.tensor import TensorInfo
 from worker.checkpoint.reader import CHUNK_BYTES, CheckpointReader
 from worker.checkpoint.spool import LayerSpool
+from worker.device import upload
 from worker.difference import subtract
 from worker.layer_cache import CachedLayer, LayerCache
 from worker.lowrank import Statistics
@@ -123,7 +124,7 @@ class JobContext:
     device: torch.device
 
     def read(self, task: LayerTask) -> LayerInputs:
-        """Read all inputs of a layer."""
+        """Read all inputs of a layer; the weight goes to the device while other layers are computed."""
         cached = self.cache.layer(task) if self.cache else None
         if cached:
             cached.get(0)  # Read together with the weight, since most layers need it first.
@@ -131,7 +132,7 @@ class JobContext:
         if base is not None:
             weight = subtract(weight, base)
         return LayerInputs(
-            weight,
+            upload(weight, self.device),
             self.readers.statistics(task),
             cached,
             base=base if task.layer.dense_layout else None,

@@ -163,8 +163,10 @@ def _over_optimal(layers: Sequence[LayerReport]) -> float | None:
 
 
 def _environment(device: torch.device) -> dict[str, str]:
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {
-        "device": str(device),
+        "device": device.type,
+        **gpu,
         "eckart": version("eckart"),
         "torch": torch.__version__,
         "threads": str(torch.get_num_threads()),

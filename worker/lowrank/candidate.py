@@ -9,7 +9,7 @@ import torch
 
 from worker.lowrank.decomposition import Axis, Decomposition
 from worker.lowrank.error import Residual, measure
-from worker.lowrank.lapack import NotConvergedError, failures, fix_signs, thin_qr
+from worker.lowrank.lapack import converging, fix_signs, thin_qr
 from worker.lowrank.scale import ScaledWeight
 from worker.lowrank.selectors import Indices, Selector, select
 from worker.lowrank.truncation import Factors, fits_dtype
@@ -107,10 +107,8 @@ class DecomposedWeight:
         return rows if self.weighting is None else self._found(self.weighting.weigh_inputs, rows)
 
     def _found(self, weigh: Callable[[torch.Tensor], torch.Tensor], matrix: torch.Tensor) -> torch.Tensor:
-        try:
+        with converging(matrix.device):
             return weigh(matrix)
-        except failures(self.scaled.weight.device) as error:
-            raise NotConvergedError from error
 
     def select(self, selector: Selector, rank: int, axis: Axis) -> Indices:
         """Return the chosen columns or rows, ascending; see :func:`worker.lowrank.selectors.select`."""

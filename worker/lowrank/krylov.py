@@ -7,7 +7,7 @@ import torch
 
 from worker.lowrank.blas import product, self_product
 from worker.lowrank.decomposition import Decomposition
-from worker.lowrank.lapack import failures, fix_signs, leading_eigenpairs, thin_qr
+from worker.lowrank.lapack import NotConvergedError, converging, fix_signs, leading_eigenpairs, thin_qr
 from worker.lowrank.scale import squared_norm
 
 # The share by which the error of a truncation may exceed the best possible one.
@@ -55,7 +55,7 @@ def krylov_decomposition(matrix: torch.Tensor, rank: int, *, seed: int) -> Decom
     short = min(matrix.shape)
     if matrix.dtype != torch.float32 or short < SHORTEST or rank > LARGEST_RANK * short:
         return None
-    with suppress(*failures(matrix.device)):
+    with suppress(NotConvergedError), converging(matrix.device):
         return _search(matrix, rank, seed)
     return None
 

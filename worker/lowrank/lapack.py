@@ -1,5 +1,8 @@
 """Singular values, eigenpairs and QR by LAPACK, and by cuSOLVER on a GPU; which errors they raise."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import scipy.linalg
 import torch
@@ -140,12 +143,23 @@ def triangle(tall: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(r))
 
 
-def failures(device: torch.device) -> tuple[type[Exception], ...]:
-    """Return the exceptions that a decomposition on this device raises where it does not converge."""
-    if device.type == "cpu":
-        return LINALG_ERRORS
-    # cuSOLVER also raises plain RuntimeErrors; the last solver then computes on the CPU.
-    return (RuntimeError, np.linalg.LinAlgError)
+@contextmanager
+def converging(device: torch.device) -> Iterator[None]:
+    """Raise NotConvergedError for whatever a decomposition on this device raises where it does not converge.
+
+    cuSOLVER also raises plain RuntimeErrors. So does torch where the memory of a GPU is full, but that is no
+    reason to try another solver.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except LINALG_ERRORS as error:
+        raise NotConvergedError from error
+    except RuntimeError as error:
+        if device.type == "cpu":
+            raise
+        raise NotConvergedError from error
 
 
 def ridged_cholesky(matrix: torch.Tensor, ridge: float) -> torch.Tensor | None:

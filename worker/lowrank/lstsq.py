@@ -9,7 +9,7 @@ import torch
 
 from worker.lowrank.blas import product
 from worker.lowrank.error import BLOCK_ELEMENTS
-from worker.lowrank.lapack import LINALG_ERRORS, NotConvergedError, failures, full_svd, thin_qr
+from worker.lowrank.lapack import NotConvergedError, converging, full_svd, thin_qr
 from worker.lowrank.scale import times_power
 
 EPS = sys.float_info.epsilon
@@ -85,9 +85,7 @@ class PseudoInverse:
 
 
 def _careful_svd(r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    with suppress(*failures(r.device)):
+    with suppress(NotConvergedError), converging(r.device):
         return full_svd(r)
-    try:
+    with converging(r.device):
         return full_svd(r, iterate=True)
-    except LINALG_ERRORS as error:
-        raise NotConvergedError from error

@@ -6,7 +6,7 @@ import torch
 
 from worker.lowrank.blas import product, restore_torch_threads
 from worker.lowrank.candidate import Candidate, DecomposedWeight, OutOfRangeError
-from worker.lowrank.lapack import LINALG_ERRORS, NotConvergedError, thin_qr
+from worker.lowrank.lapack import converging, thin_qr
 from worker.lowrank.maxvol import BoundedRows, bounded_rows
 from worker.lowrank.scale import times_power
 from worker.lowrank.svd import SVDMethod
@@ -53,10 +53,8 @@ class PivotMethod:
 
 def _bounded_rows(left: torch.Tensor) -> BoundedRows:
     basis, _ = thin_qr(left.to(torch.float64))  # [m, k]
-    try:
+    with converging(left.device):
         return bounded_rows(basis, BOUND)
-    except LINALG_ERRORS as error:
-        raise NotConvergedError from error
 
 
 def _fit(

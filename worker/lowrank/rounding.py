@@ -18,8 +18,9 @@ INNER_COLUMNS = 32
 # Shares of the largest entry that the largest integer may stand for; what is above is clipped. The first of
 # equal ones is taken.
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
-# Elements that the search for scales takes at a time, so that they stay in the processor's cache.
-SEARCH_ELEMENTS = 1 << 18
+# Elements that the search for scales takes at a time, so that they stay in the processor's cache. A GPU
+# needs many at a time to be busy.
+SEARCH_ELEMENTS, SEARCH_ELEMENTS_OF_GPU = 1 << 18, 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +143,8 @@ def _fits(scale: torch.Tensor, columns: torch.Tensor) -> bool:
 def _search(columns: torch.Tensor, importance: torch.Tensor, grid: Grid, exponent: int) -> torch.Tensor:
     """Return the scale [groups, m] of each group of the rows of a matrix, given as columns [n, m]."""
     width = grid.group or len(columns)
-    step = max(1, SEARCH_ELEMENTS // width)
+    elements = SEARCH_ELEMENTS if columns.device.type == "cpu" else SEARCH_ELEMENTS_OF_GPU
+    step = max(1, elements // width)
     scales = []
     for group, weights in zip(torch.split(columns, width), torch.split(importance, width), strict=True):
         parts = torch.split(group, step, dim=1)

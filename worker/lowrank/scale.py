@@ -127,13 +127,15 @@ def scaled_copy(weight: torch.Tensor, exponent: int, dtype: torch.dtype) -> torc
 
 
 def squared_norm(matrix: torch.Tensor) -> float:
-    """Return ‖A‖_F², summed in float64 by blocks of rows.
+    """Return ‖A‖_F², summed in float64; on the CPU by blocks of rows, which suit its caches.
 
     Parameters
     ----------
     matrix : Tensor [m, n]
         A; real and floating, of at least one element.
     """
+    if matrix.device.type != "cpu":  # Each block would wait for the device.
+        return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
     rows = max(1, SUM_ELEMENTS // matrix.shape[1])
     norms = (
         float(torch.linalg.vector_norm(block, dtype=torch.float64)) for block in torch.split(matrix, rows)

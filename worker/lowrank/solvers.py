@@ -11,7 +11,7 @@ from worker.lowrank.blas import self_product
 from worker.lowrank.decomposition import Decomposition, SolverCache
 from worker.lowrank.lapack import (
     NotConvergedError,
-    failures,
+    converging,
     fix_signs,
     full_svd,
     leading_eigenpairs,
@@ -110,8 +110,9 @@ def run_cascade(
             if not energy < math.inf:  # Nor NaN: LAPACK may never return.
                 return
             try:
-                found = solver(matrix, Wanted(num_vectors, all_values, energy))
-            except failures(matrix.device):
+                with converging(matrix.device):
+                    found = solver(matrix, Wanted(num_vectors, all_values, energy))
+            except NotConvergedError:
                 continue
             if not bool(torch.isfinite(found.singular_values).all()):
                 continue

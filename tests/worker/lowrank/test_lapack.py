@@ -6,7 +6,7 @@ import torch
 
 from tests.worker.lowrank.matrices import gaussian, spectrum, with_spectrum
 from worker.lowrank import lapack
-from worker.lowrank.lapack import leading_eigenpairs, thin_qr, triangle
+from worker.lowrank.lapack import NotConvergedError, converging, leading_eigenpairs, thin_qr, triangle
 
 
 @pytest.mark.parametrize("largest", [10, 10_000], ids=["by torch", "by scipy"])
@@ -34,3 +34,21 @@ def test_the_triangle_of_a_qr_is_that_of_the_whole(shape):
     assert triangle(tall).equal(r)
     torch.testing.assert_close(q @ r, tall)
     assert r.equal(r.triu())
+
+
+@pytest.mark.parametrize(
+    ("device", "raised", "seen"),
+    [
+        ("cpu", np.linalg.LinAlgError, NotConvergedError),
+        ("cpu", torch.linalg.LinAlgError, NotConvergedError),
+        ("cpu", RuntimeError, RuntimeError),
+        ("cuda", torch.linalg.LinAlgError, NotConvergedError),
+        ("cuda", RuntimeError, NotConvergedError),
+        ("cuda", torch.OutOfMemoryError, torch.OutOfMemoryError),
+    ],
+)
+def test_only_what_may_be_a_lack_of_convergence_leads_to_another_solver(device, raised, seen):
+    with pytest.raises(seen) as found, converging(torch.device(device)):
+        raise raised
+
+    assert found.type is seen
