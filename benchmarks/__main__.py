@@ -7,7 +7,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import again, calibrated, experts, forms, growth, memory, overhead, peers, selectors, upload
+from benchmarks import (
+    again,
+    calibrated,
+    experts,
+    forms,
+    gpu,
+    growth,
+    memory,
+    overhead,
+    peers,
+    selectors,
+    upload,
+)
 from benchmarks.machine import describe_machine, free_kernels
 from benchmarks.options import Options
 
@@ -22,6 +34,7 @@ BENCHMARKS = {
     "experts": experts.ask,
     "selectors": selectors.ask,
     "calibrated": calibrated.ask,
+    "gpu": gpu.ask,
 }
 
 

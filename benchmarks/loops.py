@@ -9,12 +9,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from schemas.format.files import open_checkpoint
+from schemas.format.files import CheckpointFiles, open_checkpoint
 from schemas.job import Progress
 from schemas.planning.planner import make_plan
+from schemas.planning.references import NO_REFERENCES, References
 from schemas.spec import CompressionSpec
 from worker.lowrank import Factored, FactorRequest, SVDMethod, factor
 from worker.pipeline import CompressionRequest, compress
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,15 @@ def bare_loop(source: Path, target: Path, spec: CompressionSpec, *, threads: int
     return spent_s
 
 
-def pipeline(source: Path, target: Path, spec: CompressionSpec, *, threads: int) -> Phases:
+def pipeline(
+    source: Path,
+    target: Path,
+    spec: CompressionSpec,
+    *,
+    threads: int,
+    device: torch.device = CPU,
+    references: References[CheckpointFiles] = NO_REFERENCES,
+) -> Phases:
     """Run the worker's pipeline: spool, output with untouched tensors and digests, fsync, report."""
     torch.set_num_threads(threads)
     marks: list[tuple[str | None, float]] = []
@@ -67,13 +78,19 @@ def pipeline(source: Path, target: Path, spec: CompressionSpec, *, threads: int)
 
     begun = time.perf_counter()
     request = CompressionRequest(
-        open_checkpoint(source), (), spec, spool_dir=target / "work", result_dir=target / "done"
+        open_checkpoint(source),
+        (),
+        spec,
+        spool_dir=target / "work",
+        result_dir=target / "done",
+        references=references,
     )
-    report = compress(request, device=torch.device("cpu"), observe=observe)
+    report = compress(request, device=device, observe=observe)
     ended = time.perf_counter()
     shutil.rmtree(target)
-    planned = marks[0][1]
-    finished = next(at for layer, at in marks if layer is None)
+    # Before the first layer and after the last one, marks name none.
+    of_layers = [number for number, (layer, _) in enumerate(marks) if layer is not None]
+    planned, finished = marks[of_layers[0]][1], marks[of_layers[-1] + 1][1]
     return Phases(
         total=ended - begun,
         plan=planned - begun,
