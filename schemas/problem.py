@@ -110,8 +110,8 @@ class ProblemKind(Enum):
         "request-timeout",
         408,
         "Timed out while waiting for the body",
-        "No data arrived for {idle_s} s, so the upload was discarded; send it again.",
-        {"idle_s": "60"},
+        "{reason}, so the upload was discarded; send it again.",
+        {"reason": "No data arrived for 60 s"},
     )
     CONTENT_CONFLICT = (
         "content-conflict",

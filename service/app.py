@@ -20,7 +20,7 @@ from service.reaper import run_reaper
 from service.routes import checkpoints, docs, health, jobs, plans, results
 from service.settings import Settings
 from service.turns import Turns
-from service.uploads import DiskSpace
+from service.uploads import DiskSpace, UploadSlots
 from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore
 from state.jobs import JobStore
@@ -51,6 +51,7 @@ def open_services(settings: Settings) -> Services:
         queue=queue,
         workers=workers,
         planning=PlanningPool(),
+        uploads=UploadSlots(settings.max_uploads),
         stopping=Event(),
         turns=turns,
         metrics=Metrics(StateCollector(jobs=jobs, queue=queue, workers=workers, space=space, turns=turns)),

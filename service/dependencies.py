@@ -17,7 +17,7 @@ from service.metrics import Metrics
 from service.planning_pool import PlanningPool
 from service.settings import Settings
 from service.turns import Turns
-from service.uploads import BodyStream, DiskSpace, Sink, check_declared_size, receive_body
+from service.uploads import BodyStream, DiskSpace, Sink, UploadSlots, check_declared_size, receive_body
 from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore
 from state.jobs import JobStore
@@ -41,6 +41,7 @@ class Services:
     workers: WorkerRegistry
     metrics: Metrics
     planning: PlanningPool
+    uploads: UploadSlots
     stopping: Event
     turns: Turns
 
@@ -86,12 +87,14 @@ class RequestBody:
     async def store(self, begin: Callable[[], Sink[T]]) -> T:
         """Stream an upload into a sink that writes to the disk."""
         limit_bytes = self._services.settings.max_upload_bytes
-        return await self._stream(begin, limit_bytes=limit_bytes, space=self._services.space)
+        with self._services.uploads.one():
+            return await self._stream(begin, limit_bytes=limit_bytes, space=self._services.space)
 
     async def collect(self, begin: Callable[[], Sink[T]], *, limit_bytes: int) -> T:
         """Check a body's headers and stream it into a sink that keeps it in memory."""
         check_declared_size(self.request, limit_bytes=limit_bytes)
-        return await self._stream(begin, limit_bytes=limit_bytes, space=None)
+        with self._services.uploads.one():
+            return await self._stream(begin, limit_bytes=limit_bytes, space=None)
 
     async def json_text(self) -> bytes:
         """Read the whole of a JSON body."""
@@ -105,8 +108,14 @@ class RequestBody:
         return await receive_body(body, begin, count=self._services.metrics.upload_bytes.inc)
 
     def _open(self, *, limit_bytes: int, space: DiskSpace | None) -> BodyStream:
-        idle_timeout_s = self._services.settings.idle_timeout_s
-        return BodyStream(self.request, limit_bytes=limit_bytes, idle_timeout_s=idle_timeout_s, space=space)
+        settings = self._services.settings
+        return BodyStream(
+            self.request,
+            limit_bytes=limit_bytes,
+            idle_timeout_s=settings.idle_timeout_s,
+            least_bytes_per_s=settings.min_upload_bytes_per_s,
+            space=space,
+        )
 
 
 RequestBodyDep = Annotated[RequestBody, Depends()]

@@ -49,6 +49,14 @@ class Settings(StateSettings):
     idle_timeout_s: float = Field(
         default=60, gt=0, description="An upload is dropped if no data arrives for this long."
     )
+    min_upload_bytes_per_s: int = Field(
+        default=10_000,
+        ge=0,
+        description="An upload is dropped if it is slower than this on average, after its first minute.",
+    )
+    max_uploads: int = Field(
+        default=64, ge=1, description="How many uploads may be under way at a time; more get 429."
+    )
     max_wait_s: float = Field(
         default=50,
         gt=0,

@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import shutil
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
@@ -23,6 +24,7 @@ FIRST_BLOCK_BYTES = 64 * 2**10
 BLOCK_BYTES = 4 * 2**20
 QUEUED_BLOCKS = 2
 PAUSE_S = 0.05
+RATE_AFTER_S = 60.0
 
 log = logging.getLogger("eckart.service")
 
@@ -65,6 +67,25 @@ class DiskSpace:
         return nbytes + self.min_free_bytes - self.free_bytes()
 
 
+class UploadSlots:
+    """Counts the uploads under way, and refuses more than there may be at a time."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Count an upload; entered and left on the event loop alone."""
+        if self._taken >= self._limit:
+            raise ProblemError(ProblemKind.BUSY, f"{self._limit} uploads are under way already.")
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
+
+
 def check_declared_size(request: Request, *, limit_bytes: int) -> int | None:
     """Check the headers that describe the body; return its size, or None where Content-Length is absent."""
     if request.headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}:
@@ -87,15 +108,25 @@ class BodyStream:
     """
 
     def __init__(
-        self, request: Request, *, limit_bytes: int, idle_timeout_s: float, space: DiskSpace | None
+        self,
+        request: Request,
+        *,
+        limit_bytes: int,
+        idle_timeout_s: float,
+        least_bytes_per_s: int,
+        space: DiskSpace | None,
+        rate_after_s: float = RATE_AFTER_S,
     ) -> None:
         self._receive = request.receive
         self._client = request.client
         self._path = request.url.path
         self._limit_bytes = limit_bytes
         self._idle_timeout_s = idle_timeout_s
+        self._least_bytes_per_s = least_bytes_per_s
+        self._rate_after_s = rate_after_s
         self._space = space
         self._seen_bytes = 0
+        self._waited_s = 0.0
         self._more = True
         # Whether the client had sent nothing more when the last block was complete.
         self.paused = False
@@ -131,8 +162,12 @@ class BodyStream:
         return b"".join([b"".join(block) async for block in self.blocks()])
 
     async def _chunk(self, timeout_s: float) -> bytes:
-        async with asyncio.timeout(timeout_s):
-            message = await self._receive()
+        begun_s = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout_s):
+                message = await self._receive()
+        finally:
+            self._waited_s += time.monotonic() - begun_s
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         self._more = message.get("more_body", False)
@@ -140,6 +175,8 @@ class BodyStream:
         self._seen_bytes += len(chunk)
         if self._seen_bytes > self._limit_bytes:
             raise TooLarge(self._limit_bytes)
+        if self._more:
+            self._check_rate()
         return chunk
 
     def log_interruption(self) -> None:
@@ -148,7 +185,16 @@ class BodyStream:
         log.info("%s broke off its upload to %s after %d bytes", client, quote(self._path), self._seen_bytes)
 
     def _timed_out(self) -> ProblemError:
-        return ProblemError(ProblemKind.REQUEST_TIMEOUT, values={"idle_s": f"{self._idle_timeout_s:g}"})
+        return ProblemError(ProblemKind.REQUEST_TIMEOUT, f"No data arrived for {self._idle_timeout_s:g} s")
+
+    def _check_rate(self) -> None:
+        """Drop a client that has had a minute and sends too little; time spent here does not count."""
+        if (
+            self._waited_s > self._rate_after_s
+            and self._seen_bytes < self._least_bytes_per_s * self._waited_s
+        ):
+            reason = f"Less than {self._least_bytes_per_s} bytes a second arrived"
+            raise ProblemError(ProblemKind.REQUEST_TIMEOUT, reason)
 
 
 class Writer(Generic[T]):

@@ -37,6 +37,7 @@ from state.files import (
     PART_ENDING,
     AtomicFile,
     disk_errors,
+    is_of_this_kernel,
     is_orphaned,
     locked,
     make_directory,
@@ -53,6 +54,8 @@ MANIFEST = TypeAdapter(dict[str, FileInfo])
 A_WEIGHT_FILE = "a .safetensors file"
 AN_INDEX = "an index file (*.safetensors.index.json)"
 MISSING_SHOWN = 1000
+# A temporary file is locked within this time after it was opened.
+JUST_BEGUN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,7 +325,12 @@ def _weight_files(names: Collection[str]) -> list[str]:
 
 
 def _remove_orphan(part: Path, limit: float) -> bool:
-    """Remove an orphaned temporary file; what is no file, or cannot be removed, stays."""
+    """Remove an orphaned temporary file; what is no file, or cannot be removed, stays.
+
+    It lies there until `limit`, since other machines' locks may be unknown here; one of this kernel does not.
+    """
+    if is_of_this_kernel(part):
+        limit = max(limit, time.time() - JUST_BEGUN_S)
     try:
         if not (part.is_file() and _is_older(part, limit) and is_orphaned(part)):
             return False

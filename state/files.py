@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,6 +20,8 @@ from state.errors import FilesLocked, OutOfSpace
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 PART_ENDING = ".part"
 FLUSH_BYTES = 16 << 20
+# Space is reserved ahead of what has arrived by as much as has arrived, but at least and at most by this.
+LEAST_AHEAD_BYTES, MOST_AHEAD_BYTES = 64 << 20, 1 << 30
 # A lock is held for milliseconds; whoever holds one for so long is stopped or waits for a dead disk.
 LOCK_WAIT_S = 10.0
 LOCK_POLL_S = (0.002, 0.05)
@@ -43,7 +46,8 @@ class AtomicFile:
     mode : int, optional
         The permissions of the published file; the umask's by default.
     reserve_bytes : int, optional
-        Space to allocate at once, so that a disk that is too small is noticed before the first byte.
+        The size that the file will have, so that a disk that is too small is noticed before the first byte.
+        Space is allocated in steps ahead of what is written, so that nobody gets all of it for an announcement.
 
     Attributes
     ----------
@@ -72,6 +76,7 @@ class AtomicFile:
         self.path = path
         self.size_bytes = 0
         self._flushed_bytes = 0
+        self._expected_bytes = self._reserved_bytes = 0
         self._durable = durable
         self._mode = mode
         self._sha256 = hashlib.sha256()
@@ -81,7 +86,7 @@ class AtomicFile:
             self.part.unlink(missing_ok=True)
         else:
             make_directory(parts)
-            self.part = parts / (secrets.token_hex(16) + PART_ENDING)
+            self.part = parts / f"{_kernel()}-{secrets.token_hex(16)}{PART_ENDING}"
         # Narrow permissions are set from the start: nobody else may open the file before it is whole.
         permissions = 0o666 if mode is None else 0o600
         self._descriptor = os.open(self.part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, permissions)
@@ -89,8 +94,10 @@ class AtomicFile:
         try:
             if parts is not None:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-            if reserve_bytes and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._descriptor, 0, reserve_bytes)
+            if reserve_bytes and shutil.disk_usage(self.part.parent).free < reserve_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.part))  # noqa: TRY301
+            self._expected_bytes = reserve_bytes or 0
+            self._reserve()
         except BaseException:
             self.abort()
             raise
@@ -105,6 +112,8 @@ class AtomicFile:
 
     def write(self, block: bytes | bytearray | memoryview) -> None:
         """Append bytes, counting and hashing them; the memory may be used again when the call returns."""
+        if self.size_bytes + len(block) > self._reserved_bytes:
+            self._reserve()
         with memoryview(block) as view:
             self._sha256.update(view)
             rest = view
@@ -163,6 +172,13 @@ class AtomicFile:
             return False
         return os.path.samestat(named, os.fstat(self._descriptor))
 
+    def _reserve(self) -> None:
+        ahead = min(max(self.size_bytes, LEAST_AHEAD_BYTES), MOST_AHEAD_BYTES)
+        end = min(self._expected_bytes, self.size_bytes + ahead)
+        if end > self._reserved_bytes and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._descriptor, self._reserved_bytes, end - self._reserved_bytes)
+            self._reserved_bytes = end
+
     def _flush_early(self) -> None:
         """Let the disk begin while more is written, so that making it durable at the end takes less time.
 
@@ -183,6 +199,21 @@ def write_atomic(path: Path, content: bytes) -> FileInfo:
     with AtomicFile(path) as file:
         file.write(content)
         return file.publish()
+
+
+@cache
+def _kernel() -> str:
+    """Return a name of the running kernel, which knows the locks of all its processes at once."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        boot = secrets.token_bytes(16)
+    return hashlib.sha256(boot).hexdigest()[:8]
+
+
+def is_of_this_kernel(part: Path) -> bool:
+    """Whether a temporary file was made under this kernel, so that its lock tells at once if it is written."""
+    return part.name.startswith(_kernel() + "-")
 
 
 def is_orphaned(part: Path) -> bool:

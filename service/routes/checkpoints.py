@@ -37,6 +37,7 @@ UPLOAD_PROBLEMS = (
     ProblemKind.INVALID_CHECKPOINT,
     ProblemKind.PARTIAL_BODY,
     ProblemKind.OUT_OF_SPACE,
+    ProblemKind.BUSY,
     ProblemKind.FILES_LOCKED,
 )
 

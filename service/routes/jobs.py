@@ -47,7 +47,6 @@ SUBMIT_PROBLEMS = (
     ProblemKind.INVALID_BASE,
     ProblemKind.INVALID_MULTIPART,
     ProblemKind.IDEMPOTENCY_MISMATCH,
-    ProblemKind.BUSY,
     ProblemKind.OUT_OF_MEMORY,
     ProblemKind.STORE_UNAVAILABLE,
 )

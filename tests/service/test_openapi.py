@@ -143,8 +143,8 @@ def test_every_header_has_a_description_and_an_example(operations):
 @pytest.mark.parametrize(
     ("operation", "statuses"),
     [
-        ("put /v1/checkpoints/{checkpoint_id}/{filename}", "200 201 408 409 412 413 415 422 503 507"),
-        ("post /v1/checkpoints/{checkpoint_id}", "200 201 408 409 413 415 422 503 507"),
+        ("put /v1/checkpoints/{checkpoint_id}/{filename}", "200 201 408 409 412 413 415 422 429 503 507"),
+        ("post /v1/checkpoints/{checkpoint_id}", "200 201 408 409 413 415 422 429 503 507"),
         ("get /v1/checkpoints/{checkpoint_id}", "200 404 422 429"),
         ("delete /v1/checkpoints/{checkpoint_id}", "204 404 409 503"),
         ("post /v1/jobs", "202 404 408 409 413 415 422 429 503 507"),

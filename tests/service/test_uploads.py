@@ -1,18 +1,22 @@
 """`service.uploads`: bodies are streamed, limited and checked as they arrive; refused ones leave nothing."""
 
+import asyncio
 import os
 import secrets
 import socket
 import time
 
 import pytest
+from starlette.requests import Request
 
-from service.uploads import DiskSpace
+from schemas.problem import ProblemKind
+from service.errors import ProblemError
+from service.uploads import BodyStream, DiskSpace
 from state.cache import DecompositionCache
 from state.data_dir import DataDir
 from state.errors import OutOfSpace
 from tests.service.files import big_checkpoint, checkpoint_bytes
-from tests.service.running import assert_problem
+from tests.service.running import assert_problem, until
 from tests.stopped import stopped_holder
 
 MODEL = checkpoint_bytes()
@@ -195,3 +199,53 @@ def test_files_that_a_stopped_process_locks_are_503_and_nothing_is_left(start, m
         assert refused.headers["Retry-After"] == "30"
         assert service.leftovers() == []
     assert service.put("c", "model.safetensors", MODEL).status_code == 201
+
+
+def test_more_uploads_than_may_be_under_way_are_told_to_come_again(start):
+    service = start(max_uploads=1)
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as first:
+        first.sendall(
+            b"PUT /v1/checkpoints/first/model.safetensors HTTP/1.1\r\nHost: localhost\r\n"
+            + f"Content-Length: {len(MODEL)}\r\n\r\n".encode()
+            + MODEL[:1]
+        )
+        until(service.leftovers)
+        refused = service.put("second", "model.safetensors", MODEL)
+        assert_problem(refused, 429, "busy")
+        assert refused.headers["retry-after"] == "2"
+        first.sendall(MODEL[1:])
+        assert first.recv(65_536).startswith(b"HTTP/1.1 201 ")
+    assert service.put("second", "model.safetensors", MODEL).status_code == 201
+
+
+def arrives(chunks, *, rate_after_s):
+    """Receive a body in these chunks, a millisecond apart, where ten million bytes a second are asked for."""
+    left = list(chunks)
+
+    async def receive():
+        await asyncio.sleep(0.001)
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    scope = {
+        "type": "http",
+        "method": "PUT",
+        "path": "/",
+        "headers": [],
+        "query_string": b"",
+        "server": ("", 0),
+    }
+    limits = {
+        "limit_bytes": 1000,
+        "idle_timeout_s": 9,
+        "least_bytes_per_s": 10**7,
+        "rate_after_s": rate_after_s,
+    }
+    return asyncio.run(BodyStream(Request(scope, receive), space=None, **limits).whole())
+
+
+def test_an_upload_slower_than_the_least_rate_is_dropped_after_its_first_minute():
+    with pytest.raises(ProblemError, match="Less than 10000000 bytes a second arrived") as refused:
+        arrives([b"x"] * 5, rate_after_s=0)
+    assert refused.value.kind is ProblemKind.REQUEST_TIMEOUT
+
+    assert arrives([b"x"] * 5, rate_after_s=60) == b"xxxxx"

@@ -233,3 +233,16 @@ def test_nobody_waits_for_ever_for_the_lock_of_a_stopped_process(tmp_path):
         pass
     with locked(tmp_path / "lock", wait_s=0):
         pass
+
+
+def test_space_is_reserved_in_steps_ahead_of_what_is_written(make, path):
+    def allocated(file):
+        return file.part.stat().st_blocks * 512
+
+    with make(path, reserve_bytes=200 << 20) as file:
+        assert 64 << 20 <= allocated(file) < 66 << 20
+        file.write(bytes(1 << 20))
+        assert allocated(file) < 66 << 20
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+        assert 120 << 20 < allocated(file) < 140 << 20

@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -139,9 +141,15 @@ def test_a_killed_upload_leaves_only_a_temporary_file_which_the_sweep_removes(
     (part,) = names_in(tmp_path / "parts")
     assert part.endswith(".part")
     assert not checkpoints.exists("m")
+    # At once as soon as it cannot be one that begins, since this kernel knows that nobody has its lock.
     assert checkpoints.sweep_parts(3600) == 0
+    aged = tmp_path / "parts" / part
+    os.utime(aged, (time.time() - 6, time.time() - 6))
+    foreign = aged.with_name("00000000-1.part")
+    shutil.copy2(aged, foreign)
+    assert checkpoints.sweep_parts(3600) == 1
+    assert names_in(tmp_path / "parts") == [foreign.name]
     assert checkpoints.sweep_parts(-1) == 1
-    assert names_in(tmp_path / "parts") == []
 
 
 def test_an_upload_in_progress_is_not_swept_however_long_it_takes(checkpoints, uploading, tmp_path):
