@@ -47,7 +47,7 @@ class AtomicFile:
         The permissions of the published file; the umask's by default.
     reserve_bytes : int, optional
         The size that the file will have, so that a disk that is too small is noticed before the first byte.
-        Space is allocated in steps ahead of what is written, so that nobody gets all of it for an announcement.
+        Space is allocated in steps ahead of what is written, so that none is given for an announcement alone.
 
     Attributes
     ----------
@@ -212,7 +212,7 @@ def _kernel() -> str:
 
 
 def is_of_this_kernel(part: Path) -> bool:
-    """Whether a temporary file was made under this kernel, so that its lock tells at once if it is written."""
+    """Whether a temporary file was made under this kernel, so that its lock tells if anyone writes it."""
     return part.name.startswith(_kernel() + "-")
 
 
