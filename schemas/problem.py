@@ -55,6 +55,15 @@ class ProblemKind(Enum):
         "Malformed HTTP request",
         "The request's head or its chunks break the rules of HTTP/1.1; use an ordinary client.",
     )
+    UNAUTHORIZED = (
+        "unauthorized",
+        401,
+        "A key is needed",
+        (
+            "This service takes requests with a key that it knows: send it as `Authorization: Bearer <key>` "
+            "or as `X-API-Key: <key>`. Its operator gives out keys."
+        ),
+    )
     CROSS_SITE = (
         "cross-site",
         403,
@@ -301,6 +310,13 @@ class ProblemKind(Enum):
         "Too much at a time",
         "{reason} Try again in a few seconds.",
         {"reason": "2 plans are being made, and 16 more requests wait for theirs."},
+    )
+    OVER_QUOTA = (
+        "over-quota",
+        429,
+        "Over a quota",
+        "The request was refused: {found}. To go on, {advice}, and send it again.",
+        {"found": "8 uploads are under way already", "advice": "wait for one to end"},
     )
     HEADERS_TOO_LARGE = (
         "headers-too-large",

@@ -9,13 +9,15 @@ from threading import Event
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from service.browsers import AllowedHosts, ForeignRequests
+from service.authentication import Authentication
+from service.browsers import ANY_HOST, AllowedHosts, ForeignRequests
 from service.dependencies import LifespanState, Services
 from service.metrics import Metrics, StateCollector
 from service.middleware import Measure, RequestId, RootPath, UnreadBody
 from service.openapi import DocumentedApp
 from service.planning_pool import PlanningPool
 from service.problems import HANDLERS
+from service.quotas import Quotas
 from service.reaper import run_reaper
 from service.routes import checkpoints, docs, health, jobs, plans, results
 from service.settings import Settings
@@ -37,7 +39,13 @@ def open_services(settings: Settings) -> Services:
     client = redis_client(settings.redis_url)
     decompositions = DecompositionCache.shared(settings.data_dir, limit_bytes=settings.cache_bytes)
     space = DiskSpace(settings.data_dir, settings.min_free_bytes, decompositions)
-    jobs = JobStore(client, settings.data_dir, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
+    jobs = JobStore(
+        client,
+        settings.data_dir,
+        lease_s=settings.lease_s,
+        max_attempts=settings.max_attempts,
+        most_waiting=settings.owner_jobs,
+    )
     queue = JobQueue(settings.redis_url)
     workers = WorkerRegistry(client)
     turns = Turns(every_s=settings.reaper_s)
@@ -52,6 +60,7 @@ def open_services(settings: Settings) -> Services:
         workers=workers,
         planning=PlanningPool(),
         uploads=UploadSlots(settings.max_uploads),
+        quotas=Quotas(settings),
         stopping=Event(),
         turns=turns,
         metrics=Metrics(StateCollector(jobs=jobs, queue=queue, workers=workers, space=space, turns=turns)),
@@ -61,6 +70,9 @@ def open_services(settings: Settings) -> Services:
 def create_app(settings: Settings) -> FastAPI:
     """Make the application; only its lifespan touches the disk or Redis."""
     services = open_services(settings)
+    keys = settings.key_ring
+    # A page under a rebound name knows no key.
+    named_hosts = settings.named_hosts or ((ANY_HOST,) if keys else ())
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[LifespanState]:
@@ -87,7 +99,8 @@ def create_app(settings: Settings) -> FastAPI:
             Middleware(RequestId),
             Middleware(Measure, metrics=services.metrics),
             Middleware(UnreadBody),
-            Middleware(ForeignRequests, hosts=AllowedHosts(settings.host, settings.named_hosts)),
+            Middleware(ForeignRequests, hosts=AllowedHosts(settings.host, named_hosts)),
+            Middleware(Authentication, keys=keys),
         ],
         docs_url=None,
         redoc_url=None,

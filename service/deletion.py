@@ -16,9 +16,11 @@ def delete_job(services: Services, job_id: str) -> None:
         with suppress(CheckpointInUse, CheckpointNotFound):
             delete_checkpoint(services, record.checkpoint)
     services.jobs.delete(job_id)
+    services.quotas.forget(services.owner)
 
 
 def delete_checkpoint(services: Services, checkpoint_id: str) -> None:
     """Delete a checkpoint's files, unless a job needs them."""
     with services.jobs.locked_for_deletion(checkpoint_id):
         services.checkpoints.delete(checkpoint_id)
+    services.quotas.forget(services.owner)

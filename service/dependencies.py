@@ -1,7 +1,7 @@
 """What routes depend on: the services, the request's body, and parameters that several routes share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import Annotated, Any, TypedDict, TypeVar
 
@@ -12,9 +12,12 @@ from starlette.requests import Request
 
 from schemas.format.names import CHECKPOINT_ID
 from schemas.job import JobState
+from service.errors import ProblemError
 from service.json_body import require_json
+from service.keys import WITHOUT_KEYS
 from service.metrics import Metrics
 from service.planning_pool import PlanningPool
+from service.quotas import Quotas, too_many_bytes
 from service.settings import Settings
 from service.turns import Turns
 from service.uploads import BodyStream, DiskSpace, Sink, UploadSlots, check_declared_size, receive_body
@@ -29,7 +32,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything that the API works with; made once, by `service.app`."""
+    """Everything that the API works with; made once, by `service.app`.
+
+    What a request gets is its owner's: `checkpoints`, `jobs` and `decompositions` of others do not exist.
+    """
 
     settings: Settings
     redis: Redis
@@ -42,8 +48,24 @@ class Services:
     metrics: Metrics
     planning: PlanningPool
     uploads: UploadSlots
+    quotas: Quotas
     stopping: Event
     turns: Turns
+    owner: str = WITHOUT_KEYS
+
+    def of(self, owner: str) -> "Services":
+        """Return the services for the requests of one owner."""
+        return replace(
+            self,
+            owner=owner,
+            checkpoints=self.checkpoints.of(owner),
+            jobs=self.jobs.of(owner),
+            decompositions=self.decompositions.of(owner),
+        )
+
+    def left_bytes(self) -> int | None:
+        """Return how many bytes more the owner may store; None: any number."""
+        return self.quotas.left_bytes(self.owner, self.checkpoints, self.jobs)
 
 
 class LifespanState(TypedDict):
@@ -54,7 +76,7 @@ class LifespanState(TypedDict):
 
 def _services(request: Request) -> Services:
     services: Services = request.state.services
-    return services
+    return services.of(request.state.owner)
 
 
 ServicesDep = Annotated[Services, Depends(_services)]
@@ -74,6 +96,8 @@ class RequestBody:
     def __init__(self, request: Request, services: ServicesDep) -> None:
         self.request = request
         self._services = services
+        self._left_bytes: int | None = None
+        self._seen_bytes = 0
 
     async def check_upload(self) -> int | None:
         """Check an upload's headers, and the disk space for it, before its body is read.
@@ -81,14 +105,32 @@ class RequestBody:
         Returns its size where Content-Length gives it.
         """
         nbytes = check_declared_size(self.request, limit_bytes=self._services.settings.max_upload_bytes)
+        await run_in_threadpool(self._require_quota, nbytes or 0)
         await run_in_threadpool(self._services.space.require, nbytes or 0)
         return nbytes
 
     async def store(self, begin: Callable[[], Sink[T]]) -> T:
         """Stream an upload into a sink that writes to the disk."""
         limit_bytes = self._services.settings.max_upload_bytes
-        with self._services.uploads.one():
+        with self._services.uploads.one(), self._services.quotas.uploading(self._services.owner):
             return await self._stream(begin, limit_bytes=limit_bytes, space=self._services.space)
+
+    def _require_quota(self, nbytes: int) -> None:
+        self._left_bytes = self._services.left_bytes()
+        if self._left_bytes is not None and max(nbytes, 1) > self._left_bytes:
+            raise self._over_quota()
+
+    def _count(self, nbytes: int) -> None:
+        """Count bytes that are to be stored; a body of unknown length may come to the quota only now."""
+        self._services.metrics.upload_bytes.inc(nbytes)
+        self._services.quotas.add(self._services.owner, nbytes)
+        self._seen_bytes += nbytes
+        if self._left_bytes is not None and self._seen_bytes > self._left_bytes:
+            raise self._over_quota()
+
+    def _over_quota(self) -> ProblemError:
+        assert self._services.settings.owner_bytes is not None
+        return too_many_bytes(self._services.settings.owner_bytes)
 
     async def collect(self, begin: Callable[[], Sink[T]], *, limit_bytes: int) -> T:
         """Check a body's headers and stream it into a sink that keeps it in memory."""
@@ -105,7 +147,8 @@ class RequestBody:
 
     async def _stream(self, begin: Callable[[], Sink[T]], *, limit_bytes: int, space: DiskSpace | None) -> T:
         body = self._open(limit_bytes=limit_bytes, space=space)
-        return await receive_body(body, begin, count=self._services.metrics.upload_bytes.inc)
+        count = self._services.metrics.upload_bytes.inc if space is None else self._count
+        return await receive_body(body, begin, count=count)
 
     def _open(self, *, limit_bytes: int, space: DiskSpace | None) -> BodyStream:
         settings = self._services.settings

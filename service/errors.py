@@ -6,10 +6,12 @@ from schemas.problem import FieldProblem, Problem, ProblemKind
 
 # The headers that every answer of a kind carries.
 HEADERS: Mapping[ProblemKind, Mapping[str, str]] = {
+    ProblemKind.UNAUTHORIZED: {"WWW-Authenticate": 'Bearer realm="eckart"'},
     ProblemKind.ENCODED_BODY: {"Accept-Encoding": "identity"},
     ProblemKind.BUSY: {"Retry-After": "2"},
     ProblemKind.STORE_UNAVAILABLE: {"Retry-After": "5"},
     ProblemKind.FILES_LOCKED: {"Retry-After": "30"},
+    ProblemKind.OVER_QUOTA: {"Retry-After": "30"},
     ProblemKind.NOT_READY: {"Retry-After": "5"},
 }
 

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from schemas.job import JobRequest
 from schemas.problem import Problem, ProblemKind
+from service.authentication import OPEN_PATHS
 from service.browsers import PROBES, SAFE_METHODS, SecurityHeaders
 from service.errors import HEADERS as PROBLEM_HEADERS
 
@@ -68,6 +69,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     "Repr-Digest": _header(
         "The SHA-256 of the whole file, RFC 9530.", "sha-256=:n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg=:"
     ),
+    "WWW-Authenticate": _header("How to send a key.", 'Bearer realm="eckart"'),
     "Retry-After": _header("Seconds to wait before asking again.", 2, "integer"),
 }
 
@@ -161,6 +163,13 @@ PLAN_BODY = {
 }
 
 
+# Both carry the same key, and neither is needed where the service has none.
+SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+
 class DocumentedApp(FastAPI):
     """Adds the models that only streamed bodies and problems refer to, and removes FastAPI's own 422."""
 
@@ -180,9 +189,12 @@ class DocumentedApp(FastAPI):
         _, added = models_json_schema(models, ref_template=REFERENCE)
         schemas = document["components"]["schemas"]
         schemas |= added["$defs"]
+        document["components"]["securitySchemes"] = SECURITY_SCHEMES
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         for method, path, operation in _operations(document):
+            if path not in OPEN_PATHS:
+                operation["security"] = [{}, {"bearer": []}, {"header": []}]
             for kind in _refused_before_routes(method, path):
                 operation["responses"][str(kind.status)] = _response([kind])
             # FastAPI adds its own 422 wherever there are parameters, even if none of them can be invalid.
@@ -202,3 +214,5 @@ def _refused_before_routes(method: str, path: str) -> Iterator[ProblemKind]:
         yield ProblemKind.CROSS_SITE
     if path not in PROBES:
         yield ProblemKind.FOREIGN_HOST
+    if path not in OPEN_PATHS:
+        yield ProblemKind.UNAUTHORIZED

@@ -3,8 +3,9 @@
 import ipaddress
 import re
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 
+from service.keys import KeyRing
 from state.settings import StateSettings
 
 # A path that cannot leave the host it is appended to, nor break out of a header, a script or an attribute.
@@ -26,6 +27,23 @@ class Settings(StateSettings):
         description="Further hosts that requests may name in `Host`, separated by commas, such as "
         "`models.example`; `*`: any. Always allowed: `ECKART_HOST`, `localhost`, `127.0.0.1` and `[::1]`, "
         "and where `ECKART_HOST` is `0.0.0.0` or `::`, any IP address.",
+    )
+    api_keys: SecretStr | None = Field(
+        default=None,
+        description="The keys that clients need: `name:secret`, separated by commas, or `@` and the path of "
+        "a file with one a line; `sha256:<hex>` may stand for a secret. Unset: no keys are needed.",
+    )
+    owner_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="The most bytes of checkpoints and results that the owner of a key may store. Unset: as "
+        "many as the disk holds.",
+    )
+    owner_jobs: int = Field(
+        default=1000, ge=1, description="The most jobs that the owner of a key may have waiting."
+    )
+    owner_uploads: int = Field(
+        default=32, ge=1, description="The most uploads that the owner of a key may have under way."
     )
     root_path: str = Field(
         default="",
@@ -73,6 +91,21 @@ class Settings(StateSettings):
         return tuple(
             host.strip().lower().strip("[]") for host in self.allowed_hosts.split(",") if host.strip()
         )
+
+    @field_validator("api_keys")
+    @classmethod
+    def _are_keys(cls, api_keys: SecretStr | None) -> SecretStr | None:
+        if api_keys is not None:
+            try:
+                KeyRing(api_keys.get_secret_value())
+            except OSError as error:
+                raise ValueError(f"the file that it names cannot be read: {error.strerror}") from None
+        return api_keys
+
+    @property
+    def key_ring(self) -> KeyRing | None:
+        """The keys; None: none are needed."""
+        return None if self.api_keys is None else KeyRing(self.api_keys.get_secret_value())
 
     @field_validator("allowed_hosts")
     @classmethod

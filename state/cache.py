@@ -4,6 +4,7 @@ Nothing here is flushed to the disk: checksums show what a power failure left in
 disk is logged and never raised, since a missing decomposition can be computed again.
 """
 
+import copy
 import hashlib
 import json
 import logging
@@ -29,6 +30,7 @@ log = logging.getLogger("eckart.state")
 
 ENDING = ".safetensors"
 SEPARATOR = "-"
+OWNER_SEPARATOR = "@"
 # The most solvers that a cascade has, and so the most decompositions of one tensor, ever more accurate.
 MAX_SOLVERS = 4
 # Of the free disk and the cache together, the cache takes at most one part in so many.
@@ -106,8 +108,11 @@ ADDED_FIELDS = frozenset({"base_sha256", "variant"})
 class DecompositionCache:
     """Decompositions below one folder; the least recently used are evicted first."""
 
-    def __init__(self, folder: Path, parts: Path, *, limit_bytes: int | None, spare_bytes: int = 0) -> None:
+    def __init__(
+        self, folder: Path, parts: Path, *, limit_bytes: int | None, spare_bytes: int = 0, owner: str = ""
+    ) -> None:
         self._folder = folder
+        self._owner = owner
         self._parts = parts
         self._limit_bytes = limit_bytes
         self._spare_bytes = spare_bytes
@@ -115,10 +120,23 @@ class DecompositionCache:
         self._hasty_until_s = 0.0
 
     @classmethod
-    def shared(cls, data_dir: Path, *, limit_bytes: int | None, spare_bytes: int = 0) -> Self:
-        """Return the cache of the data directory; it leaves `spare_bytes` of the disk to a job."""
+    def shared(
+        cls, data_dir: Path, *, limit_bytes: int | None, spare_bytes: int = 0, owner: str = ""
+    ) -> Self:
+        """Return the cache of the data directory; it leaves `spare_bytes` of the disk to a job.
+
+        All owners share its space, but each finds only what came of files of its own.
+        """
         paths = DataDir(data_dir)
-        return cls(paths.decompositions, paths.parts, limit_bytes=limit_bytes, spare_bytes=spare_bytes)
+        return cls(
+            paths.decompositions, paths.parts, limit_bytes=limit_bytes, spare_bytes=spare_bytes, owner=owner
+        )
+
+    def of(self, owner: str) -> Self:
+        """Return the same cache as another owner sees it."""
+        other = copy.copy(self)
+        other._owner = owner  # noqa: SLF001 - of a copy of this
+        return other
 
     def could_hold(self, nbytes: int) -> bool:
         """Whether the limit allows so much at once.
@@ -183,7 +201,7 @@ class DecompositionCache:
             self._publish(path, begin, basis)
             if all(source.exists() for source in sources):
                 return True
-            self._remove([key.folder])
+            self._remove([self._path(key).parent.name])
         except FilesLocked:
             log.warning("the decomposition of %s is not stored, since the cache is locked", key.tensor)
         except OSError:
@@ -209,15 +227,15 @@ class DecompositionCache:
                 free_space(self._folder, nbytes)
 
     def remove_orphans(self, held: Callable[[], AbstractSet[str]]) -> None:
-        """Remove the decompositions of deleted files; `held` returns the digests of the stored ones.
+        """Remove the decompositions of deleted files; `held` returns the sources of the stored ones.
 
         `held` is called only if the cache holds anything.
         """
         with suppress(FileNotFoundError):
             entries = [entry.name for entry in self._folder.iterdir() if entry.is_dir()]
             if entries:
-                digests = held()
-                self._remove(name for name in entries if not digests >= set(name.split(SEPARATOR)))
+                sources = held()
+                self._remove(name for name in entries if not sources >= _sources(name))
 
     def _remove(self, folders: Iterable[str]) -> None:
         for folder in folders:
@@ -257,7 +275,18 @@ class DecompositionCache:
             raise
 
     def _path(self, key: DecompositionKey) -> Path:
-        return self._folder / key.folder / (key.digest.hex() + ENDING)
+        return self._folder / owned(self._owner, key.folder) / (key.digest.hex() + ENDING)
+
+
+def owned(owner: str, digest: str) -> str:
+    """Return a name of a file, by its digest, that no other owner's file has."""
+    return f"{owner}{OWNER_SEPARATOR}{digest}" if owner else digest
+
+
+def _sources(folder: str) -> set[str]:
+    """Return the files that the decompositions in a folder were computed from, as `owned` names them."""
+    owner, _, digests = folder.rpartition(OWNER_SEPARATOR)
+    return {owned(owner, digest) for digest in digests.split(SEPARATOR)}
 
 
 # Eviction from a folder of folders of files. The caller holds a lock, so that two do not take the same room;

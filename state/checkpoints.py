@@ -30,7 +30,7 @@ from schemas.format.names import (
     is_index,
     why_not,
 )
-from state.cache import DecompositionCache
+from state.cache import DecompositionCache, owned
 from state.data_dir import DataDir
 from state.errors import CheckpointNotFound, ContentConflict, TooLarge
 from state.files import (
@@ -78,11 +78,15 @@ class StoredCheckpoint(CheckpointFiles):
 
 
 class CheckpointStore:
-    """The checkpoints below the data directory."""
+    """The checkpoints of one owner below the data directory; cleaning up is for all owners."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self._paths = DataDir(data_dir)
+    def __init__(self, data_dir: Path, owner: str = "") -> None:
+        self._paths = DataDir(data_dir, owner)
         self._cache = DecompositionCache.shared(data_dir, limit_bytes=None)
+
+    def of(self, owner: str) -> "CheckpointStore":
+        """Return the checkpoints of another owner."""
+        return CheckpointStore(self._paths.root, owner)
 
     def receive(
         self,
@@ -135,6 +139,11 @@ class CheckpointStore:
             # Deleted since the manifest was read.
             raise CheckpointNotFound from error
 
+    def stored_bytes(self) -> int:
+        """Return the size of all files of the owner."""
+        ids = [folder.name for folder in self._paths.checkpoints.glob("*")]
+        return sum(file.size_bytes for name in ids for file in read_manifest(self._paths, name).values())
+
     def exists(self, checkpoint_id: str) -> bool:
         """Whether any file is stored under the id."""
         return bool(CHECKPOINT_ID.fullmatch(checkpoint_id) and read_manifest(self._paths, checkpoint_id))
@@ -174,11 +183,15 @@ class CheckpointStore:
         return sum(_remove_orphan(path, limit) for path in parts) + len(trash)
 
     def _digests(self) -> set[str]:
-        ids = [folder.name for folder in self._paths.checkpoints.glob("*")]
-        return {file.sha256 for name in ids for file in read_manifest(self._paths, name).values()}
+        return {
+            owned(paths.owner, file.sha256)
+            for paths in self._paths.of_all_owners()
+            for folder in paths.checkpoints.glob("*")
+            for file in read_manifest(paths, folder.name).values()
+        }
 
     def _lock(self, checkpoint_id: str) -> AbstractContextManager[None]:
-        return locked(self._paths.lock("checkpoint", checkpoint_id))
+        return locked(self._paths.lock("checkpoint", self._paths.key(checkpoint_id)))
 
     def _publish(self, checkpoint_id: str, file: AtomicFile, index: ShardIndex | None) -> bool:
         info, folder = file.info, file.path.parent

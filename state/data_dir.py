@@ -1,21 +1,45 @@
 """The layout of the data directory: paths only; nothing is read or made here."""
 
 import hashlib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 LOCK_STRIPES = 256
+# Also a folder's name, and a part of Redis keys and of names in the cache: see `DataDir.key`.
+OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
 class DataDir:
-    """Paths below the data directory; the caller has checked ids and file names."""
+    """Paths below the data directory; the caller has checked ids and file names.
+
+    Checkpoints are those of `owner`, by the name of its key; '' has what was stored without keys. Ids of jobs
+    are unique among all owners, and a job's record names its own.
+    """
 
     root: Path
+    owner: str = ""
 
     @property
     def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
+        return (self.owners / self.owner if self.owner else self.root) / "checkpoints"
+
+    @property
+    def owners(self) -> Path:
+        return self.root / "owners"
+
+    def of_all_owners(self) -> Iterator["DataDir"]:
+        """Yield the paths of each owner that there is, beginning with ''."""
+        yield DataDir(self.root)
+        for folder in sorted(self.owners.glob("*")):
+            if OWNER.fullmatch(folder.name):
+                yield DataDir(self.root, folder.name)
+
+    def key(self, checkpoint_id: str) -> str:
+        """Return a name of a checkpoint that no other owner's has; no id holds a slash."""
+        return f"{self.owner}/{checkpoint_id}" if self.owner else checkpoint_id
 
     @property
     def jobs(self) -> Path:
@@ -59,6 +83,10 @@ class DataDir:
     def record(self, job_id: str) -> Path:
         """Return the path of job.json, the copy of the record in Redis."""
         return self.job(job_id) / "job.json"
+
+    def owner_note(self, job_id: str) -> Path:
+        """Return the file with the owner of a job, for a job.json that is damaged; '' has none."""
+        return self.job(job_id) / "owner"
 
     def spool(self, job_id: str) -> Path:
         """Finished layers, for the next attempt."""

@@ -65,6 +65,16 @@ class IdempotencyMismatch(StateError):
     kind = ProblemKind.IDEMPOTENCY_MISMATCH
 
 
+class TooManyJobs(StateError):
+    """The owner has as many jobs waiting as allowed."""
+
+    kind = ProblemKind.OVER_QUOTA
+
+    def __init__(self, most: int | None) -> None:
+        advice = "wait until some have begun, or cancel some"
+        super().__init__(found=f"{most} jobs are waiting already", advice=advice)
+
+
 class DigestMismatch(StateError):
     """The bytes have another SHA-256 than the client gave."""
 

@@ -289,9 +289,10 @@ def sync_directory(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory, and its parents, whose own name is durable."""
+    """Make a directory, and its parents, whose names are durable."""
     if not path.is_dir():
-        path.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
+        path.mkdir(exist_ok=True)
         sync_directory(path.parent)
 
 

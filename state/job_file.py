@@ -98,6 +98,8 @@ class JobFiles:
         if on_disk is None or to_document(on_disk) != document:
             with disk_errors():
                 make_directory(self._paths.job(job_id))
+                if on_disk is None and record.owner:
+                    write_atomic(self._paths.owner_note(job_id), record.owner.encode())
                 write_atomic(self._paths.record(job_id), json.dumps(document, indent=1).encode())
         self._scripts.run_always("written", job_id, record.version)
         return record
@@ -162,7 +164,11 @@ class JobFiles:
         created_us = self._paths.record(job_id).stat().st_mtime_ns // 1000
         names = (path.name for path in self._paths.job(job_id).glob("result-*"))
         fences = [int(found[1]) for name in names if (found := RESULT.fullmatch(name))]
-        return damaged_fields(job_id, created_us, max(fences, default=None))
+        try:
+            owner = self._paths.owner_note(job_id).read_text()
+        except FileNotFoundError:
+            owner = ""
+        return damaged_fields(job_id, created_us, max(fences, default=None), owner)
 
 
 def _is_behind(fields: Mapping[str, str], on_disk: Mapping[str, str]) -> bool:

@@ -1,11 +1,12 @@
 """Everything that can happen to a job: a script in `state/lua`, then job.json, and only then the answer."""
 
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import redis
 
@@ -23,6 +24,7 @@ from state.errors import (
     JobNotFound,
     OutOfSpace,
     RedisUnavailable,
+    TooManyJobs,
 )
 from state.job_file import JobFiles
 from state.records import (
@@ -64,14 +66,26 @@ class JobStore:
         lease_s: float = 60,
         max_attempts: int = 3,
         send_again_after_s: float = 15,
+        most_waiting: int | None = None,
     ) -> None:
+        """Connect to the server; an owner may have `most_waiting` jobs queued."""
         self._client = client
+        # None: the jobs of all owners.
+        self._owner: str | None = None
         self._paths = DataDir(data_dir)
         self._scripts = Scripts(client)
         self._lease_us = int(lease_s * 1_000_000)
         self._send_again_after_us = int(send_again_after_s * 1_000_000)
         self._max_attempts = max_attempts
+        self._most_waiting = most_waiting
         self._files = JobFiles(self._paths, self._scripts, lease_us=self._lease_us)
+
+    def of(self, owner: str) -> Self:
+        """Return the jobs of one owner, for whom those of others do not exist."""
+        other = copy.copy(self)
+        other._owner = owner  # noqa: SLF001 - of a copy of this
+        other._paths = DataDir(self._paths.root, owner)  # noqa: SLF001
+        return other
 
     # For the service.
 
@@ -82,6 +96,11 @@ class JobStore:
         then returned. The caller sends the message afterwards; where that fails, the next sweep does.
         """
         job_id = new_job_id()
+        if self._owner:
+            new = new.model_copy(update={"owner": self._owner})
+            # No key of a client holds a line break.
+            scoped = f"{self._owner}\n{idempotency.key}" if idempotency else ""
+            idempotency = idempotency and idempotency.model_copy(update={"key": scoped})
         return self._with_restore(lambda: self._create(job_id, new, idempotency))
 
     def get(self, job_id: str) -> JobRecord:
@@ -90,21 +109,42 @@ class JobStore:
 
     def view(self, job_id: str) -> JobView:
         """Return the record with progress and queue position, which change too often to be part of it."""
-        return self._with_restore(lambda: job_view(self._run_on("read", job_id)))
+        view = self._with_restore(lambda: job_view(self._run_on("read", job_id)))
+        if self._owner not in {None, view.record.owner}:
+            raise JobNotFound
+        return view
 
     def list(self, state: JobState | None = None, *, limit: int = 50, cursor: str | None = None) -> JobPage:
         """Return a page of jobs, newest first; `cursor` is the `next_cursor` of the page before."""
         if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 16):
             raise BadCursor
-        answer = self._run("page", state or "all", cursor or "+inf", limit + 1)
+        index = (state or "all") + ("" if self._owner is None else f"@{self._owner}")
+        answer = self._run("page", index, cursor or "+inf", limit + 1)
         views = tuple(job_view(entry) for entry in answer)
         return JobPage(views[:limit], next_cursor(views[limit:]))
+
+    def waiting(self) -> int:
+        """Return how many jobs of the owner are queued."""
+        with translated():
+            return int(self._client.zcard(f"{KEY_PREFIX}jobs:queued@{self._owner or ''}"))
+
+    def result_bytes(self) -> int:
+        """Return the size of all result files of the owner."""
+        with translated():
+            ids: Any = self._client.zrange(f"{KEY_PREFIX}jobs:succeeded@{self._owner or ''}", 0, -1)
+        total = 0
+        for job_id in ids:
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                total += sum(path.stat().st_size for path in self._paths.job(job_id).glob("result-*/*"))
+        return total
 
     def counts(self) -> JobCounts:
         return job_counts(self._run("counts"))
 
     def cancel(self, job_id: str) -> JobRecord:
         """End a queued or running job at once; its worker notices at its next heartbeat."""
+        if self._owner is not None:
+            self.view(job_id)  # raises if it is not theirs, which never changes
         record = self._transition("cancel", job_id)
         assert record is not None  # a cancel needs no fence
         return record
@@ -117,14 +157,15 @@ class JobStore:
     @contextmanager
     def locked_for_deletion(self, checkpoint_id: str) -> Iterator[None]:
         """Keep new jobs off a checkpoint while it is deleted, or raise `CheckpointInUse`."""
-        if self._run("lock_checkpoint", checkpoint_id, DELETE_LIMIT_MS) == "in_use":
+        key = self._paths.key(checkpoint_id)
+        if self._run("lock_checkpoint", key, DELETE_LIMIT_MS) == "in_use":
             raise CheckpointInUse
         try:
             yield
         finally:
             # The checkpoint is deleted by now, so a mark that cannot be removed may expire by itself.
             with suppress(RedisUnavailable), translated():
-                self._client.delete(f"{KEY_PREFIX}deleting:{checkpoint_id}")
+                self._client.delete(f"{KEY_PREFIX}deleting:{key}")
 
     # For the worker.
 
@@ -248,7 +289,16 @@ class JobStore:
         fixed = fixed_document(new, job_id, idempotency)
         with self._files.lock(job_id):
             named = [word for reference in new.references.items() for word in reference]
-            create = ("create", job_id, new.checkpoint, digest, fingerprint, fixed)
+            create = (
+                "create",
+                job_id,
+                new.checkpoint,
+                digest,
+                fingerprint,
+                fixed,
+                new.owner,
+                self._most_waiting or "inf",
+            )
             answer = str(self._scripts.run(*create, *named))
             if answer == "created":
                 return self._make_durable(job_id, new)
@@ -256,6 +306,8 @@ class JobStore:
             raise IdempotencyMismatch
         if answer == "gone":
             raise CheckpointGone
+        if answer == "full":
+            raise TooManyJobs(self._most_waiting)
         return _present(self._files.write(answer.removeprefix("replay:")))
 
     def _make_durable(self, job_id: str, new: NewJob) -> JobRecord:

@@ -73,6 +73,7 @@ class NewJob(PersistedModel):
     calibration_files: tuple[FileInfo, ...] = ()
     base_files: tuple[FileInfo, ...] = ()
     warnings: tuple[str, ...] = ()
+    owner: str = ""  # the name of the key that it was created with; '' without keys
     owns_checkpoint: bool = False  # its checkpoint came in the same request, under an id of the service
 
     @property
@@ -118,6 +119,7 @@ class _Essentials(PersistedModel):
     created_at: str
     attempt: int = 0
     fence: int = 0
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,8 @@ def to_fields(document: Mapping[str, Any]) -> dict[str, str]:
     fixed = {name: value for name, value in document.items() if name not in CHANGING}
     fields = {"fixed": json.dumps(fixed), "checkpoint": essentials.checkpoint}
     fields |= _references(document.get("spec"))
+    if essentials.owner:
+        fields["owner"] = essentials.owner
     if digest := idempotency_of(document):
         fields["idempotency"] = digest.digest
     document = {**document, "attempt": essentials.attempt, "fence": essentials.fence}
@@ -203,7 +207,7 @@ def to_document(fields: Mapping[str, str]) -> dict[str, Any]:
     """Return the document that the fields of a Redis hash hold, whatever can be read of it."""
     fixed = _parsed(fields.get("fixed", ""))
     document: dict[str, Any] = dict(fixed) if isinstance(fixed, dict) else {}
-    document |= {name: fields[name] for name in PLAIN_FIELDS if name in fields}
+    document |= {name: fields[name] for name in (*PLAIN_FIELDS, "owner") if name in fields}
     document |= {name: _parsed(fields[name]) for name in JSON_FIELDS | NUMBER_FIELDS if name in fields}
     with suppress(ValueError):
         document |= {name: rfc3339(int(fields[of])) for name, of in TIME_FIELDS.items() if of in fields}
@@ -232,12 +236,14 @@ def idempotency_of(document: Mapping[str, Any]) -> Idempotency | None:
     return None
 
 
-def damaged_fields(job_id: str, created_us: int, result_fence: int | None) -> dict[str, str]:
+def damaged_fields(job_id: str, created_us: int, result_fence: int | None, owner: str) -> dict[str, str]:
     """Return what Redis holds of a job whose job.json is damaged; any record that can be read replaces it."""
     state = "failed" if result_fence is None else "succeeded"
     time = str(created_us)
     fields = {"fixed": json.dumps({"id": job_id}), "state": state, "version": str(DAMAGED_VERSION)}
     fields |= {"attempt": "0", "fence": str(result_fence or 0), "created_us": time, "finished_us": time}
+    if owner:
+        fields["owner"] = owner
     return fields if result_fence is None else fields | {"result_fence": str(result_fence)}
 
 

@@ -101,7 +101,7 @@ def _work(claim: Claim, spec: CompressionSpec, settings: Settings, lease: Lease)
     for old in paths.job(record.id).glob("result-*"):
         shutil.rmtree(old, ignore_errors=True)
     names = [file.name for file in record.files]
-    checkpoints = CheckpointStore(settings.data_dir)
+    checkpoints = CheckpointStore(settings.data_dir, record.owner)
     stored = checkpoints.get(record.checkpoint, only=names)
     if gone := sorted(set(names) - {file.name for file in stored.files}):
         raise CheckpointError("file-changed", f"The file {listed(gone)} was deleted.")
@@ -131,7 +131,7 @@ def _decompositions(record: JobRecord, settings: Settings) -> DecompositionCache
     # The finished layers and the result are each about as large as the input.
     spare_bytes = 2 * sum(file.size_bytes for file in record.files)
     return DecompositionCache.shared(
-        settings.data_dir, limit_bytes=settings.cache_bytes, spare_bytes=spare_bytes
+        settings.data_dir, limit_bytes=settings.cache_bytes, spare_bytes=spare_bytes, owner=record.owner
     )
 
 

@@ -39,6 +39,7 @@ UPLOAD_PROBLEMS = (
     ProblemKind.OUT_OF_SPACE,
     ProblemKind.BUSY,
     ProblemKind.FILES_LOCKED,
+    ProblemKind.OVER_QUOTA,
 )
 
 

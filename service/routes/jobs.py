@@ -49,6 +49,7 @@ SUBMIT_PROBLEMS = (
     ProblemKind.IDEMPOTENCY_MISMATCH,
     ProblemKind.OUT_OF_MEMORY,
     ProblemKind.STORE_UNAVAILABLE,
+    ProblemKind.OVER_QUOTA,
 )
 
 
@@ -76,6 +77,7 @@ async def _submit_multipart(body: RequestBody, services: Services, key: str | No
     boundary = boundary_of(body.request)
     await body.check_upload()
     await run_in_threadpool(services.queue.ping)
+    await run_in_threadpool(services.quotas.require_jobs, services.jobs)
     begin = partial(begin_multipart_upload, services, new_checkpoint_id(), boundary, with_spec=True)
     content = await body.store(begin)
     return await services.planning.run_in_any_case(submit_upload, services, content, key)

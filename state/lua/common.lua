@@ -6,13 +6,15 @@
 -- job:<id>             hash: the record (state/records.py); its progress; `number`, its place in the order of
 --                      creation; and `sent`, the number of the newest job when its message was last sent
 -- jobs:all, jobs:<state>  zset: ids by the microsecond they were created
+-- jobs:all@<owner>, jobs:<state>@<owner>  zset: the same of one owner; '' without keys
 -- waiting              zset: queued ids by the microsecond their message was last sent
 -- to_send              set: queued ids whose message is to be sent at the next sweep
 -- created              how many jobs were ever created: the last one's `number`
 -- newest_claimed       the highest `number` of a job that was ever claimed
 -- leases               zset: running ids, and canceled ids whose attempt may still run, by the microsecond
 --                      their lease ends
--- dependents:<checkpoint> set: unfinished ids that need the checkpoint, as their input or by their spec
+-- dependents:<checkpoint> set: unfinished ids that need the checkpoint, as their input or by their spec;
+--                      <owner>/ goes before the name of a checkpoint that an owner has
 -- deleting:<checkpoint>   exists while the checkpoint is being deleted: no new job may need it
 -- idempotency:<digest> hash: job, fingerprint
 -- dirty                set: ids whose files are not up to date: job.json, or files to be removed
@@ -36,10 +38,22 @@ local function job(id) return PREFIX .. 'job:' .. id end
 local function index(state) return PREFIX .. 'jobs:' .. state end
 local function dependents(checkpoint) return PREFIX .. 'dependents:' .. checkpoint end
 local function field(id, name) return redis.call('HGET', job(id), name) end
+local function owner_of(id) return field(id, 'owner') or '' end
+local function scoped(owner, checkpoint) return owner == '' and checkpoint or owner .. '/' .. checkpoint end
 local function lease(id, lease_us) redis.call('ZADD', LEASES, text(now + lease_us), id) end
 
 local function owns(id, fence)
   return field(id, 'state') == 'running' and field(id, 'fence') == fence
+end
+
+-- Enter a job into the list of a state or 'all', and into its owner's, or take it out of both.
+local function list(id, state, created)
+  redis.call('ZADD', index(state), created, id)
+  redis.call('ZADD', index(state .. '@' .. owner_of(id)), created, id)
+end
+local function unlist(id, state)
+  redis.call('ZREM', index(state), id)
+  redis.call('ZREM', index(state .. '@' .. owner_of(id)), id)
 end
 
 -- The checkpoints that must not be deleted while the job is unfinished: its input and those its spec names.
@@ -47,7 +61,7 @@ local function needs(id)
   local names = {}
   for _, name in ipairs({ 'checkpoint', 'calibration', 'base' }) do
     local named = field(id, name)
-    if named then table.insert(names, named) end
+    if named then table.insert(names, scoped(owner_of(id), named)) end
   end
   return names
 end
@@ -62,8 +76,8 @@ end
 -- Everything that follows from a new state, in one place, so that no transition can forget a part of it.
 -- Only `waiting` and `leases` are left to the transition that enters the state.
 local function enter(id, state)
-  redis.call('ZREM', index(field(id, 'state')), id)
-  redis.call('ZADD', index(state), field(id, 'created_us'), id)
+  unlist(id, field(id, 'state'))
+  list(id, state, field(id, 'created_us'))
   redis.call('ZREM', WAITING, id)
   redis.call('SREM', TO_SEND, id)
   redis.call('ZREM', LEASES, id)
@@ -93,8 +107,8 @@ end
 local function remove(id)
   local state, key = unpack(redis.call('HMGET', job(id), 'state', 'idempotency'))
   if not state then return false end
-  redis.call('ZREM', index(state), id)
-  redis.call('ZREM', ALL, id)
+  unlist(id, state)
+  unlist(id, 'all')
   redis.call('ZREM', WAITING, id)
   redis.call('ZREM', LEASES, id)
   redis.call('SREM', TO_SEND, id)

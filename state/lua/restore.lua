@@ -10,24 +10,26 @@ local same = field(id, 'state') == on_disk.state and field(id, 'fence') == on_di
 if version > 0 or (version == 0 and same) then
   -- While the server could not be reached, no lease could be renewed.
   if field(id, 'state') == 'running' then lease(id, lease_us) end
+  -- A release that knew no owners listed it without.
+  for _, state in ipairs({ 'all', field(id, 'state') }) do list(id, state, field(id, 'created_us')) end
   return 'kept'
 end
 
 remove(id)
 redis.call('HSET', job(id), unpack(ARGV, 4))
-redis.call('ZADD', ALL, on_disk.created_us, id)
+list(id, 'all', on_disk.created_us)
 if on_disk.idempotency then
   redis.call('HSET', PREFIX .. 'idempotency:' .. on_disk.idempotency, 'job', id, 'fingerprint', fingerprint)
 end
 -- Nothing of it could be read: each sweep tries again, since a newer release or a repair may help.
 if tonumber(on_disk.version) < 0 then redis.call('SADD', DIRTY, id) end
 if TERMINAL[on_disk.state] then
-  redis.call('ZADD', index(on_disk.state), on_disk.created_us, id)
+  list(id, on_disk.state, on_disk.created_us)
 else
   -- Its worker may be alive or not: the job runs again, under a fence that this worker does not have.
   for _, needed in ipairs(needs(id)) do redis.call('SADD', dependents(needed), id) end
   redis.call('HSET', job(id), 'number', redis.call('GET', CREATED) or 0)
-  if on_disk.state == 'queued' then redis.call('ZADD', index('queued'), on_disk.created_us, id)
+  if on_disk.state == 'queued' then list(id, 'queued', on_disk.created_us)
   else enter(id, 'queued') end
   wait(id, math.min(on_disk.created_us, now), true)
 end

@@ -60,6 +60,7 @@ def test_types_and_statuses_are_a_contract_with_clients():
 
     assert by_status == {
         400: {"invalid-http"},
+        401: {"unauthorized"},
         403: {"cross-site"},
         404: {"not-found", "checkpoint-not-found", "job-not-found", "file-not-found", "sharded-result"},
         405: {"method-not-allowed"},
@@ -91,7 +92,7 @@ def test_types_and_statuses_are_a_contract_with_clients():
             "idempotency-mismatch",
             "unusable-checkpoint",
         },
-        429: {"busy"},
+        429: {"busy", "over-quota"},
         431: {"headers-too-large"},
         500: {"internal-error", "worker-trouble", "worker-lost"},
         501: {"unreadable-record"},
@@ -110,6 +111,7 @@ def test_every_error_of_state_has_a_row_in_the_table(error):
         state_errors.ContentConflict: lambda: error("model.safetensors"),
         state_errors.DigestMismatch: lambda: error(expected="aa", actual="bb"),
         state_errors.TooLarge: lambda: error(7),
+        state_errors.TooManyJobs: lambda: error(7),
     }.get(error, error)()
 
     problem = to_problem(made)

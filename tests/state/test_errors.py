@@ -14,6 +14,7 @@ def test_every_error_says_what_to_do():
         errors.IdempotencyMismatch(),
         errors.DigestMismatch(expected="a", actual="b"),
         errors.TooLarge(10),
+        errors.TooManyJobs(10),
         errors.OutOfSpace(),
         errors.FilesLocked(),
         errors.BadCursor(),

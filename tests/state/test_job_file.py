@@ -103,7 +103,9 @@ def test_a_replay_is_on_disk_even_if_the_process_that_created_the_job_died_first
     job_id = new_job_id()
     fixed = fixed_document(new, job_id, key)
     scripts = Scripts(redis_server.client())
-    assert scripts.run("create", job_id, new.checkpoint, key.digest, key.fingerprint, fixed) == "created"
+    assert (
+        scripts.run("create", job_id, new.checkpoint, key.digest, key.fingerprint, fixed, "", 9) == "created"
+    )
     record = jobs.create(new, idempotency=key)
     assert record.id == job_id
     assert on_disk(job_id) == record
