@@ -106,7 +106,8 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--url",
         default=os.environ.get("ECKART_URL") or DEFAULT_URL,
-        help="the address of the service; default: $ECKART_URL, then %(default)s",
+        help="the address of the service; default: $ECKART_URL, then %(default)s; its API key, if it "
+        "needs one, is $ECKART_API_KEY",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import uuid
 from contextlib import contextmanager
@@ -21,7 +22,6 @@ from eckart.types import Job, JobList, PlanDocument, Report
 from eckart.upload import upload
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Mapping
     from types import TracebackType
 
@@ -44,15 +44,23 @@ class Client:
 
     def __init__(
         self,
-        base_url: str = DEFAULT_URL,
+        base_url: str | None = None,
         *,
+        api_key: str | None = None,
         timeout_s: float = 60.0,
         patience_s: float = 60.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """Connect to a service that may be silent for `timeout_s` and unavailable for `patience_s`."""
+        """Connect to a service that may be silent for `timeout_s` and unavailable for `patience_s`.
+
+        What is not given is that of `ECKART_URL` and `ECKART_API_KEY`.
+        """
         self._connection = Connection(
-            base_url, timeout_s=timeout_s, patience_s=patience_s, transport=transport
+            (os.environ.get("ECKART_URL") or DEFAULT_URL) if base_url is None else base_url,
+            api_key=os.environ.get("ECKART_API_KEY") if api_key is None else api_key,
+            timeout_s=timeout_s,
+            patience_s=patience_s,
+            transport=transport,
         )
 
     def __enter__(self) -> Self:

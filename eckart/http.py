@@ -19,6 +19,7 @@ from eckart.errors import (
     AnswerError,
     DigestError,
     EckartError,
+    InputError,
     ProblemError,
     ServiceError,
     TransferError,
@@ -36,6 +37,7 @@ D = TypeVar("D", bound=Document)
 LOCAL = ("all://localhost", "all://127.0.0.1", "all://[::1]")
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+KEY = re.compile(r"[\x21-\x7e]*")
 SHA256_FIELD = re.compile(r"(?:^|[,\s])sha-256=:([A-Za-z0-9+/]{43}=):")
 
 
@@ -85,6 +87,7 @@ class Connection:
         timeout_s: float,
         patience_s: float,
         transport: httpx.BaseTransport | None,
+        api_key: str | None = None,
     ) -> None:
         self.base_url = base_url
         self.patience_s = patience_s
@@ -95,7 +98,9 @@ class Connection:
                 base_url=base_url,
                 transport=transport,
                 mounts=dict.fromkeys(LOCAL),
-                headers={"Accept-Encoding": "identity"},
+                headers={"Accept-Encoding": "identity", **_authorization(api_key)},
+                # An answer never sends us, and the key, to another host.
+                follow_redirects=False,
             )
 
     def close(self) -> None:
@@ -160,10 +165,24 @@ def refusal(response: httpx.Response) -> ServiceError:
         quoted = ascii(response.text[:200])[1:-1]
         return AnswerError(
             f"{response.request.method} {response.request.url} was answered with "
-            f"{response.status_code} {response.reason_phrase}: {quoted}",
+            f"{response.status_code} {response.reason_phrase}: {_without_key(quoted, response.request)}",
             status=response.status_code,
             retry_after_s=pause_s,
         )
+
+
+def _authorization(api_key: str | None) -> dict[str, str]:
+    """Return the header that carries the key; refuse one that no header can carry, without showing it."""
+    key = (api_key or "").strip()
+    if KEY.fullmatch(key) is None:
+        raise InputError("the API key holds characters other than printable ASCII, or spaces")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _without_key(text: str, request: httpx.Request) -> str:
+    """Take the key out of a foreign page that repeats the request."""
+    key = request.headers.get("Authorization", "").removeprefix("Bearer ")
+    return text.replace(key, "…") if key else text
 
 
 def parse(kind: type[D], response: httpx.Response) -> D:

@@ -69,10 +69,17 @@ def serve(settings: Settings) -> None:
             environment["ECKART_REDIS_URL"] = f"unix://{quote(str(socket))}"
             children.append(redis_child(socket, data_dir.redis, lock=lock))
         children += [
-            worker_child(environment),
+            worker_child(without_keys(environment)),
             api_child(environment, address, grace_s=settings.shutdown_s + 5),
         ]
-        Supervisor(children, run_dir=data_dir.run).run(partial(announce, address, data_dir.root))
+        needs_key = settings.api_keys is not None
+        announce_it = partial(announce, address, data_dir.root, needs_key=needs_key)
+        Supervisor(children, run_dir=data_dir.run).run(announce_it)
+
+
+def without_keys(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a child that has no need to know the API keys."""
+    return {name: value for name, value in environment.items() if name != "ECKART_API_KEYS"}
 
 
 def import_path() -> str:
@@ -94,7 +101,7 @@ def redis_child(socket: Path, data_dir: Path, *, lock: int) -> ChildSpec:
     return ChildSpec(
         name="redis",
         command=server_command(find_server(os.environ.get("PATH")), socket=socket, data_dir=data_dir),
-        environment=os.environ,
+        environment=without_keys(os.environ),
         ready=partial(is_ready, socket),
         keep_fds=(lock,),  # while it runs, no second server may write the same append-only file
         orphan_signal=signal.SIGTERM,  # lets it flush its file; the others lose nothing by SIGKILL
@@ -121,11 +128,12 @@ def api_child(environment: Mapping[str, str], address: Address, *, grace_s: floa
     )
 
 
-def announce(address: Address, data_dir: Path) -> None:
+def announce(address: Address, data_dir: Path, *, needs_key: bool) -> None:
     url = address.url
+    key = '-H "Authorization: Bearer $ECKART_API_KEY" ' if needs_key else ""
     fields = """-F checkpoint=@model.safetensors -F 'spec={"method":"svd","rank":{"ratio":0.5}}'"""
     sys.stdout.write(
-        f"Eckart listens on {url}, its data is in {data_dir}. Try: curl {fields} {url}/v1/jobs\n"
+        f"Eckart listens on {url}, its data is in {data_dir}. Try: curl {key}{fields} {url}/v1/jobs\n"
     )
     sys.stdout.flush()
 

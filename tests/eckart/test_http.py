@@ -9,6 +9,7 @@ from email.utils import format_datetime
 import httpx
 import pytest
 
+from eckart import AnswerError, Client, InputError, UnreachableError
 from eckart.errors import TransferError
 from eckart.http import Backoff, Call, Connection, repr_digest, retry_after_s, sha256_of
 
@@ -97,3 +98,73 @@ def test_no_time_raises_the_error_at_once():
 def test_a_pause_beyond_the_limit_is_not_slept_through():
     with pytest.raises(TransferError):
         Backoff(60).pause(TransferError("gone"), asked_s=3600)
+
+
+SECRET = "sekret-0f9e"
+
+
+def test_the_key_is_sent_from_the_argument_or_the_environment(monkeypatch):
+    sent = []
+
+    def answer(request):
+        sent.append(request.headers.get("Authorization"))
+        return httpx.Response(200, json={"jobs": [], "next_cursor": None})
+
+    def ask(**options):
+        with Client("http://here", transport=httpx.MockTransport(answer), **options) as client:
+            assert list(client.jobs()) == []
+
+    monkeypatch.delenv("ECKART_API_KEY", raising=False)
+    ask()
+    ask(api_key=f"{SECRET}\n")
+    monkeypatch.setenv("ECKART_API_KEY", "of-environment")
+    ask()
+    ask(api_key=SECRET)
+    ask(api_key="")
+    assert sent == [None, f"Bearer {SECRET}", "Bearer of-environment", f"Bearer {SECRET}", None]
+
+
+def test_the_address_comes_from_the_environment_if_none_is_given(monkeypatch):
+    monkeypatch.setenv("ECKART_URL", "http://127.0.0.1:9")
+    with Client() as client, pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9"):
+        client.job("J1")
+
+
+@pytest.mark.parametrize("key", ["sek ret", "sekret\nX: y", "sekrét"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key):
+    with pytest.raises(InputError, match="printable ASCII") as refusal:
+        Client("http://here", api_key=key)
+    assert "sek" not in str(refusal.value)
+
+
+def test_errors_and_reprs_do_not_show_the_key():
+    def echo(request):
+        return httpx.Response(502, text=f"You sent {request.headers['Authorization']}")
+
+    client = Client("http://here", api_key=SECRET, transport=httpx.MockTransport(echo), patience_s=0)
+    with pytest.raises(AnswerError) as refusal:
+        client.job("J1")
+    assert "You sent Bearer" in str(refusal.value)
+    shown = [
+        str(refusal.value),
+        repr(refusal.value),
+        repr(client),
+        repr(vars(client)),
+        repr(vars(client._connection)),
+    ]
+    assert not any(SECRET in text for text in shown)
+    client.close()
+
+
+def test_the_key_is_not_sent_to_where_an_answer_leads(serve):
+    seen = []
+
+    def other(exchange):
+        seen.append(exchange.headers)
+        exchange.answer(200, b"{}")
+
+    elsewhere = serve(other)
+    leading = serve(lambda exchange: exchange.answer(307, headers={"Location": f"{elsewhere}/v1/jobs/J1"}))
+    with Client(leading, api_key=SECRET) as client, pytest.raises(AnswerError, match="307"):
+        client.job("J1")
+    assert seen == []
