@@ -26,6 +26,7 @@ from service.multipart import MultipartSink, Part, PartHead, TextPart
 from service.multipart_upload import FileNames, SpecPart, check_consistent
 from service.submission import missing_from_upload
 from state.checkpoints import AN_INDEX, MISSING_SHOWN, missing_files
+from state.parsed_header import HeaderSize
 from state.upload import IndexParser
 
 
@@ -125,6 +126,8 @@ class HeaderParts:
         check_consistent(sent, None)
         index = next((content for content in sent.values() if isinstance(content, ShardIndex)), None)
         headers = {name: content for name, content in sent.items() if isinstance(content, Header)}
+        sizes = (HeaderSize(len(header.tensors), header.data_start) for header in headers.values())
+        sum(sizes, start=HeaderSize()).check()
         if missing := tuple(islice(missing_files(sent, index), MISSING_SHOWN)):
             unrelated = tuple(headers) if missing == (AN_INDEX,) else ()
             detail = missing_from_upload(missing, unrelated=unrelated)

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from schemas.checkpoint import FileInfo
 from schemas.format.errors import CheckpointError, quoted
 from schemas.format.header import Header
 from schemas.format.index import ShardIndex, check_shards
@@ -98,6 +99,7 @@ class CheckpointParts:
         check_consistent({name: upload.finish() for name, upload in self._uploads.items()}, stored)
         sent = {name: upload.info for name, upload in self._uploads.items()}
         known = {file.name: file for file in stored.files} if stored else {}
+        self._check_headers(known)
         check_companions((known | sent).values())
         # A file that is stored already is either the same or refused; neither changes anything, so such
         # files come first.
@@ -121,9 +123,16 @@ class CheckpointParts:
 
     def _begin_file(self, head: PartHead) -> Part:
         name = self._names.add(head)
+        # The headers that have arrived so far are refused together, before the next file is taken.
+        self._check_headers({})
         upload = self._store.receive(self._id, name, content_bytes=None, limit_bytes=self._limit_bytes)
         self._uploads[name] = upload
         return upload
+
+    def _check_headers(self, stored: Mapping[str, FileInfo]) -> None:
+        sent = [upload.header.size for upload in self._uploads.values() if upload.header is not None]
+        others = {name: info for name, info in stored.items() if name not in self._uploads}
+        self._store.check_header_sizes(self._id, others, sent)
 
 
 def begin_file(

@@ -18,7 +18,6 @@ from schemas.checkpoint import FileInfo
 from schemas.format.companion import MAX_COMPANIONS_BYTES, companion_limit_bytes
 from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles
-from schemas.format.header_stream import read_header
 from schemas.format.index import ShardIndex, check_shards, parse_index
 from schemas.format.model_config import stored_config, with_layers_of
 from schemas.format.names import (
@@ -44,6 +43,13 @@ from state.files import (
     move_to_trash,
     purge,
     write_atomic,
+)
+from state.parsed_header import (
+    HeaderSize,
+    PackedHeader,
+    kept_path,
+    stored_header,
+    stored_header_size,
 )
 from state.upload import Upload, too_large
 
@@ -107,8 +113,8 @@ class CheckpointStore:
             raise CheckpointError("bad-name", why_not(name))
         limit_bytes = checked_limit_bytes(name, content_bytes, limit_bytes=limit_bytes)
 
-        def publish(file: AtomicFile, index: ShardIndex | None) -> bool:
-            return self._publish(checkpoint_id, file, index)
+        def publish(file: AtomicFile, index: ShardIndex | None, header: PackedHeader | None) -> bool:
+            return self._publish(checkpoint_id, file, index, header)
 
         with disk_errors():
             file = AtomicFile(
@@ -143,6 +149,12 @@ class CheckpointStore:
         """Return the size of all files of the owner."""
         ids = [folder.name for folder in self._paths.checkpoints.glob("*")]
         return sum(file.size_bytes for name in ids for file in read_manifest(self._paths, name).values())
+
+    def check_header_sizes(
+        self, checkpoint_id: str, stored: Mapping[str, FileInfo], sent: Iterable[HeaderSize]
+    ) -> None:
+        """Refuse files whose headers are too large together with those of these stored files."""
+        check_header_sizes(self._paths.checkpoint(checkpoint_id), stored, sent)
 
     def exists(self, checkpoint_id: str) -> bool:
         """Whether any file is stored under the id."""
@@ -193,7 +205,9 @@ class CheckpointStore:
     def _lock(self, checkpoint_id: str) -> AbstractContextManager[None]:
         return locked(self._paths.lock("checkpoint", self._paths.key(checkpoint_id)))
 
-    def _publish(self, checkpoint_id: str, file: AtomicFile, index: ShardIndex | None) -> bool:
+    def _publish(
+        self, checkpoint_id: str, file: AtomicFile, index: ShardIndex | None, header: PackedHeader | None
+    ) -> bool:
         info, folder = file.info, file.path.parent
         with self._lock(checkpoint_id), disk_errors():
             files = read_manifest(self._paths, checkpoint_id)
@@ -204,8 +218,10 @@ class CheckpointStore:
             if is_companion(info.name):
                 check_companions([*files.values(), info])
             else:
-                check_addition(folder, files, name=info.name, sent=file.part, index=index)
+                check_addition(folder, files, name=info.name, header=header, index=index)
             make_directory(folder)
+            if header is not None:
+                header.keep(kept_path(folder, info.name), info.sha256)
             # If this process is killed between the two, the file does not count and can be sent again.
             file.publish()
             _write_manifest(self._paths, checkpoint_id, files | {info.name: info})
@@ -254,7 +270,7 @@ def _read_stored(checkpoint_id: str, folder: Path, files: Mapping[str, FileInfo]
     """Read the headers of stored files, which were checked before they were published."""
     index = _read_index(folder, files)
     config = stored_config(folder, files)
-    headers = {name: read_header(folder / name) for name in _weight_files(files)}
+    headers = {name: stored_header(folder, files[name]) for name in _weight_files(files)}
     return StoredCheckpoint(
         with_layers_of(config, headers),
         index,
@@ -278,10 +294,17 @@ def check_companions(files: Iterable[FileInfo]) -> None:
 
 
 def check_addition(
-    folder: Path, names: Collection[str], *, name: str, sent: Path, index: ShardIndex | None
+    folder: Path,
+    files: Mapping[str, FileInfo],
+    *,
+    name: str,
+    header: PackedHeader | None,
+    index: ShardIndex | None,
 ) -> None:
-    """Check that new weights, or a new index whose content is `index`, fit the stored files."""
-    others = {other: folder / other for other in names if other != name}
+    """Check that new weights with this header, or a new index with this content, fit the stored files."""
+    others = {other: info for other, info in files.items() if other != name}
+    if header is not None:
+        check_header_sizes(folder, others, [header.size])
     if index is not None and (second := next(filter(is_index, others), None)):
         raise CheckpointError(
             "second-index",
@@ -290,10 +313,17 @@ def check_addition(
     index = index or _read_index(folder, others)
     if index is None:
         return
-    paths = others | {name: sent}
-    _check_named(index, _weight_files(paths), sent=name)
-    if set(index.shards) <= paths.keys():
-        check_shards(index, {shard: read_header(paths[shard]) for shard in index.shards})
+    _check_named(index, _weight_files({*others, name}), sent=name)
+    if set(index.shards) <= {*others, name}:
+        sent = {} if header is None else {name: header.header()}
+        stored = {shard: stored_header(folder, others[shard]) for shard in index.shards if shard not in sent}
+        check_shards(index, stored | sent)
+
+
+def check_header_sizes(folder: Path, stored: Mapping[str, FileInfo], sent: Iterable[HeaderSize]) -> None:
+    """Refuse a checkpoint whose files, stored and sent, have more tensors or headers than one may have."""
+    kept = (stored_header_size(folder, stored[name]) for name in _weight_files(stored))
+    sum((*kept, *sent), start=HeaderSize()).check()
 
 
 def missing_files(names: Collection[str], index: ShardIndex | None) -> Iterator[str]:

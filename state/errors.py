@@ -99,6 +99,15 @@ class OutOfSpace(StateError):
     kind = ProblemKind.OUT_OF_SPACE
 
 
+class Busy(StateError):
+    """Too much is under way at a time."""
+
+    kind = ProblemKind.BUSY
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason=reason)
+
+
 class FilesLocked(StateError):
     """Another process has held the lock on these files for longer than anyone should wait."""
 

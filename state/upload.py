@@ -1,5 +1,6 @@
 """Receiving one file: limited, counted, hashed, checked and written in one pass."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -7,12 +8,13 @@ from typing import Self
 
 from schemas.checkpoint import FileInfo
 from schemas.format.companion import CONFIG_NAME, parse_config
-from schemas.format.header import Header
+from schemas.format.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header
 from schemas.format.header_stream import HeaderParser
 from schemas.format.index import MAX_INDEX_BYTES, ShardIndex, parse_index
 from schemas.format.names import is_companion, is_index
-from state.errors import DigestMismatch, TooLarge
+from state.errors import Busy, DigestMismatch, TooLarge
 from state.files import AtomicFile, disk_errors
+from state.parsed_header import PackedHeader
 
 # What a file holds, as far as it is parsed; a companion has nothing that others must agree with.
 Content = Header | ShardIndex | None
@@ -24,6 +26,31 @@ class StoredFile:
 
     info: FileInfo
     created: bool
+
+
+class HeadersUnderWay:
+    """The bytes of all headers that this process receives, each of which it keeps until it is whole."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._nbytes = 0
+        self._lock = threading.Lock()
+
+    def take(self, nbytes: int) -> None:
+        """Count a header that begins, or refuse it; one alone is never refused."""
+        with self._lock:
+            if self._nbytes and self._nbytes + nbytes > self._limit_bytes:
+                raise Busy(f"Headers of {self._nbytes} bytes are being received already.")
+            self._nbytes += nbytes
+
+    def give(self, nbytes: int) -> None:
+        with self._lock:
+            self._nbytes -= nbytes
+
+
+HEADERS_UNDER_WAY = HeadersUnderWay(2 * MAX_HEADER_BYTES)
+# The interpreter parses only one header at a time anyway, and each takes several times its size meanwhile.
+ONE_AT_A_TIME = threading.Lock()
 
 
 class IndexParser:
@@ -72,7 +99,7 @@ class Upload:
     def __init__(
         self,
         file: AtomicFile,
-        publish: Callable[[AtomicFile, ShardIndex | None], bool],
+        publish: Callable[[AtomicFile, ShardIndex | None, PackedHeader | None], bool],
         *,
         content_bytes: int | None,
         limit_bytes: int,
@@ -86,6 +113,8 @@ class Upload:
         self._content: Content = None
         self._is_finished = False
         self._parser = _parser(self.name, content_bytes)
+        self.header: PackedHeader | None = None
+        self._counted_bytes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -109,32 +138,62 @@ class Upload:
         """Take the next block; blocks of a few MiB keep the cost of a call small."""
         if self._file.size_bytes + len(block) > self._limit_bytes:
             raise too_large(self.name, self._limit_bytes)
-        self._parser.feed(block)
+        if isinstance(self._parser, HeaderParser) and self.header is None:
+            self._take_header(self._parser, block)
+        else:
+            self._parser.feed(block)
         with disk_errors():
             self._file.write(block)
 
+    def _take_header(self, parser: HeaderParser, block: bytes | bytearray | memoryview) -> None:
+        """Feed the parser, and keep a complete header in a few bytes until the file is published."""
+        first = memoryview(block)[: LENGTH_BYTES - min(LENGTH_BYTES, self._file.size_bytes)]
+        parser.feed(first)
+        if parser.header_bytes and not self._counted_bytes:
+            HEADERS_UNDER_WAY.take(parser.header_bytes)
+            self._counted_bytes = parser.header_bytes
+        with ONE_AT_A_TIME:
+            parser.feed(memoryview(block)[len(first) :])
+            if parser.header is None:
+                return
+            self.header = PackedHeader.of(parser.header)
+            parser.forget_tensors()
+        self._give_back()
+        self.header.size.check()
+
+    def _give_back(self) -> None:
+        HEADERS_UNDER_WAY.give(self._counted_bytes)
+        self._counted_bytes = 0
+
     def finish(self) -> Content:
-        """Check that the file is complete and has the expected digest; no bytes may follow."""
+        """Check that the file is complete and has the expected digest; no bytes may follow.
+
+        The tensors of a header are unpacked at each call, so that they are not kept for long.
+        """
         if not self._is_finished:
             info, expected = self._file.info, self._expected_sha256
             if expected is not None and info.sha256 != expected.hex():
                 raise DigestMismatch(expected=expected.hex(), actual=info.sha256)
             self._content = self._parser.finish(info.size_bytes)
             self._is_finished = True
-        return self._content
+        return self._content if self.header is None else self.header.header()
 
     def commit(self) -> StoredFile:
         """Finish the file, make it durable, and publish it."""
-        content = self.finish()
+        if not self._is_finished:
+            self.finish()
+        content = self._content
         # Before the publication, which holds the checkpoint's lock.
         with disk_errors():
             self._file.seal()
-        created = self._publish(self._file, content if isinstance(content, ShardIndex) else None)
+        index = content if isinstance(content, ShardIndex) else None
+        created = self._publish(self._file, index, self.header)
         self.abort()
         return StoredFile(self._file.info, created)
 
     def abort(self) -> None:
         """Remove the temporary file, if it is not published."""
+        self._give_back()
         self._file.abort()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import SEEK_END
 from typing import TYPE_CHECKING
 
@@ -98,6 +99,16 @@ class HeaderParser:
         if opening and opening.isascii():
             byte = LENGTH_BYTES + len(self._header_json) - len(piece.lstrip(b" \t\n\r"))
             JsonReader(opening.decode(), base=byte).check_opening()
+
+    def forget_tensors(self) -> None:
+        """Keep of the header only what the checks of the file's length need."""
+        assert self.header is not None
+        self.header = replace(self.header, metadata={}, tensors=self.header.tensors[-1:])
+
+    @property
+    def header_bytes(self) -> int:
+        """The length that the header should have; 0 until it is known."""
+        return self._header_bytes
 
     def _read_header(self) -> None:
         self.header = parse_tensors(self._header_json)

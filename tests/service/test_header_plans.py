@@ -218,7 +218,7 @@ def test_the_number_of_parts_is_limited(start):
 
 def test_the_size_of_all_parts_together_is_limited(service):
     request = (
-        b"POST /v1/plans HTTP/1.1\r\nHost: here\r\nConnection: close\r\nExpect: 100-continue\r\n"
+        b"POST /v1/plans HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nExpect: 100-continue\r\n"
         b"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 80000000\r\n\r\n"
     )
 

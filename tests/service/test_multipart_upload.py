@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import struct
 import subprocess
 from urllib.parse import unquote
 
@@ -454,3 +455,26 @@ def test_a_file_that_comes_twice_in_a_multipart_body_is_refused(service):
     refused = service.http.post(f"/v1/checkpoints/{fresh_id()}", content=FILE + FILE + END, headers=MULTIPART)
 
     assert "twice" in assert_problem(refused, 422, "invalid-multipart")["detail"]
+
+
+def tiny_tensors(count):
+    """Make a legal file of so many tensors without data."""
+    entry = '"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    header = ("{" + ",".join(entry % number for number in range(count)) + "}").encode()
+    return struct.pack("<Q", len(header)) + header
+
+
+def test_files_that_have_too_many_tensors_together_are_refused_while_they_arrive(service, monkeypatch):
+    """Neither in one request nor in several; what is stored counts with what is sent."""
+    monkeypatch.setattr("state.parsed_header.MAX_CHECKPOINT_TENSORS", 100)
+    half, rest = tiny_tensors(60), tiny_tensors(41)
+    files = [("checkpoint", ("a.safetensors", half)), ("checkpoint", ("b.safetensors", rest))]
+    files.append(("checkpoint", ("c.safetensors", b"never looked at")))
+    name, fault = "u" + secrets.token_hex(8), "invalid-checkpoint:too-many-tensors"
+
+    refused = service.http.post(f"/v1/checkpoints/{name}", files=files)
+    assert "101 tensors together" in assert_problem(refused, 422, fault)["detail"]
+    assert service.put(name, "a.safetensors", half).status_code == 201
+    assert_problem(service.put(name, "b.safetensors", rest), 422, fault)
+    assert_problem(service.http.post(f"/v1/checkpoints/{name}", files=files[1:2]), 422, fault)
+    assert service.leftovers() == []

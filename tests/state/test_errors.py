@@ -16,6 +16,7 @@ def test_every_error_says_what_to_do():
         errors.TooLarge(10),
         errors.TooManyJobs(10),
         errors.OutOfSpace(),
+        errors.Busy("Much is under way."),
         errors.FilesLocked(),
         errors.BadCursor(),
         errors.RedisUnavailable(),

@@ -1,0 +1,140 @@
+"""Parsed headers, kept beside the stored files, so that no later request parses what a stranger wrote.
+
+A kept header begins with the digest of its file, a version and two counts; what does not fit is parsed again.
+"""
+
+import json
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from schemas.checkpoint import FileInfo
+from schemas.format.errors import CheckpointError
+from schemas.format.header import LENGTH_BYTES, Header
+from schemas.format.header_stream import read_header
+from schemas.format.tensor import TensorInfo
+from state.errors import OutOfSpace
+from state.files import write_atomic
+
+# Grows with every change of `pack_header`, and of what a parser accepts.
+VERSION = 1
+_HEAD_BYTES = 64 + 4 + 12 + 12
+# Of one checkpoint, however many files it has. No known model has a third of these.
+MAX_CHECKPOINT_TENSORS = 500_000
+MAX_CHECKPOINT_HEADER_BYTES = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderSize:
+    """What a header, or all of a checkpoint's, cost to read."""
+
+    tensors: int = 0
+    nbytes: int = 0
+
+    def __add__(self, other: "HeaderSize") -> "HeaderSize":
+        return HeaderSize(self.tensors + other.tensors, self.nbytes + other.nbytes)
+
+    def check(self) -> None:
+        """Refuse a checkpoint whose headers together are larger than any model needs."""
+        if self.tensors > MAX_CHECKPOINT_TENSORS:
+            raise CheckpointError(
+                "too-many-tensors",
+                f"The checkpoint's files have {self.tensors} tensors together; at most "
+                f"{MAX_CHECKPOINT_TENSORS} are allowed. Store them as several checkpoints.",
+            )
+        if self.nbytes > MAX_CHECKPOINT_HEADER_BYTES:
+            raise CheckpointError(
+                "header-too-large",
+                f"The headers of the checkpoint's files have {self.nbytes} bytes together; at most "
+                f"{MAX_CHECKPOINT_HEADER_BYTES} are allowed. Store them as several checkpoints.",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PackedHeader:
+    """A checked header in a few bytes, while its file arrives and beside it afterwards."""
+
+    size: HeaderSize
+    packed: bytes
+
+    @classmethod
+    def of(cls, header: Header) -> "PackedHeader":
+        tensors = header.tensors
+        columns = [
+            dict(header.metadata),
+            [tensor.name for tensor in tensors],
+            [tensor.dtype for tensor in tensors],
+            [tensor.shape for tensor in tensors],
+            [tensor.end for tensor in tensors],
+        ]
+        packer = zlib.compressobj(level=1)
+        parts = [packer.compress(json.dumps(column).encode() + b"\n") for column in columns]
+        size = HeaderSize(len(tensors), header.data_start - LENGTH_BYTES)
+        return cls(size, b"".join((*parts, packer.flush())))
+
+    def header(self) -> Header:
+        """Return the header; each tensor begins where the one before it ends."""
+        metadata, names, dtypes, shapes, ends = map(json.loads, zlib.decompress(self.packed).splitlines())
+        known: dict[tuple[int, ...], tuple[int, ...]] = {}
+        kinds = {dtype: dtype for dtype in dtypes}
+        offsets = pairwise([0, *ends])
+        tensors = tuple(
+            TensorInfo(name, kinds[dtype], known.setdefault(shape, shape), start, end)
+            for name, dtype, shape, (start, end) in zip(
+                names, dtypes, map(tuple, shapes), offsets, strict=True
+            )
+        )
+        data_start = LENGTH_BYTES + self.size.nbytes
+        return Header(metadata, tensors, data_start, data_start + ends[-1])
+
+    def keep(self, path: Path, sha256: str) -> None:
+        """Write it beside the file with this digest."""
+        write_atomic(path, _head(sha256, self.size) + self.packed)
+
+
+def kept_path(folder: Path, name: str) -> Path:
+    """Return where the header of a stored file is kept; no file name starts with a dot."""
+    return folder / f".{name}.header"
+
+
+def stored_header(folder: Path, info: FileInfo) -> Header:
+    """Return the header of a stored file, parsed again only where it is not kept, or damaged."""
+    return _kept(folder, info).header()
+
+
+def stored_header_size(folder: Path, info: FileInfo) -> HeaderSize:
+    """Return the size of the header of a stored file."""
+    try:
+        with kept_path(folder, info.name).open("rb") as file:
+            return _size(file.read(_HEAD_BYTES), info)
+    except (OSError, ValueError):
+        return _kept(folder, info).size
+
+
+def _kept(folder: Path, info: FileInfo) -> PackedHeader:
+    path = kept_path(folder, info.name)
+    try:
+        raw = path.read_bytes()
+        size = _size(raw[:_HEAD_BYTES], info)
+        found = PackedHeader(size, raw[_HEAD_BYTES:])
+        zlib.decompress(found.packed)
+    except (OSError, ValueError, zlib.error):
+        found = PackedHeader.of(read_header(folder / info.name))
+        # Another process may do the same, or the disk be full or read-only; the next request tries again.
+        with suppress(OSError, OutOfSpace):
+            found.keep(path, info.sha256)
+    return found
+
+
+def _head(sha256: str, size: HeaderSize) -> bytes:
+    return f"{sha256:64}{VERSION:4}{size.tensors:12}{size.nbytes:12}".encode()
+
+
+def _size(head: bytes, info: FileInfo) -> HeaderSize:
+    """Parse the head of a kept header; it must be that of this file and version."""
+    size = HeaderSize(int(head[68:80]), int(head[80:92]))
+    if head != _head(info.sha256, size):
+        raise ValueError("another file or version")
+    return size
