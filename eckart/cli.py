@@ -20,7 +20,7 @@ from eckart import launch
 from eckart.checkpoint import ENDING, bare_name, find_checkpoint, listed
 from eckart.client import DEFAULT_URL, Client
 from eckart.companions import REPORT_NAME, copy_subfolders
-from eckart.errors import EckartError, InputError
+from eckart.errors import EckartError, InputError, JobFailed
 from eckart.progress import ProgressLine
 from eckart.spec import schema, spec_document
 from eckart.table import plan_table, report_table
@@ -50,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for field in error.errors:
             line = f"{field.pointer}: {field.detail}" if field.pointer else field.detail
             print(f"  {line}", file=sys.stderr)
+        if isinstance(error, JobFailed) and error.job.error and error.job.error.status >= 500:
+            resume = f"{options.url}/v1/jobs/{error.job.id}/resume"
+            print(
+                f"  its finished layers are kept; to go on with them: curl -X POST {resume}", file=sys.stderr
+            )
         return 1
     except (launch.LocalRunError, BrokenPipeError):
         return 1  # the worker has said why; the reader of our output has gone

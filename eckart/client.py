@@ -237,6 +237,10 @@ class Client:
         """End a queued or running job; of a finished one nothing changes."""
         return parse(Job, self._connection.request(Call("POST", f"{job_path(job_id)}/cancel")))
 
+    def resume(self, job_id: str) -> Job:
+        """Start a failed job again; the layers that it has finished are kept."""
+        return parse(Job, self._connection.request(Call("POST", f"{job_path(job_id)}/resume")))
+
     def delete(self, job_id: str) -> None:
         """Remove a job and its files."""
         self._connection.request(Call("DELETE", job_path(job_id)))

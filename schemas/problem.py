@@ -92,6 +92,13 @@ class ProblemKind(Enum):
         "File not found",
         "The job has no result file of this name; its report lists the files.",
     )
+    JOB_NOT_FAILED = (
+        "job-not-failed",
+        409,
+        "The job has not failed",
+        "The job is {state}; only a failed job can be resumed. Start a new job instead.",
+        {"state": "canceled"},
+    )
     SHARDED_RESULT = (
         "sharded-result",
         404,
@@ -152,7 +159,7 @@ class ProblemKind(Enum):
         "checkpoint-gone",
         409,
         "The checkpoint was deleted",
-        "The checkpoint was deleted or replaced during the request; upload it again.",
+        "The checkpoint was deleted or replaced; upload it again, and start a new job.",
     )
     NO_RESULT = (
         "no-result",
@@ -384,17 +391,28 @@ class ProblemKind(Enum):
         "The worker could not finish the job",
         (
             "All attempts failed, the last one with {error}. See the worker's log, fix the cause "
-            "(memory or disk, for example) and start the job again."
+            "(memory or disk, for example) and resume the job."
         ),
         {"error": "MemoryError"},
+    )
+    LAYER_HUNG = (
+        "layer-hung",
+        500,
+        "A layer did not end",
+        (
+            "All attempts failed. In the last one, layer {layer} took longer than {limit_s} s, which no such "
+            "layer should. See the worker's log for where it stood, and resume the job; if the machine is "
+            "just slow, raise ECKART_LAYER_LIMIT_S first."
+        ),
+        {"layer": "encoder.layer.3.output.dense", "limit_s": 1800},
     )
     WORKER_LOST = (
         "worker-lost",
         500,
         "The worker was lost",
         (
-            "The worker of the last of {attempts} attempts died or its lease expired. It may lack "
-            "memory: give it more, or start the job again."
+            "The worker died or its lease expired, in {attempts} attempts that got no further. It may lack "
+            "memory: give it more, and resume the job."
         ),
         {"attempts": 3},
     )

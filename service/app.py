@@ -38,7 +38,6 @@ def open_services(settings: Settings) -> Services:
     assert settings.redis_url is not None  # `python -m service` does not start without it
     client = redis_client(settings.redis_url)
     decompositions = DecompositionCache.shared(settings.data_dir, limit_bytes=settings.cache_bytes)
-    space = DiskSpace(settings.data_dir, settings.min_free_bytes, decompositions)
     jobs = JobStore(
         client,
         settings.data_dir,
@@ -46,6 +45,7 @@ def open_services(settings: Settings) -> Services:
         max_attempts=settings.max_attempts,
         most_waiting=settings.owner_jobs,
     )
+    space = DiskSpace(settings.data_dir, settings.min_free_bytes, decompositions, jobs)
     queue = JobQueue(settings.redis_url)
     workers = WorkerRegistry(client)
     turns = Turns(every_s=settings.reaper_s)

@@ -63,6 +63,11 @@ class StateCollector(Collector):
                 "Age of the oldest queued job.",
                 counts.oldest_queued_s or 0.0,
             ),
+            (
+                "eckart_job_stalled_seconds",
+                "Time since the last step of the running job that is longest without one.",
+                counts.longest_step_s,
+            ),
             ("eckart_workers", "Workers that are alive.", alive),
         ):
             yield GaugeMetricFamily(name, text, value=value)

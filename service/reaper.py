@@ -17,6 +17,7 @@ from state.redis import eviction_warning
 STALE_UPLOAD_S = 600.0
 # Rarely: only a process that was killed leaves orphans, and finding them reads every manifest.
 ORPHANS_EVERY_S = 3600.0
+FAILED_LAYERS_EVERY_S = 600.0
 LAST_TURN_S = 5.0
 
 log = logging.getLogger("eckart.service")
@@ -32,6 +33,12 @@ async def run_reaper(services: Services) -> None:
         "write job.json where that failed": services.jobs.write_deferred,
         "remove stale uploads": partial(services.checkpoints.sweep_parts, STALE_UPLOAD_S),
         "trim the cache": services.decompositions.trim,
+        "remove layers of failed jobs": at_most_every(
+            FAILED_LAYERS_EVERY_S,
+            partial(
+                services.jobs.remove_failed_layers, older_than_s=services.settings.failed_layers_hours * 3600
+            ),
+        ),
         "remove orphans": at_most_every(ORPHANS_EVERY_S, services.checkpoints.remove_orphans),
     }
     await run_steps(steps, services.turns, every_s=services.settings.reaper_s)

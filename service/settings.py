@@ -64,6 +64,13 @@ class Settings(StateSettings):
         ge=0,
         description="Uploads are refused if they would leave fewer free bytes than this on the disk.",
     )
+    failed_layers_hours: float = Field(
+        default=72,
+        ge=0,
+        allow_inf_nan=False,
+        description="How long a failed job keeps its finished layers, so that it can be resumed without "
+        "computing them again.",
+    )
     idle_timeout_s: float = Field(
         default=60, gt=0, description="An upload is dropped if no data arrives for this long."
     )

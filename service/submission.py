@@ -37,7 +37,7 @@ def submit_stored(services: Services, request: JobRequest, key: str | None) -> J
     idempotency = _idempotency(key, request.spec, request.checkpoint, references)
     plan = make_bounded_plan(stored, request.spec, references, pointer=SPEC_IN_JSON)
     record = _create(services, stored, request.spec, plan, references, idempotency, owns_checkpoint=False)
-    return _view(services, record)
+    return view_of(services, record)
 
 
 def submit_upload(services: Services, content: UploadContent, key: str | None) -> JobView:
@@ -56,7 +56,7 @@ def submit_upload(services: Services, content: UploadContent, key: str | None) -
         plan = replace(plan, warnings=(*content.warnings, *plan.warnings))
         record = _create(services, stored, content.spec, plan, references, idempotency, owns_checkpoint=True)
         used = record.checkpoint == content.checkpoint_id
-        return _view(services, record)
+        return view_of(services, record)
     finally:
         if not used:
             services.checkpoints.delete(content.checkpoint_id)
@@ -100,11 +100,11 @@ def _create(
         owns_checkpoint=owns_checkpoint,
     )
     record = services.jobs.create(new, idempotency=idempotency)
-    _enqueue(services, record)
+    enqueue(services, record)
     return record
 
 
-def _view(services: Services, record: JobRecord) -> JobView:
+def view_of(services: Services, record: JobRecord) -> JobView:
     # The job is accepted; it stays so if Redis becomes unavailable at this very moment.
     try:
         return services.jobs.view(record.id)
@@ -112,8 +112,8 @@ def _view(services: Services, record: JobRecord) -> JobView:
         return JobView(record, NO_PROGRESS, queue_position=None)
 
 
-def _enqueue(services: Services, record: JobRecord) -> None:
-    """Send the message for a new job; if that fails, the reaper sends it later."""
+def enqueue(services: Services, record: JobRecord) -> None:
+    """Send the message for a queued job; if that fails, the reaper sends it later."""
     if record.state != "queued":
         return
     try:

@@ -18,7 +18,8 @@ from starlette.requests import ClientDisconnect, Request
 from schemas.problem import ProblemKind
 from service.errors import ProblemError
 from state.cache import DecompositionCache
-from state.errors import FilesLocked, OutOfSpace, TooLarge
+from state.errors import FilesLocked, OutOfSpace, RedisUnavailable, TooLarge
+from state.jobs import JobStore
 
 FIRST_BLOCK_BYTES = 64 * 2**10
 BLOCK_BYTES = 4 * 2**20
@@ -51,12 +52,19 @@ class DiskSpace:
     path: Path
     min_free_bytes: int
     cache: DecompositionCache
+    jobs: JobStore
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.path).free
 
     def require(self, nbytes: int) -> None:
-        """Raise `OutOfSpace` unless `nbytes` more fit; cached decompositions are evicted if that helps."""
+        """Raise `OutOfSpace` unless `nbytes` more fit.
+
+        If they do not, the layers of failed jobs are removed first, and cached decompositions if that helps.
+        """
+        if self._lacking_bytes(nbytes) > 0:
+            with suppress(RedisUnavailable):
+                self.jobs.remove_failed_layers(enough=lambda: self._lacking_bytes(nbytes) <= 0)
         if self._lacking_bytes(nbytes) > 0:
             with suppress(FilesLocked):
                 self.cache.free_space(self._lacking_bytes(nbytes))

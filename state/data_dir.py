@@ -9,6 +9,7 @@ from pathlib import Path
 LOCK_STRIPES = 256
 # Also a folder's name, and a part of Redis keys and of names in the cache: see `DataDir.key`.
 OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+SPOOL_NAME = "spool"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class DataDir:
 
     def spool(self, job_id: str) -> Path:
         """Finished layers, for the next attempt."""
-        return self.job(job_id) / "spool"
+        return self.job(job_id) / SPOOL_NAME
 
     def result(self, job_id: str, fence: int) -> Path:
         """Return the directory of one attempt's result; only the one that the record names is ever served."""

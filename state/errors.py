@@ -32,6 +32,15 @@ class UnreadableRecord(StateError):
     kind = ProblemKind.UNREADABLE_RECORD
 
 
+class JobNotFailed(StateError):
+    """Only a failed job can be resumed."""
+
+    kind = ProblemKind.JOB_NOT_FAILED
+
+    def __init__(self, state: str) -> None:
+        super().__init__(state=state)
+
+
 class CheckpointNotFound(StateError):
     """No such checkpoint, or an id that cannot be one."""
 

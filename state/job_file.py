@@ -3,12 +3,13 @@
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from schemas.job import TERMINAL
-from state.data_dir import DataDir
+from state.data_dir import SPOOL_NAME, DataDir
 from state.errors import FilesLocked, OutOfSpace
 from state.files import disk_errors, locked, make_directory, move_to_trash, purge, write_atomic
 from state.records import (
@@ -18,6 +19,7 @@ from state.records import (
     damaged_fields,
     from_fields,
     idempotency_of,
+    microseconds,
     parse_record,
     to_document,
     to_fields,
@@ -136,6 +138,27 @@ class JobFiles:
                         log.warning("job %s is restored though a process keeps it locked", path.name)
                         self._restore_unlocked(path.name)
 
+    def with_layers(self) -> list[str]:
+        """Return the ids of jobs that have finished layers on disk, the longest unchanged first."""
+        found = []
+        for spool in self._paths.jobs.glob("*/" + SPOOL_NAME):
+            with suppress(FileNotFoundError):
+                found.append((spool.stat().st_mtime, spool.parent.name))
+        return [name for _, name in sorted(found) if JOB_ID.fullmatch(name)]
+
+    def remove_failed_layers(self, job_id: str, *, older_than_s: float) -> None:
+        """Remove the finished layers of a job that failed so long ago; other jobs need theirs."""
+        with suppress(FilesLocked), self.lock(job_id, wait_s=0):
+            # Whoever resumes and claims the job writes job.json first, and so waits for this lock.
+            record = self._record(job_id)
+            if record is None or record.state != "failed" or self._scripts.is_leased(job_id):
+                return
+            if older_than_s and not _ended_before(record, time.time() - older_than_s):
+                return
+            place = move_to_trash(self._paths.spool(job_id), self._paths.trash)
+            purge(place)
+            log.info("job %s: its finished layers are removed", job_id)
+
     def delete(self, job_id: str) -> None:
         """Delete the files, then the record: a record without files can be deleted again, not the reverse."""
         with self.lock(job_id):
@@ -178,8 +201,15 @@ def _is_behind(fields: Mapping[str, str], on_disk: Mapping[str, str]) -> bool:
     return ahead < 0 or (ahead == 0 and not same)
 
 
+def _ended_before(record: JobRecord, time_s: float) -> bool:
+    return record.finished_at is not None and microseconds(record.finished_at) < time_s * 1e6
+
+
 def remove_attempt_files(paths: DataDir, record: JobRecord) -> None:
-    """Remove the finished layers of an ended job, and every result but the one that its record names."""
+    """Remove the finished layers of an ended job, and every result but the one that its record names.
+
+    A failed job keeps its layers, so that it can be resumed: see `JobFiles.remove_failed_layers`.
+    """
     try:
         for path in _attempt_files(paths, record):
             purge(move_to_trash(path, paths.trash))
@@ -189,6 +219,7 @@ def remove_attempt_files(paths: DataDir, record: JobRecord) -> None:
 
 def _attempt_files(paths: DataDir, record: JobRecord) -> Iterator[Path]:
     published = None if record.result_fence is None else paths.result(record.id, record.result_fence)
-    for path in (paths.spool(record.id), *sorted(paths.job(record.id).glob("result-*"))):
+    layers = () if record.state == "failed" else (paths.spool(record.id),)
+    for path in (*layers, *sorted(paths.job(record.id).glob("result-*"))):
         if path != published and path.is_dir():
             yield path

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -21,10 +22,12 @@ from state.errors import (
     CheckpointInUse,
     FilesLocked,
     IdempotencyMismatch,
+    JobNotFailed,
     JobNotFound,
     OutOfSpace,
     RedisUnavailable,
     TooManyJobs,
+    UnreadableRecord,
 )
 from state.job_file import JobFiles
 from state.records import (
@@ -141,6 +144,27 @@ class JobStore:
     def counts(self) -> JobCounts:
         return job_counts(self._run("counts"))
 
+    def resume(self, job_id: str) -> JobRecord:
+        """Queue a failed job again, on its finished layers; the caller sends the message.
+
+        Raises `JobNotFailed`, `UnreadableRecord`, or `CheckpointGone` if it has lost its input.
+        """
+        record, token = self.get(job_id), secrets.token_hex(8)
+        if not record.readable:
+            raise UnreadableRecord
+        if record.state == "failed" and not self._has_input(record):
+            raise CheckpointGone
+
+        def act() -> JobRecord:
+            answer = self._run_on("resume", job_id, token)
+            if answer == "gone":
+                raise CheckpointGone
+            if answer != "done":
+                raise JobNotFailed(answer)
+            return _present(self._files.write_or_defer(job_id))
+
+        return self._with_restore(act)
+
     def cancel(self, job_id: str) -> JobRecord:
         """End a queued or running job at once; its worker notices at its next heartbeat."""
         if self._owner is not None:
@@ -180,10 +204,15 @@ class JobStore:
             return None
         return Claim(record, record.fence) if record and record.claim_token == token else None
 
-    def renew_lease(self, job_id: str, fence: int, progress: Progress | None = None) -> bool:
-        """Renew the lease; False: this attempt lost the job, and must stop."""
-        document = progress.model_dump_json() if progress else ""
-        arguments = (job_id, fence, self._lease_us, document)
+    def renew_lease(
+        self, job_id: str, fence: int, progress: Progress | None = None, *, idle_s: float = 0.0
+    ) -> bool:
+        """Renew the lease; False: this attempt lost the job, and must stop.
+
+        `idle_s` is the time since the attempt's last step began.
+        """
+        document, done = (progress.model_dump_json(), progress.fraction) if progress else ("", 0.0)
+        arguments = (job_id, fence, self._lease_us, document, done, int(idle_s * 1e6))
         try:
             return bool(self._with_restore(lambda: self._run_on("renew_lease", *arguments)) == "done")
         except JobNotFound:
@@ -197,15 +226,38 @@ class JobStore:
         """End a job because of its input."""
         return self._end("fail", job_id, fence, why.model_dump_json())
 
-    def retry(self, job_id: str, fence: int, why: Problem) -> bool:
-        """Queue a job again because of trouble on this machine; it fails if no attempts are left."""
-        return self._end("retry", job_id, fence, self._max_attempts, why.model_dump_json())
+    def retry(
+        self,
+        job_id: str,
+        fence: int,
+        why: Problem,
+        *,
+        pause_s: float = 0.0,
+        uncounted_for_s: float | None = None,
+    ) -> bool:
+        """Queue a job again, after a pause, because of trouble on this machine.
+
+        It fails if no attempts are left.
+        With `uncounted_for_s` the attempt does not count, until such trouble has lasted so long.
+        """
+        uncounted = "" if uncounted_for_s is None else int(uncounted_for_s * 1e6)
+        times = (int(pause_s * 1e6), uncounted)
+        return self._end("retry", job_id, fence, self._max_attempts, why.model_dump_json(), *times)
 
     def release(self, job_id: str, fence: int) -> bool:
         """Queue a job again because the worker stops: the attempt does not count."""
         return self._end("release", job_id, fence)
 
     # For the reaper.
+
+    def remove_failed_layers(
+        self, *, older_than_s: float = 0.0, enough: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Remove the finished layers that failed jobs keep, the oldest first, until it is enough."""
+        for job_id in self._files.with_layers():
+            if enough():
+                return
+            self._files.remove_failed_layers(job_id, older_than_s=older_than_s)
 
     def sweep(self) -> tuple[str, ...]:
         """Queue jobs again whose worker was lost, and return the jobs whose message must be sent again.
@@ -310,11 +362,15 @@ class JobStore:
             raise TooManyJobs(self._most_waiting)
         return _present(self._files.write(answer.removeprefix("replay:")))
 
+    def _has_input(self, job: NewJob) -> bool:
+        """Whether the checkpoints that a job needs are what they were when it was planned."""
+        needed = [(job.checkpoint, job.files)]
+        needed += [(job.references[field], files) for field, files in job.reference_files.given()]
+        return all(has_files(self._paths, name, files) for name, files in needed)
+
     def _make_durable(self, job_id: str, new: NewJob) -> JobRecord:
         try:
-            needed = [(new.checkpoint, new.files)]
-            needed += [(new.references[field], files) for field, files in new.reference_files.given()]
-            if not all(has_files(self._paths, name, files) for name, files in needed):
+            if not self._has_input(new):
                 # Deleted or replaced after the job was planned and before it was registered.
                 raise CheckpointGone  # noqa: TRY301 - undone like every other failure
             return _present(self._files.write_locked(job_id))

@@ -27,8 +27,20 @@ JOB_ID = re.compile(r"J[0-9a-f]{32}")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # The fields that a transition may change; the rest of a record is fixed when the job is created.
-PLAIN_FIELDS = ("state", "version", "attempt", "fence", "claim_token", "result_fence", "single_file")
-NUMBER_FIELDS = frozenset({"version", "attempt", "fence", "result_fence"})
+PLAIN_FIELDS = (
+    "state",
+    "version",
+    "attempt",
+    "attempts_without_progress",
+    "furthest",
+    "fence",
+    "claim_token",
+    "result_fence",
+    "single_file",
+)
+NUMBER_FIELDS = frozenset(
+    {"version", "attempt", "attempts_without_progress", "furthest", "fence", "result_fence"}
+)
 JSON_FIELDS = frozenset({"error", "summary"})
 TIME_FIELDS = {"created_at": "created_us", "started_at": "started_us", "finished_at": "finished_us"}
 CHANGING = frozenset({*PLAIN_FIELDS, *JSON_FIELDS, *TIME_FIELDS})
@@ -98,6 +110,9 @@ class JobRecord(NewJob):
     started_at: str | None = None
     finished_at: str | None = None
     attempt: int = 0
+    # Since one got further than all before it; `furthest` is the share of the work that was done then.
+    attempts_without_progress: int = 0
+    furthest: float = 0.0
     fence: int = 0
     claim_token: str | None = None
     error: Problem | None = None
@@ -149,10 +164,11 @@ class JobPage:
 
 @dataclass(frozen=True, slots=True)
 class JobCounts:
-    """How many jobs are in each state, and the age of the oldest queued job."""
+    """How many jobs are in each state, the age of the oldest queued job, and the longest of all steps."""
 
     by_state: Mapping[JobState, int]
     oldest_queued_s: float | None
+    longest_step_s: float
 
 
 def new_job_id() -> str:
@@ -269,9 +285,10 @@ def job_view(answer: Sequence[Any]) -> JobView:
 
 def job_counts(answer: Sequence[Any]) -> JobCounts:
     """Parse the answer of counts.lua."""
-    flat, oldest, now = answer
+    flat, oldest, now, step = answer
     waited_s = (int(now) - int(oldest[1])) / 1e6 if oldest else None
-    return JobCounts(dict(zip(flat[::2], flat[1::2], strict=True)), waited_s)
+    longest_s = (int(now) - int(float(step[1]))) / 1e6 if step else 0.0
+    return JobCounts(dict(zip(flat[::2], flat[1::2], strict=True)), waited_s, longest_s)
 
 
 def next_cursor(rest: Sequence[JobView]) -> str | None:

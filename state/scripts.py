@@ -33,6 +33,7 @@ REQUIRE_READY = (
     "read",
     "release",
     "renew_lease",
+    "resume",
     "retry",
     "sweep",
 )

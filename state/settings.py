@@ -43,7 +43,9 @@ class StateSettings(BaseSettings):
         gt=0,
         description="Seconds between two sweeps for jobs whose lease expired or whose message was lost.",
     )
-    max_attempts: int = Field(default=3, ge=1, description="How often a job is tried before it fails.")
+    max_attempts: int = Field(
+        default=3, ge=1, description="How often a job is tried without getting further before it fails."
+    )
     cache_bytes: int = Field(
         default=32 * 2**30,
         ge=0,

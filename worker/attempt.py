@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from schemas.format.errors import CheckpointError, listed
 from schemas.format.files import CheckpointFiles
 from schemas.format.names import single_weight_file
-from schemas.job import TERMINAL, Progress
+from schemas.job import TERMINAL
 from schemas.planning.references import MISFITS, MisfitError, References
 from schemas.problem import FieldProblem, Problem, ProblemKind, SpecError
 from schemas.report import Report
@@ -27,9 +27,11 @@ from state.jobs import JobStore
 from state.records import Claim, JobRecord, new_token
 from state.result_files import write_digests
 from worker.device import choose_device, set_threads
-from worker.lease import ClaimLost, Lease, StopSignal, WorkerStopping
+from worker.lease import ClaimLost, Lease, StopSignal, WorkerStopping, retry
 from worker.pipeline import CompressionRequest, compress
+from worker.progress import Step
 from worker.settings import Settings
+from worker.trouble import trouble_of
 
 log = logging.getLogger(__name__)
 RETRY_S = 1.0
@@ -42,7 +44,8 @@ def run_attempt(
     """Work on a job unless it is finished, canceled or claimed by another worker.
 
     A repeated call is harmless. An error in the input fails the job at once. Any other error returns the job
-    to the queue, where the reaper sends its message again after a while; the job counts its attempts.
+    to the queue, where the reaper sends its message again after a pause (`worker.trouble`); the job counts
+    its attempts until one gets further than those before.
     """
     token = new_token(worker)
     try:
@@ -59,7 +62,7 @@ def run_attempt(
         return
     log.info("job %s: attempt %d begins", job_id, claim.record.attempt)
     try:
-        with Lease(jobs, claim, heartbeat_s=settings.heartbeat_s, stopping=stopping) as lease:
+        with Lease(jobs, claim, settings, stopping=stopping) as lease:
             report = _work(claim, spec, settings, lease)
             _publish(claim, report, jobs, settings)
     except ClaimLost:
@@ -75,9 +78,9 @@ def run_attempt(
         owned = _persist(lambda: jobs.fail(job_id, claim.fence, input_problem))
     except Exception as error:
         log.exception("job %s: attempt %d failed", job_id, claim.record.attempt)
-        _free_disk_space(error, settings)
-        worker_problem = _worker_problem(error)
-        owned = _persist(lambda: jobs.retry(job_id, claim.fence, worker_problem))
+        _free_disk_space(error, jobs, settings)
+        trouble = trouble_of(error)
+        owned = _persist(lambda: retry(jobs, claim, trouble, settings))
     else:
         return
     if not owned:
@@ -118,11 +121,11 @@ def _work(claim: Claim, spec: CompressionSpec, settings: Settings, lease: Lease)
         reference_files=record.reference_files,
     )
 
-    def observe(progress: Progress) -> None:
-        lease.observe(progress)
-        if progress.layer is not None:
-            count = f"{progress.layers_done + 1} of {progress.layers_total}"
-            log.info("job %s: layer %s (%s)", record.id, progress.layer, count)
+    def observe(step: Step) -> None:
+        lease.observe(step)
+        if step.layer is not None:
+            count = f"{step.layers_done + 1} of {step.layers_total}"
+            log.info("job %s: layer %s (%s)", record.id, step.layer, count)
 
     return compress(request, device=choose_device(settings.device), observe=observe)
 
@@ -135,9 +138,11 @@ def _decompositions(record: JobRecord, settings: Settings) -> DecompositionCache
     )
 
 
-def _free_disk_space(error: Exception, settings: Settings) -> None:
-    """Evict the entire cache if the disk was full, so that the next attempt has more space."""
+def _free_disk_space(error: Exception, jobs: JobStore, settings: Settings) -> None:
+    """Remove the layers of failed jobs and the entire cache if the disk was full, for the next attempt."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
+        with suppress(RedisUnavailable):
+            jobs.remove_failed_layers()
         with suppress(FilesLocked):
             DecompositionCache.shared(settings.data_dir, limit_bytes=0).trim()
 
@@ -168,7 +173,7 @@ def _discard(claim: Claim, jobs: JobStore, settings: Settings) -> None:
     except JobNotFound:
         shutil.rmtree(paths.job(record.id), ignore_errors=True)
         return
-    if state in TERMINAL:
+    if state in TERMINAL - {"failed"}:  # a failed job may be resumed
         shutil.rmtree(paths.spool(record.id), ignore_errors=True)
 
 
@@ -208,8 +213,3 @@ def _input_problem(error: CheckpointError | CheckpointNotFound | SpecError) -> P
         return error.kind.problem(detail, fault=error.fault, errors=(field,))
     kind = ProblemKind.UNUSABLE_CHECKPOINT
     return kind.problem(kind.text(reason=str(error)))
-
-
-def _worker_problem(error: Exception) -> Problem:
-    kind = ProblemKind.WORKER_TROUBLE
-    return kind.problem(kind.text(error=type(error).__name__))

@@ -2,11 +2,22 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
+
+from pydantic import Field
 
 from schemas.job import Progress
 from worker.work_plan import LayerTask
 
-Observer = Callable[[Progress], None]
+
+class Step(Progress):
+    """The progress when a step of the work begins, the cost of that step, and the progress as it is later."""
+
+    cost: int = Field(exclude=True)
+    current: Callable[[], Progress] = Field(exclude=True)
+
+
+Observer = Callable[[Step], None]
 # The decomposition's share of the work on a layer that shares a budget.
 DECOMPOSITION_SHARE = 0.8
 
@@ -25,13 +36,14 @@ class ProgressTracker:
         # Costs are fixed at the start, so that later decisions do not change progress already reported.
         self._costs = {task.number: task.cost for task in tasks}
         self._cost_total = sum(self._costs.values())
+        self._cost_most = max(self._costs.values(), default=0)
         self._cost_done = 0
         self._counted: dict[int, int] = {}
         self._done: set[int] = set()
 
     def begin(self, task: LayerTask) -> None:
         """Report the start of a layer."""
-        self._notify(task.layer.name)
+        self._notify(task.layer.name, task.cost)
 
     def end_decomposition(self, task: LayerTask) -> None:
         """Count the decomposition of a layer as done."""
@@ -46,14 +58,15 @@ class ProgressTracker:
 
     def between_layers(self) -> None:
         """Report the progress while no layer is in work; the observer may stop the work here too."""
-        self._notify(None)
+        self._notify(None, self._cost_most)
 
-    def _notify(self, layer: str | None) -> None:
+    def _notify(self, layer: str | None, cost: int) -> None:
         with self._lock:
             if self._stop is not None:
                 raise self._stop
             try:
-                self._observe(self._progress(layer))
+                progress = self._progress(layer)
+                self._observe(Step(**dict(progress), cost=cost, current=partial(self._current, layer)))
             except BaseException as error:
                 self._stop = error
                 raise
@@ -62,6 +75,10 @@ class ProgressTracker:
         before = self._counted.get(number, 0)
         self._counted[number] = max(before, cost)
         self._cost_done += self._counted[number] - before
+
+    def _current(self, layer: str | None) -> Progress:
+        with self._lock:
+            return self._progress(layer)
 
     def _progress(self, layer: str | None) -> Progress:
         fraction = self._cost_done / self._cost_total if self._cost_total else 1.0

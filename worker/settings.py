@@ -24,6 +24,27 @@ class Settings(StateSettings):
         le=4096,
         description="Number of threads per job; all processors if not given.",
     )
+    layer_limit_s: float = Field(
+        default=1800,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds after which a layer counts as hung and its process ends; a large layer has "
+        "longer.",
+    )
+    retry_pause_s: float = Field(
+        default=10,
+        ge=0,
+        le=60,
+        allow_inf_nan=False,
+        description="Seconds before a job is tried again after an error; 6 times as long if memory or disk "
+        "space is short, 60 times if the storage fails.",
+    )
+    disk_wait_s: float = Field(
+        default=86_400,
+        ge=0,
+        allow_inf_nan=False,
+        description="How long a job waits for space on a full disk before it fails.",
+    )
     device: DeviceChoice = Field(
         default="auto", description="Device for the numerics: `auto` is CUDA if available, else the CPU."
     )

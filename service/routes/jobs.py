@@ -30,7 +30,7 @@ from service.multipart import boundary_of, is_multipart
 from service.multipart_upload import begin_multipart_upload
 from service.openapi import JOB_BODY, described, problem_responses
 from service.routes.checkpoints import UPLOAD_PROBLEMS
-from service.submission import submit_stored, submit_upload
+from service.submission import enqueue, submit_stored, submit_upload, view_of
 from state.checkpoints import new_checkpoint_id
 from state.records import JobView
 
@@ -130,6 +130,27 @@ async def get_job(
     """Show the job's state and progress."""
     view = await wait_for_change(request, services, job_id, wait_s=wait)
     return job_response(view, root_path, if_none_match)
+
+
+@router.post(
+    "/{job_id}/resume",
+    status_code=202,
+    summary="Start a failed job again on its finished layers",
+    response_model=Job,
+    responses=problem_responses(
+        ProblemKind.JOB_NOT_FOUND,
+        ProblemKind.JOB_NOT_FAILED,
+        ProblemKind.UNREADABLE_RECORD,
+        ProblemKind.CHECKPOINT_GONE,
+        ProblemKind.STORE_UNAVAILABLE,
+    )
+    | {202: described("Retry-After", "ETag", description="The job is queued again.")},
+)
+def resume_job(services: ServicesDep, root_path: RootPath, job_id: JobId) -> Response:
+    """Queue the job again, whose attempts are counted anew; layers that it has finished are not repeated."""
+    record = services.jobs.resume(job_id)
+    enqueue(services, record)
+    return job_response(view_of(services, record), root_path, status=202)
 
 
 @router.post(

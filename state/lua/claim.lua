@@ -14,6 +14,7 @@ if state == 'running' then
   local ends = redis.call('ZSCORE', LEASES, id)
   if ends and tonumber(ends) > now then return 'refused' end
 end
+if state == 'running' then note_progress(id) end
 if used_up(id, most) then
   fail(id, problem)
   return 'failed'
@@ -23,7 +24,9 @@ local number = tonumber(field(id, 'number') or 0)
 if number > tonumber(redis.call('GET', NEWEST_CLAIMED) or 0) then redis.call('SET', NEWEST_CLAIMED, number) end
 enter(id, 'running')
 redis.call('HINCRBY', job(id), 'attempt', 1)
+count_attempt(id, 1)
 redis.call('HINCRBY', job(id), 'fence', 1)
 redis.call('HSET', job(id), 'claim_token', token, 'started_us', text(now))
+redis.call('ZADD', STEPS, text(now), id)
 lease(id, lease_us)
 return 'claimed'

@@ -11,8 +11,11 @@
 -- to_send              set: queued ids whose message is to be sent at the next sweep
 -- created              how many jobs were ever created: the last one's `number`
 -- newest_claimed       the highest `number` of a job that was ever claimed
+-- delayed              zset: queued ids that pause after trouble, by the microsecond their message is to be
+--                      sent; they are not in `waiting` until then
 -- leases               zset: running ids, and canceled ids whose attempt may still run, by the microsecond
 --                      their lease ends
+-- steps                zset: running ids by the microsecond their last step began
 -- dependents:<checkpoint> set: unfinished ids that need the checkpoint, as their input or by their spec;
 --                      <owner>/ goes before the name of a checkpoint that an owner has
 -- deleting:<checkpoint>   exists while the checkpoint is being deleted: no new job may need it
@@ -27,6 +30,7 @@ local ALL, WAITING, TO_SEND = PREFIX .. 'jobs:all', PREFIX .. 'waiting', PREFIX 
 local LEASES, DIRTY = PREFIX .. 'leases', PREFIX .. 'dirty'
 -- Order is kept in numbers and not in times, since the clock may be set.
 local CREATED, NEWEST_CLAIMED = PREFIX .. 'created', PREFIX .. 'newest_claimed'
+local DELAYED, STEPS = PREFIX .. 'delayed', PREFIX .. 'steps'
 local TERMINAL = { succeeded = true, failed = true, canceled = true }
 
 local clock = redis.call('TIME')
@@ -66,11 +70,37 @@ local function needs(id)
   return names
 end
 
-local function used_up(id, most) return tonumber(field(id, 'attempt')) >= tonumber(most) end
+local function count_attempt(id, by)
+  redis.call('HINCRBY', job(id), 'attempts_without_progress', by)
+end
+
+-- At the end of an attempt: one that got further than all before it starts the count of attempts anew.
+local function note_progress(id)
+  local done, furthest = unpack(redis.call('HMGET', job(id), 'done', 'furthest'))
+  redis.call('HDEL', job(id), 'done')
+  if tonumber(done or 0) > tonumber(furthest or 0) then
+    redis.call('HSET', job(id), 'furthest', done, 'attempts_without_progress', 0)
+    redis.call('HDEL', job(id), 'waits_since_us')
+  end
+end
+
+local function used_up(id, most)
+  -- A record of an earlier release has no such field.
+  return tonumber(field(id, 'attempts_without_progress') or 0) >= tonumber(most)
+end
 
 local function wait(id, since, to_send)
   redis.call('ZADD', WAITING, text(since), id)
   if to_send then redis.call('SADD', TO_SEND, id) end
+end
+
+-- Queue a job again, whose message is to be sent after a pause.
+local function pause(id, pause_us)
+  if tonumber(pause_us) > 0 then
+    redis.call('ZADD', DELAYED, text(now + pause_us), id)
+  else
+    wait(id, now, true)
+  end
 end
 
 -- Everything that follows from a new state, in one place, so that no transition can forget a part of it.
@@ -81,6 +111,8 @@ local function enter(id, state)
   redis.call('ZREM', WAITING, id)
   redis.call('SREM', TO_SEND, id)
   redis.call('ZREM', LEASES, id)
+  redis.call('ZREM', DELAYED, id)
+  redis.call('ZREM', STEPS, id)
   redis.call('HSET', job(id), 'state', state)
   redis.call('HINCRBY', job(id), 'version', 1)
   if state ~= 'running' then redis.call('HDEL', job(id), 'claim_token') end
@@ -96,11 +128,12 @@ local function fail(id, problem)
   enter(id, 'failed')
 end
 
--- After an attempt without result: queue the job again if it has attempts left, else fail it.
-local function queue_or_fail(id, most, problem)
+-- After an attempt without result: queue the job again, after a pause, if it has attempts left, else fail it.
+local function queue_or_fail(id, most, problem, pause_us)
+  note_progress(id)
   if used_up(id, most) then return fail(id, problem) end
   enter(id, 'queued')
-  wait(id, now, true)
+  pause(id, pause_us)
 end
 
 -- Remove a job and everything that refers to it.
@@ -111,6 +144,8 @@ local function remove(id)
   unlist(id, 'all')
   redis.call('ZREM', WAITING, id)
   redis.call('ZREM', LEASES, id)
+  redis.call('ZREM', DELAYED, id)
+  redis.call('ZREM', STEPS, id)
   redis.call('SREM', TO_SEND, id)
   redis.call('SREM', DIRTY, id)
   for _, checkpoint in ipairs(needs(id)) do redis.call('SREM', dependents(checkpoint), id) end

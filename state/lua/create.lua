@@ -24,7 +24,7 @@ local newest = redis.call('ZREVRANGE', ALL, 0, 0, 'WITHSCORES')[2]
 local created = math.max(now, (tonumber(newest) or 0) + 1)
 local number = redis.call('INCR', CREATED)
 redis.call('HSET', job(id), 'fixed', fixed, 'state', 'queued', 'created_us', text(created), 'version', 0,
-  'attempt', 0, 'fence', 0, 'number', number, 'sent', number, unpack(needed))
+  'attempt', 0, 'attempts_without_progress', 0, 'fence', 0, 'number', number, 'sent', number, unpack(needed))
 if owner ~= '' then redis.call('HSET', job(id), 'owner', owner) end
 list(id, 'all', text(created))
 for _, name in ipairs(needs(id)) do redis.call('SADD', dependents(name), id) end

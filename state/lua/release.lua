@@ -7,6 +7,8 @@ if not state then return 'missing' end
 if state == 'queued' and field(id, 'fence') == fence then return 'done' end -- a repeated call
 if not owns(id, fence) then return 'lost' end
 redis.call('HINCRBY', job(id), 'attempt', -1)
+count_attempt(id, -1)
+note_progress(id)
 enter(id, 'queued')
 wait(id, now, true)
 return 'done'

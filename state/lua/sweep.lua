@@ -5,6 +5,7 @@ local most, problem, lease_us, grace_us, list = unpack(ARGV)
 local BATCH = 1000
 -- A time that much ahead is of a clock that has been set back since: nothing shall wait until it is caught up.
 local AHEAD_US = 1000000
+local LONGEST_PAUSE_US = 3600 * AHEAD_US
 
 -- Other processes may be set to somewhat longer leases.
 local longest_us = 2 * lease_us + 60 * AHEAD_US
@@ -14,12 +15,21 @@ end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', text(now), 'LIMIT', 0, BATCH)) do
   if field(id, 'state') == 'running' then
-    queue_or_fail(id, most, problem)
+    queue_or_fail(id, most, problem, 0)
   else -- canceled: its attempt has ended, so its files can be removed when job.json is written
     redis.call('ZREM', LEASES, id)
     redis.call('SADD', DIRTY, id)
   end
 end
+
+local function end_pauses(first, last)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, first, last, 'LIMIT', 0, BATCH)) do
+    redis.call('ZREM', DELAYED, id)
+    wait(id, now, true)
+  end
+end
+end_pauses('-inf', text(now))
+end_pauses(text(now + LONGEST_PAUSE_US), '+inf')
 
 -- Messages are read in order. So a message is probably lost if the broker's list is empty, or if a job that
 -- was created after it was sent has been claimed already.

@@ -77,6 +77,15 @@ def test_a_failed_job_is_told_with_its_reason(model, serve, service, problem, ca
     assert err.endswith("eckart: job J1 failed: The file is cut.\n  /a.weight/shape: too odd\n")
 
 
+def test_a_job_that_failed_on_the_machine_is_told_with_how_it_goes_on(model, serve, service, problem, capsys):
+    respond, _ = service({}, fail=problem(detail="The worker was lost.", status=500))
+    url = serve(respond)
+
+    assert main(["compress", str(model), *RATIO, "--url", url]) == 1
+
+    assert capsys.readouterr().err.endswith(f"go on with them: curl -X POST {url}/v1/jobs/J1/resume\n")
+
+
 def test_a_refused_spec_is_told_with_its_field_and_no_file_is_sent(model, serve, problem, capsys):
     asked = []
 

@@ -195,17 +195,22 @@ def test_jobs_come_page_by_page(job):
     assert second.url.params["cursor"] == "J2"
 
 
-def test_cancel_delete_and_report_ask_as_the_contract_says(job, report):
+def test_cancel_resume_delete_and_report_ask_as_the_contract_says(job, report):
     answers = Answers(
-        httpx.Response(200, json=job("canceled")), httpx.Response(204), httpx.Response(200, json=report())
+        httpx.Response(200, json=job("canceled")),
+        httpx.Response(202, json=job("queued")),
+        httpx.Response(204),
+        httpx.Response(200, json=report()),
     )
     with client(answers) as c:
         assert c.cancel("J1").state == "canceled"
+        assert c.resume("J1").state == "queued"
         assert c.delete("J1") is None
         assert isinstance(c.report("J1"), Report)
 
     assert [(request.method, request.url.path) for request in answers.requests] == [
         ("POST", "/v1/jobs/J1/cancel"),
+        ("POST", "/v1/jobs/J1/resume"),
         ("DELETE", "/v1/jobs/J1"),
         ("GET", "/v1/jobs/J1/report"),
     ]

@@ -46,6 +46,7 @@ def test_the_operations_are_these(operations):
         "post /v1/checkpoints/{checkpoint_id}",
         "post /v1/jobs",
         "post /v1/jobs/{job_id}/cancel",
+        "post /v1/jobs/{job_id}/resume",
         "post /v1/plans",
         "put /v1/checkpoints/{checkpoint_id}/{filename}",
     ]
@@ -152,6 +153,7 @@ def test_every_header_has_a_description_and_an_example(operations):
         ("get /v1/jobs", "200 422 503"),
         ("get /v1/jobs/{job_id}", "200 304 404 422 503"),
         ("post /v1/jobs/{job_id}/cancel", "200 404 503"),
+        ("post /v1/jobs/{job_id}/resume", "202 404 409 501 503"),
         ("delete /v1/jobs/{job_id}", "204 404 503"),
         ("get /v1/jobs/{job_id}/report", "200 206 304 404 406 409 410 416 422 501 503"),
         ("get /v1/jobs/{job_id}/checkpoint", "200 206 304 404 409 410 416 422 501 503"),

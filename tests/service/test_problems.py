@@ -67,6 +67,7 @@ def test_types_and_statuses_are_a_contract_with_clients():
         406: {"not-acceptable"},
         408: {"request-timeout"},
         409: {
+            "job-not-failed",
             "content-conflict",
             "checkpoint-incomplete",
             "checkpoint-in-use",
@@ -94,7 +95,7 @@ def test_types_and_statuses_are_a_contract_with_clients():
         },
         429: {"busy", "over-quota"},
         431: {"headers-too-large"},
-        500: {"internal-error", "worker-trouble", "worker-lost"},
+        500: {"layer-hung", "internal-error", "worker-trouble", "worker-lost"},
         501: {"unreadable-record"},
         503: {"files-locked", "store-unavailable", "not-ready"},
         507: {"out-of-space", "out-of-memory"},
@@ -112,6 +113,7 @@ def test_every_error_of_state_has_a_row_in_the_table(error):
         state_errors.DigestMismatch: lambda: error(expected="aa", actual="bb"),
         state_errors.TooLarge: lambda: error(7),
         state_errors.TooManyJobs: lambda: error(7),
+        state_errors.JobNotFailed: lambda: error("queued"),
     }.get(error, error)()
 
     problem = to_problem(made)

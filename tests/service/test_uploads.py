@@ -15,6 +15,7 @@ from service.uploads import BodyStream, DiskSpace
 from state.cache import DecompositionCache
 from state.data_dir import DataDir
 from state.errors import OutOfSpace
+from state.jobs import JobStore
 from tests.service.files import big_checkpoint, checkpoint_bytes
 from tests.service.running import assert_problem, until
 from tests.stopped import stopped_holder
@@ -72,12 +73,13 @@ def test_an_upload_that_would_fill_the_disk_is_refused(start):
     assert_problem(service.submit_files({"model.safetensors": MODEL}), 507, "out-of-space")
 
 
-def test_an_upload_takes_the_room_of_the_cache(tmp_path):
+def test_an_upload_takes_the_room_of_the_cache(tmp_path, redis_server):
     kept = tmp_path / "decompositions" / "ab" / "a.safetensors"
     kept.parent.mkdir(parents=True)
     with kept.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, 512 << 20)
-    space = DiskSpace(tmp_path, 0, DecompositionCache.shared(tmp_path, limit_bytes=1 << 40))
+    cache = DecompositionCache.shared(tmp_path, limit_bytes=1 << 40)
+    space = DiskSpace(tmp_path, 0, cache, JobStore(redis_server.client(), tmp_path))
     with pytest.raises(OutOfSpace):
         space.require(space.free_bytes() + (1 << 40))
     assert kept.exists()

@@ -17,6 +17,7 @@ def test_every_error_says_what_to_do():
         errors.TooManyJobs(10),
         errors.OutOfSpace(),
         errors.Busy("Much is under way."),
+        errors.JobNotFailed("queued"),
         errors.FilesLocked(),
         errors.BadCursor(),
         errors.RedisUnavailable(),

@@ -1,6 +1,8 @@
 """state/job_file.py: job.json follows the record, and ended jobs keep no files of their attempts."""
 
 import json
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -229,17 +231,21 @@ def test_files_of_a_worker_that_died_after_a_cancel_are_removed(jobs, reach, lit
 
 
 @pytest.mark.parametrize("verb", ["fail", "retry"])
-def test_an_attempt_that_fails_its_job_leaves_only_its_record(make_store, new, why, litter, left, verb):
+def test_an_attempt_that_fails_its_job_leaves_its_record_and_its_finished_layers(
+    make_store, new, why, litter, left, verb
+):
     jobs = make_store(max_attempts=1)
     job_id = jobs.create(new).id
     assert jobs.claim(job_id, new_token("worker")) is not None
     litter(job_id)
     assert getattr(jobs, verb)(job_id, 1, why)
-    assert left(job_id) == ["job.json"]
+    assert left(job_id) == ["job.json", "spool"]
 
 
 @pytest.mark.parametrize("verb", ["sweep", "claim"])
-def test_a_job_that_fails_without_workers_leaves_only_its_record(make_store, new, litter, left, verb):
+def test_a_job_that_fails_without_workers_leaves_its_record_and_its_finished_layers(
+    make_store, new, litter, left, verb
+):
     jobs = make_store(lease_s=0, max_attempts=1)
     job_id = jobs.create(new).id
     assert jobs.claim(job_id, new_token("worker")) is not None
@@ -250,7 +256,7 @@ def test_a_job_that_fails_without_workers_leaves_only_its_record(make_store, new
     else:
         assert jobs.claim(job_id, new_token("another")) is None
     assert jobs.get(job_id).state == "failed"
-    assert left(job_id) == ["job.json"]
+    assert left(job_id) == ["job.json", "spool"]
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -296,7 +302,7 @@ def test_files_that_cannot_be_removed_do_not_undo_the_end_of_a_job(
     assert left(job_id) == before
     (tmp_path / "trash").unlink()
     assert jobs.fail(job_id, 1, why)
-    assert left(job_id) == ["job.json"]
+    assert left(job_id) == ["job.json", "spool"]
 
 
 def test_files_are_removed_even_if_the_disk_is_full(jobs, reach, why, litter, left, tmp_path):
@@ -304,4 +310,47 @@ def test_files_are_removed_even_if_the_disk_is_full(jobs, reach, why, litter, le
     litter(job_id)
     (tmp_path / "jobs" / job_id / "job.json.part").mkdir()
     assert jobs.fail(job_id, 1, why)
-    assert left(job_id) == ["job.json", "job.json.part"]
+    assert left(job_id) == ["job.json", "job.json.part", "spool"]
+
+
+@pytest.fixture
+def failed(reach, litter, tmp_path):
+    """Return what creates a failed job whose layers were last changed so long ago."""
+
+    def bring(age_s: float) -> str:
+        job_id = reach("failed")
+        litter(job_id)
+        past = time.time() - age_s
+        os.utime(tmp_path / "jobs" / job_id / "spool", (past, past))
+        return job_id
+
+    return bring
+
+
+def test_the_layers_of_failed_jobs_are_removed_the_oldest_first_until_it_is_enough(
+    jobs, reach, litter, failed, left
+):
+    waiting = reach("queued")
+    litter(waiting)
+    young, old = failed(10), failed(1000)
+
+    jobs.remove_failed_layers(enough=lambda: "spool" not in left(old))
+
+    assert ["spool" in left(job_id) for job_id in (old, young, waiting)] == [False, True, True]
+    jobs.remove_failed_layers()
+    assert ["spool" in left(job_id) for job_id in (young, waiting)] == [False, True]
+
+
+def test_the_layers_of_a_job_that_failed_lately_stay(jobs, failed, left):
+    job_id = failed(1000)
+    jobs.remove_failed_layers(older_than_s=60)
+    assert "spool" in left(job_id)
+    jobs.remove_failed_layers(older_than_s=1e-3)
+    assert "spool" not in left(job_id)
+
+
+def test_the_layers_of_a_resumed_job_stay(jobs, failed, left):
+    job_id = failed(1000)
+    jobs.resume(job_id)
+    jobs.remove_failed_layers()
+    assert "spool" in left(job_id)

@@ -285,6 +285,8 @@ def test_a_full_disk_evicts_the_cache_before_the_next_attempt(bench, error, kept
     disk = Disk()
 
     assert bench.run(job_id, stopping=disk).state == "queued"
+    if error.errno == errno.ENOSPC:
+        assert bench.jobs.get(job_id).attempts_without_progress == 0
     assert len(list(bench.layout.decompositions.glob("*/*"))) == kept
     assert bench.run(job_id, stopping=disk).state == "succeeded"
 
@@ -364,3 +366,62 @@ def test_a_companion_that_is_not_what_was_stored_fails_the_job(bench, name, dama
     assert record.state == "failed"
     assert record.error.type.endswith(":unusable-checkpoint")
     assert name in record.error.detail
+
+
+def test_an_attempt_that_finishes_more_layers_does_not_count(bench):
+    job_id = bench.accept()
+
+    class Trouble:
+        """A machine that fails at the third layer that each attempt begins."""
+
+        looks = 0
+
+        def is_set(self):
+            self.looks += 1
+            if self.looks == 3:
+                raise OSError(errno.EIO, "broken")
+            return False
+
+    # Planning and statistics are steps too; a few attempts get to the end of five layers.
+    for _ in range(12):
+        record = bench.run(job_id, stopping=Trouble())
+        if record.state != "queued":
+            break
+
+    assert record.attempt > 3 or record.state == "succeeded"
+
+
+def test_a_full_disk_is_waited_for_and_then_fails_the_job(bench):
+    job_id = bench.accept()
+
+    class FullDisk:
+        def is_set(self):
+            raise OSError(errno.ENOSPC, "full")
+
+    records = [bench.run(job_id, stopping=FullDisk()) for _ in range(5)]
+    assert {(record.state, record.attempts_without_progress) for record in records} == {("queued", 0)}
+
+    bench.settings = bench.settings.model_copy(update={"disk_wait_s": 0})
+    record = bench.run(job_id, stopping=FullDisk())
+    assert (record.state, record.error.type) == ("failed", "urn:eckart:problem:out-of-space")
+
+
+def test_a_failed_job_is_resumed_on_its_finished_layers(bench, caplog):
+    caplog.set_level(logging.INFO)
+    job_id = bench.accept()
+
+    in_the_way = [bench.layout.job(job_id) / f"result-{fence}.part" for fence in range(1, 6)]
+    for path in in_the_way:
+        path.touch()
+    while (record := bench.run(job_id)).state == "queued":
+        pass
+    for path in in_the_way:
+        path.unlink()
+    assert record.state == "failed"
+    assert bench.layout.spool(job_id).is_dir()
+    caplog.clear()
+    bench.jobs.resume(job_id)
+
+    assert bench.run(job_id).state == "succeeded"
+    assert not [line for line in caplog.messages if ": layer " in line]
+    assert not bench.layout.spool(job_id).exists()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from schemas.problem import ProblemKind
 from state.records import new_token
 from tests.service.files import FILES, MODEL
 from tests.service.running import assert_problem
@@ -28,6 +29,7 @@ def test_cancelling_ends_a_job_and_changes_nothing_of_one_that_has_ended(service
         ("GET", ""),
         ("DELETE", ""),
         ("POST", "/cancel"),
+        ("POST", "/resume"),
         ("GET", "/report"),
         ("GET", "/checkpoint"),
         ("GET", "/files/model.safetensors"),
@@ -69,3 +71,35 @@ def test_jobs_are_listed_newest_first_page_by_page(start):
 )
 def test_a_list_that_makes_no_sense_is_refused(service, query):
     assert_problem(service.http.get(f"/v1/jobs?{query}"), 422, "invalid-request")
+
+
+def fail(service, job_id):
+    claim = service.jobs.claim(job_id, new_token("test"))
+    kind = ProblemKind.WORKER_TROUBLE
+    assert service.jobs.fail(job_id, claim.fence, kind.problem(kind.text(error="MemoryError")))
+
+
+def test_a_failed_job_is_resumed_and_its_message_is_sent(redis_server, start):
+    service = start(reaper_s=60)
+    job_id = service.submit(service.stored(MODEL)).json()["id"]
+    fail(service, job_id)
+    redis_server.client().delete("eckart:broker:eckart")
+
+    resumed = service.http.post(f"/v1/jobs/{job_id}/resume")
+
+    assert resumed.status_code == 202
+    assert "Retry-After" in resumed.headers
+    assert (resumed.json()["state"], resumed.json()["error"]) == ("queued", None)
+    assert redis_server.client().llen("eckart:broker:eckart") == 1
+    service.finish(job_id, {"model.safetensors": MODEL})
+
+
+def test_only_a_failed_job_is_resumed_and_only_with_its_checkpoint(service, stored):
+    queued, failed = (service.submit(stored).json()["id"] for _ in range(2))
+    refused = assert_problem(service.http.post(f"/v1/jobs/{queued}/resume"), 409, "job-not-failed")
+    assert "queued" in refused["detail"]
+
+    service.http.post(f"/v1/jobs/{queued}/cancel")
+    fail(service, failed)
+    assert service.http.delete(f"/v1/checkpoints/{stored}").status_code == 204
+    assert_problem(service.http.post(f"/v1/jobs/{failed}/resume"), 409, "checkpoint-gone")
