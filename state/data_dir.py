@@ -47,6 +47,11 @@ class DataDir:
         return self.root / "jobs"
 
     @property
+    def created(self) -> Path:
+        """How many jobs were ever created: a Redis that knows of fewer was set back."""
+        return self.root / "created-jobs"
+
+    @property
     def parts(self) -> Path:
         """Temporary files, on the same file system, so that publishing is a rename."""
         return self.root / "parts"

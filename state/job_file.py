@@ -2,16 +2,18 @@
 
 import json
 import logging
+import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
+from itertools import islice
 from pathlib import Path
 
 from schemas.job import TERMINAL
 from state.data_dir import SPOOL_NAME, DataDir
 from state.errors import FilesLocked, OutOfSpace
-from state.files import disk_errors, locked, make_directory, move_to_trash, purge, write_atomic
+from state.files import AtomicFile, disk_errors, locked, make_directory, move_to_trash, purge, write_atomic
 from state.records import (
     DAMAGED_VERSION,
     JOB_ID,
@@ -27,7 +29,9 @@ from state.records import (
 from state.scripts import Scripts, StateLost
 
 log = logging.getLogger("eckart.state")
-RESTORE_WAIT_S = 1.0
+# Few enough that unfinished jobs are restored soon, and that Redis answers others in between.
+BATCH = 500
+NOTE_WAIT_S = 1.0
 RESULT = re.compile(r"result-(\d+)")
 
 
@@ -115,28 +119,74 @@ class JobFiles:
             return self._restore_unlocked(job_id)
 
     def _restore_unlocked(self, job_id: str) -> bool:
-        try:
-            fields = self.load(job_id)
-        except DamagedRecord:
-            log.exception("job %s cannot be read; it is kept as it is", job_id)
-            fields = self._damaged(job_id)
+        fields = self._load_or_stand_in(job_id)
         if fields is not None:
             self._restore(job_id, fields)
         return fields is not None
 
-    def restore_all(self) -> None:
-        """Restore every job on disk, also one whose lock a process that was stopped holds.
+    def _load_or_stand_in(self, job_id: str) -> dict[str, str] | None:
+        try:
+            return self.load(job_id)
+        except DamagedRecord:
+            log.exception("job %s cannot be read; it is kept as it is", job_id)
+            return self._damaged(job_id)
 
-        Without the lock it might be restored while that process deletes it, and then has to be deleted again.
-        """
-        if self._paths.jobs.is_dir():
-            for path in self._paths.jobs.iterdir():
-                if JOB_ID.fullmatch(path.name):
-                    try:
-                        self.restore(path.name, wait_s=RESTORE_WAIT_S)
-                    except FilesLocked:
-                        log.warning("job %s is restored though a process keeps it locked", path.name)
-                        self._restore_unlocked(path.name)
+    def restore_all(self) -> None:
+        """Restore every job on disk, the unfinished ones first, without a lock that a process may hold."""
+        created = self.created()
+        ended: list[str] = []
+        for batch in batched(self._unfinished(ended)):
+            self._restore_batch(batch)
+        for batch in batched(ended):
+            self._restore_batch(batch)
+        self._scripts.run_always("restored", self._lease_us, created)
+
+    def _unfinished(self, ended: list[str]) -> Iterator[str]:
+        """Yield the ids of the jobs that have not ended, and collect the others."""
+        if not self._paths.jobs.is_dir():
+            return
+        for path in self._paths.jobs.iterdir():
+            if JOB_ID.fullmatch(path.name) is None:
+                continue
+            if self._state_of(path.name) in TERMINAL:
+                ended.append(path.name)
+            else:
+                yield path.name
+
+    def _state_of(self, job_id: str) -> object:
+        try:
+            return json.loads(self._paths.record(job_id).read_bytes())["state"]
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def _restore_batch(self, job_ids: Iterable[str]) -> None:
+        found = {job_id: fields for job_id in job_ids if (fields := self._load_or_stand_in(job_id))}
+        self._scripts.restore_records(_arguments(*each) for each in found.items())
+        for job_id in found:
+            # Whoever deleted it meanwhile may have deleted the record before it was restored.
+            if not os.path.exists(f"{self._paths.jobs}/{job_id}"):  # noqa: PTH110 - paths are slow in a loop
+                with suppress(FilesLocked), self.lock(job_id, wait_s=0):
+                    if not self._paths.record(job_id).exists():
+                        self._scripts.run_always("delete", job_id)
+
+    def created(self) -> int:
+        """Return how many jobs were ever created, as far as the data directory knows."""
+        try:
+            return int(self._paths.created.read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def note_created(self, job_id: str) -> None:
+        """Note on disk how many jobs there are, so that a Redis that knows of fewer is recognized."""
+        number = int(self._scripts.fields(job_id).get("number", 0))
+        try:
+            with locked(self._paths.lock("created", ""), wait_s=NOTE_WAIT_S):
+                if number > self.created():
+                    with AtomicFile(self._paths.created, durable=False) as file:
+                        file.write(str(number).encode())
+                        file.publish()
+        except (OSError, OutOfSpace, FilesLocked):
+            log.exception("the number of jobs cannot be noted; the next job notes it")
 
     def with_layers(self) -> list[str]:
         """Return the ids of jobs that have finished layers on disk, the longest unchanged first."""
@@ -178,9 +228,7 @@ class JobFiles:
         return from_fields(fields) if fields else None
 
     def _restore(self, job_id: str, fields: Mapping[str, str]) -> None:
-        key = idempotency_of(to_document(fields))
-        pairs = [word for pair in fields.items() for word in pair]
-        self._scripts.run_always("restore", job_id, self._lease_us, key.fingerprint if key else "", *pairs)
+        self._scripts.run_always("restore", *_arguments(job_id, fields))
 
     def _damaged(self, job_id: str) -> dict[str, str]:
         """Return the fields of a job of which nothing but its files is known."""
@@ -192,6 +240,19 @@ class JobFiles:
         except FileNotFoundError:
             owner = ""
         return damaged_fields(job_id, created_us, max(fences, default=None), owner)
+
+
+def _arguments(job_id: str, fields: Mapping[str, str]) -> list[str]:
+    """Return the arguments of restore.lua."""
+    key = idempotency_of(to_document(fields)) if "idempotency" in fields else None
+    return [job_id, key.fingerprint if key else "", json.dumps(fields)]
+
+
+def batched(items: Iterable[str]) -> Iterator[list[str]]:
+    """Yield the items in lists of limited length."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, BATCH)):
+        yield batch
 
 
 def _is_behind(fields: Mapping[str, str], on_disk: Mapping[str, str]) -> bool:

@@ -264,6 +264,7 @@ class JobStore:
 
         Send them before `write_deferred`, which may take long. A later sweep finds those that are not sent.
         """
+        self._scripts.forget_if_set_back(self._files.created())
         lost = worker_lost(self._max_attempts)
         limits = (self._max_attempts, lost, self._lease_us, self._send_again_after_us)
         return tuple(self._run("sweep", *limits, QUEUE_KEY))
@@ -373,10 +374,12 @@ class JobStore:
             if not self._has_input(new):
                 # Deleted or replaced after the job was planned and before it was registered.
                 raise CheckpointGone  # noqa: TRY301 - undone like every other failure
-            return _present(self._files.write_locked(job_id))
+            record = _present(self._files.write_locked(job_id))
+            self._files.note_created(job_id)
         except BaseException:
             self._files.undo_locked(job_id)
             raise
+        return record
 
 
 def _present(record: JobRecord | None) -> JobRecord:

@@ -1,25 +1,33 @@
 """The transitions of `state/lua`, each one atomic in Redis, and their repetition when Redis lost its data."""
 
 import hashlib
+import logging
 import secrets
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from typing import Any, TypeVar
 
 import redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoPermissionError, NoScriptError
 
 from state.errors import RedisUnavailable
 from state.redis import KEY_PREFIX, translated
 
 T = TypeVar("T")
 
+log = logging.getLogger("eckart.state")
+
 READY = KEY_PREFIX + "ready"
+CREATED = KEY_PREFIX + "created"
+RESTORING = KEY_PREFIX + "restoring"
 # A server that loses its keys again and again counts as unavailable.
 MAX_RESTORES = 10
-RESTORE_LIMIT_S = 86_400
-READY_IF_KEPT = "if redis.call('DEL', KEYS[1]) == 1 then return redis.call('SET', KEYS[2], 1) end"
+# One process restores at a time. It renews its turn with every batch; another takes over if it stops.
+TURN_S = 30
+WAIT_S = 5.0
+PAUSE_S = 0.05
 
 REQUIRE_READY = (
     "cancel",
@@ -37,7 +45,7 @@ REQUIRE_READY = (
     "retry",
     "sweep",
 )
-UNCONDITIONAL = ("delete", "restore", "written")
+UNCONDITIONAL = ("delete", "make_ready", "restore", "restored", "written")
 
 
 class StateLost(Exception):  # noqa: N818 - it says what happened, and never leaves this package
@@ -57,7 +65,7 @@ class Scripts:
         }
         self._digests = {
             name: hashlib.sha1(self._texts[name].encode(), usedforsecurity=False).hexdigest()
-            for name in REQUIRE_READY
+            for name in self._texts
         }
 
     def run(self, name: str, *args: str | float) -> Any:
@@ -91,28 +99,75 @@ class Scripts:
     def restore(self, restore_all: Callable[[], None]) -> None:
         """Restore what Redis lost, if it lost anything, and let all scripts run again.
 
-        If Redis loses its data during that, it does not become ready, and the next call restores again.
+        One process does it, and the others wait for some seconds and then raise `RedisUnavailable`. If Redis
+        loses its data during that, it does not become ready, and the next call restores again.
         """
-        with self._restoring:
-            if not self.ready():
-                key = f"{KEY_PREFIX}restoring:{secrets.token_hex(8)}"
+        if not self._restoring.acquire(timeout=WAIT_S):
+            raise RedisUnavailable
+        try:
+            until_s, token = time.monotonic() + WAIT_S, secrets.token_hex(8)
+            while not self.ready():
                 with translated():
-                    self._client.set(key, 1, ex=RESTORE_LIMIT_S)
-                restore_all()
-                self._make_ready_if_kept(key)
+                    mine = self._client.set(RESTORING, token, nx=True, ex=TURN_S)
+                if mine:
+                    restore_all()
+                    self._make_ready_if_kept(token)
+                    return
+                if time.monotonic() >= until_s:
+                    raise RedisUnavailable
+                time.sleep(PAUSE_S)
+        finally:
+            self._restoring.release()
+
+    def restore_records(self, records: Iterable[Sequence[str]]) -> None:
+        """Run the script `restore` with each of the arguments, in one go, and keep the turn to restore."""
+        with translated(), self._client.pipeline(transaction=False) as pipeline:
+            pipeline.script_load(self._texts["restore"])
+            pipeline.expire(RESTORING, TURN_S)
+            for arguments in records:
+                pipeline.evalsha(self._digests["restore"], 0, *arguments)
+            try:
+                pipeline.execute()
+            except NoScriptError as error:  # restarted in between
+                raise RedisUnavailable from error
 
     def ready(self) -> bool:
         """Whether the scripts that require a ready server can run."""
         with translated():
-            known: Any = self._client.script_exists(*self._digests.values())
+            known: Any = self._client.script_exists(*(self._digests[name] for name in REQUIRE_READY))
             return all(known) and bool(self._client.exists(READY))
 
-    def _make_ready_if_kept(self, key: str) -> None:
-        """Let all scripts run from now on, unless Redis lost a key that was set before."""
+    def forget_if_set_back(self, created: int) -> None:
+        """Make the server not ready if it lacks a job of so many that were created, or is another server.
+
+        A replica that takes over, or a former master that is master again, may have scripts and marker, and
+        lack the last records.
+        """
         with translated():
-            if self._client.eval(READY_IF_KEPT, 2, key, READY):
-                for name in REQUIRE_READY:
-                    self._client.script_load(self._texts[name])
+            marker, known = self._client.mget(READY, CREATED)
+            if marker is not None and (marker != self._run_id() or int(known or 0) < created):
+                log.warning("Redis was set back, or replaced by another server; the records are restored")
+                self._client.delete(READY)
+
+    def load(self) -> None:
+        """Load the scripts that require a ready server."""
+        with translated():
+            for name in REQUIRE_READY:
+                self._client.script_load(self._texts[name])
+
+    def _make_ready_if_kept(self, token: str) -> None:
+        """Let all scripts run from now on, unless Redis lost the mark that was set before."""
+        with translated():
+            run_id = self._run_id()
+        if self.run_always("make_ready", token, run_id) == "done":
+            self.load()
+
+    def _run_id(self) -> str:
+        """Return the id that a server has until it is restarted, or '' where it is not to be known."""
+        try:
+            return str(self._client.info("server").get("run_id", ""))
+        except NoPermissionError:
+            return ""
 
     def fields(self, job_id: str) -> dict[str, str]:
         """Return the fields of a job's hash; none where there is no such job."""

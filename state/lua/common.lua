@@ -21,10 +21,10 @@
 -- deleting:<checkpoint>   exists while the checkpoint is being deleted: no new job may need it
 -- idempotency:<digest> hash: job, fingerprint
 -- dirty                set: ids whose files are not up to date: job.json, or files to be removed
--- restoring:<random>   one for each restore that is running: state/scripts.py
+-- restoring            token of the process that restores the records: state/scripts.py
 -- workers              zset: names of workers by the second they count as dead: state/workers.py
 -- workers:memory       hash: the bytes of memory that each of them may use
--- ready                absent if Redis lost its data: the records must be restored from disk
+-- ready                run id of the server that all records were restored to; absent if it lost its data
 local PREFIX = 'eckart:'
 local ALL, WAITING, TO_SEND = PREFIX .. 'jobs:all', PREFIX .. 'waiting', PREFIX .. 'to_send'
 local LEASES, DIRTY = PREFIX .. 'leases', PREFIX .. 'dirty'

@@ -11,6 +11,7 @@ import pytest
 
 from state.data_dir import DataDir
 from state.errors import IdempotencyMismatch, JobNotFound, RedisUnavailable
+from state.job_file import JobFiles
 from state.records import Idempotency, new_token
 from state.scripts import MAX_RESTORES, Scripts
 from tests.stopped import stopped_holder
@@ -185,15 +186,16 @@ def test_a_server_set_back_in_time_catches_up_from_disk(jobs, reach, summary, wh
     assert record.fence == 1
 
 
-def test_a_server_set_back_unnoticed_does_not_undo_what_is_on_disk(jobs, reach, summary, redis_server):
+def test_a_server_set_back_unnoticed_does_not_undo_what_is_on_disk(
+    jobs, reach, summary, redis_server, set_back_unnoticed
+):
     # A replica that takes over may lag behind, and may have been given the scripts by others.
     job_ids = [reach("queued") for _ in range(3)]
     saved = redis_server.save()
     for job_id in job_ids:
         assert jobs.claim(job_id, new_token("worker")) is not None
         assert jobs.finish(job_id, 1, summary)
-    redis_server.set_back(saved)
-    Scripts(redis_server.client()).restore(lambda: None)
+    set_back_unnoticed(saved, same_server=True)
     claimed, canceled, deleted = job_ids
     assert jobs.get(claimed).state == "queued"
     assert jobs.claim(claimed, new_token("another")) is None
@@ -204,12 +206,123 @@ def test_a_server_set_back_unnoticed_does_not_undo_what_is_on_disk(jobs, reach, 
         jobs.get(deleted)
 
 
-def test_a_cancel_holds_though_the_server_was_set_back_unnoticed(jobs, reach, summary, redis_server, on_disk):
+@pytest.fixture
+def set_back_unnoticed(redis_server):
+    """Return what sets the server back as a lagging replica is that takes over: it has scripts and marker."""
+
+    def set_back(saved, *, same_server):
+        redis_server.set_back(saved)
+        client = redis_server.client()
+        scripts = Scripts(client)
+        scripts.load()
+        if same_server:
+            client.set("eckart:ready", client.info("server")["run_id"])
+        assert scripts.ready()
+
+    return set_back
+
+
+@pytest.mark.parametrize("same_server", [False, True])
+def test_a_job_that_a_server_set_back_unnoticed_lacks_is_found_by_the_next_sweep(
+    jobs, reach, redis_server, set_back_unnoticed, in_use, same_server
+):
+    before = reach("queued")
+    saved = redis_server.save()
+    jobs.list()
+    answered, ended = reach("queued"), reach("succeeded")
+    set_back_unnoticed(saved, same_server=same_server)
+    assert [view.record.id for view in jobs.list().jobs] == [before]
+    assert answered in jobs.sweep()
+    assert [view.record.id for view in jobs.list().jobs] == [ended, answered, before]
+    assert in_use()
+    # The count is up to date again, so that nothing is restored at the next sweep.
+    assert Scripts(redis_server.client()).ready()
+    jobs.sweep()
+    assert redis_server.client().get("eckart:created") == "3"
+
+
+@pytest.mark.parametrize("then", [*ENDED, "running"])
+def test_a_transition_that_another_server_lacks_is_restored_by_the_next_sweep(
+    jobs, reach, summary, why, redis_server, set_back_unnoticed, then
+):
     job_id = reach("queued")
     saved = redis_server.save()
     assert jobs.claim(job_id, new_token("worker")) is not None
-    redis_server.set_back(saved)
-    Scripts(redis_server.client()).restore(lambda: None)
+    if then == "succeeded":
+        jobs.finish(job_id, 1, summary)
+    elif then == "failed":
+        jobs.fail(job_id, 1, why)
+    elif then == "canceled":
+        jobs.cancel(job_id)
+    set_back_unnoticed(saved, same_server=False)
+    assert jobs.get(job_id).state == "queued"
+    jobs.sweep()
+    record = jobs.get(job_id)
+    assert (record.state, record.fence) == ("queued" if then == "running" else then, 1)
+
+
+def test_deleted_jobs_do_not_make_a_server_look_set_back(jobs, reach, redis_server):
+    for _ in range(3):
+        jobs.delete(reach("queued"))
+    redis_server.wipe()
+    for _ in range(2):
+        jobs.sweep()
+        assert Scripts(redis_server.client()).ready()
+    assert redis_server.client().get("eckart:created") == "3"
+
+
+def test_while_one_process_restores_the_others_wait_for_some_time_only(
+    jobs, make_store, reach, redis_server, monkeypatch
+):
+    reach("queued")
+    redis_server.wipe()
+    client = redis_server.client()
+    client.set("eckart:restoring", "another")
+    monkeypatch.setattr("state.scripts.WAIT_S", 0.2)
+    with pytest.raises(RedisUnavailable):
+        jobs.list()
+    client.delete("eckart:restoring")
+    assert len(make_store().list().jobs) == 1
+
+
+def test_a_job_that_is_deleted_while_it_is_restored_stays_deleted(jobs, reach, redis_server, tmp_path):
+    job_id, other = reach("succeeded"), reach("succeeded")
+    redis_server.wipe()
+    files = JobFiles(DataDir(tmp_path), Scripts(redis_server.client()), lease_us=1)
+    fields = files.load(job_id)
+    assert fields is not None
+    files.delete(job_id)
+    # The restore read job.json before, and puts the record into Redis now.
+    files.load = {job_id: fields}.get  # type: ignore[method-assign]
+    files._restore_batch([job_id])
+    assert [view.record.id for view in jobs.list().jobs] == [other]
+
+
+def test_unfinished_jobs_are_restored_first(jobs, reach, redis_server, tmp_path):
+    for state in STATES:
+        reach(state)
+    redis_server.wipe()
+    client = redis_server.client()
+    scripts = Scripts(client)
+    seen = []
+
+    def look(records):
+        Scripts.restore_records(scripts, records)
+        seen.append({state: client.zcard(f"eckart:jobs:{state}") for state in STATES})
+
+    scripts.restore_records = look  # type: ignore[method-assign]
+    JobFiles(DataDir(tmp_path), scripts, lease_us=1).restore_all()
+    assert seen[0] == {"queued": 2, "running": 0, "succeeded": 0, "failed": 0, "canceled": 0}
+    assert len(seen) == 2
+
+
+def test_a_cancel_holds_though_the_server_was_set_back_unnoticed(
+    jobs, reach, redis_server, set_back_unnoticed, on_disk
+):
+    job_id = reach("queued")
+    saved = redis_server.save()
+    assert jobs.claim(job_id, new_token("worker")) is not None
+    set_back_unnoticed(saved, same_server=True)
     record = jobs.cancel(job_id)
     assert (record.state, record.fence) == ("canceled", 1)
     assert jobs.get(job_id) == on_disk(job_id) == record
