@@ -7,7 +7,7 @@ ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 \
 # The same ids in both images, because they share the data volume, which takes over the owner of /data.
 RUN groupadd --gid 10001 eckart \
  && useradd --uid 10001 --gid eckart --no-create-home --home-dir /tmp --shell /usr/sbin/nologin eckart \
- && install --directory --owner eckart --group eckart --mode 750 /data \
+ && install --directory --owner eckart --group eckart --mode 750 /data /secrets \
  && python -m venv "$VIRTUAL_ENV"
 WORKDIR /opt/eckart/build
 # The dependencies alone first: a change of the code does not install them again.

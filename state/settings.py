@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -21,8 +22,13 @@ class StateSettings(BaseSettings):
         default=Path("data"),
         description="The directory of checkpoints, jobs and results; the service and all workers share it.",
     )
+    redis_password_file: Path | None = Field(
+        default=None,
+        description="A file with the password of the server in `ECKART_REDIS_URL`, which then holds none.",
+    )
     redis_url: str | None = Field(
         default=None,
+        repr=False,
         description="The Redis-compatible server: `redis://`, `rediss://`, `unix://` or `redis+socket://`. "
         "Unset: `eckart serve` starts its own.",
     )
@@ -83,6 +89,19 @@ class StateSettings(BaseSettings):
             )
         return redis_url or None
 
+    @field_validator("redis_url")
+    @classmethod
+    def _password_is_in_address(cls, redis_url: str | None, info: ValidationInfo) -> str | None:
+        file = info.data.get("redis_password_file")
+        if redis_url is None or file is None:
+            return redis_url
+        try:
+            return with_password(redis_url, file.read_text().strip())
+        except OSError as error:
+            raise ValueError(
+                f"the file in ECKART_REDIS_PASSWORD_FILE cannot be read: {error.strerror}"
+            ) from None
+
     @field_validator("heartbeat_s", mode="before")
     @classmethod
     def _heartbeat_follows_lease(cls, heartbeat_s: Any, info: ValidationInfo) -> Any:
@@ -98,6 +117,17 @@ class StateSettings(BaseSettings):
                 f"since a heartbeat may be lost; set it to {lease_s / 2:g} or less, or lengthen the lease"
             )
         return heartbeat_s
+
+
+def with_password(redis_url: str, password: str) -> str:
+    """Put a password into the address of a server."""
+    scheme, _, rest = redis_url.partition("://")
+    if scheme not in {"redis", "rediss"} or "@" in rest or not password:
+        raise ValueError(
+            "with ECKART_REDIS_PASSWORD_FILE it must be a redis:// or rediss:// address without a password, "
+            "and the file must not be empty"
+        )
+    return f"{scheme}://:{quote(password, safe='')}@{rest}"
 
 
 def setting_errors(error: ValidationError) -> list[str]:

@@ -94,8 +94,8 @@ def test_other_files_are_refused_and_nothing_of_the_form_stays(service, name):
 
 def test_a_companion_over_its_limit_is_413_at_its_first_byte(service):
     request = (
-        f"PUT /v1/checkpoints/{fresh_id()}/tokenizer.json HTTP/1.1\r\nHost: here\r\nConnection: close\r\n"
-        "Content-Length: 67108865\r\n\r\n{"
+        f"PUT /v1/checkpoints/{fresh_id()}/tokenizer.json HTTP/1.1\r\nHost: localhost\r\n"
+        "Connection: close\r\nContent-Length: 67108865\r\n\r\n{"
     )
     answer = service.raw(request.encode())
     assert b"413" in answer.partition(b"\r\n")[0]

@@ -113,6 +113,7 @@ def test_every_error_of_state_has_a_row_in_the_table(error):
         state_errors.DigestMismatch: lambda: error(expected="aa", actual="bb"),
         state_errors.TooLarge: lambda: error(7),
         state_errors.TooManyJobs: lambda: error(7),
+        state_errors.Busy: lambda: error("Much is under way."),
         state_errors.JobNotFailed: lambda: error("queued"),
     }.get(error, error)()
 
