@@ -64,11 +64,12 @@ class Feedback:
         order = torch.argsort(diagonal, stable=True)
         diagonal = (diagonal[order] / size).to(torch.float32)
         found = gram.new_empty(gram.shape, dtype=torch.float32)
+        mean = None if mean is None else mean[order]
         for rows in row_blocks(*gram.shape):
-            block = gram[order[rows]].to(torch.float64)
+            block = gram[order[rows]].index_select(1, order).to(torch.float64)
             if mean is not None:
-                block.addr_(mean[order[rows]], mean, alpha=-count)
-            found[rows] = block.div_(size)[:, order]
+                block.addr_(mean[rows], mean, alpha=-count)
+            found[rows] = block.div_(size)
         lower = _cholesky(found, diagonal)
         roots = lower.diagonal().clone()
         importance = torch.empty_like(roots)

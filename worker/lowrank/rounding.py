@@ -6,15 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.lowrank.blas import limit_blas_threads, product
+from worker.lowrank.blas import limit_blas_threads, subtract_product
 from worker.lowrank.feedback import Feedback
 from worker.lowrank.scale import finite_exponent, scaled_copy, times_power, working_dtype
 from worker.lowrank.statistics import Statistics
 
-# Columns whose errors are carried on to all others together, and within such a block. Every size of a group
-# is a multiple of the latter and divides the former.
-BLOCK_COLUMNS = 128
-INNER_COLUMNS = 32
+# Columns whose errors are carried on together: to all others, within such a block, and within a smaller one.
+# Products of fewer than 256 columns run at half the speed.
+BLOCKS = (512, 128, 32)
 # Shares of the largest entry that the largest integer may stand for; what is above is clipped. The first of
 # equal ones is taken.
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
@@ -177,26 +176,29 @@ def _nearest(columns: torch.Tensor, steps: torch.Tensor, grid: Grid) -> torch.Te
 
 def _fed_back(columns: torch.Tensor, steps: torch.Tensor, grid: Grid, feedback: Feedback) -> torch.Tensor:
     """Round columns [n, m] one after another, the last of the order first; carry their errors on."""
-    order, lower = feedback.order, feedback.lower
-    of_group = (order // (grid.group or len(order))).tolist()
+    order = feedback.order
     ordered = columns[order]  # [n, m]
-    errors = torch.empty_like(ordered)
+    of_group = (order // (grid.group or len(order))).tolist()
+    # Ŵ - W of the columns that are rounded, T of the others; one matrix holds both.
+    errors = ordered.clone()
     values = torch.empty(columns.shape, dtype=torch.int8, device=columns.device)
-    for block in _from_the_end(0, len(order), BLOCK_COLUMNS):
-        target = ordered[block].clone()
-        if block.stop < len(order):
-            target += product(lower[block.stop :, block].mT, errors[block.stop :])
-        for inner in _from_the_end(block.start, block.stop, INNER_COLUMNS):
-            first = inner.start - block.start
-            for at in reversed(range(inner.start, inner.stop)):
-                here = at - block.start
+
+    def round_columns(span: slice, blocks: tuple[int, ...]) -> None:
+        for block in _from_the_end(span.start, span.stop, blocks[0]):
+            later = slice(block.stop, span.stop)
+            if later.start < later.stop:
+                subtract_product(errors[block], feedback.lower[later, block].mT, errors[later])
+            if len(blocks) > 1:
+                round_columns(block, blocks[1:])
+                continue
+            for at in reversed(range(block.start, block.stop)):
                 step = steps[of_group[at]]
-                integers = _to_integers(target[here], step, grid.levels)
+                integers = _to_integers(errors[at], step, grid.levels)
                 values[at] = integers
-                torch.sub(ordered[at], integers.mul_(step), out=errors[at])
-                target[first:here].addr_(lower[at, inner.start : at], errors[at])
-            if first:
-                target[:first] += product(lower[inner, block.start : inner.start].mT, errors[inner])
+                torch.sub(integers.mul_(step), ordered[at], out=errors[at])
+                errors[block.start : at].addr_(feedback.lower[at, block.start : at], errors[at], alpha=-1)
+
+    round_columns(slice(0, len(order)), BLOCKS)
     placed = torch.empty_like(values)
     placed[order] = values
     return placed
