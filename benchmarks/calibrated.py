@@ -1,46 +1,51 @@
-"""The seconds of decompositions with statistics: one side in float64, one side, and both sides."""
+"""What statistics cost: factors by one and by two Gram matrices, and rounding with feedback."""
 
 import time
 from collections.abc import Callable
 from functools import partial
+from statistics import median
 
-import numpy as np
 import torch
 
 from benchmarks.options import Options
 from benchmarks.table import show
-from worker.lowrank import FactorRequest, Statistics, SVDMethod, factor
-from worker.lowrank.blas import limit_blas_threads
-from worker.lowrank.calibrated import _by_eigenvalues
-from worker.lowrank.scale import exponent_of, scaled_copy, squared_norm
-from worker.lowrank.solvers import Wanted
-from worker.lowrank.weighting import Weighting
+from worker.lowrank import FactorRequest, Grid, Statistics, SVDMethod, factor, round_weight, svd
 
-SHAPES = ((384, 384), (1536, 384), (2048, 2048), (4096, 1024))
+SHAPES = ((384, 384), (1536, 384), (384, 1536), (2048, 2048), (4096, 1024), (1024, 4096))
+ROUNDED = ((1024, 2752), (4096, 11008))
+GRID = Grid(bits=4, group=64, scale_dtype=torch.float32)
 
 
 def ask(options: Options) -> None:
-    """Print the median seconds of each way per shape, and both sides over one."""
+    """Print the median CPU seconds of each way per shape, and their ratios."""
     torch.set_num_threads(options.threads)
-    rows = []
-    for shape in SHAPES:
-        m, n = (max(160, round(side * options.scale**0.5)) for side in shape)
+    rows: list[tuple[str, ...]] = []
+    for m, n in (_scaled(shape, options) for shape in SHAPES):
         rank = m * n // (2 * (m + n))
         weight, both = _layer(m, n)
-        one = Statistics(gram=both.gram)
-        in_float64 = _seconds(partial(_in_float64, weight, one, rank), options.rounds)
-        seconds = [_seconds(partial(_factor, weight, each, rank), options.rounds) for each in (one, both)]
-        ratio = seconds[1] / seconds[0]
-        cells = (f"{in_float64:.3f}", *(f"{each:.3f}" for each in seconds), f"{ratio:.2f}")
-        rows.append((f"{m} x {n}, k = {rank}", *cells))
-    show(
-        "Seconds: eigenpairs alone, and whole factorizations with their errors measured",
-        ("shape", "one side, eigenpairs in float64", "one side, all", "both sides, all", "both/one"),
-        rows,
-    )
+        known = (None, Statistics(gram=both.gram), both)
+        ways: list[Callable[[], object]] = [partial(_factor, weight, each, rank) for each in known]
+        plain, one, two = _seconds(ways, options.rounds)
+        seconds = (f"{each:.3f}" for each in (plain, one, two))
+        rows.append((f"{m} x {n}, k = {rank}", *seconds, f"{one / plain:.2f}", f"{two / one:.2f}"))
+    head: tuple[str, ...] = ("shape", "plain", "one side", "both sides", "one/plain", "both/one")
+    show("CPU seconds of whole factorizations with their errors measured", head, rows)
+    rows = []
+    for m, n in (_scaled(shape, options) for shape in ROUNDED):
+        weight, statistics = _layer(m, n, outputs=False)
+        ways = [partial(round_weight, weight, GRID, statistics), partial(svd, weight, min(m, n) // 4)]
+        rounded, plain = _seconds(ways, options.rounds)
+        rows.append((f"{m} x {n}", f"{rounded:.2f}", f"{plain:.2f}", f"{rounded / plain:.2f}"))
+    head = ("shape", "int4 with feedback", "svd at a quarter of full rank", "int4/svd")
+    show("CPU seconds of rounding with a Gram matrix", head, rows)
 
 
-def _layer(m: int, n: int) -> tuple[torch.Tensor, Statistics]:
+def _scaled(shape: tuple[int, int], options: Options) -> tuple[int, int]:
+    m, n = (max(192, round(side * options.scale**0.5) // 64 * 64) for side in shape)
+    return m, n
+
+
+def _layer(m: int, n: int, *, outputs: bool = True) -> tuple[torch.Tensor, Statistics]:
     generator = torch.Generator().manual_seed(0)
 
     def gram(side: int) -> torch.Tensor:
@@ -48,29 +53,24 @@ def _layer(m: int, n: int) -> tuple[torch.Tensor, Statistics]:
         return x.mT @ x
 
     weight = torch.randn(m, n, generator=generator) / n**0.5
-    return weight, Statistics(gram=gram(n), grad_gram=gram(m), count=float(2 * n))
+    return weight, Statistics(
+        gram=gram(n), grad_gram=gram(m) if outputs else None, count=float(2 * n) if outputs else None
+    )
 
 
-def _factor(weight: torch.Tensor, statistics: Statistics, rank: int) -> None:
+def _factor(weight: torch.Tensor, statistics: Statistics | None, rank: int) -> None:
     request = FactorRequest(
         method=SVDMethod(), rank=rank, max_rank=rank, dtype=torch.float32, statistics=statistics
     )
     factor(weight, request)
 
 
-@limit_blas_threads()
-def _in_float64(weight: torch.Tensor, statistics: Statistics, rank: int) -> None:
-    weighting = Weighting.of(statistics, weight.device)
-    exponent = exponent_of(weight)
-    assert exponent is not None
-    taken = weighting.scaled(scaled_copy(weight, exponent, torch.float64))
-    _by_eigenvalues(taken, Wanted(rank, True, squared_norm(taken)), weighting=weighting)
-
-
-def _seconds(run: Callable[[], None], rounds: int) -> float:
-    spent = []
+def _seconds(ways: list[Callable[[], object]], rounds: int) -> list[float]:
+    """Return the median CPU seconds of each way, which take turns."""
+    spent: list[list[float]] = [[] for _ in ways]
     for _ in range(rounds):
-        begun = time.perf_counter()
-        run()
-        spent.append(time.perf_counter() - begun)
-    return float(np.median(spent))
+        for way, times in zip(ways, spent, strict=True):
+            begun = time.process_time()
+            way()
+            times.append(time.process_time() - begun)
+    return [median(times) for times in spent]

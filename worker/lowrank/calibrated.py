@@ -8,15 +8,18 @@ from functools import partial
 import torch
 
 from worker.lowrank.blas import product, self_product
-from worker.lowrank.decomposition import Decomposition, SolverCache
+from worker.lowrank.decomposition import Axis, Decomposition, SolverCache
 from worker.lowrank.error import row_blocks
 from worker.lowrank.gram import ScaledGram
 from worker.lowrank.lapack import fix_signs, full_svd, leading_eigenpairs, thin_qr, triangle
-from worker.lowrank.scale import scaled_copy, squared_norm
+from worker.lowrank.products import WeightedProducts, evenness
+from worker.lowrank.scale import ScaledWeight, scaled_copy
 from worker.lowrank.solvers import GRAM_ROUNDING, SMALL, Solver, Wanted, run_cascade
 from worker.lowrank.weighting import Weighting
 
 EPS = sys.float_info.epsilon
+# A product with C in float32 moves up to this many eps of Σσ² where C is even; 0.4 were seen.
+CORE_ROUNDING = 2
 
 
 def solve_calibrated(
@@ -26,6 +29,7 @@ def solve_calibrated(
     *,
     num_vectors: int,
     cache: SolverCache | None = None,
+    products: WeightedProducts | None = None,
 ) -> Iterator[Decomposition]:
     """Yield decompositions of 2^-exponent · F^½ W G^½, each more accurate than the one before.
 
@@ -51,45 +55,55 @@ def solve_calibrated(
         The number of singular vectors, 1 ≤ r ≤ min(m, n).
     cache : SolverCache or None
         As for :func:`worker.lowrank.solvers.solve`.
+    products : WeightedProducts or None
+        Those of the weight, where they are needed later too.
 
     Yields
     ------
     Decomposition
-        Of axis "rows", at most four; none where nothing converged. Its basis is U. Its spectrum is without
-        the ridge of G, but with that of F.
+        At most four; none where nothing converged. Its basis is U, of axis "rows"; that of the first, in
+        float32, is V, of axis "columns", where m > n. Its spectrum is without the ridge of G, but with that
+        of F.
     """
+    fast = 0
+    if min(weight.shape) > SMALL:
+        fast = 1
+        products = products or WeightedProducts(ScaledWeight(weight, exponent), weighting)
+        in_float32: Solver = partial(_in_float32, products=products)
+        yield from run_cascade(
+            products.matrix, [in_float32], num_vectors=num_vectors, all_values=True, cache=cache
+        )
+        products.forget()
     taken = weighting.scaled(scaled_copy(weight, exponent, torch.float64))  # [m, n]
     solvers: list[Solver] = [
         partial(_by_eigenvalues, weighting=weighting),
         partial(_by_svd, weighting=weighting, iterate=False),
         partial(_by_svd, weighting=weighting, iterate=True),
     ]
-    if min(weight.shape) > SMALL:
-        solvers.insert(0, partial(_in_float32, weighting=weighting))
-    yield from run_cascade(taken, solvers, num_vectors=num_vectors, all_values=True, cache=cache)
+    yield from run_cascade(taken, solvers, num_vectors=num_vectors, all_values=True, cache=cache, first=fast)
 
 
-def _in_float32(taken: torch.Tensor, wanted: Wanted, *, weighting: Weighting) -> Decomposition:
-    """Decompose without ridges, which float32 cannot tell from zero."""
-    size = float(taken.abs().amax()) or 1.0
-    matrix = (taken / size).to(torch.float32)  # [m, n]
-    if weighting.outputs is not None:
-        matrix = product(weighting.outputs.root[0].mT.to(torch.float32), matrix)
-    energy, inputs, (m, n) = squared_norm(matrix), weighting.inputs, matrix.shape
-    if m <= n:
-        values, rows = leading_eigenpairs(_sandwich(matrix, inputs), m, all_values=True)
-        basis, spread = rows[: wanted.num_vectors], _spread(inputs) / math.sqrt(n)
-    else:
-        if inputs is not None:
-            matrix = product(matrix, inputs.root[0].to(torch.float32))
-        values, rows = leading_eigenpairs(self_product(matrix, torch.float32), n, all_values=True)
-        basis, spread = thin_qr(product(matrix, rows[: wanted.num_vectors].mT))[0].mT, 1.0
+def _in_float32(_: torch.Tensor, wanted: Wanted, *, products: WeightedProducts) -> Decomposition:
+    """Decompose without the ridge of the longer side, which float32 cannot tell from zero."""
+    near, far = products.near, products.far
+    gram = products.near_gram
+    if near is not None:
+        lower = near.root[0].to(torch.float32)
+        gram = product(product(lower.mT, gram), lower)
+    values, rows = leading_eigenpairs(gram, len(gram), all_values=True)
     total = float(values.clamp_min(0).sum())
-    reach = energy / total if total > 0 else 0.0
-    ridge = 0.0 if inputs is None else inputs.ridge
+    reach = wanted.energy / total if total > 0 else 0.0
+    ridge = sum(side.ridge for side in (near, far) if side is not None)
     eps = torch.finfo(torch.float32).eps
-    roundoff = GRAM_ROUNDING * eps * max(1.0, spread * reach) + ridge * reach
-    return _decomposition(values * size**2, basis, roundoff=roundoff)
+    # The root of the shorter side adds no rounding to that of the product with C of the longer one, which is
+    # spread over all directions: their mean size is 1.
+    roundoff = eps * max(GRAM_ROUNDING, CORE_ROUNDING * evenness(far) * reach) + ridge * reach
+    return _decomposition(
+        values * products.size**2,
+        rows[: wanted.num_vectors],
+        roundoff=roundoff,
+        axis="columns" if products.is_tall else "rows",
+    )
 
 
 def _sandwich(matrix: torch.Tensor, inputs: ScaledGram | None) -> torch.Tensor:
@@ -105,7 +119,7 @@ def _sandwich(matrix: torch.Tensor, inputs: ScaledGram | None) -> torch.Tensor:
 
 def _spread(side: ScaledGram | None) -> float:
     """Return how far C may spread rounding: ‖C‖_F, of the identity that is not there 1."""
-    return 1.0 if side is None else float(torch.linalg.matrix_norm(side.core))
+    return 1.0 if side is None else side.norm
 
 
 def _by_eigenvalues(taken: torch.Tensor, wanted: Wanted, *, weighting: Weighting) -> Decomposition:
@@ -171,12 +185,14 @@ def _by_svd(taken: torch.Tensor, wanted: Wanted, *, weighting: Weighting, iterat
     return _decomposition(energies.cpu(), left[:, : wanted.num_vectors].mT, roundoff=0.0)
 
 
-def _decomposition(energies: torch.Tensor, basis: torch.Tensor, *, roundoff: float) -> Decomposition:
+def _decomposition(
+    energies: torch.Tensor, basis: torch.Tensor, *, roundoff: float, axis: Axis = "rows"
+) -> Decomposition:
     """Build the result; energies that rounding took below 0 are 0."""
     return Decomposition(
         singular_values=energies.clamp_min(0).sqrt().sort(descending=True).values,
         basis=fix_signs(basis.contiguous()),
-        axis="rows",
+        axis=axis,
         roundoff=roundoff,
         calibrated=True,
     )

@@ -7,9 +7,11 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from worker.lowrank.blas import product
 from worker.lowrank.decomposition import Axis, Decomposition
 from worker.lowrank.error import Residual, measure
 from worker.lowrank.lapack import converging, fix_signs, thin_qr
+from worker.lowrank.products import WeightedProducts
 from worker.lowrank.scale import ScaledWeight
 from worker.lowrank.selectors import Indices, Selector, select
 from worker.lowrank.truncation import Factors, fits_dtype
@@ -78,6 +80,8 @@ class DecomposedWeight:
         F, G or both.
     needs_exact_error : bool
         Whether a limit on the error must be met, so that the error is measured in float64.
+    products : WeightedProducts or None
+        Of the weight and its statistics, where there are any.
     """
 
     scaled: ScaledWeight
@@ -86,6 +90,7 @@ class DecomposedWeight:
     seed: int = 0
     weighting: Weighting | None = None
     needs_exact_error: bool = False
+    products: WeightedProducts | None = None
 
     @cached_property
     def target(self) -> torch.Tensor:
@@ -118,7 +123,7 @@ class DecomposedWeight:
             rank,
             axis=axis,
             matrix=self._rows_by_output if by_rows else self._columns_by_input,
-            decomposition=self._decomposition_of_rows(rank) if by_rows else self.decomposition,
+            decomposition=self._decomposition_of_rows(rank) if by_rows else self._of_outputs,
             seed=self.seed,
         )
 
@@ -146,14 +151,24 @@ class DecomposedWeight:
         sizes = self.weighting.outputs.scale  # [m]
         return rows * (sizes / sizes.max()).to(rows.dtype)[:, None]
 
+    @cached_property
+    def _of_outputs(self) -> Decomposition:
+        """The decomposition with left vectors where errors are weighted."""
+        known = self.decomposition
+        if self.weighting is None or known.axis == "rows":
+            return known
+        right = known.basis.to(self.target)  # [r, n]
+        left, _ = thin_qr(product(self.target, right.mT))  # [m, r]
+        return replace(known, basis=fix_signs(left.mT.contiguous()), axis="rows")
+
     def _decomposition_of_rows(self, rank: int) -> Decomposition:
         """Return the decomposition that rows are chosen by: U spans columns of TᵀAS, T⁻ᵀU those of AS."""
         if self.weighting is None or self.weighting.outputs is None:
-            return self.decomposition
+            return self._of_outputs
         outputs = self.weighting.outputs
-        left = outputs.unweigh(self.decomposition.basis[:rank].to(outputs.core.device).mT)  # [m, k]
+        left = outputs.unweigh(self._of_outputs.basis[:rank].to(outputs.core.device).mT)  # [m, k]
         orthonormal, _ = thin_qr(left * outputs.scale[:, None])
-        return replace(self.decomposition, basis=fix_signs(orthonormal.mT.contiguous()))
+        return replace(self._of_outputs, basis=fix_signs(orthonormal.mT.contiguous()))
 
     def cast(self, part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return a part of W in the dtype that is stored.

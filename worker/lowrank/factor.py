@@ -11,6 +11,7 @@ from worker.lowrank.candidate import Candidate, DecomposedWeight, Method, OutOfR
 from worker.lowrank.decomposition import Decomposition, SolverCache
 from worker.lowrank.krylov import krylov_decomposition
 from worker.lowrank.lapack import NotConvergedError
+from worker.lowrank.products import WeightedProducts
 from worker.lowrank.scale import ScaledWeight, check_weight, exponent_of, finite_exponent, times_power
 from worker.lowrank.solvers import solve
 from worker.lowrank.statistics import Statistics
@@ -80,7 +81,8 @@ def factor(
         return Kept(reason=Reason.NOT_FINITE)
     scaled = ScaledWeight(weight, exponent)
     weighting = _weighting(request.statistics, weight.device, centered=request.correct_bias)
-    return factor_by(_decompositions(scaled, request, cache, weighting), scaled, request, weighting)
+    products = None if weighting is None else WeightedProducts(scaled, weighting)
+    return factor_by(_decompositions(scaled, request, cache, products), scaled, request, products)
 
 
 @limit_blas_threads()
@@ -192,7 +194,7 @@ def factor_by(
     decompositions: Iterable[Decomposition],
     scaled: ScaledWeight,
     request: FactorRequest,
-    weighting: Weighting | None = None,
+    products: WeightedProducts | None = None,
 ) -> Factored | Kept:
     """Factor a weight by the first of ever more accurate decompositions that is accurate enough.
 
@@ -204,8 +206,8 @@ def factor_by(
         W, and A = 2^-exponent · W.
     request : FactorRequest
         As for :func:`factor`.
-    weighting : Weighting or None
-        Of the statistics in the request.
+    products : WeightedProducts or None
+        Of the weight and the statistics in the request.
 
     Returns
     -------
@@ -214,7 +216,7 @@ def factor_by(
     """
     for decomposition in decompositions:
         try:
-            result = _attempt(scaled, request, decomposition, weighting)
+            result = _attempt(scaled, request, decomposition, products)
         except OutOfRangeError:
             return _kept(Reason.OUT_OF_RANGE, decomposition, scaled.exponent)
         except NotConvergedError:
@@ -226,16 +228,20 @@ def factor_by(
 
 
 def _decompositions(
-    scaled: ScaledWeight, request: FactorRequest, cache: SolverCache | None, weighting: Weighting | None
+    scaled: ScaledWeight,
+    request: FactorRequest,
+    cache: SolverCache | None,
+    products: WeightedProducts | None,
 ) -> Iterator[Decomposition]:
-    if weighting is not None:
+    if products is not None:
         wanted = request.num_vectors or request.ceiling(scaled.weight)
         yield from solve_calibrated(
             scaled.weight,
             scaled.exponent,
-            weighting,
+            products.weighting,
             num_vectors=wanted,
             cache=cache if request.num_vectors else None,
+            products=products,
         )
     elif request.num_vectors is not None:
         yield from solve(scaled.matrix, num_vectors=request.num_vectors, all_values=True, cache=cache)
@@ -251,7 +257,7 @@ def _attempt(
     scaled: ScaledWeight,
     request: FactorRequest,
     decomposition: Decomposition,
-    weighting: Weighting | None,
+    products: WeightedProducts | None,
 ) -> Factored | Kept | None:
     """Return the result by this decomposition, or None where a more accurate one is needed."""
     rule = request.rank
@@ -271,7 +277,13 @@ def _attempt(
         return None
     needs_exact_error = isinstance(rule, ErrorRank)
     decomposed = DecomposedWeight(
-        scaled, decomposition, request.dtype, request.seed, weighting, needs_exact_error
+        scaled,
+        decomposition,
+        request.dtype,
+        request.seed,
+        None if products is None else products.weighting,
+        needs_exact_error,
+        products,
     )
 
     def attempt(multiple: int) -> Candidate:

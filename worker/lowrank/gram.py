@@ -68,6 +68,11 @@ class ScaledGram:
         return replace(self, scale=self.scale / math.sqrt(number))
 
     @cached_property
+    def norm(self) -> float:
+        """‖C‖_F."""
+        return float(torch.linalg.matrix_norm(self.core))
+
+    @cached_property
     def root(self) -> tuple[torch.Tensor, float]:
         """L [n, n], lower triangular, with L Lᵀ = C + δ'I, and δ'.
 

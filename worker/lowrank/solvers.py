@@ -97,13 +97,15 @@ def run_cascade(
     num_vectors: int,
     all_values: bool,
     cache: SolverCache | None,
+    first: int = 0,
 ) -> Iterator[Decomposition]:
     """Yield the result of each solver for A; one that fails, or finds values that are not finite, is skipped.
 
-    Parameters and yields as for :func:`solve`; `solvers` from cheap to accurate.
+    Parameters and yields as for :func:`solve`; `solvers` from cheap to accurate, `first` the number of the
+    first of them in the cache.
     """
     energy = None
-    for number, solver in enumerate(solvers):
+    for number, solver in enumerate(solvers, first):
         found = cache.get(number) if cache is not None else None
         if found is None:
             energy = squared_norm(matrix) if energy is None else energy

@@ -11,6 +11,7 @@ from worker.lowrank.decomposition import Decomposition
 from worker.lowrank.factor import factor_at
 from worker.lowrank.solvers import solve, solve_exactly
 from worker.lowrank.truncation import truncate, truncate_weighted
+from worker.lowrank.weighted_truncation import truncate_in_float32
 from worker.lowrank.weighting import error_floor
 
 SOLVERS = ("auto", "gram", "exact")
@@ -30,13 +31,21 @@ class SVDMethod:
         working = torch.promote_types(scaled.matrix.dtype, decomposition.basis.dtype)
         dtype = decomposed.dtype or working
         weighting = decomposed.weighting
-        if weighting is not None and weighting.outputs is not None:
+        if decomposed.products is not None and decomposition.basis.dtype == torch.float32:
+            found = truncate_in_float32(
+                decomposed.products,
+                decomposition,
+                rank,
+                dtype=dtype,
+                needs_exact_error=decomposed.needs_exact_error,
+            )
+        elif weighting is not None and weighting.outputs is not None:
             found = truncate_weighted(scaled, decomposition, rank, dtype=dtype, weighting=weighting)
         else:
             found = truncate(scaled, decomposition, rank, dtype=dtype)
         if found is None:
             raise OutOfRangeError
-        weighted = decomposed.weighted_error(found.factors)
+        weighted = found.weighted or decomposed.weighted_error(found.factors)
         if weighting is not None and weighted is not None:
             floor = error_floor(weighting, found.factors, weighted.objective, rounding=torch.finfo(dtype).eps)
             accurate = is_optimal(weighted.objective.relative, decomposition, rank, rounding=floor)

@@ -10,7 +10,7 @@ from worker.lowrank.blas import product, self_product
 from worker.lowrank.decomposition import Decomposition
 from worker.lowrank.error import Residual, measure
 from worker.lowrank.scale import ScaledWeight
-from worker.lowrank.weighting import Weighting
+from worker.lowrank.weighting import WeightedError, Weighting
 
 Factors = tuple[torch.Tensor, ...]
 
@@ -25,10 +25,11 @@ VISIBLE_ROUNDING = 1.02
 
 @dataclass(frozen=True)
 class Truncation:
-    """W ≈ left · right, as stored, input side first, and its error."""
+    """W ≈ left · right, as stored, input side first, its error, and the weighted one where it is known."""
 
     factors: Factors
     residual: Residual
+    weighted: WeightedError | None = None
 
 
 def truncate(
@@ -64,7 +65,7 @@ def truncate(
     cast = cast_factors((basis * (lengths.to(basis).sqrt() * root)[:, None],), dtype)
     if cast is None:
         return None
-    stored_basis = _without_subnormal_rows(cast[0])  # [k, s]
+    stored_basis = without_subnormal_rows(cast[0])  # [k, s]
     right = stored_basis.to(working) / root  # R [k, s]
     projected = product(matrix, right.mT)  # ARᵀ [l, k]
     right_gram = self_product(right.mT, working)  # RRᵀ [k, k]
@@ -72,9 +73,9 @@ def truncate(
         torch.finfo(dtype).eps > NEGLIGIBLE_ROUNDING * decomposition.optimal_error(rank) and dtype != working
     )
     if rounding_is_visible:
-        coefficients = _fit(projected, right_gram)
+        coefficients = fit_to(projected, right_gram)
     else:
-        coefficients = projected / _positive(right_gram.diagonal())
+        coefficients = projected / positive(right_gram.diagonal())
     cast = cast_factors((coefficients * root,), dtype)
     if cast is None:
         return None
@@ -126,17 +127,14 @@ def truncate_weighted(
     outputs = weighting.outputs
     assert outputs is not None
     root = math.ldexp(1.0, scaled.exponent // 2)
-    exact = decomposition.basis.dtype == torch.float64
-    columns, balance = (_solved_columns if exact else _multiplied_columns)(
-        scaled, decomposition, rank, weighting
-    )
+    columns, balance = _solved_columns(scaled, decomposition, rank, weighting)
     cast = cast_factors((columns.mT * (balance * root)[:, None],), dtype)
     if cast is None:
         return None
-    stored_columns = _without_subnormal_rows(cast[0])  # [k, m]
+    stored_columns = without_subnormal_rows(cast[0])  # [k, m]
     left = outputs.weigh(stored_columns.mT.to(torch.float64) / root)  # TᵀL [m, k]
     projected = product(outputs.weigh(scaled.matrix).mT, left)  # AᵀTTᵀL [n, k]
-    cast = cast_factors((_fit(projected, self_product(left, torch.float64)) * root,), dtype)
+    cast = cast_factors((fit_to(projected, self_product(left, torch.float64)) * root,), dtype)
     if cast is None:
         return None
     factors = (cast[0].mT.contiguous(), stored_columns.mT.contiguous())
@@ -151,35 +149,8 @@ def _solved_columns(
     basis = decomposition.basis[:rank].to(scaled.matrix.device)  # [k, m]
     columns = weighting.outputs.unweigh(basis.mT)
     rows = product(basis, weighting.outputs.weigh(scaled.matrix))  # [k, n]
-    return columns, _balance(columns, torch.linalg.vector_norm(rows, dim=1))
-
-
-def _multiplied_columns(
-    scaled: ScaledWeight, decomposition: Decomposition, rank: int, weighting: Weighting
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what :func:`_solved_columns` does, of a basis in float32.
-
-    T⁻ᵀ would blow up the rounding of U in outputs of small gradients. By AGAᵀTU = T⁻ᵀUΣ² each row is as
-    accurate as the weight's own; the scale of columns is free, since the other factor is fitted to them.
-    """
-    assert weighting.outputs is not None
-    outputs, inputs = weighting.outputs, weighting.inputs
-    basis = decomposition.basis[:rank].to(scaled.matrix.device, torch.float64)  # [k, m]
-    turned = product(outputs.root[0], basis.mT) * outputs.scale[:, None]  # TU [m, k]
-    size = turned.abs().amax()
-    matrix = scaled.matrix.to(torch.float32)
-    rows = product((turned / size).to(torch.float32).mT, matrix)  # UᵀTᵀA [k, n]
-    lengths = torch.linalg.vector_norm(rows, dim=1).to(torch.float64) * size
-    if inputs is not None:
-        sizes = (inputs.scale / inputs.scale.max()).to(torch.float32)
-        rows = product(rows * sizes, inputs.core.to(torch.float32)).mul_(sizes)
-    columns = product(matrix, rows.mT).to(torch.float64)  # [m, k]
-    columns /= _positive(torch.linalg.vector_norm(outputs.weigh(columns), dim=0))
-    return columns, _balance(columns, lengths)
-
-
-def _balance(columns: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    return (lengths / _positive(torch.linalg.vector_norm(columns, dim=0))).sqrt()
+    lengths = torch.linalg.vector_norm(rows, dim=1)
+    return columns, (lengths / positive(torch.linalg.vector_norm(columns, dim=0))).sqrt()
 
 
 def _lengths(matrix: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
@@ -187,7 +158,7 @@ def _lengths(matrix: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     return lengths  # [k]
 
 
-def _without_subnormal_rows(rows: torch.Tensor) -> torch.Tensor:
+def without_subnormal_rows(rows: torch.Tensor) -> torch.Tensor:
     # A row below the normal range has lost its direction, and a fit to it could be of any size.
     largest = rows.abs().amax(dim=1, keepdim=True)  # [k, 1]
     return torch.where(largest >= torch.finfo(rows.dtype).tiny, rows, 0)
@@ -198,13 +169,13 @@ def _inner(left: torch.Tensor, right: torch.Tensor) -> float:
     return float(rows.to(torch.float64).sum())
 
 
-def _positive(sizes: torch.Tensor) -> torch.Tensor:
+def positive(sizes: torch.Tensor) -> torch.Tensor:
     return torch.where(sizes > 0, sizes, 1.0)
 
 
-def _fit(projected: torch.Tensor, right_gram: torch.Tensor) -> torch.Tensor:
+def fit_to(projected: torch.Tensor, right_gram: torch.Tensor) -> torch.Tensor:
     """Return the L [l, k] of least ‖A - LR‖_F, given ARᵀ and RRᵀ; R's rows are nearly orthogonal."""
-    lengths = _positive(right_gram.diagonal().sqrt())  # [k]
+    lengths = positive(right_gram.diagonal().sqrt())  # [k]
     correlation = right_gram / lengths / lengths[:, None]
     correlation.diagonal().clamp_(min=1.0)  # Rows of zeros alone: their coefficients are zero.
     lower, failed = torch.linalg.cholesky_ex(correlation)

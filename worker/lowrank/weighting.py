@@ -308,10 +308,10 @@ def error_floor(
     energy = 1.0
     if weighting.inputs is not None:
         right = right * weighting.inputs.scale
-        energy *= float(torch.linalg.matrix_norm(weighting.inputs.core))
+        energy *= weighting.inputs.norm
     if weighting.outputs is not None:
         left = left * weighting.outputs.scale[:, None]
-        energy *= float(torch.linalg.matrix_norm(weighting.outputs.core))
+        energy *= weighting.outputs.norm
     lengths = torch.linalg.vector_norm(right, dim=1) * torch.linalg.vector_norm(left, dim=0)  # [k]
     lengths = times_power(lengths, -measured.exponent)
     spread = math.sqrt(energy * float(lengths.square().sum()) / measured.scaled_norm)

@@ -230,8 +230,9 @@ def test_rank_rules_go_by_the_loss():
 
 @pytest.mark.parametrize("selector", SELECTORS)
 @pytest.mark.parametrize("method", ["cx", "cur"])
-def test_columns_and_rows_are_fitted_in_the_weighted_norm_and_chosen_for_it(method, selector):
-    layer = Layer(50, 60)
+@pytest.mark.parametrize(("m", "n"), [(50, 60), (150, 140)])
+def test_columns_and_rows_are_fitted_in_the_weighted_norm_and_chosen_for_it(m, n, method, selector):
+    layer = Layer(m, n)
     statistics, exact = layer.statistics(), layer.weight.numpy()
     done, one_sided = (
         factor(layer.weight, asked(method, 10, 20, torch.float64, selector=selector, statistics=each))
