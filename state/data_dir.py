@@ -98,6 +98,10 @@ class DataDir:
         """Finished layers, for the next attempt."""
         return self.job(job_id) / SPOOL_NAME
 
+    def attempt_lock(self, job_id: str, fence: int) -> Path:
+        """Return the file that an attempt keeps locked while it lives."""
+        return self.job(job_id) / f"attempt-{fence}.lock"
+
     def result(self, job_id: str, fence: int) -> Path:
         """Return the directory of one attempt's result; only the one that the record names is ever served."""
         return self.job(job_id) / f"result-{fence}"

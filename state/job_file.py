@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from schemas.job import TERMINAL
+from state.attempt_lock import PATTERN as ATTEMPT_LOCKS
 from state.data_dir import SPOOL_NAME, DataDir
 from state.errors import FilesLocked, OutOfSpace
 from state.files import AtomicFile, disk_errors, locked, make_directory, move_to_trash, purge, write_atomic
@@ -274,6 +275,8 @@ def remove_attempt_files(paths: DataDir, record: JobRecord) -> None:
     try:
         for path in _attempt_files(paths, record):
             purge(move_to_trash(path, paths.trash))
+        for lock in paths.job(record.id).glob(ATTEMPT_LOCKS):
+            lock.unlink(missing_ok=True)
     except OSError:
         log.exception("files of job %s cannot be removed; delete the job to try again", record.id)
 

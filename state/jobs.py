@@ -14,6 +14,7 @@ import redis
 from schemas.job import JobState, Progress
 from schemas.problem import Problem, ProblemKind
 from schemas.report import Totals
+from state.attempt_lock import has_died
 from state.checkpoints import has_files
 from state.data_dir import DataDir
 from state.errors import (
@@ -248,6 +249,25 @@ class JobStore:
         """Queue a job again because the worker stops: the attempt does not count."""
         return self._end("release", job_id, fence)
 
+    def give_back_orphans(self, host: str) -> tuple[str, ...]:
+        """Queue jobs again whose attempts were of processes of this host that have died; return their ids.
+
+        Those of other hosts are left to their leases: not every shared file system shows locks between hosts.
+        """
+        lost = worker_lost(self._max_attempts)
+        found = []
+        cursor: str | None = None
+        while True:
+            page = self.list("running", limit=200, cursor=cursor)
+            for record in (view.record for view in page.jobs):
+                ours = (record.claim_token or "").startswith(f"{host}:")
+                if ours and has_died(self._paths, record.id, record.fence):
+                    self.retry(record.id, record.fence, lost)
+                    found.append(record.id)
+            cursor = page.next_cursor
+            if cursor is None:
+                return tuple(found)
+
     # For the reaper.
 
     def remove_failed_layers(
@@ -265,7 +285,7 @@ class JobStore:
         Send them before `write_deferred`, which may take long. A later sweep finds those that are not sent.
         """
         self._scripts.forget_if_set_back(self._files.created())
-        lost = worker_lost(self._max_attempts)
+        lost = worker_lost(self._max_attempts).model_dump_json()
         limits = (self._max_attempts, lost, self._lease_us, self._send_again_after_us)
         return tuple(self._run("sweep", *limits, QUEUE_KEY))
 
@@ -318,7 +338,7 @@ class JobStore:
             return False
 
     def _claim(self, job_id: str, token: str) -> JobRecord | None:
-        lost = worker_lost(self._max_attempts)
+        lost = worker_lost(self._max_attempts).model_dump_json()
         answer = self._run_on("claim", job_id, token, self._lease_us, self._max_attempts, lost)
         if answer == "refused":
             return None
@@ -389,7 +409,7 @@ def _present(record: JobRecord | None) -> JobRecord:
     return record
 
 
-def worker_lost(attempts: int) -> str:
-    """Return the problem of a job whose last attempt lost its worker, as JSON."""
+def worker_lost(attempts: int) -> Problem:
+    """Return the problem of a job whose last attempt lost its worker."""
     kind = ProblemKind.WORKER_LOST
-    return kind.problem(kind.text(attempts=attempts)).model_dump_json()
+    return kind.problem(kind.text(attempts=attempts))

@@ -18,6 +18,7 @@ from schemas.planning.references import MISFITS, MisfitError, References
 from schemas.problem import FieldProblem, Problem, ProblemKind, SpecError
 from schemas.report import Report
 from schemas.spec import CompressionSpec
+from state.attempt_lock import attempt_lock
 from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore
 from state.data_dir import DataDir
@@ -61,6 +62,14 @@ def run_attempt(
         _persist(lambda: jobs.release(job_id, claim.fence))
         return
     log.info("job %s: attempt %d begins", job_id, claim.record.attempt)
+    with attempt_lock(DataDir(settings.data_dir), claim):
+        _attempt(claim, spec, jobs, settings, stopping=stopping)
+
+
+def _attempt(
+    claim: Claim, spec: CompressionSpec, jobs: JobStore, settings: Settings, *, stopping: StopSignal
+) -> None:
+    job_id = claim.record.id
     try:
         with Lease(jobs, claim, settings, stopping=stopping) as lease:
             report = _work(claim, spec, settings, lease)

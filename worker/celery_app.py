@@ -17,6 +17,7 @@ from state.queue import celery_settings
 from state.redis import TASK, redis_client
 from state.workers import WorkerRegistry
 from worker.memory import memory_limit_bytes
+from worker.orphans import give_back_orphans
 from worker.settings import Settings
 
 # A worker process is replaced after this many jobs, which bounds leaks of native libraries.
@@ -73,7 +74,14 @@ def run_worker(settings: Settings, redis_url: str) -> None:
     warnings.simplefilter("ignore", SecurityWarning)
     app = make_app(redis_url, workers=settings.workers)
     register(app, settings, redis_url)
-    signals.worker_process_init.connect(_preload, weak=False)
+
+    def begin_process(**_: object) -> None:
+        # One that takes the place of a process that was killed finds its job; so does one of a worker that
+        # was restarted.
+        give_back_orphans(_open_jobs(settings, redis_url), redis_url)
+        _preload()
+
+    signals.worker_process_init.connect(begin_process, weak=False)
     signals.worker_shutting_down.connect(_stop, weak=False)
     threading.Thread(target=_stay_registered, args=(redis_url,), name="registry", daemon=True).start()
     log.info("worker %s is up", worker_name())
@@ -93,20 +101,20 @@ def register(app: Celery, settings: Settings, redis_url: str) -> None:
         # Torch is imported only in the forked child: the parent stays small, and no thread pool is forked.
         from worker.attempt import run_attempt
 
-        jobs = JobStore(
-            redis_client(redis_url),
-            settings.data_dir,
-            lease_s=settings.lease_s,
-            max_attempts=settings.max_attempts,
-        )
+        jobs = _open_jobs(settings, redis_url)
         run_attempt(job_id, jobs, settings, worker=worker_name(), stopping=stopping)
+
+
+def _open_jobs(settings: Settings, redis_url: str) -> JobStore:
+    client = redis_client(redis_url)
+    return JobStore(client, settings.data_dir, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
 
 
 def _keep_logging(**_: object) -> None:
     return
 
 
-def _preload(**_: object) -> None:
+def _preload() -> None:
     import worker.attempt  # noqa: F401 - so that the first job does not wait for torch
 
 
@@ -119,8 +127,13 @@ def _stay_registered(redis_url: str) -> None:
     registry, name = WorkerRegistry(redis_client(redis_url)), worker_name()
     memory_bytes = memory_limit_bytes()
     while not stopping.is_set():
-        with suppress(RedisUnavailable):
+        try:
             registry.refresh(name, ENTRY_TTL_S, memory_bytes=memory_bytes)
+        except RedisUnavailable:
+            pass
+        except Exception:
+            # The thread must live on, or the worker counts as dead while it works.
+            log.exception("the worker cannot be registered; it tries again")
         stopping.wait(REFRESH_S)
     with suppress(RedisUnavailable):
         registry.leave(name)

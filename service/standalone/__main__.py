@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,10 +132,11 @@ def announce(address: Address, data_dir: Path, *, needs_key: bool) -> None:
     url = address.url
     key = '-H "Authorization: Bearer $ECKART_API_KEY" ' if needs_key else ""
     fields = """-F checkpoint=@model.safetensors -F 'spec={"method":"svd","rank":{"ratio":0.5}}'"""
-    sys.stdout.write(
-        f"Eckart listens on {url}, its data is in {data_dir}. Try: curl {key}{fields} {url}/v1/jobs\n"
-    )
-    sys.stdout.flush()
+    with suppress(OSError):  # a full disk, if the output goes to a file
+        sys.stdout.write(
+            f"Eckart listens on {url}, its data is in {data_dir}. Try: curl {key}{fields} {url}/v1/jobs\n"
+        )
+        sys.stdout.flush()
 
 
 class ReadinessProbe:

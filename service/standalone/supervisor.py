@@ -123,8 +123,17 @@ class Child:
         self._back_off_s = BACK_OFF_S[0]
 
     def start(self) -> None:
+        self._start_at = None
+        try:
+            self._process = self._popen()
+        except (OSError, subprocess.SubprocessError) as error:
+            # For example a full disk, on which the pid file cannot be written.
+            self._restart_later(f"{self.spec.name} cannot be started ({error})")
+        self._started_at = time.monotonic()
+
+    def _popen(self) -> subprocess.Popen[bytes]:
         # In a session of its own, Ctrl-C at the terminal reaches only the supervisor, which ends it in order.
-        self._process = subprocess.Popen(
+        return subprocess.Popen(
             self.spec.command,
             env=self.spec.environment,
             stdin=subprocess.DEVNULL,
@@ -134,8 +143,6 @@ class Child:
             # The child writes its pid file itself: see `watchdog`.
             preexec_fn=partial(write_own_pid, self._run_dir, self.spec.name),  # noqa: PLW1509 - no threads here
         )
-        self._started_at = time.monotonic()
-        self._start_at = None
 
     def poll(self) -> None:
         """Notice that the child has exited, or start it again when the back-off is over."""
@@ -148,14 +155,16 @@ class Child:
         # Otherwise the processes that it started would keep running next to those of its successor.
         signal_group(process.pid, signal.SIGKILL)
         self._process = None
-        self.deaths += 1
         if time.monotonic() - self._started_at >= STEADY_S:
             self._back_off_s = BACK_OFF_S[0]
         log = f" (see {self.spec.log})" if self.spec.log else ""
-        say(
-            f"{self.spec.name} (process {process.pid}) {_describe_exit(process.returncode)}{log}; "
-            f"restarting it in {self._back_off_s:g} s"
+        self._restart_later(
+            f"{self.spec.name} (process {process.pid}) {_describe_exit(process.returncode)}{log}"
         )
+
+    def _restart_later(self, why: str) -> None:
+        self.deaths += 1
+        say(f"{why}; restarting it in {self._back_off_s:g} s")
         self._start_at = time.monotonic() + self._back_off_s
         self._back_off_s = min(2 * self._back_off_s, BACK_OFF_S[1])
 
@@ -210,9 +219,10 @@ def signal_group(pid: int | None, number: signal.Signals) -> None:
 
 
 def say(message: str) -> None:
-    """Write one line for the person at the terminal."""
-    sys.stderr.write(f"eckart: {message}\n")
-    sys.stderr.flush()
+    """Write one line for the person at the terminal; a log on a full disk must not end the supervisor."""
+    with suppress(OSError):
+        sys.stderr.write(f"eckart: {message}\n")
+        sys.stderr.flush()
 
 
 def _describe_exit(return_code: int) -> str:

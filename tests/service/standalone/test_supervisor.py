@@ -45,9 +45,9 @@ def start(short_dir, tmp_path):
     """Start a tree and wait until it is ready."""
     trees = []
 
-    def start(*, api="nest"):
-        trees.append(tree := Tree(short_dir, api, tmp_path / f"log-{len(trees)}"))
-        assert tree.process.stdout.readline() == "ready\n", tree.log.read_text()
+    def start(*, api="nest", log=None):
+        trees.append(tree := Tree(short_dir, api, log or tmp_path / f"log-{len(trees)}"))
+        assert tree.process.stdout.readline() == "ready\n", log or tree.log.read_text()
         return tree
 
     yield start
@@ -81,6 +81,27 @@ def test_what_a_dead_child_started_goes_before_its_successor_comes(start, eventu
     os.kill(before, signal.SIGKILL)
     eventually(lambda: tree.pid("worker") != before)
     assert not is_running(nested)
+
+
+def test_a_log_on_a_full_disk_ends_nothing(start, eventually, is_running):
+    tree = start(log=Path("/dev/full"))
+    before = tree.pid("worker")
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: tree.pid("worker") != before and is_running(tree.pid("worker")))
+    assert tree.process.poll() is None
+
+
+def test_a_child_that_cannot_be_started_on_a_full_disk_is_started_when_there_is_space(start, eventually):
+    tree = start()
+    part = tree.data_dir / "run" / "worker.pid.part"
+    part.symlink_to("/dev/full")
+    before = tree.pid("worker")
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: "worker cannot be started" in tree.log.read_text())
+    assert tree.process.poll() is None
+
+    part.unlink()
+    eventually(lambda: tree.pid("worker") != before)
 
 
 def test_the_children_end_in_order_and_redis_last(start):

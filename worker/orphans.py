@@ -1,0 +1,30 @@
+"""Jobs of killed processes of this host: a process that starts gives them back before their leases end."""
+
+import logging
+import socket
+
+from state.errors import RedisUnavailable
+from state.jobs import JobStore
+from state.queue import JobQueue
+
+log = logging.getLogger(__name__)
+
+
+def give_back_orphans(jobs: JobStore, redis_url: str) -> None:
+    """Queue jobs again whose attempts have died on this host, and send their messages at once.
+
+    Whatever fails here is made up for by the lease and the reaper.
+    """
+    try:
+        found = jobs.give_back_orphans(socket.gethostname())
+        if not found:
+            return
+        log.info("the processes of %s have died; they return to the queue", ", ".join(found))
+        queue = JobQueue(redis_url)
+        for job_id in jobs.sweep():
+            queue.send(job_id)
+        queue.close()
+    except RedisUnavailable as error:
+        log.warning("jobs of dead processes return to the queue when their leases end: %s", error)
+    except Exception:
+        log.exception("jobs of dead processes return to the queue when their leases end")
