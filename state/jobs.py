@@ -387,7 +387,8 @@ class JobStore:
         """Whether the checkpoints that a job needs are what they were when it was planned."""
         needed = [(job.checkpoint, job.files)]
         needed += [(job.references[field], files) for field, files in job.reference_files.given()]
-        return all(has_files(self._paths, name, files) for name, files in needed)
+        paths = DataDir(self._paths.root, job.owner)
+        return all(has_files(paths, name, files) for name, files in needed)
 
     def _make_durable(self, job_id: str, new: NewJob) -> JobRecord:
         try:

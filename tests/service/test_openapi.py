@@ -153,7 +153,7 @@ def test_every_header_has_a_description_and_an_example(operations):
         ("get /v1/jobs", "200 422 503"),
         ("get /v1/jobs/{job_id}", "200 304 404 422 503"),
         ("post /v1/jobs/{job_id}/cancel", "200 404 503"),
-        ("post /v1/jobs/{job_id}/resume", "202 404 409 501 503"),
+        ("post /v1/jobs/{job_id}/resume", "202 404 409 429 501 503"),
         ("delete /v1/jobs/{job_id}", "204 404 503"),
         ("get /v1/jobs/{job_id}/report", "200 206 304 404 406 409 410 416 422 501 503"),
         ("get /v1/jobs/{job_id}/checkpoint", "200 206 304 404 409 410 416 422 501 503"),

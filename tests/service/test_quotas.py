@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from schemas.problem import ProblemKind
 from tests.service.files import FILES, checkpoint_bytes
 from tests.service.running import SPEC, assert_problem, until
 
@@ -42,6 +43,16 @@ def test_each_owner_has_as_many_jobs_waiting_as_allowed(start):
         service.finish(first, FILES)
         assert submit(service, key).status_code == 202
     assert service.leftovers() == []
+
+
+def test_a_failed_job_that_goes_on_waits_too(start):
+    service = start(owner_jobs=1)
+    put(service, "m", {})
+    job = submit(service, {}).json()["id"]
+    claim = service.jobs.claim(job, "t")
+    assert service.jobs.fail(job, claim.fence, ProblemKind.TOO_LARGE.problem("It failed."))
+    assert submit(service, {}).status_code == 202
+    assert_over_quota(service.http.post(f"/v1/jobs/{job}/resume"))
 
 
 def test_a_repeated_request_is_no_further_job(start):
