@@ -6,7 +6,7 @@ import json
 import os
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -14,11 +14,19 @@ from typing import TYPE_CHECKING, Any, Self
 from eckart.checkpoint import CHECKPOINT_ID, find_checkpoint, listed, open_checkpoint
 from eckart.companions import NO_COMPANIONS, copy_subfolders
 from eckart.download import download, job_path, request_report
-from eckart.errors import InputError, JobFailed, ProblemError, WaitTimeoutError
+from eckart.errors import (
+    InputError,
+    JobFailed,
+    ProblemError,
+    ServiceError,
+    TransferError,
+    WaitTimeoutError,
+)
+from eckart.events import follow
 from eckart.http import Call, Connection, parse, retry_after_s
 from eckart.progress import silent
 from eckart.spec import Spec, spec_document
-from eckart.types import Job, JobList, PlanDocument, Report
+from eckart.types import Job, JobEvent, JobList, PlanDocument, Report
 from eckart.upload import upload
 
 if TYPE_CHECKING:
@@ -130,6 +138,10 @@ class Client:
         self, job_id: str, *, timeout_s: float | None = None, progress: ProgressCallback | None = None
     ) -> Job:
         """Return the job once it has succeeded; raise JobFailed when it ends otherwise."""
+        if progress is not None and timeout_s is None:
+            # An older service has no events, too many may listen, or a proxy may break them off: then poll.
+            with suppress(ServiceError, TransferError):
+                return self._follow(job_id, progress)
         ends_at = None if timeout_s is None else time.monotonic() + timeout_s
         longest_s = HOLD_S if progress is None else WATCHED_HOLD_S
         while True:
@@ -139,16 +151,32 @@ class Client:
             job = parse(Job, answer)
             if progress is not None:
                 progress(*_progress_of(job))
-            if job.state == "succeeded":
-                return job
             if job.has_ended:
-                raise JobFailed(job)
+                return _succeeded(job)
             if timeout_s is not None and left_s == 0.0:
                 raise WaitTimeoutError(job, timeout_s=timeout_s)
             # Retry-After is the least time between two requests, including the time that an answer was held.
             pause_s = retry_after_s(answer.headers.get("Retry-After"))
             next_at = asked_at + (DEFAULT_PAUSE_S if pause_s is None else pause_s)
             time.sleep(max(0.0, min(next_at, ends_at or next_at) - time.monotonic()))
+
+    def events(self, job_id: str) -> Iterator[JobEvent]:
+        """Iterate over a job's changes until it has ended, across connections that break.
+
+        The first event has the job as it is. What changes twice in a moment may be told once.
+        """
+        return follow(self._connection, job_id, patience_s=self._connection.patience_s)
+
+    def _follow(self, job_id: str, progress: ProgressCallback) -> Job:
+        """Wait by events, which come when something happens."""
+        job: Job | None = None
+        for event in follow(self._connection, job_id, patience_s=0.0):
+            job = event.job or job
+            assert job is not None  # the first event has it
+            job = job.model_copy(update={"progress": event.progress})
+            progress(*_progress_of(job))
+        assert job is not None
+        return _succeeded(job)
 
     def _poll(self, job_id: str, *, hold_s: int, left_s: float | None) -> httpx.Response:
         patience_s = self._connection.patience_s
@@ -260,6 +288,13 @@ def _no_path_either(given: Mapping[str, PathOrId | None]) -> Iterator[None]:
         detail = f"{error.problem.detail} Nor is there such a file or folder here: {listed(names)}."
         problem = error.problem.model_copy(update={"detail": detail})
         raise ProblemError(problem, retry_after_s=error.retry_after_s) from error
+
+
+def _succeeded(job: Job) -> Job:
+    """Return a job that has ended, if it has a result."""
+    if job.state != "succeeded":
+        raise JobFailed(job)
+    return job
 
 
 def _progress_of(job: Job) -> tuple[int, int, str]:

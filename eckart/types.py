@@ -184,6 +184,7 @@ class Links(Document):
     checkpoint: str | None = None
     files: str | None = None
     archive: str | None = None
+    events: str | None = None
     cancel: str | None = None
 
 
@@ -210,6 +211,15 @@ class Job(Document):
     def has_ended(self) -> bool:
         """Whether the state is final."""
         return self.state in {"succeeded", "failed", "canceled"}
+
+
+class JobEvent(Document):
+    """A change of a job: `state`, `progress` or `end` by its `kind`; a `progress` has no `job`."""
+
+    kind: str
+    id: str = ""
+    job: Job | None = None
+    progress: JobProgress
 
 
 class JobList(Document):

@@ -49,6 +49,7 @@ class Links(Output):
     )
     files: str = Field(description="Any result file, by name.", examples=["/v1/jobs/J5b0/files/{filename}"])
     archive: str = Field(description="All result files as one tar.", examples=["/v1/jobs/J5b0/archive"])
+    events: str = Field(description="Its changes as server-sent events.", examples=["/v1/jobs/J5b0/events"])
     cancel: str = Field(description="POST here to cancel the job.", examples=["/v1/jobs/J5b0/cancel"])
 
 

@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from service.authentication import Authentication
 from service.browsers import ANY_HOST, AllowedHosts, ForeignRequests
 from service.dependencies import LifespanState, Services
+from service.job_watch import JobWatches
 from service.metrics import Metrics, StateCollector
 from service.middleware import Measure, RequestId, RootPath, UnreadBody
 from service.openapi import DocumentedApp
@@ -48,6 +49,7 @@ def open_services(settings: Settings) -> Services:
     space = DiskSpace(settings.data_dir, settings.min_free_bytes, decompositions, jobs)
     queue = JobQueue(settings.redis_url)
     workers = WorkerRegistry(client)
+    stopping = Event()
     turns = Turns(every_s=settings.reaper_s)
     return Services(
         settings=settings,
@@ -61,7 +63,8 @@ def open_services(settings: Settings) -> Services:
         planning=PlanningPool(),
         uploads=UploadSlots(settings.max_uploads),
         quotas=Quotas(settings),
-        stopping=Event(),
+        watches=JobWatches(jobs, stopping, most=settings.max_streams),
+        stopping=stopping,
         turns=turns,
         metrics=Metrics(StateCollector(jobs=jobs, queue=queue, workers=workers, space=space, turns=turns)),
     )

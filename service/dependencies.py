@@ -13,6 +13,7 @@ from starlette.requests import Request
 from schemas.format.names import CHECKPOINT_ID
 from schemas.job import JobState
 from service.errors import ProblemError
+from service.job_watch import JobWatches
 from service.json_body import require_json
 from service.keys import WITHOUT_KEYS
 from service.metrics import Metrics
@@ -49,6 +50,7 @@ class Services:
     planning: PlanningPool
     uploads: UploadSlots
     quotas: Quotas
+    watches: JobWatches
     stopping: Event
     turns: Turns
     owner: str = WITHOUT_KEYS
@@ -190,6 +192,16 @@ IdempotencyKey = Annotated[
         pattern=r"^[\x21-\x7e]{1,255}$",
         description="Repeat a request under the same key to get the first job instead of a second one.",
         examples=["3f0c1d6e-2f5b-4c1e-9f64-8f3a1f7f0a11"],
+    ),
+]
+
+
+LastEventId = Annotated[
+    str | None,
+    Header(
+        max_length=256,
+        description="The `id` of the last event that came: the stream goes on after it.",
+        examples=["3-:5feceb66ffc8:"],
     ),
 ]
 

@@ -53,6 +53,7 @@ def job_document(view: JobView, root_path: str) -> Job:
             checkpoint=f"{here}/checkpoint",
             files=f"{here}/files/{{filename}}",
             archive=f"{here}/archive",
+            events=f"{here}/events",
             cancel=f"{here}/cancel",
         ),
     )
@@ -67,7 +68,7 @@ def job_response(
     view: JobView, root_path: str, if_none_match: str | None = None, *, status: int = 200
 ) -> Response:
     """Answer with a job and an ETag of its content, or with 304 if the client has seen it."""
-    content = _single_document(view, root_path).model_dump_json().encode()
+    content = single_document(view, root_path).model_dump_json().encode()
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "no-cache"}
     if view.record.state not in TERMINAL:
@@ -77,7 +78,7 @@ def job_response(
     return Response(content, status, media_type="application/json", headers=headers)
 
 
-def _single_document(view: JobView, root_path: str) -> Job:
+def single_document(view: JobView, root_path: str) -> Job:
     """Return a job that is shown alone, and say whether a worker of this release could read its spec."""
     document = job_document(view, root_path)
     if document.error is None and view.record.state in UNFINISHED:

@@ -88,6 +88,9 @@ class Settings(StateSettings):
         allow_inf_nan=False,
         description="How long `?wait=` holds an answer at most. Proxies often give up after 60 seconds.",
     )
+    max_streams: int = Field(
+        default=256, ge=1, description="How many event streams may be open at a time; more get 429."
+    )
     shutdown_s: int = Field(
         default=10, ge=0, description="How long running requests may take to end when the API is stopped."
     )

@@ -29,6 +29,7 @@ KNOWN_NAMES = frozenset(
         "ECKART_MAX_ATTEMPTS",
         "ECKART_MAX_FILES",
         "ECKART_MAX_SPEC_BYTES",
+        "ECKART_MAX_STREAMS",
         "ECKART_MAX_UPLOADS",
         "ECKART_MAX_UPLOAD_BYTES",
         "ECKART_MAX_WAIT_S",

@@ -7,7 +7,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from schemas.job import Job, JobList, JobRequest
+from schemas.job import TERMINAL, Job, JobList, JobRequest
 from schemas.problem import ProblemKind
 from service import deletion
 from service.dependencies import (
@@ -15,6 +15,7 @@ from service.dependencies import (
     IdempotencyKey,
     IfNoneMatch,
     JobId,
+    LastEventId,
     Limit,
     RequestBody,
     RequestBodyDep,
@@ -24,6 +25,7 @@ from service.dependencies import (
     StateFilter,
     Wait,
 )
+from service.job_events import HEADERS, EventStream, Known, events
 from service.job_status import job_list, job_path, job_response, wait_for_change
 from service.json_body import parse_model
 from service.multipart import boundary_of, is_multipart
@@ -36,6 +38,7 @@ from state.records import JobView
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
+EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 SUBMIT_PROBLEMS = (
     ProblemKind.CHECKPOINT_NOT_FOUND,
     ProblemKind.CHECKPOINT_INCOMPLETE,
@@ -153,6 +156,39 @@ def resume_job(services: ServicesDep, root_path: RootPath, job_id: JobId) -> Res
     record = services.jobs.resume(job_id)
     enqueue(services, record)
     return job_response(view_of(services, record), root_path, status=202)
+
+
+@router.head("/{job_id}/events", include_in_schema=False)
+@router.get(
+    "/{job_id}/events",
+    summary="Follow a job: server-sent events until it has ended",
+    response_class=Response,
+    responses=problem_responses(
+        ProblemKind.JOB_NOT_FOUND,
+        ProblemKind.INVALID_REQUEST,
+        ProblemKind.BUSY,
+        ProblemKind.STORE_UNAVAILABLE,
+    )
+    | {
+        200: {"content": EVENTS, "description": "The events, as they happen."},
+        204: {"description": "The job has ended, and `Last-Event-ID` says that the client knows."},
+    },
+)
+async def get_events(
+    request: Request,
+    services: ServicesDep,
+    root_path: RootPath,
+    job_id: JobId,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Send `state` when the state or the place in the queue changes, `progress`, and at last `end`."""
+    view = await run_in_threadpool(services.jobs.view, job_id)
+    known = Known.from_id(last_event_id)
+    if view.record.state in TERMINAL and not any(events(view, known, root_path)):
+        return Response(status_code=204)
+    if request.method == "HEAD":
+        return Response(headers=HEADERS, media_type=EventStream.media_type)
+    return EventStream(services.watches, job_id, known, root_path)
 
 
 @router.post(

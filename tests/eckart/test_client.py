@@ -66,10 +66,11 @@ def test_two_jobs_have_two_keys(job):
     assert first.headers["Idempotency-Key"] != second.headers["Idempotency-Key"]
 
 
-def test_waiting_polls_until_the_job_has_succeeded(job):
+def test_waiting_polls_until_the_job_has_succeeded(job, problem):
     running = job("running", progress={"layers_done": 3, "layers_total": 4, "layer": "a.b", "fraction": 0.5})
     done = job("succeeded", progress={"layers_done": 4, "layers_total": 4, "layer": None, "fraction": 1.0})
     answers = Answers(
+        httpx.Response(404, json=problem(404, "Not found")),  # an older service has no events
         httpx.Response(200, json=job("queued", queue_position=2), headers=NOW),
         httpx.Response(200, json=running, headers=NOW),
         httpx.Response(200, json=done),
@@ -80,8 +81,10 @@ def test_waiting_polls_until_the_job_has_succeeded(job):
 
     assert ended.state == "succeeded"
     assert said == [(0, 0, "queued, 2 before it"), (3, 4, "compress a.b"), (4, 4, "succeeded")]
-    assert all(request.url.path == "/v1/jobs/J1" for request in answers.requests)
-    assert all(int(request.url.params["wait"]) >= 1 for request in answers.requests)
+    asked_for_events, *polls = answers.requests
+    assert asked_for_events.url.path == "/v1/jobs/J1/events"
+    assert all(request.url.path == "/v1/jobs/J1" for request in polls)
+    assert all(int(request.url.params["wait"]) >= 1 for request in polls)
 
 
 def test_waiting_outlives_a_service_that_goes_and_comes_back(job, problem):

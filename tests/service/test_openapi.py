@@ -41,6 +41,7 @@ def test_the_operations_are_these(operations):
         "get /v1/jobs/{job_id}",
         "get /v1/jobs/{job_id}/archive",
         "get /v1/jobs/{job_id}/checkpoint",
+        "get /v1/jobs/{job_id}/events",
         "get /v1/jobs/{job_id}/files/{filename}",
         "get /v1/jobs/{job_id}/report",
         "post /v1/checkpoints/{checkpoint_id}",
@@ -67,6 +68,7 @@ def test_only_headers_that_a_client_can_send_are_parameters(operations):
         "repr-digest",
         "content-digest",
         "Digest",
+        "last-event-id",
     }
     headers = {
         parameter["name"]
@@ -152,6 +154,7 @@ def test_every_header_has_a_description_and_an_example(operations):
         ("post /v1/plans", "200 404 408 409 413 415 422 429"),
         ("get /v1/jobs", "200 422 503"),
         ("get /v1/jobs/{job_id}", "200 304 404 422 503"),
+        ("get /v1/jobs/{job_id}/events", "200 204 404 422 429 503"),
         ("post /v1/jobs/{job_id}/cancel", "200 404 503"),
         ("post /v1/jobs/{job_id}/resume", "202 404 409 429 501 503"),
         ("delete /v1/jobs/{job_id}", "204 404 503"),
