@@ -48,7 +48,7 @@ def main() -> int:
     measured: list[Measured] = []
     with running(given.into, threads=given.threads) as service, Client(service.url) as client:
         study = Study.of(client, file, network, pictures, given.into / "result")
-        by_bytes = measured_by_bytes(study, file)
+        publish_by_bytes(measured_by_bytes(study, file), given.into, docs=given.docs)
         for tune, points in ((True, sweep()), (False, neighbours())):
             for point in points:
                 measured.append(study.measure(point, tune=tune))
@@ -57,11 +57,6 @@ def main() -> int:
     tables = [accuracy_table(dense, parameters(network.classifier), of_sweep), neighbour_table(measured)]
     picture = accuracy_chart(dense, of_sweep)
     publish(given.into, "vgg11", tables="\n\n".join(tables), picture=picture, docs=given.docs)
-    table = quality_table(("accuracy %",), (2,), by_bytes)
-    picture = frontier_chart(
-        "VGG-11: the frontier of each family", WRONG, lambda right: 100 - right, by_bytes
-    )
-    publish(given.into, "vgg11-bytes", tables=table, picture=picture, docs=given.docs)
     print(f"\nTables and charts are in {given.into}; all of it took {time.monotonic() - began:.0f} s")
     return 0
 
@@ -81,6 +76,14 @@ def measured_by_bytes(study: Study, file: Path) -> Sequence[trial.Measured]:
     jobs = trial.Trial(study.client, study.checkpoint, study.place, judge)
     recipes = chain(low_rank(subject, SHARES), rounded(subject), mixed(subject, BYTES))
     return trial.measure_all(jobs, recipes)
+
+
+def publish_by_bytes(measured: Sequence[trial.Measured], into: Path, *, docs: bool) -> None:
+    """Publish the second table and chart; the sweep that follows takes much longer."""
+    table = quality_table(("accuracy %",), (2,), measured)
+    title = "VGG-11: the frontier of each family"
+    picture = frontier_chart(title, WRONG, lambda right: 100 - right, measured)
+    publish(into, "vgg11-bytes", tables=table, picture=picture, docs=docs)
 
 
 if __name__ == "__main__":
