@@ -19,6 +19,7 @@ from benchmarks import (
     peers,
     selectors,
     upload,
+    worst_bodies,
 )
 from benchmarks.machine import describe_machine, free_kernels
 from benchmarks.options import Options
@@ -34,6 +35,7 @@ BENCHMARKS = {
     "experts": experts.ask,
     "selectors": selectors.ask,
     "calibrated": calibrated.ask,
+    "worst": worst_bodies.ask,
     "gpu": gpu.ask,
 }
 

@@ -26,7 +26,7 @@ from eckart.events import follow
 from eckart.http import Call, Connection, parse, retry_after_s
 from eckart.progress import silent
 from eckart.spec import Spec, spec_document
-from eckart.types import Job, JobEvent, JobList, PlanDocument, Report
+from eckart.types import Job, JobEvent, JobList, ListedJob, PlanDocument, Report
 from eckart.upload import upload
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class Client:
     def job(self, job_id: str) -> Job:
         return parse(Job, self._connection.request(Call("GET", job_path(job_id))))
 
-    def jobs(self, *, state: str | None = None) -> Iterator[Job]:
+    def jobs(self, *, state: str | None = None) -> Iterator[ListedJob]:
         """Iterate over all jobs, or those in one state, newest first; pages are fetched on demand."""
         params: dict[str, str | int] = {"limit": PAGE_JOBS}
         if state is not None:

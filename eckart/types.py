@@ -188,13 +188,12 @@ class Links(Document):
     cancel: str | None = None
 
 
-class Job(Document):
-    """The state of a job: `queued`, `running`, `succeeded`, `failed` or `canceled`."""
+class ListedJob(Document):
+    """A job in a list; its `state` is `queued`, `running`, `succeeded`, `failed` or `canceled`."""
 
     id: str
     state: str
     checkpoint: str
-    spec: dict[str, Any] = {}
     progress: JobProgress = JobProgress()
     attempt: int = 0
     queue_position: int | None = None
@@ -202,7 +201,6 @@ class Job(Document):
     started_at: str | None = None
     finished_at: str | None = None
     expires_at: str | None = None
-    warnings: tuple[str, ...] = ()
     error: Problem | None = None
     summary: Totals | None = None
     links: Links = Links()
@@ -211,6 +209,13 @@ class Job(Document):
     def has_ended(self) -> bool:
         """Whether the state is final."""
         return self.state in {"succeeded", "failed", "canceled"}
+
+
+class Job(ListedJob):
+    """A job."""
+
+    spec: dict[str, Any] = {}
+    warnings: tuple[str, ...] = ()
 
 
 class JobEvent(Document):
@@ -225,5 +230,5 @@ class JobEvent(Document):
 class JobList(Document):
     """One page of jobs, newest first."""
 
-    jobs: tuple[Job, ...]
+    jobs: tuple[ListedJob, ...]
     next_cursor: str | None = None

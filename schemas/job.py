@@ -53,16 +53,12 @@ class Links(Output):
     cancel: str = Field(description="POST here to cancel the job.", examples=["/v1/jobs/J5b0/cancel"])
 
 
-class Job(Output):
-    """A job."""
+class ListedJob(Output):
+    """A job in a list, which shows no spec: it may be large."""
 
     id: str = Field(description="Id of the job; it cannot be guessed.", examples=["J5b0"])
     state: JobState = Field(description="State of the job.", examples=["running"])
     checkpoint: str = Field(description="Id of the input checkpoint.", examples=["my-model"])
-    spec: dict[str, Any] = Field(
-        description="The compression spec, with defaults filled in.",
-        examples=[{"method": "svd", "rank": {"ratio": 0.5}}],
-    )
     progress: Progress = Field(description="Progress of the job.")
     attempt: int = Field(description="How many times a worker has started it.", examples=[1])
     queue_position: int | None = Field(
@@ -76,9 +72,6 @@ class Job(Output):
     expires_at: str | None = Field(
         description="When the job and its files are deleted; null if never.", examples=[None]
     )
-    warnings: tuple[str, ...] = Field(
-        description="What is odd about the checkpoint, and probable mistakes in the spec.", examples=[[]]
-    )
     error: Problem | None = Field(
         description="Why the job failed, or cannot be read by this release; null otherwise.", examples=[None]
     )
@@ -88,10 +81,22 @@ class Job(Output):
     links: Links = Field(description="URLs of the job and its results.")
 
 
+class Job(ListedJob):
+    """A job."""
+
+    spec: dict[str, Any] = Field(
+        description="The compression spec, with defaults filled in.",
+        examples=[{"method": "svd", "rank": {"ratio": 0.5}}],
+    )
+    warnings: tuple[str, ...] = Field(
+        description="What is odd about the checkpoint, and probable mistakes in the spec.", examples=[[]]
+    )
+
+
 class JobList(Output):
     """Jobs, newest first."""
 
-    jobs: tuple[Job, ...] = Field(description="The jobs of this page.")
+    jobs: tuple[ListedJob, ...] = Field(description="The jobs of this page.")
     next_cursor: str | None = Field(
         description="Pass it as `cursor` to get the next page; null on the last page.", examples=[None]
     )

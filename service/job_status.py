@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from schemas.job import TERMINAL, UNFINISHED, Job, JobList, JobState, Links
+from schemas.job import TERMINAL, UNFINISHED, Job, JobList, JobState, Links, ListedJob
 from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
 from service.dependencies import Services
@@ -27,16 +27,15 @@ def job_path(job_id: str, root_path: str) -> str:
     return f"{root_path}/v1/jobs/{job_id}"
 
 
-def job_document(view: JobView, root_path: str) -> Job:
+def listed_job(view: JobView, root_path: str) -> ListedJob:
     """Return a job as it is listed; one that cannot be read says so."""
     record = view.record
     unreadable = None if record.readable else UNREADABLE
     here = job_path(record.id, root_path)
-    return Job(
+    return ListedJob(
         id=record.id,
         state=record.state,
         checkpoint=record.checkpoint,
-        spec=record.spec,
         progress=view.progress,
         attempt=record.attempt,
         queue_position=view.queue_position,
@@ -44,7 +43,6 @@ def job_document(view: JobView, root_path: str) -> Job:
         started_at=record.started_at,
         finished_at=record.finished_at,
         expires_at=None,
-        warnings=record.warnings,
         error=record.error or unreadable,
         summary=record.summary,
         links=Links(
@@ -60,7 +58,7 @@ def job_document(view: JobView, root_path: str) -> Job:
 
 
 def job_list(page: JobPage, root_path: str) -> JobList:
-    jobs = tuple(job_document(view, root_path) for view in page.jobs)
+    jobs = tuple(listed_job(view, root_path) for view in page.jobs)
     return JobList(jobs=jobs, next_cursor=page.next_cursor)
 
 
@@ -80,10 +78,11 @@ def job_response(
 
 def single_document(view: JobView, root_path: str) -> Job:
     """Return a job that is shown alone, and say whether a worker of this release could read its spec."""
-    document = job_document(view, root_path)
-    if document.error is None and view.record.state in UNFINISHED:
+    record = view.record
+    document = Job(**dict(listed_job(view, root_path)), spec=record.spec, warnings=record.warnings)
+    if document.error is None and record.state in UNFINISHED:
         try:
-            CompressionSpec.model_validate(view.record.spec)
+            CompressionSpec.model_validate(record.spec)
         except ValidationError:
             return document.model_copy(update={"error": UNREADABLE})
     return document

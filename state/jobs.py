@@ -43,6 +43,7 @@ from state.records import (
     fixed_document,
     job_counts,
     job_view,
+    listed_view,
     new_job_id,
     next_cursor,
 )
@@ -124,7 +125,7 @@ class JobStore:
             raise BadCursor
         index = (state or "all") + ("" if self._owner is None else f"@{self._owner}")
         answer = self._run("page", index, cursor or "+inf", limit + 1)
-        views = tuple(job_view(entry) for entry in answer)
+        views = tuple(listed_view(entry) for entry in answer)
         return JobPage(views[:limit], next_cursor(views[limit:]))
 
     def waiting(self) -> int:

@@ -283,6 +283,15 @@ def job_view(answer: Sequence[Any]) -> JobView:
     return JobView(record, _progress(record, fields.get("progress")), place if place >= 0 else None)
 
 
+def listed_view(answer: Sequence[Any]) -> JobView:
+    """Parse an entry of the answer of page.lua; the record has an empty spec, and no files or warnings."""
+    job_id, flat, place = answer
+    known = dict(zip(flat[::2], flat[1::2], strict=True))
+    named = {"checkpoint": known["checkpoint"]} if "checkpoint" in known else {}
+    fixed = ["fixed", json.dumps({"id": job_id, "spec": {}, **named})]
+    return job_view(([*fixed, *flat], place))
+
+
 def job_counts(answer: Sequence[Any]) -> JobCounts:
     """Parse the answer of counts.lua."""
     flat, oldest, now, step = answer

@@ -18,6 +18,8 @@ CONFIG_NAME = "config.json"
 # Apart from MODULES_NAME, the only companion that is parsed.
 MAX_CONFIG_BYTES = 8 * 2**20
 MAX_CONFIG_DEPTH = 64
+# As objects they take up to a hundred bytes each; the entry of a factored layer has eight.
+MAX_CONFIG_VALUES = 400_000
 # The modules of a sentence-transformers model, each with its subfolder.
 MODULES_NAME = "modules.json"
 CARD_NAME = "README.md"
@@ -55,6 +57,9 @@ def card_name(names: Iterable[str]) -> str:
 
 def parse_config(raw: bytes | bytearray) -> dict[str, Any]:
     """Parse config.json as leniently as the libraries that read it, which take NaN, for example."""
+    # Counted before anything is made of it; each value follows one of these.
+    if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_CONFIG_VALUES:
+        raise _bad_config(f"it has more than {MAX_CONFIG_VALUES} values")
     try:
         config = json.loads(raw)
     except UnicodeDecodeError:

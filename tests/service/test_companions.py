@@ -130,3 +130,12 @@ def test_a_companions_name_in_a_form_is_made_legal_and_two_of_one_name_are_refus
     files = {**FILES, "model/config.json": CONFIG, "model/1_Pooling/config.json": b"{}"}
     problem = assert_problem(service.submit_files(files), 422, "invalid-multipart")
     assert "would both be stored as config.json" in problem["detail"]
+
+
+def test_a_config_of_very_many_values_is_refused_before_objects_are_made_of_it(service):
+    config = b'{"a":[' + b"[]," * 500_000 + b"0]}"
+
+    refused = service.put("u" + secrets.token_hex(8), "config.json", config)
+
+    detail = assert_problem(refused, 422, "invalid-checkpoint:bad-config")["detail"]
+    assert "more than 400000 values" in detail

@@ -66,6 +66,22 @@ def test_jobs_are_listed_newest_first_page_by_page(start):
     assert [job["id"] for job in canceled] == made[:1]
 
 
+def test_a_list_shows_no_specs_and_reads_none(start):
+    service = start()
+    stored = service.stored(MODEL)
+    patterns = [f"layer.{'x' * 200}.{number}" for number in range(200)]
+    job = service.submit(stored, {"rank": 1, "include": ["*", *patterns]}).json()
+
+    answer = service.http.get("/v1/jobs")
+
+    (listed,) = answer.json()["jobs"]
+    assert job == listed | {"spec": job["spec"], "warnings": job["warnings"]}
+    assert len(answer.content) < 2_000
+    (view,) = service.jobs.list().jobs
+    assert view.record.spec == {}
+    assert view.record.readable
+
+
 @pytest.mark.parametrize(
     "query", ["state=lost", "limit=0", "limit=201", "limit=x", "cursor=x", "cursor=-1", "cursor=" + "9" * 300]
 )

@@ -1,0 +1,199 @@
+"""What the dearest legal body of each kind costs the API, and how jobs are answered meanwhile."""
+
+import http.client
+import json
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from benchmarks.options import Options
+from benchmarks.processes import Watch
+from benchmarks.standalone import Service, running
+from benchmarks.table import mib, show
+
+BOUNDARY = "eckart-benchmark"
+HEADER_BYTES = 20_000_000
+ASKED_PER_S = 200
+ASKERS = 8
+ID = "worst"
+PATTERN_CHARACTERS = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """One request; `MB` of CPU are those of its own bytes."""
+
+    method: str
+    target: str
+    media: str
+    content: bytes
+
+
+def ask(options: Options) -> None:
+    """Send each body once, while jobs are asked for; print what it took."""
+    rows = []
+    with running(options.place, threads=options.threads) as service:
+        _send(service, Body("PUT", "/v1/checkpoints/small/a.safetensors", "", _framed(_entries(100))))
+        job = json.loads(_send(service, _plan("/v1/jobs", "small", {"rank": 1, "include": ["*"]}))[1])["id"]
+        rows.append(_row("nothing", service, job, partial(time.sleep, 5), 0))
+        for name, bodies in _bodies(options.scale).items():
+            for body in bodies[:-1]:
+                _send(service, body)
+            last = bodies[-1]
+            rows.append(_row(name, service, job, partial(_send, service, last), len(last.content)))
+            _forget(service)
+    header = (
+        "body",
+        "MB",
+        "status",
+        "s",
+        "CPU s",
+        "CPU s/MB",
+        "API grew by",
+        "over bytes sent",
+        "p50 ms",
+        "p99 ms",
+    )
+    show(
+        f"The dearest legal bodies, with GET /v1/jobs/ID {ASKED_PER_S} times a second meanwhile", header, rows
+    )
+
+
+def _bodies(scale: float) -> Mapping[str, list[Body]]:
+    tensors = int(HEADER_BYTES * scale) // 56
+    header = _framed(_entries(tensors))
+    put = Body("PUT", f"/v1/checkpoints/{ID}/a.safetensors", "", header)
+    padded = _framed(_entries(int(HEADER_BYTES * scale) // 700, pad=600))
+    quarter = _framed(_entries(tensors // 4))
+    names = [f"a{'a' * PATTERN_CHARACTERS}.{number}.weight" for number in range(int(4000 * scale) + 1)]
+    long_names = Body("PUT", f"/v1/checkpoints/{ID}/a.safetensors", "", _framed(_entries(0, names=names)))
+    slow = "*" + "a" * PATTERN_CHARACTERS + "b"
+    count = max(1, 1_900_000_000 // (len(slow) * sum(map(len, names))))
+    weight_map = {f"{number}": f"{number}.safetensors" for number in range(int(HEADER_BYTES * scale) // 28)}
+    index = json.dumps({"weight_map": weight_map}).encode()
+    nested = json.dumps({"a": [[] for _ in range(int(8 * 2**20 * scale) // 4 - 10)]}).encode()
+    config = Body("PUT", f"/v1/checkpoints/{ID}/config.json", "", nested)
+    form = _form({f"{at}.safetensors": quarter for at in range(4)}, f"/v1/checkpoints/{ID}")
+    return {
+        "PUT, tiny tensors": [put],
+        "PUT, padded entries": [Body("PUT", put.target, "", padded)],
+        "form of four files": [form],
+        "GET of the checkpoint": [put, Body("GET", f"/v1/checkpoints/{ID}?limit=10000", "", b"")],
+        "plan": [put, _plan("/v1/plans", ID, {"rank": 1})],
+        "spec, slow patterns": [long_names, _plan("/v1/plans", ID, {"rank": 1, "exclude": [slow] * count})],
+        "spec, many patterns": [
+            long_names,
+            _plan("/v1/plans", ID, {"rank": 1, "exclude": [f"*x{at:063}" for at in range(1000)]}),
+        ],
+        "index": [Body("PUT", f"/v1/checkpoints/{ID}/model.safetensors.index.json", "", index)],
+        "config.json": [config],
+    }
+
+
+def _row(name: str, service: Service, job: str, work: Callable[[], object], sent: int) -> tuple[str, ...]:
+    ended = threading.Event()
+    waits: list[float] = []
+    askers = [threading.Thread(target=_ask_on, args=(service, job, ended, waits)) for _ in range(ASKERS)]
+    idle_s = _cpu_s_of_askers(service, askers)
+    begun, cpu_begun = time.perf_counter(), _cpu_s(service)
+    with Watch(lambda: [service.pid("api")]) as watch:
+        done = work()
+    spent_s = time.perf_counter() - begun
+    cpu_s = max(0.0, _cpu_s(service) - cpu_begun - idle_s * spent_s)
+    ended.set()
+    for asker in askers:
+        asker.join()
+    waits.sort()
+    megabytes = sent / 1e6
+    growth = watch.growth_bytes
+    return (
+        name,
+        f"{megabytes:.2f}",
+        str(done[0]) if isinstance(done, tuple) else "",
+        f"{spent_s:.2f}",
+        f"{cpu_s:.2f}",
+        f"{cpu_s / megabytes:.2f}" if megabytes > 0.1 else "",
+        mib(growth),
+        f"{growth / sent:.1f}" if megabytes > 0.1 else "",
+        f"{1e3 * waits[len(waits) // 2]:.0f}",
+        f"{1e3 * waits[int(len(waits) * 0.99)]:.0f}",
+    )
+
+
+def _cpu_s_of_askers(service: Service, askers: list[threading.Thread]) -> float:
+    """Start them, and return the seconds of CPU that answering them takes per second."""
+    for asker in askers:
+        asker.start()
+    time.sleep(1)
+    before = _cpu_s(service)
+    time.sleep(2)
+    return (_cpu_s(service) - before) / 2
+
+
+def _ask_on(service: Service, job: str, ended: threading.Event, waits: list[float]) -> None:
+    """Ask for a job at a fixed rate; a late answer delays the next question and counts from its time."""
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+    due = time.perf_counter()
+    while not ended.is_set():
+        due += ASKERS / ASKED_PER_S
+        time.sleep(max(0.0, due - time.perf_counter()))
+        begun = time.perf_counter()
+        connection.request("GET", f"/v1/jobs/{job}")
+        connection.getresponse().read()
+        waits.append(time.perf_counter() - begun)
+        due = max(due, time.perf_counter() - 1)
+    connection.close()
+
+
+def _cpu_s(service: Service) -> float:
+    fields = Path(f"/proc/{service.pid('api')}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _send(service: Service, body: Body) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=600)
+    connection.request(
+        body.method, body.target, body.content, {"Content-Type": body.media} if body.media else {}
+    )
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    if answer.status >= http.client.BAD_REQUEST:
+        print(f"{body.method} {body.target}: {answer.status} {content[:300]!r}")
+    return answer.status, content
+
+
+def _forget(service: Service) -> None:
+    _send(service, Body("DELETE", f"/v1/checkpoints/{ID}", "", b""))
+
+
+def _plan(target: str, checkpoint: str, spec: Mapping[str, object]) -> Body:
+    content = json.dumps({"checkpoint": checkpoint, "spec": spec}).encode()
+    return Body("POST", target, "application/json", content)
+
+
+def _form(files: Mapping[str, bytes], target: str) -> Body:
+    disposition = 'Content-Disposition: form-data; name="checkpoint"; filename'
+    parts = b"".join(
+        f'--{BOUNDARY}\r\n{disposition}="{name}"\r\n\r\n'.encode() + content + b"\r\n"
+        for name, content in files.items()
+    )
+    content = parts + f"--{BOUNDARY}--\r\n".encode()
+    return Body("POST", target, f"multipart/form-data; boundary={BOUNDARY}", content)
+
+
+def _entries(count: int, *, pad: int = 0, names: list[str] | None = None) -> str:
+    """Write entries without data: tiny ones, or with spaces inside, or with these names of weights."""
+    kind = '"dtype":"F32","shape":[0,8]' if names else '"dtype":"U8","shape":[0]'
+    entry = "{" + kind + "," + " " * pad + '"data_offsets":[0,0]}'
+    return ",".join(f'"{name}":{entry}' for name in (names or map(str, range(count))))
+
+
+def _framed(entries: str) -> bytes:
+    header = ("{" + entries + "}").encode()
+    return struct.pack("<Q", len(header)) + header
