@@ -127,8 +127,7 @@ def round_weight(
     scale = _search(columns, importance, grid, exponent)  # [groups, m]
     if not _fits(scale, columns):
         return None
-    steps = times_power(scale.to(torch.float32), -exponent)
-    steps = steps.where(steps > 0, math.inf)  # [groups, m]
+    steps = times_power(scale.to(torch.float32), -exponent)  # [groups, m]
     values = _nearest(columns, steps, grid) if feedback is None else _fed_back(columns, steps, grid, feedback)
     return RoundedMatrix(values.mT.contiguous(), scale.mT.contiguous())
 
@@ -141,26 +140,28 @@ def _fits(scale: torch.Tensor, columns: torch.Tensor) -> bool:
 
 def _search(columns: torch.Tensor, importance: torch.Tensor, grid: Grid, exponent: int) -> torch.Tensor:
     """Return the scale [groups, m] of each group of the rows of a matrix, given as columns [n, m]."""
-    width = grid.group or len(columns)
+    width, rows = grid.group or len(columns), columns.shape[1]
     elements = SEARCH_ELEMENTS if columns.device.type == "cpu" else SEARCH_ELEMENTS_OF_GPU
-    step = max(1, elements // width)
+    count, step = max(1, elements // (width * rows)), max(1, elements // width)
+    several = torch.split(columns.view(-1, width, rows), count)  # [count, width, m] each
+    weights = torch.split(importance.view(-1, width, 1), count)
     scales = []
-    for group, weights in zip(torch.split(columns, width), torch.split(importance, width), strict=True):
-        parts = torch.split(group, step, dim=1)
-        scales.append(torch.cat([_best(part, weights[:, None], grid, exponent) for part in parts]))
-    return torch.stack(scales)
+    for groups, of_groups in zip(several, weights, strict=True):
+        parts = torch.split(groups, step, dim=2)
+        scales.append(torch.cat([_best(part, of_groups, grid, exponent) for part in parts], dim=1))
+    return torch.cat(scales)
 
 
-def _best(group: torch.Tensor, importance: torch.Tensor, grid: Grid, exponent: int) -> torch.Tensor:
-    """Return the best scale [m] for columns [k, m], in the dtype of scales."""
-    largest = group.abs().amax(0) / grid.levels  # [m]
+def _best(groups: torch.Tensor, importance: torch.Tensor, grid: Grid, exponent: int) -> torch.Tensor:
+    """Return the best scale [g, m] for groups of columns [g, k, m], in the dtype of scales."""
+    largest = groups.abs().amax(1) / grid.levels  # [g, m]
     best = torch.full_like(largest, math.inf)
-    found = torch.zeros(largest.shape, dtype=grid.scale_dtype, device=group.device)
+    found = torch.zeros(largest.shape, dtype=grid.scale_dtype, device=groups.device)
     for share in SHARES:
         scale = times_power(largest * share, exponent).to(grid.scale_dtype)
-        step = times_power(scale.to(torch.float32), -exponent)
-        values = _to_integers(group, step.where(step > 0, math.inf), grid.levels)
-        loss = values.mul_(step).sub_(group).square_().mul_(importance).sum(0)  # [m]
+        step = times_power(scale.to(torch.float32), -exponent)[:, None]  # [g, 1, m]
+        values = _to_integers(groups, _divisors(step), grid.levels)
+        loss = values.mul_(step).sub_(groups).square_().mul_(importance).sum(1)  # [g, m]
         better = loss < best
         best, found = best.where(~better, loss), found.where(~better, scale)
     return found
@@ -169,19 +170,27 @@ def _best(group: torch.Tensor, importance: torch.Tensor, grid: Grid, exponent: i
 def _nearest(columns: torch.Tensor, steps: torch.Tensor, grid: Grid) -> torch.Tensor:
     width = grid.group or len(columns)
     values = torch.empty(columns.shape, dtype=torch.int8, device=columns.device)
-    for rows, group, step in zip(torch.split(values, width), torch.split(columns, width), steps, strict=True):
-        rows.copy_(_to_integers(group, step, grid.levels))
+    divisors = _divisors(steps)
+    for rows, group, divisor in zip(
+        torch.split(values, width), torch.split(columns, width), divisors, strict=True
+    ):
+        rows.copy_(_to_integers(group, divisor, grid.levels))
     return values
 
 
 def _fed_back(columns: torch.Tensor, steps: torch.Tensor, grid: Grid, feedback: Feedback) -> torch.Tensor:
     """Round columns [n, m] one after another, the last of the order first; carry their errors on."""
     order = feedback.order
-    ordered = columns[order]  # [n, m]
     of_group = (order // (grid.group or len(order))).tolist()
     # Ŵ - W of the columns that are rounded, T of the others; one matrix holds both.
-    errors = ordered.clone()
+    errors = columns[order]  # [n, m]
+    negative = -errors  # -W
     values = torch.empty(columns.shape, dtype=torch.int8, device=columns.device)
+    integers = errors.new_empty(BLOCKS[-1], errors.shape[1])
+    # Each row as a view that is made once: on a GPU, the calls from Python take most of the time.
+    each_error, each_negative, each_step, each_divisor = (
+        matrix.unbind() for matrix in (errors, negative, steps, _divisors(steps))
+    )
 
     def round_columns(span: slice, blocks: tuple[int, ...]) -> None:
         for block in _from_the_end(span.start, span.stop, blocks[0]):
@@ -192,11 +201,12 @@ def _fed_back(columns: torch.Tensor, steps: torch.Tensor, grid: Grid, feedback: 
                 round_columns(block, blocks[1:])
                 continue
             for at in reversed(range(block.start, block.stop)):
-                step = steps[of_group[at]]
-                integers = _to_integers(errors[at], step, grid.levels)
-                values[at] = integers
-                torch.sub(integers.mul_(step), ordered[at], out=errors[at])
-                errors[block.start : at].addr_(feedback.lower[at, block.start : at], errors[at], alpha=-1)
+                error, row, group = each_error[at], integers[at - block.start], of_group[at]
+                torch.div(error, each_divisor[group], out=row).round_().clamp_(-grid.levels - 1, grid.levels)
+                torch.addcmul(each_negative[at], row, each_step[group], out=error)
+                if at > block.start:
+                    errors[block.start : at].addr_(feedback.lower[at, block.start : at], error, alpha=-1)
+            values[block] = integers[: block.stop - block.start]
 
     round_columns(slice(0, len(order)), BLOCKS)
     placed = torch.empty_like(values)
@@ -208,6 +218,11 @@ def _from_the_end(start: int, stop: int, size: int) -> Iterator[slice]:
     return (slice(max(start, at - size), at) for at in range(stop, start, -size))
 
 
-def _to_integers(matrix: torch.Tensor, step: torch.Tensor, levels: int) -> torch.Tensor:
-    """Return the integers nearest to a matrix in units of its steps, none of which is 0."""
-    return (matrix / step).round_().clamp_(-levels - 1, levels)
+def _divisors(steps: torch.Tensor) -> torch.Tensor:
+    """Return what to divide by: steps of 0 are of zeros alone, which infinity makes 0."""
+    return steps.where(steps > 0, math.inf)
+
+
+def _to_integers(matrix: torch.Tensor, divisor: torch.Tensor, levels: int) -> torch.Tensor:
+    """Return the integers nearest to a matrix in units of its steps; see :func:`_divisors`."""
+    return (matrix / divisor).round_().clamp_(-levels - 1, levels)

@@ -127,6 +127,19 @@ def test_zeros_stay_zeros(grid, gaussian):
     assert not bool(round_weight(torch.zeros(4, 128), grid).values.any())
 
 
+@pytest.mark.parametrize("grid", GRIDS[1:], ids=lambda grid: f"int{grid.bits}")
+def test_groups_of_zeros_spoil_no_other_group(grid, gaussian):
+    weight, gram = gaussian(16, 256), correlated(gaussian, 256)
+    weight[:, 64:128] = 0
+    statistics = Statistics(gram=gram)
+
+    plain, fed = round_weight(weight, grid), round_weight(weight, grid, statistics)
+
+    before, after = (output_error(weight, (found.dense(),), gram) for found in (plain, fed))
+    assert after < 0.9 * before
+    assert not bool(fed.dense()[:, 64:128].any())
+
+
 @pytest.mark.parametrize(
     ("factor", "scale_dtype", "fits"),
     [
