@@ -24,7 +24,7 @@ from worker.lowrank.blas import kernels
 from worker.work_plan import LayerTask, WorkPlan
 
 # Increment when a release changes the bits of decompositions.
-NUMERICS = 4
+NUMERICS = 5
 PACKAGES = ("torch", "numpy", "scipy")
 BASIS_DTYPES = {4: torch.float32, 8: torch.float64}
 

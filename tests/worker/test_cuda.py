@@ -16,6 +16,8 @@ from tests.worker.fake_gpu import fake_gpu
 from worker.device import choose_device
 from worker.local import compress_local
 from worker.lowrank import SELECTORS
+from worker.lowrank.lapack import LARGEST_JACOBI, leading_eigenpairs
+from worker.lowrank.solvers import GRAM_ROUNDING
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
@@ -190,6 +192,21 @@ def test_the_same_neurons_are_cut(tmp_path, device):
 def test_large_weights_agree_with_the_cpu(tmp_path, device):
     source, _ = write(tmp_path, LARGE, torch.float32, rows=LARGE_ROWS, columns=LARGE_COLUMNS)
     compare(tmp_path, device, source, spec_of(LARGE, rank=LARGE_RANK))
+
+
+@on_gpu
+@pytest.mark.parametrize("side", [32, 160, 448, LARGEST_JACOBI, LARGEST_JACOBI + 1, LARGE_COLUMNS])
+def test_eigenvalues_in_float32_are_as_accurate_as_the_solvers_assume(device, side):
+    root = decaying(side, side, 0)
+    gram = root.mT @ root
+    with DEVICES[device]() as chosen:
+        values, rows = leading_eigenpairs(gram.to(chosen, torch.float32), side, all_values=True)
+        rows = rows.cpu().double()
+
+    allowed = GRAM_ROUNDING * torch.finfo(torch.float32).eps * float(gram.trace())
+    true = torch.linalg.eigvalsh(gram).flip(0)
+    assert float((values.cumsum(0) - true.cumsum(0)).abs().max()) <= allowed
+    torch.testing.assert_close(rows @ rows.mT, torch.eye(side, dtype=torch.float64), rtol=0, atol=2e-5)
 
 
 @on_gpu

@@ -7,7 +7,14 @@ import torch
 
 from worker.lowrank.blas import product, self_product
 from worker.lowrank.decomposition import Decomposition
-from worker.lowrank.lapack import NotConvergedError, converging, fix_signs, leading_eigenpairs, thin_qr
+from worker.lowrank.lapack import (
+    NotConvergedError,
+    converging,
+    fix_signs,
+    leading_eigenpairs,
+    past_jacobi,
+    thin_qr,
+)
 from worker.lowrank.scale import squared_norm
 
 # The share by which the error of a truncation may exceed the best possible one.
@@ -167,7 +174,7 @@ class _Space:
         """
         residuals = ritz[:, -self._width :] @ self._beyond  # [k, b]
         squares = torch.linalg.vector_norm(residuals, dim=1, dtype=torch.float64).square().cpu()
-        outside = torch.linalg.eigvalsh(product(self._next, self._image.mT))
+        outside = torch.linalg.eigvalsh(past_jacobi(product(self._next, self._image.mT)))
         gaps = values - float(outside[-1])
         return float((squares / gaps).sum()) if float(gaps.min()) > 0 else math.inf
 
