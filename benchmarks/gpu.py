@@ -28,7 +28,7 @@ from worker.device import choose_device
 from worker.lowrank import svd
 from worker.lowrank.lapack import leading_eigenpairs
 
-SHAPES = ((2048, 2048), (4096, 4096), (11008, 4096), (14336, 4096))
+SHAPES = ((1024, 1024), (2048, 2048), (4096, 4096), (11008, 4096), (14336, 4096))
 PARTS = (0.1, 0.25)
 # Sides of the square matrices whose solvers are compared, and from where the slow ones are left out.
 SIDES, LARGEST_SLOW = (512, 1024, 2048, 4096), 2048
@@ -139,8 +139,8 @@ def _matrix(spectrum: str, shape: tuple[int, int], device: torch.device) -> tupl
     return ((left * values) @ right.mT).float(), values
 
 
-def _ours(weight: torch.Tensor, rank: int) -> Factors:
-    found = svd(weight, rank)
+def _ours(weight: torch.Tensor, rank: int, *, solver: str = "auto") -> Factors:
+    found = svd(weight, rank, solver=solver)
     return found.left, found.right
 
 
@@ -155,7 +155,11 @@ def _lowrank(weight: torch.Tensor, rank: int) -> Factors:
 
 
 OURS, PLAIN = "eckart", "torch.linalg.svd"
-WAYS: dict[str, Solve] = {OURS: _ours, "torch.svd_lowrank": _lowrank}
+WAYS: dict[str, Solve] = {
+    OURS: _ours,
+    f"{OURS} without a Krylov space": partial(_ours, solver="gram"),
+    "torch.svd_lowrank": _lowrank,
+}
 
 
 def _compare_svd(options: Options, device: torch.device) -> None:
