@@ -22,11 +22,12 @@ ASKED_PER_S = 200
 ASKERS = 8
 ID = "worst"
 PATTERN_CHARACTERS = 900
+SMALL_BYTES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """One request; `MB` of CPU are those of its own bytes."""
+    """One request."""
 
     method: str
     target: str
@@ -35,32 +36,25 @@ class Body:
 
 
 def ask(options: Options) -> None:
-    """Send each body once, while jobs are asked for; print what it took."""
+    """Send each body twice, alone and while jobs are asked for; print what it took."""
     rows = []
     with running(options.place, threads=options.threads) as service:
         _send(service, Body("PUT", "/v1/checkpoints/small/a.safetensors", "", _framed(_entries(100))))
         job = json.loads(_send(service, _plan("/v1/jobs", "small", {"rank": 1, "include": ["*"]}))[1])["id"]
-        rows.append(_row("nothing", service, job, partial(time.sleep, 5), 0))
-        for name, bodies in _bodies(options.scale).items():
-            for body in bodies[:-1]:
+        rows.append(("nothing", "", "", "", "", "", "", *_waits(service, job, partial(time.sleep, 5))))
+        for name, (*before, last) in _bodies(options.scale).items():
+            work = partial(_send, service, last)
+            for body in before:
                 _send(service, body)
-            last = bodies[-1]
-            rows.append(_row(name, service, job, partial(_send, service, last), len(last.content)))
+            alone = _cost(service, work, len(last.content))
             _forget(service)
-    header = (
-        "body",
-        "MB",
-        "status",
-        "s",
-        "CPU s",
-        "CPU s/MB",
-        "API grew by",
-        "over bytes sent",
-        "p50 ms",
-        "p99 ms",
-    )
+            for body in before:
+                _send(service, body)
+            rows.append((name, *alone, *_waits(service, job, work)))
+            _forget(service)
+    header = ("body", "MB", "status", "s", "CPU s", "CPU s/MB", "API grew by", "p50 ms", "p99 ms")
     show(
-        f"The dearest legal bodies, with GET /v1/jobs/ID {ASKED_PER_S} times a second meanwhile", header, rows
+        f"The dearest legal bodies, and a job asked for {ASKED_PER_S} times a second meanwhile", header, rows
     )
 
 
@@ -95,44 +89,30 @@ def _bodies(scale: float) -> Mapping[str, list[Body]]:
     }
 
 
-def _row(name: str, service: Service, job: str, work: Callable[[], object], sent: int) -> tuple[str, ...]:
+def _cost(service: Service, work: Callable[[], tuple[int, bytes]], sent: int) -> tuple[str, ...]:
+    """Return the columns of a body that is sent alone."""
+    begun, cpu_begun = time.perf_counter(), _cpu_s(service)
+    with Watch(lambda: [service.pid("api")]) as watch:
+        status, _ = work()
+    spent_s, cpu_s = time.perf_counter() - begun, _cpu_s(service) - cpu_begun
+    per_megabyte = f"{cpu_s / sent * 1e6:.2f}" if sent > SMALL_BYTES else ""
+    columns = (f"{sent / 1e6:.2f}", str(status), f"{spent_s:.2f}", f"{cpu_s:.2f}", per_megabyte)
+    return (*columns, mib(watch.growth_bytes))
+
+
+def _waits(service: Service, job: str, work: Callable[[], object]) -> tuple[str, str]:
+    """Return how long an answer for a job takes while the body is sent: the median and the worst percent."""
     ended = threading.Event()
     waits: list[float] = []
     askers = [threading.Thread(target=_ask_on, args=(service, job, ended, waits)) for _ in range(ASKERS)]
-    idle_s = _cpu_s_of_askers(service, askers)
-    begun, cpu_begun = time.perf_counter(), _cpu_s(service)
-    with Watch(lambda: [service.pid("api")]) as watch:
-        done = work()
-    spent_s = time.perf_counter() - begun
-    cpu_s = max(0.0, _cpu_s(service) - cpu_begun - idle_s * spent_s)
+    for asker in askers:
+        asker.start()
+    work()
     ended.set()
     for asker in askers:
         asker.join()
     waits.sort()
-    megabytes = sent / 1e6
-    growth = watch.growth_bytes
-    return (
-        name,
-        f"{megabytes:.2f}",
-        str(done[0]) if isinstance(done, tuple) else "",
-        f"{spent_s:.2f}",
-        f"{cpu_s:.2f}",
-        f"{cpu_s / megabytes:.2f}" if megabytes > 0.1 else "",
-        mib(growth),
-        f"{growth / sent:.1f}" if megabytes > 0.1 else "",
-        f"{1e3 * waits[len(waits) // 2]:.0f}",
-        f"{1e3 * waits[int(len(waits) * 0.99)]:.0f}",
-    )
-
-
-def _cpu_s_of_askers(service: Service, askers: list[threading.Thread]) -> float:
-    """Start them, and return the seconds of CPU that answering them takes per second."""
-    for asker in askers:
-        asker.start()
-    time.sleep(1)
-    before = _cpu_s(service)
-    time.sleep(2)
-    return (_cpu_s(service) - before) / 2
+    return f"{1e3 * waits[len(waits) // 2]:.0f}", f"{1e3 * waits[int(len(waits) * 0.99)]:.0f}"
 
 
 def _ask_on(service: Service, job: str, ended: threading.Event, waits: list[float]) -> None:
