@@ -37,7 +37,7 @@ class Body:
 
 def ask(options: Options) -> None:
     """Send each body twice, alone and while jobs are asked for; print what it took."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     with running(options.place, threads=options.threads) as service:
         _send(service, Body("PUT", "/v1/checkpoints/small/a.safetensors", "", _framed(_entries(100))))
         job = json.loads(_send(service, _plan("/v1/jobs", "small", {"rank": 1, "include": ["*"]}))[1])["id"]
