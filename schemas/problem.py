@@ -55,6 +55,12 @@ class ProblemKind(Enum):
         "Malformed HTTP request",
         "The request's head or its chunks break the rules of HTTP/1.1; use an ordinary client.",
     )
+    UNSUPPORTED_CHECKSUM = (
+        "unsupported-checksum",
+        400,
+        "Unsupported checksum",
+        "Use one of the algorithms that Tus-Checksum-Algorithm names, or leave Upload-Checksum out.",
+    )
     UNAUTHORIZED = (
         "unauthorized",
         401,
@@ -99,6 +105,15 @@ class ProblemKind(Enum):
         "The job is {state}; only a failed job can be resumed. Start a new job instead.",
         {"state": "canceled"},
     )
+    UPLOAD_NOT_FOUND = (
+        "upload-not-found",
+        404,
+        "Upload not found",
+        (
+            "No resumable upload has this id: it has expired, or it was deleted or refused. Begin another "
+            "with POST /v1/uploads."
+        ),
+    )
     SHARDED_RESULT = (
         "sharded-result",
         404,
@@ -126,7 +141,10 @@ class ProblemKind(Enum):
         "request-timeout",
         408,
         "Timed out while waiting for the body",
-        "{reason}, so the upload was discarded; send it again.",
+        (
+            "{reason}, so the request was ended. A resumable upload goes on from its offset; anything else "
+            "must be sent again."
+        ),
         {"reason": "No data arrived for 60 s"},
     )
     CONTENT_CONFLICT = (
@@ -138,6 +156,13 @@ class ProblemKind(Enum):
             "this checkpoint first."
         ),
         {"name": "model.safetensors"},
+    )
+    OFFSET_MISMATCH = (
+        "offset-mismatch",
+        409,
+        "Another byte comes next",
+        "Upload-Offset is {given}, but {offset} bytes have arrived; send the bytes that follow them.",
+        {"given": 0, "offset": 33554432},
     )
     CHECKPOINT_INCOMPLETE = (
         "checkpoint-incomplete",
@@ -190,6 +215,12 @@ class ProblemKind(Enum):
         "The precondition does not hold",
         "{header} does not hold: {found}. Nothing was changed.",
         {"header": "If-Match", "found": "no file of this name is stored"},
+    )
+    TUS_VERSION = (
+        "tus-version",
+        412,
+        "Unsupported version of tus",
+        "Send a version in Tus-Resumable that Tus-Version names.",
     )
     TOO_LARGE = (
         "too-large",
@@ -311,6 +342,15 @@ class ProblemKind(Enum):
         "The idempotency key was used for another request",
         "This Idempotency-Key was used for another request; use a new key.",
     )
+    UPLOAD_LOCKED = (
+        "upload-locked",
+        423,
+        "The upload is being written",
+        (
+            "Another request sends bytes of this upload, or its connection broke without the service having "
+            "noticed yet. Ask for the offset again in a few seconds."
+        ),
+    )
     BUSY = (
         "busy",
         429,
@@ -330,6 +370,12 @@ class ProblemKind(Enum):
         431,
         "The request's head is too large",
         "Send a shorter address and fewer or shorter headers.",
+    )
+    CHECKSUM_MISMATCH = (
+        "checksum-mismatch",
+        460,
+        "The checksum does not match",
+        "The bytes do not have the digest that Upload-Checksum gives, and were dropped; send them again.",
     )
     INTERNAL_ERROR = (
         "internal-error",

@@ -20,15 +20,17 @@ from service.planning_pool import PlanningPool
 from service.problems import HANDLERS
 from service.quotas import Quotas
 from service.reaper import run_reaper
-from service.routes import checkpoints, docs, health, jobs, plans, results
+from service.routes import checkpoints, docs, health, jobs, plans, results, uploads
 from service.settings import Settings
 from service.turns import Turns
+from service.tus import Tus
 from service.uploads import DiskSpace, UploadSlots
 from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore
 from state.jobs import JobStore
 from state.queue import JobQueue
 from state.redis import redis_client
+from state.resumable import ResumableUploads
 from state.workers import WorkerRegistry
 
 SUMMARY = "Makes model checkpoints smaller: safetensors in, low-rank safetensors and a report out."
@@ -51,11 +53,15 @@ def open_services(settings: Settings) -> Services:
     workers = WorkerRegistry(client)
     stopping = Event()
     turns = Turns(every_s=settings.reaper_s)
+    checkpoint_store = CheckpointStore(settings.data_dir)
     return Services(
         settings=settings,
         redis=client,
         space=space,
-        checkpoints=CheckpointStore(settings.data_dir),
+        checkpoints=checkpoint_store,
+        resumable=ResumableUploads(
+            settings.data_dir, checkpoint_store, expiry_s=settings.upload_expiry_hours * 3600
+        ),
         decompositions=decompositions,
         jobs=jobs,
         queue=queue,
@@ -102,6 +108,7 @@ def create_app(settings: Settings) -> FastAPI:
             Middleware(RequestId),
             Middleware(Measure, metrics=services.metrics),
             Middleware(UnreadBody),
+            Middleware(Tus),
             Middleware(ForeignRequests, hosts=AllowedHosts(settings.host, named_hosts)),
             Middleware(Authentication, keys=keys),
         ],
@@ -109,6 +116,6 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.stopping = services.stopping
-    for routes in (checkpoints, jobs, results, plans, health, docs):
+    for routes in (checkpoints, uploads, jobs, results, plans, health, docs):
         app.include_router(routes.router)
     return app

@@ -26,6 +26,7 @@ from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore
 from state.jobs import JobStore
 from state.queue import JobQueue
+from state.resumable import ResumableUploads
 from state.workers import WorkerRegistry
 
 T = TypeVar("T")
@@ -42,6 +43,7 @@ class Services:
     redis: Redis
     space: DiskSpace
     checkpoints: CheckpointStore
+    resumable: ResumableUploads
     decompositions: DecompositionCache
     jobs: JobStore
     queue: JobQueue
@@ -61,13 +63,18 @@ class Services:
             self,
             owner=owner,
             checkpoints=self.checkpoints.of(owner),
+            resumable=self.resumable.of(owner),
             jobs=self.jobs.of(owner),
             decompositions=self.decompositions.of(owner),
         )
 
     def left_bytes(self) -> int | None:
         """Return how many bytes more the owner may store; None: any number."""
-        return self.quotas.left_bytes(self.owner, self.checkpoints, self.jobs)
+        return self.quotas.left_bytes(self.owner, self._stored_bytes)
+
+    def _stored_bytes(self) -> int:
+        """Return the bytes of all that the owner has stored, or has begun to."""
+        return self.checkpoints.stored_bytes() + self.resumable.received_bytes() + self.jobs.result_bytes()
 
 
 class LifespanState(TypedDict):
@@ -101,21 +108,28 @@ class RequestBody:
         self._left_bytes: int | None = None
         self._seen_bytes = 0
 
-    async def check_upload(self) -> int | None:
+    async def check_upload(self, *, limit_bytes: int | None = None) -> int | None:
         """Check an upload's headers, and the disk space for it, before its body is read.
 
         Returns its size where Content-Length gives it.
         """
-        nbytes = check_declared_size(self.request, limit_bytes=self._services.settings.max_upload_bytes)
-        await run_in_threadpool(self._require_quota, nbytes or 0)
-        await run_in_threadpool(self._services.space.require, nbytes or 0)
+        nbytes = check_declared_size(self.request, limit_bytes=self._limit_bytes(limit_bytes))
+        await self.require_room(nbytes or 0)
         return nbytes
 
-    async def store(self, begin: Callable[[], Sink[T]]) -> T:
+    async def require_room(self, nbytes: int) -> None:
+        """Check that the owner may store so many bytes more, and that the disk has space for them."""
+        await run_in_threadpool(self._require_quota, nbytes)
+        await run_in_threadpool(self._services.space.require, nbytes)
+
+    async def store(self, begin: Callable[[], Sink[T]], *, limit_bytes: int | None = None) -> T:
         """Stream an upload into a sink that writes to the disk."""
-        limit_bytes = self._services.settings.max_upload_bytes
+        limit_bytes = self._limit_bytes(limit_bytes)
         with self._services.uploads.one(), self._services.quotas.uploading(self._services.owner):
             return await self._stream(begin, limit_bytes=limit_bytes, space=self._services.space)
+
+    def _limit_bytes(self, limit_bytes: int | None) -> int:
+        return self._services.settings.max_upload_bytes if limit_bytes is None else limit_bytes
 
     def _require_quota(self, nbytes: int) -> None:
         self._left_bytes = self._services.left_bytes()
@@ -175,6 +189,7 @@ NewCheckpointId = Annotated[
     ),
 ]
 JobId = Annotated[str, Path(description="The job's id.", examples=["J5b0"])]
+UploadId = Annotated[str, Path(description="The upload's id.", examples=["U3f0c"])]
 FileName = Annotated[
     str, Path(max_length=128, description="The file's name.", examples=["model.safetensors"])
 ]

@@ -8,6 +8,9 @@ from schemas.problem import FieldProblem, Problem, ProblemKind
 HEADERS: Mapping[ProblemKind, Mapping[str, str]] = {
     ProblemKind.UNAUTHORIZED: {"WWW-Authenticate": 'Bearer realm="eckart"'},
     ProblemKind.ENCODED_BODY: {"Accept-Encoding": "identity"},
+    ProblemKind.UNSUPPORTED_CHECKSUM: {"Tus-Checksum-Algorithm": "sha256,sha1"},
+    ProblemKind.TUS_VERSION: {"Tus-Version": "1.0.0"},
+    ProblemKind.UPLOAD_LOCKED: {"Retry-After": "2"},
     ProblemKind.BUSY: {"Retry-After": "2"},
     ProblemKind.STORE_UNAVAILABLE: {"Retry-After": "5"},
     ProblemKind.FILES_LOCKED: {"Retry-After": "30"},

@@ -65,10 +65,21 @@ HEADERS: dict[str, dict[str, Any]] = {
     "Accept-Encoding": _header("The supported content coding.", "identity"),
     "Content-Range": _header("Which bytes these are.", "bytes 0-1023/90864192"),
     "ETag": _header("Identifies this representation; send it back as If-None-Match.", '"9f86d081884c7d65"'),
-    "Location": _header("The job's address.", "/v1/jobs/J5b0"),
+    "Location": _header("The address of what was created.", "/v1/jobs/J5b0"),
     "Repr-Digest": _header(
         "The SHA-256 of the whole file, RFC 9530.", "sha-256=:n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg=:"
     ),
+    "Tus-Checksum-Algorithm": _header("The algorithms of Upload-Checksum.", "sha256,sha1"),
+    "Tus-Extension": _header("The supported extensions of tus.", "creation,checksum"),
+    "Tus-Max-Size": _header("The largest file.", 107374182400, "integer"),
+    "Tus-Resumable": _header("The version of tus of this answer.", "1.0.0"),
+    "Tus-Version": _header("The supported versions of tus.", "1.0.0"),
+    "Upload-Expires": _header(
+        "When the upload is removed, unless more of it arrives.", "Thu, 26 Nov 2026 21:19:54 GMT"
+    ),
+    "Upload-Length": _header("The size of the whole file.", 90868376, "integer"),
+    "Upload-Metadata": _header("What the client said of the file.", "checkpoint bXktbW9kZWw="),
+    "Upload-Offset": _header("How many bytes have arrived.", 33554432, "integer"),
     "WWW-Authenticate": _header("How to send a key.", 'Bearer realm="eckart"'),
     "Retry-After": _header("Seconds to wait before asking again.", 2, "integer"),
 }
@@ -99,6 +110,14 @@ RAW_BODY = {
         "required": True,
         "description": "The file's bytes.",
         "content": {"application/octet-stream": {"schema": BINARY}},
+    }
+}
+
+OFFSET_BODY = {
+    "requestBody": {
+        "required": False,
+        "description": "The bytes that follow those which have arrived.",
+        "content": {"application/offset+octet-stream": {"schema": BINARY}},
     }
 }
 

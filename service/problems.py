@@ -24,7 +24,7 @@ NAMELESS_UPLOAD = (
     "This address names a checkpoint, but no file of it. End it with a slash, and `curl -T` appends the "
     "file's name; other clients write the name after the slash."
 )
-METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 log = logging.getLogger("eckart.service")
 

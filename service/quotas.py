@@ -3,13 +3,12 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from schemas.problem import ProblemKind
 from service.errors import ProblemError
 from service.settings import Settings
-from state.checkpoints import CheckpointStore
 from state.errors import TooManyJobs
 from state.jobs import JobStore
 
@@ -47,7 +46,7 @@ class Quotas:
         if jobs.waiting() >= self._settings.owner_jobs:
             raise TooManyJobs(self._settings.owner_jobs)
 
-    def left_bytes(self, owner: str, checkpoints: CheckpointStore, jobs: JobStore) -> int | None:
+    def left_bytes(self, owner: str, stored_bytes: Callable[[], int]) -> int | None:
         """Return how many bytes more an owner may store; None: any number."""
         most = self._settings.owner_bytes
         if most is None:
@@ -55,7 +54,7 @@ class Quotas:
         with self._lock:
             at, known = self._stored.get(owner, (0.0, 0))
         if not at or time.monotonic() > at + SUM_FOR_S:
-            known = checkpoints.stored_bytes() + jobs.result_bytes()
+            known = stored_bytes()
             with self._lock:
                 self._stored[owner] = time.monotonic(), known
         return most - known

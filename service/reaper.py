@@ -32,6 +32,7 @@ async def run_reaper(services: Services) -> None:
         SWEEP: partial(sweep_jobs, services),
         "write job.json where that failed": services.jobs.write_deferred,
         "remove stale uploads": partial(services.checkpoints.sweep_parts, STALE_UPLOAD_S),
+        "remove expired uploads": services.resumable.sweep,
         "trim the cache": services.decompositions.trim,
         "remove layers of failed jobs": at_most_every(
             FAILED_LAYERS_EVERY_S,

@@ -82,6 +82,12 @@ class Settings(StateSettings):
     max_uploads: int = Field(
         default=64, ge=1, description="How many uploads may be under way at a time; more get 429."
     )
+    upload_expiry_hours: float = Field(
+        default=24,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long a resumable upload is kept after its last byte arrived.",
+    )
     max_wait_s: float = Field(
         default=50,
         gt=0,

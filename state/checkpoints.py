@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -90,6 +91,10 @@ class CheckpointStore:
         self._paths = DataDir(data_dir, owner)
         self._cache = DecompositionCache.shared(data_dir, limit_bytes=None)
 
+    @property
+    def owner(self) -> str:
+        return self._paths.owner
+
     def of(self, owner: str) -> "CheckpointStore":
         """Return the checkpoints of another owner."""
         return CheckpointStore(self._paths.root, owner)
@@ -104,32 +109,45 @@ class CheckpointStore:
         expected_sha256: bytes | None = None,
     ) -> Upload:
         """Begin a file, or refuse it by its name or length."""
-        if CHECKPOINT_ID.fullmatch(checkpoint_id) is None:
-            raise CheckpointError(
-                "bad-name",
-                "A checkpoint's id is made of at most 128 letters, digits, dots, underscores and hyphens.",
-            )
-        if not is_file_name(name):
-            raise CheckpointError("bad-name", why_not(name))
+        check_names(checkpoint_id, name)
         limit_bytes = checked_limit_bytes(name, content_bytes, limit_bytes=limit_bytes)
-
-        def publish(file: AtomicFile, index: ShardIndex | None, header: PackedHeader | None) -> bool:
-            return self._publish(checkpoint_id, file, index, header)
 
         with disk_errors():
             file = AtomicFile(
-                self._paths.checkpoint(checkpoint_id) / name,
+                self.file_path(checkpoint_id, name),
                 parts=self._paths.parts,
                 mode=READ_ONLY,
                 reserve_bytes=content_bytes,
             )
-        return Upload(
+        return self.upload_of(
+            checkpoint_id,
             file,
-            publish,
             content_bytes=content_bytes,
             limit_bytes=limit_bytes,
             expected_sha256=expected_sha256,
         )
+
+    def upload_of(
+        self,
+        checkpoint_id: str,
+        file: AtomicFile,
+        *,
+        content_bytes: int | None,
+        limit_bytes: int,
+        expected_sha256: bytes | None,
+    ) -> Upload:
+        """Receive into a temporary file that is open."""
+        return Upload(
+            file,
+            partial(self._publish, checkpoint_id),
+            content_bytes=content_bytes,
+            limit_bytes=limit_bytes,
+            expected_sha256=expected_sha256,
+        )
+
+    def file_path(self, checkpoint_id: str, name: str) -> Path:
+        """Return where a file lies, or will."""
+        return self._paths.checkpoint(checkpoint_id) / name
 
     def get(self, checkpoint_id: str, *, only: Collection[str] | None = None) -> StoredCheckpoint:
         """Return a checkpoint; with `only`, as if it held no more than these files."""
@@ -165,6 +183,15 @@ class CheckpointStore:
         if CHECKPOINT_ID.fullmatch(checkpoint_id) is None:
             return None
         return read_manifest(self._paths, checkpoint_id).get(name)
+
+    def take_back(self, checkpoint_id: str, file: FileInfo, place: Path) -> bool:
+        """Move a file away again whose process was killed after it renamed it, but before it counted."""
+        with self._lock(checkpoint_id):
+            path = self.file_path(checkpoint_id, file.name)
+            if file.name in read_manifest(self._paths, checkpoint_id) or not path.is_file():
+                return False
+            path.rename(place)
+            return True
 
     def delete(self, checkpoint_id: str) -> None:
         """Delete a checkpoint; the caller keeps jobs off it with `JobStore.locked_for_deletion`."""
@@ -231,6 +258,17 @@ class CheckpointStore:
 def new_checkpoint_id() -> str:
     """Return an id that cannot be guessed, for files that come with a job."""
     return "C" + secrets.token_hex(16)
+
+
+def check_names(checkpoint_id: str, name: str) -> None:
+    """Refuse a new file by its checkpoint's name or its own."""
+    if CHECKPOINT_ID.fullmatch(checkpoint_id) is None:
+        raise CheckpointError(
+            "bad-name",
+            "A checkpoint's id is made of at most 128 letters, digits, dots, underscores and hyphens.",
+        )
+    if not is_file_name(name):
+        raise CheckpointError("bad-name", why_not(name))
 
 
 def checked_limit_bytes(name: str, content_bytes: int | None, *, limit_bytes: int) -> int:

@@ -28,6 +28,11 @@ class DataDir:
         return (self.owners / self.owner if self.owner else self.root) / "checkpoints"
 
     @property
+    def uploads(self) -> Path:
+        """Resumable uploads of the owner, each in a folder of its own."""
+        return (self.owners / self.owner if self.owner else self.root) / "uploads"
+
+    @property
     def owners(self) -> Path:
         return self.root / "owners"
 

@@ -46,6 +46,7 @@ KNOWN_NAMES = frozenset(
         "ECKART_ROOT_PATH",
         "ECKART_SHUTDOWN_S",
         "ECKART_THREADS",
+        "ECKART_UPLOAD_EXPIRY_HOURS",
         "ECKART_WORKERS",
     }
 )

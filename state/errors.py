@@ -47,6 +47,42 @@ class CheckpointNotFound(StateError):
     kind = ProblemKind.CHECKPOINT_NOT_FOUND
 
 
+class UploadNotFound(StateError):
+    """No such resumable upload, or one that has expired."""
+
+    kind = ProblemKind.UPLOAD_NOT_FOUND
+
+
+class UploadLocked(StateError):
+    """Another request writes the same resumable upload."""
+
+    kind = ProblemKind.UPLOAD_LOCKED
+
+
+class OffsetMismatch(StateError):
+    """Another byte of a resumable upload comes next."""
+
+    kind = ProblemKind.OFFSET_MISMATCH
+
+    def __init__(self, *, given: int, offset: int) -> None:
+        super().__init__(given=given, offset=offset)
+
+
+class ChecksumMismatch(StateError):
+    """The bytes of one request have another checksum than the client gave."""
+
+    kind = ProblemKind.CHECKSUM_MISMATCH
+
+
+class TooManyUploads(StateError):
+    """The owner has as many resumable uploads unfinished as allowed."""
+
+    kind = ProblemKind.OVER_QUOTA
+
+    def __init__(self, most: int) -> None:
+        super().__init__(found=f"{most} uploads are unfinished", advice="finish one, or delete it")
+
+
 class ContentConflict(StateError):
     """Other bytes are stored under that name."""
 

@@ -64,6 +64,8 @@ class AtomicFile:
         By any method, if the file cannot be opened, written, forced to the disk or renamed.
     """
 
+    _descriptor: int
+
     def __init__(
         self,
         path: Path,
@@ -73,24 +75,16 @@ class AtomicFile:
         mode: int | None = None,
         reserve_bytes: int | None = None,
     ) -> None:
-        self.path = path
-        self.size_bytes = 0
-        self._flushed_bytes = 0
-        self._expected_bytes = self._reserved_bytes = 0
-        self._durable = durable
-        self._mode = mode
-        self._sha256 = hashlib.sha256()
-        self._sealed = False
         if parts is None:
-            self.part = path.with_name(path.name + PART_ENDING)
-            self.part.unlink(missing_ok=True)
+            part = path.with_name(path.name + PART_ENDING)
+            part.unlink(missing_ok=True)
         else:
             make_directory(parts)
-            self.part = parts / f"{_kernel()}-{secrets.token_hex(16)}{PART_ENDING}"
+            part = parts / f"{_kernel()}-{secrets.token_hex(16)}{PART_ENDING}"
         # Narrow permissions are set from the start: nobody else may open the file before it is whole.
         permissions = 0o666 if mode is None else 0o600
-        self._descriptor = os.open(self.part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, permissions)
-        self._open = True
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, permissions)
+        self._begin(path, part, descriptor, durable=durable, mode=mode)
         try:
             if parts is not None:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX)
@@ -101,6 +95,20 @@ class AtomicFile:
         except BaseException:
             self.abort()
             raise
+
+    def _begin(self, path: Path, part: Path, descriptor: int, *, durable: bool, mode: int | None) -> None:
+        """Take an open temporary file, of which nothing is written yet."""
+        self.path = path
+        self.part = part
+        self.size_bytes = 0
+        self._flushed_bytes = 0
+        self._expected_bytes = self._reserved_bytes = 0
+        self._durable = durable
+        self._mode = mode
+        self._sha256 = hashlib.sha256()
+        self._sealed = False
+        self._descriptor = descriptor
+        self._open = True
 
     def __enter__(self) -> Self:
         return self
@@ -115,7 +123,7 @@ class AtomicFile:
         if self.size_bytes + len(block) > self._reserved_bytes:
             self._reserve()
         with memoryview(block) as view:
-            self._sha256.update(view)
+            self._hash(view)
             rest = view
             while rest:
                 written = os.pwrite(self._descriptor, rest, self.size_bytes)
@@ -123,6 +131,10 @@ class AtomicFile:
                 rest = rest[written:]
         if self._durable:
             self._flush_early()
+
+    def _hash(self, view: memoryview) -> None:
+        """Hash what is about to be written."""
+        self._sha256.update(view)
 
     @property
     def info(self) -> FileInfo:

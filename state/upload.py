@@ -48,6 +48,7 @@ class HeadersUnderWay:
             self._nbytes -= nbytes
 
 
+REREAD_BYTES = 1 << 20
 HEADERS_UNDER_WAY = HeadersUnderWay(2 * MAX_HEADER_BYTES)
 # The interpreter parses only one header at a time anyway, and each takes several times its size meanwhile.
 ONE_AT_A_TIME = threading.Lock()
@@ -138,16 +139,30 @@ class Upload:
         """Take the next block; blocks of a few MiB keep the cost of a call small."""
         if self._file.size_bytes + len(block) > self._limit_bytes:
             raise too_large(self.name, self._limit_bytes)
-        if isinstance(self._parser, HeaderParser) and self.header is None:
-            self._take_header(self._parser, block)
-        else:
-            self._parser.feed(block)
+        self._feed(block, at=self._file.size_bytes)
         with disk_errors():
             self._file.write(block)
 
-    def _take_header(self, parser: HeaderParser, block: bytes | bytearray | memoryview) -> None:
+    def reread(self) -> None:
+        """Parse what the file has held since before this upload was begun: all of it, or its header."""
+        if isinstance(self._parser, AnyContent):
+            return
+        left_bytes = self._file.size_bytes
+        with self._file.part.open("rb", buffering=0) as file:
+            while self.header is None and (block := file.read(min(REREAD_BYTES, left_bytes))):
+                self._feed(block, at=self._file.size_bytes - left_bytes)
+                left_bytes -= len(block)
+
+    def _feed(self, block: bytes | bytearray | memoryview, *, at: int) -> None:
+        """Parse the next block, which begins at this byte of the file."""
+        if isinstance(self._parser, HeaderParser) and self.header is None:
+            self._take_header(self._parser, block, at=at)
+        else:
+            self._parser.feed(block)
+
+    def _take_header(self, parser: HeaderParser, block: bytes | bytearray | memoryview, *, at: int) -> None:
         """Feed the parser, and keep a complete header in a few bytes until the file is published."""
-        first = memoryview(block)[: LENGTH_BYTES - min(LENGTH_BYTES, self._file.size_bytes)]
+        first = memoryview(block)[: LENGTH_BYTES - min(LENGTH_BYTES, at)]
         parser.feed(first)
         if parser.header_bytes and not self._counted_bytes:
             HEADERS_UNDER_WAY.take(parser.header_bytes)

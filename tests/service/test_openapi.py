@@ -5,7 +5,7 @@ import pytest
 from service.app import create_app
 from service.settings import Settings
 
-METHODS = ("get", "put", "post", "delete", "patch")
+METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
 # What an operation may answer without it being a refusal.
 GOOD = {"200", "201", "202", "204", "206", "304"}
 
@@ -33,6 +33,7 @@ def test_the_operations_are_these(operations):
     assert sorted(operations) == [
         "delete /v1/checkpoints/{checkpoint_id}",
         "delete /v1/jobs/{job_id}",
+        "delete /v1/uploads/{upload_id}",
         "get /livez",
         "get /metrics",
         "get /readyz",
@@ -44,11 +45,15 @@ def test_the_operations_are_these(operations):
         "get /v1/jobs/{job_id}/events",
         "get /v1/jobs/{job_id}/files/{filename}",
         "get /v1/jobs/{job_id}/report",
+        "head /v1/uploads/{upload_id}",
+        "options /v1/uploads",
+        "patch /v1/uploads/{upload_id}",
         "post /v1/checkpoints/{checkpoint_id}",
         "post /v1/jobs",
         "post /v1/jobs/{job_id}/cancel",
         "post /v1/jobs/{job_id}/resume",
         "post /v1/plans",
+        "post /v1/uploads",
         "put /v1/checkpoints/{checkpoint_id}/{filename}",
     ]
 
@@ -69,6 +74,11 @@ def test_only_headers_that_a_client_can_send_are_parameters(operations):
         "content-digest",
         "Digest",
         "last-event-id",
+        "tus-resumable",
+        "upload-checksum",
+        "upload-length",
+        "upload-metadata",
+        "upload-offset",
     }
     headers = {
         parameter["name"]
@@ -150,6 +160,11 @@ def test_every_header_has_a_description_and_an_example(operations):
         ("post /v1/checkpoints/{checkpoint_id}", "200 201 408 409 413 415 422 429 503 507"),
         ("get /v1/checkpoints/{checkpoint_id}", "200 404 422 429"),
         ("delete /v1/checkpoints/{checkpoint_id}", "204 404 409 503"),
+        ("options /v1/uploads", "204"),
+        ("post /v1/uploads", "201 408 409 412 413 415 422 429 460 503 507"),
+        ("head /v1/uploads/{upload_id}", "200 404 412"),
+        ("patch /v1/uploads/{upload_id}", "204 404 408 409 412 413 415 422 423 429 460 503 507"),
+        ("delete /v1/uploads/{upload_id}", "204 404 412 423"),
         ("post /v1/jobs", "202 404 408 409 413 415 422 429 503 507"),
         ("post /v1/plans", "200 404 408 409 413 415 422 429"),
         ("get /v1/jobs", "200 422 503"),
@@ -169,7 +184,7 @@ def test_every_header_has_a_description_and_an_example(operations):
 def test_an_operation_lists_exactly_what_it_answers(operations, operation, statuses):
     method, _, path = operation.partition(" ")
     of_middleware = {"421"} - ({"421"} if path in {"/livez", "/readyz"} else set())
-    of_middleware |= set() if method == "get" else {"403"}
+    of_middleware |= set() if method in {"get", "head", "options"} else {"403"}
     of_middleware |= set() if path in {"/livez", "/readyz"} else {"401"}
     assert operations[operation]["responses"].keys() == {*statuses.split(), "400", "500"} | of_middleware
 

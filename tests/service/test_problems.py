@@ -59,10 +59,17 @@ def test_types_and_statuses_are_a_contract_with_clients():
         by_status.setdefault(kind.status, set()).add(kind.value)
 
     assert by_status == {
-        400: {"invalid-http"},
+        400: {"invalid-http", "unsupported-checksum"},
         401: {"unauthorized"},
         403: {"cross-site"},
-        404: {"not-found", "checkpoint-not-found", "job-not-found", "file-not-found", "sharded-result"},
+        404: {
+            "not-found",
+            "checkpoint-not-found",
+            "job-not-found",
+            "file-not-found",
+            "sharded-result",
+            "upload-not-found",
+        },
         405: {"method-not-allowed"},
         406: {"not-acceptable"},
         408: {"request-timeout"},
@@ -73,9 +80,10 @@ def test_types_and_statuses_are_a_contract_with_clients():
             "checkpoint-in-use",
             "checkpoint-gone",
             "no-result",
+            "offset-mismatch",
         },
         410: {"ended-without-result"},
-        412: {"precondition-failed"},
+        412: {"precondition-failed", "tus-version"},
         413: {"too-large"},
         415: {"unsupported-media-type", "encoded-body"},
         416: {"range-not-satisfiable"},
@@ -93,8 +101,10 @@ def test_types_and_statuses_are_a_contract_with_clients():
             "idempotency-mismatch",
             "unusable-checkpoint",
         },
+        423: {"upload-locked"},
         429: {"busy", "over-quota"},
         431: {"headers-too-large"},
+        460: {"checksum-mismatch"},
         500: {"layer-hung", "internal-error", "worker-trouble", "worker-lost"},
         501: {"unreadable-record"},
         503: {"files-locked", "store-unavailable", "not-ready"},
@@ -114,6 +124,8 @@ def test_every_error_of_state_has_a_row_in_the_table(error):
         state_errors.TooLarge: lambda: error(7),
         state_errors.TooManyJobs: lambda: error(7),
         state_errors.Busy: lambda: error("Much is under way."),
+        state_errors.TooManyUploads: lambda: error(7),
+        state_errors.OffsetMismatch: lambda: error(given=7, offset=9),
         state_errors.JobNotFailed: lambda: error("queued"),
     }.get(error, error)()
 
