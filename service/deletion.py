@@ -1,6 +1,7 @@
 """Deleting jobs and checkpoints, which a job may need or may own."""
 
 from contextlib import suppress
+from functools import partial
 
 from service.dependencies import Services
 from state.errors import CheckpointInUse, CheckpointNotFound
@@ -21,6 +22,6 @@ def delete_job(services: Services, job_id: str) -> None:
 
 def delete_checkpoint(services: Services, checkpoint_id: str) -> None:
     """Delete a checkpoint's files, unless a job needs them."""
-    with services.jobs.locked_for_deletion(checkpoint_id):
-        services.checkpoints.delete(checkpoint_id)
+    unless_needed = partial(services.jobs.locked_for_deletion, checkpoint_id)
+    services.checkpoints.delete(checkpoint_id, unless_needed=unless_needed)
     services.quotas.forget(services.owner)

@@ -49,6 +49,7 @@ class StateCollector(Collector):
             counts = self._jobs.counts()
             depth = self._queue.depth()
             alive = len(self._workers.alive())
+            memory = self._jobs.redis_memory()
         except RedisUnavailable:
             log.warning("metrics: Redis is unavailable")
             return
@@ -69,6 +70,8 @@ class StateCollector(Collector):
                 counts.longest_step_s,
             ),
             ("eckart_workers", "Workers that are alive.", alive),
+            ("eckart_redis_used_bytes", "Memory that Redis uses.", memory.used_bytes),
+            ("eckart_redis_limit_bytes", "Memory that Redis may use; 0 without a limit.", memory.limit_bytes),
         ):
             yield GaugeMetricFamily(name, text, value=value)
 

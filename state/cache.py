@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -60,6 +61,9 @@ class DecompositionKey:
     base_sha256: str | None = None
     # What of the weight is decomposed, where it is not the weight itself.
     variant: str = ""
+    # By which libraries on which processor, in short: workers of two kinds keep one decomposition each. It is
+    # no part of the digest; the service, which only needs the spectrum, takes that of any.
+    origin: str = ""
 
     @classmethod
     def of(
@@ -88,7 +92,7 @@ class DecompositionKey:
 
     @property
     def digest(self) -> bytes:
-        """The SHA-256 of all fields."""
+        """The SHA-256 of all fields but the origin."""
         # Fields that are not given do not count, so that keys stay the same where fields are added.
         names = [name for name in KEY_FIELDS if name not in ADDED_FIELDS or getattr(self, name)]
         # `astuple` copies each value, and a job asks for thousands of digests.
@@ -101,7 +105,7 @@ class DecompositionKey:
         return SEPARATOR.join(filter(None, (self.file_sha256, self.calibration_sha256, self.base_sha256)))
 
 
-KEY_FIELDS = tuple(field.name for field in fields(DecompositionKey))
+KEY_FIELDS = tuple(field.name for field in fields(DecompositionKey) if field.name != "origin")
 ADDED_FIELDS = frozenset({"base_sha256", "variant"})
 
 
@@ -162,11 +166,23 @@ class DecompositionCache:
         return file
 
     def spectra(self, keys: Iterable[DecompositionKey]) -> dict[str, tuple[Spectrum, ...]]:
-        """Return the cached spectra by tensor: those of the solvers up to the first that is missing."""
-        found = {key.tensor: tuple(self._spectra(key)) for key in keys}
+        """Return the cached spectra by tensor: those of the solvers up to the first that is missing.
+
+        Keys without an origin find those of any; those of one tensor are all of one origin.
+        """
+        origins = cache(self._origins)
+        found = {key.tensor: self._spectra(key, origins) for key in keys}
         return {tensor: spectra for tensor, spectra in found.items() if spectra}
 
-    def _spectra(self, key: DecompositionKey) -> Iterator[Spectrum]:
+    def _spectra(
+        self, key: DecompositionKey, origins: Callable[[str], Sequence[str]]
+    ) -> tuple[Spectrum, ...]:
+        for origin in [key.origin] if key.origin else origins(key.folder):
+            if spectra := tuple(self._spectra_of(replace(key, origin=origin))):
+                return spectra
+        return ()
+
+    def _spectra_of(self, key: DecompositionKey) -> Iterator[Spectrum]:
         for solver in range(MAX_SOLVERS):
             try:
                 with self._file(replace(key, solver=solver)) as file:
@@ -174,6 +190,12 @@ class DecompositionCache:
             except (OSError, DamagedFile):
                 return
             yield spectrum
+
+    def _origins(self, folder: str) -> list[str]:
+        """Return the origins of the decompositions in a folder; those of earlier releases have none."""
+        entries = _entries(self._folder / owned(self._owner, folder))
+        names = (entry.name for entry in entries if entry.name.endswith(ENDING))
+        return sorted({name.partition(".")[2].removesuffix(ENDING[1:]).rstrip(".") for name in names})
 
     def discard(self, key: DecompositionKey, error: Exception) -> None:
         """Log that a decomposition cannot be used, and remove it if it is damaged."""
@@ -255,7 +277,12 @@ class DecompositionCache:
         with AtomicFile(path, parts=self._parts, durable=False, mode=0o600) as file:
             file.write(begin)
             file.write(basis)
-            file.publish()
+            try:
+                file.publish()
+            except FileNotFoundError:
+                # Whoever evicted the last file of the folder has removed it meanwhile.
+                path.parent.mkdir(exist_ok=True)
+                file.publish()
 
     def _file(self, key: DecompositionKey) -> DecompositionFile:
         return DecompositionFile(self._path(key), key.digest)
@@ -275,7 +302,8 @@ class DecompositionCache:
             raise
 
     def _path(self, key: DecompositionKey) -> Path:
-        return self._folder / owned(self._owner, key.folder) / (key.digest.hex() + ENDING)
+        name = key.digest.hex() + (f".{key.origin}" if key.origin else "") + ENDING
+        return self._folder / owned(self._owner, key.folder) / name
 
 
 def owned(owner: str, digest: str) -> str:

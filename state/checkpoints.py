@@ -6,8 +6,8 @@ A file counts as stored from the moment the manifest names it.
 import logging
 import secrets
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -57,6 +57,7 @@ from state.upload import Upload, too_large
 log = logging.getLogger("eckart.state")
 
 READ_ONLY = 0o444
+Guard = Callable[[], AbstractContextManager[None]]
 MANIFEST = TypeAdapter(dict[str, FileInfo])
 A_WEIGHT_FILE = "a .safetensors file"
 AN_INDEX = "an index file (*.safetensors.index.json)"
@@ -193,14 +194,18 @@ class CheckpointStore:
             path.rename(place)
             return True
 
-    def delete(self, checkpoint_id: str) -> None:
-        """Delete a checkpoint; the caller keeps jobs off it with `JobStore.locked_for_deletion`."""
+    def delete(self, checkpoint_id: str, *, unless_needed: Guard = nullcontext) -> None:
+        """Delete a checkpoint; `unless_needed` keeps jobs off it while it is moved away, or raises.
+
+        It is entered under the checkpoint's lock, which an upload may hold for longer than the guard lasts.
+        """
         if CHECKPOINT_ID.fullmatch(checkpoint_id) is None:
             raise CheckpointNotFound
         with self._lock(checkpoint_id):
             if not self.exists(checkpoint_id):
                 raise CheckpointNotFound
-            place = move_to_trash(self._paths.checkpoint(checkpoint_id), self._paths.trash)
+            with unless_needed():
+                place = move_to_trash(self._paths.checkpoint(checkpoint_id), self._paths.trash)
         purge(place)
         try:
             self.remove_orphans()

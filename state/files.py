@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from schemas.checkpoint import FileInfo
+from state.allocation import allocate
 from state.errors import FilesLocked, OutOfSpace
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -187,8 +188,8 @@ class AtomicFile:
     def _reserve(self) -> None:
         ahead = min(max(self.size_bytes, LEAST_AHEAD_BYTES), MOST_AHEAD_BYTES)
         end = min(self._expected_bytes, self.size_bytes + ahead)
-        if end > self._reserved_bytes and hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._descriptor, self._reserved_bytes, end - self._reserved_bytes)
+        if end > self._reserved_bytes:
+            allocate(self._descriptor, self._reserved_bytes, end - self._reserved_bytes)
             self._reserved_bytes = end
 
     def _flush_early(self) -> None:
@@ -262,7 +263,8 @@ def locked(path: Path, *, wait_s: float | None = None) -> Iterator[None]:
     Raises `FilesLocked` if another holds it for all of `wait_s`, or of `LOCK_WAIT_S`: a process that was
     stopped keeps its locks, and must not stop others with it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not its parents: the folder of a deleted job must not come back.
+    path.parent.mkdir(exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         _lock(descriptor, wait_s=LOCK_WAIT_S if wait_s is None else wait_s)

@@ -47,7 +47,7 @@ from state.records import (
     new_job_id,
     next_cursor,
 )
-from state.redis import KEY_PREFIX, QUEUE_KEY, translated
+from state.redis import KEY_PREFIX, QUEUE_KEY, RedisMemory, redis_memory, translated
 from state.scripts import Scripts, StateLost
 
 T = TypeVar("T")
@@ -145,6 +145,9 @@ class JobStore:
 
     def counts(self) -> JobCounts:
         return job_counts(self._run("counts"))
+
+    def redis_memory(self) -> RedisMemory:
+        return redis_memory(self._client)
 
     def resume(self, job_id: str) -> JobRecord:
         """Queue a failed job again, on its finished layers; the caller sends the message.

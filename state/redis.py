@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
 import redis
@@ -79,6 +80,24 @@ def eviction_warning(client: redis.Redis) -> str | None:
         f"Redis is set to evict keys when its memory is full (maxmemory-policy {policy}), which loses jobs; "
         f"set maxmemory-policy to {NO_EVICTION}."
     )
+
+
+@dataclass(frozen=True, slots=True)
+class RedisMemory:
+    """The memory that the server uses, and may use; 0: without limit, or not to be known."""
+
+    used_bytes: int = 0
+    limit_bytes: int = 0
+
+
+def redis_memory(client: redis.Redis) -> RedisMemory:
+    """Ask the server for its memory."""
+    try:
+        with translated():
+            info = client.info("memory")
+    except exceptions.NoPermissionError:
+        return RedisMemory()
+    return RedisMemory(int(info.get("used_memory", 0)), int(info.get("maxmemory", 0)))
 
 
 @contextmanager

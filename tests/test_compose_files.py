@@ -35,6 +35,13 @@ def test_redis_asks_for_a_password_that_only_its_clients_can_read(services):
         assert services[name]["environment"]["ECKART_REDIS_PASSWORD_FILE"] == "/secrets/redis.password"
 
 
+def test_redis_has_a_limit_at_which_it_drops_nothing(services):
+    words = services["redis"]["command"]
+    options = dict(zip(words[1::2], words[2::2], strict=True))
+    assert options["--maxmemory"] == "${REDIS_MAXMEMORY:-1gb}"
+    assert options["--maxmemory-policy"] == "noeviction"
+
+
 def test_every_container_is_hardened(services):
     for name, each in services.items():
         assert each["read_only"], name

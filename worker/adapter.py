@@ -39,7 +39,7 @@ def write_adapter(
             "no-difference",
             "No layer is in the adapter: the selected weights equal those of the base, or were left out.",
         )
-    result_dir.mkdir(parents=True, exist_ok=True)
+    result_dir.mkdir(exist_ok=True)
     planned = plan_adapter(work.layers, ranks)
     written, header = write_tensors(result_dir / ADAPTER_NAME, planned, ADAPTER_METADATA, context)
     layers = {work.layers[number].name: (work.layers[number], rank) for number, rank in ranks.items()}

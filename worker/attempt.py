@@ -117,7 +117,7 @@ def _work(claim: Claim, spec: CompressionSpec, settings: Settings, lease: Lease)
     stored = checkpoints.get(record.checkpoint, only=names)
     if gone := sorted(set(names) - {file.name for file in stored.files}):
         raise CheckpointError("file-changed", f"The file {listed(gone)} was deleted.")
-    set_threads(settings.threads)
+    set_threads(settings.threads, workers=settings.workers)
     request = CompressionRequest(
         checkpoint=stored,
         input_files=record.files,

@@ -1,10 +1,10 @@
 """The device and the number of threads of the numerics, and copies to the device."""
 
-import os
 from functools import cache
 
 import torch
 
+from worker.processors import processors
 from worker.settings import DeviceChoice
 
 
@@ -25,9 +25,9 @@ def choose_device(choice: DeviceChoice) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def set_threads(threads: int | None) -> None:
-    """Use this many threads, or as many as there are processors for this process."""
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+def set_threads(threads: int | None, *, workers: int = 1) -> None:
+    """Use this many threads, or this process's share of the processors where several run on them."""
+    torch.set_num_threads(threads or max(1, processors() // workers))
 
 
 def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -25,6 +25,8 @@ from worker.work_plan import LayerTask, WorkPlan
 
 # Increment when a release changes the bits of decompositions.
 NUMERICS = 5
+# Of the environment's digest, in the names of files; each file has all of it.
+ORIGIN_DIGITS = 16
 PACKAGES = ("torch", "numpy", "scipy")
 BASIS_DTYPES = {4: torch.float32, 8: torch.float64}
 
@@ -106,7 +108,11 @@ class LayerCache:
 
     def _key(self, task: LayerTask, solver: int) -> DecompositionKey:
         # Until a budget is spent, a layer has several forms, and its key is that of the first.
-        return replace(self.keys[task.number], solver=solver, variant=task.layer.decomposed)
+        return self._own(task, solver=solver, variant=task.layer.decomposed)
+
+    def _own(self, task: LayerTask, *, variant: str, solver: int = 0) -> DecompositionKey:
+        origin = self.environment.hex()[:ORIGIN_DIGITS]
+        return replace(self.keys[task.number], solver=solver, variant=variant, origin=origin)
 
     def norms(self, task: LayerTask, decomposed: str) -> Norms | None:
         """Return the cached norms of what a layer's form decomposes."""
@@ -134,7 +140,7 @@ class LayerCache:
             self.cache.put(key, head, memoryview(b""), sources=self._sources(task))
 
     def _norms_key(self, task: LayerTask, decomposed: str) -> DecompositionKey:
-        return replace(self.keys[task.number], variant=f"norms {decomposed}")
+        return self._own(task, variant=f"norms {decomposed}")
 
     def _sources(self, task: LayerTask) -> list[Path]:
         others = (*task.statistics.values(), *([task.base] if task.base else []))

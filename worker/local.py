@@ -74,6 +74,7 @@ def compress_local(
     work = target.with_name(target.name + ".work")
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     files = tuple(_file_info(checkpoint.path(name)) for name in checkpoint.names)
     opened = open_references(references)
     reference_files = {

@@ -24,7 +24,7 @@ def write_output(
 
     The progress is notified before each tensor; an exception from its observer stops the work.
     """
-    result_dir.mkdir(parents=True, exist_ok=True)
+    result_dir.mkdir(exist_ok=True)
     infos: list[FileInfo] = []
     headers: dict[str, Header] = {}
     names = output_names(work.checkpoint, work.layers, ranks_of(outcomes))

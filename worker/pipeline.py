@@ -124,6 +124,7 @@ def _layer_cache(request: CompressionRequest, work: WorkPlan, device: torch.devi
     if cache is None or not cache.could_hold(needed_bytes(work.tasks)):
         if not any(shares_budget(layer) for layer in work.layers):
             return None
+        request.spool_dir.mkdir(exist_ok=True)
         folder = request.spool_dir / "decompositions"
         cache = DecompositionCache(folder, folder, limit_bytes=None)
     return LayerCache.of(cache, work, request.input_files, request.reference_files, device)

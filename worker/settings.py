@@ -22,7 +22,8 @@ class Settings(StateSettings):
         default=None,
         ge=1,
         le=4096,
-        description="Number of threads per job; all processors if not given.",
+        description="Number of threads per job. Unset: the processors that the affinity and the control "
+        "group allow, divided by `ECKART_WORKERS`.",
     )
     layer_limit_s: float = Field(
         default=1800,

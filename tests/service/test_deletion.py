@@ -1,9 +1,13 @@
 """`service.deletion`: jobs are deleted with what is theirs."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from state.cache import DecompositionCache
 from state.data_dir import DataDir
+from state.files import locked
+from state.records import new_token
 from tests.service.files import checkpoint_bytes
 from tests.service.running import assert_problem
 
@@ -90,3 +94,36 @@ def test_a_deleted_job_is_gone_with_its_files(service, job):
     assert_problem(service.http.get(f"/v1/jobs/{job['id']}/checkpoint"), 404, "job-not-found")
     assert_problem(service.http.delete(f"/v1/jobs/{job['id']}"), 404, "job-not-found")
     assert not (service.data_dir / "jobs" / job["id"]).exists()
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "succeeded"])
+def test_everything_can_be_deleted_though_redis_is_full(start, redis_server, state):
+    service = start()
+    job = service.submit_files(FILES).json()
+    other = service.stored(MODEL)
+    if state == "running":
+        service.jobs.claim(job["id"], new_token("test"))
+    if state == "succeeded":
+        service.finish(job["id"], FILES)
+    client = redis_server.client()
+    client.config_set("maxmemory", 1)
+    try:
+        assert_problem(service.submit(other), 503, "store-unavailable")
+        assert service.http.delete(f"/v1/jobs/{job['id']}").status_code == 204
+        assert service.http.delete(f"/v1/checkpoints/{other}").status_code == 204
+    finally:
+        client.config_set("maxmemory", 0)
+    assert_problem(service.http.get(f"/v1/jobs/{job['id']}"), 404, "job-not-found")
+    assert_problem(service.http.get(f"/v1/checkpoints/{job['checkpoint']}"), 404, "checkpoint-not-found")
+
+
+def test_jobs_are_kept_off_a_checkpoint_only_once_nobody_else_can_hold_up_its_deletion(service, stored):
+    # An upload that is being published holds the lock, perhaps for longer than jobs are kept off.
+    with ThreadPoolExecutor() as pool, locked(DataDir(service.data_dir).lock("checkpoint", stored)):
+        deleted = pool.submit(service.http.delete, f"/v1/checkpoints/{stored}")
+        with pytest.raises(TimeoutError):
+            deleted.result(timeout=0.3)
+        assert service.submit(stored).status_code == 202
+
+    assert_problem(deleted.result(), 409, "checkpoint-in-use")
+    assert service.http.get(f"/v1/checkpoints/{stored}").status_code == 200

@@ -45,3 +45,5 @@ def test_metrics_count_bytes_jobs_and_room(start):
     assert counted["eckart_job_queue_oldest_seconds",] >= 0
     assert counted["eckart_disk_free_bytes",] > 0
     assert counted["eckart_workers",] == 0
+    assert counted["eckart_redis_used_bytes",] > 100_000
+    assert counted["eckart_redis_limit_bytes",] == 0

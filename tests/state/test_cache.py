@@ -361,3 +361,17 @@ def test_nobody_waits_for_a_decomposition_that_another_process_is_writing(make_c
     monkeypatch.setattr(writer, "_publish", write_slowly)
 
     assert writer.put(KEY, *example(), sources=[source])
+
+
+def test_each_kind_of_worker_keeps_its_own(cache, source):
+    one, two = (replace(KEY, origin=origin) for origin in ("aaaa", "bbbb"))
+    contents = [example(key, seed=seed) for seed, key in enumerate((one, two))]
+    for key, content in zip((one, two), contents, strict=True):
+        assert cache.put(key, *content, sources=[source])
+
+    assert one.digest == two.digest == KEY.digest
+    for key, (head, basis) in zip((one, two), contents, strict=True):
+        assert read(cache, key) == (head, bytes(basis))
+    # The service takes the spectrum of any, but not of several at once.
+    assert cache.spectra([KEY]) == {KEY.tensor: (contents[0][0].spectrum,)}
+    assert cache.spectra([two]) == {KEY.tensor: (contents[1][0].spectrum,)}

@@ -66,7 +66,8 @@ class LayerSpool:
     Parameters
     ----------
     directory : Path
-        Created by the first `put`. Use one directory for one input and one spec only.
+        Created by the first `put`, with its parent, whose own parent must exist. Use one directory for one
+        input and one spec only.
 
     Raises
     ------
@@ -205,7 +206,9 @@ class LayerSpool:
     def _open_own(self) -> int:
         """Return the descriptor of this process's segment, which is created by the first call."""
         if self._own is None:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            # Not all parents: the folder of a deleted job must not come back.
+            self.directory.parent.mkdir(exist_ok=True)
+            self.directory.mkdir(exist_ok=True)
             self._own = self._create_segment()
             self._files.callback(os.close, self._own)
         return self._own

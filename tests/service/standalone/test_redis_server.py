@@ -136,6 +136,7 @@ def test_the_server_is_configured_by_us(server, short_dir):
             "save": "",
         }
         assert told["maxmemory-policy"] == "noeviction"
+        assert told["maxmemory"] == str(2**30)
         assert told["dir"] == str(short_dir)
         assert stat.S_IMODE((short_dir / "a socket").stat().st_mode) == 0o700
 

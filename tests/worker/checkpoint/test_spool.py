@@ -235,3 +235,11 @@ def test_files_of_another_kind_are_left_alone(directory):
     (directory / "decompositions").mkdir()
 
     assert found(directory) == []
+
+
+def test_the_folder_of_a_deleted_job_does_not_come_back(tmp_path):
+    job = tmp_path / "job"
+    with LayerSpool(job / "spool" / "work") as spool, pytest.raises(FileNotFoundError):
+        spool.put(0, OUTCOME, (LEFT,))
+
+    assert not job.exists()
