@@ -4,36 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from eckart.errors import InputError, ServiceError
+from eckart import resumable
+from eckart.errors import ServiceError
 from eckart.http import Call, Connection, parse, repr_digest
+from eckart.local_file import BLOCK_BYTES, LocalFile
 from eckart.types import Checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from eckart.checkpoint import CheckpointFiles
     from eckart.progress import ProgressCallback
 
-BLOCK_BYTES = 1 << 20
-# The service flushes and checks a file before it answers; a slow disk needs a second for this many bytes.
-SLOW_DISK_BYTES_PER_S = 20_000_000
 NAME_CHARACTERS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class LocalFile:
-    """A file to send, and where it begins in the total."""
-
-    path: Path
-    size_bytes: int
-    sha256: str
-    offset_bytes: int
-    total_bytes: int
 
 
 def upload(
@@ -89,18 +77,10 @@ def _stored(connection: Connection, name: str) -> dict[str, str]:
 
 
 def _send(connection: Connection, name: str, file: LocalFile, progress: ProgressCallback) -> None:
-    def content() -> Iterator[bytes]:
-        sent = 0
-        with file.path.open("rb") as stream:
-            while block := stream.read(BLOCK_BYTES):
-                sent += len(block)
-                if sent > file.size_bytes:
-                    break
-                yield block
-                progress(file.offset_bytes + sent, file.total_bytes, f"upload {file.path.name}")
-        if sent != file.size_bytes:
-            raise InputError(f"{file.path} changed while it was being sent")
-
+    if file.size_bytes > resumable.RESUMABLE_ABOVE_BYTES and resumable.send_resumable(
+        connection, name, file, progress
+    ):
+        return
     connection.request(
         Call(
             "PUT",
@@ -110,7 +90,7 @@ def _send(connection: Connection, name: str, file: LocalFile, progress: Progress
                 "Content-Length": str(file.size_bytes),
                 "Repr-Digest": repr_digest(file.sha256),
             },
-            content=content,
-            answer_s=file.size_bytes / SLOW_DISK_BYTES_PER_S,
+            content=partial(file.blocks, 0, file.size_bytes, progress),
+            answer_s=file.size_bytes / resumable.SLOW_DISK_BYTES_PER_S,
         )
     )

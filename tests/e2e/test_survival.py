@@ -11,7 +11,7 @@ import redis
 import torch
 from safetensors.torch import save_file
 
-from eckart import JobFailed
+from eckart import JobFailed, resumable
 from tests.e2e.conftest import QUICK, Service
 
 LAYERS = 30
@@ -220,3 +220,24 @@ def run_second_worker(service, job_id):
         **NO_CACHE,
     }
     subprocess.run([sys.executable, "-c", code, job_id], env=environment, check=True, timeout=60)
+
+
+def test_an_upload_goes_on_after_the_api_is_killed_without_sending_all_again(service, tmp_path, monkeypatch):
+    monkeypatch.setattr(resumable, "RESUMABLE_ABOVE_BYTES", 0)
+    monkeypatch.setattr(resumable, "REQUEST_BYTES", 4 << 20)
+    path = tmp_path / "model.safetensors"
+    save_file({"a.weight": torch.randn(1500, 2000)}, path)
+    sent = []
+
+    def kill_within_the_third_request(done, total, what):
+        if what.startswith("upload "):
+            sent.append(done)
+        if len(sent) == 10:
+            service.kill("api")
+
+    name = service.client.upload(path, progress=kill_within_the_third_request)
+
+    stored = service.data_dir / "checkpoints" / name / path.name
+    assert stored.read_bytes() == path.read_bytes()
+    assert min(sent[10:]) >= 8 << 20
+    assert sent[-1] == path.stat().st_size

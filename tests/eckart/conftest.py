@@ -68,7 +68,7 @@ def running(respond):
         def log_message(self, *_):
             pass
 
-    for method in ("GET", "PUT", "POST", "DELETE"):
+    for method in ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"):
         setattr(Handler, f"do_{method}", Handler.handle_it)
 
     class Server(ThreadingHTTPServer):
