@@ -33,6 +33,7 @@ log = logging.getLogger("eckart.state")
 # Few enough that unfinished jobs are restored soon, and that Redis answers others in between.
 BATCH = 500
 NOTE_WAIT_S = 1.0
+GONE_WAIT_S = 0.5
 RESULT = re.compile(r"result-(\d+)")
 
 
@@ -140,7 +141,20 @@ class JobFiles:
             self._restore_batch(batch)
         for batch in batched(ended):
             self._restore_batch(batch)
+        self._forget_deleted()
         self._scripts.run_always("restored", self._lease_us, created)
+
+    def _forget_deleted(self) -> None:
+        """Delete the records of jobs that were deleted after the time that Redis was set back to."""
+        for job_id in self._scripts.job_ids():
+            if not os.path.exists(f"{self._paths.jobs}/{job_id}"):  # noqa: PTH110 - paths are slow in a loop
+                self._delete_without_files(job_id, wait_s=GONE_WAIT_S)
+
+    def _delete_without_files(self, job_id: str, *, wait_s: float) -> None:
+        # Whoever creates a job holds the lock until there is a directory.
+        with suppress(FilesLocked), self.lock(job_id, wait_s=wait_s):
+            if not self._paths.job(job_id).exists():
+                self._scripts.run_always("delete", job_id)
 
     def _unfinished(self, ended: list[str]) -> Iterator[str]:
         """Yield the ids of the jobs that have not ended, and collect the others."""
@@ -166,9 +180,7 @@ class JobFiles:
         for job_id in found:
             # Whoever deleted it meanwhile may have deleted the record before it was restored.
             if not os.path.exists(f"{self._paths.jobs}/{job_id}"):  # noqa: PTH110 - paths are slow in a loop
-                with suppress(FilesLocked), self.lock(job_id, wait_s=0):
-                    if not self._paths.record(job_id).exists():
-                        self._scripts.run_always("delete", job_id)
+                self._delete_without_files(job_id, wait_s=0)
 
     def created(self) -> int:
         """Return how many jobs were ever created, as far as the data directory knows."""

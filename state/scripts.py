@@ -175,6 +175,12 @@ class Scripts:
             fields: Any = self._client.hgetall(f"{KEY_PREFIX}job:{job_id}")
             return dict(fields)
 
+    def job_ids(self) -> list[str]:
+        """Return the ids of all jobs that the server knows."""
+        with translated():
+            members: Any = self._client.zrange(f"{KEY_PREFIX}jobs:all", 0, -1)
+            return list(members)
+
     def dirty(self) -> list[str]:
         """Return the ids of the jobs whose files on disk are not up to date."""
         with translated():

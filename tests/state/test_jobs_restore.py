@@ -164,7 +164,7 @@ def test_a_job_json_that_cannot_be_read_affects_only_its_own_job(jobs, reach, re
     assert broken in caplog.text
 
 
-@pytest.mark.parametrize("then", [*ENDED, "running", "deleted"])
+@pytest.mark.parametrize("then", [*ENDED, "running"])
 def test_a_server_set_back_in_time_catches_up_from_disk(jobs, reach, summary, why, redis_server, then):
     job_id = reach("queued")
     saved = redis_server.save()
@@ -174,13 +174,8 @@ def test_a_server_set_back_in_time_catches_up_from_disk(jobs, reach, summary, wh
         "succeeded": lambda: jobs.finish(job_id, 1, summary),
         "failed": lambda: jobs.fail(job_id, 1, why),
         "canceled": lambda: jobs.cancel(job_id),
-        "deleted": lambda: jobs.delete(job_id),
     }[then]()
     redis_server.set_back(saved)
-    if then == "deleted":
-        # Redis lists it again, as a queued job without files; it can be deleted again.
-        jobs.delete(job_id)
-        return
     record = jobs.get(job_id)
     assert record.state == ("queued" if then == "running" else then)
     assert record.fence == 1
@@ -269,6 +264,39 @@ def test_deleted_jobs_do_not_make_a_server_look_set_back(jobs, reach, redis_serv
         jobs.sweep()
         assert Scripts(redis_server.client()).ready()
     assert redis_server.client().get("eckart:created") == "3"
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("notices", ["the next request", "the next sweep"])
+def test_a_deleted_job_stays_deleted_when_the_server_is_set_back(
+    jobs, reach, redis_server, set_back_unnoticed, tmp_path, in_use, state, notices
+):
+    deleted, other = reach(state), reach("succeeded")
+    saved = redis_server.save()
+    jobs.delete(deleted)
+    if notices == "the next request":
+        redis_server.set_back(saved)
+    else:
+        set_back_unnoticed(saved, same_server=False)
+        assert jobs.sweep() == ()
+    with pytest.raises(JobNotFound):
+        jobs.get(deleted)
+    assert jobs.claim(deleted, new_token("worker")) is None
+    assert [view.record.id for view in jobs.list().jobs] == [other]
+    assert not in_use()
+    assert [path.name for path in DataDir(tmp_path).jobs.iterdir()] == [other]
+
+
+def test_a_job_in_the_making_outlives_a_restore(jobs, reach, redis_server, tmp_path):
+    """Its record comes before its directory, under the lock of its files."""
+    job_id = reach("queued")
+    paths = DataDir(tmp_path)
+    files = JobFiles(paths, Scripts(redis_server.client()), lease_us=1)
+    with files.lock(job_id):
+        paths.job(job_id).rename(tmp_path / "aside")
+        files.restore_all()
+        (tmp_path / "aside").rename(paths.job(job_id))
+    assert jobs.get(job_id).state == "queued"
 
 
 def test_while_one_process_restores_the_others_wait_for_some_time_only(
