@@ -431,6 +431,16 @@ class ProblemKind(Enum):
         "{reason} Delete the checkpoint, upload it again and start a new job.",
         {"reason": "The file model.safetensors changed while it was read."},
     )
+    CHECKPOINT_CHANGED = (
+        "checkpoint-changed",
+        409,
+        "The input is not what was stored",
+        (
+            "{reason} Files in the data directory must never be written to. Delete the checkpoint, upload it "
+            "again and start a new job."
+        ),
+        {"reason": "The file model.safetensors was deleted."},
+    )
     WORKER_TROUBLE = (
         "worker-trouble",
         500,

@@ -3,13 +3,14 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 
+from schemas.checkpoint import FileInfo
 from schemas.format.errors import CheckpointError, listed
 from schemas.format.files import CheckpointFiles
 from schemas.format.names import single_weight_file
@@ -20,7 +21,7 @@ from schemas.report import Report
 from schemas.spec import CompressionSpec
 from state.attempt_lock import attempt_lock
 from state.cache import DecompositionCache
-from state.checkpoints import CheckpointStore
+from state.checkpoints import CheckpointStore, StoredCheckpoint
 from state.data_dir import DataDir
 from state.errors import CheckpointNotFound, FilesLocked, JobNotFound, OutOfSpace, RedisUnavailable
 from state.files import DISK_FULL, sync_directory
@@ -112,11 +113,9 @@ def _work(claim: Claim, spec: CompressionSpec, settings: Settings, lease: Lease)
     # Results of earlier attempts; their fences are no longer valid.
     for old in paths.job(record.id).glob("result-*"):
         shutil.rmtree(old, ignore_errors=True)
-    names = [file.name for file in record.files]
     checkpoints = CheckpointStore(settings.data_dir, record.owner)
-    stored = checkpoints.get(record.checkpoint, only=names)
-    if gone := sorted(set(names) - {file.name for file in stored.files}):
-        raise CheckpointError("file-changed", f"The file {listed(gone)} was deleted.")
+    stored = checkpoints.get(record.checkpoint, only=[file.name for file in record.files])
+    _require_same(record.files, stored)
     set_threads(settings.threads, workers=settings.workers)
     request = CompressionRequest(
         checkpoint=stored,
@@ -137,6 +136,15 @@ def _work(claim: Claim, spec: CompressionSpec, settings: Settings, lease: Lease)
             log.info("job %s: layer %s (%s)", record.id, step.layer, count)
 
     return compress(request, device=choose_device(settings.device), observe=observe)
+
+
+def _require_same(files: Iterable[FileInfo], stored: StoredCheckpoint) -> None:
+    """Refuse a checkpoint whose manifest names other files than the job's record."""
+    known = {file.name: file for file in stored.files}
+    if gone := sorted({file.name for file in files} - known.keys()):
+        raise CheckpointError("file-changed", f"The file {listed(gone)} was deleted.")
+    if other := sorted(file.name for file in files if known[file.name] != file):
+        raise CheckpointError("file-changed", f"The file {listed(other)} was replaced by another.")
 
 
 def _decompositions(record: JobRecord, settings: Settings) -> DecompositionCache:
@@ -196,6 +204,7 @@ def _references(record: JobRecord, checkpoints: CheckpointStore) -> References[C
     for field, files in record.reference_files.given():
         try:
             found[field] = checkpoints.get(record.references[field], only=[file.name for file in files])
+            _require_same(files, found[field])
         except CheckpointNotFound as error:
             raise MISFITS[field]("gone", f"The {field} has been deleted.") from error
     return References(**found)
@@ -220,5 +229,6 @@ def _input_problem(error: CheckpointError | CheckpointNotFound | SpecError) -> P
         detail = f"{error} Store a {error.field} that fits, and start a new job."
         field = FieldProblem(pointer=f"/spec/{error.field}", detail=detail)
         return error.kind.problem(detail, fault=error.fault, errors=(field,))
-    kind = ProblemKind.UNUSABLE_CHECKPOINT
+    changed = isinstance(error, CheckpointNotFound) or error.fault == "file-changed"
+    kind = ProblemKind.CHECKPOINT_CHANGED if changed else ProblemKind.UNUSABLE_CHECKPOINT
     return kind.problem(kind.text(reason=str(error)))

@@ -1,17 +1,17 @@
 """What all layers of a job share: readers of tensors, spool, cache and progress; and the inputs of each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 import torch
 
 from schemas.format.tensor import TensorInfo
-from worker.checkpoint.reader import CHUNK_BYTES, CheckpointReader
+from worker.checkpoint.reader import CHUNK_BYTES, CheckpointReader, FileState
 from worker.checkpoint.spool import LayerSpool
 from worker.device import upload
 from worker.difference import subtract
@@ -20,13 +20,22 @@ from worker.lowrank import Statistics
 from worker.progress import ProgressTracker
 from worker.work_plan import LayerTask, TensorSource
 
+NO_STATES: Mapping[Path, FileState] = MappingProxyType({})
+
 
 class TensorReaders:
-    """Reads weights and statistics; may be used from several threads."""
+    """Reads weights and statistics; may be used from several threads.
 
-    def __init__(self) -> None:
+    `states` are those of files whose bytes were checked (`worker.input_check`); they are held to them.
+    """
+
+    def __init__(self, states: Mapping[Path, FileState] = NO_STATES) -> None:
+        self._states = states
         self._readers = ExitStack()
-        self._open = cache(lambda path: self._readers.enter_context(CheckpointReader(path)))
+        self._open = cache(self._opened)
+
+    def _opened(self, path: Path) -> CheckpointReader:
+        return self._readers.enter_context(CheckpointReader(path, state=self._states.get(path)))
 
     def __enter__(self) -> Self:
         return self

@@ -88,6 +88,7 @@ def compress_local(
         result_dir=part,
         references=opened,
         reference_files=References(**reference_files),
+        just_hashed=True,
     )
     report = compress(request, device=device, observe=observe)
     _publish(part, target)

@@ -1,6 +1,7 @@
 """Compress one checkpoint, without Celery or HTTP: plan, factor, write the output and the report."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from state.files import write_atomic
 from worker.adapter import without_config, write_adapter
 from worker.budget import finish_within_budget
 from worker.calibration import check_statistics
+from worker.checkpoint.reader import FileState
 from worker.checkpoint.spool import LayerSpool
 from worker.companions import check_config, write_companions
 from worker.context import JobContext, TensorReaders
 from worker.factor_pass import finish_layers
 from worker.fingerprint import work_fingerprint
+from worker.input_check import check_input
 from worker.layer import LayerOutcome
 from worker.layer_cache import LayerCache, needed_bytes
 from worker.left_out import count_left_out
@@ -38,7 +41,7 @@ class CompressionRequest:
 
     `references` are the other checkpoints that the spec names. `input_files` and `reference_files` hold sizes
     and digests from when the files were stored.
-    `decompositions` is the cache that jobs share, or None.
+    `decompositions` is the cache that jobs share, or None. `just_hashed`: the digests need no check.
     """
 
     checkpoint: CheckpointFiles
@@ -50,6 +53,7 @@ class CompressionRequest:
     decompositions: DecompositionCache | None = None
     references: References[CheckpointFiles] = NO_REFERENCES
     reference_files: References[tuple[FileInfo, ...]] = NO_REFERENCES
+    just_hashed: bool = False
 
 
 def compress(request: CompressionRequest, *, device: torch.device, observe: Observer) -> Report:
@@ -70,7 +74,7 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
     Raises
     ------
     CheckpointError
-        If an input file has changed since its header was read.
+        If an input file is malformed; with fault ``file-changed``, if it is not what was stored.
     MisfitError
         If the calibration or the base does not fit the checkpoint.
     SpecError
@@ -82,7 +86,8 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
     check_config(request.checkpoint)
     work = plan_work(request.checkpoint, request.spec, request.references)
     fingerprint = work_fingerprint(work, request.spec, request.input_files, request.reference_files)
-    with TensorReaders() as readers, LayerSpool(request.spool_dir / fingerprint) as spool:
+    states = {} if request.just_hashed else _check_input(request, work, observe)
+    with TensorReaders(states) as readers, LayerSpool(request.spool_dir / fingerprint) as spool:
         work = keep_tied(work, readers, check_canceled=ProgressTracker(work.tasks, observe).between_layers)
         progress = ProgressTracker(work.tasks, observe)
         cache = _layer_cache(request, work, device)
@@ -112,6 +117,15 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
     report = write_companions(companions, request.input_files, output, report, request.result_dir)
     write_atomic(request.result_dir / REPORT_NAME, report.model_dump_json(indent=1).encode() + b"\n")
     return report
+
+
+def _check_input(request: CompressionRequest, work: WorkPlan, observe: Observer) -> Mapping[Path, FileState]:
+    inputs = [(request.checkpoint, request.input_files)]
+    for (_, checkpoint), (_, files) in zip(
+        request.references.given(), request.reference_files.given(), strict=True
+    ):
+        inputs.append((checkpoint, files))
+    return check_input(inputs, check_canceled=ProgressTracker(work.tasks, observe).between_layers)
 
 
 def _layer_cache(request: CompressionRequest, work: WorkPlan, device: torch.device) -> LayerCache | None:

@@ -78,6 +78,7 @@ def test_types_and_statuses_are_a_contract_with_clients():
             "content-conflict",
             "checkpoint-incomplete",
             "checkpoint-in-use",
+            "checkpoint-changed",
             "checkpoint-gone",
             "no-result",
             "offset-mismatch",

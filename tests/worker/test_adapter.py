@@ -280,6 +280,7 @@ def test_a_local_adapter_needs_a_directory(save, tuned, base, tmp_path):
 def test_cached_decompositions_are_those_of_the_pair(save, tuned, base, tmp_path):
     other = {name: tensor * 0.9 for name, tensor in base.items()}
     files = [save(tensors, f"{i}.safetensors") for i, tensors in enumerate((base, other))]
+    (tmp_path / "data").mkdir()
     bench = Bench(tmp_path / "data", save(tuned))
     spec = {"rank": {"energy": 0.9}, "layout": "adapter"}
     first = [bench.run(spec, base=file) for file in files]

@@ -3,11 +3,12 @@
 import errno
 import json
 import logging
+import os
 import shutil
 import threading
 
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from schemas.spec import CompressionSpec
 from state.checkpoints import CheckpointStore
@@ -32,10 +33,13 @@ class Bench:
         self.layout = DataDir(data_dir)
         self.jobs = JobStore(redis_server.client(), data_dir, lease_s=60, max_attempts=3)
         self.checkpoints = CheckpointStore(data_dir)
-        with self.checkpoints.receive("m", source.name, content_bytes=None, limit_bytes=10**9) as upload:
-            upload.write(source.read_bytes())
-            upload.commit()
         self.stored = self.layout.checkpoint("m") / source.name
+        self.store(source.read_bytes())
+
+    def store(self, content):
+        with self.checkpoints.receive("m", self.stored.name, content_bytes=None, limit_bytes=10**9) as upload:
+            upload.write(content)
+            upload.commit()
 
     def accept(self, rank=4):
         files = self.checkpoints.get("m").files
@@ -111,28 +115,74 @@ def remove(bench):
     shutil.rmtree(bench.stored.parent)
 
 
+def rot(bench):
+    """Flip one bit, as a disk may, which no time and no size shows."""
+    times = bench.stored.stat()
+    content = bytearray(bench.stored.read_bytes())
+    content[-1000] ^= 1
+    bench.stored.chmod(0o644)
+    bench.stored.write_bytes(content)
+    os.utime(bench.stored, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def replace(bench):
+    """Store other weights under the same names, as a restored backup may hold."""
+    weights = {name: weight + 1 for name, weight in load_file(bench.stored).items()}
+    bench.checkpoints.delete("m")
+    bench.store(save(weights))
+
+
 def spoil_work(bench):
     (job,) = bench.layout.jobs.iterdir()
     (job / "spool").write_text("in the way")
 
 
-@pytest.mark.parametrize("spoil", [truncate, garble, remove])
-def test_an_invalid_input_fails_the_job_at_once(bench, spoil):
+@pytest.mark.parametrize("spoil", [truncate, garble, remove, rot, replace])
+def test_input_that_is_not_what_was_stored_fails_the_job_at_once(bench, spoil):
     job_id = bench.accept()
     spoil(bench)
     record = bench.run(job_id)
 
     assert (record.state, record.attempt) == ("failed", 1)
-    assert record.error.type == "urn:eckart:problem:unusable-checkpoint"
+    assert record.error.type == "urn:eckart:problem:checkpoint-changed"
     assert "Delete the checkpoint, upload it again" in record.error.detail
     assert [path.name for path in bench.layout.job(job_id).iterdir()] == ["job.json"]
+    # Nothing of the other bytes lies under the digest of the stored ones.
+    assert not list(bench.layout.decompositions.glob("*/*"))
+
+
+def test_input_that_changes_after_it_was_checked_leaves_nothing_wrong(bench):
+    def cached():
+        return {path.name: path.read_bytes() for path in bench.layout.decompositions.glob("*/*")}
+
+    bench.run(bench.accept())
+    right = cached()
+    shutil.rmtree(bench.layout.decompositions)
+    job_id = bench.accept()
+
+    class Writer:
+        """Somebody who writes into the file when it has been checked."""
+
+        looks = 0
+
+        def is_set(self):
+            self.looks += 1
+            if self.looks == 2:
+                garble(bench)
+            return False
+
+    record = bench.run(job_id, stopping=Writer())
+
+    assert record.error.type == "urn:eckart:problem:checkpoint-changed"
+    assert "changed while it was read" in record.error.detail
+    assert cached().items() < right.items()
 
 
 def test_a_budget_that_turns_out_not_to_suffice_fails_the_job_with_the_layer_and_the_remedy(bench):
-    bench.stored.chmod(0o644)
     tensors = load_file(bench.stored)
     tensors["l3.weight"][0, 0] = float("nan")
-    save_file(tensors, bench.stored)
+    bench.checkpoints.delete("m")
+    bench.store(save(tensors))
     record = bench.run(bench.accept(rank={"budget": 0.1}))
 
     assert (record.state, record.attempt) == ("failed", 1)
@@ -364,7 +414,7 @@ def test_a_companion_that_is_not_what_was_stored_fails_the_job(bench, name, dama
     record = bench.run(job_id)
 
     assert record.state == "failed"
-    assert record.error.type.endswith(":unusable-checkpoint")
+    assert record.error.type.endswith(":checkpoint-changed")
     assert name in record.error.detail
 
 

@@ -45,6 +45,8 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 CHUNK_BYTES = 4 << 20
+# See `file_state`.
+FileState = tuple[int, int, int, int]
 # Linux transfers slightly less than 2 GiB by one call.
 _MAX_READ_BYTES = 1 << 30
 
@@ -59,6 +61,8 @@ class CheckpointReader:
     ----------
     path : Path
         The file. It stays open until the reader is closed, so it may be renamed or removed meanwhile.
+    state : tuple of int, optional
+        What the file must be (`file_state`), as found when its bytes were checked.
     max_header_bytes : int
         The longest header to accept, in bytes.
 
@@ -70,7 +74,8 @@ class CheckpointReader:
     Raises
     ------
     CheckpointError
-        If the header is malformed or does not agree with the file's size.
+        If the header is malformed or does not agree with the file's size; with fault ``file-changed``, if
+        the file is not in that state.
     OSError
         If the file cannot be opened.
 
@@ -80,15 +85,18 @@ class CheckpointReader:
     ...     weight = reader.read("encoder.layer.0.attention.self.query.weight")
     """
 
-    def __init__(self, path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> None:
+    def __init__(
+        self, path: Path, *, state: FileState | None = None, max_header_bytes: int = MAX_HEADER_BYTES
+    ) -> None:
+        self._name = path.name
         self._file = path.open("rb", buffering=0)
         try:
-            self._state = self._file_state()
+            self._state = self._file_state() if state is None else state
+            self._check_unchanged()
             self.header = read_open_header(self._file, max_header_bytes=max_header_bytes)
         except BaseException:
             self._file.close()
             raise
-        self._name = path.name
         self._infos = {info.name: info for info in self.header.tensors}
 
     def __enter__(self) -> Self:
@@ -166,19 +174,35 @@ class CheckpointReader:
             target = target[count:]
             at += count
 
-    def _file_state(self) -> tuple[int, int]:
-        state = os.fstat(self._file.fileno())
-        return state.st_size, state.st_mtime_ns
+    def _file_state(self) -> FileState:
+        return file_state(self._file.fileno())
 
     def _check_unchanged(self) -> None:
         if self._file_state() != self._state:
-            raise self._changed("its size or modification time differs")
+            raise self._changed("it is another file, or its size or modification time differs")
 
     def _changed(self, how: str) -> CheckpointError:
         return CheckpointError(
             "file-changed",
             f"{self._name} changed while it was read: {how}. Store it again and do not write to it.",
         )
+
+
+def file_state(descriptor: int) -> FileState:
+    """Return what tells an open file from another, or from itself when it has been written to.
+
+    Parameters
+    ----------
+    descriptor : int
+        Of the open file.
+
+    Returns
+    -------
+    tuple of int
+        Its device, inode and size in bytes, and its modification time in nanoseconds.
+    """
+    state = os.fstat(descriptor)
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def torch_dtype(name: str) -> torch.dtype:
