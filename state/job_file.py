@@ -76,9 +76,13 @@ class JobFiles:
         """Like `write`, but a full disk or a lock waits for the next sweep: the transition has happened."""
         try:
             return self.write(job_id, wait_s=wait_s)
-        except (OSError, OutOfSpace, FilesLocked):
+        except FilesLocked:
+            # Without a wait, a lock of the moment is no news.
+            if wait_s != 0:
+                log.warning("job.json of %s is locked; the next sweep tries again", job_id)
+        except (OSError, OutOfSpace):
             log.exception("job.json of %s cannot be written; the next sweep tries again", job_id)
-            return self._record(job_id)
+        return self._record(job_id)
 
     def write_locked(self, job_id: str) -> JobRecord | None:
         """Like `write`, for a caller that holds the lock.

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
-BACK_OFF_S = (0.5, 30.0)  # before the first restart, and at most
-STEADY_S = 60.0  # a child that ran for this long is restarted with the first back-off again
+# Before the first restart, and at most: a worker, which starts in a few seconds, is there again within 15 s.
+BACK_OFF_S = (0.5, 10.0)
+STEADY_S = 10.0  # a child that ran for this long is restarted with the first back-off again
 POLL_INTERVAL_S = 0.1
 STOP_POLL_INTERVAL_S = 0.02
 START_DEATHS_LIMIT = 3

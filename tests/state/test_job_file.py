@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from state.data_dir import DataDir
+from state.job_file import JobFiles
 from state.records import Idempotency, fixed_document, new_job_id, new_token
 from state.scripts import Scripts
 
@@ -84,6 +85,20 @@ def test_a_transition_holds_even_if_job_json_cannot_be_written_until_the_sweep(
     jobs.sweep()
     jobs.write_deferred()
     assert on_disk(job_id) == jobs.get(job_id)
+
+
+def test_a_job_that_is_in_use_is_written_by_a_later_sweep_and_not_reported(
+    jobs, reach, on_disk, redis_server, tmp_path, caplog
+):
+    job_id = reach("queued")
+    files = JobFiles(DataDir(tmp_path), Scripts(redis_server.client()), lease_us=1)
+    with files.lock(job_id):
+        files._scripts.run("cancel", job_id)
+        jobs.write_deferred()
+    assert on_disk(job_id).state == "queued"
+    jobs.write_deferred()
+    assert on_disk(job_id).state == "canceled"
+    assert caplog.text == ""
 
 
 def test_a_job_whose_files_cannot_be_removed_is_kept_whole(jobs, reach, tmp_path):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from service.standalone.supervisor import Child, ChildSpec
+
 ROOT = Path(__file__).parents[3]
 TREE = [sys.executable, "-m", "tests.service.standalone.small_tree"]
 NAMES = ("redis", "worker", "api")
@@ -72,6 +74,22 @@ def test_a_killed_child_comes_back_and_the_supervisor_says_so(start, eventually,
     told = tree.log.read_text()
     assert f"{name} (process {before}) was killed by signal 9" in told
     assert "restarting it" in told
+
+
+@pytest.mark.parametrize(("steady_s", "told"), [(0, ["0.5", "0.5"]), (600, ["0.5", "1"])])
+def test_a_child_is_restarted_later_each_time_unless_it_ran_well_in_between(
+    short_dir, eventually, capfd, monkeypatch, steady_s, told
+):
+    monkeypatch.setattr("service.standalone.supervisor.STEADY_S", steady_s)
+    spec = ChildSpec(name="nest", command=("sleep", "600"), environment=os.environ)
+    child = Child(spec, short_dir)
+    child.start()
+    for seconds in told:
+        before = (short_dir / "nest.pid").read_text()
+        os.kill(int(before), signal.SIGKILL)
+        eventually(lambda: child.poll() or (short_dir / "nest.pid").read_text() != before)  # noqa: B023
+        assert f"restarting it in {seconds} s" in capfd.readouterr().err
+    child.stop(now=lambda: True)
 
 
 def test_what_a_dead_child_started_goes_before_its_successor_comes(start, eventually, is_running):
