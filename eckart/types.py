@@ -188,6 +188,25 @@ class Links(Document):
     cancel: str | None = None
 
 
+class Delivery(Document):
+    """One attempt to deliver the message of a webhook."""
+
+    message: str = ""
+    attempt: int
+    at: str
+    status: int | None = None
+    error: str | None = None
+    next_at: str | None = None
+
+
+class Webhook(Document):
+    """Where the end of a job is told, and what was tried."""
+
+    url: str
+    events: tuple[str, ...] = ()
+    deliveries: tuple[Delivery, ...] = ()
+
+
 class ListedJob(Document):
     """A job in a list; its `state` is `queued`, `running`, `succeeded`, `failed` or `canceled`."""
 
@@ -216,6 +235,7 @@ class Job(ListedJob):
 
     spec: dict[str, Any] = {}
     warnings: tuple[str, ...] = ()
+    webhook: Webhook | None = None
 
 
 class JobEvent(Document):

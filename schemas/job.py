@@ -9,6 +9,7 @@ from schemas.format.names import CHECKPOINT_ID
 from schemas.problem import Problem
 from schemas.report import Totals
 from schemas.spec import CompressionSpec
+from schemas.webhook import Webhook, WebhookRequest
 
 JobState = Literal["queued", "running", "succeeded", "failed", "canceled"]
 TERMINAL: frozenset[JobState] = frozenset({"succeeded", "failed", "canceled"})
@@ -22,6 +23,9 @@ class JobRequest(Input):
         str, Field(pattern=CHECKPOINT_ID.pattern, description="Id of the checkpoint.", examples=["my-model"])
     ]
     spec: CompressionSpec = Field(description="The compression spec.")
+    webhook: WebhookRequest | None = Field(
+        default=None, description="Where to tell that the job has ended; a plan ignores it.", examples=[None]
+    )
 
 
 class Progress(Output):
@@ -91,6 +95,7 @@ class Job(ListedJob):
     warnings: tuple[str, ...] = Field(
         description="What is odd about the checkpoint, and probable mistakes in the spec.", examples=[[]]
     )
+    webhook: Webhook | None = Field(description="Where its end is told; null without one.")
 
 
 class JobList(Output):

@@ -323,6 +323,19 @@ class ProblemKind(Enum):
             )
         },
     )
+    INVALID_WEBHOOK = (
+        "invalid-webhook",
+        422,
+        "The webhook is not allowed",
+        "{reason}",
+        {
+            "reason": (
+                "Webhooks may not go to https://intranet.example:443. Use a host that the operator allows, "
+                "or have it added to ECKART_WEBHOOK_HOSTS; https and its usual port are meant unless an "
+                "entry says otherwise."
+            )
+        },
+    )
     PARTIAL_BODY = (
         "partial-body",
         422,

@@ -25,12 +25,17 @@ from service.settings import Settings
 from service.turns import Turns
 from service.tus import Tus
 from service.uploads import DiskSpace, UploadSlots
+from service.webhook_delivery import WebhookDelivery
+from service.webhook_hosts import WebhookHosts
+from service.webhook_sender import WebhookSender
 from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore
+from state.data_dir import DataDir
 from state.jobs import JobStore
 from state.queue import JobQueue
 from state.redis import redis_client
 from state.resumable import ResumableUploads
+from state.webhooks import WebhookFiles
 from state.workers import WorkerRegistry
 
 SUMMARY = "Makes model checkpoints smaller: safetensors in, low-rank safetensors and a report out."
@@ -70,9 +75,19 @@ def open_services(settings: Settings) -> Services:
         uploads=UploadSlots(settings.max_uploads),
         quotas=Quotas(settings),
         watches=JobWatches(jobs, stopping, most=settings.max_streams),
+        webhook_hosts=WebhookHosts(settings.webhook_hosts),
         stopping=stopping,
         turns=turns,
         metrics=Metrics(StateCollector(jobs=jobs, queue=queue, workers=workers, space=space, turns=turns)),
+    )
+
+
+def _webhook_delivery(services: Services) -> WebhookDelivery:
+    return WebhookDelivery(
+        services.jobs,
+        WebhookFiles(DataDir(services.settings.data_dir)),
+        WebhookSender(services.webhook_hosts, services.settings.webhook_secrets),
+        count=lambda outcome: services.metrics.webhooks.labels(outcome).inc(),
     )
 
 
@@ -86,11 +101,14 @@ def create_app(settings: Settings) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[LifespanState]:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        reaper = asyncio.create_task(run_reaper(services))
+        tasks = [asyncio.create_task(run_reaper(services))]
+        if services.webhook_hosts:
+            tasks.append(asyncio.create_task(_webhook_delivery(services).run()))
         yield {"services": services}
-        reaper.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await reaper
+        for task in tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         services.planning.close()
         services.queue.close()
         services.redis.close()

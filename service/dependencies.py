@@ -22,6 +22,7 @@ from service.quotas import Quotas, too_many_bytes
 from service.settings import Settings
 from service.turns import Turns
 from service.uploads import BodyStream, DiskSpace, Sink, UploadSlots, check_declared_size, receive_body
+from service.webhook_hosts import WebhookHosts
 from state.cache import DecompositionCache
 from state.checkpoints import CheckpointStore
 from state.jobs import JobStore
@@ -53,6 +54,7 @@ class Services:
     uploads: UploadSlots
     quotas: Quotas
     watches: JobWatches
+    webhook_hosts: WebhookHosts
     stopping: Event
     turns: Turns
     owner: str = WITHOUT_KEYS

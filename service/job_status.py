@@ -12,8 +12,10 @@ from starlette.responses import Response
 from schemas.job import TERMINAL, UNFINISHED, Job, JobList, JobState, Links, ListedJob
 from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
+from schemas.webhook import Webhook
 from service.dependencies import Services
 from service.headers import etag_matches
+from service.webhook_hosts import shown
 from state.records import JobPage, JobView
 
 RETRY_AFTER_S = 1
@@ -31,7 +33,6 @@ def listed_job(view: JobView, root_path: str) -> ListedJob:
     """Return a job as it is listed; one that cannot be read says so."""
     record = view.record
     unreadable = None if record.readable else UNREADABLE
-    here = job_path(record.id, root_path)
     return ListedJob(
         id=record.id,
         state=record.state,
@@ -45,15 +46,27 @@ def listed_job(view: JobView, root_path: str) -> ListedJob:
         expires_at=None,
         error=record.error or unreadable,
         summary=record.summary,
-        links=Links(
-            self=here,
-            report=f"{here}/report",
-            checkpoint=f"{here}/checkpoint",
-            files=f"{here}/files/{{filename}}",
-            archive=f"{here}/archive",
-            events=f"{here}/events",
-            cancel=f"{here}/cancel",
-        ),
+        links=job_links(record.id, root_path),
+    )
+
+
+def _webhook(view: JobView) -> Webhook | None:
+    stored = view.record.webhook
+    if stored is None:
+        return None
+    return Webhook(url=shown(stored.url), events=stored.events, deliveries=view.deliveries)
+
+
+def job_links(job_id: str, root_path: str) -> Links:
+    here = job_path(job_id, root_path)
+    return Links(
+        self=here,
+        report=f"{here}/report",
+        checkpoint=f"{here}/checkpoint",
+        files=f"{here}/files/{{filename}}",
+        archive=f"{here}/archive",
+        events=f"{here}/events",
+        cancel=f"{here}/cancel",
     )
 
 
@@ -79,7 +92,12 @@ def job_response(
 def single_document(view: JobView, root_path: str) -> Job:
     """Return a job that is shown alone, and say whether a worker of this release could read its spec."""
     record = view.record
-    document = Job(**dict(listed_job(view, root_path)), spec=record.spec, warnings=record.warnings)
+    document = Job(
+        **dict(listed_job(view, root_path)),
+        spec=record.spec,
+        warnings=record.warnings,
+        webhook=_webhook(view),
+    )
     if document.error is None and record.state in UNFINISHED:
         try:
             CompressionSpec.model_validate(record.spec)

@@ -96,6 +96,10 @@ class Metrics:
             "eckart_reaper_requeued", "Jobs that the reaper queued again.", registry=self._registry
         )
 
+        self.webhooks = Counter(
+            "eckart_webhook_attempts", "Attempts to deliver webhooks.", ["outcome"], registry=self._registry
+        )
+
     def observe(self, method: str, route: str, status: int, duration_s: float) -> None:
         """Count one request."""
         self._requests.labels(method, route, str(status)).observe(duration_s)

@@ -15,10 +15,12 @@ from schemas.format.index import ShardIndex, check_shards
 from schemas.format.names import is_file_name, is_index, legal_name, why_not
 from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
+from schemas.webhook import WebhookRequest
 from service.dependencies import Services
 from service.errors import ProblemError
 from service.json_body import parse_model
 from service.multipart import MultipartSink, Part, PartHead, TextPart
+from service.webhook_hosts import WebhookHosts, WebhookRefused
 from state.checkpoints import StoredCheckpoint, check_companions
 from state.errors import CheckpointNotFound
 from state.upload import Content, StoredFile, Upload
@@ -31,6 +33,7 @@ class UploadContent:
     checkpoint_id: str
     files: tuple[StoredFile, ...]
     spec: CompressionSpec | None
+    webhook: WebhookRequest | None
     warnings: tuple[str, ...]
 
 
@@ -58,6 +61,33 @@ class SpecPart:
         self._spec = parse_model(CompressionSpec, text, kind=ProblemKind.INVALID_SPEC, subject="spec")
 
 
+class WebhookPart:
+    """The part `webhook` of a job's body, which may be missing."""
+
+    def __init__(self, hosts: WebhookHosts, *, limit_bytes: int) -> None:
+        self._hosts = hosts
+        self._limit_bytes = limit_bytes
+        self.webhook: WebhookRequest | None = None
+
+    def part(self) -> Part:
+        return TextPart(subject="The webhook", limit_bytes=self._limit_bytes, receive=self._parse)
+
+    def _parse(self, text: bytes) -> None:
+        if self.webhook is not None:
+            raise ProblemError(ProblemKind.INVALID_MULTIPART, "The part `webhook` came twice; send it once.")
+        self.webhook = parse_model(WebhookRequest, text, kind=ProblemKind.INVALID_WEBHOOK, subject="webhook")
+        check_webhook(self._hosts, self.webhook, "/url")
+
+
+def check_webhook(hosts: WebhookHosts, webhook: WebhookRequest | None, pointer: str) -> None:
+    """Refuse a webhook that may not go where its URL leads."""
+    if webhook is not None:
+        try:
+            hosts.require(webhook.url)
+        except WebhookRefused as error:
+            raise ProblemError(ProblemKind.INVALID_WEBHOOK, str(error), pointer=pointer) from error
+
+
 class CheckpointParts:
     """Stores the files of a multipart body under one id.
 
@@ -71,14 +101,18 @@ class CheckpointParts:
         self._with_spec = with_spec
         self._names = FileNames()
         self._uploads: dict[str, Upload] = {}
-        self._spec = SpecPart(limit_bytes=services.settings.max_spec_bytes)
+        limit_bytes = services.settings.max_spec_bytes
+        self._spec = SpecPart(limit_bytes=limit_bytes)
+        self._webhook = WebhookPart(services.webhook_hosts, limit_bytes=limit_bytes)
 
     def part(self, head: PartHead) -> Part:
         if head.name == "checkpoint":
             return self._begin_file(head)
         if head.name == "spec" and self._with_spec:
             return self._spec.part()
-        names = "`checkpoint` and `spec`" if self._with_spec else "`checkpoint`"
+        if head.name == "webhook" and self._with_spec:
+            return self._webhook.part()
+        names = "`checkpoint`, `spec` and `webhook`" if self._with_spec else "`checkpoint`"
         raise ProblemError(
             ProblemKind.INVALID_MULTIPART, f"A part has an unknown name; the parts are {names}."
         )
@@ -105,7 +139,7 @@ class CheckpointParts:
         # files come first.
         order = sorted(self._uploads, key=lambda name: name not in known)
         files = tuple(self._uploads[name].commit() for name in order)
-        return UploadContent(self._id, files, spec, self._names.warnings)
+        return UploadContent(self._id, files, spec, self._webhook.webhook, self._names.warnings)
 
     def abort(self) -> None:
         """Remove the files that are not published; those of a job's own request are removed in any case."""
@@ -158,7 +192,7 @@ def begin_multipart_upload(
 ) -> MultipartSink[UploadContent]:
     """Begin an upload of several files, or of a job's files and its spec."""
     parts = CheckpointParts(services, checkpoint_id, with_spec=with_spec)
-    return MultipartSink(parts, boundary=boundary, max_parts=services.settings.max_files + with_spec)
+    return MultipartSink(parts, boundary=boundary, max_parts=services.settings.max_files + 2 * with_spec)
 
 
 def check_file_name(name: str) -> str:

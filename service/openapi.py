@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from schemas.job import JobRequest
 from schemas.problem import Problem, ProblemKind
+from schemas.webhook import URL_EXAMPLE
 from service.authentication import OPEN_PATHS
 from service.browsers import PROBES, SAFE_METHODS, SecurityHeaders
 from service.errors import HEADERS as PROBLEM_HEADERS
@@ -122,7 +123,7 @@ OFFSET_BODY = {
 }
 
 
-def _multipart(name: str, description: str, *, spec: bool) -> dict[str, Any]:
+def _multipart(name: str, description: str, *, spec: bool, webhook: bool = False) -> dict[str, Any]:
     properties: dict[str, Any] = {
         name: {
             "type": "array",
@@ -139,7 +140,16 @@ def _multipart(name: str, description: str, *, spec: bool) -> dict[str, Any]:
             "description": "The compression spec, as JSON.",
             "examples": [json.dumps(SPEC_EXAMPLE)],
         }
-    return {"schema": {"type": "object", "properties": properties, "required": list(properties)}}
+    required = list(properties)
+    if webhook:
+        properties["webhook"] = {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": REFERENCE.format(model="WebhookRequest")},
+            "description": "Where to tell that the job has ended, as JSON.",
+            "examples": [json.dumps({"url": URL_EXAMPLE})],
+        }
+    return {"schema": {"type": "object", "properties": properties, "required": required}}
 
 
 JOB_REQUEST = {
@@ -154,6 +164,7 @@ def _files_multipart(*, spec: bool) -> dict[str, Any]:
         "The safetensors file, or the shards and their index, and companions such as config.json; each part "
         "with its file name.",
         spec=spec,
+        webhook=spec,
     )
 
 

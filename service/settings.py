@@ -2,10 +2,13 @@
 
 import ipaddress
 import re
+from typing import Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from service.keys import KeyRing
+from service.webhook_hosts import WebhookHosts
+from service.webhook_sender import parse_secrets
 from state.settings import StateSettings
 
 # A path that cannot leave the host it is appended to, nor break out of a header, a script or an attribute.
@@ -97,6 +100,17 @@ class Settings(StateSettings):
     max_streams: int = Field(
         default=256, ge=1, description="How many event streams may be open at a time; more get 429."
     )
+    webhook_hosts: str = Field(
+        default="",
+        description="Hosts that webhooks may go to, separated by commas: `hooks.example.com`, "
+        "`*.example.com`, `host:8443`, `http://host:8080`. Public addresses only, unless an "
+        "entry names the address or its network, as `10.1.0.0/16` does. Unset: no webhooks.",
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        description="What signs webhooks: `whsec_` and the base64 of 24 random bytes or more; several, "
+        "separated by spaces, while one replaces another.",
+    )
     shutdown_s: int = Field(
         default=10, ge=0, description="How long running requests may take to end when the API is stopped."
     )
@@ -122,6 +136,33 @@ class Settings(StateSettings):
     def key_ring(self) -> KeyRing | None:
         """The keys; None: none are needed."""
         return None if self.api_keys is None else KeyRing(self.api_keys.get_secret_value())
+
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _webhooks_have_hosts(cls, webhook_hosts: str) -> str:
+        WebhookHosts(webhook_hosts)
+        return webhook_hosts
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _is_a_secret(cls, webhook_secret: SecretStr | None) -> SecretStr | None:
+        if webhook_secret is not None:
+            parse_secrets(webhook_secret.get_secret_value())
+        return webhook_secret
+
+    @model_validator(mode="after")
+    def _webhooks_are_signed(self) -> Self:
+        if self.webhook_hosts and self.webhook_secret is None:
+            raise ValueError(
+                "ECKART_WEBHOOK_HOSTS is set, so ECKART_WEBHOOK_SECRET must be too: receivers know a message "
+                "by its signature"
+            )
+        return self
+
+    @property
+    def webhook_secrets(self) -> tuple[bytes, ...]:
+        """What signs webhooks."""
+        return parse_secrets(self.webhook_secret.get_secret_value()) if self.webhook_secret else ()
 
     @field_validator("allowed_hosts")
     @classmethod

@@ -11,6 +11,7 @@ from schemas.planning.references import References
 from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
 from schemas.warning import first_warnings
+from schemas.webhook import WebhookRequest
 from service.dependencies import Services
 from service.errors import ProblemError
 from service.multipart_upload import UploadContent
@@ -25,22 +26,23 @@ from service.planning import (
 )
 from state.checkpoints import StoredCheckpoint
 from state.errors import RedisUnavailable
-from state.records import Idempotency, JobRecord, JobView, NewJob
+from state.records import Idempotency, JobRecord, JobView, NewJob, StoredWebhook
 
 log = logging.getLogger("eckart.service")
 
 
-def submit_stored(services: Services, request: JobRequest, key: str | None) -> JobView:
-    """Create a job for a stored checkpoint."""
+def submit_stored(services: Services, request: JobRequest, key: str | None, root_path: str) -> JobView:
+    """Create a job for a stored checkpoint; its webhook is checked already."""
     stored = complete_checkpoint(services, request.checkpoint)
     references = find_references(services, request.spec, pointer=SPEC_IN_JSON)
-    idempotency = _idempotency(key, request.spec, request.checkpoint, references)
+    webhook = _stored(request.webhook, root_path)
+    idempotency = _idempotency(key, request.spec, request.checkpoint, references, webhook)
     plan = make_bounded_plan(stored, request.spec, references, pointer=SPEC_IN_JSON)
-    record = _create(services, stored, request.spec, plan, references, idempotency, owns_checkpoint=False)
+    record = _create(services, stored, request.spec, plan, references, idempotency, webhook, owns=False)
     return view_of(services, record)
 
 
-def submit_upload(services: Services, content: UploadContent, key: str | None) -> JobView:
+def submit_upload(services: Services, content: UploadContent, key: str | None, root_path: str) -> JobView:
     """Create a job with the files of its request, which are deleted if the job is refused or a repetition."""
     assert content.spec is not None
     used = False
@@ -51,10 +53,11 @@ def submit_upload(services: Services, content: UploadContent, key: str | None) -
             raise ProblemError(ProblemKind.INVALID_CHECKPOINT, detail, fault="missing-files")
         digests = sorted((file.name, file.sha256) for file in stored.files)
         references = find_references(services, content.spec, pointer=SPEC_IN_MULTIPART)
-        idempotency = _idempotency(key, content.spec, digests, references)
+        webhook = _stored(content.webhook, root_path)
+        idempotency = _idempotency(key, content.spec, digests, references, webhook)
         plan = make_bounded_plan(stored, content.spec, references, pointer=SPEC_IN_MULTIPART)
         plan = replace(plan, warnings=(*content.warnings, *plan.warnings))
-        record = _create(services, stored, content.spec, plan, references, idempotency, owns_checkpoint=True)
+        record = _create(services, stored, content.spec, plan, references, idempotency, webhook, owns=True)
         used = record.checkpoint == content.checkpoint_id
         return view_of(services, record)
     finally:
@@ -86,8 +89,9 @@ def _create(
     plan: Plan,
     references: References[StoredCheckpoint],
     idempotency: Idempotency | None,
+    webhook: StoredWebhook | None,
     *,
-    owns_checkpoint: bool,
+    owns: bool,
 ) -> JobRecord:
     check_memory(services, plan)
     new = NewJob(
@@ -97,7 +101,8 @@ def _create(
         calibration_files=references.calibration.files if references.calibration else (),
         base_files=references.base.files if references.base else (),
         warnings=first_warnings(plan.warnings),
-        owns_checkpoint=owns_checkpoint,
+        webhook=webhook,
+        owns_checkpoint=owns,
     )
     record = services.jobs.create(new, idempotency=idempotency)
     enqueue(services, record)
@@ -122,13 +127,25 @@ def enqueue(services: Services, record: JobRecord) -> None:
         log.warning("job %s is accepted, but not enqueued; the reaper will enqueue it", record.id)
 
 
+def _stored(webhook: WebhookRequest | None, root_path: str) -> StoredWebhook | None:
+    if webhook is None:
+        return None
+    return StoredWebhook(url=webhook.url, events=webhook.events, root_path=root_path)
+
+
 def _idempotency(
-    key: str | None, spec: CompressionSpec, content: object, references: References[StoredCheckpoint]
+    key: str | None,
+    spec: CompressionSpec,
+    content: object,
+    references: References[StoredCheckpoint],
+    webhook: StoredWebhook | None,
 ) -> Idempotency | None:
     if key is None:
         return None
     parts = [spec.canonical(), content]
     for _, stored in references.given():
         parts.append(sorted((file.name, file.sha256) for file in stored.files))
+    if webhook is not None:
+        parts.append(webhook.url)
     asked = json.dumps(parts).encode()
     return Idempotency(key=key, fingerprint=hashlib.sha256(asked).hexdigest())

@@ -57,6 +57,11 @@ class DataDir:
         return self.root / "created-jobs"
 
     @property
+    def webhooks(self) -> Path:
+        """An empty file for each job whose webhook is not delivered yet, named by its id."""
+        return self.root / "webhooks"
+
+    @property
     def parts(self) -> Path:
         """Temporary files, on the same file system, so that publishing is a rename."""
         return self.root / "parts"
@@ -94,6 +99,10 @@ class DataDir:
     def record(self, job_id: str) -> Path:
         """Return the path of job.json, the copy of the record in Redis."""
         return self.job(job_id) / "job.json"
+
+    def deliveries(self, job_id: str) -> Path:
+        """Return the file with the attempts to deliver the job's webhook."""
+        return self.job(job_id) / "deliveries.json"
 
     def owner_note(self, job_id: str) -> Path:
         """Return the file with the owner of a job, for a job.json that is damaged; '' has none."""

@@ -47,6 +47,8 @@ KNOWN_NAMES = frozenset(
         "ECKART_SHUTDOWN_S",
         "ECKART_THREADS",
         "ECKART_UPLOAD_EXPIRY_HOURS",
+        "ECKART_WEBHOOK_HOSTS",
+        "ECKART_WEBHOOK_SECRET",
         "ECKART_WORKERS",
     }
 )

@@ -3,15 +3,16 @@
 import copy
 import logging
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import redis
 
-from schemas.job import JobState, Progress
+from schemas.job import UNFINISHED, JobState, Progress
 from schemas.problem import Problem, ProblemKind
 from schemas.report import Totals
 from state.attempt_lock import has_died
@@ -49,6 +50,7 @@ from state.records import (
 )
 from state.redis import KEY_PREFIX, QUEUE_KEY, RedisMemory, redis_memory, translated
 from state.scripts import Scripts, StateLost
+from state.webhooks import WebhookFiles
 
 T = TypeVar("T")
 
@@ -83,6 +85,7 @@ class JobStore:
         self._send_again_after_us = int(send_again_after_s * 1_000_000)
         self._max_attempts = max_attempts
         self._most_waiting = most_waiting
+        self._webhooks = WebhookFiles(self._paths)
         self._files = JobFiles(self._paths, self._scripts, lease_us=self._lease_us)
 
     def of(self, owner: str) -> Self:
@@ -106,7 +109,16 @@ class JobStore:
             # No key of a client holds a line break.
             scoped = f"{self._owner}\n{idempotency.key}" if idempotency else ""
             idempotency = idempotency and idempotency.model_copy(update={"key": scoped})
-        return self._with_restore(lambda: self._create(job_id, new, idempotency))
+        if new.webhook is not None:
+            self._webhooks.mark(job_id)
+        try:
+            record = self._with_restore(lambda: self._create(job_id, new, idempotency))
+        except (IdempotencyMismatch, CheckpointGone, TooManyJobs):
+            self._webhooks.unmark(job_id)
+            raise
+        if record.id != job_id:
+            self._webhooks.unmark(job_id)
+        return record
 
     def get(self, job_id: str) -> JobRecord:
         """Return the record, or raise `JobNotFound`."""
@@ -117,7 +129,18 @@ class JobStore:
         view = self._with_restore(lambda: job_view(self._run_on("read", job_id)))
         if self._owner not in {None, view.record.owner}:
             raise JobNotFound
-        return view
+        if view.record.webhook is None:
+            return view
+        return replace(view, deliveries=self._webhooks.deliveries(job_id))
+
+    def not_known_unfinished(self, job_ids: Sequence[str]) -> list[str]:
+        """Return those that have ended, or that Redis does not know, without reading the records."""
+        with translated():
+            pipeline = self._client.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipeline.hget(f"{KEY_PREFIX}job:{job_id}", "state")
+            states = pipeline.execute()
+        return [job_id for job_id, state in zip(job_ids, states, strict=True) if state not in UNFINISHED]
 
     def list(self, state: JobState | None = None, *, limit: int = 50, cursor: str | None = None) -> JobPage:
         """Return a page of jobs, newest first; `cursor` is the `next_cursor` of the page before."""
@@ -160,6 +183,9 @@ class JobStore:
         if record.state == "failed" and not self._has_input(record):
             raise CheckpointGone
 
+        if record.webhook is not None:
+            self._webhooks.mark(job_id)
+
         def act() -> JobRecord:
             answer = self._run_on("resume", job_id, token)
             if answer == "gone":
@@ -168,7 +194,11 @@ class JobStore:
                 raise JobNotFailed(answer)
             return _present(self._files.write_or_defer(job_id))
 
-        return self._with_restore(act)
+        resumed = self._with_restore(act)
+        if record.webhook is not None:
+            # Its mark may have been removed, as one of a job that had ended, before it was queued.
+            self._webhooks.mark(job_id)
+        return resumed
 
     def cancel(self, job_id: str) -> JobRecord:
         """End a queued or running job at once; its worker notices at its next heartbeat."""
@@ -182,6 +212,7 @@ class JobStore:
         """Cancel a job and remove all its files and keys."""
         self.cancel(job_id)
         self._files.delete(job_id)
+        self._webhooks.unmark(job_id)
 
     @contextmanager
     def locked_for_deletion(self, checkpoint_id: str) -> Iterator[None]:

@@ -22,6 +22,7 @@ from schemas.planning.references import References
 from schemas.problem import Problem
 from schemas.report import Totals
 from schemas.spec import REFERENCES
+from schemas.webhook import Delivery
 
 JOB_ID = re.compile(r"J[0-9a-f]{32}")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -75,6 +76,14 @@ class Idempotency(PersistedModel):
         return hashlib.sha256(self.key.encode()).hexdigest()
 
 
+class StoredWebhook(PersistedModel):
+    """Where a job's end is told; `root_path` is where its client reached the service."""
+
+    url: str
+    events: tuple[str, ...]
+    root_path: str = ""
+
+
 class NewJob(PersistedModel):
     """What is known of a job before it is created; `spec` is a document that only its users parse."""
 
@@ -85,6 +94,7 @@ class NewJob(PersistedModel):
     calibration_files: tuple[FileInfo, ...] = ()
     base_files: tuple[FileInfo, ...] = ()
     warnings: tuple[str, ...] = ()
+    webhook: StoredWebhook | None = None
     owner: str = ""  # the name of the key that it was created with; '' without keys
     owns_checkpoint: bool = False  # its checkpoint came in the same request, under an id of the service
 
@@ -147,11 +157,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A record, with progress and queue position, which change too often to be part of it."""
+    """A record, with what changes too often to be part of it, or without its state."""
 
     record: JobRecord
     progress: Progress
     queue_position: int | None
+    deliveries: tuple[Delivery, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from service.job_events import HEADERS, EventStream, Known, events
 from service.job_status import job_list, job_path, job_response, wait_for_change
 from service.json_body import parse_model
 from service.multipart import boundary_of, is_multipart
-from service.multipart_upload import begin_multipart_upload
+from service.multipart_upload import begin_multipart_upload, check_webhook
 from service.openapi import JOB_BODY, described, problem_responses
 from service.routes.checkpoints import UPLOAD_PROBLEMS
 from service.submission import enqueue, submit_stored, submit_upload, view_of
@@ -49,6 +49,7 @@ SUBMIT_PROBLEMS = (
     ProblemKind.INVALID_CALIBRATION,
     ProblemKind.INVALID_BASE,
     ProblemKind.INVALID_MULTIPART,
+    ProblemKind.INVALID_WEBHOOK,
     ProblemKind.IDEMPOTENCY_MISMATCH,
     ProblemKind.OUT_OF_MEMORY,
     ProblemKind.STORE_UNAVAILABLE,
@@ -70,27 +71,31 @@ async def create_job(
 ) -> Response:
     """Check the checkpoint and the spec, store them, and queue the job."""
     submit = _submit_multipart if is_multipart(body.request) else _submit_json
-    view = await submit(body, services, idempotency_key)
+    view = await submit(body, services, idempotency_key, root_path)
     response = job_response(view, root_path, status=202)
     response.headers["Location"] = job_path(view.record.id, root_path)
     return response
 
 
-async def _submit_multipart(body: RequestBody, services: Services, key: str | None) -> JobView:
+async def _submit_multipart(
+    body: RequestBody, services: Services, key: str | None, root_path: str
+) -> JobView:
     boundary = boundary_of(body.request)
     await body.check_upload()
     await run_in_threadpool(services.queue.ping)
     await run_in_threadpool(services.quotas.require_jobs, services.jobs)
     begin = partial(begin_multipart_upload, services, new_checkpoint_id(), boundary, with_spec=True)
     content = await body.store(begin)
-    return await services.planning.run_in_any_case(submit_upload, services, content, key)
+    return await services.planning.run_in_any_case(submit_upload, services, content, key, root_path)
 
 
-async def _submit_json(body: RequestBody, services: Services, key: str | None) -> JobView:
+async def _submit_json(body: RequestBody, services: Services, key: str | None, root_path: str) -> JobView:
     job_request = parse_model(
         JobRequest, await body.json_text(), kind=ProblemKind.INVALID_SPEC, subject="request"
     )
-    return await services.planning.run(submit_stored, services, job_request, key)
+    # Asking for the addresses of a host may take long, which must not hold up plans.
+    await run_in_threadpool(check_webhook, services.webhook_hosts, job_request.webhook, "/webhook/url")
+    return await services.planning.run(submit_stored, services, job_request, key, root_path)
 
 
 @router.get(

@@ -97,6 +97,7 @@ def test_types_and_statuses_are_a_contract_with_clients():
             "invalid-checkpoint",
             "invalid-base",
             "invalid-calibration",
+            "invalid-webhook",
             "partial-body",
             "digest-mismatch",
             "idempotency-mismatch",

@@ -30,6 +30,7 @@ def test_a_job_for_a_stored_checkpoint_is_accepted_with_all_its_fields(service, 
         "checkpoint": f"{here}/checkpoint",
         "files": f"{here}/files/{{filename}}",
         "archive": f"{here}/archive",
+        "events": f"{here}/events",
         "cancel": f"{here}/cancel",
     }
     assert body == service.http.get(here).json()
