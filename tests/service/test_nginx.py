@@ -117,3 +117,13 @@ def test_waiting_and_ranges(service, url):
 
     assert several.status_code == 206
     assert several.headers["content-type"].startswith("multipart/byteranges")
+
+
+def test_events_are_not_held_back(service, url):
+    job = service.submit(service.stored(FILES["model.safetensors"])).json()["id"]
+
+    with httpx.stream("GET", f"{url}/v1/jobs/{job}/events", timeout=20) as response:
+        lines = response.iter_lines()
+        assert next(lines) == "event: state"  # while the job waits and nothing else is sent
+        service.jobs.cancel(job)
+        assert "event: end" in list(lines)
