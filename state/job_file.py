@@ -1,4 +1,4 @@
-"""A job on disk: job.json, the copy of its record in Redis, and the files that its attempts leave."""
+"""A job on disk: job.json, the whole of its record, and the files that its attempts leave."""
 
 import json
 import logging
@@ -9,18 +9,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from schemas.job import TERMINAL
 from state.attempt_lock import PATTERN as ATTEMPT_LOCKS
 from state.data_dir import SPOOL_NAME, DataDir
-from state.errors import FilesLocked, OutOfSpace
+from state.errors import FilesLocked, JobNotFound, OutOfSpace
 from state.files import AtomicFile, disk_errors, locked, make_directory, move_to_trash, purge, write_atomic
 from state.records import (
-    DAMAGED_VERSION,
     JOB_ID,
     JobRecord,
     damaged_fields,
-    from_fields,
     idempotency_of,
     microseconds,
     parse_record,
@@ -35,6 +34,8 @@ BATCH = 500
 NOTE_WAIT_S = 1.0
 GONE_WAIT_S = 0.5
 RESULT = re.compile(r"result-(\d+)")
+# The field of a hash whose job.json has not been written yet: see state/lua/create.lua.
+UNWRITTEN = "unwritten"
 
 
 class DamagedRecord(Exception):  # noqa: N818 - it says what happened, and never leaves this module
@@ -56,16 +57,34 @@ class JobFiles:
         """Lock the job's files. Restoring takes every job's lock, so never restore while you hold one."""
         return locked(self._paths.lock("job", job_id), wait_s=wait_s)
 
-    def load(self, job_id: str) -> dict[str, str] | None:
-        """Read job.json as the fields of its hash; None where there is none, or raise `DamagedRecord`."""
+    def load(self, job_id: str) -> dict[str, Any] | None:
+        """Read job.json; None where there is none, or raise `DamagedRecord`."""
         path = self._paths.record(job_id)
         try:
-            fields = to_fields(json.loads(path.read_bytes()))
+            document = json.loads(path.read_bytes())
+            to_fields(document)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, TypeError) as error:
             raise DamagedRecord(path) from error
-        return fields
+        return dict(document)
+
+    def known(self, job_id: str) -> dict[str, Any]:
+        """Return what never changes of a job that Redis has; only its id if job.json is damaged.
+
+        Raises `JobNotFound` where it is about to be created or deleted, or was not created to the end.
+        """
+        try:
+            document = self.load(job_id)
+            if document is None:
+                with self.lock(job_id):  # whoever creates or deletes it holds this
+                    document = self.load(job_id)
+                    fields = self._scripts.fields(job_id)
+                    if document is None and (not fields or UNWRITTEN in fields):
+                        raise JobNotFound
+        except DamagedRecord:
+            document = None
+        return document or {"id": job_id}
 
     def write(self, job_id: str, *, wait_s: float | None = None) -> JobRecord | None:
         """Bring the job's files up to date with the record and return it; None where the record is gone."""
@@ -84,37 +103,59 @@ class JobFiles:
             log.exception("job.json of %s cannot be written; the next sweep tries again", job_id)
         return self._record(job_id)
 
+    def create_locked(self, job_id: str, fixed: Mapping[str, Any]) -> JobRecord | None:
+        """Write job.json of a job that Redis has just got; None where Redis lost it meanwhile."""
+        fields = self._scripts.fields(job_id)
+        if not fields:
+            return None
+        document = to_document(fields, fixed)
+        record = parse_record(document)
+        with disk_errors():
+            make_directory(self._paths.job(job_id))
+            if record.owner:
+                write_atomic(self._paths.owner_note(job_id), record.owner.encode())
+        self._write_document(job_id, document)
+        return record
+
     def write_locked(self, job_id: str) -> JobRecord | None:
         """Like `write`, for a caller that holds the lock.
 
-        Raises `StateLost` where Redis was set back behind job.json: the transition must be repeated.
+        Raises `StateLost` where Redis was set back behind job.json: the transition must be repeated. A job
+        without job.json whose creation died is removed; nobody was told of it.
         """
         fields = self._scripts.fields(job_id)
         if not fields:
             return None
-        document = to_document(fields)
-        record = parse_record(document)
         try:
             on_disk = self.load(job_id)
         except DamagedRecord:
-            if record.version == DAMAGED_VERSION:
-                return record  # Redis knows no more than the file, which is kept as it is
-            on_disk = None
-        if on_disk is not None and _is_behind(fields, on_disk):
+            # What it held is nowhere else, so it is kept as it is.
+            return parse_record(to_document(fields, {"id": job_id}))
+        if on_disk is None and UNWRITTEN in fields:
+            log.warning("job %s was not created to the end; it is removed", job_id)
+            self.undo_locked(job_id)
+            return None
+        if on_disk is None:
+            return parse_record(to_document(fields, {"id": job_id}))
+        if _is_behind(fields, on_disk):
             # Redis was set back unnoticed and went on from there; clients were answered from what is on disk.
-            self._restore(job_id, on_disk)
+            self._scripts.run_always("restore", *_arguments(job_id, on_disk))
             raise StateLost
+        document = to_document(fields, on_disk)
+        record = parse_record(document)
         # First, since it makes room on a full disk.
         if record.readable and record.state in TERMINAL and not self._scripts.is_leased(job_id):
             remove_attempt_files(self._paths, record)
-        if on_disk is None or to_document(on_disk) != document:
-            with disk_errors():
-                make_directory(self._paths.job(job_id))
-                if on_disk is None and record.owner:
-                    write_atomic(self._paths.owner_note(job_id), record.owner.encode())
-                write_atomic(self._paths.record(job_id), json.dumps(document, indent=1).encode())
-        self._scripts.run_always("written", job_id, record.version)
+        if on_disk == document:
+            self._scripts.run_always("written", job_id, record.version)
+        else:
+            self._write_document(job_id, document)
         return record
+
+    def _write_document(self, job_id: str, document: Mapping[str, Any]) -> None:
+        with disk_errors():
+            write_atomic(self._paths.record(job_id), json.dumps(document, indent=1).encode())
+        self._scripts.run_always("written", job_id, document["version"])
 
     def restore(self, job_id: str, *, wait_s: float | None = None) -> bool:
         """Put a record into Redis where Redis has none or an older one; False: there is no job.json.
@@ -125,17 +166,19 @@ class JobFiles:
             return self._restore_unlocked(job_id)
 
     def _restore_unlocked(self, job_id: str) -> bool:
-        fields = self._load_or_stand_in(job_id)
-        if fields is not None:
-            self._restore(job_id, fields)
-        return fields is not None
+        arguments = self._load_or_stand_in(job_id)
+        if arguments is not None:
+            self._scripts.run_always("restore", *arguments)
+        return arguments is not None
 
-    def _load_or_stand_in(self, job_id: str) -> dict[str, str] | None:
+    def _load_or_stand_in(self, job_id: str) -> list[str] | None:
+        """Return the arguments of restore.lua."""
         try:
-            return self.load(job_id)
+            document = self.load(job_id)
         except DamagedRecord:
             log.exception("job %s cannot be read; it is kept as it is", job_id)
-            return self._damaged(job_id)
+            return [job_id, "", json.dumps(self._damaged(job_id))]
+        return None if document is None else _arguments(job_id, document)
 
     def restore_all(self) -> None:
         """Restore every job on disk, the unfinished ones first, without a lock that a process may hold."""
@@ -179,8 +222,8 @@ class JobFiles:
             return None
 
     def _restore_batch(self, job_ids: Iterable[str]) -> None:
-        found = {job_id: fields for job_id in job_ids if (fields := self._load_or_stand_in(job_id))}
-        self._scripts.restore_records(_arguments(*each) for each in found.items())
+        found = {job_id: arguments for job_id in job_ids if (arguments := self._load_or_stand_in(job_id))}
+        self._scripts.restore_records(found.values())
         for job_id in found:
             # Whoever deleted it meanwhile may have deleted the record before it was restored.
             if not os.path.exists(f"{self._paths.jobs}/{job_id}"):  # noqa: PTH110 - paths are slow in a loop
@@ -242,10 +285,11 @@ class JobFiles:
 
     def _record(self, job_id: str) -> JobRecord | None:
         fields = self._scripts.fields(job_id)
-        return from_fields(fields) if fields else None
-
-    def _restore(self, job_id: str, fields: Mapping[str, str]) -> None:
-        self._scripts.run_always("restore", *_arguments(job_id, fields))
+        try:
+            known = self.load(job_id) or {"id": job_id}
+        except DamagedRecord:
+            known = {"id": job_id}
+        return parse_record(to_document(fields, known)) if fields else None
 
     def _damaged(self, job_id: str) -> dict[str, str]:
         """Return the fields of a job of which nothing but its files is known."""
@@ -256,13 +300,13 @@ class JobFiles:
             owner = self._paths.owner_note(job_id).read_text()
         except FileNotFoundError:
             owner = ""
-        return damaged_fields(job_id, created_us, max(fences, default=None), owner)
+        return damaged_fields(created_us, max(fences, default=None), owner)
 
 
-def _arguments(job_id: str, fields: Mapping[str, str]) -> list[str]:
+def _arguments(job_id: str, document: Mapping[str, Any]) -> list[str]:
     """Return the arguments of restore.lua."""
-    key = idempotency_of(to_document(fields)) if "idempotency" in fields else None
-    return [job_id, key.fingerprint if key else "", json.dumps(fields)]
+    key = idempotency_of(document)
+    return [job_id, key.fingerprint if key else "", json.dumps(to_fields(document))]
 
 
 def batched(items: Iterable[str]) -> Iterator[list[str]]:
@@ -272,8 +316,9 @@ def batched(items: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _is_behind(fields: Mapping[str, str], on_disk: Mapping[str, str]) -> bool:
+def _is_behind(fields: Mapping[str, str], document: Mapping[str, Any]) -> bool:
     """Whether Redis was set back behind job.json, by the same rule as in restore.lua."""
+    on_disk = to_fields(document)
     ahead = int(fields["version"]) - int(on_disk["version"])
     same = all(fields[name] == on_disk[name] for name in ("state", "fence"))
     return ahead < 0 or (ahead == 0 and not same)

@@ -3,7 +3,7 @@
 import copy
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -47,6 +47,7 @@ from state.records import (
     listed_view,
     new_job_id,
     next_cursor,
+    shortened,
 )
 from state.redis import KEY_PREFIX, QUEUE_KEY, RedisMemory, redis_memory, translated
 from state.scripts import Scripts, StateLost
@@ -57,6 +58,8 @@ T = TypeVar("T")
 log = logging.getLogger("eckart.state")
 
 DELETE_LIMIT_MS = 60_000
+MOST_DETAIL_BYTES = 800
+MOST_ERRORS = 5
 
 
 class JobStore:
@@ -101,7 +104,8 @@ class JobStore:
         """Create a job, or return the one that the same idempotency key created before.
 
         The job is registered in Redis, which keeps its checkpoint from deletion, then written to job.json,
-        then returned. The caller sends the message afterwards; where that fails, the next sweep does.
+        then returned. Where this process dies in between, a sweep removes it. The caller sends the message
+        afterwards; where that fails, the next sweep does.
         """
         job_id = new_job_id()
         if self._owner:
@@ -126,7 +130,7 @@ class JobStore:
 
     def view(self, job_id: str) -> JobView:
         """Return the record with progress and queue position, which change too often to be part of it."""
-        view = self._with_restore(lambda: job_view(self._run_on("read", job_id)))
+        view = self._with_restore(lambda: job_view(self._run_on("read", job_id), self._files.known(job_id)))
         if self._owner not in {None, view.record.owner}:
             raise JobNotFound
         if view.record.webhook is None:
@@ -247,6 +251,8 @@ class JobStore:
 
         `idle_s` is the time since the attempt's last step began.
         """
+        if progress and progress.layer:
+            progress = progress.model_copy(update={"layer": shortened(progress.layer)})
         document, done = (progress.model_dump_json(), progress.fraction) if progress else ("", 0.0)
         arguments = (job_id, fence, self._lease_us, document, done, int(idle_s * 1e6))
         try:
@@ -260,7 +266,7 @@ class JobStore:
 
     def fail(self, job_id: str, fence: int, why: Problem) -> bool:
         """End a job because of its input."""
-        return self._end("fail", job_id, fence, why.model_dump_json())
+        return self._end("fail", job_id, fence, _short(why))
 
     def retry(
         self,
@@ -278,7 +284,7 @@ class JobStore:
         """
         uncounted = "" if uncounted_for_s is None else int(uncounted_for_s * 1e6)
         times = (int(pause_s * 1e6), uncounted)
-        return self._end("retry", job_id, fence, self._max_attempts, why.model_dump_json(), *times)
+        return self._end("retry", job_id, fence, self._max_attempts, _short(why), *times)
 
     def release(self, job_id: str, fence: int) -> bool:
         """Queue a job again because the worker stops: the attempt does not count."""
@@ -403,13 +409,12 @@ class JobStore:
                 new.checkpoint,
                 digest,
                 fingerprint,
-                fixed,
                 new.owner,
                 self._most_waiting or "inf",
             )
             answer = str(self._scripts.run(*create, *named))
             if answer == "created":
-                return self._make_durable(job_id, new)
+                return self._make_durable(job_id, new, fixed)
         if answer == "conflict":
             raise IdempotencyMismatch
         if answer == "gone":
@@ -425,12 +430,12 @@ class JobStore:
         paths = DataDir(self._paths.root, job.owner)
         return all(has_files(paths, name, files) for name, files in needed)
 
-    def _make_durable(self, job_id: str, new: NewJob) -> JobRecord:
+    def _make_durable(self, job_id: str, new: NewJob, fixed: Mapping[str, Any]) -> JobRecord:
         try:
             if not self._has_input(new):
                 # Deleted or replaced after the job was planned and before it was registered.
                 raise CheckpointGone  # noqa: TRY301 - undone like every other failure
-            record = _present(self._files.write_locked(job_id))
+            record = _present(self._files.create_locked(job_id, fixed))
             self._files.note_created(job_id)
         except BaseException:
             self._files.undo_locked(job_id)
@@ -443,6 +448,13 @@ def _present(record: JobRecord | None) -> JobRecord:
         # Redis lost it, or the process that created it undid that, before it was on disk.
         raise StateLost
     return record
+
+
+def _short(why: Problem) -> str:
+    """Return a problem as it is kept: its detail may name many tensors, and is shown in each list."""
+    errors = [each.model_copy(update={"detail": shortened(each.detail)}) for each in why.errors[:MOST_ERRORS]]
+    short = {"detail": shortened(why.detail, MOST_DETAIL_BYTES), "errors": tuple(errors)}
+    return why.model_copy(update=short).model_dump_json()
 
 
 def worker_lost(attempts: int) -> Problem:

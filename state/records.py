@@ -1,7 +1,8 @@
-"""The job record, in its two forms: the fields of a Redis hash, and the document job.json.
+"""The job record: job.json holds all of it, and a Redis hash what transitions and lists need.
 
-Each form is made from the other without a model, so that what another release added survives. A model reads
-the document only where its content is needed, and then as far as it can (`parse_record`).
+The hash is made from the document, and the document from the hash and what job.json held before, without a
+model, so that what another release added survives. A model reads the document only where its content is
+needed, and then as far as it can (`parse_record`).
 """
 
 import hashlib
@@ -198,24 +199,28 @@ def rfc3339(microseconds: int) -> str:
     return time.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+def shortened(text: str, most_bytes: int = 300) -> str:
+    """Return a text as Redis may keep it for each job."""
+    raw = text.encode(errors="replace")
+    return text if len(raw) <= most_bytes else raw[: most_bytes - 3].decode(errors="ignore") + "…"
+
+
 def microseconds(time: str) -> int:
     """Parse what `rfc3339` formatted."""
     return (datetime.fromisoformat(time) - EPOCH) // timedelta(microseconds=1)
 
 
-def fixed_document(new: NewJob, job_id: str, idempotency: Idempotency | None) -> str:
-    """Return the part of a record that never changes."""
+def fixed_document(new: NewJob, job_id: str, idempotency: Idempotency | None) -> dict[str, Any]:
+    """Return the part of a record that never changes, which may be large: it is in job.json only."""
     own = {"id": job_id} | ({"idempotency": idempotency.model_dump()} if idempotency else {})
     fixed = set(NewJob.model_fields)
-    return json.dumps(new.model_dump(mode="json", include=fixed, exclude_none=True) | own)
+    return new.model_dump(mode="json", include=fixed, exclude_none=True) | own
 
 
 def to_fields(document: Mapping[str, Any]) -> dict[str, str]:
-    """Return a document as the fields of its Redis hash; a ValueError if the essentials are missing."""
+    """Return the fields of the Redis hash of a document; a ValueError if the essentials are missing."""
     essentials = _Essentials.model_validate(document)
-    fixed = {name: value for name, value in document.items() if name not in CHANGING}
-    fields = {"fixed": json.dumps(fixed), "checkpoint": essentials.checkpoint}
-    fields |= _references(document.get("spec"))
+    fields = {"checkpoint": essentials.checkpoint} | _references(document.get("spec"))
     if essentials.owner:
         fields["owner"] = essentials.owner
     if digest := idempotency_of(document):
@@ -230,11 +235,10 @@ def to_fields(document: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def to_document(fields: Mapping[str, str]) -> dict[str, Any]:
-    """Return the document that the fields of a Redis hash hold, whatever can be read of it."""
-    fixed = _parsed(fields.get("fixed", ""))
-    document: dict[str, Any] = dict(fixed) if isinstance(fixed, dict) else {}
-    document |= {name: fields[name] for name in (*PLAIN_FIELDS, "owner") if name in fields}
+def to_document(fields: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document of a Redis hash, with all that never changes from a document known before."""
+    document = {name: value for name, value in known.items() if name not in CHANGING}
+    document |= {name: fields[name] for name in (*PLAIN_FIELDS, "checkpoint", "owner") if name in fields}
     document |= {name: _parsed(fields[name]) for name in JSON_FIELDS | NUMBER_FIELDS if name in fields}
     with suppress(ValueError):
         document |= {name: rfc3339(int(fields[of])) for name, of in TIME_FIELDS.items() if of in fields}
@@ -251,11 +255,6 @@ def parse_record(document: Mapping[str, Any]) -> JobRecord:
         return JobRecord.model_validate(UNREADABLE | rest | {"readable": False})
 
 
-def from_fields(fields: Mapping[str, str]) -> JobRecord:
-    """Return the record that the fields of a Redis hash hold."""
-    return parse_record(to_document(fields))
-
-
 def idempotency_of(document: Mapping[str, Any]) -> Idempotency | None:
     """Return the key that a document names, if it can be read."""
     with suppress(ValidationError):
@@ -263,11 +262,11 @@ def idempotency_of(document: Mapping[str, Any]) -> Idempotency | None:
     return None
 
 
-def damaged_fields(job_id: str, created_us: int, result_fence: int | None, owner: str) -> dict[str, str]:
+def damaged_fields(created_us: int, result_fence: int | None, owner: str) -> dict[str, str]:
     """Return what Redis holds of a job whose job.json is damaged; any record that can be read replaces it."""
     state = "failed" if result_fence is None else "succeeded"
     time = str(created_us)
-    fields = {"fixed": json.dumps({"id": job_id}), "state": state, "version": str(DAMAGED_VERSION)}
+    fields = {"state": state, "version": str(DAMAGED_VERSION)}
     fields |= {"attempt": "0", "fence": str(result_fence or 0), "created_us": time, "finished_us": time}
     if owner:
         fields["owner"] = owner
@@ -286,21 +285,18 @@ def _parsed(text: str) -> Any:
         return text
 
 
-def job_view(answer: Sequence[Any]) -> JobView:
-    """Parse the answer of read.lua: the fields of a job, and its place in the queue or -1."""
+def job_view(answer: Sequence[Any], known: Mapping[str, Any]) -> JobView:
+    """Parse the answer of read.lua, the fields of a job and its place in the queue or -1, beside job.json."""
     flat, place = answer
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
-    record = from_fields(fields)
+    record = parse_record(to_document(fields, known))
     return JobView(record, _progress(record, fields.get("progress")), place if place >= 0 else None)
 
 
 def listed_view(answer: Sequence[Any]) -> JobView:
     """Parse an entry of the answer of page.lua; the record has an empty spec, and no files or warnings."""
-    job_id, flat, place = answer
-    known = dict(zip(flat[::2], flat[1::2], strict=True))
-    named = {"checkpoint": known["checkpoint"]} if "checkpoint" in known else {}
-    fixed = ["fixed", json.dumps({"id": job_id, "spec": {}, **named})]
-    return job_view(([*fixed, *flat], place))
+    job_id, *rest = answer
+    return job_view(rest, {"id": job_id, "spec": {}})
 
 
 def job_counts(answer: Sequence[Any]) -> JobCounts:

@@ -3,8 +3,10 @@
 -- The head of a script lists its arguments and its answers. Two more answers are common to several scripts:
 -- 'state_lost': the server is not ready, so nothing was done; 'missing': there is no job of this id.
 --
--- job:<id>             hash: the record (state/records.py); its progress; `number`, its place in the order of
---                      creation; and `sent`, the number of the newest job when its message was last sent
+-- job:<id>             hash: what changes of the record (state/records.py), and the checkpoints it needs; its
+--                      progress; `number`, its place in the order of creation; `sent`, the number of the newest
+--                      job when its message was last sent; and `unwritten` until job.json is there, before
+--                      which no client is told of the job
 -- jobs:all, jobs:<state>  zset: ids by the microsecond they were created
 -- jobs:all@<owner>, jobs:<state>@<owner>  zset: the same of one owner; '' without keys
 -- waiting              zset: queued ids by the microsecond their message was last sent

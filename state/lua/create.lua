@@ -1,9 +1,9 @@
 -- Create a job, unless the idempotency key has created one before or a checkpoint it needs is being deleted.
--- id, checkpoint, idempotency digest or '', fingerprint, fixed document, owner or '', the most that the owner may
--- have queued, then the field and the id of each other checkpoint that the spec names
+-- id, checkpoint, idempotency digest or '', fingerprint, owner or '', the most that the owner may have queued,
+-- then the field and the id of each other checkpoint that the spec names
 -- -> 'created' | 'conflict' | 'gone' | 'full' | 'replay:<id of the first job>'
 if not ready() then return 'state_lost' end
-local id, checkpoint, key, fingerprint, fixed, owner, most = unpack(ARGV)
+local id, checkpoint, key, fingerprint, owner, most = unpack(ARGV)
 if field(id, 'state') then return 'created' end -- a repeated call: the answer to the first was lost
 if key ~= '' then
   local first, theirs = unpack(redis.call('HMGET', PREFIX .. 'idempotency:' .. key, 'job', 'fingerprint'))
@@ -12,7 +12,7 @@ if key ~= '' then
     return 'replay:' .. first
   end
 end
-local needed = { 'checkpoint', checkpoint, unpack(ARGV, 8) }
+local needed = { 'checkpoint', checkpoint, unpack(ARGV, 7) }
 for i = 2, #needed, 2 do
   if redis.call('EXISTS', PREFIX .. 'deleting:' .. scoped(owner, needed[i])) == 1 then return 'gone' end
 end
@@ -23,7 +23,7 @@ if redis.call('ZCARD', index('queued@' .. owner)) >= tonumber(most) then return 
 local newest = redis.call('ZREVRANGE', ALL, 0, 0, 'WITHSCORES')[2]
 local created = math.max(now, (tonumber(newest) or 0) + 1)
 local number = redis.call('INCR', CREATED)
-redis.call('HSET', job(id), 'fixed', fixed, 'state', 'queued', 'created_us', text(created), 'version', 0,
+redis.call('HSET', job(id), 'unwritten', 1, 'state', 'queued', 'created_us', text(created), 'version', 0,
   'attempt', 0, 'attempts_without_progress', 0, 'fence', 0, 'number', number, 'sent', number, unpack(needed))
 if owner ~= '' then redis.call('HSET', job(id), 'owner', owner) end
 list(id, 'all', text(created))

@@ -14,17 +14,14 @@ UNREADABLE = "urn:eckart:problem:unreadable-record"
 
 
 @pytest.fixture
-def harmed(start, redis_server):
+def harmed(start):
     """Return what makes a job whose record has other contents, as another release has them."""
     service = start()
-    client = redis_server.client()
 
     def make(*, finished=False, **fields):
         job_id = service.submit(service.stored(MODEL)).json()["id"]
         if finished:
             service.finish(job_id, FILES)
-        key = f"eckart:job:{job_id}"
-        client.hset(key, "fixed", json.dumps(json.loads(client.hget(key, "fixed")) | fields))
         path = DataDir(service.data_dir).record(job_id)
         path.write_text(json.dumps(json.loads(path.read_text()) | fields))
         return service, f"/v1/jobs/{job_id}"
@@ -42,7 +39,7 @@ def test_a_record_of_another_release_is_listed_shown_canceled_and_deleted(harmed
     (listed,) = service.http.get("/v1/jobs").json()["jobs"]
     shown = service.http.get(here)
     assert shown.status_code == 200
-    assert error_type(listed) == error_type(shown.json()) == UNREADABLE
+    assert (listed["error"], error_type(shown.json())) == (None, UNREADABLE)
     assert listed["state"] == shown.json()["state"] == "queued"
     assert service.http.post(f"{here}/cancel").json()["state"] == "canceled"
     assert service.http.delete(here).status_code == 204
@@ -54,7 +51,6 @@ def test_a_spec_of_a_newer_release_is_shown_as_it_is_and_as_unreadable_until_the
     service, here = harmed(spec=spec)
     job = service.http.get(here).json()
     assert (job["spec"], job["state"], error_type(job)) == (spec, "queued", UNREADABLE)
-    assert service.http.get("/v1/jobs").json()["jobs"][0]["spec"] == spec
     assert service.http.post(f"{here}/cancel").json()["error"] is None
 
 

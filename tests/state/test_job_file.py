@@ -7,11 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from schemas.checkpoint import FileInfo
+from schemas.job import Progress
+from schemas.problem import FieldProblem, ProblemKind
+from state.checkpoints import MANIFEST
 from state.data_dir import DataDir
+from state.errors import JobNotFound
 from state.job_file import JobFiles
-from state.records import Idempotency, fixed_document, new_job_id, new_token
+from state.records import Idempotency, NewJob, new_job_id, new_token
 from state.scripts import Scripts
 
+KEY = Idempotency(key="k", fingerprint="f")
 STATES = ("queued", "running", "succeeded", "failed", "canceled")
 
 
@@ -112,20 +118,99 @@ def test_a_job_whose_files_cannot_be_removed_is_kept_whole(jobs, reach, tmp_path
     assert jobs.list().jobs == ()
 
 
-def test_a_replay_is_on_disk_even_if_the_process_that_created_the_job_died_first(
-    jobs, new, redis_server, on_disk
-):
-    key = Idempotency(key="k", fingerprint="f")
+@pytest.fixture
+def half_created(jobs, new, redis_server) -> str:
+    """Return the id of a job whose creation died before job.json was written; its key is KEY."""
     jobs.counts()
     job_id = new_job_id()
-    fixed = fixed_document(new, job_id, key)
     scripts = Scripts(redis_server.client())
-    assert (
-        scripts.run("create", job_id, new.checkpoint, key.digest, key.fingerprint, fixed, "", 9) == "created"
+    create = ("create", job_id, new.checkpoint, KEY.digest, KEY.fingerprint, "", 9)
+    assert scripts.run(*create) == "created"
+    return job_id
+
+
+def test_a_job_without_job_json_is_shown_to_nobody_and_removed_by_the_sweep(
+    jobs, half_created, redis_server, in_use
+):
+    with pytest.raises(JobNotFound):
+        jobs.get(half_created)
+    assert in_use()
+    jobs.sweep()
+    jobs.write_deferred()
+    assert jobs.list().jobs == ()
+    assert not in_use()
+    assert redis_server.client().smembers("eckart:dirty") == set()
+    assert not redis_server.client().keys("eckart:idempotency:*")
+
+
+def test_a_job_without_job_json_is_never_worked_on(jobs, half_created):
+    assert jobs.claim(half_created, new_token("worker")) is None
+    assert jobs.list().jobs == ()
+
+
+def test_a_key_whose_first_job_was_not_created_to_the_end_creates_another(jobs, new, half_created, on_disk):
+    record = jobs.create(new, idempotency=KEY)
+    assert record.id != half_created
+    assert on_disk(record.id) == record
+    assert [view.record.id for view in jobs.list().jobs] == [record.id]
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_job_json_that_is_deleted_by_hand_makes_a_record_unreadable_until_it_is_back(
+    jobs, reach, tmp_path, state
+):
+    job_id = reach(state)
+    before, path = jobs.get(job_id), tmp_path / "jobs" / job_id / "job.json"
+    text = path.read_text()
+    path.unlink()
+    jobs.write_deferred()
+    record = jobs.get(job_id)
+    assert (record.id, record.state, record.readable) == (job_id, state, False)
+    path.write_text(text)
+    assert jobs.get(job_id) == before
+    path.unlink()
+    jobs.delete(job_id)
+    assert jobs.list().jobs == ()
+
+
+@pytest.mark.parametrize("state", ["running", "succeeded", "failed"])
+def test_redis_holds_4_kib_of_the_largest_job(make_store, summary, redis_server, tmp_path, state):
+    jobs, client = make_store(), redis_server.client()
+    jobs.counts()
+    files = tuple(
+        FileInfo(name=f"{at:0200}.safetensors", size_bytes=2**50, sha256="0" * 64) for at in range(1000)
     )
-    record = jobs.create(new, idempotency=key)
-    assert record.id == job_id
-    assert on_disk(job_id) == record
+    spec = {"rank": 1, "exclude": ["*" * 1000] * 1000, "base": "m" * 64, "calibration": "m" * 64}
+    new = NewJob(
+        checkpoint="m" * 64,
+        spec=spec,
+        files=files,
+        base_files=files,
+        calibration_files=files,
+        warnings=("w" * 1000,) * 100,
+    )
+    long = Progress(layers_done=1, layers_total=9, layer="ü" * 100_000, fraction=0.1)
+    errors = tuple(FieldProblem(pointer="/exclude", detail="ü" * 10_000) for _ in range(100))
+    why = ProblemKind.INVALID_SPEC.problem("ü" * 100_000, errors=errors)
+    other = jobs.of("o" * 64)
+    other.create(NewJob(checkpoint="m" * 64, spec={}))
+    manifest = DataDir(tmp_path, "o" * 64).manifest("m" * 64)
+    manifest.parent.mkdir(parents=True)
+    manifest.write_bytes(MANIFEST.dump_json({file.name: file for file in files}))
+    for file in files:
+        (manifest.parent / file.name).touch()
+    before = sum(client.memory_usage(key) for key in client.keys("eckart:*"))
+    job_id = other.create(new, idempotency=Idempotency(key="k" * 255, fingerprint="f" * 64)).id
+    assert jobs.claim(job_id, new_token("h" * 64)) is not None
+    assert jobs.renew_lease(job_id, 1, long)
+    if state == "succeeded":
+        assert jobs.finish(job_id, 1, summary, "z" * 255)
+    elif state == "failed":
+        assert jobs.fail(job_id, 1, why)
+    after = sum(client.memory_usage(key) for key in client.keys("eckart:*"))
+    assert after - before <= 4096
+    assert (tmp_path / "jobs" / job_id / "job.json").stat().st_size > 1_000_000
+    assert jobs.get(job_id).files == files
 
 
 def test_no_fence_is_issued_that_is_not_on_disk(jobs, reach, block, on_disk):

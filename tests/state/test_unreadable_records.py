@@ -18,13 +18,10 @@ def job_json(tmp_path):
 
 
 @pytest.fixture
-def harm(redis_server, job_json):
-    """Return what gives a record other contents, in Redis and on disk, as a newer release has them."""
-    client = redis_server.client()
+def harm(job_json):
+    """Return what gives a record other contents, as a newer release has them."""
 
     def change(job_id: str, **fields: object) -> None:
-        key = f"eckart:job:{job_id}"
-        client.hset(key, "fixed", json.dumps(json.loads(client.hget(key, "fixed")) | fields))
         document = json.loads(job_json(job_id).read_text())
         job_json(job_id).write_text(json.dumps(document | fields))
 
