@@ -58,8 +58,8 @@ T = TypeVar("T")
 log = logging.getLogger("eckart.state")
 
 DELETE_LIMIT_MS = 60_000
-MOST_DETAIL_BYTES = 800
-MOST_ERRORS = 5
+MOST_DETAIL_BYTES = 500
+MOST_ERRORS = 4
 
 
 class JobStore:

@@ -199,7 +199,7 @@ def rfc3339(microseconds: int) -> str:
     return time.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def shortened(text: str, most_bytes: int = 300) -> str:
+def shortened(text: str, most_bytes: int = 200) -> str:
     """Return a text as Redis may keep it for each job."""
     raw = text.encode(errors="replace")
     return text if len(raw) <= most_bytes else raw[: most_bytes - 3].decode(errors="ignore") + "…"
@@ -227,7 +227,7 @@ def to_fields(document: Mapping[str, Any]) -> dict[str, str]:
         fields["idempotency"] = digest.digest
     document = {**document, "attempt": essentials.attempt, "fence": essentials.fence}
     fields |= {name: str(document[name]) for name in PLAIN_FIELDS if document.get(name) is not None}
-    fields |= {name: json.dumps(document[name]) for name in JSON_FIELDS if document.get(name) is not None}
+    fields |= {name: _json(document[name]) for name in JSON_FIELDS if document.get(name) is not None}
     return fields | {
         to: str(microseconds(document[name]))
         for name, to in TIME_FIELDS.items()
@@ -276,6 +276,11 @@ def damaged_fields(created_us: int, result_fence: int | None, owner: str) -> dic
 def _references(spec: object) -> dict[str, str]:
     named = {field: spec.get(field) for field in REFERENCES} if isinstance(spec, dict) else {}
     return {field: name for field, name in named.items() if isinstance(name, str)}
+
+
+def _json(value: object) -> str:
+    """Return the JSON of a value as short as it is when a transition brings it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _parsed(text: str) -> Any:
