@@ -16,6 +16,7 @@ from state.jobs import JobStore
 from state.queue import celery_settings
 from state.redis import TASK, redis_client
 from state.workers import WorkerRegistry
+from worker.broker import correct_acknowledgements
 from worker.memory import memory_limit_bytes
 from worker.orphans import give_back_orphans
 from worker.settings import Settings
@@ -28,6 +29,7 @@ START_TIMEOUT_S = 120.0
 
 def make_app(redis_url: str, *, workers: int) -> Celery:
     """Build the app; the broker only notifies workers, so losing its messages loses no job."""
+    correct_acknowledgements()
     app = Celery("eckart", set_as_current=False)
     app.conf.update(celery_settings(redis_url))
     app.conf.update(
