@@ -63,6 +63,7 @@ def uploads(tmp_path):
 
 def opened(directory):
     """Return the uploads as a new process finds them."""
+    directory.mkdir(exist_ok=True)
     return ResumableUploads(directory, CheckpointStore(directory), expiry_s=60)
 
 
