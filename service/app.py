@@ -52,6 +52,7 @@ def open_services(settings: Settings) -> Services:
         lease_s=settings.lease_s,
         max_attempts=settings.max_attempts,
         most_waiting=settings.owner_jobs,
+        retention_s=settings.retention_s,
     )
     space = DiskSpace(settings.data_dir, settings.min_free_bytes, decompositions, jobs)
     queue = JobQueue(settings.redis_url)

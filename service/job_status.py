@@ -43,7 +43,7 @@ def listed_job(view: JobView, root_path: str) -> ListedJob:
         created_at=record.created_at,
         started_at=record.started_at,
         finished_at=record.finished_at,
-        expires_at=None,
+        expires_at=view.expires_at,
         error=record.error or unreadable,
         summary=record.summary,
         links=job_links(record.id, root_path),

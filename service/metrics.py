@@ -95,10 +95,16 @@ class Metrics:
         self.queued_again = Counter(
             "eckart_reaper_requeued", "Jobs that the reaper queued again.", registry=self._registry
         )
-
         self.webhooks = Counter(
             "eckart_webhook_attempts", "Attempts to deliver webhooks.", ["outcome"], registry=self._registry
         )
+        self._removed = Counter(
+            "eckart_removed", "What nobody needs any more and was removed.", ["what"], registry=self._registry
+        )
+
+    def removed(self, what: str, count: int) -> None:
+        """Count what was removed."""
+        self._removed.labels(what).inc(count)
 
     def observe(self, method: str, route: str, status: int, duration_s: float) -> None:
         """Count one request."""

@@ -10,6 +10,7 @@ from functools import partial
 from starlette.concurrency import run_in_threadpool
 
 from service.dependencies import Services
+from service.retention import SteadyClock, remove_expired, remove_unowned
 from service.turns import SWEEP, Turns
 from state.errors import FilesLocked, RedisUnavailable
 from state.redis import eviction_warning
@@ -33,6 +34,8 @@ async def run_reaper(services: Services) -> None:
         "write job.json where that failed": services.jobs.write_deferred,
         "remove stale uploads": partial(services.checkpoints.sweep_parts, STALE_UPLOAD_S),
         "remove expired uploads": services.resumable.sweep,
+        "remove expired jobs": partial(remove_expired, services, SteadyClock()),
+        "remove checkpoints without jobs": partial(remove_unowned, services),
         "trim the cache": services.decompositions.trim,
         "remove layers of failed jobs": at_most_every(
             FAILED_LAYERS_EVERY_S,

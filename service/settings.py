@@ -67,6 +67,13 @@ class Settings(StateSettings):
         ge=0,
         description="Uploads are refused if they would leave fewer free bytes than this on the disk.",
     )
+    retention_hours: float = Field(
+        default=168,
+        ge=0,
+        le=1_000_000,
+        allow_inf_nan=False,
+        description="How long a job is kept after its end, with its files. 0: until it is deleted.",
+    )
     failed_layers_hours: float = Field(
         default=72,
         ge=0,
@@ -114,6 +121,11 @@ class Settings(StateSettings):
     shutdown_s: int = Field(
         default=10, ge=0, description="How long running requests may take to end when the API is stopped."
     )
+
+    @property
+    def retention_s(self) -> float | None:
+        """Seconds for which an ended job is kept; None: for ever."""
+        return self.retention_hours * 3600 or None
 
     @property
     def named_hosts(self) -> tuple[str, ...]:

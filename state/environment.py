@@ -42,6 +42,7 @@ KNOWN_NAMES = frozenset(
         "ECKART_REAPER_S",
         "ECKART_REDIS_PASSWORD_FILE",
         "ECKART_REDIS_URL",
+        "ECKART_RETENTION_HOURS",
         "ECKART_RETRY_PAUSE_S",
         "ECKART_ROOT_PATH",
         "ECKART_SHUTDOWN_S",

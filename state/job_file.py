@@ -276,6 +276,18 @@ class JobFiles:
             self._scripts.run_always("delete", job_id)
         purge(place)
 
+    def expire(self, job_id: str, retention_us: int) -> bool:
+        """Delete a job that ended long enough ago: the record first, since only Redis knows if it may go.
+
+        A process that is killed in between leaves job.json, by which the next reconciliation restores it.
+        """
+        with self.lock(job_id, wait_s=0):
+            if self._scripts.run("expire", job_id, retention_us) != "done":
+                return False
+            place = move_to_trash(self._paths.job(job_id), self._paths.trash)
+        purge(place)
+        return True
+
     def undo_locked(self, job_id: str) -> None:
         """Delete a job whose creation failed: the record goes even where the files cannot."""
         try:

@@ -45,8 +45,10 @@ from state.records import (
     job_counts,
     job_view,
     listed_view,
+    microseconds,
     new_job_id,
     next_cursor,
+    rfc3339,
     shortened,
 )
 from state.redis import KEY_PREFIX, QUEUE_KEY, RedisMemory, redis_memory, translated
@@ -60,6 +62,8 @@ log = logging.getLogger("eckart.state")
 DELETE_LIMIT_MS = 60_000
 MOST_DETAIL_BYTES = 500
 MOST_ERRORS = 4
+EXPIRED_MOST = 500
+UNOWNED = KEY_PREFIX + "unowned"
 
 
 class JobStore:
@@ -77,8 +81,12 @@ class JobStore:
         max_attempts: int = 3,
         send_again_after_s: float = 15,
         most_waiting: int | None = None,
+        retention_s: float | None = None,
     ) -> None:
-        """Connect to the server; an owner may have `most_waiting` jobs queued."""
+        """Connect to the server; an owner may have `most_waiting` jobs queued.
+
+        Ended jobs may be removed after `retention_s`; None: never.
+        """
         self._client = client
         # None: the jobs of all owners.
         self._owner: str | None = None
@@ -89,6 +97,7 @@ class JobStore:
         self._max_attempts = max_attempts
         self._most_waiting = most_waiting
         self._webhooks = WebhookFiles(self._paths)
+        self._retention_us = None if retention_s is None else int(retention_s * 1e6)
         self._files = JobFiles(self._paths, self._scripts, lease_us=self._lease_us)
 
     def of(self, owner: str) -> Self:
@@ -133,6 +142,7 @@ class JobStore:
         view = self._with_restore(lambda: job_view(self._run_on("read", job_id), self._files.known(job_id)))
         if self._owner not in {None, view.record.owner}:
             raise JobNotFound
+        view = self._with_expiry(view)
         if view.record.webhook is None:
             return view
         return replace(view, deliveries=self._webhooks.deliveries(job_id))
@@ -146,13 +156,18 @@ class JobStore:
             states = pipeline.execute()
         return [job_id for job_id, state in zip(job_ids, states, strict=True) if state not in UNFINISHED]
 
+    def _with_expiry(self, view: JobView) -> JobView:
+        if self._retention_us is None or view.record.finished_at is None:
+            return view
+        return replace(view, expires_at=rfc3339(microseconds(view.record.finished_at) + self._retention_us))
+
     def list(self, state: JobState | None = None, *, limit: int = 50, cursor: str | None = None) -> JobPage:
         """Return a page of jobs, newest first; `cursor` is the `next_cursor` of the page before."""
         if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 16):
             raise BadCursor
         index = (state or "all") + ("" if self._owner is None else f"@{self._owner}")
         answer = self._run("page", index, cursor or "+inf", limit + 1)
-        views = tuple(listed_view(entry) for entry in answer)
+        views = tuple(self._with_expiry(listed_view(entry)) for entry in answer)
         return JobPage(views[:limit], next_cursor(views[limit:]))
 
     def waiting(self) -> int:
@@ -320,6 +335,40 @@ class JobStore:
                 return
             self._files.remove_failed_layers(job_id, older_than_s=older_than_s)
 
+    def remove_expired(self) -> int:
+        """Remove jobs that ended longer ago than they are kept, some hundreds at most; return how many."""
+        if self._retention_us is None:
+            return 0
+        removed = 0
+        for job_id in self._run("expired", self._retention_us, EXPIRED_MOST):
+            with suppress(FilesLocked):
+                removed += self._expire(str(job_id), self._retention_us)
+        return removed
+
+    def _expire(self, job_id: str, retention_us: int) -> bool:
+        if not self._with_restore(lambda: self._files.expire(job_id, retention_us)):
+            return False
+        log.info("job %s has been kept long enough and is removed", job_id)
+        return True
+
+    def now_s(self) -> float:
+        """Return the time of the server's clock, by which jobs end, in seconds since 1970."""
+        with translated():
+            seconds, rest_us = self._client.time()
+        return float(seconds) + float(rest_us) / 1e6
+
+    def unowned_checkpoints(self) -> tuple[tuple[str, str], ...]:
+        """Return the owner and the id of checkpoints that came with jobs which are deleted."""
+        with translated():
+            keys: Any = self._client.smembers(UNOWNED)
+        parts = (str(key).rpartition("/") for key in sorted(keys))
+        return tuple((owner, name) for owner, _, name in parts)
+
+    def forget_unowned(self, owner: str, checkpoint_id: str) -> None:
+        """Note that a checkpoint without its job is deleted."""
+        with translated():
+            self._client.srem(UNOWNED, DataDir(self._paths.root, owner).key(checkpoint_id))
+
     def sweep(self) -> tuple[str, ...]:
         """Queue jobs again whose worker was lost, and return the jobs whose message must be sent again.
 
@@ -411,6 +460,7 @@ class JobStore:
                 fingerprint,
                 new.owner,
                 self._most_waiting or "inf",
+                "1" if new.owns_checkpoint else "",
             )
             answer = str(self._scripts.run(*create, *named))
             if answer == "created":

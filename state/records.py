@@ -164,6 +164,8 @@ class JobView:
     progress: Progress
     queue_position: int | None
     deliveries: tuple[Delivery, ...] = ()
+    # When the job may be removed; None: not before it has ended, or never.
+    expires_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +225,8 @@ def to_fields(document: Mapping[str, Any]) -> dict[str, str]:
     fields = {"checkpoint": essentials.checkpoint} | _references(document.get("spec"))
     if essentials.owner:
         fields["owner"] = essentials.owner
+    if document.get("owns_checkpoint") is True:
+        fields["owns_checkpoint"] = "1"
     if digest := idempotency_of(document):
         fields["idempotency"] = digest.digest
     document = {**document, "attempt": essentials.attempt, "fence": essentials.fence}

@@ -34,6 +34,8 @@ REQUIRE_READY = (
     "claim",
     "counts",
     "create",
+    "expire",
+    "expired",
     "fail",
     "finish",
     "lock_checkpoint",

@@ -18,6 +18,8 @@
 -- leases               zset: running ids, and canceled ids whose attempt may still run, by the microsecond
 --                      their lease ends
 -- steps                zset: running ids by the microsecond their last step began
+-- ended                zset: ids of jobs that have ended, by the microsecond from which they are kept
+-- unowned              set: checkpoints that came with a job which is deleted; they go when no job needs them
 -- dependents:<checkpoint> set: unfinished ids that need the checkpoint, as their input or by their spec;
 --                      <owner>/ goes before the name of a checkpoint that an owner has
 -- deleting:<checkpoint>   exists while the checkpoint is being deleted: no new job may need it
@@ -32,6 +34,7 @@ local ALL, WAITING, TO_SEND = PREFIX .. 'jobs:all', PREFIX .. 'waiting', PREFIX 
 local LEASES, DIRTY = PREFIX .. 'leases', PREFIX .. 'dirty'
 -- Order is kept in numbers and not in times, since the clock may be set.
 local CREATED, NEWEST_CLAIMED = PREFIX .. 'created', PREFIX .. 'newest_claimed'
+local ENDED, UNOWNED = PREFIX .. 'ended', PREFIX .. 'unowned'
 local DELAYED, STEPS = PREFIX .. 'delayed', PREFIX .. 'steps'
 local TERMINAL = { succeeded = true, failed = true, canceled = true }
 
@@ -118,8 +121,10 @@ local function enter(id, state)
   redis.call('HSET', job(id), 'state', state)
   redis.call('HINCRBY', job(id), 'version', 1)
   if state ~= 'running' then redis.call('HDEL', job(id), 'claim_token') end
+  redis.call('ZREM', ENDED, id)
   if TERMINAL[state] then
     redis.call('HSET', job(id), 'finished_us', text(now))
+    redis.call('ZADD', ENDED, text(now), id)
     for _, checkpoint in ipairs(needs(id)) do redis.call('SREM', dependents(checkpoint), id) end
   end
   redis.call('SADD', DIRTY, id)
@@ -148,6 +153,7 @@ local function remove(id)
   redis.call('ZREM', LEASES, id)
   redis.call('ZREM', DELAYED, id)
   redis.call('ZREM', STEPS, id)
+  redis.call('ZREM', ENDED, id)
   redis.call('SREM', TO_SEND, id)
   redis.call('SREM', DIRTY, id)
   for _, checkpoint in ipairs(needs(id)) do redis.call('SREM', dependents(checkpoint), id) end
@@ -156,6 +162,15 @@ local function remove(id)
   end
   redis.call('DEL', job(id))
   return true
+end
+
+-- Remove a job for good, and note the checkpoint that came with it.
+local function delete(id)
+  local owned, checkpoint = unpack(redis.call('HMGET', job(id), 'owns_checkpoint', 'checkpoint'))
+  local name = owned and scoped(owner_of(id), checkpoint)
+  local removed = remove(id)
+  if removed and name then redis.call('SADD', UNOWNED, name) end
+  return removed
 end
 
 local function describe(id)

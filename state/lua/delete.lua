@@ -1,2 +1,2 @@
 -- id -> 'done' | 'missing'. Does not require a ready server, since nothing is kept.
-return remove(ARGV[1]) and 'done' or 'missing'
+return delete(ARGV[1]) and 'done' or 'missing'

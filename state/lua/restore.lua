@@ -12,7 +12,11 @@ local version = tonumber(field(id, 'version') or -1) - tonumber(on_disk.version)
 local same = field(id, 'state') == on_disk.state and field(id, 'fence') == on_disk.fence
 if version > 0 or (version == 0 and same) then
   -- A release that knew no owners listed it without.
-  for _, state in ipairs({ 'all', field(id, 'state') }) do list(id, state, field(id, 'created_us')) end
+  local state = field(id, 'state')
+  for _, each in ipairs({ 'all', state }) do list(id, each, field(id, 'created_us')) end
+  -- One that knew no retention noted neither this nor when it ended.
+  if on_disk.owns_checkpoint then redis.call('HSET', job(id), 'owns_checkpoint', 1) end
+  if TERMINAL[state] then redis.call('ZADD', ENDED, 'NX', field(id, 'finished_us') or text(now), id) end
   return 'kept'
 end
 
@@ -26,6 +30,7 @@ end
 if tonumber(on_disk.version) < 0 then redis.call('SADD', DIRTY, id) end
 if TERMINAL[on_disk.state] then
   list(id, on_disk.state, on_disk.created_us)
+  redis.call('ZADD', ENDED, on_disk.finished_us or text(now), id)
 else
   -- Its worker may be alive or not: the job runs again, under a fence that this worker does not have.
   for _, needed in ipairs(needs(id)) do redis.call('SADD', dependents(needed), id) end
