@@ -1,16 +1,23 @@
-"""`python -m service`: the API in this process."""
+"""`python -m service`: the API in this process, or one reconciliation."""
 
+import argparse
 import sys
 
 from pydantic import ValidationError
 
+from service.app import open_services
+from service.reconciliation import reconcile
 from service.server import serve
 from service.settings import Settings
+from state.errors import RedisUnavailable
 from state.settings import setting_errors
 
 
 def main() -> int:
-    """Serve until SIGINT or SIGTERM; return the exit status."""
+    """Serve until SIGINT or SIGTERM, or reconcile once; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m service", description=main.__doc__)
+    parser.add_argument("command", nargs="?", choices=["reconcile"], help="default: serve the API")
+    arguments = parser.parse_args()
     try:
         settings = Settings()
     except ValidationError as error:
@@ -19,7 +26,22 @@ def main() -> int:
     if settings.redis_url is None:
         sys.stderr.write("ECKART_REDIS_URL is not set: set it, or run `eckart serve`, which does\n")
         return 2
+    if arguments.command == "reconcile":
+        return _reconcile(settings)
     serve(settings)
+    return 0
+
+
+def _reconcile(settings: Settings) -> int:
+    services = open_services(settings)
+    try:
+        done = reconcile(services)
+    except RedisUnavailable as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    finally:
+        services.close()
+    sys.stdout.writelines(f"{count} {what}\n" for what, count in sorted(done.items()))
     return 0
 
 

@@ -110,9 +110,7 @@ def create_app(settings: Settings) -> FastAPI:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        services.planning.close()
-        services.queue.close()
-        services.redis.close()
+        services.close()
 
     app = DocumentedApp(
         title="Eckart",

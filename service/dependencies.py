@@ -70,6 +70,12 @@ class Services:
             decompositions=self.decompositions.of(owner),
         )
 
+    def close(self) -> None:
+        """Close what was opened."""
+        self.planning.close()
+        self.queue.close()
+        self.redis.close()
+
     def left_bytes(self) -> int | None:
         """Return how many bytes more the owner may store; None: any number."""
         return self.quotas.left_bytes(self.owner, self._stored_bytes)

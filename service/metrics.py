@@ -98,13 +98,16 @@ class Metrics:
         self.webhooks = Counter(
             "eckart_webhook_attempts", "Attempts to deliver webhooks.", ["outcome"], registry=self._registry
         )
-        self._removed = Counter(
-            "eckart_removed", "What nobody needs any more and was removed.", ["what"], registry=self._registry
+        self._reconciled = Counter(
+            "eckart_reconciled",
+            "What was removed since nobody needs it, or restored since it was lost.",
+            ["what"],
+            registry=self._registry,
         )
 
-    def removed(self, what: str, count: int) -> None:
-        """Count what was removed."""
-        self._removed.labels(what).inc(count)
+    def reconciled(self, what: str, count: int) -> None:
+        """Count what was removed or restored."""
+        self._reconciled.labels(what).inc(count)
 
     def observe(self, method: str, route: str, status: int, duration_s: float) -> None:
         """Count one request."""

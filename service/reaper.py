@@ -10,14 +10,12 @@ from functools import partial
 from starlette.concurrency import run_in_threadpool
 
 from service.dependencies import Services
+from service.reconciliation import STALE_UPLOAD_S, reconcile
 from service.retention import SteadyClock, remove_expired, remove_unowned
 from service.turns import SWEEP, Turns
 from state.errors import FilesLocked, RedisUnavailable
 from state.redis import eviction_warning
 
-STALE_UPLOAD_S = 600.0
-# Rarely: only a process that was killed leaves orphans, and finding them reads every manifest.
-ORPHANS_EVERY_S = 3600.0
 FAILED_LAYERS_EVERY_S = 600.0
 LAST_TURN_S = 5.0
 
@@ -43,7 +41,7 @@ async def run_reaper(services: Services) -> None:
                 services.jobs.remove_failed_layers, older_than_s=services.settings.failed_layers_hours * 3600
             ),
         ),
-        "remove orphans": at_most_every(ORPHANS_EVERY_S, services.checkpoints.remove_orphans),
+        "reconcile": at_most_every(services.settings.reconcile_s, partial(reconcile, services)),
     }
     await run_steps(steps, services.turns, every_s=services.settings.reaper_s)
 

@@ -37,7 +37,7 @@ def remove_expired(services: Services, clock: SteadyClock) -> int:
     if services.settings.retention_s is None or not clock.is_steady(services.jobs.now_s()):
         return 0
     removed = services.jobs.remove_expired()
-    services.metrics.removed("expired-job", removed)
+    services.metrics.reconciled("expired-job", removed)
     return removed
 
 
@@ -53,5 +53,5 @@ def remove_unowned(services: Services) -> int:
         except CheckpointNotFound:
             pass
         services.jobs.forget_unowned(owner, checkpoint_id)
-    services.metrics.removed("checkpoint", removed)
+    services.metrics.reconciled("checkpoint", removed)
     return removed

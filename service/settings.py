@@ -74,6 +74,12 @@ class Settings(StateSettings):
         allow_inf_nan=False,
         description="How long a job is kept after its end, with its files. 0: until it is deleted.",
     )
+    reconcile_s: float = Field(
+        default=3600,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds between two comparisons of the disk with what is known; the first is at start.",
+    )
     failed_layers_hours: float = Field(
         default=72,
         ge=0,

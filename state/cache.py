@@ -30,6 +30,8 @@ from state.files import AtomicFile, locked
 log = logging.getLogger("eckart.state")
 
 ENDING = ".safetensors"
+# In the folder of a calibration or a base: the name of a folder of decompositions that depend on it.
+DEPENDENT_ENDING = ".dependent"
 SEPARATOR = "-"
 OWNER_SEPARATOR = "@"
 # The most solvers that a cascade has, and so the most decompositions of one tensor, ever more accurate.
@@ -259,6 +261,13 @@ class DecompositionCache:
                 sources = held()
                 self._remove(name for name in entries if not sources >= _sources(name))
 
+    def remove_of(self, sha256: str) -> None:
+        """Remove what was computed from a file of the owner, without a look at anything else."""
+        name = owned(self._owner, sha256)
+        names = [entry.name for entry in _entries(self._folder / name)]
+        dependents = [each for each in names if each.endswith(DEPENDENT_ENDING)]
+        self._remove([*(each.removesuffix(DEPENDENT_ENDING) for each in dependents), name])
+
     def _remove(self, folders: Iterable[str]) -> None:
         for folder in folders:
             shutil.rmtree(self._folder / folder, ignore_errors=True)
@@ -273,7 +282,7 @@ class DecompositionCache:
         )
 
     def _publish(self, path: Path, begin: bytes, basis: memoryview) -> None:
-        path.parent.mkdir(exist_ok=True)
+        self._make_folder(path.parent)
         with AtomicFile(path, parts=self._parts, durable=False, mode=0o600) as file:
             file.write(begin)
             file.write(basis)
@@ -283,6 +292,17 @@ class DecompositionCache:
                 # Whoever evicted the last file of the folder has removed it meanwhile.
                 path.parent.mkdir(exist_ok=True)
                 file.publish()
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder, and name it in the folder of each file that it depends on, if these are several."""
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            return
+        for name in sorted(_sources(folder.name)):
+            if name != folder.name:
+                (self._folder / name).mkdir(exist_ok=True)
+                (self._folder / name / (folder.name + DEPENDENT_ENDING)).touch()
 
     def _file(self, key: DecompositionKey) -> DecompositionFile:
         return DecompositionFile(self._path(key), key.digest)
@@ -408,7 +428,7 @@ def _files(root: Path) -> Iterator[_CacheEntry]:
         for entry in _entries(folder.path):
             # Other processes may touch or delete entries at the same time.
             with suppress(FileNotFoundError):
-                if entry.is_file(follow_symlinks=False):
+                if entry.name.endswith(ENDING) and entry.is_file(follow_symlinks=False):
                     status = entry.stat(follow_symlinks=False)
                     yield _CacheEntry(status.st_mtime_ns, entry.path, status.st_size)
 

@@ -4,10 +4,11 @@ A file counts as stored from the moment the manifest names it.
 """
 
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -32,7 +33,7 @@ from schemas.format.names import (
 )
 from state.cache import DecompositionCache, owned
 from state.data_dir import DataDir
-from state.errors import CheckpointNotFound, ContentConflict, TooLarge
+from state.errors import CheckpointNotFound, ContentConflict, FilesLocked, TooLarge
 from state.files import (
     PART_ENDING,
     AtomicFile,
@@ -45,6 +46,7 @@ from state.files import (
     purge,
     write_atomic,
 )
+from state.holders import Holders
 from state.parsed_header import (
     HeaderSize,
     PackedHeader,
@@ -57,6 +59,8 @@ from state.upload import Upload, too_large
 log = logging.getLogger("eckart.state")
 
 READ_ONLY = 0o444
+# What `new_checkpoint_id` returns.
+ONE_SHOT_ID = re.compile(r"C[0-9a-f]{32}")
 Guard = Callable[[], AbstractContextManager[None]]
 MANIFEST = TypeAdapter(dict[str, FileInfo])
 A_WEIGHT_FILE = "a .safetensors file"
@@ -90,7 +94,8 @@ class CheckpointStore:
 
     def __init__(self, data_dir: Path, owner: str = "") -> None:
         self._paths = DataDir(data_dir, owner)
-        self._cache = DecompositionCache.shared(data_dir, limit_bytes=None)
+        self._cache = DecompositionCache.shared(data_dir, limit_bytes=None, owner=owner)
+        self._holders = Holders(self._paths)
 
     @property
     def owner(self) -> str:
@@ -202,20 +207,53 @@ class CheckpointStore:
         if CHECKPOINT_ID.fullmatch(checkpoint_id) is None:
             raise CheckpointNotFound
         with self._lock(checkpoint_id):
-            if not self.exists(checkpoint_id):
+            files = read_manifest(self._paths, checkpoint_id)
+            if not files:
                 raise CheckpointNotFound
             with unless_needed():
                 place = move_to_trash(self._paths.checkpoint(checkpoint_id), self._paths.trash)
         purge(place)
         try:
-            self.remove_orphans()
-        except (OSError, ValueError):
-            # For example, another checkpoint's manifest cannot be read; the reaper tries again.
+            for name in _weight_files(files):
+                if self._holders.remove(files[name].sha256, checkpoint_id):
+                    self._cache.remove_of(files[name].sha256)
+        except OSError:
             log.exception("decompositions of checkpoint %s cannot be removed yet", checkpoint_id)
 
     def remove_orphans(self) -> None:
         """Remove cached decompositions of files that no checkpoint holds any more."""
-        self._cache.remove_orphans(self._digests)
+        held: set[str] = set()
+        for paths in self._paths.of_all_owners():
+            known = set(_held(paths))
+            Holders(paths).correct(known)
+            held |= {owned(paths.owner, sha256) for sha256, _ in known}
+        self._cache.remove_orphans(lambda: held)
+
+    def remove_uncounted(self, older_than_s: float) -> int:
+        """Remove what lies in folders of checkpoints and is in no manifest; return the number of files.
+
+        A process that is killed between the two steps of publishing leaves such a file.
+        """
+        limit, removed = time.time() - older_than_s, 0
+        for paths in self._paths.of_all_owners():
+            for folder in paths.checkpoints.glob("*"):
+                if CHECKPOINT_ID.fullmatch(folder.name) and any(_uncounted(paths, folder, limit)):
+                    with suppress(FilesLocked), self.of(paths.owner)._lock(folder.name, wait_s=0):  # noqa: SLF001
+                        removed += _remove_uncounted(paths, folder, limit)
+        return removed
+
+    def old_one_shots(self, older_than_s: float) -> list[str]:
+        """Return the ids of the owner's checkpoints that came with a job and have not changed for so long."""
+        limit = time.time() - older_than_s
+        return [
+            folder.name
+            for folder in self._paths.checkpoints.glob("C*")
+            if ONE_SHOT_ID.fullmatch(folder.name) and _is_older(folder, limit)
+        ]
+
+    def owners(self) -> list[str]:
+        """Return all owners that there are."""
+        return [paths.owner for paths in self._paths.of_all_owners()]
 
     def sweep_parts(self, older_than_s: float) -> int:
         """Remove unfinished uploads and deletions of killed processes; return how many there were."""
@@ -226,16 +264,8 @@ class CheckpointStore:
             purge(path)
         return sum(_remove_orphan(path, limit) for path in parts) + len(trash)
 
-    def _digests(self) -> set[str]:
-        return {
-            owned(paths.owner, file.sha256)
-            for paths in self._paths.of_all_owners()
-            for folder in paths.checkpoints.glob("*")
-            for file in read_manifest(paths, folder.name).values()
-        }
-
-    def _lock(self, checkpoint_id: str) -> AbstractContextManager[None]:
-        return locked(self._paths.lock("checkpoint", self._paths.key(checkpoint_id)))
+    def _lock(self, checkpoint_id: str, *, wait_s: float | None = None) -> AbstractContextManager[None]:
+        return locked(self._paths.lock("checkpoint", self._paths.key(checkpoint_id)), wait_s=wait_s)
 
     def _publish(
         self, checkpoint_id: str, file: AtomicFile, index: ShardIndex | None, header: PackedHeader | None
@@ -254,6 +284,7 @@ class CheckpointStore:
             make_directory(folder)
             if header is not None:
                 header.keep(kept_path(folder, info.name), info.sha256)
+                self._holders.add(info.sha256, checkpoint_id)
             # If this process is killed between the two, the file does not count and can be sent again.
             file.publish()
             _write_manifest(self._paths, checkpoint_id, files | {info.name: info})
@@ -424,6 +455,33 @@ def _remove_orphan(part: Path, limit: float) -> bool:
     except OSError:
         return False
     return True
+
+
+def _held(paths: DataDir) -> Iterator[tuple[str, str]]:
+    """Yield the digest of each weight file of an owner, and the checkpoint that holds it."""
+    for folder in paths.checkpoints.glob("*"):
+        files = read_manifest(paths, folder.name)
+        yield from ((files[name].sha256, folder.name) for name in _weight_files(files))
+
+
+def _uncounted(paths: DataDir, folder: Path, limit: float) -> Iterator[Path]:
+    """Yield old files that the manifest does not name, and the headers that are kept of no such file."""
+    files = read_manifest(paths, folder.name)
+    counted = {folder / name for name in files} | {kept_path(folder, name) for name in files}
+    counted.add(paths.manifest(folder.name))
+    yield from (path for path in folder.iterdir() if path not in counted and _is_older(path, limit))
+
+
+def _remove_uncounted(paths: DataDir, folder: Path, limit: float) -> int:
+    """Remove them, and the folder if nothing is left; the caller holds the checkpoint's lock."""
+    removed = 0
+    for path in _uncounted(paths, folder, limit):
+        with suppress(IsADirectoryError, FileNotFoundError):
+            path.unlink()
+            removed += 1
+    with suppress(OSError):
+        folder.rmdir()
+    return removed
 
 
 def _is_older(path: Path, limit: float) -> bool:

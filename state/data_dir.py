@@ -89,6 +89,11 @@ class DataDir:
         return self.checkpoint(checkpoint_id) / ".manifest.json"
 
     @property
+    def holders(self) -> Path:
+        """Which checkpoints hold a file, in one directory for each digest: see `state.holders`."""
+        return self.root / "holders"
+
+    @property
     def decompositions(self) -> Path:
         """Cached decompositions, in one directory for each stored file, named by its digest."""
         return self.root / "decompositions"

@@ -40,6 +40,7 @@ KNOWN_NAMES = frozenset(
         "ECKART_OWNER_UPLOADS",
         "ECKART_PORT",
         "ECKART_REAPER_S",
+        "ECKART_RECONCILE_S",
         "ECKART_REDIS_PASSWORD_FILE",
         "ECKART_REDIS_URL",
         "ECKART_RETENTION_HOURS",

@@ -5,7 +5,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from itertools import islice
 from pathlib import Path
@@ -275,6 +276,29 @@ class JobFiles:
             place = move_to_trash(self._paths.job(job_id), self._paths.trash)
             self._scripts.run_always("delete", job_id)
         purge(place)
+
+    def reconcile(self, job_ids: Sequence[str], older_than_s: float) -> Counter[str]:
+        """Restore those jobs that Redis does not know, and remove old directories without a job."""
+        limit = time.time() - older_than_s
+        done: Counter[str] = Counter()
+        for job_id in self._scripts.unknown(job_ids):
+            # Whoever creates or deletes a job holds this lock, and an attempt makes no directory of a job.
+            with suppress(FilesLocked, FileNotFoundError), self.lock(job_id, wait_s=0):
+                if self._scripts.fields(job_id):
+                    continue
+                if self._restore_unlocked(job_id):
+                    done["restored-job"] += 1
+                elif self._paths.job(job_id).stat().st_mtime < limit:
+                    purge(move_to_trash(self._paths.job(job_id), self._paths.trash))
+                    done["job-directory"] += 1
+        return done
+
+    def job_ids(self) -> Iterator[str]:
+        """Yield the ids of all directories of jobs."""
+        with suppress(FileNotFoundError), os.scandir(self._paths.jobs) as entries:
+            for entry in entries:
+                if JOB_ID.fullmatch(entry.name):
+                    yield entry.name
 
     def expire(self, job_id: str, retention_us: int) -> bool:
         """Delete a job that ended long enough ago: the record first, since only Redis knows if it may go.

@@ -3,6 +3,7 @@
 import copy
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -31,7 +32,7 @@ from state.errors import (
     TooManyJobs,
     UnreadableRecord,
 )
-from state.job_file import JobFiles
+from state.job_file import JobFiles, batched
 from state.records import (
     JOB_ID,
     Claim,
@@ -350,6 +351,24 @@ class JobStore:
             return False
         log.info("job %s has been kept long enough and is removed", job_id)
         return True
+
+    def reconcile(self, *, older_than_s: float) -> Counter[str]:
+        """Restore jobs that Redis has lost unnoticed, and remove directories that are of no job."""
+        done: Counter[str] = Counter()
+        self.counts()  # restores everything first, if Redis is known to have lost it
+        for batch in batched(self._files.job_ids()):
+            done += self._files.reconcile(batch, older_than_s)
+        return done
+
+    def named_checkpoints(self) -> frozenset[str] | None:
+        """Return the checkpoints that jobs name, by `DataDir.key`; None if a job cannot be read."""
+        found: set[str] = set()
+        for batch in batched(self._scripts.job_ids()):
+            for owner, names in self._scripts.checkpoints_of(batch):
+                if not names:
+                    return None
+                found |= {DataDir(self._paths.root, owner).key(name) for name in names}
+        return frozenset(found)
 
     def now_s(self) -> float:
         """Return the time of the server's clock, by which jobs end, in seconds since 1970."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import redis
 from redis.exceptions import NoPermissionError, NoScriptError
 
+from schemas.spec import REFERENCES
 from state.errors import RedisUnavailable
 from state.redis import KEY_PREFIX, translated
 
@@ -182,6 +183,21 @@ class Scripts:
         with translated():
             members: Any = self._client.zrange(f"{KEY_PREFIX}jobs:all", 0, -1)
             return list(members)
+
+    def unknown(self, job_ids: Sequence[str]) -> list[str]:
+        """Return those of the ids that the server does not know."""
+        with translated(), self._client.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.exists(f"{KEY_PREFIX}job:{job_id}")
+            return [job_id for job_id, known in zip(job_ids, pipeline.execute(), strict=True) if not known]
+
+    def checkpoints_of(self, job_ids: Sequence[str]) -> list[tuple[str, list[str]]]:
+        """Return the owner of each job, and the checkpoints that it names; none where they are not known."""
+        names = ("owner", "checkpoint", *REFERENCES)
+        with translated(), self._client.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hmget(f"{KEY_PREFIX}job:{job_id}", names)
+            return [(owner or "", [each for each in named if each]) for owner, *named in pipeline.execute()]
 
     def dirty(self) -> list[str]:
         """Return the ids of the jobs whose files on disk are not up to date."""

@@ -37,9 +37,7 @@ def ended_at(redis_server):
 def services_of(running):
     services = open_services(running.settings)
     yield services
-    services.planning.close()
-    services.queue.close()
-    services.redis.close()
+    services.close()
 
 
 def finished(service, *, brought=True):
