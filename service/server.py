@@ -6,6 +6,7 @@ import logging
 import logging.config
 import resource
 import socket
+import sys
 from typing import Any
 
 import uvicorn
@@ -20,6 +21,7 @@ from service.settings import Settings
 
 MAX_HEAD_BYTES = 512 * 2**10
 HEAD_TIMEOUT_S = 30.0
+SWITCH_S = 0.0005
 PROBE_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 
 
@@ -164,4 +166,6 @@ def serve(settings: Settings) -> None:
     # A multipart upload keeps all of its files open until it is complete.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    # A thread that plans gives up the interpreter only after this time, at each turn of another request.
+    sys.setswitchinterval(SWITCH_S)
     Server(settings).run()

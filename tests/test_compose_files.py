@@ -25,6 +25,11 @@ def test_a_container_gets_settings_that_its_program_has(services, name):
     assert given <= {f"ECKART_{field.upper()}" for field in FIELDS[name]}
 
 
+def test_the_limits_on_uploads_are_passed_on(services):
+    given = services["service"]["environment"]
+    assert {"ECKART_MAX_UPLOADS", "ECKART_MIN_UPLOAD_BYTES_PER_S", "ECKART_MAX_UPLOAD_BYTES"} <= given.keys()
+
+
 def test_redis_asks_for_a_password_that_only_its_clients_can_read(services):
     assert services["redis"]["command"][0] == "/secrets/redis.conf"
     assert services["redis"]["depends_on"] == {"password": {"condition": "service_completed_successfully"}}

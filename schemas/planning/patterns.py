@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from fnmatch import translate
+
+from schemas.planning import glob
 
 # A pattern with this prefix is matched with the last part of a module's name, or with as many last parts as
 # it has itself, case aside.
 LAST = "last:"
-Compiled = tuple[int, re.Pattern[str]]
+Compiled = tuple[int, glob.Glob]
 _wildcard = re.compile(r"[*?\[]").search
 
 
@@ -52,9 +53,9 @@ class Patterns:
         names = set(modules)
         endings = {count: _endings(names, count) for count in self._last}
         idle = [number for number, name in self._every_exact if name not in names]
-        idle += [number for number, pattern in self._whole if not any(map(pattern.match, names))]
+        idle += [number for number, pattern in self._whole if not any(map(pattern.fits, names))]
         for count, patterns in self._last.items():
-            idle += [number for number, pattern in patterns if not any(map(pattern.match, endings[count]))]
+            idle += [number for number, pattern in patterns if not any(map(pattern.fits, endings[count]))]
         return sorted(idle)
 
     def _find_last(self, module: str, count: int) -> int | None:
@@ -66,22 +67,27 @@ class Patterns:
         return self._found_last[ending]
 
 
-def matching_steps(patterns: Iterable[str], names: Iterable[str]) -> int:
-    """Return how many steps it takes at worst to match the patterns with the names.
+def matching_ns(patterns: Iterable[str], names: Iterable[str]) -> int:
+    """Return how many nanoseconds it takes at worst to match the patterns with the names.
 
-    A step compares a character of a pattern with one of a name. A pattern without a wildcard is looked up.
+    A pattern without a wildcard is looked up.
     """
     distinct = set(names)
-    characters = {0: sum(map(len, distinct))}
-    steps = 0
+    sizes = {0: _size(distinct)}
+    total = 0
     for pattern in patterns:
         if not (pattern.startswith(LAST) or _wildcard(pattern)):
             continue
         count = 1 + pattern.count(".") if pattern.startswith(LAST) else 0
-        if count not in characters:
-            characters[count] = sum(map(len, _endings(distinct, count)))
-        steps += len(pattern) * characters[count]
-    return steps
+        if count not in sizes:
+            sizes[count] = _size(_endings(distinct, count))
+        number, characters = sizes[count]
+        total += glob.matching_ns(without_prefix(pattern), names=number, characters=characters)
+    return total
+
+
+def _size(names: set[str]) -> tuple[int, int]:
+    return len(names), sum(map(len, names))
 
 
 def _endings(names: Iterable[str], count: int) -> set[str]:
@@ -95,8 +101,8 @@ def _last_parts(module: str, count: int) -> str | None:
 
 
 def _compile(number: int, pattern: str) -> Compiled:
-    return number, re.compile(translate(pattern))
+    return number, glob.Glob(pattern)
 
 
 def _first(name: str, patterns: Iterable[Compiled]) -> int | None:
-    return next((number for number, pattern in patterns if pattern.match(name)), None)
+    return next((number for number, pattern in patterns if pattern.fits(name)), None)

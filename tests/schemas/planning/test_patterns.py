@@ -1,12 +1,14 @@
 """schemas/planning/patterns.py: which names a list of patterns fits."""
 
 from fnmatch import fnmatchcase
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.planning.patterns import Patterns, matching_steps
+from schemas.planning import glob
+from schemas.planning.patterns import Patterns, matching_ns
 
 names = st.text("ab.[", max_size=6)
 shell_patterns = st.text("ab.*?[]!", min_size=1, max_size=5)
@@ -61,7 +63,8 @@ def test_idle_patterns_are_those_that_fit_no_name_by_themselves(patterns, module
     assert Patterns(patterns).idle(modules) == idle
 
 
-def test_steps_count_the_characters_of_wildcard_patterns_times_those_of_different_names():
-    assert matching_steps(["abc", "abc"], ["abc"] * 9) == 0
-    assert matching_steps(["*b", "c*"], ["abc", "x"]) == 2 * 4 + 2 * 4
-    assert matching_steps(["last:*"], ["a.fc", "b.fc", "c.FC"]) == len("last:*") * len("fc")
+def test_only_patterns_with_wildcards_and_different_names_have_a_price():
+    assert matching_ns(["abc", "abc"], ["abc"] * 9) == 0
+    price = partial(glob.matching_ns, names=2, characters=4)
+    assert matching_ns(["*b", "c?*"], ["abc", "x"]) == price("*b") + price("c?*")
+    assert matching_ns(["last:*"], ["a.fc", "b.fc", "c.FC"]) == glob.matching_ns("*", names=1, characters=2)
