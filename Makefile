@@ -10,7 +10,7 @@ INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
 # Where torch comes from; nothing: CPU wheels where there is no NVIDIA GPU. tools/install_torch.py has the other values.
 export TORCH_INDEX ?=
 
-.PHONY: help setup serve demo test lint types contracts unit study bench test-compose test-transformers docs locks audit sbom clean
+.PHONY: help setup serve demo test lint types contracts unit study bench chaos test-compose test-transformers docs locks audit sbom clean
 
 help: ## print this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,12 @@ study: $(READY) ## measure what compression costs in accuracy (docs/7-study.md);
 
 bench: $(READY) ## run the benchmarks side by side; docs/benchmarks.md keeps the tables
 	$(BIN)/python -m benchmarks --charts docs
+
+# ROUNDS counts the kills of all services together; the same SEED draws the same kills.
+ROUNDS ?= 200
+SEED ?= 1
+chaos: $(READY) ## kill a real service again and again and count what breaks (ROUNDS=200 SEED=1)
+	@$(BIN)/python -m tools.chaos --rounds $(ROUNDS) --seed $(SEED)
 
 test-compose: $(READY) ## build the images and run a job through docker compose (needs a Docker engine)
 	$(BIN)/python -m pytest -m docker tests/e2e
