@@ -15,6 +15,7 @@ from benchmarks.options import Options
 from benchmarks.processes import Watch
 from benchmarks.standalone import Service, running
 from benchmarks.table import mib, show
+from schemas.planning.glob import matching_ns
 
 BOUNDARY = "eckart-benchmark"
 HEADER_BYTES = 20_000_000
@@ -66,8 +67,13 @@ def _bodies(scale: float) -> Mapping[str, list[Body]]:
     quarter = _framed(_entries(tensors // 4))
     names = [f"a{'a' * PATTERN_CHARACTERS}.{number}.weight" for number in range(int(4000 * scale) + 1)]
     long_names = Body("PUT", f"/v1/checkpoints/{ID}/a.safetensors", "", _framed(_entries(0, names=names)))
-    slow = "*" + "a" * PATTERN_CHARACTERS + "b"
-    count = max(1, 1_900_000_000 // (len(slow) * sum(map(len, names))))
+    modules = [name.removesuffix(".weight") for name in names]
+    size = {"names": len(names), "characters": sum(map(len, modules))}
+
+    def slow(pattern: str) -> Body:
+        count = min(65_000 // len(pattern), int(0.9e9) // matching_ns(pattern, **size))
+        return _plan("/v1/plans", ID, {"rank": 1, "exclude": [pattern] * max(1, min(1000, count))})
+
     weight_map = {f"{number}": f"{number}.safetensors" for number in range(int(HEADER_BYTES * scale) // 28)}
     index = json.dumps({"weight_map": weight_map}).encode()
     nested = json.dumps({"a": [[] for _ in range(int(8 * 2**20 * scale) // 4 - 10)]}).encode()
@@ -79,11 +85,9 @@ def _bodies(scale: float) -> Mapping[str, list[Body]]:
         "form of four files": [form],
         "GET of the checkpoint": [put, Body("GET", f"/v1/checkpoints/{ID}?limit=10000", "", b"")],
         "plan": [put, _plan("/v1/plans", ID, {"rank": 1})],
-        "spec, slow patterns": [long_names, _plan("/v1/plans", ID, {"rank": 1, "exclude": [slow] * count})],
-        "spec, many patterns": [
-            long_names,
-            _plan("/v1/plans", ID, {"rank": 1, "exclude": [f"*x{at:063}" for at in range(1000)]}),
-        ],
+        "spec, long patterns": [long_names, slow(f"*{'a' * PATTERN_CHARACTERS}b")],
+        "spec, sets between stars": [long_names, slow(f"*{'[ab]' * 25}c*")],
+        "spec, many stars": [long_names, slow("*a" * 20 + "b")],
         "index": [Body("PUT", f"/v1/checkpoints/{ID}/model.safetensors.index.json", "", index)],
         "config.json": [config],
     }

@@ -13,7 +13,7 @@ from schemas.planning.budget import check_budget, resolve_ranks
 from schemas.planning.calibration import Calibration
 from schemas.planning.layer import Plan, Tensor
 from schemas.planning.memory import least_memory_bytes
-from schemas.planning.output_header import check_output_headers
+from schemas.planning.output_header import check_output_headers, check_output_index
 from schemas.planning.patterns import matching_ns
 from schemas.planning.planner import make_plan
 from schemas.planning.references import MisfitError, References, tensors_of
@@ -96,6 +96,7 @@ def make_bounded_plan(
         )
         check_budget(plan, spec, files)
         check_output_headers(plan, files)
+        check_output_index(plan, files)
     return replace(plan, warnings=(*files.warnings, *plan.warnings))
 
 

@@ -112,6 +112,14 @@ class OutputSize:
         """Return the bytes of the header of each output file, by the name of its input file."""
         return {name: self._sum(file, chosen).header_bytes for name, file in self._files.items()}
 
+    def index_bytes(self, chosen: Chosen) -> int:
+        """Return the bytes of the output's index; 0 without one."""
+        if self._in_adapter:
+            return 0
+        return self._index_bytes(
+            {name: self._sum(file, chosen) for name, file in self._files.items()}, chosen
+        )
+
     def _measured_files(self) -> dict[str, FileSlots]:
         numbers = {layer.tensor: number for number, layer in enumerate(self._layers)}
         biases = {

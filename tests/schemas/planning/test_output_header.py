@@ -1,14 +1,17 @@
 """schemas/planning/output_header.py: no result is planned whose header would not be read."""
 
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import pytest
 
 from schemas.format.files import CheckpointFiles
 from schemas.format.header import Header, build_header
+from schemas.format.index import MAX_INDEX_BYTES, ShardIndex, build_index
 from schemas.format.tensor import TensorInfo
+from schemas.planning.model_folder import output_names
 from schemas.planning.output import output_metadata, plan_output
-from schemas.planning.output_header import check_output_headers
+from schemas.planning.output_header import check_output_headers, check_output_index
 from schemas.planning.output_size import LONGEST_ERROR
 from schemas.planning.planner import make_plan
 from schemas.problem import SpecError
@@ -62,3 +65,29 @@ def test_an_adapter_has_a_header_of_its_own():
     check_output_headers(plan, files)
     with pytest.raises(SpecError, match="adapter's header"):
         check_output_headers(plan, files, max_header_bytes=4_100)
+
+
+def test_an_index_is_refused_from_the_first_byte_on_that_would_not_be_read():
+    single = checkpoint()
+    files = replace(
+        single,
+        index=ShardIndex({tensor.name: "model.safetensors" for tensor in single.tensors}, {}),
+        index_name="model.safetensors.index.json",
+    )
+    plan = make_plan(files.tensors, CompressionSpec(rank=4))
+    ranks = {number: layer.rank for number, layer in enumerate(plan.layers)}
+    entries = plan_output(files.tensors, plan.layers, ranks)
+    name = output_names(files, plan.layers, ranks)["model.safetensors"]
+    tensors = [entry.new_tensor for entry in entries]
+    text = build_index(
+        {tensor.name: name for tensor in tensors},
+        source=files.index,
+        total_size_bytes=sum(tensor.nbytes for tensor in tensors),
+        total_parameters=0,
+    )
+
+    check_output_index(plan, files, max_index_bytes=len(text))
+    with pytest.raises(SpecError, match=rf"40 layers.*{len(text)} bytes.*Select fewer"):
+        check_output_index(plan, files, max_index_bytes=len(text) - 1)
+    check_output_index(plan, single, max_index_bytes=1)
+    assert len(text) < MAX_INDEX_BYTES
