@@ -12,23 +12,23 @@ from tools.chaos.ledger import DOUBLED, LOST, ORPHANED, Ledger
 from tools.chaos.reader import Reader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from tools.chaos.trees import Tree
 
 QUIET_LIMIT_S = 30.0
-# Uploads and deletions that a killed process began are removed when they are so old.
-STALE_S = 3600.0
+# What nobody owns is removed when it is so old.
+STALE_S = 3 * 86_400.0
 OF_A_JOB = re.compile(r"job\.json|owner|result-\d+")
 
 
 def audit(tree: Tree, ledger: Ledger, *, own_checkpoints: set[str]) -> None:
     """Restart the tree, and compare what it has with what was promised."""
     tree.stop()
-    age(tree.data_dir.glob("parts/*"))
-    age(tree.data_dir.glob("trash/*"))
+    for folder in ("parts", "trash", "checkpoints", "jobs", "uploads"):
+        age(tree.data_dir / folder)
     tree.start()
+    tree.reconcile()
     connection = Connection(tree.url, ledger)
     reader = Reader(tree.url, ledger, "audit")
     for connecting in (connection, reader.connection):
@@ -45,11 +45,10 @@ def audit(tree: Tree, ledger: Ledger, *, own_checkpoints: set[str]) -> None:
             ledger.fault(LOST, f"job {promise.id} ended as {promise.ended}")
         while not reader.look(promise):
             connection.check_time()
-    for path in await_no_leftovers(tree.data_dir, listed):
-        ledger.fault(ORPHANED, str(path.relative_to(tree.data_dir)))
     used = own_checkpoints | {str(job["checkpoint"]) for job in listed.values()}
-    unused = sorted(path.name for path in tree.data_dir.glob("checkpoints/*") if path.name not in used)
-    print(f"{tree.name}: {len(unused)} checkpoints of requests that were never answered are left")
+    unused = [path for path in tree.data_dir.glob("checkpoints/*") if path.name not in used]
+    for path in (*unused, *await_no_leftovers(tree.data_dir, listed)):
+        ledger.fault(ORPHANED, str(path.relative_to(tree.data_dir)))
 
 
 def list_jobs(connection: Connection) -> dict[str, dict[str, Any]]:
@@ -85,8 +84,8 @@ def leftovers(data_dir: Path, listed: dict[str, dict[str, Any]]) -> list[Path]:
     return sorted(set(found))
 
 
-def age(paths: Iterable[Path]) -> None:
-    """Make files as old as if somebody had waited."""
-    for path in paths:
-        then = time.time() - STALE_S
+def age(folder: Path) -> None:
+    """Make all files in a folder as old as if somebody had waited."""
+    then = time.time() - STALE_S
+    for path in folder.rglob("*"):
         os.utime(path, (then, then), follow_symlinks=False)

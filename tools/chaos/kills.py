@@ -112,9 +112,11 @@ class Killer:
                 time.sleep(kill.for_s)
             since = time.monotonic()
         else:
-            pid, since = self._tree.pid(kill.victim), time.monotonic()
+            pid, others = self._tree.pid(kill.victim), self._tree.falls_with(kill.victim)
+            since = time.monotonic()
             send(pid, signal.Signals[kill.means])
-            await_death(pid)
+            for each in (pid, *others):
+                await_death(each)
         return since, time.monotonic()
 
     def _lose_data(self, how: str) -> None:

@@ -78,6 +78,10 @@ class Tree(ABC):
     def pid(self, name: str) -> int | None:
         """Return the id of a process that may have ended."""
 
+    @abstractmethod
+    def falls_with(self, victim: str) -> list[int]:
+        """Return the processes that somebody ends, a moment later, because the victim has ended."""
+
     def child(self) -> int | None:
         """Return a child of the worker, which has the jobs."""
         parent = self.pid("worker")
@@ -124,6 +128,13 @@ class Tree(ABC):
                     os.killpg(process.pid, signal.SIGKILL)
             self._running.clear()
 
+    def reconcile(self) -> None:
+        """Run `python -m service reconcile`."""
+        environment = {**self._environment, "ECKART_REDIS_URL": f"unix://{self.redis_socket}"}
+        command = (sys.executable, "-m", "service", "reconcile")
+        with self.log_path.open("ab") as log:
+            subprocess.run(command, env=environment, cwd=ROOT, stdout=log, stderr=log, check=True)
+
     def _popen(self, command: tuple[str, ...]) -> subprocess.Popen[bytes]:
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
@@ -163,6 +174,10 @@ class SupervisedTree(Tree):
             return int((self.data_dir / "run" / f"{name}.pid").read_text())
         return None
 
+    def falls_with(self, victim: str) -> list[int]:
+        names = {"worker": ["child"], "supervisor": ["api", "worker", "child", "redis"]}.get(victim, [])
+        return [pid for name in names if (pid := self.pid(name)) is not None]
+
 
 class SingleTree(Tree):
     """Service, worker and Redis without a supervisor: what is killed is started again a moment later."""
@@ -190,6 +205,10 @@ class SingleTree(Tree):
 
     def pid(self, name: str) -> int | None:
         return self.child() if name == "child" else self._running[name].pid
+
+    def falls_with(self, victim: str) -> list[int]:
+        del victim  # the children of a killed worker go on with their jobs
+        return []
 
 
 def free_port() -> int:
