@@ -26,7 +26,16 @@ from eckart.events import follow
 from eckart.http import Call, Connection, parse, retry_after_s
 from eckart.progress import silent
 from eckart.spec import Spec, spec_document
-from eckart.types import Job, JobEvent, JobList, ListedJob, PlanDocument, Report
+from eckart.types import (
+    CheckpointList,
+    Job,
+    JobEvent,
+    JobList,
+    ListedCheckpoint,
+    ListedJob,
+    PlanDocument,
+    Report,
+)
 from eckart.upload import upload
 
 if TYPE_CHECKING:
@@ -196,6 +205,18 @@ class Client:
         while True:
             page = parse(JobList, self._connection.request(Call("GET", "/v1/jobs", params=params)))
             yield from page.jobs
+            if page.next_cursor is None:
+                return
+            params["cursor"] = page.next_cursor
+
+    def checkpoints(self) -> Iterator[ListedCheckpoint]:
+        """Iterate over all stored checkpoints, the latest first; pages are fetched on demand."""
+        params: dict[str, str | int] = {"limit": PAGE_JOBS}
+        while True:
+            page = parse(
+                CheckpointList, self._connection.request(Call("GET", "/v1/checkpoints", params=params))
+            )
+            yield from page.checkpoints
             if page.next_cursor is None:
                 return
             params["cursor"] = page.next_cursor

@@ -50,6 +50,20 @@ class Checkpoint(Document):
     complete: bool = False
 
 
+class ListedCheckpoint(Checkpoint):
+    """A stored checkpoint in a list."""
+
+    stored_at: str = ""
+    bytes: int = 0
+
+
+class CheckpointList(Document):
+    """Stored checkpoints, the latest first."""
+
+    checkpoints: tuple[ListedCheckpoint, ...]
+    next_cursor: str | None = None
+
+
 class Savings(Document):
     """Sums over every tensor of a checkpoint, before and after."""
 

@@ -34,6 +34,29 @@ class StoredTensor(Output):
     )
 
 
+class ListedCheckpoint(Output):
+    """A stored checkpoint in a list."""
+
+    id: str = Field(description="Id of the checkpoint.", examples=["my-model"])
+    stored_at: str = Field(
+        description="When its latest file was stored.", examples=["2026-01-02T03:04:05.000000Z"]
+    )
+    files: tuple[FileInfo, ...] = Field(description="The files stored so far, the index included.")
+    complete: bool = Field(
+        description="Whether all files are stored, so that a job can run.", examples=[True]
+    )
+    bytes: int = Field(description="Size of all files stored so far.", examples=[90864192])
+
+
+class CheckpointList(Output):
+    """Stored checkpoints, the latest first."""
+
+    checkpoints: tuple[ListedCheckpoint, ...] = Field(description="The checkpoints of this page.")
+    next_cursor: str | None = Field(
+        description="Pass it as `cursor` to get the next page; null on the last page.", examples=[None]
+    )
+
+
 class Checkpoint(Output):
     """A stored checkpoint."""
 

@@ -243,7 +243,7 @@ StateFilter = Annotated[
     JobState | None, Query(description="Only jobs in this state.", examples=["succeeded"])
 ]
 Limit = Annotated[
-    int, Query(ge=1, le=200, description="The largest number of jobs on the page.", examples=[50])
+    int, Query(ge=1, le=200, description="The largest number of entries on the page.", examples=[50])
 ]
 TensorLimit = Annotated[
     int, Query(ge=1, le=10_000, description="The largest number of tensors on the page.", examples=[1000])

@@ -335,6 +335,12 @@ def has_files(paths: DataDir, checkpoint_id: str, files: Iterable[FileInfo]) -> 
     return all(stored.get(file.name) == file for file in files)
 
 
+def stored_is_complete(paths: DataDir, checkpoint_id: str, files: Collection[str]) -> bool:
+    """Whether nothing is missing of a checkpoint of these files; headers are not read."""
+    index = _read_index(paths.checkpoint(checkpoint_id), files)
+    return next(missing_files(files, index), None) is None
+
+
 def _write_manifest(paths: DataDir, checkpoint_id: str, files: Mapping[str, FileInfo]) -> None:
     """Replace the manifest; the caller holds the checkpoint's lock."""
     write_atomic(paths.manifest(checkpoint_id), MANIFEST.dump_json(dict(files), indent=1))

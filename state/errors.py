@@ -164,8 +164,8 @@ class BadCursor(StateError):
 
     kind = ProblemKind.INVALID_REQUEST
 
-    def __init__(self) -> None:
-        super().__init__(reason="The cursor does not come from a list of jobs; start again without it.")
+    def __init__(self, what: str) -> None:
+        super().__init__(reason=f"The cursor does not come from a list of {what}; start again without it.")
 
 
 class RedisUnavailable(StateError):

@@ -165,7 +165,7 @@ class JobStore:
     def list(self, state: JobState | None = None, *, limit: int = 50, cursor: str | None = None) -> JobPage:
         """Return a page of jobs, newest first; `cursor` is the `next_cursor` of the page before."""
         if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 16):
-            raise BadCursor
+            raise BadCursor("jobs")
         index = (state or "all") + ("" if self._owner is None else f"@{self._owner}")
         answer = self._run("page", index, cursor or "+inf", limit + 1)
         views = tuple(self._with_expiry(listed_view(entry)) for entry in answer)

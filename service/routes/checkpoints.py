@@ -5,13 +5,15 @@ from functools import partial
 from fastapi import APIRouter, Depends
 from starlette.responses import JSONResponse, Response
 
-from schemas.checkpoint import Checkpoint, FileInfo
+from schemas.checkpoint import Checkpoint, CheckpointList, FileInfo
 from schemas.planning.documents import FIRST_PAGE, TENSORS_PER_PAGE, checkpoint_document
 from schemas.problem import ProblemKind
 from service import deletion
 from service.dependencies import (
     CheckpointId,
+    Cursor,
     FileName,
+    Limit,
     NewCheckpointId,
     RequestBodyDep,
     Services,
@@ -24,7 +26,9 @@ from service.multipart import boundary_of
 from service.multipart_upload import UploadContent, begin_file, begin_multipart_upload
 from service.openapi import FILES_BODY, RAW_BODY, described, problem_responses
 from service.upload_headers import ExpectedSha256, check_preconditions
+from state.checkpoint_list import list_checkpoints
 from state.checkpoints import StoredCheckpoint, checked_limit_bytes
+from state.data_dir import DataDir
 
 router = APIRouter(prefix="/v1/checkpoints", tags=["checkpoints"])
 
@@ -107,6 +111,18 @@ async def post_files(body: RequestBodyDep, services: ServicesDep, checkpoint_id:
 
 def _stored_document(services: Services, content: UploadContent) -> Checkpoint:
     return _document(services.checkpoints.get(content.checkpoint_id), told=content.warnings)
+
+
+@router.head("", include_in_schema=False)
+@router.get(
+    "",
+    summary="List stored checkpoints, the latest first",
+    responses=problem_responses(ProblemKind.INVALID_REQUEST, ProblemKind.BUSY),
+)
+async def get_checkpoints(services: ServicesDep, limit: Limit = 50, cursor: Cursor = None) -> CheckpointList:
+    """List one page; a checkpoint counts as of the time when its latest file was stored."""
+    paths = DataDir(services.settings.data_dir, services.owner)
+    return await services.planning.run(partial(list_checkpoints, paths, limit=limit, cursor=cursor))
 
 
 @router.head("/{checkpoint_id}", include_in_schema=False)

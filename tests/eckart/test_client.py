@@ -184,6 +184,18 @@ def test_an_id_cannot_lead_to_another_address(problem):
     assert answers.requests[0].url.raw_path == b"/v1/jobs/..%2Fcheckpoints%2Fx%3Fy%23z"
 
 
+def test_checkpoints_come_page_by_page():
+    answers = Answers(
+        httpx.Response(200, json={"checkpoints": [{"id": "b"}], "next_cursor": "7-a"}),
+        httpx.Response(200, json={"checkpoints": [{"id": "a"}], "next_cursor": None}),
+    )
+    with client(answers) as c:
+        assert [one.id for one in c.checkpoints()] == ["b", "a"]
+
+    assert answers.requests[1].url.path == "/v1/checkpoints"
+    assert answers.requests[1].url.params["cursor"] == "7-a"
+
+
 def test_jobs_come_page_by_page(job):
     answers = Answers(
         httpx.Response(200, json={"jobs": [job(id="J3"), job(id="J2")], "next_cursor": "J2"}),

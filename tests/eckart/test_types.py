@@ -13,6 +13,7 @@ DOCUMENTS = {
     "Job": types.Job,
     "JobList": types.JobList,
     "Checkpoint": types.Checkpoint,
+    "CheckpointList": types.CheckpointList,
     "PlanDocument": types.PlanDocument,
     "Report": types.Report,
     "Problem": types.Problem,

@@ -19,7 +19,7 @@ def test_every_error_says_what_to_do():
         errors.Busy("Much is under way."),
         errors.JobNotFailed("queued"),
         errors.FilesLocked(),
-        errors.BadCursor(),
+        errors.BadCursor("jobs"),
         errors.RedisUnavailable(),
     ]
     leaves = {each for each in _below(errors.StateError) if not each.__subclasses__()}

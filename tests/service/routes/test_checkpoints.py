@@ -410,3 +410,19 @@ def test_curl_uploads_a_file_by_the_printed_line(service, tmp_path):
 
     assert json.loads(done.stdout)["size_bytes"] == len(MODEL)
     assert service.http.get(f"/v1/checkpoints/{name}").json()["complete"] is True
+
+
+def test_stored_checkpoints_are_listed_in_pages(start):
+    service = start()
+    assert service.http.get("/v1/checkpoints").json() == {"checkpoints": [], "next_cursor": None}
+    ids = [service.stored(MODEL) for _ in range(3)]
+
+    first = service.http.get("/v1/checkpoints", params={"limit": 2}).json()
+    rest = service.http.get("/v1/checkpoints", params={"cursor": first["next_cursor"]}).json()
+
+    assert [each["id"] for each in first["checkpoints"] + rest["checkpoints"]] == ids[::-1]
+    assert rest["next_cursor"] is None
+    assert first["checkpoints"][0]["complete"] is True
+    assert first["checkpoints"][0]["bytes"] == len(MODEL)
+    assert_problem(service.http.get("/v1/checkpoints?cursor=x"), 422, "invalid-request")
+    assert_problem(service.http.get("/v1/checkpoints?limit=0"), 422, "invalid-request")
