@@ -12,7 +12,6 @@ from starlette.requests import Request
 
 from schemas.format.names import CHECKPOINT_ID
 from schemas.job import JobState
-from service.errors import ProblemError
 from service.job_watch import JobWatches
 from service.json_body import require_json
 from service.keys import WITHOUT_KEYS
@@ -113,8 +112,6 @@ class RequestBody:
     def __init__(self, request: Request, services: ServicesDep) -> None:
         self.request = request
         self._services = services
-        self._left_bytes: int | None = None
-        self._seen_bytes = 0
 
     async def check_upload(self, *, limit_bytes: int | None = None) -> int | None:
         """Check an upload's headers, and the disk space for it, before its body is read.
@@ -130,37 +127,35 @@ class RequestBody:
         await run_in_threadpool(self._require_quota, nbytes)
         await run_in_threadpool(self._services.space.require, nbytes)
 
-    async def store(self, begin: Callable[[], Sink[T]], *, limit_bytes: int | None = None) -> T:
-        """Stream an upload into a sink that writes to the disk."""
-        limit_bytes = self._limit_bytes(limit_bytes)
-        with self._services.uploads.one(), self._services.quotas.uploading(self._services.owner):
-            return await self._stream(begin, limit_bytes=limit_bytes, space=self._services.space)
+    async def store(
+        self, begin: Callable[[], Sink[T]], *, limit_bytes: int | None = None, kept: bool = False
+    ) -> T:
+        """Stream an upload into a sink that writes to the disk; `kept`: also what arrives of a broken one."""
+        body = self._open(limit_bytes=self._limit_bytes(limit_bytes), space=self._services.space)
+        uploading = self._services.quotas.uploading(self._services.owner, kept=kept)
+        with self._services.uploads.one(), uploading as count_for_quota:
+
+            def count(nbytes: int) -> None:
+                self._services.metrics.upload_bytes.inc(nbytes)
+                count_for_quota(nbytes)
+
+            return await receive_body(body, begin, count=count)
 
     def _limit_bytes(self, limit_bytes: int | None) -> int:
         return self._services.settings.max_upload_bytes if limit_bytes is None else limit_bytes
 
     def _require_quota(self, nbytes: int) -> None:
-        self._left_bytes = self._services.left_bytes()
-        if self._left_bytes is not None and max(nbytes, 1) > self._left_bytes:
-            raise self._over_quota()
-
-    def _count(self, nbytes: int) -> None:
-        """Count bytes that are to be stored; a body of unknown length may come to the quota only now."""
-        self._services.metrics.upload_bytes.inc(nbytes)
-        self._services.quotas.add(self._services.owner, nbytes)
-        self._seen_bytes += nbytes
-        if self._left_bytes is not None and self._seen_bytes > self._left_bytes:
-            raise self._over_quota()
-
-    def _over_quota(self) -> ProblemError:
-        assert self._services.settings.owner_bytes is not None
-        return too_many_bytes(self._services.settings.owner_bytes)
+        left_bytes = self._services.left_bytes()
+        if left_bytes is not None and max(nbytes, 1) > left_bytes:
+            assert self._services.settings.owner_bytes is not None
+            raise too_many_bytes(self._services.settings.owner_bytes)
 
     async def collect(self, begin: Callable[[], Sink[T]], *, limit_bytes: int) -> T:
         """Check a body's headers and stream it into a sink that keeps it in memory."""
         check_declared_size(self.request, limit_bytes=limit_bytes)
         with self._services.uploads.one():
-            return await self._stream(begin, limit_bytes=limit_bytes, space=None)
+            body = self._open(limit_bytes=limit_bytes, space=None)
+            return await receive_body(body, begin, count=self._services.metrics.upload_bytes.inc)
 
     async def json_text(self) -> bytes:
         """Read the whole of a JSON body."""
@@ -168,11 +163,6 @@ class RequestBody:
         limit_bytes = self._services.settings.max_spec_bytes
         check_declared_size(self.request, limit_bytes=limit_bytes)
         return await self._open(limit_bytes=limit_bytes, space=None).whole()
-
-    async def _stream(self, begin: Callable[[], Sink[T]], *, limit_bytes: int, space: DiskSpace | None) -> T:
-        body = self._open(limit_bytes=limit_bytes, space=space)
-        count = self._services.metrics.upload_bytes.inc if space is None else self._count
-        return await receive_body(body, begin, count=count)
 
     def _open(self, *, limit_bytes: int, space: DiskSpace | None) -> BodyStream:
         settings = self._services.settings

@@ -24,22 +24,59 @@ class Quotas:
         self._lock = threading.Lock()
         self._uploads: Counter[str] = Counter()
         self._stored: dict[str, tuple[float, int]] = {}
+        # What uploads under way have sent and no sum finds.
+        self._arriving: Counter[str] = Counter()
 
     @contextmanager
-    def uploading(self, owner: str) -> Iterator[None]:
-        """Count an upload while it is under way, or refuse it."""
+    def uploading(self, owner: str, *, kept: bool = False) -> Iterator[Callable[[int], None]]:
+        """Count an upload while it is under way, or refuse it; what this gives counts the bytes that arrive.
+
+        All uploads of an owner share what is left, so those that began together cannot each take it.
+        `kept`: what has arrived stays if the upload fails, and sums find it.
+        """
+        self._begin(owner)
+        unseen = 0
+
+        def count(nbytes: int) -> None:
+            nonlocal unseen
+            unseen += 0 if kept else nbytes
+            self._add(owner, nbytes, unseen=not kept)
+
+        try:
+            yield count
+        except BaseException:
+            self._end(owner, unseen, lost=unseen)
+            raise
+        self._end(owner, unseen, lost=0)
+
+    def _begin(self, owner: str) -> None:
         most = self._settings.owner_uploads
         with self._lock:
             if self._uploads[owner] >= most:
                 raise over_quota(f"{most} uploads are under way already", "wait for one to end")
             self._uploads[owner] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._uploads[owner] -= 1
-                if not self._uploads[owner]:
-                    del self._uploads[owner]
+
+    def _end(self, owner: str, unseen: int, *, lost: int) -> None:
+        with self._lock:
+            self._uploads[owner] -= 1
+            self._arriving[owner] -= unseen
+            if not self._uploads[owner]:
+                del self._uploads[owner], self._arriving[owner]
+            if lost and owner in self._stored:
+                at, known = self._stored[owner]
+                self._stored[owner] = at, known - lost
+
+    def _add(self, owner: str, nbytes: int, *, unseen: bool) -> None:
+        most = self._settings.owner_bytes
+        with self._lock:
+            if unseen:
+                self._arriving[owner] += nbytes
+            if most is None or owner not in self._stored:
+                return
+            at, known = self._stored[owner]
+            self._stored[owner] = at, known + nbytes
+        if known + nbytes > most:
+            raise too_many_bytes(most)
 
     def require_jobs(self, jobs: JobStore) -> None:
         """Refuse a job before its files are sent; `JobStore.create` counts again when they have come."""
@@ -53,23 +90,20 @@ class Quotas:
             return None
         with self._lock:
             at, known = self._stored.get(owner, (0.0, 0))
+            arriving = self._arriving[owner]
         if not at or time.monotonic() > at + SUM_FOR_S:
-            known = stored_bytes()
+            stored = stored_bytes()
             with self._lock:
+                # An upload that ended meanwhile may or may not be in the sum, and counts in any case.
+                known = stored + max(arriving, self._arriving[owner])
                 self._stored[owner] = time.monotonic(), known
         return most - known
 
-    def add(self, owner: str, nbytes: int) -> None:
-        """Count bytes that were received since the last sum."""
-        with self._lock:
-            if owner in self._stored:
-                at, known = self._stored[owner]
-                self._stored[owner] = at, known + nbytes
-
     def forget(self, owner: str) -> None:
-        """Sum again, since something was deleted."""
+        """Sum again at the next upload, since something was deleted; those under way go by the old sum."""
         with self._lock:
-            self._stored.pop(owner, None)
+            _, known = self._stored.get(owner, (0.0, 0))
+            self._stored[owner] = 0.0, known
 
 
 def over_quota(found: str, advice: str) -> ProblemError:

@@ -184,4 +184,4 @@ async def _receive(
     if record.complete:
         return record
     begin = partial(services.resumable.append, record.id, offset=record.offset, checksum=checksum)
-    return await body.store(begin, limit_bytes=limit_bytes)
+    return await body.store(begin, limit_bytes=limit_bytes, kept=checksum is None)
