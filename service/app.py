@@ -75,7 +75,7 @@ def open_services(settings: Settings) -> Services:
         planning=PlanningPool(),
         uploads=UploadSlots(settings.max_uploads),
         quotas=Quotas(settings),
-        watches=JobWatches(jobs, stopping, most=settings.max_streams),
+        watches=JobWatches(jobs, stopping, most=settings.max_streams, most_each=settings.owner_streams),
         webhook_hosts=WebhookHosts(settings.webhook_hosts),
         stopping=stopping,
         turns=turns,

@@ -68,13 +68,14 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, watches: JobWatches, job_id: str, known: Known, root_path: str) -> None:
+    def __init__(self, watches: JobWatches, job_id: str, known: Known, root_path: str, *, owner: str) -> None:
         super().__init__(_stream(watches, job_id, known, root_path), headers=HEADERS)
         self._watches = watches
+        self._owner = owner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them, or refuse if too many listen."""
-        with self._watches.place():
+        with self._watches.place(self._owner):
             await super().__call__(scope, receive, send)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from threading import Event
@@ -24,24 +25,31 @@ log = logging.getLogger("eckart.service")
 class JobWatches:
     """The jobs that are being watched. Used on the event loop only."""
 
-    def __init__(self, jobs: JobStore, stopping: Event, *, most: int) -> None:
-        """Watch jobs of all owners, for at most `most` listeners at a time."""
+    def __init__(self, jobs: JobStore, stopping: Event, *, most: int, most_each: int) -> None:
+        """Watch jobs of all owners, for at most `most` listeners at a time, and `most_each` of one owner."""
         self._jobs = jobs
         self._stopping = stopping
         self._most = most
-        self._listeners = 0
+        self._most_each = most_each
+        self._listeners: Counter[str] = Counter()
         self._watches: dict[str, _Watch] = {}
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Take one of the places for listeners, or refuse."""
-        if self._listeners >= self._most:
-            raise ProblemError(ProblemKind.BUSY, f"{self._most} event streams are open.")
-        self._listeners += 1
+    def place(self, owner: str) -> Iterator[None]:
+        """Take one of the places for listeners, or refuse; no owner can take those of all."""
+        for found, most in (
+            (self._listeners[owner], self._most_each),
+            (self._listeners.total(), self._most),
+        ):
+            if found >= most:
+                raise ProblemError(ProblemKind.BUSY, f"{most} event streams are open.")
+        self._listeners[owner] += 1
         try:
             yield
         finally:
-            self._listeners -= 1
+            self._listeners[owner] -= 1
+            if not self._listeners[owner]:
+                del self._listeners[owner]
 
     async def follow(self, job_id: str, *, quiet_s: float) -> AsyncIterator[JobView | None]:
         """Yield the job now and whenever it changes, and None where it did not for `quiet_s`.

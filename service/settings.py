@@ -111,7 +111,10 @@ class Settings(StateSettings):
         description="How long `?wait=` holds an answer at most. Proxies often give up after 60 seconds.",
     )
     max_streams: int = Field(
-        default=256, ge=1, description="How many event streams may be open at a time; more get 429."
+        default=256,
+        ge=1,
+        description="How many event streams may be open at a time; more get 429. "
+        "With keys, the owner of one has at most half of them.",
     )
     webhook_hosts: str = Field(
         default="",
@@ -127,6 +130,11 @@ class Settings(StateSettings):
     shutdown_s: int = Field(
         default=10, ge=0, description="How long running requests may take to end when the API is stopped."
     )
+
+    @property
+    def owner_streams(self) -> int:
+        """How many event streams one owner may have open: with keys, others find places too."""
+        return self.max_streams if self.api_keys is None else -(-self.max_streams // 2)
 
     @property
     def retention_s(self) -> float | None:

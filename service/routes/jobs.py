@@ -193,7 +193,7 @@ async def get_events(
         return Response(status_code=204)
     if request.method == "HEAD":
         return Response(headers=HEADERS, media_type=EventStream.media_type)
-    return EventStream(services.watches, job_id, known, root_path)
+    return EventStream(services.watches, job_id, known, root_path, owner=services.owner)
 
 
 @router.post(

@@ -15,7 +15,7 @@ from service.job_watch import JobWatches
 from state.errors import RedisUnavailable
 from state.records import new_token
 from tests.service.files import FILES, MODEL
-from tests.service.running import assert_problem, until
+from tests.service.running import SPEC, assert_problem, until
 
 
 def half(layer="a"):
@@ -150,6 +150,21 @@ def test_too_many_streams_are_refused_until_one_leaves(start):
     until(let_in)
 
 
+def test_an_owner_leaves_streams_to_others(start):
+    service = start(api_keys="alice:of-alice,bob:of-bob", max_streams=2)
+    here = {}
+    for name in ("alice", "bob"):
+        key = {"X-API-Key": f"of-{name}"}
+        service.http.put("/v1/checkpoints/m/model.safetensors", content=MODEL, headers=key)
+        job = service.http.post("/v1/jobs", json={"checkpoint": "m", "spec": SPEC}, headers=key).json()
+        here[name] = {"method": "GET", "url": f"/v1/jobs/{job['id']}/events", "headers": key}
+    with service.http.stream(**here["alice"]) as first:
+        assert first.status_code == 200
+        assert_problem(service.http.request(**here["alice"]), 429, "busy")
+        with service.http.stream(**here["bob"]) as other:
+            assert other.status_code == 200
+
+
 def test_a_stream_ends_when_the_service_stops(start):
     service = start()
     job = service.submit(service.stored(MODEL)).json()["id"]
@@ -176,7 +191,7 @@ class Counting:
 
 def test_any_number_of_listeners_asks_once(service, job):
     store = Counting(service.jobs)
-    watches = JobWatches(store, threading.Event(), most=1000)
+    watches = JobWatches(store, threading.Event(), most=1000, most_each=1000)
     seen = []
 
     async def listen():
