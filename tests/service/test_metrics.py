@@ -1,10 +1,14 @@
 """`service.metrics`: requests, bytes, jobs and disk space are counted."""
 
+import re
+from pathlib import Path
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.service.files import checkpoint_bytes
 
 MODEL = checkpoint_bytes()
+PAGE = Path(__file__).parents[2] / "docs" / "5-operations.md"
 
 
 def samples(service):
@@ -47,3 +51,21 @@ def test_metrics_count_bytes_jobs_and_room(start):
     assert counted["eckart_workers",] == 0
     assert counted["eckart_redis_used_bytes",] > 100_000
     assert counted["eckart_redis_limit_bytes",] == 0
+
+
+def test_the_page_for_operators_names_all_metrics_and_no_others(service):
+    text, page = service.http.get("/metrics").text, PAGE.read_text()
+    families = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+    named = set(re.findall(r"\b(?:eckart|http)_[a-z_]+\b", page))
+
+    assert {name.removesuffix("_count") for name in named} == {
+        name for name in families if not name.endswith("_created")
+    }
+
+
+def test_an_alert_of_the_page_selects_by_labels_that_there_are(service):
+    text = service.http.get("/metrics").text
+    selectors = re.findall(r"\b(\w+\{\w+=\"[^\"]+\"\})", PAGE.read_text())
+
+    assert len(selectors) == 2
+    assert [each for each in selectors if each not in text] == []
