@@ -132,6 +132,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
+    app.needs_key = keys is not None
     app.state.stopping = services.stopping
     for routes in (checkpoints, uploads, jobs, results, plans, health, docs):
         app.include_router(routes.router)

@@ -242,7 +242,19 @@ TensorCursor = Annotated[
     str | None,
     Query(pattern="^[0-9]{1,9}$", description="`next_cursor` of the previous page.", examples=["1000"]),
 ]
-Cursor = Annotated[
+CheckpointCursor = Annotated[
     str | None,
-    Query(max_length=256, description="`next_cursor` of the previous page.", examples=["1767323045000000"]),
+    Query(
+        pattern="^[0-9]{1,16}-" + CHECKPOINT_ID.pattern.removeprefix("^"),
+        description="`next_cursor` of the previous page.",
+        examples=["1767323045000000-my-model"],
+    ),
+]
+JobCursor = Annotated[
+    str | None,
+    Query(
+        pattern="^[0-9]{1,16}$",
+        description="`next_cursor` of the previous page.",
+        examples=["1767323045000000"],
+    ),
 ]

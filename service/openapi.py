@@ -203,6 +203,9 @@ SECURITY_SCHEMES = {
 class DocumentedApp(FastAPI):
     """Adds the models that only streamed bodies and problems refer to, and removes FastAPI's own 422."""
 
+    # Whether each request but those of `OPEN_PATHS` must bring a key.
+    needs_key = False
+
     def build_middleware_stack(self) -> ASGIApp:
         """Put the security headers around all, also around what answers an unexpected exception."""
         return SecurityHeaders(super().build_middleware_stack())
@@ -224,7 +227,9 @@ class DocumentedApp(FastAPI):
             schemas.pop(name, None)
         for method, path, operation in _operations(document):
             if path not in OPEN_PATHS:
-                operation["security"] = [{}, {"bearer": []}, {"header": []}]
+                operation["security"] = [*([] if self.needs_key else [{}]), {"bearer": []}, {"header": []}]
+            for parameter in operation.get("parameters", ()):
+                parameter["schema"] = _without_null(parameter["schema"])
             for kind in _refused_before_routes(method, path):
                 operation["responses"][str(kind.status)] = _response([kind])
             # FastAPI adds its own 422 wherever there are parameters, even if none of them can be invalid.
@@ -236,6 +241,14 @@ def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[st
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             yield method, path, operation
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Leave out `null`, by which FastAPI means that a parameter is absent: no header or query can say it."""
+    kinds: list[dict[str, Any]] = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema
+    return kinds[0] | {name: value for name, value in schema.items() if name != "anyOf"}
 
 
 def _refused_before_routes(method: str, path: str) -> Iterator[ProblemKind]:

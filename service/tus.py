@@ -9,6 +9,7 @@ from email.utils import format_datetime
 from typing import Annotated
 
 from fastapi import Depends, Header
+from pydantic import BeforeValidator
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -53,7 +54,12 @@ class Tus:
 
 def _check_version(
     tus_resumable: Annotated[
-        str | None, Header(description="The version of tus that the client speaks.", examples=[VERSION])
+        str | None,
+        Header(
+            description="The version of tus that the client speaks.",
+            examples=[VERSION],
+            json_schema_extra={"const": VERSION},
+        ),
     ] = None,
 ) -> None:
     """Refuse another version; a client that names none is taken at its word."""
@@ -139,11 +145,23 @@ def _checksum(
 
 
 UploadChecksum = Annotated[Checksum | None, Depends(_checksum)]
+
+
+def _require_digits(given: object) -> object:
+    """Refuse `1_0`, `+1` and `1.0`, which pydantic takes for whole numbers and a proxy may not."""
+    if not (isinstance(given, str) and given.isascii() and given.isdigit()):
+        raise ValueError("give a whole number in decimal digits")
+    return given
+
+
+Digits = BeforeValidator(_require_digits)
 UploadLength = Annotated[
-    int, Header(ge=0, le=MOST_BYTES, description="The size of the whole file.", examples=[90868376])
+    int, Header(ge=0, le=MOST_BYTES, description="The size of the whole file.", examples=[90868376]), Digits
 ]
 UploadOffset = Annotated[
-    int, Header(ge=0, le=MOST_BYTES, description="How many bytes have arrived already.", examples=[33554432])
+    int,
+    Header(ge=0, le=MOST_BYTES, description="How many bytes have arrived already.", examples=[33554432]),
+    Digits,
 ]
 
 

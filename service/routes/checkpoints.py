@@ -10,8 +10,8 @@ from schemas.planning.documents import FIRST_PAGE, TENSORS_PER_PAGE, checkpoint_
 from schemas.problem import ProblemKind
 from service import deletion
 from service.dependencies import (
+    CheckpointCursor,
     CheckpointId,
-    Cursor,
     FileName,
     Limit,
     NewCheckpointId,
@@ -119,7 +119,9 @@ def _stored_document(services: Services, content: UploadContent) -> Checkpoint:
     summary="List stored checkpoints, the latest first",
     responses=problem_responses(ProblemKind.INVALID_REQUEST, ProblemKind.BUSY),
 )
-async def get_checkpoints(services: ServicesDep, limit: Limit = 50, cursor: Cursor = None) -> CheckpointList:
+async def get_checkpoints(
+    services: ServicesDep, limit: Limit = 50, cursor: CheckpointCursor = None
+) -> CheckpointList:
     """List one page; a checkpoint counts as of the time when its latest file was stored."""
     paths = DataDir(services.settings.data_dir, services.owner)
     return await services.planning.run(partial(list_checkpoints, paths, limit=limit, cursor=cursor))

@@ -11,9 +11,9 @@ from schemas.job import TERMINAL, Job, JobList, JobRequest
 from schemas.problem import ProblemKind
 from service import deletion
 from service.dependencies import (
-    Cursor,
     IdempotencyKey,
     IfNoneMatch,
+    JobCursor,
     JobId,
     LastEventId,
     Limit,
@@ -38,7 +38,8 @@ from state.records import JobView
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+# OpenAPI 3.1 cannot tell a stream from its events, so no type is given: it would be read as that of either.
+EVENTS = {"text/event-stream": {"schema": {"description": "Events, as the HTML standard writes them."}}}
 SUBMIT_PROBLEMS = (
     ProblemKind.CHECKPOINT_NOT_FOUND,
     ProblemKind.CHECKPOINT_INCOMPLETE,
@@ -108,7 +109,7 @@ def list_jobs(
     root_path: RootPath,
     state: StateFilter = None,
     limit: Limit = 50,
-    cursor: Cursor = None,
+    cursor: JobCursor = None,
 ) -> JobList:
     """List one page of jobs."""
     return job_list(services.jobs.list(state, limit=limit, cursor=cursor), root_path)

@@ -37,6 +37,7 @@ def test_the_operations_are_these(operations):
         "get /livez",
         "get /metrics",
         "get /readyz",
+        "get /v1/checkpoints",
         "get /v1/checkpoints/{checkpoint_id}",
         "get /v1/jobs",
         "get /v1/jobs/{job_id}",
@@ -187,6 +188,30 @@ def test_an_operation_lists_exactly_what_it_answers(operations, operation, statu
     of_middleware |= set() if method in {"get", "head", "options"} else {"403"}
     of_middleware |= set() if path in {"/livez", "/readyz"} else {"401"}
     assert operations[operation]["responses"].keys() == {*statuses.split(), "400", "500"} | of_middleware
+
+
+def test_no_parameter_may_be_null(operations):
+    for name, operation in operations.items():
+        for parameter in operation.get("parameters", ()):
+            assert "anyOf" not in parameter["schema"], name
+
+
+@pytest.mark.parametrize("keys", [None, "alice:of-alice"])
+def test_a_key_is_required_where_the_service_has_keys(keys):
+    document = create_app(Settings(redis_url="redis://nowhere", api_keys=keys)).openapi()
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            security = operation.get("security", [{}])
+            assert ({} in security) == (keys is None or path in {"/livez", "/readyz"})
+
+
+def test_sizes_of_uploads_are_bounded_integers(operations):
+    for operation, name in (
+        ("post /v1/uploads", "upload-length"),
+        ("patch /v1/uploads/{upload_id}", "upload-offset"),
+    ):
+        schema = next(p["schema"] for p in operations[operation]["parameters"] if p["name"] == name)
+        assert (schema["type"], schema["minimum"], schema["maximum"]) == ("integer", 0, 2**53)
 
 
 def test_results_are_sent_in_one_range_or_in_several(operations):
