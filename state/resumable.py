@@ -16,6 +16,9 @@ from state.files import disk_errors, locked, make_directory
 from state.partial_file import RunningHashes
 from state.upload_folder import UPLOAD_ID, UploadFolder, UploadRecord
 
+# Records of published files that an owner has; a client asks soon after the last byte, if at all.
+MOST_COMPLETE = 1000
+
 
 class ResumableUploads:
     """The resumable uploads of one owner below the data directory; sweeping is for all owners."""
@@ -67,12 +70,21 @@ class ResumableUploads:
             expires_at=datetime.now(UTC),
         )
         with locked(self._paths.lock("uploads", self._paths.owner)), disk_errors():
-            if sum(not other.complete for other in self._records()) >= most:
+            others = list(self._records())
+            if sum(not other.complete for other in others) >= most:
                 raise TooManyUploads(most)
+            self._forget_oldest([other for other in others if other.complete])
             folder = self._folder(record.id)
             make_directory(folder.path)
             folder.data.touch(mode=0o600)
             return folder.write(record)
+
+    def _forget_oldest(self, complete: list[UploadRecord]) -> None:
+        """Keep only the records of the last published files: all are read, and no quota counts them."""
+        oldest_first = sorted(complete, key=lambda record: record.expires_at)
+        for record in oldest_first[: max(0, len(complete) - MOST_COMPLETE)]:
+            with suppress(UploadLocked, UploadNotFound):
+                self.delete(record.id)
 
     def get(self, upload_id: str) -> UploadRecord:
         """Return what is known of an upload."""

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from state import resumable
 from state.checkpoints import CheckpointStore
 from state.errors import ContentConflict, TooManyUploads, UploadNotFound
 from state.resumable import ResumableUploads
@@ -65,6 +66,20 @@ def test_only_unfinished_uploads_count(tmp_path):
     uploads.delete(third.id)
     expire(tmp_path, second)
     begin(uploads), begin(uploads)
+
+
+def test_only_the_last_published_files_are_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr(resumable, "MOST_COMPLETE", 2)
+    uploads = opened(tmp_path)
+    done = []
+    for _ in range(3):
+        done.append(begin(uploads))
+        send(uploads, done[-1])
+    begin(uploads)
+    with pytest.raises(UploadNotFound):
+        uploads.get(done[0].id)
+    assert all(uploads.get(upload.id).complete for upload in done[1:])
+    assert CheckpointStore(tmp_path).file("m", "model.safetensors") is not None
 
 
 def test_a_file_that_cannot_be_stored_is_refused_when_it_is_announced(tmp_path):
