@@ -10,7 +10,7 @@ INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
 # Where torch comes from; nothing: CPU wheels where there is no NVIDIA GPU. tools/install_torch.py has the other values.
 export TORCH_INDEX ?=
 
-.PHONY: help setup serve demo test lint types contracts unit study bench chaos test-compose test-transformers docs locks audit sbom clean
+.PHONY: help setup serve demo test lint types contracts unit study bench chaos test-compose test-transformers docs locks audit sbom fuzz clean
 
 help: ## print this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ audit: $(READY) ## ask PyPI's advisory database about every pin (needs the inter
 
 sbom: $(READY) ## list what the images contain, as CycloneDX documents in build/
 	@$(BIN)/python -m tools.sbom
+
+fuzz: $(READY) ## send requests made from the OpenAPI document to a real service (two minutes; needs PyPI)
+	@$(BIN)/python -m tools.fuzz
 
 clean: ## remove everything that make setup and the tests left
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
