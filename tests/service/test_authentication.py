@@ -54,7 +54,7 @@ STORING = {
 }
 # These name a checkpoint in their body.
 NAMING = {"post /v1/jobs", "post /v1/plans"}
-LISTS = {"get /v1/jobs"}
+LISTS = {"get /v1/checkpoints", "get /v1/jobs"}
 
 
 def operations():
@@ -275,3 +275,11 @@ def test_a_prefix_of_the_client_opens_nothing(service):
     for prefix in ("/v1/jobs", "/docs", "/livez"):
         for path in ("/v1/jobs", "/x/v1/jobs", "/jobs"):
             assert service.http.get(path, headers={"X-Forwarded-Prefix": prefix}).status_code == 401
+
+
+def test_a_list_of_checkpoints_has_the_owners_alone(service, owned):
+    listed = {
+        name: [each["id"] for each in service.http.get("/v1/checkpoints", headers=key).json()["checkpoints"]]
+        for name, key in {"alice": ALICE, "bob": BOB}.items()
+    }
+    assert listed == {"alice": [owned["checkpoint_id"]], "bob": []}
