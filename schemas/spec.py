@@ -145,8 +145,8 @@ class CompressionSpec(Input):
         default=None,
         exclude_if=is_none,
         description="What a budget minimizes: the sum of the layers' squared errors, `relative` to each "
-        "weight's squared norm or `absolute`, or the predicted `loss`. Not given: `loss` if every layer has "
-        "both Gram matrices, else `relative`.",
+        "weight's squared norm or `absolute`, or the predicted `loss`. Not given: `loss` if layers with "
+        "at least half of the parameters have both Gram matrices, else `relative`.",
         examples=["relative"],
     )
     align: Multiple = Field(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from schemas.format.errors import quoted
+from schemas.format.errors import listed, quoted
 from schemas.planning.references import CalibrationError
 from worker.context import TensorReaders
 from worker.lowrank import count_fault, grad_gram_fault, gram_fault, mean_fault
@@ -17,8 +17,10 @@ def check_statistics(
     *,
     device: torch.device,
     check_canceled: Callable[[], None],
-) -> None:
+) -> tuple[str, ...]:
     """Check the values of all statistics, so that bad ones fail the job before any layer is factored.
+
+    Returns a warning where layers have fewer tokens than inputs.
 
     Parameters
     ----------
@@ -37,6 +39,7 @@ def check_statistics(
         If a tensor cannot be what it is named after; it names the layer and what to do.
     """
     checked: set[TensorSource] = set()
+    scarce: dict[str, tuple[int, int]] = {}
     for task in tasks:
         if task.layer.parameters_before == 0:
             continue
@@ -51,6 +54,28 @@ def check_statistics(
             if fault is not None:
                 message = f"{subject} of {quoted(task.layer.name)} {fault}."
                 raise CalibrationError("gram-values", message)
+            if kind == "count" and (few := _few_tokens(task, readers)) is not None:
+                scarce[task.layer.name] = few
+    return _scarcity(scarce)
+
+
+def _few_tokens(task: LayerTask, readers: TensorReaders) -> tuple[int, int] | None:
+    """Return the numbers of tokens and of inputs where the inputs are more."""
+    if "gram" not in task.statistics:
+        return None
+    tokens, inputs = int(readers.tensor(task.statistics["count"])), task.statistics["gram"][1].shape[-1]
+    return (tokens, inputs) if tokens < inputs else None
+
+
+def _scarcity(scarce: dict[str, tuple[int, int]]) -> tuple[str, ...]:
+    if not scarce:
+        return ()
+    tokens, inputs = max(scarce.values(), key=lambda pair: pair[1] - pair[0])
+    warning = (
+        f"calibration: fewer tokens than inputs ({tokens} for {inputs}) at {listed(list(scarce))}; "
+        "directions that no token shows cost nothing then; calibrate with several times as many tokens"
+    )
+    return (warning,)
 
 
 def _fault(kind: str, task: LayerTask, readers: TensorReaders, device: torch.device) -> str | None:

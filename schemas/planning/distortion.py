@@ -64,24 +64,30 @@ class LayerSpectra:
 
 
 def objective_of(spec: CompressionSpec, plan: Plan) -> Objective:
-    """Return what a budget minimizes."""
+    """Return what a budget minimizes: the loss, if it is known of layers with half of the parameters."""
     if spec.objective is not None:
         return spec.objective
-    shared = [layer for layer in plan.layers if budget_of(layer.rank) is not None]
-    return "loss" if shared and all(layer.has_loss for layer in shared) else "relative"
+    shared = _sharing(plan)
+    known = sum(layer.parameters_before for layer in shared if layer.has_loss)
+    return "loss" if shared and 2 * known >= sum(layer.parameters_before for layer in shared) else "relative"
 
 
 def objective_warnings(spec: CompressionSpec, plan: Plan) -> Iterable[str]:
-    """Warn where layers without gradients keep a budget from the predicted loss."""
-    shared = [layer for layer in plan.layers if budget_of(layer.rank) is not None]
+    """Warn where only some layers, or none, have what a predicted loss needs."""
+    shared = _sharing(plan)
     without = [layer.name for layer in shared if not layer.has_loss]
     if spec.objective == "loss" and shared and len(without) == len(shared):
         yield "objective: relative errors and no losses, since no layer has both Gram matrices"
     if spec.objective is None and 0 < len(without) < len(shared):
-        yield (
-            "objective: relative and not loss, since the calibration lacks one of the two Gram matrices of "
-            f"{listed(without)}; exclude such layers, or ask for loss"
-        )
+        lack = f"the calibration lacks one of the two Gram matrices of {listed(without)}"
+        if objective_of(spec, plan) == "loss":
+            yield f"objective: loss; {lack}, whose loss is guessed from the others'; exclude what is not used"
+        else:
+            yield f"objective: relative and not loss, since {lack}; exclude such layers, or ask for loss"
+
+
+def _sharing(plan: Plan) -> list[LayerPlan]:
+    return [layer for layer in plan.layers if budget_of(layer.rank) is not None]
 
 
 def units(

@@ -427,6 +427,19 @@ def test_a_corrected_bias_makes_up_for_the_mean_error_of_what_is_stored(
     assert float(error.mean(1).abs().max()) < (1e-5 if dtype == torch.float32 else 1e-2) * (1 + size)
 
 
+@pytest.mark.parametrize(("tokens", "warns"), [(63, True), (64, False)])
+def test_fewer_tokens_than_inputs_are_a_warning(save, compress, gaussian, tokens, warns):
+    x = gaussian(64, tokens).double()
+    statistics = {"a.gram": x @ x.T, "a.count": torch.tensor([float(tokens)])}
+    source = save({"a.weight": gaussian(48, 64)})
+
+    warnings = compress(source, calibration=save(statistics, "s.safetensors"), rank=6).report.warnings
+
+    assert [f"fewer tokens than inputs ({tokens} for 64) at a;" in line for line in warnings] == [
+        True
+    ] * warns
+
+
 def test_a_bias_stays_where_the_spec_says_so_or_the_weight_stays_dense(save, compress, gaussian):
     tensors = {"a.weight": gaussian(48, 64), "a.bias": gaussian(48)}
     x = gaussian(64, 500).double() + 3
