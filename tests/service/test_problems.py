@@ -129,6 +129,7 @@ def test_every_error_of_state_has_a_row_in_the_table(error):
         state_errors.TooManyUploads: lambda: error(7),
         state_errors.OffsetMismatch: lambda: error(given=7, offset=9),
         state_errors.JobNotFailed: lambda: error("queued"),
+        state_errors.BadCursor: lambda: error("jobs"),
     }.get(error, error)()
 
     problem = to_problem(made)
@@ -158,7 +159,7 @@ def test_every_foreign_error_becomes_a_problem(foreign, kind):
 
 
 @pytest.mark.parametrize(
-    "path", ["/nothing", "/v1", "/v1/jobs/", "/v1/checkpoints", "/v1/jobs/a/b/c", "//", "/..", "/%00"]
+    "path", ["/nothing", "/v1", "/v1/jobs/", "/v1/checkpoints/", "/v1/jobs/a/b/c", "//", "/..", "/%00"]
 )
 def test_an_unknown_address_is_not_found(service, path):
     answer = service.raw(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())

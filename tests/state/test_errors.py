@@ -19,6 +19,11 @@ def test_every_error_says_what_to_do():
         errors.Busy("Much is under way."),
         errors.JobNotFailed("queued"),
         errors.FilesLocked(),
+        errors.UploadNotFound(),
+        errors.UploadLocked(),
+        errors.OffsetMismatch(given=7, offset=9),
+        errors.ChecksumMismatch(),
+        errors.TooManyUploads(7),
         errors.BadCursor("jobs"),
         errors.RedisUnavailable(),
     ]
