@@ -6,6 +6,7 @@ is free.
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 
@@ -21,20 +22,26 @@ log = logging.getLogger("eckart.service")
 
 def reconcile(services: Services) -> Counter[str]:
     """Restore what was lost and remove what nobody owns; return what was done, and how often."""
-    done = services.jobs.reconcile(older_than_s=HOUR_S)
-    done["checkpoint"] = _remove_one_shots(services)
-    # A resumable upload may still take back a file that was not counted, until it expires.
-    uncounted_s = max(DAY_S, 2 * HOUR_S * services.settings.upload_expiry_hours)
-    done["uncounted-file"] = services.checkpoints.remove_uncounted(uncounted_s)
-    done["part"] = services.checkpoints.sweep_parts(STALE_UPLOAD_S)
-    done["expired-upload"] = services.resumable.sweep()
-    services.checkpoints.remove_orphans()
-    done = +done
-    for what, count in done.items():
-        services.metrics.reconciled(what, count)
+    done: Counter[str] = Counter()
+    for found in _steps(services):
+        # At once: a later step may fail, and the next reconciliation will not find this again.
+        for what, count in (+found).items():
+            services.metrics.reconciled(what, count)
+        done += found
     if done:
         log.warning("put in order: %s", ", ".join(f"{count} of {what}" for what, count in done.items()))
     return done
+
+
+def _steps(services: Services) -> Iterator[Counter[str]]:
+    yield services.jobs.reconcile(older_than_s=HOUR_S)
+    yield Counter({"checkpoint": _remove_one_shots(services)})
+    # A resumable upload may still take back a file that was not counted, until it expires.
+    uncounted_s = max(DAY_S, 2 * HOUR_S * services.settings.upload_expiry_hours)
+    yield Counter({"uncounted-file": services.checkpoints.remove_uncounted(uncounted_s)})
+    yield Counter({"part": services.checkpoints.sweep_parts(STALE_UPLOAD_S)})
+    yield Counter({"expired-upload": services.resumable.sweep()})
+    services.checkpoints.remove_orphans()
 
 
 def _remove_one_shots(services: Services) -> int:
