@@ -283,7 +283,8 @@ class JobFiles:
         done: Counter[str] = Counter()
         for job_id in self._scripts.unknown(job_ids):
             # Whoever creates or deletes a job holds this lock, and an attempt makes no directory of a job.
-            with suppress(FilesLocked, FileNotFoundError), self.lock(job_id, wait_s=0):
+            # The reaper's other steps hold it for a moment, and the next turn of this one is an hour away.
+            with suppress(FilesLocked, FileNotFoundError), self.lock(job_id, wait_s=1):
                 if self._scripts.fields(job_id):
                     continue
                 if self._restore_unlocked(job_id):
