@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from schemas.format.errors import listed, quoted
 from schemas.format.files import CheckpointFiles
+from schemas.format.tensor import DTYPE_BITS
 from schemas.planning.budget import check_budget, resolve_ranks
 from schemas.planning.calibration import Calibration
-from schemas.planning.layer import Plan, Tensor
-from schemas.planning.memory import least_memory_bytes
+from schemas.planning.layer import LayerPlan, Plan, Tensor
 from schemas.planning.output_header import check_output_headers, check_output_index
 from schemas.planning.patterns import matching_ns
 from schemas.planning.planner import make_plan
@@ -32,7 +32,9 @@ MAX_PATTERNS = 1_000
 # To compile a pattern takes 10 us for each character.
 MAX_PATTERN_CHARACTERS = 2**16
 MAX_MATCHING_NS = 1_000_000_000
-
+# All is computed in float32 at least, and needs the weight itself and a workspace of its size.
+COMPUTED_BYTES = 4
+COPIES = 2
 
 # By the field that names a stored checkpoint: what it holds, and a name for its file.
 CONTENTS = {"calibration": ("the Gram matrices", "grams"), "base": ("the base", "model")}
@@ -213,3 +215,9 @@ def _tensor_digests(stored: StoredCheckpoint) -> dict[str, str]:
 
 def _digests(stored: StoredCheckpoint) -> dict[str, str]:
     return {file.name: file.sha256 for file in stored.files}
+
+
+def least_memory_bytes(layer: LayerPlan) -> int:
+    """Return what no solver needs less than: the stored weight, a copy to compute with, and a workspace."""
+    bytes_each = max(COMPUTED_BYTES, DTYPE_BITS[layer.dtype] // 8)
+    return layer.bytes_before + COPIES * layer.rows * layer.columns * bytes_each

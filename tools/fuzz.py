@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 
-from tools.pins import ROOT
+from tools.pins import ROOT, tool
 
 SCHEMATHESIS = "schemathesis==4.32.5"
 SECRET = "of-fuzz"  # noqa: S105 - of a service that lives for minutes
@@ -89,17 +89,7 @@ def fuzz(url: str, *options: str, config: str = CONFIG) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "schemathesis.toml"
         path.write_text(config)
-        runner = [
-            sys.executable,
-            "-m",
-            "uv",
-            "tool",
-            "run",
-            "--quiet",
-            "--from",
-            SCHEMATHESIS,
-            "schemathesis",
-        ]
+        runner = tool(SCHEMATHESIS, "schemathesis")
         command = [*runner, "--config-file", str(path), "run", f"{url}/openapi.json", *options]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         return subprocess.run(command, cwd=folder, env=environment, check=False).returncode

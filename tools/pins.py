@@ -42,6 +42,12 @@ def build_requirements() -> set[str]:
     return closure(*map(Requirement, project["build-system"]["requires"]), Requirement("uv"))
 
 
+def tool(pin: str, command: str) -> list[str]:
+    """Return the command that runs a tool which is no dependency, in an environment of its own."""
+    run = ("-m", "uv", "tool", "run", "--quiet")
+    return [sys.executable, *run, "--from", pin, command]
+
+
 def closure(*roots: Requirement) -> set[str]:
     """Return the names of these distributions and of all that they need on Linux, but for eckart itself."""
     waiting, seen = list(roots), set[tuple[str, str]]()

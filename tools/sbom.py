@@ -1,10 +1,9 @@
 """What the images contain, as CycloneDX documents: `make sbom`."""
 
 import subprocess
-import sys
 from pathlib import Path
 
-from tools.pins import LOCKS, ROOT, pins
+from tools.pins import LOCKS, ROOT, pins, tool
 
 CYCLONEDX = "cyclonedx-bom==7.5.0"
 OUT = ROOT / "build"
@@ -18,19 +17,7 @@ def write_sbom(image: str, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"sbom-{image}.cdx.json"
     options = ("requirements", "-", "--output-reproducible", "--output-file", str(path))
-    command = [
-        sys.executable,
-        "-m",
-        "uv",
-        "tool",
-        "run",
-        "--quiet",
-        "--from",
-        CYCLONEDX,
-        "cyclonedx-py",
-        *options,
-    ]
-    subprocess.run(command, input=requirements, text=True, check=True)
+    subprocess.run([*tool(CYCLONEDX, "cyclonedx-py"), *options], input=requirements, text=True, check=True)
     return path
 
 
