@@ -6,7 +6,7 @@ import sys
 from pydantic import ValidationError
 
 from service.app import open_services
-from service.reconciliation import reconcile
+from service.maintenance.reconciliation import reconcile
 from service.server import serve
 from service.settings import Settings
 from state.errors import RedisUnavailable

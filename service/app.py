@@ -9,33 +9,33 @@ from threading import Event
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from service.authentication import Authentication
-from service.browsers import ANY_HOST, AllowedHosts, ForeignRequests
+from service.access.authentication import Authentication
+from service.access.browsers import ANY_HOST, AllowedHosts, ForeignRequests
+from service.access.quotas import Quotas
 from service.dependencies import LifespanState, Services
-from service.job_watch import JobWatches
+from service.jobs.watch import JobWatches
+from service.maintenance.reaper import run_reaper
+from service.maintenance.turns import Turns
 from service.metrics import Metrics, StateCollector
 from service.middleware import Measure, RequestId, RootPath, UnreadBody
 from service.openapi import DocumentedApp
-from service.planning_pool import PlanningPool
+from service.planning.pool import PlanningPool
 from service.problems import HANDLERS
-from service.quotas import Quotas
-from service.reaper import run_reaper
 from service.routes import checkpoints, docs, health, jobs, plans, results, uploads
 from service.settings import Settings
-from service.turns import Turns
-from service.tus import Tus
-from service.uploads import DiskSpace, UploadSlots
-from service.webhook_delivery import WebhookDelivery
-from service.webhook_hosts import WebhookHosts
-from service.webhook_sender import WebhookSender
-from state.cache import DecompositionCache
-from state.checkpoints import CheckpointStore
+from service.uploads.streaming import DiskSpace, UploadSlots
+from service.uploads.tus import Tus
+from service.webhooks.delivery import WebhookDelivery
+from service.webhooks.hosts import WebhookHosts
+from service.webhooks.sender import WebhookSender
+from state.cache.store import DecompositionCache
+from state.checkpoints.store import CheckpointStore
 from state.data_dir import DataDir
-from state.jobs import JobStore
-from state.queue import JobQueue
+from state.jobs.queue import JobQueue
+from state.jobs.store import JobStore
+from state.jobs.webhooks import WebhookFiles
 from state.redis import redis_client
-from state.resumable import ResumableUploads
-from state.webhooks import WebhookFiles
+from state.uploads.resumable import ResumableUploads
 from state.workers import WorkerRegistry
 
 SUMMARY = "Makes model checkpoints smaller: safetensors in, low-rank safetensors and a report out."

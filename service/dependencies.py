@@ -12,21 +12,28 @@ from starlette.requests import Request
 
 from schemas.format.names import CHECKPOINT_ID
 from schemas.job import JobState
-from service.job_watch import JobWatches
+from service.access.keys import WITHOUT_KEYS
+from service.access.quotas import Quotas, too_many_bytes
+from service.jobs.watch import JobWatches
 from service.json_body import require_json
-from service.keys import WITHOUT_KEYS
+from service.maintenance.turns import Turns
 from service.metrics import Metrics
-from service.planning_pool import PlanningPool
-from service.quotas import Quotas, too_many_bytes
+from service.planning.pool import PlanningPool
 from service.settings import Settings
-from service.turns import Turns
-from service.uploads import BodyStream, DiskSpace, Sink, UploadSlots, check_declared_size, receive_body
-from service.webhook_hosts import WebhookHosts
-from state.cache import DecompositionCache
-from state.checkpoints import CheckpointStore
-from state.jobs import JobStore
-from state.queue import JobQueue
-from state.resumable import ResumableUploads
+from service.uploads.streaming import (
+    BodyStream,
+    DiskSpace,
+    Sink,
+    UploadSlots,
+    check_declared_size,
+    receive_body,
+)
+from service.webhooks.hosts import WebhookHosts
+from state.cache.store import DecompositionCache
+from state.checkpoints.store import CheckpointStore
+from state.jobs.queue import JobQueue
+from state.jobs.store import JobStore
+from state.uploads.resumable import ResumableUploads
 from state.workers import WorkerRegistry
 
 T = TypeVar("T")

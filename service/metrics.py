@@ -7,11 +7,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from service.turns import Turns
-from service.uploads import DiskSpace
+from service.maintenance.turns import Turns
+from service.uploads.streaming import DiskSpace
 from state.errors import RedisUnavailable
-from state.jobs import JobStore
-from state.queue import JobQueue
+from state.jobs.queue import JobQueue
+from state.jobs.store import JobStore
 from state.workers import WorkerRegistry
 
 DURATIONS_S = (0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 120, 600)

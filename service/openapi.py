@@ -12,8 +12,8 @@ from starlette.types import ASGIApp
 from schemas.job import JobRequest
 from schemas.problem import Problem, ProblemKind
 from schemas.webhook import URL_EXAMPLE
-from service.authentication import OPEN_PATHS
-from service.browsers import PROBES, SAFE_METHODS, SecurityHeaders
+from service.access.authentication import OPEN_PATHS
+from service.access.browsers import PROBES, SAFE_METHODS, SecurityHeaders
 from service.errors import HEADERS as PROBLEM_HEADERS
 
 REFERENCE = "#/components/schemas/{model}"

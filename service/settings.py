@@ -6,9 +6,9 @@ from typing import Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from service.keys import KeyRing
-from service.webhook_hosts import WebhookHosts
-from service.webhook_sender import parse_secrets
+from service.access.keys import KeyRing
+from service.webhooks.hosts import WebhookHosts
+from service.webhooks.sender import parse_secrets
 from state.settings import StateSettings
 
 # A path that cannot leave the host it is appended to, nor break out of a header, a script or an attribute.

@@ -90,7 +90,7 @@ class DataDir:
 
     @property
     def holders(self) -> Path:
-        """Which checkpoints hold a file, in one directory for each digest: see `state.holders`."""
+        """Which checkpoints hold a file, in one directory for each digest: see `checkpoints.holders`."""
         return self.root / "holders"
 
     @property

@@ -19,15 +19,15 @@ from schemas.planning.references import MISFITS, MisfitError, References
 from schemas.problem import FieldProblem, Problem, ProblemKind, SpecError
 from schemas.report import Report
 from schemas.spec import CompressionSpec
-from state.attempt_lock import attempt_lock
-from state.cache import DecompositionCache
-from state.checkpoints import CheckpointStore, StoredCheckpoint
+from state.cache.store import DecompositionCache
+from state.checkpoints.store import CheckpointStore, StoredCheckpoint
 from state.data_dir import DataDir
 from state.errors import CheckpointNotFound, FilesLocked, JobNotFound, OutOfSpace, RedisUnavailable
 from state.files import DISK_FULL, sync_directory
-from state.jobs import JobStore
-from state.records import Claim, JobRecord, new_token
-from state.result_files import write_digests
+from state.jobs.attempt_lock import attempt_lock
+from state.jobs.records import Claim, JobRecord, new_token
+from state.jobs.result_files import write_digests
+from state.jobs.store import JobStore
 from worker.device import choose_device, set_threads
 from worker.lease import ClaimLost, Lease, StopSignal, WorkerStopping, retry
 from worker.pipeline import CompressionRequest, compress

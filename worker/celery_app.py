@@ -12,8 +12,8 @@ from celery import Celery, signals
 from celery.exceptions import SecurityWarning
 
 from state.errors import RedisUnavailable
-from state.jobs import JobStore
-from state.queue import celery_settings
+from state.jobs.queue import celery_settings
+from state.jobs.store import JobStore
 from state.redis import TASK, redis_client
 from state.workers import WorkerRegistry
 from worker.broker import correct_acknowledgements

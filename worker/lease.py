@@ -10,8 +10,8 @@ from typing import Protocol, Self
 
 from schemas.job import Progress
 from state.errors import RedisUnavailable
-from state.jobs import JobStore
-from state.records import Claim
+from state.jobs.records import Claim
+from state.jobs.store import JobStore
 from worker.progress import Step
 from worker.settings import Settings
 from worker.trouble import Trouble, layer_hung

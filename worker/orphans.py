@@ -4,8 +4,8 @@ import logging
 import socket
 
 from state.errors import RedisUnavailable
-from state.jobs import JobStore
-from state.queue import JobQueue
+from state.jobs.queue import JobQueue
+from state.jobs.store import JobStore
 
 log = logging.getLogger(__name__)
 

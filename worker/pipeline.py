@@ -13,7 +13,7 @@ from schemas.planning.budget import shares_budget
 from schemas.planning.references import NO_REFERENCES, References
 from schemas.report import REPORT_NAME, Report
 from schemas.spec import CompressionSpec
-from state.cache import DecompositionCache
+from state.cache.store import DecompositionCache
 from state.files import write_atomic
 from worker.adapter import without_config, write_adapter
 from worker.budget import finish_within_budget

@@ -8,7 +8,6 @@ from starlette.responses import JSONResponse, Response
 from schemas.checkpoint import Checkpoint, CheckpointList, FileInfo
 from schemas.planning.documents import FIRST_PAGE, TENSORS_PER_PAGE, checkpoint_document
 from schemas.problem import ProblemKind
-from service import deletion
 from service.dependencies import (
     CheckpointCursor,
     CheckpointId,
@@ -22,12 +21,13 @@ from service.dependencies import (
     TensorLimit,
 )
 from service.headers import content_headers
-from service.multipart import boundary_of
-from service.multipart_upload import UploadContent, begin_file, begin_multipart_upload
+from service.jobs import deletion
 from service.openapi import FILES_BODY, RAW_BODY, described, problem_responses
-from service.upload_headers import ExpectedSha256, check_preconditions
-from state.checkpoint_list import list_checkpoints
-from state.checkpoints import StoredCheckpoint, checked_limit_bytes
+from service.uploads.form import UploadContent, begin_file, begin_multipart_upload
+from service.uploads.multipart import boundary_of
+from service.uploads.preconditions import ExpectedSha256, check_preconditions
+from state.checkpoints.listing import list_checkpoints
+from state.checkpoints.store import StoredCheckpoint, checked_limit_bytes
 from state.data_dir import DataDir
 
 router = APIRouter(prefix="/v1/checkpoints", tags=["checkpoints"])

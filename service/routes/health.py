@@ -11,8 +11,8 @@ from schemas.base import Output
 from schemas.problem import FieldProblem, ProblemKind
 from service.dependencies import Services, ServicesDep
 from service.errors import ProblemError
+from service.maintenance.turns import SWEEP
 from service.openapi import problem_responses
-from service.turns import SWEEP
 from state.errors import OutOfSpace, RedisUnavailable
 from state.redis import eviction_warning
 

@@ -9,7 +9,6 @@ from starlette.responses import Response
 
 from schemas.job import TERMINAL, Job, JobList, JobRequest
 from schemas.problem import ProblemKind
-from service import deletion
 from service.dependencies import (
     IdempotencyKey,
     IfNoneMatch,
@@ -25,16 +24,17 @@ from service.dependencies import (
     StateFilter,
     Wait,
 )
-from service.job_events import HEADERS, EventStream, Known, events
-from service.job_status import job_list, job_path, job_response, wait_for_change
+from service.jobs import deletion
+from service.jobs.events import HEADERS, EventStream, Known, events
+from service.jobs.status import job_list, job_path, job_response, wait_for_change
+from service.jobs.submission import enqueue, submit_stored, submit_upload, view_of
 from service.json_body import parse_model
-from service.multipart import boundary_of, is_multipart
-from service.multipart_upload import begin_multipart_upload, check_webhook
 from service.openapi import JOB_BODY, described, problem_responses
 from service.routes.checkpoints import UPLOAD_PROBLEMS
-from service.submission import enqueue, submit_stored, submit_upload, view_of
-from state.checkpoints import new_checkpoint_id
-from state.records import JobView
+from service.uploads.form import begin_multipart_upload, check_webhook
+from service.uploads.multipart import boundary_of, is_multipart
+from state.checkpoints.store import new_checkpoint_id
+from state.jobs.records import JobView
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 

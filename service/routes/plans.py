@@ -10,18 +10,18 @@ from schemas.plan import PlanDocument
 from schemas.planning.documents import plan_document
 from schemas.problem import ProblemKind
 from service.dependencies import RequestBodyDep, Services, ServicesDep
-from service.header_plans import HeaderContent, begin_header_plan, header_plan_limit_bytes
+from service.jobs.submission import complete_checkpoint
 from service.json_body import parse_model
-from service.multipart import boundary_of, is_multipart
 from service.openapi import PLAN_BODY, problem_responses
-from service.planning import (
+from service.planning.header_form import HeaderContent, begin_header_plan, header_plan_limit_bytes
+from service.planning.plans import (
     SPEC_IN_JSON,
     SPEC_IN_MULTIPART,
     find_references,
     make_bounded_plan,
     make_resolved_plan,
 )
-from service.submission import complete_checkpoint
+from service.uploads.multipart import boundary_of, is_multipart
 
 router = APIRouter(prefix="/v1/plans", tags=["plans"])
 

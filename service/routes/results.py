@@ -5,13 +5,13 @@ from starlette.requests import Request
 
 from schemas.problem import ProblemKind
 from schemas.report import REPORT_NAME, Report
-from service.archive import archive_response, make_archive
 from service.dependencies import IfNoneMatch, ResultName, RootPath, ServicesDep
 from service.errors import ProblemError
 from service.headers import require_json_accepted
-from service.job_status import job_path
+from service.jobs.archive import archive_response, make_archive
+from service.jobs.results import SucceededJob, download, result_file, result_files
+from service.jobs.status import job_path
 from service.openapi import BINARY, RANGE_PARAMETER, Responses, described, problem_responses
-from service.results import SucceededJob, download, result_file, result_files
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["results"])
 

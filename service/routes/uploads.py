@@ -10,9 +10,9 @@ from starlette.responses import Response
 from schemas.problem import ProblemKind
 from service.dependencies import RequestBody, RequestBodyDep, RootPath, Services, ServicesDep, UploadId
 from service.errors import ProblemError
-from service.multipart_upload import check_file_name
 from service.openapi import OFFSET_BODY, described, problem_responses
-from service.tus import (
+from service.uploads.form import check_file_name
+from service.uploads.tus import (
     MEDIA_TYPE,
     PATH,
     SpokenVersion,
@@ -23,9 +23,9 @@ from service.tus import (
     capabilities,
     upload_headers,
 )
-from state.checkpoints import checked_limit_bytes
-from state.checksum import Checksum
-from state.upload_folder import UploadRecord
+from state.checkpoints.store import checked_limit_bytes
+from state.uploads.checksum import Checksum
+from state.uploads.folder import UploadRecord
 
 router = APIRouter(prefix=PATH, tags=["uploads"])
 

@@ -117,7 +117,7 @@ def test_a_killed_api_costs_nothing(service, checkpoint, calm):
 
 
 def test_a_doubled_message_is_worked_on_once(service, checkpoint, calm):
-    from state.queue import JobQueue
+    from state.jobs.queue import JobQueue
 
     job_id = begin(service, checkpoint)
     (socket,) = (service.data_dir / "run").glob("*.sock")
@@ -208,7 +208,7 @@ def run_second_worker(service, job_id):
     code = (
         "import sys, threading; from worker.settings import Settings; "
         "from worker.attempt import run_attempt; "
-        "from state.redis import redis_client; from state.jobs import JobStore; s = Settings(); "
+        "from state.redis import redis_client; from state.jobs.store import JobStore; s = Settings(); "
         "j = JobStore(redis_client(s.redis_url), s.data_dir, lease_s=3); "
         "run_attempt(sys.argv[1], j, s, worker='2nd', stopping=threading.Event())"
     )

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 from schemas.format.files import open_checkpoint
 from schemas.spec import CompressionSpec
-from state.checkpoints import CheckpointStore
+from state.checkpoints.store import CheckpointStore
 from state.data_dir import DataDir
-from state.jobs import JobStore
-from state.records import Idempotency, NewJob
+from state.jobs.records import Idempotency, NewJob
+from state.jobs.store import JobStore
 from state.redis import redis_client
 from tests.conftest import RedisServer
 from worker.attempt import run_attempt

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from schemas.spec import CompressionSpec
-from state.cache_file import DecompositionFile
-from state.checkpoints import CheckpointStore
+from state.cache.file import DecompositionFile
+from state.checkpoints.store import CheckpointStore
 from state.data_dir import DataDir
-from state.jobs import JobStore
-from state.records import parse_record, to_document, to_fields
-from state.result_files import DIGESTS_NAME, read_digests
+from state.jobs.records import parse_record, to_document, to_fields
+from state.jobs.result_files import DIGESTS_NAME, read_digests
+from state.jobs.store import JobStore
 from worker.checkpoint.spool import LayerSpool
 from worker.layer import LayerOutcome
 

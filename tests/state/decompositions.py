@@ -4,8 +4,8 @@ import random
 from array import array
 from dataclasses import replace
 
-from state.cache import DecompositionKey
-from state.cache_file import DamagedFile, DecompositionHeader, encode_header
+from state.cache.file import DamagedFile, DecompositionHeader, encode_header
+from state.cache.store import DecompositionKey
 
 SHA = "ab" * 32
 KEY = DecompositionKey(SHA, "a.weight", "F32", (400, 300))

@@ -11,11 +11,11 @@ import pytest
 from safetensors.torch import load_file, save, save_file
 
 from schemas.spec import CompressionSpec
-from state.checkpoints import CheckpointStore
+from state.checkpoints.store import CheckpointStore
 from state.data_dir import DataDir
-from state.jobs import JobStore
-from state.records import NewJob, new_token
-from state.result_files import read_digests
+from state.jobs.records import NewJob, new_token
+from state.jobs.result_files import read_digests
+from state.jobs.store import JobStore
 from worker import lease
 from worker.attempt import run_attempt
 from worker.settings import Settings

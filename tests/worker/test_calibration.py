@@ -13,10 +13,10 @@ from eckart import calibrate
 from eckart.torch import load_compressed
 from schemas.planning.references import CalibrationError, References
 from schemas.spec import CompressionSpec
-from state.checkpoints import CheckpointStore
+from state.checkpoints.store import CheckpointStore
 from state.data_dir import DataDir
-from state.jobs import JobStore
-from state.records import NewJob
+from state.jobs.records import NewJob
+from state.jobs.store import JobStore
 from tests.worker.test_attempt import CALM
 from worker.attempt import run_attempt
 from worker.local import compress_local

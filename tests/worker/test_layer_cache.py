@@ -16,7 +16,7 @@ from schemas.checkpoint import FileInfo
 from schemas.format.files import open_checkpoint
 from schemas.planning.references import References
 from schemas.spec import CompressionSpec
-from state.cache import DecompositionCache
+from state.cache.store import DecompositionCache
 from worker.pipeline import CompressionRequest
 from worker.pipeline import compress as run_pipeline
 

@@ -8,9 +8,9 @@ import pytest
 from safetensors.torch import save_file
 
 from schemas.spec import CompressionSpec
-from state.checkpoints import CheckpointStore
-from state.jobs import JobStore
-from state.records import NewJob
+from state.checkpoints.store import CheckpointStore
+from state.jobs.records import NewJob
+from state.jobs.store import JobStore
 from worker.lease import EXIT_STATUS
 
 # The second layer never ends, whether it hangs or just takes long.
@@ -18,7 +18,7 @@ WORK = """
 import sys, threading
 from worker import attempt, factor_pass, lease
 from worker.settings import Settings
-from state.jobs import JobStore
+from state.jobs.store import JobStore
 from state.redis import redis_client
 
 stopping = threading.Event()

@@ -1,4 +1,4 @@
-"""worker/orphans.py and state/attempt_lock.py: a job whose process was killed does not wait for its lease."""
+"""worker/orphans.py and jobs/attempt_lock.py: a job whose process was killed does not wait for its lease."""
 
 import os
 import signal
@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from state.attempt_lock import attempt_lock
 from state.data_dir import DataDir
-from state.jobs import JobStore
-from state.queue import JobQueue
-from state.records import NewJob, new_token
+from state.jobs.attempt_lock import attempt_lock
+from state.jobs.queue import JobQueue
+from state.jobs.records import NewJob, new_token
+from state.jobs.store import JobStore
 from worker.orphans import give_back_orphans
 
 HOST = socket.gethostname()
@@ -20,10 +20,10 @@ HOST = socket.gethostname()
 ATTEMPT = """
 import sys, time
 from pathlib import Path
-from state.attempt_lock import attempt_lock
+from state.jobs.attempt_lock import attempt_lock
 from state.data_dir import DataDir
-from state.jobs import JobStore
-from state.records import new_token
+from state.jobs.store import JobStore
+from state.jobs.records import new_token
 from state.redis import redis_client
 _, url, folder, job_id, host = sys.argv
 claim = JobStore(redis_client(url), Path(folder)).claim(job_id, new_token(f"{host}:1"))

@@ -6,7 +6,7 @@ from urllib.parse import urljoin
 
 import pytest
 
-from service.browsers import PAGE_POLICY
+from service.access.browsers import PAGE_POLICY
 
 
 class Addresses(HTMLParser):

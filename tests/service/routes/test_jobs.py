@@ -3,7 +3,7 @@
 import pytest
 
 from schemas.problem import ProblemKind
-from state.records import new_token
+from state.jobs.records import new_token
 from tests.service.files import FILES, MODEL
 from tests.service.running import assert_problem
 

@@ -430,7 +430,7 @@ def test_an_owner_has_no_more_uploads_unfinished_than_allowed(start):
 
 
 def test_what_has_arrived_counts_as_stored(start, monkeypatch):
-    monkeypatch.setattr("service.quotas.SUM_FOR_S", 0.0)
+    monkeypatch.setattr("service.access.quotas.SUM_FOR_S", 0.0)
     service = start(owner_bytes=2 * len(MODEL))
     location = begin(service, MODEL, body=MODEL[:-1]).headers["Location"]
     assert begin(service, MODEL, "second", body=MODEL).status_code == 201
@@ -509,7 +509,7 @@ def api(tmp_path, redis_server):
 
 
 def test_an_upload_outlives_an_api_that_is_killed_while_it_receives(api, model):
-    """Starting a process takes seconds; tests/state/test_append.py kills it at every step."""
+    """Starting a process takes seconds; tests/state/uploads/test_append.py kills it at every step."""
     first = uploader(api, model, "m", chunk_size=MIB)
     first.upload_chunk()
     with half_sent(api, first.url, MIB, model[MIB : 2 * MIB], 2 * MIB) as line:

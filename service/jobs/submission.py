@@ -1,0 +1,151 @@
+"""Creating jobs: the files are durable first, then the record, then the message is sent."""
+
+import hashlib
+import json
+import logging
+from dataclasses import replace
+
+from schemas.job import NO_PROGRESS, JobRequest
+from schemas.planning.layer import Plan
+from schemas.planning.references import References
+from schemas.problem import ProblemKind
+from schemas.spec import CompressionSpec
+from schemas.warning import first_warnings
+from schemas.webhook import WebhookRequest
+from service.dependencies import Services
+from service.errors import ProblemError
+from service.planning.plans import (
+    SPEC_IN_JSON,
+    SPEC_IN_MULTIPART,
+    check_memory,
+    find_references,
+    join_names,
+    make_bounded_plan,
+    require_complete,
+)
+from service.uploads.form import UploadContent
+from state.checkpoints.store import StoredCheckpoint
+from state.errors import RedisUnavailable
+from state.jobs.records import Idempotency, JobRecord, JobView, NewJob, StoredWebhook
+
+log = logging.getLogger("eckart.service")
+
+
+def submit_stored(services: Services, request: JobRequest, key: str | None, root_path: str) -> JobView:
+    """Create a job for a stored checkpoint; its webhook is checked already."""
+    stored = complete_checkpoint(services, request.checkpoint)
+    references = find_references(services, request.spec, pointer=SPEC_IN_JSON)
+    webhook = _stored(request.webhook, root_path)
+    idempotency = _idempotency(key, request.spec, request.checkpoint, references, webhook)
+    plan = make_bounded_plan(stored, request.spec, references, pointer=SPEC_IN_JSON)
+    record = _create(services, stored, request.spec, plan, references, idempotency, webhook, owns=False)
+    return view_of(services, record)
+
+
+def submit_upload(services: Services, content: UploadContent, key: str | None, root_path: str) -> JobView:
+    """Create a job with the files of its request, which are deleted if the job is refused or a repetition."""
+    assert content.spec is not None
+    used = False
+    try:
+        stored = services.checkpoints.get(content.checkpoint_id)
+        if not stored.complete:
+            detail = missing_from_upload(stored.missing, unrelated=stored.unrelated)
+            raise ProblemError(ProblemKind.INVALID_CHECKPOINT, detail, fault="missing-files")
+        digests = sorted((file.name, file.sha256) for file in stored.files)
+        references = find_references(services, content.spec, pointer=SPEC_IN_MULTIPART)
+        webhook = _stored(content.webhook, root_path)
+        idempotency = _idempotency(key, content.spec, digests, references, webhook)
+        plan = make_bounded_plan(stored, content.spec, references, pointer=SPEC_IN_MULTIPART)
+        plan = replace(plan, warnings=(*content.warnings, *plan.warnings))
+        record = _create(services, stored, content.spec, plan, references, idempotency, webhook, owns=True)
+        used = record.checkpoint == content.checkpoint_id
+        return view_of(services, record)
+    finally:
+        if not used:
+            services.checkpoints.delete(content.checkpoint_id)
+
+
+def complete_checkpoint(services: Services, checkpoint_id: str) -> StoredCheckpoint:
+    """Return a stored checkpoint, which must have all its files."""
+    stored = services.checkpoints.get(checkpoint_id)
+    require_complete(stored)
+    return stored
+
+
+def missing_from_upload(missing: tuple[str, ...], *, unrelated: tuple[str, ...]) -> str:
+    """Describe what a body lacks; `unrelated` are files without an index that are not named like shards."""
+    if unrelated:
+        return (
+            f"The upload holds {join_names(unrelated)} but no index: "
+            "send their index with them, or each file in a request of its own."
+        )
+    return f"The upload lacks {', '.join(missing)}."
+
+
+def _create(
+    services: Services,
+    stored: StoredCheckpoint,
+    spec: CompressionSpec,
+    plan: Plan,
+    references: References[StoredCheckpoint],
+    idempotency: Idempotency | None,
+    webhook: StoredWebhook | None,
+    *,
+    owns: bool,
+) -> JobRecord:
+    check_memory(services, plan)
+    new = NewJob(
+        checkpoint=stored.id,
+        spec=spec.document(),
+        files=stored.files,
+        calibration_files=references.calibration.files if references.calibration else (),
+        base_files=references.base.files if references.base else (),
+        warnings=first_warnings(plan.warnings),
+        webhook=webhook,
+        owns_checkpoint=owns,
+    )
+    record = services.jobs.create(new, idempotency=idempotency)
+    enqueue(services, record)
+    return record
+
+
+def view_of(services: Services, record: JobRecord) -> JobView:
+    # The job is accepted; it stays so if Redis becomes unavailable at this very moment.
+    try:
+        return services.jobs.view(record.id)
+    except RedisUnavailable:
+        return JobView(record, NO_PROGRESS, queue_position=None)
+
+
+def enqueue(services: Services, record: JobRecord) -> None:
+    """Send the message for a queued job; if that fails, the reaper sends it later."""
+    if record.state != "queued":
+        return
+    try:
+        services.queue.send(record.id)
+    except RedisUnavailable:
+        log.warning("job %s is accepted, but not enqueued; the reaper will enqueue it", record.id)
+
+
+def _stored(webhook: WebhookRequest | None, root_path: str) -> StoredWebhook | None:
+    if webhook is None:
+        return None
+    return StoredWebhook(url=webhook.url, events=webhook.events, root_path=root_path)
+
+
+def _idempotency(
+    key: str | None,
+    spec: CompressionSpec,
+    content: object,
+    references: References[StoredCheckpoint],
+    webhook: StoredWebhook | None,
+) -> Idempotency | None:
+    if key is None:
+        return None
+    parts = [spec.canonical(), content]
+    for _, stored in references.given():
+        parts.append(sorted((file.name, file.sha256) for file in stored.files))
+    if webhook is not None:
+        parts.append(webhook.url)
+    asked = json.dumps(parts).encode()
+    return Idempotency(key=key, fingerprint=hashlib.sha256(asked).hexdigest())

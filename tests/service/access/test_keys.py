@@ -1,0 +1,92 @@
+"""`service.access.keys`: the setting and the file of keys, which is read again when it changes."""
+
+import hashlib
+import logging
+
+import pytest
+from pydantic import ValidationError
+
+from service.access.keys import KeyRing, parse_keys
+from service.settings import Settings
+from state.settings import setting_errors
+
+HASH = hashlib.sha256(b"of bob").hexdigest()
+
+
+def test_keys_have_names_and_secrets_plain_or_hashed():
+    ring = KeyRing(f"alice:of:alice, bob:sha256:{HASH}, default:mine")
+    assert ring.owner_of("of:alice") == "alice"
+    assert ring.owner_of("of bob") == "bob"
+    assert ring.owner_of("mine") == ""
+    for wrong in ("", "alice", "of:alice ", HASH, f"sha256:{HASH}", "of:alicé", "OF:ALICE"):
+        assert ring.owner_of(wrong) is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("", "it is empty"),
+        (" , ", "it names no key"),
+        ("sekret", "key 1 does not begin with a name"),
+        ("alice:x,b/b:sekret", "key 2 does not begin with a name"),
+        ("alice:", "the secret of key 1 is empty"),
+        ("alice:sek ret", "not of printable ASCII"),
+        ("alice:sha256:sekret", "64 hexadecimal digits"),
+        ("alice:x,alice:y", "two keys have the same name"),
+        ("alice:sekret,bob:sekret", "two keys have the same secret"),
+        ("@/nowhere/sekrets", "the file that it names cannot be read: No such file"),
+        ("@/dev/null", "it names no key"),
+    ],
+)
+def test_what_is_no_list_of_keys_stops_the_start_and_is_not_repeated(monkeypatch, setting, said):
+    monkeypatch.setenv("ECKART_API_KEYS", setting)
+    with pytest.raises(ValidationError) as refusal:
+        Settings()
+    (line,) = setting_errors(refusal.value)
+    assert line.startswith("ECKART_API_KEYS: ")
+    assert said in line
+    assert "sek" not in line
+
+
+def test_settings_do_not_show_keys():
+    assert "sekret" not in repr(Settings(api_keys="alice:sekret"))
+
+
+def test_a_file_has_one_key_a_line(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("# who\nalice:x\n\n  bob:y  \n")
+    ring = KeyRing(f"@{file}")
+    assert (ring.owner_of("x"), ring.owner_of("y"), ring.owner_of("# who")) == ("alice", "bob", None)
+
+
+def test_a_changed_file_counts_at_once(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("alice:x\n")
+    ring = KeyRing(f"@{file}")
+    file.write_text("alice:new\nbob:y\n")
+    assert (ring.owner_of("x"), ring.owner_of("new"), ring.owner_of("y")) == (None, "alice", "bob")
+    file.write_text("")
+    assert ring.owner_of("new") is None
+
+
+@pytest.mark.parametrize("fault", ["malformed", "gone"])
+def test_a_file_that_cannot_be_taken_changes_nothing_and_is_logged_without_secrets(tmp_path, caplog, fault):
+    file = tmp_path / "keys"
+    file.write_text("alice:x\n")
+    ring = KeyRing(f"@{file}")
+    file.write_text("alice:x\nsekret line\n") if fault == "malformed" else file.unlink()
+    with caplog.at_level(logging.INFO, "eckart.service"):
+        assert ring.owner_of("x") == "alice"
+        assert ring.owner_of("sekret line") is None
+    (record,) = caplog.records
+    assert "the keys stay as they were" in record.message
+    assert "sekret" not in record.message
+    other = tmp_path / "other"
+    other.write_text("bob:y\n")
+    other.replace(file)
+    assert (ring.owner_of("x"), ring.owner_of("y")) == (None, "bob")
+
+
+def test_errors_count_keys_from_one():
+    with pytest.raises(ValueError, match="key 2"):
+        parse_keys(["alice:x", "bob"])
