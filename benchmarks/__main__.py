@@ -13,6 +13,7 @@ from benchmarks import (
     experts,
     forms,
     gpu,
+    gpu_model,
     growth,
     memory,
     overhead,
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "calibrated": calibrated.ask,
     "worst": worst_bodies.ask,
     "gpu": gpu.ask,
+    "gpu-model": gpu_model.ask,
 }
 
 

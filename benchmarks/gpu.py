@@ -3,27 +3,20 @@
 Without a GPU the same runs on the CPU at a small `--scale`, which gives no figures.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
 import numpy as np
 import scipy.linalg
 import torch
-from safetensors.torch import save_file
 
-from benchmarks.loops import Phases, pipeline
+from benchmarks.gpu_model import LARGEST_ON_CPU, compress_blocks
 from benchmarks.options import Options
 from benchmarks.table import show
-from schemas.planning.references import References, open_references
-from schemas.spec import CompressionSpec
-from worker.checkpoint.reader import CheckpointReader
 from worker.device import choose_device
 from worker.lowrank import svd
 from worker.lowrank.lapack import leading_eigenpairs
@@ -37,18 +30,7 @@ SPECTRA: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
     "power law": lambda i: (i + 1) ** -0.5,
     "Gaussian": None,
 }
-# The shapes of Llama 3.1 8B, without the embedding and the head.
-WIDTH, KEYS, INNER, BLOCKS = 4096, 1024, 14336, 2
-CORRECTED, CORRECTED_RANK = "int4+svd of rank 64", 64
-RUNS: dict[str, dict[str, object]] = {
-    "svd, half of the parameters": {"method": "svd", "rank": {"ratio": 0.5}},
-    "svd, error at most 0.3": {"method": "svd", "rank": {"error": 0.3}},
-    "int4": {"method": "int4"},
-    CORRECTED: {"method": "int4+svd"},
-}
-CALIBRATED = ("svd, half of the parameters", "int4")
 MOST_ROUNDS = 3
-LARGEST_ON_CPU = 0.1
 # What takes longer runs once: kernels are loaded in a small part of that.
 LONG_S = 3.0
 Found = TypeVar("Found")
@@ -65,7 +47,7 @@ def ask(options: Options) -> None:
     if device.type == "cpu" and options.scale > LARGEST_ON_CPU:
         print(f"this would take hours; give --scale {LARGEST_ON_CPU} or less")
         return
-    _compress(options, device)
+    compress_blocks(options, device)
     _compare_svd(options, device)
     _compare_solvers(options, device)
 
@@ -200,129 +182,3 @@ def _cases(
 
 def _error(weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> float:
     return float((weight.double() - left.double() @ right.double()).norm())
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    name: str
-    phases: Phases
-    peak_gib: float
-
-
-def _compress(options: Options, device: torch.device) -> None:
-    source = _write_blocks(options, device)
-    nbytes = sum(path.stat().st_size for path in source.parent.glob("*.safetensors"))
-    begun = time.perf_counter()
-    for path in sorted(source.parent.glob("*.safetensors")):
-        with CheckpointReader(path) as reader:
-            for tensor in reader.header.tensors:
-                reader.read(tensor.name).to(device)
-    _wait(device)
-    read_s = time.perf_counter() - begun
-    print(f"{nbytes / 2**30:.2f} GiB; to read it all and copy it to the device: {read_s:.2f} s")
-    runs = [_run(name, fields, source, options, device) for name, fields in RUNS.items()]
-    statistics = _write_statistics(options, device)
-    runs += [_run(name, RUNS[name], source, options, device, statistics) for name in CALIBRATED]
-    header = ("spec", "s", "factor s", "other s of the layers", "output s", "GiB/s", "peak GiB on the device")
-    rows = [
-        (
-            run.name,
-            f"{run.phases.total:.2f}",
-            f"{run.phases.factor:.2f}",
-            f"{run.phases.layers - run.phases.factor:.2f}",
-            f"{run.phases.output:.2f}",
-            f"{nbytes / 2**30 / run.phases.total:.2f}",
-            f"{run.peak_gib:.2f}",
-        )
-        for run in runs
-    ]
-    show(f"Blocks of the shapes of Llama 3.1 8B, bfloat16, {nbytes / 2**30:.2f} GiB", header, rows)
-
-
-def _run(
-    name: str,
-    fields: dict[str, object],
-    source: Path,
-    options: Options,
-    device: torch.device,
-    statistics: Path | None = None,
-) -> _Run:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    if name == CORRECTED:
-        fields = fields | {"rank": math.ceil(CORRECTED_RANK * options.scale)}
-    phases = pipeline(
-        source,
-        options.place / "done",
-        CompressionSpec.model_validate(fields),
-        threads=options.threads,
-        device=device,
-        references=open_references(References(statistics, None)),
-    )
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    run = _Run(name if statistics is None else f"{name}, calibrated", phases, peak / 2**30)
-    print(f"{run.name}: {phases}, peak {run.peak_gib:.2f} GiB")
-    return run
-
-
-def _sides(options: Options) -> tuple[int, int, int, int]:
-    """Return the sides at this scale, multiples of a group of integers, and the number of blocks."""
-    width, keys, inner = (max(64, round(side * options.scale) // 64 * 64) for side in (WIDTH, KEYS, INNER))
-    return width, keys, inner, BLOCKS
-
-
-def _weights(options: Options) -> Iterator[tuple[int, str, tuple[int, int]]]:
-    width, keys, inner, blocks = _sides(options)
-    for block in range(blocks):
-        prefix = f"model.layers.{block}"
-        for name, shape in (
-            ("self_attn.q_proj", (width, width)),
-            ("self_attn.k_proj", (keys, width)),
-            ("self_attn.v_proj", (keys, width)),
-            ("self_attn.o_proj", (width, width)),
-            ("mlp.gate_proj", (inner, width)),
-            ("mlp.up_proj", (inner, width)),
-            ("mlp.down_proj", (width, inner)),
-        ):
-            yield block, f"{prefix}.{name}", shape
-
-
-def _write_blocks(options: Options, device: torch.device) -> Path:
-    """Write a shard for each block, its weights of a spectrum that decays like i^-½; return the index."""
-    folder = options.place / "blocks"
-    folder.mkdir()
-    shards: dict[str, dict[str, torch.Tensor]] = {}
-    for seed, (block, name, shape) in enumerate(_weights(options)):
-        file = f"model-{block:05d}.safetensors"
-        shards.setdefault(file, {})[f"{name}.weight"] = _decaying(shape, device, seed).cpu()
-    for file, tensors in shards.items():
-        save_file(tensors, folder / file, {"format": "pt"})
-    weight_map = {name: file for file, tensors in shards.items() for name in tensors}
-    total = sum(tensor.nbytes for tensors in shards.values() for tensor in tensors.values())
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
-    return index
-
-
-def _decaying(shape: tuple[int, int], device: torch.device, seed: int) -> torch.Tensor:
-    p, generator = min(shape), _generator(device, seed)
-    left, right = (
-        torch.randn(each, generator=generator, device=device) for each in ((shape[0], p), (p, shape[1]))
-    )
-    sizes = torch.arange(1, p + 1, dtype=torch.float32, device=device).rsqrt()
-    weight: torch.Tensor = (left * sizes) @ right * (0.02 / p**0.5)
-    return weight.bfloat16()
-
-
-def _write_statistics(options: Options, device: torch.device) -> Path:
-    """Write Gram matrices of the inputs of the first block, whose other blocks stay uncalibrated."""
-    tensors = {}
-    for seed, (block, name, (_, columns)) in enumerate(_weights(options)):
-        if block == 0:
-            x = torch.randn(2 * columns, columns, generator=_generator(device, seed), device=device)
-            x *= torch.linspace(1, 0.2, columns, device=device)
-            tensors[f"{name}.gram"] = (x.mT @ x).cpu()
-    path = options.place / "statistics.safetensors"
-    save_file(tensors, path)
-    return path

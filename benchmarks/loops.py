@@ -76,6 +76,7 @@ def pipeline(
     def observe(progress: Progress) -> None:
         marks.append((progress.layer, time.perf_counter()))
 
+    target.mkdir()
     begun = time.perf_counter()
     request = CompressionRequest(
         open_checkpoint(source),
@@ -84,6 +85,7 @@ def pipeline(
         spool_dir=target / "work",
         result_dir=target / "done",
         references=references,
+        just_hashed=True,
     )
     report = compress(request, device=device, observe=observe)
     ended = time.perf_counter()
