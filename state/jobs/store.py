@@ -1,20 +1,13 @@
-"""Everything that can happen to a job: a script in `jobs/lua`, then job.json, and only then the answer."""
+"""What the service and the workers do with jobs; `upkeep` has what the reaper does."""
 
-import copy
-import logging
 import secrets
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import Any, Self, TypeVar
-
-import redis
+from typing import Any
 
 from schemas.job import UNFINISHED, JobState, Progress
-from schemas.problem import Problem, ProblemKind
+from schemas.problem import Problem
 from schemas.report import Totals
 from state.checkpoints.store import has_files
 from state.data_dir import DataDir
@@ -32,9 +25,7 @@ from state.errors import (
     UnreadableRecord,
 )
 from state.jobs.attempt_lock import has_died
-from state.jobs.job_file import JobFiles, batched
 from state.jobs.records import (
-    JOB_ID,
     Claim,
     Idempotency,
     JobCounts,
@@ -52,61 +43,17 @@ from state.jobs.records import (
     rfc3339,
     shortened,
 )
-from state.jobs.scripts import Scripts, StateLost
-from state.jobs.webhooks import WebhookFiles
-from state.redis import KEY_PREFIX, QUEUE_KEY, RedisMemory, redis_memory, translated
-
-T = TypeVar("T")
-
-log = logging.getLogger("eckart.state")
+from state.jobs.transitions import present, worker_lost
+from state.jobs.upkeep import JobUpkeep
+from state.redis import KEY_PREFIX, RedisMemory, redis_memory, translated
 
 DELETE_LIMIT_MS = 60_000
 MOST_DETAIL_BYTES = 500
 MOST_ERRORS = 4
-EXPIRED_MOST = 500
-UNOWNED = KEY_PREFIX + "unowned"
 
 
-class JobStore:
-    """The jobs, for the service and the workers.
-
-    Every call may be repeated, and works when Redis was restarted or lost its data.
-    """
-
-    def __init__(
-        self,
-        client: redis.Redis,
-        data_dir: Path,
-        *,
-        lease_s: float = 60,
-        max_attempts: int = 3,
-        send_again_after_s: float = 15,
-        most_waiting: int | None = None,
-        retention_s: float | None = None,
-    ) -> None:
-        """Connect to the server; an owner may have `most_waiting` jobs queued.
-
-        Ended jobs may be removed after `retention_s`; None: never.
-        """
-        self._client = client
-        # None: the jobs of all owners.
-        self._owner: str | None = None
-        self._paths = DataDir(data_dir)
-        self._scripts = Scripts(client)
-        self._lease_us = int(lease_s * 1_000_000)
-        self._send_again_after_us = int(send_again_after_s * 1_000_000)
-        self._max_attempts = max_attempts
-        self._most_waiting = most_waiting
-        self._webhooks = WebhookFiles(self._paths)
-        self._retention_us = None if retention_s is None else int(retention_s * 1e6)
-        self._files = JobFiles(self._paths, self._scripts, lease_us=self._lease_us)
-
-    def of(self, owner: str) -> Self:
-        """Return the jobs of one owner, for whom those of others do not exist."""
-        other = copy.copy(self)
-        other._owner = owner  # noqa: SLF001 - of a copy of this
-        other._paths = DataDir(self._paths.root, owner)  # noqa: SLF001
-        return other
+class JobStore(JobUpkeep):
+    """The jobs, for the service and the workers, with the reaper's half from `upkeep`."""
 
     # For the service.
 
@@ -212,7 +159,7 @@ class JobStore:
                 raise CheckpointGone
             if answer != "done":
                 raise JobNotFailed(answer)
-            return _present(self._files.write_or_defer(job_id))
+            return present(self._files.write_or_defer(job_id))
 
         resumed = self._with_restore(act)
         if record.webhook is not None:
@@ -325,127 +272,6 @@ class JobStore:
             if cursor is None:
                 return tuple(found)
 
-    # For the reaper.
-
-    def remove_failed_layers(
-        self, *, older_than_s: float = 0.0, enough: Callable[[], bool] = lambda: False
-    ) -> None:
-        """Remove the finished layers that failed jobs keep, the oldest first, until it is enough."""
-        for job_id in self._files.with_layers():
-            if enough():
-                return
-            self._files.remove_failed_layers(job_id, older_than_s=older_than_s)
-
-    def remove_expired(self) -> int:
-        """Remove jobs that ended longer ago than they are kept, some hundreds at most; return how many."""
-        if self._retention_us is None:
-            return 0
-        removed = 0
-        for job_id in self._run("expired", self._retention_us, EXPIRED_MOST):
-            with suppress(FilesLocked):
-                removed += self._expire(str(job_id), self._retention_us)
-        return removed
-
-    def _expire(self, job_id: str, retention_us: int) -> bool:
-        if not self._with_restore(lambda: self._files.expire(job_id, retention_us)):
-            return False
-        log.info("job %s has been kept long enough and is removed", job_id)
-        return True
-
-    def reconcile(self, *, older_than_s: float) -> Counter[str]:
-        """Restore jobs that Redis has lost unnoticed, and remove directories that are of no job."""
-        done: Counter[str] = Counter()
-        self.counts()  # restores everything first, if Redis is known to have lost it
-        for batch in batched(self._files.job_ids()):
-            done += self._files.reconcile(batch, older_than_s)
-        return done
-
-    def named_checkpoints(self) -> frozenset[str] | None:
-        """Return the checkpoints that jobs name, by `DataDir.key`; None if a job cannot be read."""
-        found: set[str] = set()
-        for batch in batched(self._scripts.job_ids()):
-            for owner, names in self._scripts.checkpoints_of(batch):
-                if not names:
-                    return None
-                found |= {DataDir(self._paths.root, owner).key(name) for name in names}
-        return frozenset(found)
-
-    def now_s(self) -> float:
-        """Return the time of the server's clock, by which jobs end, in seconds since 1970."""
-        with translated():
-            seconds, rest_us = self._client.time()
-        return float(seconds) + float(rest_us) / 1e6
-
-    def unowned_checkpoints(self) -> tuple[tuple[str, str], ...]:
-        """Return the owner and the id of checkpoints that came with jobs which are deleted."""
-        with translated():
-            keys: Any = self._client.smembers(UNOWNED)
-        parts = (str(key).rpartition("/") for key in sorted(keys))
-        return tuple((owner, name) for owner, _, name in parts)
-
-    def forget_unowned(self, owner: str, checkpoint_id: str) -> None:
-        """Note that a checkpoint without its job is deleted."""
-        with translated():
-            self._client.srem(UNOWNED, DataDir(self._paths.root, owner).key(checkpoint_id))
-
-    def sweep(self) -> tuple[str, ...]:
-        """Queue jobs again whose worker was lost, and return the jobs whose message must be sent again.
-
-        Send them before `write_deferred`, which may take long. A later sweep finds those that are not sent.
-        """
-        self._scripts.forget_if_set_back(self._files.created())
-        lost = worker_lost(self._max_attempts).model_dump_json()
-        limits = (self._max_attempts, lost, self._lease_us, self._send_again_after_us)
-        return tuple(self._run("sweep", *limits, QUEUE_KEY))
-
-    def write_deferred(self) -> None:
-        """Bring job.json up to date where that failed before; one that fails again stops no other."""
-        for job_id in self._scripts.dirty():
-            try:
-                self._with_restore(partial(self._files.write_or_defer, job_id, wait_s=0))
-            except RedisUnavailable:
-                raise
-            except Exception:
-                log.exception(
-                    "job.json of %s cannot be brought up to date; the next turn tries again", job_id
-                )
-
-    # Each method above runs one of these, from its start again whenever Redis lost its data.
-
-    def _with_restore(self, action: Callable[[], T]) -> T:
-        return self._scripts.with_restore(action, self._files.restore_all)
-
-    def _run(self, name: str, *args: str | float) -> Any:
-        return self._with_restore(lambda: self._scripts.run(name, *args))
-
-    def _run_on(self, verb: str, job_id: str, *args: str | float) -> Any:
-        """Run a script on one job, which may be known on disk only; the caller restores."""
-        if JOB_ID.fullmatch(job_id) is None:
-            raise JobNotFound
-        answer = self._scripts.run(verb, job_id, *args)
-        if answer == "missing" and self._files.restore(job_id):
-            answer = self._scripts.run(verb, job_id, *args)
-        if answer == "missing":
-            raise JobNotFound
-        return answer
-
-    def _transition(self, verb: str, job_id: str, *args: str | float) -> JobRecord | None:
-        """Change a job and its job.json; None: this attempt lost the job."""
-
-        def act() -> JobRecord | None:
-            if self._run_on(verb, job_id, *args) != "done":
-                return None
-            # If Redis lost its data before job.json was written, the transition is lost and must be repeated.
-            return _present(self._files.write_or_defer(job_id))
-
-        return self._with_restore(act)
-
-    def _end(self, verb: str, job_id: str, fence: int, *args: str | float) -> bool:
-        try:
-            return self._transition(verb, job_id, fence, *args) is not None
-        except JobNotFound:
-            return False
-
     def _claim(self, job_id: str, token: str) -> JobRecord | None:
         lost = worker_lost(self._max_attempts).model_dump_json()
         answer = self._run_on("claim", job_id, token, self._lease_us, self._max_attempts, lost)
@@ -490,7 +316,7 @@ class JobStore:
             raise CheckpointGone
         if answer == "full":
             raise TooManyJobs(self._most_waiting)
-        return _present(self._files.write(answer.removeprefix("replay:")))
+        return present(self._files.write(answer.removeprefix("replay:")))
 
     def _has_input(self, job: NewJob) -> bool:
         """Whether the checkpoints that a job needs are what they were when it was planned."""
@@ -504,7 +330,7 @@ class JobStore:
             if not self._has_input(new):
                 # Deleted or replaced after the job was planned and before it was registered.
                 raise CheckpointGone  # noqa: TRY301 - undone like every other failure
-            record = _present(self._files.create_locked(job_id, fixed))
+            record = present(self._files.create_locked(job_id, fixed))
             self._files.note_created(job_id)
         except BaseException:
             self._files.undo_locked(job_id)
@@ -512,21 +338,8 @@ class JobStore:
         return record
 
 
-def _present(record: JobRecord | None) -> JobRecord:
-    if record is None:
-        # Redis lost it, or the process that created it undid that, before it was on disk.
-        raise StateLost
-    return record
-
-
 def _short(why: Problem) -> str:
     """Return a problem as it is kept: its detail may name many tensors, and is shown in each list."""
     errors = [each.model_copy(update={"detail": shortened(each.detail)}) for each in why.errors[:MOST_ERRORS]]
     short = {"detail": shortened(why.detail, MOST_DETAIL_BYTES), "errors": tuple(errors)}
     return why.model_copy(update=short).model_dump_json()
-
-
-def worker_lost(attempts: int) -> Problem:
-    """Return the problem of a job whose last attempt lost its worker."""
-    kind = ProblemKind.WORKER_LOST
-    return kind.problem(kind.text(attempts=attempts))

@@ -1,4 +1,4 @@
-"""state/jobs/store.py, sweep: lost workers and lost messages are noticed, and no message is sent twice."""
+"""state/jobs/upkeep.py, sweep: lost workers and lost messages are noticed, and no message is sent twice."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
