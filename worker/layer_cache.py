@@ -17,7 +17,8 @@ from schemas.planning.layer import LayerPlan
 from schemas.planning.references import References
 from schemas.spectrum import Spectrum
 from state.cache.file import DamagedFile, DecompositionFile, DecompositionHeader, estimate_file_bytes
-from state.cache.store import MAX_SOLVERS, DecompositionCache, DecompositionKey
+from state.cache.key import MAX_SOLVERS, DecompositionKey
+from state.cache.store import DecompositionCache
 from worker.checkpoint.reader import tensor_bytes
 from worker.lowrank import Decomposition
 from worker.lowrank.blas import kernels

@@ -22,7 +22,7 @@ from schemas.rank_rule import RankRule
 from schemas.spec import DEFAULT_EXCLUDE, DEFAULT_INCLUDE, CompressionSpec
 from service.dependencies import Services
 from service.errors import ProblemError
-from state.cache.store import DecompositionKey
+from state.cache.key import DecompositionKey
 from state.checkpoints.store import StoredCheckpoint
 from state.errors import CheckpointNotFound
 

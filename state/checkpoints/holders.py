@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 
-from state.cache.store import OWNER_SEPARATOR, owned
+from state.cache.key import OWNER_SEPARATOR, owned
 from state.data_dir import DataDir
 
 

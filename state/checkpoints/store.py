@@ -31,7 +31,8 @@ from schemas.format.names import (
     is_index,
     why_not,
 )
-from state.cache.store import DecompositionCache, owned
+from state.cache.key import owned
+from state.cache.store import DecompositionCache
 from state.checkpoints.holders import Holders
 from state.checkpoints.parsed_header import (
     HeaderSize,

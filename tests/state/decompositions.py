@@ -5,7 +5,7 @@ from array import array
 from dataclasses import replace
 
 from state.cache.file import DamagedFile, DecompositionHeader, encode_header
-from state.cache.store import DecompositionKey
+from state.cache.key import DecompositionKey
 
 SHA = "ab" * 32
 KEY = DecompositionKey(SHA, "a.weight", "F32", (400, 300))

@@ -9,7 +9,8 @@ from array import array
 import pytest
 
 from state.cache.file import DecompositionHeader
-from state.cache.store import DecompositionCache, DecompositionKey
+from state.cache.key import DecompositionKey
+from state.cache.store import DecompositionCache
 from tests.service.files import checkpoint_bytes, sharded_set
 from tests.service.running import assert_problem
 
