@@ -1,4 +1,4 @@
-"""The benchmark of whole files runs at a small scale without a GPU: it is tried before a machine is rented."""
+"""The benchmark of whole files runs at a small scale without a GPU: a rented one must not meet its faults."""
 
 import pytest
 import torch
