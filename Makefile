@@ -9,6 +9,8 @@ UNFINISHED := $(VENV)/.unfinished
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
 # Where torch comes from; nothing: CPU wheels where there is no NVIDIA GPU. tools/install_torch.py has the other values.
 export TORCH_INDEX ?=
+# Every program that a test starts would compile its imports again, which takes longer than most tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup serve demo test lint types contracts unit study bench chaos test-compose test-transformers docs locks audit sbom fuzz clean
 
