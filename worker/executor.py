@@ -1,9 +1,10 @@
 """Run a pass over layers: large ones in sequence on all threads, small ones in parallel on one each."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Protocol, TypeVar
 
 import torch
@@ -17,6 +18,9 @@ SMALL_WORK = 2**30
 SMALL_ELEMENTS = 2**22
 # Only two, so that a killed attempt has at most two layers, or groups of tiny ones, to repeat.
 PARALLEL_LAYERS = 2
+# How many layers are read ahead of the one in work, and how many behind it are still being written. A GPU
+# computes most layers in less time than one thread takes to copy their bytes.
+AHEAD, AHEAD_OF_GPU = 1, 3
 # A group has at most so many layers and flops, a fraction of a second. The same step for many layers in a row
 # takes less than half the time, since its code and data are then in the processor's caches.
 GROUP_LAYERS = 32
@@ -53,8 +57,11 @@ class LayerExecutor:
         """Return the outcome of each layer, by number, once all results are written."""
         outcomes: dict[int, Outcome] = {}
         for are_small, group in groupby(tasks, key=self._is_small):
-            run = _in_parallel if are_small else _in_sequence
-            outcomes |= run(tuple(group), layer_pass)
+            if are_small:
+                outcomes |= _in_parallel(tuple(group), layer_pass)
+            else:
+                ahead = AHEAD if self._device.type == "cpu" else AHEAD_OF_GPU
+                outcomes |= _in_sequence(tuple(group), layer_pass, ahead)
         return outcomes
 
     def _is_small(self, task: LayerTask) -> bool:
@@ -64,22 +71,22 @@ class LayerExecutor:
 
 
 def _in_sequence(
-    tasks: Sequence[LayerTask], layer_pass: LayerPass[Inputs, Result, Outcome]
+    tasks: Sequence[LayerTask], layer_pass: LayerPass[Inputs, Result, Outcome], ahead: int
 ) -> dict[int, Outcome]:
-    """Compute one layer at a time; meanwhile read the next one and write the previous one."""
+    """Compute one layer at a time; meanwhile read those that follow and write those before."""
     outcomes: dict[int, Outcome] = {}
-    # Without `_pool`: a layer that is computed is written even if the work is stopped at the next one.
-    with ThreadPoolExecutor(1, "write") as writing, _pool(1, "read") as reading:
-        inputs = _prefetched(reading.submit(layer_pass.read, task) for task in tasks)
-        written: tuple[int, Future[Outcome]] | None = None
+    # Not `canceling_pool`: a layer that is computed is written even if the work is stopped at the next one.
+    with ThreadPoolExecutor(ahead, "write") as writing, canceling_pool(ahead, "read") as reading:
+        inputs = _prefetched((reading.submit(layer_pass.read, task) for task in tasks), ahead)
+        being_written: deque[tuple[int, Future[Outcome]]] = deque()
         for task, future in zip(tasks, inputs, strict=True):
             result = layer_pass.compute(task, future.result())
-            if written is not None:
-                outcomes[written[0]] = written[1].result()
-            written = task.number, writing.submit(layer_pass.write, task, result)
+            if len(being_written) == ahead:
+                number, written = being_written.popleft()
+                outcomes[number] = written.result()
+            being_written.append((task.number, writing.submit(layer_pass.write, task, result)))
             del result  # Only the writer still needs it.
-        if written is not None:
-            outcomes[written[0]] = written[1].result()
+        outcomes |= {number: written.result() for number, written in being_written}
     return outcomes
 
 
@@ -103,7 +110,7 @@ def _in_parallel(
 
     width = min(PARALLEL_LAYERS, torch.get_num_threads())
     # Torch keeps its number of threads per Python thread.
-    with _pool(width, "layer", lambda: torch.set_num_threads(1)) as pool:
+    with canceling_pool(width, "layer", lambda: torch.set_num_threads(1)) as pool:
         done = list(pool.map(run, _groups(tasks)))
     return {number: outcome for several in done for number, outcome in several.items()}
 
@@ -123,21 +130,21 @@ def _groups(tasks: Sequence[LayerTask]) -> Iterator[tuple[LayerTask, ...]]:
 
 
 @contextmanager
-def _pool(
+def canceling_pool(
     width: int, name: str, initializer: Callable[[], None] | None = None
 ) -> Iterator[ThreadPoolExecutor]:
+    """Give a pool of threads; when the work is stopped, tasks that have not started are canceled."""
     pool = ThreadPoolExecutor(width, name, initializer)
     try:
         yield pool
     finally:
-        # When the work is stopped, tasks that have not started are canceled.
         pool.shutdown(cancel_futures=True)
 
 
-def _prefetched(items: Iterator[T]) -> Iterator[T]:
-    """Yield the items, but take each from the iterator one step earlier."""
-    current = next(items, None)
-    while current is not None:
-        following = next(items, None)
-        yield current
-        current = following
+def _prefetched(items: Iterator[T], ahead: int) -> Iterator[T]:
+    """Yield the items, but take each from the iterator so many steps earlier."""
+    taken = deque(islice(items, ahead))
+    for item in items:
+        taken.append(item)
+        yield taken.popleft()
+    yield from taken

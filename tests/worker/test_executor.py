@@ -49,25 +49,27 @@ def slow_switches():
     sys.setswitchinterval(before)
 
 
-@pytest.mark.parametrize("cost", [1, 2 * SMALL_WORK])
-def test_outcomes_come_by_number_once_all_are_written(cost):
+@pytest.mark.parametrize("count", [0, 1, 2, 9])
+@pytest.mark.parametrize(("device", "cost"), [("cpu", 1), ("cpu", 2 * SMALL_WORK), ("cuda", 1)])
+def test_outcomes_come_by_number_once_all_are_written(device, cost, count):
     layer_pass = Pass()
 
-    outcomes = LayerExecutor(torch.device("cpu")).run([Task(n, cost) for n in range(5)], layer_pass)
+    outcomes = LayerExecutor(torch.device(device)).run([Task(n, cost) for n in range(count)], layer_pass)
 
-    assert outcomes == {n: 2 * n for n in range(5)}
-    assert sorted(layer_pass.written) == list(range(5))
+    assert outcomes == {n: 2 * n for n in range(count)}
+    assert sorted(layer_pass.written) == list(range(count))
 
 
 @pytest.mark.usefixtures("slow_switches")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
-def test_every_computed_layer_is_written_though_the_work_is_stopped_at_the_next(stop_at):
+def test_every_computed_layer_is_written_though_the_work_is_stopped_at_the_next(stop_at, device):
     for _ in range(20):
         layer_pass = Pass(stop_at)
         with pytest.raises(StoppedError):
-            LayerExecutor(torch.device("cpu")).run([Task(n, 2 * SMALL_WORK) for n in range(5)], layer_pass)
+            LayerExecutor(torch.device(device)).run([Task(n, 2 * SMALL_WORK) for n in range(5)], layer_pass)
 
-        assert layer_pass.written == list(range(stop_at))
+        assert sorted(layer_pass.written) == list(range(stop_at))
 
 
 class Steps(Pass):
