@@ -1,0 +1,53 @@
+"""A real Chromium, and pages in it that notice every error."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+UI = Path(__file__).parents[3] / "service" / "ui"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# An origin for modules, which browsers do not load from files.
+ORIGIN = "http://ui.test"
+EMPTY = '<!DOCTYPE html><html lang="en"><title>Test</title><main><div id="chart"></div></main></html>'
+
+
+@pytest.fixture(scope="session")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(browser):
+    """Open a tab; the test fails if the page in it logs an error, throws, or asks for a foreign address."""
+    context = browser.new_context()
+    tab = context.new_page()
+    faults = []
+    tab.on("console", lambda line: faults.append(line.text) if line.type in {"error", "warning"} else None)
+    tab.on("pageerror", lambda error: faults.append(str(error)))
+    tab.on("requestfailed", lambda request: faults.append(request.url))
+    yield tab
+    context.close()
+    assert faults == []
+
+
+@pytest.fixture
+def modules(tab):
+    """Serve the modules of the page to a tab with an empty document."""
+
+    def answer(route):
+        name = route.request.url.removeprefix(ORIGIN).lstrip("/")
+        if name in {"", "favicon.ico"}:
+            route.fulfill(body=EMPTY, content_type="text/html")
+        else:
+            route.fulfill(path=UI / name)
+
+    tab.route(f"{ORIGIN}/**", answer)
+    tab.goto(f"{ORIGIN}/")
+    return tab
