@@ -13,7 +13,7 @@ from service.problems import ProblemResponse
 BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE)
 # Probes have no keys and are told nothing of anybody; the pages and the schema are the same for all.
 OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
-OPEN_FOLDERS = ("/docs/",)
+OPEN_FOLDERS = ("/docs/", "/ui/")
 
 
 class Authentication:

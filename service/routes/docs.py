@@ -3,7 +3,7 @@
 from importlib.resources import files
 
 from fastapi import APIRouter
-from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, Response
 
 from schemas.problem import ProblemKind
 from service.dependencies import RootPath
@@ -45,12 +45,6 @@ SwaggerUIBundle({
   presets: [SwaggerUIBundle.presets.apis],
 });
 """
-
-
-@router.get("/")
-async def home(root_path: RootPath) -> RedirectResponse:
-    """Redirect to the documentation."""
-    return RedirectResponse(f"{root_path}/docs")
 
 
 @router.head("/docs")

@@ -106,10 +106,8 @@ def test_every_address_in_an_answer_leads_back_through_the_proxy(behind):
 def test_the_documentation_asks_for_its_schema_below_the_prefix(behind):
     service, url = behind
 
-    home = service.http.get(f"{url}/")
     page = service.http.get(f"{url}/docs").text
 
-    assert home.headers["location"] == "/eckart/docs"
     assert 'data-openapi="/eckart/openapi.json"' in page
     assert service.http.get(f"{url}/openapi.json").json()["servers"] == [{"url": "/eckart"}]
 

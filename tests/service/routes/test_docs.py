@@ -73,6 +73,6 @@ def test_no_validator_of_another_host_is_asked(service):
     assert "validatorUrl: null" in service.http.get("/docs/start.js").text
 
 
-@pytest.mark.parametrize("name", ["redoc.standalone.js", "..", "%2e%2e%2fcore.py", "core.py"])
+@pytest.mark.parametrize("name", ["redoc.standalone.js", "%2e%2e", "%2e%2e%2fcore.py", "core.py"])
 def test_no_other_file_is_sent(service, name):
-    assert service.http.get(f"/docs/{name}").status_code in {307, 404}
+    assert service.http.get(f"/docs/{name}").status_code == 404

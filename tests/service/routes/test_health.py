@@ -54,11 +54,6 @@ def test_a_worker_that_has_fallen_silent_does_not_count(start):
     assert service.http.get("/readyz").status_code == 503
 
 
-def test_the_first_page_leads_to_the_documentation(service):
-    assert service.http.get("/").headers["location"] == "/docs"
-    assert service.http.get("/docs").status_code == 200
-
-
 def test_a_head_is_a_get_without_its_body(service):
     stored = service.stored(MODEL)
     for path in ("/livez", "/readyz", f"/v1/checkpoints/{stored}", "/v1/checkpoints/nobody"):
