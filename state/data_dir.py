@@ -89,6 +89,11 @@ class DataDir:
         return self.checkpoint(checkpoint_id) / ".manifest.json"
 
     @property
+    def timeline(self) -> Path:
+        """When each checkpoint of the owner was stored into last: see `checkpoints.timeline`."""
+        return (self.owners / self.owner if self.owner else self.root) / "timeline"
+
+    @property
     def holders(self) -> Path:
         """Which checkpoints hold a file, in one directory for each digest: see `checkpoints.holders`."""
         return self.root / "holders"

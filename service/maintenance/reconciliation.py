@@ -39,6 +39,7 @@ def _steps(services: Services) -> Iterator[Counter[str]]:
     # A resumable upload may still take back a file that was not counted, until it expires.
     uncounted_s = max(DAY_S, 2 * HOUR_S * services.settings.upload_expiry_hours)
     yield Counter({"uncounted-file": services.checkpoints.remove_uncounted(uncounted_s)})
+    yield Counter({"listed-checkpoint": services.checkpoints.correct_lists()})
     yield Counter({"part": services.checkpoints.sweep_parts(STALE_UPLOAD_S)})
     yield Counter({"expired-upload": services.resumable.sweep()})
     services.checkpoints.remove_orphans()

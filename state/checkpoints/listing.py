@@ -1,22 +1,19 @@
-"""Pages of an owner's checkpoints, the one that was stored into last first.
+"""Pages of an owner's checkpoints, the one that was stored into last first."""
 
-Nothing keeps such a list: a page looks at the time of every manifest, and reads those that it shows.
-"""
-
-import os
 import re
-from collections.abc import Iterator
-from contextlib import suppress
 
 from schemas.checkpoint import CheckpointList, ListedCheckpoint
 from schemas.format.names import CHECKPOINT_ID
 from state.checkpoints.store import read_manifest, stored_is_complete
+from state.checkpoints.timeline import Entry, Timeline, stored_us
 from state.data_dir import DataDir
 from state.errors import BadCursor
 from state.jobs.records import rfc3339
 
 # A cursor has the microsecond of the manifest and the id, since several may be of one time.
 TIME_US = re.compile(r"[0-9]{1,16}")
+# An entry may be out of date for the moment of an upload; one that stays so shows that many are.
+LOOKS = 2
 
 
 def list_checkpoints(paths: DataDir, *, limit: int, cursor: str | None = None) -> CheckpointList:
@@ -27,19 +24,34 @@ def list_checkpoints(paths: DataDir, *, limit: int, cursor: str | None = None) -
         if TIME_US.fullmatch(time_us) is None or CHECKPOINT_ID.fullmatch(name) is None:
             raise BadCursor("checkpoints")
         first = int(time_us), name
-    found = sorted((each for each in _stored(paths) if first is None or each <= first), reverse=True)
-    shown = [listed for each in found[:limit] if (listed := _listed(paths, *each)) is not None]
-    after = next((f"{at_us}-{following}" for at_us, following in found[limit : limit + 1]), None)
-    return CheckpointList(checkpoints=tuple(shown), next_cursor=after)
+    timeline = Timeline(paths)
+    if not timeline.complete:
+        timeline.correct()
+    for _ in range(LOOKS):
+        page, moved = _page(paths, timeline, limit, first)
+        if not moved:
+            return page
+    timeline.correct()
+    return _page(paths, timeline, limit, first)[0]
 
 
-def _stored(paths: DataDir) -> Iterator[tuple[int, str]]:
-    """Yield the time in microseconds and the id of each checkpoint."""
-    with suppress(FileNotFoundError), os.scandir(paths.checkpoints) as entries:
-        for entry in entries:
-            with suppress(OSError):
-                status = os.stat(f"{entry.path}/{paths.manifest(entry.name).name}")  # noqa: PTH116 - in a loop
-                yield status.st_mtime_ns // 1000, entry.name
+def _page(paths: DataDir, timeline: Timeline, limit: int, first: Entry | None) -> tuple[CheckpointList, bool]:
+    """Return a page, and whether an entry was of another time than its manifest, and is corrected now."""
+    shown: list[ListedCheckpoint] = []
+    after, moved = None, False
+    for time_us, name in timeline.latest_first(first):
+        found_us = stored_us(paths, name)
+        if found_us != time_us:
+            if found_us is not None:
+                timeline.add(found_us, name)
+                moved = True
+            timeline.remove(time_us, name)
+        elif len(shown) == limit:
+            after = f"{time_us}-{name}"
+            break
+        elif (listed := _listed(paths, time_us, name)) is not None:
+            shown.append(listed)
+    return CheckpointList(checkpoints=tuple(shown), next_cursor=after), moved
 
 
 def _listed(paths: DataDir, time_us: int, name: str) -> ListedCheckpoint | None:

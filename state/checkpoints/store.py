@@ -41,6 +41,7 @@ from state.checkpoints.parsed_header import (
     stored_header,
     stored_header_size,
 )
+from state.checkpoints.timeline import Timeline, stored_us
 from state.data_dir import DataDir
 from state.errors import CheckpointNotFound, ContentConflict, FilesLocked, TooLarge
 from state.files import (
@@ -97,6 +98,7 @@ class CheckpointStore:
         self._paths = DataDir(data_dir, owner)
         self._cache = DecompositionCache.shared(data_dir, limit_bytes=None, owner=owner)
         self._holders = Holders(self._paths)
+        self._timeline = Timeline(self._paths)
 
     @property
     def owner(self) -> str:
@@ -212,7 +214,10 @@ class CheckpointStore:
             if not files:
                 raise CheckpointNotFound
             with unless_needed():
+                stored = stored_us(self._paths, checkpoint_id)
                 place = move_to_trash(self._paths.checkpoint(checkpoint_id), self._paths.trash)
+            if stored is not None:
+                self._timeline.remove(stored, checkpoint_id)
         purge(place)
         try:
             for name in _weight_files(files):
@@ -229,6 +234,10 @@ class CheckpointStore:
             Holders(paths).correct(known)
             held |= {owned(paths.owner, sha256) for sha256, _ in known}
         self._cache.remove_orphans(lambda: held)
+
+    def correct_lists(self) -> int:
+        """Make all owners' lists agree with the disk; return of how many checkpoints they were wrong."""
+        return sum(Timeline(paths).correct() for paths in self._paths.of_all_owners())
 
     def remove_uncounted(self, older_than_s: float) -> int:
         """Remove what lies in folders of checkpoints and is in no manifest; return the number of files.
@@ -286,10 +295,19 @@ class CheckpointStore:
             if header is not None:
                 header.keep(kept_path(folder, info.name), info.sha256)
                 self._holders.add(info.sha256, checkpoint_id)
+            before_us = stored_us(self._paths, checkpoint_id)
             # If this process is killed between the two, the file does not count and can be sent again.
             file.publish()
             _write_manifest(self._paths, checkpoint_id, files | {info.name: info})
+            self._note_time(checkpoint_id, before_us)
         return True
+
+    def _note_time(self, checkpoint_id: str, before_us: int | None) -> None:
+        try:
+            self._timeline.note(checkpoint_id, before_us)
+        except OSError:
+            # It is stored all the same.
+            log.exception("checkpoint %s is in no list before the next reconciliation", checkpoint_id)
 
 
 def new_checkpoint_id() -> str:

@@ -158,11 +158,11 @@ def store_file(send, safetensors) -> Callable[[str, str], FileInfo]:
 
 @pytest.fixture
 def left(tmp_path):
-    """Return what lists every file below the data directory that is no lock."""
+    """Return what lists every file below the data directory that is no lock and notes no time."""
 
     def files() -> set[str]:
-        paths = (p for p in tmp_path.rglob("*") if p.is_file() and p.parent.name != "locks")
-        return {str(path.relative_to(tmp_path)) for path in paths}
+        paths = (path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+        return {str(path) for path in paths if path.parts[0] not in {"locks", "timeline"}}
 
     return files
 

@@ -11,6 +11,7 @@ from schemas.problem import ProblemKind
 from service.app import open_services
 from service.maintenance.reconciliation import reconcile
 from state.checkpoints.store import new_checkpoint_id
+from state.checkpoints.timeline import Timeline, stored_us
 from state.data_dir import DataDir
 from state.files import locked
 from state.jobs.records import new_job_id, new_token
@@ -160,7 +161,8 @@ def test_a_file_that_its_manifest_does_not_name_goes_once_it_is_old(order):
         if path.name in {"model.safetensors", ".model.safetensors.header", ".manifest.json"}:
             aged(path, 10**6)
 
-    assert order.run() == {"uncounted-file": 2}
+    # The manifest's time was changed, too.
+    assert order.run() == {"uncounted-file": 2, "listed-checkpoint": 1}
     assert sorted(path.name for path in folder.iterdir()) == [
         ".manifest.json",
         ".model.safetensors.header",
@@ -168,6 +170,19 @@ def test_a_file_that_its_manifest_does_not_name_goes_once_it_is_old(order):
         "new.safetensors",
     ]
     assert order.stored(name)
+
+
+def test_a_list_of_checkpoints_is_put_right(order):
+    names = [order.service.stored(MODEL) for _ in range(3)]
+    timeline = Timeline(order.paths)
+    timeline.remove(stored_us(order.paths, names[0]), names[0])
+    timeline.add(1, names[2])
+    timeline.add(2, "gone")
+
+    assert order.run() == {"listed-checkpoint": 3}
+    listed = order.service.http.get("/v1/checkpoints").json()["checkpoints"]
+    assert [each["id"] for each in listed] == names[::-1]
+    assert order.run() == {}
 
 
 def test_it_runs_when_the_service_starts_and_counts_what_it_does(order, start):

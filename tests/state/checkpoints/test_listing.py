@@ -1,10 +1,13 @@
 """state/checkpoints/listing.py: pages show every checkpoint of an owner once, the latest first."""
 
 import os
+import random
+import sys
 
 import pytest
 
 from state.checkpoints.listing import list_checkpoints
+from state.checkpoints.timeline import Timeline, stored_us
 from state.data_dir import DataDir
 from state.errors import BadCursor
 
@@ -69,3 +72,114 @@ def test_owners_see_their_own(paths, checkpoints, store_file, tmp_path):
 def test_another_cursor_is_refused(paths, cursor):
     with pytest.raises(BadCursor, match="a list of checkpoints; start again without it"):
         list_checkpoints(paths, limit=1, cursor=cursor)
+
+
+def in_order(paths):
+    """Return the ids by the times of their manifests, the latest first."""
+    names = [folder.name for folder in paths.checkpoints.iterdir()]
+    return sorted(names, key=lambda name: (stored_us(paths, name), name), reverse=True)
+
+
+class Disturbed:
+    """Does what clients do, and what killed processes, backups and repairs by hand leave of it."""
+
+    def __init__(self, paths, store_file, checkpoints, seed):
+        self.paths, self.checkpoints, self.store_file = paths, checkpoints, store_file
+        self.timeline = Timeline(paths)
+        self.chance = random.Random(seed)
+        self.number = 0
+
+    def stored(self):
+        return [folder.name for folder in self.paths.checkpoints.iterdir()]
+
+    def store(self):
+        self.number += 1
+        self.store_file(f"m{self.number}", "model.safetensors")
+
+    def delete(self):
+        self.checkpoints.delete(self.chance.choice(self.stored()))
+
+    def another_time(self):
+        time_s = self.chance.randrange(10**9)
+        os.utime(self.paths.manifest(self.chance.choice(self.stored())), (time_s, time_s))
+
+    def lacking(self):
+        entries = list(self.timeline.latest_first())
+        if entries:
+            self.timeline.remove(*self.chance.choice(entries))
+
+    def extra(self):
+        name = self.chance.choice([*self.stored(), "gone"])
+        self.timeline.add(self.chance.randrange(10**16), name)
+
+    def disturb(self):
+        for _ in range(self.chance.randrange(1, 6)):
+            self.chance.choice([self.store, self.another_time, self.lacking, self.extra])()
+        self.store()
+        if self.number > 3:
+            self.delete()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_the_timeline_lacks_or_has_too_many_pages_are_true_and_soon_whole(
+    paths, store_file, checkpoints, seed
+):
+    disturbed = Disturbed(paths, store_file, checkpoints, seed)
+    disturbed.store()
+    for _ in range(4):
+        disturbed.disturb()
+        # Before the next reconciliation some may be left out, but none is gone, shown twice or out of order.
+        shown = [name for page in pages(paths, limit=2) for name in page]
+        assert shown == [name for name in in_order(paths) if name in shown]
+        checkpoints.correct_lists()
+        assert [name for page in pages(paths, limit=2) for name in page] == in_order(paths)
+        assert checkpoints.correct_lists() == 0
+
+
+def test_what_an_earlier_release_stored_is_listed_at_once(paths, store_file):
+    for name in "abc":
+        store_file(name, "model.safetensors")
+    timeline = Timeline(paths)
+    for entry in list(timeline.latest_first()):
+        timeline.remove(*entry)
+    store_file("d", "model.safetensors")
+
+    assert pages(paths, 9) == [["d", "c", "b", "a"]]
+
+
+def test_a_deleted_checkpoint_leaves_nothing_in_the_timeline(paths, store_file, send, checkpoints):
+    store_file("a", "model.safetensors")
+    send("a", "notes.txt", b"some")
+    assert [name for _, name in Timeline(paths).latest_first()] == ["a"]
+    checkpoints.delete("a")
+    assert [*paths.timeline.rglob("*")] == []
+
+
+def test_a_file_that_cannot_be_entered_is_stored_all_the_same(paths, store_file, checkpoints, caplog):
+    paths.timeline.write_text("in the way")
+    store_file("a", "model.safetensors")
+    assert checkpoints.exists("a")
+    assert "in no list before the next reconciliation" in caplog.text
+
+    paths.timeline.unlink()
+    assert pages(paths, 9) == [["a"]]
+
+
+LOOKED = []
+LOOKS = {"open", "os.listdir", "os.scandir"}
+sys.addaudithook(lambda event, arguments: LOOKED.append(arguments) if event in LOOKS else None)
+
+
+def test_a_page_costs_no_look_at_the_checkpoints_that_it_does_not_show(paths, store_file):
+    costs = []
+    for count in (6, 12):
+        for number in range(count):
+            store_file(f"m{number}", "model.safetensors")
+            os.utime(paths.manifest(f"m{number}"), (number, number))
+        Timeline(paths).correct()
+        LOOKED.clear()
+        page = list_checkpoints(paths, limit=3)
+        costs.append(len(LOOKED))
+        assert [each.id for each in page.checkpoints] == [f"m{count - 1 - number}" for number in range(3)]
+
+    assert costs[0] == costs[1]
