@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -26,6 +25,7 @@ from service.standalone.redis_server import (
     log_path,
     server_command,
     socket_path,
+    socket_url,
 )
 from service.standalone.run_dir import DataDirectoryError, locked_run_dir
 from service.standalone.supervisor import ChildSpec, StartFailedError, Supervisor, say
@@ -66,7 +66,7 @@ def serve(settings: Settings) -> None:
         environment["ECKART_PORT"] = str(address.port)
         if not settings.redis_url:
             socket = stack.enter_context(redis_socket(data_dir.run))
-            environment["ECKART_REDIS_URL"] = f"unix://{quote(str(socket))}"
+            environment["ECKART_REDIS_URL"] = socket_url(socket)
             children.append(redis_child(socket, data_dir.redis, lock=lock))
         children += [
             worker_child(without_keys(environment)),

@@ -12,6 +12,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,15 +58,13 @@ def socket_path(run_dir: Path, *, temp_dir: Path) -> Iterator[Path]:
 
     It is in `run_dir`, or if that path is too long for a socket, in a private directory under `temp_dir`.
     """
-    path = run_dir / "redis.sock"
-    if _fits(path):
+    path = _socket_place(run_dir, temp_dir)
+    if path.parent == run_dir:
         try:
             yield path
         finally:
             path.unlink(missing_ok=True)
         return
-    digest = hashlib.sha256(os.fsencode(run_dir)).hexdigest()[:16]
-    path = temp_dir / f"eckart-{os.getuid()}-{digest}" / "redis.sock"
     if not _fits(path):
         raise RedisServerError(
             f"the path of a Unix socket may have at most {SOCKET_PATH_LIMIT_BYTES} bytes, and both {run_dir} "
@@ -77,6 +76,24 @@ def socket_path(run_dir: Path, *, temp_dir: Path) -> Iterator[Path]:
     finally:
         path.unlink(missing_ok=True)
         path.parent.rmdir()
+
+
+def running_server(run_dir: Path, *, temp_dir: Path) -> str | None:
+    """Return the address of the server that `eckart serve` runs for this directory; None if none answers."""
+    path = _socket_place(run_dir, temp_dir)
+    return socket_url(path) if _fits(path) and is_ready(path) else None
+
+
+def socket_url(path: Path) -> str:
+    return f"unix://{quote(str(path))}"
+
+
+def _socket_place(run_dir: Path, temp_dir: Path) -> Path:
+    path = run_dir / "redis.sock"
+    if _fits(path):
+        return path
+    digest = hashlib.sha256(os.fsencode(run_dir)).hexdigest()[:16]
+    return temp_dir / f"eckart-{os.getuid()}-{digest}" / "redis.sock"
 
 
 def _fits(path: Path) -> bool:

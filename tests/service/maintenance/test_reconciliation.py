@@ -10,6 +10,7 @@ import pytest
 from schemas.problem import ProblemKind
 from service.app import open_services
 from service.maintenance.reconciliation import reconcile
+from service.standalone.__main__ import redis_socket
 from state.checkpoints.store import new_checkpoint_id
 from state.checkpoints.timeline import Timeline, stored_us
 from state.data_dir import DataDir
@@ -196,12 +197,29 @@ def test_the_command_says_what_it_did(order):
     order.stray_job(age_s=7200)
     order.one_shot(age_s=10**6)
     settings = order.service.settings
-    environment = os.environ | {
-        "ECKART_DATA_DIR": str(settings.data_dir),
-        "ECKART_REDIS_URL": str(settings.redis_url),
-    }
-    command = [sys.executable, "-m", "service", "reconcile"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = reconcile_by_command(settings.data_dir, ECKART_REDIS_URL=str(settings.redis_url))
 
     assert done.returncode == 0, done.stderr
     assert done.stdout == "1 checkpoint\n1 job-directory\n"
+
+
+def reconcile_by_command(data_dir, **variables):
+    environment = os.environ | {"ECKART_DATA_DIR": str(data_dir)} | variables
+    command = [sys.executable, "-m", "service", "reconcile"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_command_finds_the_server_of_eckart_serve_or_says_that_none_runs(redis_server):
+    data_dir = redis_server.directory / "data"
+    stray = DataDir(data_dir).job(new_job_id())
+    stray.mkdir(parents=True)
+    os.utime(stray, (0, 0))
+    none = reconcile_by_command(data_dir)
+    assert (none.returncode, stray.exists()) == (2, True)
+    assert f"no `eckart serve` of this user runs on {data_dir}" in none.stderr
+
+    DataDir(data_dir).run.mkdir()
+    with redis_socket(DataDir(data_dir).run) as socket:
+        socket.symlink_to(redis_server.socket)
+        done = reconcile_by_command(data_dir)
+    assert (done.returncode, done.stdout) == (0, "1 job-directory\n"), done.stderr

@@ -14,6 +14,7 @@ from service.standalone.redis_server import (
     RedisServerError,
     find_server,
     is_ready,
+    running_server,
     server_command,
     socket_path,
 )
@@ -75,6 +76,18 @@ def test_a_private_directory_left_by_a_dead_start_is_used_again(short_dir, long_
     socket.touch()
     with socket_path(long_dir, temp_dir=short_dir) as again:
         assert again == socket
+
+
+@pytest.mark.parametrize("place", ["short_dir", "long_dir"])
+def test_a_running_server_is_found_where_its_socket_is(request, redis_server, short_dir, place):
+    run_dir = request.getfixturevalue(place)
+    assert running_server(run_dir, temp_dir=short_dir) is None
+    with socket_path(run_dir, temp_dir=short_dir) as socket:
+        socket.symlink_to(redis_server.socket)
+        assert running_server(run_dir, temp_dir=short_dir) == f"unix://{socket}"
+        socket.unlink()
+        socket.touch()  # what a dead server leaves
+        assert running_server(run_dir, temp_dir=short_dir) is None
 
 
 def open_to_others(place):
