@@ -1,13 +1,15 @@
-"""Upload by tus 1.0.0: after a broken line or a restart of the service it goes on where it stopped."""
+"""Upload by tus 1.0.0: after a broken line, or a restart of either side, it goes on where it stopped."""
 
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from eckart.errors import AnswerError, EckartError, ProblemError, ServiceError
 from eckart.http import Backoff, Call, Connection
+from eckart.unfinished import UnfinishedUpload
 
 if TYPE_CHECKING:
     import httpx
@@ -34,22 +36,38 @@ def send_resumable(
     connection: Connection, checkpoint: str, file: LocalFile, progress: ProgressCallback
 ) -> bool:
     """Send a file; return False, without having sent anything, where the service has no resumable uploads."""
+    metadata = _metadata(checkpoint, file)
+    unfinished = UnfinishedUpload(connection.base_url, checkpoint, file)
     again = True
-    while (address := _begin(connection, checkpoint, file)) is not None:
+    begun = _found(connection, unfinished.address, file, metadata) or _begin(connection, file, metadata)
+    while begun is not None:
+        unfinished.keep(begun.address)
         try:
-            _send_all(connection, address, file, progress)
+            _send_all(connection, begun, file, progress)
         except ServiceError as error:
+            if not error.passing:
+                unfinished.forget()
             # It has expired meanwhile, or it was refused and the answer got lost: the next try hears it.
             if error.status != 404 or not again:
                 raise
             again = False
+            begun = _begin(connection, file, metadata)
         else:
+            unfinished.forget()
             return True
     return False
 
 
-def _send_all(connection: Connection, address: str, file: LocalFile, progress: ProgressCallback) -> None:
-    offset = 0
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """An upload that the service knows, and how much of it has arrived."""
+
+    address: str
+    offset: int = 0
+
+
+def _send_all(connection: Connection, begun: _Begun, file: LocalFile, progress: ProgressCallback) -> None:
+    address, offset = begun.address, begun.offset
     backoff = Backoff(connection.patience_s + LOCKED_S)
     while offset < file.size_bytes:
         before = offset
@@ -66,10 +84,29 @@ def _send_all(connection: Connection, address: str, file: LocalFile, progress: P
             backoff.reset()
 
 
-def _begin(connection: Connection, checkpoint: str, file: LocalFile) -> str | None:
-    """Announce the file; return the address of its upload."""
+def _metadata(checkpoint: str, file: LocalFile) -> str:
     told = {"checkpoint": checkpoint, "filename": file.path.name, "sha256": file.sha256}
-    metadata = ",".join(f"{key} {base64.b64encode(text.encode()).decode()}" for key, text in told.items())
+    return ",".join(f"{key} {base64.b64encode(text.encode()).decode()}" for key, text in told.items())
+
+
+def _found(connection: Connection, address: str | None, file: LocalFile, metadata: str) -> _Begun | None:
+    """Return the upload that an earlier client began, if the service has it and it is of this file."""
+    if address is None:
+        return None
+    try:
+        answer = connection.request(Call("HEAD", address, headers=VERSION))
+    except ServiceError as error:
+        if error.passing:
+            raise
+        return None
+    told = (answer.headers.get("Upload-Length"), answer.headers.get("Upload-Metadata"))
+    if told != (str(file.size_bytes), metadata):
+        return None
+    return _Begun(address, _offset_of(answer))
+
+
+def _begin(connection: Connection, file: LocalFile, metadata: str) -> _Begun | None:
+    """Announce the file; None where the service has no such address."""
     headers = {**VERSION, "Upload-Length": str(file.size_bytes), "Upload-Metadata": metadata}
     try:
         answer = connection.request(Call("POST", PATH, headers=headers))
@@ -78,7 +115,7 @@ def _begin(connection: Connection, checkpoint: str, file: LocalFile) -> str | No
             return None
         raise
     # Only the id counts: a proxy may serve the path under another, and no answer leads to another host.
-    return f"{PATH}/{answer.headers.get('Location', '').rpartition('/')[2]}"
+    return _Begun(f"{PATH}/{answer.headers.get('Location', '').rpartition('/')[2]}")
 
 
 def _append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
+import time
 
 import pytest
 
@@ -23,7 +24,7 @@ class Receiver:
         self.cuts = list(cuts)  # after how many bytes of each request the line breaks
         self.refusals = list(refusals)  # what the next requests are answered with instead
         self.uploads = []
-        self.metadata = {}
+        self.told, self.metadata = "", {}
         self.requests = []
 
     def __call__(self, exchange):
@@ -33,13 +34,19 @@ class Receiver:
         elif exchange.method == "POST":
             self.begin(exchange)
         elif exchange.method == "HEAD":
-            gone = exchange.path.rpartition("/")[2] != f"U{len(self.uploads)}"
-            exchange.answer(404 if gone else 200, b"", {"Upload-Offset": str(len(self.uploads[-1]))})
+            self.tell(exchange)
         else:
             self.append(exchange)
 
+    def tell(self, exchange):
+        gone = exchange.path.rpartition("/")[2] != f"U{len(self.uploads)}"
+        told = {"Upload-Offset": str(len(self.uploads[-1])) if self.uploads else "0"}
+        told |= {"Upload-Length": str(SIZE), "Upload-Metadata": self.told}
+        exchange.answer(404 if gone else 200, b"", told)
+
     def begin(self, exchange):
-        pairs = (pair.split(" ") for pair in exchange.headers["Upload-Metadata"].split(","))
+        self.told = exchange.headers["Upload-Metadata"]
+        pairs = (pair.split(" ") for pair in self.told.split(","))
         self.metadata = {key: base64.b64decode(value).decode() for key, value in pairs}
         self.uploads.append(bytearray())
         exchange.answer(201, b"", {"Location": f"/behind/a/proxy/v1/uploads/U{len(self.uploads)}"})
@@ -67,6 +74,7 @@ class Receiver:
 
 @pytest.fixture
 def big(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(resumable, "RESUMABLE_ABOVE_BYTES", MIB)
     monkeypatch.setattr(resumable, "REQUEST_BYTES", 2 * MIB)
     path = tmp_path / "big.safetensors"
@@ -190,6 +198,86 @@ def test_a_file_that_changes_underway_is_noticed(serve, big, problem):
 
     with Client(serve(respond), patience_s=1) as client, pytest.raises(InputError, match="changed while"):
         client.upload(big)
+
+
+class Killed(BaseException):
+    """What ends a client in the middle, and nothing catches."""
+
+
+@pytest.fixture
+def killed(serve, big, problem):
+    """Return a receiver at which a client was killed after three MiB, and its address."""
+    receiver = Receiver(problem)
+    url = serve(receiver)
+    progress = kill_after(3 * MIB)
+    with Client(url, patience_s=5) as client, pytest.raises(Killed):
+        client.upload(big, id="m", progress=progress)
+    end = time.monotonic() + 30
+    while len(receiver.uploads[0]) < 3 * MIB:  # what was on its way
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    receiver.requests.clear()
+    return receiver, url
+
+
+def kill_after(nbytes):
+    def progress(done, _total, what):
+        if what.startswith("upload") and done >= nbytes:
+            raise Killed
+
+    return progress
+
+
+def test_a_client_that_was_killed_goes_on_at_its_next_start(killed, big):
+    receiver, url = killed
+    with Client(url, patience_s=5) as client:
+        client.upload(big, id="m")
+
+    assert receiver.uploads == [big.read_bytes()]
+    assert receiver.requests[:3] == ["GET", "HEAD", "PATCH"]
+    assert "POST" not in receiver.requests
+
+
+def test_nothing_is_left_of_an_upload_that_has_ended(killed, big, tmp_path):
+    with Client(killed[1], patience_s=5) as client:
+        client.upload(big, id="m")
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def expired(receiver):
+    receiver.uploads.append(bytearray())
+
+
+def of_another_file(receiver):
+    receiver.told = receiver.told.replace("checkpoint ", "checkpoint bm8=,was ")
+
+
+@pytest.mark.parametrize("change", [expired, of_another_file])
+def test_an_upload_that_is_not_this_one_any_more_is_begun_anew(killed, big, change):
+    receiver, url = killed
+    change(receiver)
+    with Client(url, patience_s=5) as client:
+        client.upload(big, id="m")
+    assert receiver.uploads[-1] == big.read_bytes()
+    assert receiver.requests[:4] == ["GET", "HEAD", "POST", "PATCH"]
+
+
+def test_another_target_or_other_bytes_are_another_upload(killed, big):
+    receiver, url = killed
+    with Client(url, patience_s=5) as client:
+        client.upload(big, id="other")
+        assert receiver.requests[:2] == ["GET", "POST"]
+        receiver.requests.clear()
+        big.write_bytes(secrets.token_bytes(SIZE))
+        client.upload(big, id="m")
+    assert receiver.requests[:2] == ["GET", "POST"]
+
+
+@pytest.mark.parametrize("folder", ["/proc/none", "relative"])
+def test_it_does_without_a_cache_directory(send, big, monkeypatch, folder):
+    monkeypatch.setenv("XDG_CACHE_HOME", folder)
+    monkeypatch.setenv("HOME", "/proc/none")
+    assert send().uploads == [big.read_bytes()]
 
 
 def test_a_line_that_stays_broken_is_told_in_the_end(serve, big, problem, monkeypatch):
