@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from schemas.format.header_stream import read_header
@@ -37,9 +38,18 @@ class Deployment:
         self.url = f"http://127.0.0.1:{self.port}"
         project = {"COMPOSE_PROJECT_NAME": f"eckart-test-{os.getpid()}", "ECKART_PORT": str(self.port)}
         self.environment = os.environ | project
+        self.files = ["docker-compose.yml"]
+
+    def with_keys(self, keys):
+        """Start what differs with the keys of a file."""
+        self.files.append("docker-compose.keys.yml")
+        self.environment["ECKART_KEYS_FILE"] = str(keys)
+        self.compose("up", "--detach")
+        self.wait_until_ready()
 
     def compose(self, *arguments):
-        return output_of(*self.command, *arguments, cwd=ROOT, env=self.environment)
+        files = [word for name in self.files for word in ("--file", name)]
+        return output_of(*self.command, *files, *arguments, cwd=ROOT, env=self.environment)
 
     def container(self, service):
         return self.compose("ps", "--quiet", service)
@@ -133,6 +143,22 @@ def test_the_service_image_has_no_torch(deployment):
     assert deployment.run_in("service", "python", "-c", code) == "None"
 
 
+def test_redis_asks_for_a_password_that_its_clients_read(deployment):
+    ping = "REDISCLI_AUTH=$(cat /secrets/redis.password) redis-cli ping"
+    assert deployment.run_in("redis", "sh", "-c", ping) == "PONG"
+    assert deployment.run_in("redis", "redis-cli", "ping").startswith("NOAUTH")
+    secrets = {name: deployment.run_in(name, "cat", "/secrets/redis.password") for name in SERVICES}
+    assert len(set(secrets.values())) == 1
+    assert len(secrets["redis"]) == 64
+
+
+def test_nobody_else_reads_the_password(deployment):
+    told = deployment.run_in("service", "sh", "-c", "stat -c '%a %g' /secrets /secrets/*")
+    assert told.splitlines() == ["750 10001", "440 10001", "440 10001"]
+    for name in SERVICES:
+        assert "requirepass" not in json.dumps(deployment.inspect(name)["Config"])
+
+
 def test_every_container_becomes_healthy(deployment):
     deadline = time.monotonic() + 120
     while {deployment.inspect(name)["State"]["Health"]["Status"] for name in SERVICES} != {"healthy"}:
@@ -163,3 +189,19 @@ def test_jobs_outlive_a_graceful_stop(deployment, job):
     assert deployment.job(job)["state"] == "succeeded"
     deployment.curl("-o", os.devnull, deployment.url + job["links"]["checkpoint"])
     assert deployment.ended(under_way)["state"] == "succeeded"
+
+
+# The last one: all others send no key.
+def test_keys_from_a_file_are_needed_and_may_be_added(deployment, job, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("default:first-secret\n")
+    keys.chmod(0o644)
+    deployment.with_keys(keys)
+    listed = f"{deployment.url}/v1/jobs"
+    assert httpx.get(listed).status_code == 401
+    known = json.loads(deployment.curl("-H", "Authorization: Bearer first-secret", listed))
+    assert job["id"] in {each["id"] for each in known["jobs"]}
+
+    with keys.open("a") as file:
+        file.write("ann:second-secret\n")
+    assert json.loads(deployment.curl("-H", "X-API-Key: second-secret", listed))["jobs"] == []
