@@ -3,7 +3,7 @@
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from email.utils import format_datetime
 from typing import Annotated
@@ -13,9 +13,10 @@ from pydantic import BeforeValidator
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from schemas.problem import ProblemKind
+from schemas.problem import FieldProblem, ProblemKind
 from service.errors import ProblemError
 from service.headers import content_headers
+from service.problems import ProblemResponse
 from state.uploads.checksum import ALGORITHMS, Checksum
 from state.uploads.folder import UploadRecord
 
@@ -25,6 +26,8 @@ MEDIA_TYPE = "application/offset+octet-stream"
 PATH = "/v1/uploads"
 # A method in a header, for clients that can send nothing but POST.
 OVERRIDABLE = frozenset({"PATCH", "DELETE", "HEAD"})
+# Headers that may be there once only.
+SINGLE = ("upload-length", "upload-offset", "upload-metadata", "upload-checksum", "tus-resumable")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MOST_BYTES = 2**53
 
@@ -49,7 +52,15 @@ class Tus:
                 MutableHeaders(scope=message)["Tus-Resumable"] = VERSION
             await send(message)
 
-        await self.app(scope, receive, send_with_version)
+        repeated = [name for name in SINGLE if len(Headers(scope=scope).getlist(name)) > 1]
+        # Which one counts is not for us to guess: a proxy may have taken the other.
+        answer = _sent_twice(repeated) if repeated else self.app
+        await answer(scope, receive, send_with_version)
+
+
+def _sent_twice(names: Iterable[str]) -> ProblemResponse:
+    found = tuple(FieldProblem(pointer=f"/header/{name}", detail="send it once only") for name in names)
+    return ProblemResponse(ProblemError(ProblemKind.INVALID_HTTP, errors=found))
 
 
 def _check_version(

@@ -525,3 +525,17 @@ def test_an_upload_outlives_an_api_that_is_killed_while_it_receives(api, model):
     assert MIB < kept <= offset_of(api, first.url) <= sent
     uploader(api, model, "m", chunk_size=MIB, url=first.url).upload()
     assert_stored(api, "m", model)
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "HEAD"])
+@pytest.mark.parametrize("name", ["Upload-Length", "Upload-Offset", "Upload-Metadata", "Tus-Resumable"])
+@pytest.mark.parametrize("values", [("0", "0"), ("0", "5")], ids=["same", "other"])
+def test_a_header_that_comes_twice_is_refused(service, method, name, values):
+    path = "/v1/uploads" if method == "POST" else "/v1/uploads/U0"
+    given = [("Content-Type", TYPE), *((name, value) for value in values)]
+    refused = service.http.request(method, path, headers=given)
+    assert refused.status_code == 400
+    assert refused.headers["tus-resumable"] == "1.0.0"
+    if method != "HEAD":
+        (found,) = assert_problem(refused, 400, "invalid-http")["errors"]
+        assert found["pointer"] == f"/header/{name.lower()}"
