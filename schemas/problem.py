@@ -105,6 +105,16 @@ class ProblemKind(Enum):
         "The job is {state}; only a failed job can be resumed. Start a new job instead.",
         {"state": "canceled"},
     )
+    FAILURE_STAYS = (
+        "failure-stays",
+        409,
+        "The job would fail again",
+        (
+            "The job failed of its input, which stays what it is: {why} Change what this names, upload "
+            "files again where they are at fault, and start a new job."
+        ),
+        {"why": "The file model.safetensors changed while it was read."},
+    )
     UPLOAD_NOT_FOUND = (
         "upload-not-found",
         404,

@@ -41,6 +41,15 @@ class JobNotFailed(StateError):
         super().__init__(state=state)
 
 
+class FailureStays(StateError):
+    """A job that failed because of its input cannot be resumed."""
+
+    kind = ProblemKind.FAILURE_STAYS
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why=why)
+
+
 class CheckpointNotFound(StateError):
     """No such checkpoint, or an id that cannot be one."""
 

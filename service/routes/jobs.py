@@ -149,6 +149,7 @@ async def get_job(
     responses=problem_responses(
         ProblemKind.JOB_NOT_FOUND,
         ProblemKind.JOB_NOT_FAILED,
+        ProblemKind.FAILURE_STAYS,
         ProblemKind.OVER_QUOTA,
         ProblemKind.UNREADABLE_RECORD,
         ProblemKind.CHECKPOINT_GONE,
@@ -158,7 +159,6 @@ async def get_job(
 )
 def resume_job(services: ServicesDep, root_path: RootPath, job_id: JobId) -> Response:
     """Queue the job again, whose attempts are counted anew; layers that it has finished are not repeated."""
-    services.quotas.require_jobs(services.jobs)
     record = services.jobs.resume(job_id)
     enqueue(services, record)
     return job_response(view_of(services, record), root_path, status=202)

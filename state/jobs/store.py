@@ -15,6 +15,7 @@ from state.errors import (
     BadCursor,
     CheckpointGone,
     CheckpointInUse,
+    FailureStays,
     FilesLocked,
     IdempotencyMismatch,
     JobNotFailed,
@@ -50,6 +51,8 @@ from state.redis import KEY_PREFIX, RedisMemory, redis_memory, translated
 DELETE_LIMIT_MS = 60_000
 MOST_DETAIL_BYTES = 500
 MOST_ERRORS = 4
+# Problems with a lower status are of the input.
+SERVER_FAULTS = 500
 
 
 class JobStore(JobUpkeep):
@@ -142,11 +145,14 @@ class JobStore(JobUpkeep):
     def resume(self, job_id: str) -> JobRecord:
         """Queue a failed job again, on its finished layers; the caller sends the message.
 
-        Raises `JobNotFailed`, `UnreadableRecord`, or `CheckpointGone` if it has lost its input.
+        Raises `JobNotFailed`, `UnreadableRecord`, `FailureStays` if its input was at fault, `CheckpointGone`
+        if it has lost it, or `TooManyJobs`.
         """
         record, token = self.get(job_id), secrets.token_hex(8)
         if not record.readable:
             raise UnreadableRecord
+        if record.state == "failed" and record.error is not None and record.error.status < SERVER_FAULTS:
+            raise FailureStays(record.error.detail)
         if record.state == "failed" and not self._has_input(record):
             raise CheckpointGone
 
@@ -154,9 +160,11 @@ class JobStore(JobUpkeep):
             self._webhooks.mark(job_id)
 
         def act() -> JobRecord:
-            answer = self._run_on("resume", job_id, token)
+            answer = self._run_on("resume", job_id, token, self._most_waiting or "inf")
             if answer == "gone":
                 raise CheckpointGone
+            if answer == "full":
+                raise TooManyJobs(self._most_waiting)
             if answer != "done":
                 raise JobNotFailed(answer)
             return present(self._files.write_or_defer(job_id))

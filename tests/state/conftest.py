@@ -41,9 +41,7 @@ def summary() -> Totals:
 
 @pytest.fixture
 def why() -> Problem:
-    return ProblemKind.INVALID_SPEC.problem(
-        "The input holds NaN. Correct the weights and send the job again."
-    )
+    return ProblemKind.WORKER_TROUBLE.problem("All attempts failed. Fix the cause and resume the job.")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ def test_every_error_says_what_to_do():
         errors.OutOfSpace(),
         errors.Busy("Much is under way."),
         errors.JobNotFailed("queued"),
+        errors.FailureStays("The file changed."),
         errors.FilesLocked(),
         errors.UploadNotFound(),
         errors.UploadLocked(),

@@ -55,7 +55,7 @@ def test_a_failed_job_that_goes_on_waits_too(start):
     put(service, "m", {})
     job = submit(service, {}).json()["id"]
     claim = service.jobs.claim(job, "t")
-    assert service.jobs.fail(job, claim.fence, ProblemKind.TOO_LARGE.problem("It failed."))
+    assert service.jobs.fail(job, claim.fence, ProblemKind.WORKER_TROUBLE.problem("It failed."))
     assert submit(service, {}).status_code == 202
     assert_over_quota(service.http.post(f"/v1/jobs/{job}/resume"))
 

@@ -14,7 +14,7 @@ from tests.service.files import checkpoint_bytes
 from tests.service.running import assert_problem, until
 
 FILES = {"model.safetensors": checkpoint_bytes()}
-WHY = ProblemKind.INVALID_SPEC.problem("The input holds NaN.")
+WHY = ProblemKind.WORKER_TROUBLE.problem("It failed.")
 HOUR_S = 3600
 AT_ONCE = SteadyClock(steady_s=0)
 # Far enough for the day after the jobs of a test.

@@ -89,10 +89,9 @@ def test_a_list_that_makes_no_sense_is_refused(service, query):
     assert_problem(service.http.get(f"/v1/jobs?{query}"), 422, "invalid-request")
 
 
-def fail(service, job_id):
+def fail(service, job_id, kind=ProblemKind.WORKER_TROUBLE):
     claim = service.jobs.claim(job_id, new_token("test"))
-    kind = ProblemKind.WORKER_TROUBLE
-    assert service.jobs.fail(job_id, claim.fence, kind.problem(kind.text(error="MemoryError")))
+    assert service.jobs.fail(job_id, claim.fence, kind.problem(kind.text(**kind.examples)))
 
 
 def test_a_failed_job_is_resumed_and_its_message_is_sent(redis_server, start):
@@ -119,3 +118,20 @@ def test_only_a_failed_job_is_resumed_and_only_with_its_checkpoint(service, stor
     fail(service, failed)
     assert service.http.delete(f"/v1/checkpoints/{stored}").status_code == 204
     assert_problem(service.http.post(f"/v1/jobs/{failed}/resume"), 409, "checkpoint-gone")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ProblemKind.INVALID_SPEC,
+        ProblemKind.INVALID_CALIBRATION,
+        ProblemKind.UNUSABLE_CHECKPOINT,
+        ProblemKind.CHECKPOINT_CHANGED,
+    ],
+    ids=lambda kind: kind.value,
+)
+def test_a_job_that_would_fail_again_is_not_resumed(service, job, kind):
+    fail(service, job["id"], kind)
+    refused = assert_problem(service.http.post(f"/v1/jobs/{job['id']}/resume"), 409, "failure-stays")
+    assert kind.text(**kind.examples) in refused["detail"]
+    assert "start a new job" in refused["detail"]

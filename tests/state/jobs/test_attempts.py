@@ -5,7 +5,7 @@ import time
 import pytest
 
 from schemas.job import Progress
-from state.errors import CheckpointGone, JobNotFailed
+from state.errors import CheckpointGone, JobNotFailed, TooManyJobs
 from state.jobs.records import NewJob, new_token
 
 
@@ -156,3 +156,17 @@ def test_the_longest_step_of_all_running_jobs_is_counted(jobs, reach):
     assert 1000 <= jobs.counts().longest_step_s < 2000
     jobs.cancel(first)
     assert 10 <= jobs.counts().longest_step_s < 1000
+
+
+def test_resumed_jobs_never_are_more_than_may_wait(make_store, new, why):
+    jobs = make_store(most_waiting=2)
+    first, second = (jobs.create(new).id for _ in range(2))
+    for job_id in (first, second):
+        attempt(jobs, job_id, 0.0, lambda *job: jobs.fail(*job, why))
+    other = jobs.create(new).id
+    jobs.resume(first)
+    with pytest.raises(TooManyJobs):
+        jobs.resume(second)
+    assert jobs.get(second).state == "failed"
+    jobs.cancel(other)
+    assert jobs.resume(second).state == "queued"
