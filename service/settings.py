@@ -116,6 +116,12 @@ class Settings(StateSettings):
         description="How many event streams may be open at a time; more get 429. "
         "With keys, the owner of one has at most half of them.",
     )
+    owner_waits: int = Field(
+        default=128,
+        ge=1,
+        description="The most event streams, and requests that `?wait=` holds, that the owner of a key may "
+        "have open; more get 429.",
+    )
     webhook_hosts: str = Field(
         default="",
         description="Hosts that webhooks may go to, separated by commas: `hooks.example.com`, "

@@ -38,6 +38,7 @@ KNOWN_NAMES = frozenset(
         "ECKART_OWNER_BYTES",
         "ECKART_OWNER_JOBS",
         "ECKART_OWNER_UPLOADS",
+        "ECKART_OWNER_WAITS",
         "ECKART_PORT",
         "ECKART_REAPER_S",
         "ECKART_RECONCILE_S",

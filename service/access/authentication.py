@@ -1,6 +1,7 @@
 """Whose each request is, by its API key. One without a key is refused before its body is read."""
 
 import re
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,24 +25,31 @@ class Authentication:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        owner = self._owner(scope) if scope["type"] == "http" else WITHOUT_KEYS
-        if owner is None:
+        keys = self._keys
+        if scope["type"] != "http" or keys is None or _is_open(scope):
+            await self._pass_on(scope, receive, send, owner=WITHOUT_KEYS, key_is_known=lambda: True)
+            return
+        secret = _secret(Headers(scope=scope))
+        key = keys.find(secret) if secret else None
+        if key is None:
             await ProblemResponse(ProblemError(ProblemKind.UNAUTHORIZED))(scope, receive, send)
             return
-        scope.setdefault("state", {})["owner"] = owner
+        await self._pass_on(scope, receive, send, owner=key.owner, key_is_known=lambda: key in keys)
+
+    async def _pass_on(
+        self, scope: Scope, receive: Receive, send: Send, *, owner: str, key_is_known: Callable[[], bool]
+    ) -> None:
+        scope.setdefault("state", {}).update(owner=owner, key_is_known=key_is_known)
         await self.app(scope, receive, send)
 
-    def _owner(self, scope: Scope) -> str | None:
-        if self._keys is None:
-            return WITHOUT_KEYS
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
-            return WITHOUT_KEYS
-        secret = _secret(Headers(scope=scope))
-        return None if secret is None else self._keys.owner_of(secret)
+
+def _is_open(scope: Scope) -> bool:
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
 
 
 def _secret(headers: Headers) -> str | None:
-    if bearer := BEARER.fullmatch(headers.get("authorization", "").strip()):
-        return bearer[1]
-    return headers.get("x-api-key", "").strip() or None
+    """Return the secret that the headers agree on; None if there is none, or two."""
+    bearer = BEARER.fullmatch(headers.get("authorization", "").strip())
+    given = {*([bearer[1]] if bearer else []), headers.get("x-api-key", "").strip()} - {""}
+    return given.pop() if len(given) == 1 else None

@@ -73,12 +73,17 @@ class KeyRing:
         if not self._keys:
             raise ValueError("it names no key; unset it to serve without keys, or write name:secret")
 
-    def owner_of(self, secret: str) -> str | None:
-        """Return whose secret this is; None if it is nobody's. The time does not tell how near it is."""
+    def find(self, secret: str) -> Key | None:
+        """Return the key of this secret, or None. The time does not tell how near it is to one."""
         self._reload()
         given = hashlib.sha256(secret.encode("latin-1", "replace")).digest()
-        found = [key.owner for key in self._keys if hmac.compare_digest(key.digest, given)]
+        found = [key for key in self._keys if hmac.compare_digest(key.digest, given)]
         return found[0] if found else None
+
+    def __contains__(self, key: Key) -> bool:
+        """Whether a key that was found is still there."""
+        self._reload()
+        return key in self._keys
 
     def _reload(self) -> None:
         state = self._state()

@@ -5,7 +5,7 @@ id of an event says all that its receiver knows, so that a stream goes on where 
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
@@ -40,6 +40,14 @@ class Known:
         return f"{self.record}:{self.progress}:{self.end}"
 
 
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who listens, and whether the key of the request still opens anything."""
+
+    owner: str
+    is_known: Callable[[], bool]
+
+
 def events(view: JobView, known: Known, root_path: str) -> Iterator[tuple[Known, bytes]]:
     """Yield the events that a listener lacks, each with what is known after it."""
     place = "" if view.queue_position is None else view.queue_position
@@ -68,20 +76,26 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, watches: JobWatches, job_id: str, known: Known, root_path: str, *, owner: str) -> None:
-        super().__init__(_stream(watches, job_id, known, root_path), headers=HEADERS)
+    def __init__(
+        self, watches: JobWatches, job_id: str, known: Known, root_path: str, *, listener: Listener
+    ) -> None:
+        super().__init__(_stream(watches, job_id, known, root_path, listener.is_known), headers=HEADERS)
         self._watches = watches
-        self._owner = owner
+        self._owner = listener.owner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them, or refuse if too many listen."""
-        with self._watches.place(self._owner):
+        with self._watches.stream_place(self._owner):
             await super().__call__(scope, receive, send)
 
 
-async def _stream(watches: JobWatches, job_id: str, first: Known, root_path: str) -> AsyncIterator[bytes]:
+async def _stream(
+    watches: JobWatches, job_id: str, first: Known, root_path: str, is_known: Callable[[], bool]
+) -> AsyncIterator[bytes]:
     known = first
     async for view in watches.follow(job_id, quiet_s=QUIET_S):
+        if not is_known():
+            return
         if view is None:
             yield KEEPALIVE_COMMENT
             continue

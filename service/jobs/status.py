@@ -122,13 +122,16 @@ async def wait_for_end(request: Request, services: Services, job_id: str, *, wai
 async def _wait(
     request: Request, services: Services, view: JobView, *, while_in: Collection[JobState], wait_s: float
 ) -> JobView:
+    if wait_s <= 0 or view.record.state not in while_in:
+        return view
     loop = asyncio.get_running_loop()
     until_s, pause_s = loop.time() + min(wait_s, services.settings.max_wait_s), FIRST_PAUSE_S
-    while view.record.state in while_in:
-        left_s = until_s - loop.time()
-        if left_s <= 0 or services.stopping.is_set() or await request.is_disconnected():
-            break
-        await asyncio.sleep(min(pause_s, left_s))
-        pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
-        view = await run_in_threadpool(services.jobs.view, view.record.id)
+    with services.watches.place(services.owner):
+        while view.record.state in while_in:
+            left_s = until_s - loop.time()
+            if left_s <= 0 or services.stopping.is_set() or await request.is_disconnected():
+                break
+            await asyncio.sleep(min(pause_s, left_s))
+            pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
+            view = await run_in_threadpool(services.jobs.view, view.record.id)
     return view

@@ -25,31 +25,42 @@ log = logging.getLogger("eckart.service")
 class JobWatches:
     """The jobs that are being watched. Used on the event loop only."""
 
-    def __init__(self, jobs: JobStore, stopping: Event, *, most: int, most_each: int) -> None:
-        """Watch jobs of all owners, for at most `most` listeners at a time, and `most_each` of one owner."""
+    def __init__(
+        self,
+        jobs: JobStore,
+        stopping: Event,
+        *,
+        most_streams: int,
+        most_streams_each: int,
+        most_each: int,
+    ) -> None:
+        """Watch jobs of all owners, for at most so many event streams, of all and of one owner.
+
+        `most_each`: of one owner's streams and held answers together.
+        """
         self._jobs = jobs
         self._stopping = stopping
-        self._most = most
+        self._most_streams = most_streams
+        self._most_streams_each = most_streams_each
         self._most_each = most_each
+        self._streams: Counter[str] = Counter()
         self._listeners: Counter[str] = Counter()
         self._watches: dict[str, _Watch] = {}
 
     @contextmanager
-    def place(self, owner: str) -> Iterator[None]:
-        """Take one of the places for listeners, or refuse; no owner can take those of all."""
-        for found, most in (
-            (self._listeners[owner], self._most_each),
-            (self._listeners.total(), self._most),
-        ):
-            if found >= most:
-                raise ProblemError(ProblemKind.BUSY, f"{most} event streams are open.")
-        self._listeners[owner] += 1
-        try:
+    def stream_place(self, owner: str) -> Iterator[None]:
+        """Take one of the places for event streams, or refuse; no owner can take those of all."""
+        _require(self._streams[owner], self._most_streams_each, "event streams are open")
+        _require(self._streams.total(), self._most_streams, "event streams are open")
+        with self.place(owner), _counted(self._streams, owner):
             yield
-        finally:
-            self._listeners[owner] -= 1
-            if not self._listeners[owner]:
-                del self._listeners[owner]
+
+    @contextmanager
+    def place(self, owner: str) -> Iterator[None]:
+        """Take one of an owner's places for those who listen or wait, or refuse."""
+        _require(self._listeners[owner], self._most_each, "requests wait for a job, or follow one")
+        with _counted(self._listeners, owner):
+            yield
 
     async def follow(self, job_id: str, *, quiet_s: float) -> AsyncIterator[JobView | None]:
         """Yield the job now and whenever it changes, and None where it did not for `quiet_s`.
@@ -105,6 +116,22 @@ class JobWatches:
             if self._watches.get(watch.job_id) is watch:
                 del self._watches[watch.job_id]
             watch.end()
+
+
+def _require(found: int, most: int, what: str) -> None:
+    if found >= most:
+        raise ProblemError(ProblemKind.BUSY, f"{most} {what}.")
+
+
+@contextmanager
+def _counted(counts: Counter[str], owner: str) -> Iterator[None]:
+    counts[owner] += 1
+    try:
+        yield
+    finally:
+        counts[owner] -= 1
+        if not counts[owner]:
+            del counts[owner]
 
 
 class _Watch:

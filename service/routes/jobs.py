@@ -25,7 +25,7 @@ from service.dependencies import (
     Wait,
 )
 from service.jobs import deletion
-from service.jobs.events import HEADERS, EventStream, Known, events
+from service.jobs.events import HEADERS, EventStream, Known, Listener, events
 from service.jobs.status import job_list, job_path, job_response, wait_for_change
 from service.jobs.submission import enqueue, submit_stored, submit_upload, view_of
 from service.json_body import parse_model
@@ -121,7 +121,10 @@ def list_jobs(
     summary="Show a job, at once or when its state changes",
     response_model=Job,
     responses=problem_responses(
-        ProblemKind.JOB_NOT_FOUND, ProblemKind.INVALID_REQUEST, ProblemKind.STORE_UNAVAILABLE
+        ProblemKind.JOB_NOT_FOUND,
+        ProblemKind.INVALID_REQUEST,
+        ProblemKind.BUSY,
+        ProblemKind.STORE_UNAVAILABLE,
     )
     | {
         200: described("ETag", "Retry-After", description="The job; Retry-After until it has ended."),
@@ -194,7 +197,8 @@ async def get_events(
         return Response(status_code=204)
     if request.method == "HEAD":
         return Response(headers=HEADERS, media_type=EventStream.media_type)
-    return EventStream(services.watches, job_id, known, root_path, owner=services.owner)
+    listener = Listener(services.owner, request.state.key_is_known)
+    return EventStream(services.watches, job_id, known, root_path, listener=listener)
 
 
 @router.post(

@@ -34,6 +34,7 @@ RESULT_PROBLEMS = (
     ProblemKind.ENDED_WITHOUT_RESULT,
     ProblemKind.UNREADABLE_RECORD,
     ProblemKind.INVALID_REQUEST,
+    ProblemKind.BUSY,
     ProblemKind.STORE_UNAVAILABLE,
 )
 

@@ -29,6 +29,8 @@ WRONG_KEYS = [
     {"X-API-Key": "alice:of-alice"},
     {"X-API-Key": ""},
     {"Authorization": "Bearer of-carol", "X-API-Key": "of-alice"},
+    {"Authorization": "Bearer of-alice", "X-API-Key": "of-carol"},
+    {"Authorization": "Bearer of-alice", "X-API-Key": "of-bob"},
 ]
 
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options")

@@ -165,6 +165,43 @@ def test_an_owner_leaves_streams_to_others(start):
             assert other.status_code == 200
 
 
+def test_requests_that_wait_and_streams_share_the_places_of_an_owner(start):
+    service = start(api_keys="alice:of-alice,bob:of-bob", owner_waits=2, max_wait_s=0.2)
+    here = {}
+    for name in ("alice", "bob"):
+        key = {"X-API-Key": f"of-{name}"}
+        service.http.put("/v1/checkpoints/m/model.safetensors", content=MODEL, headers=key)
+        job = service.http.post("/v1/jobs", json={"checkpoint": "m", "spec": SPEC}, headers=key).json()
+        here[name] = {"method": "GET", "url": f"/v1/jobs/{job['id']}", "headers": key}
+    alice = here["alice"]
+    stream = alice | {"url": alice["url"] + "/events"}
+    with service.http.stream(**stream), service.http.stream(**stream):
+        for path in ("", "/report", "/checkpoint", "/archive"):
+            waiting = alice | {"url": f"{alice['url']}{path}", "params": {"wait": 30}}
+            refused = service.http.request(**waiting)
+            assert_problem(refused, 429, "busy")
+            assert int(refused.headers["retry-after"]) > 0
+        assert service.http.request(**alice).status_code == 200  # which nothing holds
+        assert service.http.request(**here["bob"], params={"wait": 30}).status_code == 200
+    until(lambda: service.http.request(**alice, params={"wait": 30}).status_code == 200)
+
+
+@pytest.mark.parametrize("after", ["bob:of-bob", "alice:another,bob:of-bob"], ids=["removed", "replaced"])
+def test_a_stream_ends_when_its_key_is_removed(start, tmp_path, monkeypatch, after):
+    monkeypatch.setattr(watched_events, "QUIET_S", 0.05)
+    keys = tmp_path / "keys"
+    keys.write_text("alice:of-alice\nbob:of-bob\n")
+    service = start(api_keys=f"@{keys}")
+    key = {"X-API-Key": "of-alice"}
+    service.http.put("/v1/checkpoints/m/model.safetensors", content=MODEL, headers=key)
+    job = service.http.post("/v1/jobs", json={"checkpoint": "m", "spec": SPEC}, headers=key).json()
+    with service.http.stream("GET", f"/v1/jobs/{job['id']}/events", headers=key) as response:
+        events = parsed(response.iter_lines())
+        assert [next(events)[0] for _ in range(3)] == ["state", ":", ":"]
+        keys.write_text(after.replace(",", "\n"))
+        assert {name for name, _, _ in events} <= {":"}  # and then it is closed
+
+
 def test_a_stream_ends_when_the_service_stops(start):
     service = start()
     job = service.submit(service.stored(MODEL)).json()["id"]
@@ -191,7 +228,7 @@ class Counting:
 
 def test_any_number_of_listeners_asks_once(service, job):
     store = Counting(service.jobs)
-    watches = JobWatches(store, threading.Event(), most=1000, most_each=1000)
+    watches = JobWatches(store, threading.Event(), most_streams=1000, most_streams_each=1000, most_each=1000)
     seen = []
 
     async def listen():
