@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from eckart import Client
 from examples.minilm import installed
@@ -105,3 +107,14 @@ def service(tmp_path_factory):
 def minilm():
     """Find a real model: the checkpoint of all-MiniLM-L6-v2."""
     return installed("model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def spectra(minilm):
+    """Return the singular values of each matrix that a job may factor, by tensor, as numpy finds them."""
+    weights = {name: tensor.double().numpy() for name, tensor in load_file(minilm).items()}
+    return {
+        name: np.linalg.svd(weight, compute_uv=False)
+        for name, weight in weights.items()
+        if weight.ndim == 2 and "embed" not in name
+    }

@@ -9,7 +9,6 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
 import eckart.transformers  # noqa: F401 - registers the method
@@ -39,6 +38,9 @@ def folders(service, minilm, jobs, tmp_path_factory):
 
 
 def embed(folder):
+    # Imported here, since it takes seconds and all processes that run tests import this file.
+    from sentence_transformers import SentenceTransformer
+
     return SentenceTransformer(str(folder), device="cpu").encode(SENTENCES)
 
 

@@ -6,12 +6,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from peft import PeftModel
-from sentence_transformers import SentenceTransformer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eckart.cli import main
@@ -95,6 +93,10 @@ def test_every_block_of_the_page_runs(folder, monkeypatch):
 
 def check(folder, names):
     """Check what the blocks left: each model is the one that its section promises."""
+    # Imported here, since they take seconds and all processes that run tests import this file.
+    import onnxruntime
+    from sentence_transformers import SentenceTransformer
+
     tokens = torch.arange(6)[None]
     with torch.no_grad():
         factored = LlamaForCausalLM.from_pretrained("llama-compressed").eval()(tokens).logits
