@@ -33,7 +33,7 @@ def make_app(redis_url: str, *, workers: int) -> Celery:
     app = Celery("eckart", set_as_current=False)
     app.conf.update(celery_settings(redis_url))
     app.conf.update(
-        worker_pool="prefork",
+        worker_pool="worker.pool:TaskPool",
         worker_concurrency=workers,
         # The next job stays in the queue, where a free worker finds it.
         worker_prefetch_multiplier=1,
