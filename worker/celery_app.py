@@ -1,9 +1,11 @@
 """The Celery worker: its settings, its one task, and its entry in the registry of workers."""
 
+import gc
 import logging
 import multiprocessing
 import os
 import socket
+import sys
 import threading
 import warnings
 from contextlib import suppress
@@ -23,7 +25,7 @@ from worker.settings import Settings
 
 # A worker process is replaced after this many jobs, which bounds leaks of native libraries.
 JOBS_PER_PROCESS = 8
-# Importing torch may take long on a cold disk; Celery would kill the process after 4 s by default.
+# A process waits for Redis before it says that it is up; Celery would kill it after 4 s by default.
 START_TIMEOUT_S = 120.0
 
 
@@ -78,17 +80,20 @@ def run_worker(settings: Settings, redis_url: str) -> None:
     register(app, settings, redis_url)
 
     def begin_process(**_: object) -> None:
-        # One that takes the place of a process that was killed finds its job; so does one of a worker that
-        # was restarted.
+        # One that takes the place of a process that was killed finds its job.
         give_back_orphans(_open_jobs(settings, redis_url), redis_url)
-        _preload()
 
     signals.worker_process_init.connect(begin_process, weak=False)
     signals.worker_shutting_down.connect(_stop, weak=False)
     threading.Thread(target=_stay_registered, args=(redis_url,), name="registry", daemon=True).start()
     log.info("worker %s is up", worker_name())
+    # So does a worker that was restarted, and before it imports torch: another one may be free for them.
+    give_back_orphans(_open_jobs(settings, redis_url), redis_url, lost_messages=True)
+    _preload()
     # Workers need not know of each other: all state is in the job records and the registry.
-    app.worker_main(["--quiet", "worker", "--without-gossip", "--without-mingle", "--without-heartbeat"])
+    worker = app.Worker(quiet=True, without_gossip=True, without_mingle=True, without_heartbeat=True)
+    worker.start()
+    sys.exit(worker.exitcode)
 
 
 def worker_name() -> str:
@@ -100,7 +105,6 @@ def register(app: Celery, settings: Settings, redis_url: str) -> None:
 
     @app.task(name=TASK)  # type: ignore[untyped-decorator] # Celery has no types
     def compress(job_id: str) -> None:
-        # Torch is imported only in the forked child: the parent stays small, and no thread pool is forked.
         from worker.attempt import run_attempt
 
         jobs = _open_jobs(settings, redis_url)
@@ -117,7 +121,17 @@ def _keep_logging(**_: object) -> None:
 
 
 def _preload() -> None:
-    import worker.attempt  # noqa: F401 - so that the first job does not wait for torch
+    """Import torch, which takes seconds, for all processes that are forked later.
+
+    That is safe while this process computes nothing: the import begins no thread of torch, and no CUDA.
+    """
+    # There is no garbage yet, and looking for it would take a sixth of the time.
+    gc.disable()
+    import worker.attempt  # noqa: F401
+
+    # Celery looks for it before each fork too, which would also copy the memory that they share.
+    gc.freeze()
+    gc.enable()
 
 
 def _stop(**_: object) -> None:

@@ -10,18 +10,20 @@ from state.jobs.store import JobStore
 log = logging.getLogger(__name__)
 
 
-def give_back_orphans(jobs: JobStore, redis_url: str) -> None:
+def give_back_orphans(jobs: JobStore, redis_url: str, *, lost_messages: bool = False) -> None:
     """Queue jobs again whose attempts have died on this host, and send their messages at once.
 
-    Whatever fails here is made up for by the lease and the reaper.
+    With `lost_messages` also those that a killed worker took from the queue and did not begin with; one that
+    is sent twice is harmless. Whatever fails here is made up for by the lease and the reaper.
     """
     try:
         found = jobs.give_back_orphans(socket.gethostname())
-        if not found:
+        if found:
+            log.info("the processes of %s have died; they return to the queue", ", ".join(found))
+        elif not lost_messages:
             return
-        log.info("the processes of %s have died; they return to the queue", ", ".join(found))
         queue = JobQueue(redis_url)
-        for job_id in jobs.sweep():
+        for job_id in jobs.sweep(at_once=lost_messages):
             queue.send(job_id)
         queue.close()
     except RedisUnavailable as error:

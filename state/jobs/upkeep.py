@@ -83,14 +83,17 @@ class JobUpkeep(Transitions):
         with translated():
             self._client.srem(UNOWNED, DataDir(self._paths.root, owner).key(checkpoint_id))
 
-    def sweep(self) -> tuple[str, ...]:
+    def sweep(self, *, at_once: bool = False) -> tuple[str, ...]:
         """Queue jobs again whose worker was lost, and return the jobs whose message must be sent again.
 
-        Send them before `write_deferred`, which may take long. A later sweep finds those that are not sent.
+        A message that is not in the queue any more may have been read a moment ago: it counts as lost after a
+        while, or `at_once`. Send them before `write_deferred`, which may take long. A later sweep finds those
+        that are not sent.
         """
         self._scripts.forget_if_set_back(self._files.created())
         lost = worker_lost(self._max_attempts).model_dump_json()
-        limits = (self._max_attempts, lost, self._lease_us, self._send_again_after_us)
+        grace_us = 0 if at_once else self._send_again_after_us
+        limits = (self._max_attempts, lost, self._lease_us, grace_us)
         return tuple(self._run("sweep", *limits, QUEUE_KEY))
 
     def write_deferred(self) -> None:

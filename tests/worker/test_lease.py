@@ -15,8 +15,9 @@ from worker.lease import EXIT_STATUS
 
 # The second layer never ends, whether it hangs or just takes long.
 WORK = """
-import sys, threading
+import os, sys, threading, torch
 from worker import attempt, factor_pass, lease
+print(len(os.listdir("/proc/self/task")), torch.cuda.is_initialized())
 from worker.settings import Settings
 from state.jobs.store import JobStore
 from state.redis import redis_client
@@ -36,6 +37,8 @@ settings = Settings(layer_limit_s=float(sys.argv[3]))
 jobs = JobStore(redis_client(settings.redis_url), settings.data_dir)
 attempt.run_attempt(sys.argv[1], jobs, settings, worker="w", stopping=stopping)
 """
+# Its own threads are ended by OpenBLAS before a fork; those of OpenMP are not.
+FORKABLE = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -55,7 +58,7 @@ def work(redis_server, tmp_path, gaussian):
     def run(how, *, layer_limit_s):
         ended = subprocess.run(
             [sys.executable, "-c", WORK, job_id, how, str(layer_limit_s)],
-            env=os.environ | environment | {"ECKART_HEARTBEAT_S": "0.3", "ECKART_THREADS": "1"},
+            env=os.environ | environment | {"ECKART_HEARTBEAT_S": "0.3", "ECKART_THREADS": "1"} | FORKABLE,
             capture_output=True,
             timeout=120,
             text=True,
@@ -71,6 +74,8 @@ def test_a_layer_that_hangs_ends_its_process_and_counts_only_without_progress(wo
 
     assert ended.returncode == EXIT_STATUS, ended.stderr
     assert "factor_or_hang" in ended.stderr  # where it stood
+    # The worker imports torch before it forks, so the import may begin no thread and no CUDA.
+    assert ended.stdout == "1 False\n"
     # The first layer was finished.
     assert (record.state, record.attempt, record.attempts_without_progress) == ("queued", 1, 0)
     assert 0 < record.furthest < 1

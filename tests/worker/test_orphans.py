@@ -13,6 +13,7 @@ from state.jobs.attempt_lock import attempt_lock
 from state.jobs.queue import JobQueue
 from state.jobs.records import NewJob, new_token
 from state.jobs.store import JobStore
+from state.redis import QUEUE_KEY
 from worker.orphans import give_back_orphans
 
 HOST = socket.gethostname()
@@ -115,3 +116,25 @@ def test_without_redis_a_process_starts_all_the_same(jobs, redis_server, caplog)
     give_back_orphans(jobs, redis_server.url)
 
     assert "when their leases end" in caplog.text
+
+
+def test_a_message_that_a_killed_worker_took_with_it_is_sent_at_once(jobs, redis_server):
+    job_id = jobs.create(NewJob(checkpoint="m", spec={"rank": 1})).id
+    queue = JobQueue(redis_server.url)
+    queue.send(job_id)
+    redis_server.client().delete(QUEUE_KEY)
+
+    give_back_orphans(jobs, redis_server.url)
+    assert queue.depth() == 0
+    give_back_orphans(jobs, redis_server.url, lost_messages=True)
+    assert queue.depth() == 1
+    queue.close()
+
+
+def test_a_message_that_waits_in_the_queue_is_not_sent_twice(jobs, redis_server):
+    queue = JobQueue(redis_server.url)
+    queue.send(jobs.create(NewJob(checkpoint="m", spec={"rank": 1})).id)
+
+    give_back_orphans(jobs, redis_server.url, lost_messages=True)
+    assert queue.depth() == 1
+    queue.close()
