@@ -42,7 +42,8 @@ class StateSettings(BaseSettings):
         default=None,
         validate_default=True,
         gt=0,
-        description="Seconds between two heartbeats; at most half of the lease. Unset: a quarter of it.",
+        description="Seconds between two heartbeats, by which a worker notices a cancel; at most half of the "
+        "lease. Unset: a quarter of it, at most 2.",
     )
     reaper_s: float = Field(
         default=10,
@@ -105,7 +106,7 @@ class StateSettings(BaseSettings):
     @field_validator("heartbeat_s", mode="before")
     @classmethod
     def _heartbeat_follows_lease(cls, heartbeat_s: Any, info: ValidationInfo) -> Any:
-        return info.data.get("lease_s", 60) / 4 if heartbeat_s is None else heartbeat_s
+        return min(info.data.get("lease_s", 60) / 4, 2.0) if heartbeat_s is None else heartbeat_s
 
     @field_validator("heartbeat_s")
     @classmethod

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 MIN_INTERVAL_S = 0.2
 # How often the thread looks whether the worker stops or a layer hangs.
 WATCH_S = 1.0
-# A worker that stops waits so long for the layer in work.
+# Who stops, or has lost the job, waits so long for the layer in work.
 STOP_GRACE_S = 3.0
 # Seconds that a layer may take for a unit of its cost: four times as long as 20 flops at 2 GFLOP/s.
 LIMIT_S_PER_COST = 4e-8
@@ -53,6 +53,7 @@ class Lease:
 
     Numerical routines cannot be broken off. So where a layer hangs, or does not end soon enough after the
     worker was asked to stop, the thread gives the job back and ends the process; finished layers are kept.
+    It also ends it where a layer goes on for a job that was canceled.
     """
 
     def __init__(self, jobs: JobStore, claim: Claim, settings: Settings, *, stopping: StopSignal) -> None:
@@ -63,7 +64,7 @@ class Lease:
         self._step: Step | None = None
         self._recorded: Progress | None = None
         self._begun_s = time.monotonic()
-        self._stop_seen_s: float | None = None
+        self._unwanted_since_s: float | None = None
         self._wake = threading.Event()
         self._done = threading.Event()
         self._lost = threading.Event()
@@ -101,7 +102,7 @@ class Lease:
             if self._done.is_set():
                 return
             self._end_if_hung()
-            self._end_if_stopping()
+            self._end_if_unwanted()
             if (woken or time.monotonic() >= due_s) and not self._lost.is_set():
                 due_s = time.monotonic() + heartbeat_s
                 if not self._renew():
@@ -147,22 +148,35 @@ class Lease:
             log.exception("job %s: it returns to the queue when its lease expires", self._claim.record.id)
         os._exit(EXIT_STATUS)
 
-    def _end_if_stopping(self) -> None:
+    def _end_if_unwanted(self) -> None:
+        """End the process in the middle of a layer, some seconds after the worker stops or lost the job."""
         # Outside of layers, the work stops by itself soon, or is about to publish its result.
-        if not self._stopping.is_set() or self._step is None or self._step.layer is None:
+        if self._step is None or self._step.layer is None:
             return
-        if self._stop_seen_s is None:
-            self._stop_seen_s = time.monotonic()
-        if time.monotonic() - self._stop_seen_s < STOP_GRACE_S:
+        lost = self._lost.is_set()
+        if not lost and not self._stopping.is_set():
             return
-        record = self._claim.record
-        log.info("job %s: returned to the queue in the middle of layer %s", record.id, self._step.layer)
+        if self._unwanted_since_s is None:
+            self._unwanted_since_s = time.monotonic()
+        if time.monotonic() - self._unwanted_since_s < STOP_GRACE_S:
+            return
+        if lost:
+            # What it leaves is removed when the lease has ended.
+            log.info(
+                "job %s: no longer wanted in the middle of layer %s", self._claim.record.id, self._step.layer
+            )
+        else:
+            self._release()
+        os._exit(EXIT_STATUS)
+
+    def _release(self) -> None:
+        record, layer = self._claim.record, self._step.layer if self._step else None
+        log.info("job %s: returned to the queue in the middle of layer %s", record.id, layer)
         self._renew()
         try:
             self._jobs.release(record.id, self._claim.fence)
         except Exception:
             log.exception("job %s: it returns to the queue when its lease expires", record.id)
-        os._exit(EXIT_STATUS)
 
 
 def retry(jobs: JobStore, claim: Claim, trouble: Trouble, settings: Settings) -> bool:

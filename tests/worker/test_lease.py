@@ -29,6 +29,8 @@ def factor_or_hang(task, *arguments, **options):
     if task.number:
         if sys.argv[2] == "stop":
             stopping.set()
+        if sys.argv[2] == "cancel":
+            jobs.cancel(sys.argv[1])
         threading.Event().wait()
     return factor(task, *arguments, **options)
 
@@ -88,3 +90,10 @@ def test_a_worker_that_stops_in_the_middle_of_a_layer_gives_the_job_back(work):
     assert (record.state, record.attempt, record.attempts_without_progress) == ("queued", 0, 0)
     assert 0 < record.furthest < 1
     assert jobs.sweep() == (record.id,)
+
+
+def test_a_job_that_is_canceled_in_the_middle_of_a_layer_frees_its_process(work):
+    ended, _, record = work("cancel", layer_limit_s=600)
+
+    assert ended.returncode == EXIT_STATUS, ended.stderr
+    assert record.state == "canceled"
