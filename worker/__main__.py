@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,13 +27,13 @@ NO_CUDA = "import sys, torch; sys.exit(not torch.cuda.is_available())"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command, or the worker if none is given."""
+    """Run a command, or the worker if none is given; the status of wrong settings is `os.EX_CONFIG`."""
     options = _parser().parse_args(arguments)
     try:
         settings = Settings()
     except ValidationError as error:
         print(*setting_errors(error), sep="\n", file=sys.stderr)
-        return 2
+        return os.EX_CONFIG
     if options.command is None:
         return _serve(settings)
     try:
@@ -61,13 +62,13 @@ def _error_lines(error: Exception, options: argparse.Namespace) -> list[str]:
 def _serve(settings: Settings) -> int:
     if settings.redis_url is None:
         print("ECKART_REDIS_URL is not set; set it, or run `eckart serve`, which sets it", file=sys.stderr)
-        return 2
+        return os.EX_CONFIG
     if (
         settings.device == "cuda"
         and subprocess.run([sys.executable, "-P", "-c", NO_CUDA], check=False).returncode
     ):
         print("ECKART_DEVICE=cuda, but torch finds no CUDA device; use auto or cpu", file=sys.stderr)
-        return 2
+        return os.EX_CONFIG
     from worker.celery_app import run_worker
 
     run_worker(settings, settings.redis_url)

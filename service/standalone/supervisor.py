@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
-# Before the first restart, and at most: a worker, which starts in a few seconds, is there again within 15 s.
+# Before the second restart, and at most; the first is at once.
 BACK_OFF_S = (0.5, 10.0)
-STEADY_S = 10.0  # a child that ran for this long is restarted with the first back-off again
+STEADY_S = 10.0  # a child that ran for this long is restarted at once again
 POLL_INTERVAL_S = 0.1
 STOP_POLL_INTERVAL_S = 0.02
 START_DEATHS_LIMIT = 3
@@ -29,7 +29,7 @@ STDERR_FD = 2
 
 
 class StartFailedError(Exception):
-    """A child died repeatedly before everything was ready."""
+    """A child refused its settings, or died repeatedly, before everything was ready."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,10 @@ class Supervisor:
         while not self._interrupts and not child.spec.ready():
             self._poll()
             for each in self._children:
+                if each.refused_settings:
+                    raise StartFailedError(
+                        f"{each.spec.name} cannot run with these settings; it has said why"
+                    )
                 if each.deaths >= START_DEATHS_LIMIT:
                     raise StartFailedError(
                         f"{each.spec.name} died {each.deaths} times before it was ready; see "
@@ -117,11 +121,12 @@ class Child:
     def __init__(self, spec: ChildSpec, run_dir: Path) -> None:
         self.spec = spec
         self.deaths = 0
+        self.refused_settings = False
         self._run_dir = run_dir
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._start_at: float | None = None
-        self._back_off_s = BACK_OFF_S[0]
+        self._back_off_s = 0.0
 
     def start(self) -> None:
         self._start_at = None
@@ -156,8 +161,9 @@ class Child:
         # Otherwise the processes that it started would keep running next to those of its successor.
         signal_group(process.pid, signal.SIGKILL)
         self._process = None
+        self.refused_settings = process.returncode == os.EX_CONFIG
         if time.monotonic() - self._started_at >= STEADY_S:
-            self._back_off_s = BACK_OFF_S[0]
+            self._back_off_s = 0.0
         log = f" (see {self.spec.log})" if self.spec.log else ""
         self._restart_later(
             f"{self.spec.name} (process {process.pid}) {_describe_exit(process.returncode)}{log}"
@@ -165,9 +171,9 @@ class Child:
 
     def _restart_later(self, why: str) -> None:
         self.deaths += 1
-        say(f"{why}; restarting it in {self._back_off_s:g} s")
+        say(f"{why}; restarting it {f'in {self._back_off_s:g} s' if self._back_off_s else 'at once'}")
         self._start_at = time.monotonic() + self._back_off_s
-        self._back_off_s = min(2 * self._back_off_s, BACK_OFF_S[1])
+        self._back_off_s = min(2 * self._back_off_s or BACK_OFF_S[0], BACK_OFF_S[1])
 
     def stop(self, *, now: Callable[[], bool]) -> None:
         """Terminate the child; kill its group after `grace_s`, or once `now` returns true."""

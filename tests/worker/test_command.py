@@ -105,7 +105,7 @@ def test_a_setting_that_cannot_work_is_refused_in_a_line(name, value, words):
     command = [sys.executable, "-m", "worker"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
 
-    assert done.returncode == 2
+    assert done.returncode == os.EX_CONFIG
     assert done.stderr.startswith(words)
     assert len(done.stderr.splitlines()) == 1
 

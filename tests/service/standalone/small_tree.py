@@ -28,7 +28,8 @@ pathlib.Path(sys.argv[1]).touch()
 time.sleep(600)
 """
 BROKEN = "raise SystemExit('no configuration')"
-PROGRAMS = {"nest": NEST, "deaf": DEAF, "broken": BROKEN}
+MISLED = "import os; raise SystemExit(os.EX_CONFIG)"
+PROGRAMS = {"nest": NEST, "deaf": DEAF, "broken": BROKEN, "misled": MISLED}
 
 
 def row(name, program, data_dir):

@@ -114,6 +114,21 @@ def test_a_redis_that_cannot_be_one_is_refused(refused):
     assert "ECKART_REDIS_URL: " in refused(ECKART_REDIS_URL="http://x")
 
 
+def test_a_setting_of_the_worker_that_makes_no_sense_ends_the_start_too(environment, short_dir):
+    run = subprocess.run(
+        COMMAND,
+        env=environment | {"ECKART_WORKERS": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.count("ECKART_WORKERS: ") == 1
+    assert "eckart: worker cannot run with these settings" in run.stderr
+    assert [path.name for path in (short_dir / "data" / "run").iterdir()] == ["lock"]
+
+
 def test_a_setting_that_makes_no_sense_is_named(refused):
     assert refused(ECKART_PORT="high").startswith("eckart: ECKART_PORT: ")
 

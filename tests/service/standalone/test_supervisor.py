@@ -76,7 +76,9 @@ def test_a_killed_child_comes_back_and_the_supervisor_says_so(start, eventually,
     assert "restarting it" in told
 
 
-@pytest.mark.parametrize(("steady_s", "told"), [(0, ["0.5", "0.5"]), (600, ["0.5", "1"])])
+@pytest.mark.parametrize(
+    ("steady_s", "told"), [(0, ["at once", "at once"]), (600, ["at once", "in 0.5 s", "in 1 s"])]
+)
 def test_a_child_is_restarted_later_each_time_unless_it_ran_well_in_between(
     short_dir, eventually, capfd, monkeypatch, steady_s, told
 ):
@@ -84,11 +86,11 @@ def test_a_child_is_restarted_later_each_time_unless_it_ran_well_in_between(
     spec = ChildSpec(name="nest", command=("sleep", "600"), environment=os.environ)
     child = Child(spec, short_dir)
     child.start()
-    for seconds in told:
+    for when in told:
         before = (short_dir / "nest.pid").read_text()
         os.kill(int(before), signal.SIGKILL)
         eventually(lambda: child.poll() or (short_dir / "nest.pid").read_text() != before)  # noqa: B023
-        assert f"restarting it in {seconds} s" in capfd.readouterr().err
+        assert f"restarting it {when}" in capfd.readouterr().err
     child.stop(now=lambda: True)
 
 
@@ -189,4 +191,14 @@ def test_a_child_that_dies_again_and_again_before_it_is_ready_ends_the_start(sho
     )
     assert start.returncode != 0
     assert "StartFailedError: api died 3 times before it was ready" in start.stderr
+    assert [path.name for path in (short_dir / "run").iterdir()] == ["lock"]
+
+
+def test_a_child_that_refuses_its_settings_ends_the_start_at_once(short_dir):
+    start = subprocess.run(
+        [*TREE, short_dir, "misled"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert start.returncode != 0
+    assert "StartFailedError: api cannot run with these settings" in start.stderr
+    assert start.stderr.count("restarting it") == 1
     assert [path.name for path in (short_dir / "run").iterdir()] == ["lock"]
