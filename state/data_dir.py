@@ -10,6 +10,7 @@ LOCK_STRIPES = 256
 # Also a folder's name, and a part of Redis keys and of names in the cache: see `DataDir.key`.
 OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 SPOOL_NAME = "spool"
+RECORD_NAME = "job.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class DataDir:
 
     def record(self, job_id: str) -> Path:
         """Return the path of job.json, the copy of the record in Redis."""
-        return self.job(job_id) / "job.json"
+        return self.job(job_id) / RECORD_NAME
 
     def deliveries(self, job_id: str) -> Path:
         """Return the file with the attempts to deliver the job's webhook."""

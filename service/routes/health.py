@@ -51,7 +51,7 @@ async def livez() -> HealthDocument:
     responses=problem_responses(ProblemKind.NOT_READY),
 )
 def readyz(services: ServicesDep) -> ReadyDocument:
-    """Check Redis, the workers, the disk and the reaper, and list what is missing."""
+    """Check Redis, its records, the workers, the disk and the reaper, and list what is missing."""
     if missing := _missing(services):
         names = ", ".join(part.pointer.removeprefix("/") for part in missing)
         raise ProblemError(ProblemKind.NOT_READY, values={"missing": names}, errors=missing)
@@ -93,9 +93,19 @@ def _redis(services: Services) -> list[FieldProblem]:
     try:
         services.queue.ping()
         alive = services.workers.alive()
+        restored = services.jobs.restoring()
     except RedisUnavailable as error:
         return [FieldProblem(pointer="/redis", detail=str(error))]
-    return [] if alive else [FieldProblem(pointer="/workers", detail="No worker is alive; start one.")]
+    missing = []
+    if restored is not None:
+        detail = (
+            "Redis was restarted or lost its data. The records of the jobs are being put back from the disk, "
+            f"{restored} so far; wait."
+        )
+        missing.append(FieldProblem(pointer="/jobs", detail=detail))
+    if not alive:
+        missing.append(FieldProblem(pointer="/workers", detail="No worker is alive; start one."))
+    return missing
 
 
 def _disk(services: Services) -> list[FieldProblem]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.job import TERMINAL
-from state.data_dir import SPOOL_NAME, DataDir
+from state.data_dir import RECORD_NAME, SPOOL_NAME, DataDir
 from state.errors import FilesLocked, JobNotFound, OutOfSpace
 from state.files import AtomicFile, disk_errors, locked, make_directory, move_to_trash, purge, write_atomic
 from state.jobs.attempt_lock import PATTERN as ATTEMPT_LOCKS
@@ -27,13 +27,12 @@ from state.jobs.records import (
     to_document,
     to_fields,
 )
-from state.jobs.scripts import Scripts, StateLost
+from state.jobs.scripts import Scripts, StateLost, StoredJob
 
 log = logging.getLogger("eckart.state")
-# Few enough that unfinished jobs are restored soon, and that Redis answers others in between.
-BATCH = 500
+# Few enough that Redis answers others in between.
+BATCH = 100
 NOTE_WAIT_S = 1.0
-GONE_WAIT_S = 0.5
 RESULT = re.compile(r"result-(\d+)")
 # The field of a hash whose job.json has not been written yet: see state/jobs/lua/create.lua.
 UNWRITTEN = "unwritten"
@@ -49,10 +48,9 @@ class JobFiles:
     job.json only moves forwards: one process at a time writes it, from the record as it is under the lock.
     """
 
-    def __init__(self, paths: DataDir, scripts: Scripts, *, lease_us: int) -> None:
+    def __init__(self, paths: DataDir, scripts: Scripts) -> None:
         self._paths = paths
         self._scripts = scripts
-        self._lease_us = lease_us
 
     def lock(self, job_id: str, *, wait_s: float | None = None) -> AbstractContextManager[None]:
         """Lock the job's files. Restoring takes every job's lock, so never restore while you hold one."""
@@ -60,15 +58,20 @@ class JobFiles:
 
     def load(self, job_id: str) -> dict[str, Any] | None:
         """Read job.json; None where there is none, or raise `DamagedRecord`."""
-        path = self._paths.record(job_id)
+        found = self._load(job_id)
+        return None if found is None else found[0]
+
+    def _load(self, job_id: str) -> tuple[dict[str, Any], dict[str, str]] | None:
+        """Return the document of job.json, and the fields of its hash in Redis."""
+        path = f"{self._paths.jobs}/{job_id}/{RECORD_NAME}"
         try:
-            document = json.loads(path.read_bytes())
-            to_fields(document)
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - paths are slow in a loop
+                document = json.loads(file.read())
+            return dict(document), to_fields(document)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, TypeError) as error:
             raise DamagedRecord(path) from error
-        return dict(document)
 
     def known(self, job_id: str) -> dict[str, Any]:
         """Return what never changes of a job that Redis has; only its id if job.json is damaged.
@@ -140,7 +143,7 @@ class JobFiles:
             return parse_record(to_document(fields, {"id": job_id}))
         if _is_behind(fields, on_disk):
             # Redis was set back unnoticed and went on from there; clients were answered from what is on disk.
-            self._scripts.run_always("restore", *_arguments(job_id, on_disk))
+            self._scripts.restore_records([_stored(job_id, on_disk, to_fields(on_disk))])
             raise StateLost
         document = to_document(fields, on_disk)
         record = parse_record(document)
@@ -159,76 +162,28 @@ class JobFiles:
         self._scripts.run_always("written", job_id, document["version"])
 
     def restore(self, job_id: str, *, wait_s: float | None = None) -> bool:
-        """Put a record into Redis where Redis has none or an older one; False: there is no job.json.
-
-        One that cannot be read is listed as such, and its result is served if it has one.
-        """
+        """Put a record into Redis where Redis has none or an older one; False: there is no job.json."""
         with self.lock(job_id, wait_s=wait_s):
             return self._restore_unlocked(job_id)
 
     def _restore_unlocked(self, job_id: str) -> bool:
-        arguments = self._load_or_stand_in(job_id)
-        if arguments is not None:
-            self._scripts.run_always("restore", *arguments)
-        return arguments is not None
+        found = self.stored(job_id)
+        if found is not None:
+            self._scripts.restore_records([found])
+        return found is not None
 
-    def _load_or_stand_in(self, job_id: str) -> list[str] | None:
-        """Return the arguments of restore.lua."""
+    def stored(self, job_id: str) -> StoredJob | None:
+        """Return what restore.lua needs of a job; None: there is no job.json.
+
+        One that cannot be read is listed as such, and its result is served if it has one.
+        """
         try:
-            document = self.load(job_id)
+            found = self._load(job_id)
         except DamagedRecord:
             log.exception("job %s cannot be read; it is kept as it is", job_id)
-            return [job_id, "", json.dumps(self._damaged(job_id))]
-        return None if document is None else _arguments(job_id, document)
-
-    def restore_all(self) -> None:
-        """Restore every job on disk, the unfinished ones first, without a lock that a process may hold."""
-        created = self.created()
-        ended: list[str] = []
-        for batch in batched(self._unfinished(ended)):
-            self._restore_batch(batch)
-        for batch in batched(ended):
-            self._restore_batch(batch)
-        self._forget_deleted()
-        self._scripts.run_always("restored", self._lease_us, created)
-
-    def _forget_deleted(self) -> None:
-        """Delete the records of jobs that were deleted after the time that Redis was set back to."""
-        for job_id in self._scripts.job_ids():
-            if not os.path.exists(f"{self._paths.jobs}/{job_id}"):  # noqa: PTH110 - paths are slow in a loop
-                self._delete_without_files(job_id, wait_s=GONE_WAIT_S)
-
-    def _delete_without_files(self, job_id: str, *, wait_s: float) -> None:
-        # Whoever creates a job holds the lock until there is a directory.
-        with suppress(FilesLocked), self.lock(job_id, wait_s=wait_s):
-            if not self._paths.job(job_id).exists():
-                self._scripts.run_always("delete", job_id)
-
-    def _unfinished(self, ended: list[str]) -> Iterator[str]:
-        """Yield the ids of the jobs that have not ended, and collect the others."""
-        if not self._paths.jobs.is_dir():
-            return
-        for path in self._paths.jobs.iterdir():
-            if JOB_ID.fullmatch(path.name) is None:
-                continue
-            if self._state_of(path.name) in TERMINAL:
-                ended.append(path.name)
-            else:
-                yield path.name
-
-    def _state_of(self, job_id: str) -> object:
-        try:
-            return json.loads(self._paths.record(job_id).read_bytes())["state"]
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-
-    def _restore_batch(self, job_ids: Iterable[str]) -> None:
-        found = {job_id: arguments for job_id in job_ids if (arguments := self._load_or_stand_in(job_id))}
-        self._scripts.restore_records(found.values())
-        for job_id in found:
-            # Whoever deleted it meanwhile may have deleted the record before it was restored.
-            if not os.path.exists(f"{self._paths.jobs}/{job_id}"):  # noqa: PTH110 - paths are slow in a loop
-                self._delete_without_files(job_id, wait_s=0)
+            damaged = self._damaged(job_id)
+            return StoredJob(job_id, "", json.dumps(damaged))
+        return None if found is None else _stored(job_id, *found)
 
     def created(self) -> int:
         """Return how many jobs were ever created, as far as the data directory knows."""
@@ -296,7 +251,7 @@ class JobFiles:
 
     def job_ids(self) -> Iterator[str]:
         """Yield the ids of all directories of jobs."""
-        with suppress(FileNotFoundError), os.scandir(self._paths.jobs) as entries:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._paths.jobs) as entries:
             for entry in entries:
                 if JOB_ID.fullmatch(entry.name):
                     yield entry.name
@@ -340,10 +295,9 @@ class JobFiles:
         return damaged_fields(created_us, max(fences, default=None), owner)
 
 
-def _arguments(job_id: str, document: Mapping[str, Any]) -> list[str]:
-    """Return the arguments of restore.lua."""
-    key = idempotency_of(document)
-    return [job_id, key.fingerprint if key else "", json.dumps(to_fields(document))]
+def _stored(job_id: str, document: Mapping[str, Any], fields: Mapping[str, str]) -> StoredJob:
+    key = idempotency_of(document) if "idempotency" in fields else None
+    return StoredJob(job_id, key.fingerprint if key else "", json.dumps(fields))
 
 
 def batched(items: Iterable[str]) -> Iterator[list[str]]:

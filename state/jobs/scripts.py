@@ -6,6 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -49,6 +50,15 @@ REQUIRE_READY = (
     "sweep",
 )
 UNCONDITIONAL = ("delete", "make_ready", "restore", "restored", "written")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredJob:
+    """A job as its job.json has it: the fingerprint of its idempotency key or '', and its fields as JSON."""
+
+    id: str
+    fingerprint: str
+    fields: str
 
 
 class StateLost(Exception):  # noqa: N818 - it says what happened, and never leaves this package
@@ -122,17 +132,21 @@ class Scripts:
         finally:
             self._restoring.release()
 
-    def restore_records(self, records: Iterable[Sequence[str]]) -> None:
-        """Run the script `restore` with each of the arguments, in one go, and keep the turn to restore."""
+    def restoring(self) -> int | None:
+        """Return how many jobs the restore that runs now has put back so far; None where none runs."""
+        with translated(), self._client.pipeline(transaction=True) as pipeline:
+            pipeline.exists(RESTORING)
+            pipeline.zcard(f"{KEY_PREFIX}jobs:all")
+            running, count = pipeline.execute()
+            return int(count) if running else None
+
+    def restore_records(self, jobs: Iterable[StoredJob]) -> None:
+        """Run the script `restore` on these jobs, in one go, and keep the turn to restore."""
+        arguments = [word for job in jobs for word in (job.id, job.fingerprint, job.fields)]
         with translated(), self._client.pipeline(transaction=False) as pipeline:
-            pipeline.script_load(self._texts["restore"])
             pipeline.expire(RESTORING, TURN_S)
-            for arguments in records:
-                pipeline.evalsha(self._digests["restore"], 0, *arguments)
-            try:
-                pipeline.execute()
-            except NoScriptError as error:  # restarted in between
-                raise RedisUnavailable from error
+            pipeline.eval(self._texts["restore"], 0, *arguments)
+            pipeline.execute()
 
     def ready(self) -> bool:
         """Whether the scripts that require a ready server can run."""

@@ -139,6 +139,10 @@ class JobStore(JobUpkeep):
     def counts(self) -> JobCounts:
         return job_counts(self._run("counts"))
 
+    def restoring(self) -> int | None:
+        """Return how many jobs the restore that runs now has put back so far; None where none runs."""
+        return self._scripts.restoring()
+
     def redis_memory(self) -> RedisMemory:
         return redis_memory(self._client)
 

@@ -12,6 +12,7 @@ from state.data_dir import DataDir
 from state.errors import JobNotFound
 from state.jobs.job_file import JobFiles
 from state.jobs.records import JOB_ID, JobRecord
+from state.jobs.restoration import Restoration
 from state.jobs.scripts import Scripts, StateLost
 from state.jobs.webhooks import WebhookFiles
 
@@ -50,7 +51,8 @@ class Transitions:
         self._most_waiting = most_waiting
         self._webhooks = WebhookFiles(self._paths)
         self._retention_us = None if retention_s is None else int(retention_s * 1e6)
-        self._files = JobFiles(self._paths, self._scripts, lease_us=self._lease_us)
+        self._files = JobFiles(self._paths, self._scripts)
+        self._restoration = Restoration(self._paths, self._scripts, self._files, lease_us=self._lease_us)
 
     def of(self, owner: str) -> Self:
         """Return the jobs of one owner, for whom those of others do not exist."""
@@ -62,7 +64,7 @@ class Transitions:
     # Each call runs one of these, from its start again whenever Redis lost its data.
 
     def _with_restore(self, action: Callable[[], T]) -> T:
-        return self._scripts.with_restore(action, self._files.restore_all)
+        return self._scripts.with_restore(action, self._restoration.run)
 
     def _run(self, name: str, *args: str | float) -> Any:
         return self._with_restore(lambda: self._scripts.run(name, *args))

@@ -142,7 +142,11 @@ def test_every_file_of_the_source_is_in_it(wheel, tree):
     """A folder that pyproject.toml does not list would be missing."""
     inside = {name for name in ZipFile(wheel).namelist() if not name.startswith("eckart-")}
     paths = (path.relative_to(tree) for name in ("eckart", *SERVER) for path in (tree / name).rglob("*.*"))
-    files = {str(path) for path in paths if path.suffix in {".py", ".lua", ".json", ".typed", ".js", ".css", ".html"}}
+    files = {
+        str(path)
+        for path in paths
+        if path.suffix in {".py", ".lua", ".json", ".typed", ".js", ".css", ".html"}
+    }
 
     assert inside == {name if name.startswith("eckart/") else f"eckart/_server/{name}" for name in files}
 

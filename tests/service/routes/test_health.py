@@ -16,6 +16,7 @@ def test_the_process_is_alive_without_redis_and_disk_space(start):
 
 def test_readiness_names_all_that_is_missing(start):
     service = start(min_free_bytes=2**60)
+    service.jobs.counts()  # what there is to restore is restored
 
     missing = assert_problem(service.http.get("/readyz"), 503, "not-ready")
 
@@ -25,9 +26,24 @@ def test_readiness_names_all_that_is_missing(start):
 
 def test_a_service_with_a_worker_is_ready(start):
     service = start()
+    service.jobs.counts()
     service.workers.refresh("w1", 30)
 
     assert service.http.get("/readyz").json() == {"status": "ok", "warnings": []}
+
+
+def test_a_running_restore_is_shown_with_the_jobs_so_far(start, redis_server):
+    service = start(reaper_s=10_000)
+    service.workers.refresh("w1", 30)
+    service.submit(service.stored(MODEL))
+    client = redis_server.client()
+    client.set("eckart:restoring", "another process")
+    missing = assert_problem(service.http.get("/readyz"), 503, "not-ready")["errors"]
+    client.delete("eckart:restoring")
+
+    assert [part["pointer"] for part in missing] == ["/jobs"]
+    assert "1 so far" in missing[0]["detail"]
+    assert service.http.get("/readyz").status_code == 200
 
 
 def test_a_redis_that_evicts_keys_is_named_by_readiness_and_once_in_the_log(redis_server, start, caplog):

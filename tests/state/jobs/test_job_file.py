@@ -97,7 +97,7 @@ def test_a_job_that_is_in_use_is_written_by_a_later_sweep_and_not_reported(
     jobs, reach, on_disk, redis_server, tmp_path, caplog
 ):
     job_id = reach("queued")
-    files = JobFiles(DataDir(tmp_path), Scripts(redis_server.client()), lease_us=1)
+    files = JobFiles(DataDir(tmp_path), Scripts(redis_server.client()))
     with files.lock(job_id):
         files._scripts.run("cancel", job_id)
         jobs.write_deferred()

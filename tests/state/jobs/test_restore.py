@@ -13,6 +13,7 @@ from state.data_dir import DataDir
 from state.errors import IdempotencyMismatch, JobNotFound, RedisUnavailable
 from state.jobs.job_file import JobFiles
 from state.jobs.records import Idempotency, new_token
+from state.jobs.restoration import Restoration
 from state.jobs.scripts import MAX_RESTORES, Scripts
 from tests.stopped import stopped_holder
 
@@ -291,10 +292,11 @@ def test_a_job_in_the_making_outlives_a_restore(jobs, reach, redis_server, tmp_p
     """Its record comes before its directory, under the lock of its files."""
     job_id = reach("queued")
     paths = DataDir(tmp_path)
-    files = JobFiles(paths, Scripts(redis_server.client()), lease_us=1)
+    scripts = Scripts(redis_server.client())
+    files = JobFiles(paths, scripts)
     with files.lock(job_id):
         paths.job(job_id).rename(tmp_path / "aside")
-        files.restore_all()
+        Restoration(paths, scripts, files, lease_us=1).run()
         (tmp_path / "aside").rename(paths.job(job_id))
     assert jobs.get(job_id).state == "queued"
 
@@ -316,32 +318,30 @@ def test_while_one_process_restores_the_others_wait_for_some_time_only(
 def test_a_job_that_is_deleted_while_it_is_restored_stays_deleted(jobs, reach, redis_server, tmp_path):
     job_id, other = reach("succeeded"), reach("succeeded")
     redis_server.wipe()
-    files = JobFiles(DataDir(tmp_path), Scripts(redis_server.client()), lease_us=1)
-    fields = files.load(job_id)
-    assert fields is not None
-    files.delete(job_id)
-    # The restore read job.json before, and puts the record into Redis now.
-    files.load = {job_id: fields}.get  # type: ignore[method-assign]
-    files._restore_batch([job_id])
+    paths, scripts = DataDir(tmp_path), Scripts(redis_server.client())
+    files = JobFiles(paths, scripts)
+    read = files.stored
+
+    def delete_once_read(each):
+        found = read(each)
+        if each == job_id:
+            files.delete(job_id)
+        return found
+
+    files.stored = delete_once_read  # type: ignore[method-assign]
+    Restoration(paths, scripts, files, lease_us=1).run()
     assert [view.record.id for view in jobs.list().jobs] == [other]
 
 
-def test_unfinished_jobs_are_restored_first(jobs, reach, redis_server, tmp_path):
-    for state in STATES:
-        reach(state)
+def test_many_jobs_are_restored_in_batches(jobs, reach, redis_server, monkeypatch):
+    ids = [reach(state) for state in STATES * 2]
+    before = jobs.list().jobs
+    monkeypatch.setattr("state.jobs.job_file.BATCH", 3)
     redis_server.wipe()
-    client = redis_server.client()
-    scripts = Scripts(client)
-    seen = []
-
-    def look(records):
-        Scripts.restore_records(scripts, records)
-        seen.append({state: client.zcard(f"eckart:jobs:{state}") for state in STATES})
-
-    scripts.restore_records = look  # type: ignore[method-assign]
-    JobFiles(DataDir(tmp_path), scripts, lease_us=1).restore_all()
-    assert seen[0] == {"queued": 2, "running": 0, "succeeded": 0, "failed": 0, "canceled": 0}
-    assert len(seen) == 2
+    after = jobs.list().jobs
+    assert [view.record.id for view in after] == [view.record.id for view in before] == ids[::-1]
+    ended = {view.record.id: view for view in before if view.record.state in ENDED}
+    assert {view.record.id: view for view in after if view.record.id in ended} == ended
 
 
 def test_a_cancel_holds_though_the_server_was_set_back_unnoticed(
