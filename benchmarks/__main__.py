@@ -15,6 +15,7 @@ from benchmarks import (
     gpu,
     gpu_model,
     growth,
+    kept,
     memory,
     overhead,
     peers,
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "selectors": selectors.ask,
     "calibrated": calibrated.ask,
     "worst": worst_bodies.ask,
+    "kept": kept.ask,
     "gpu": gpu.ask,
     "gpu-model": gpu_model.ask,
 }

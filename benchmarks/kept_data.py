@@ -1,0 +1,103 @@
+"""A data directory with many kept jobs and checkpoints: copies of what a service wrote of one of each."""
+
+import hashlib
+import json
+import secrets
+import shutil
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from schemas.checkpoint import FileInfo
+from state.cache.file import DecompositionHeader
+from state.cache.key import DecompositionKey
+from state.cache.store import DecompositionCache
+from state.checkpoints.holders import Holders
+from state.data_dir import DataDir
+
+CHANGED_BYTES = 8
+SPREAD = timedelta(seconds=7)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The ids of one-shot jobs and their checkpoints, in the order of their creation."""
+
+    jobs: list[str]
+    checkpoints: list[str]
+
+
+def fill(data_dir: Path, job_id: str, count: int) -> Kept:
+    """Copy an ended one-shot job, its checkpoint and a cached decomposition; no service may run on them.
+
+    Each copy has an id, a time and bytes of its own, as if it had been sent.
+    """
+    kept, template = Kept([], []), _Template.read(DataDir(data_dir), job_id)
+    cache = DecompositionCache.shared(data_dir, limit_bytes=1 << 40)
+    for number in range(count):
+        checkpoint_id, copy_id = "C" + secrets.token_hex(16), "J" + secrets.token_hex(16)
+        template.write(copy_id, checkpoint_id, number=number, age=SPREAD * (count - number))
+        cache.put(decomposition_key(number), decomposition_head(number), memoryview(bytes(16)), sources=[])
+        kept.jobs.append(copy_id)
+        kept.checkpoints.append(checkpoint_id)
+    # What Redis holds is not in the copies, and what else is made of the files is made again at the start.
+    shutil.rmtree(data_dir / "redis")
+    return kept
+
+
+def decomposition_key(number: int) -> DecompositionKey:
+    return DecompositionKey(f"{number:064x}", "a.weight", "F32", (2, 2))
+
+
+def decomposition_head(number: int) -> DecompositionHeader:
+    from array import array
+
+    digest = decomposition_key(number).digest
+    return DecompositionHeader(digest, bytes(32), 0, 1e-9, "columns", 4, 2, 2, array("d", (2.0, 1.0)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    paths: DataDir
+    job_id: str
+    checkpoint_id: str
+    sha256: str
+    created_at: datetime
+
+    @classmethod
+    def read(cls, paths: DataDir, job_id: str) -> "_Template":
+        record = json.loads(paths.record(job_id).read_bytes())
+        (file,) = (FileInfo.model_validate(each) for each in record["files"])
+        created_at = datetime.fromisoformat(record["created_at"])
+        return cls(paths, job_id, record["checkpoint"], file.sha256, created_at)
+
+    def write(self, job_id: str, checkpoint_id: str, *, number: int, age: timedelta) -> None:
+        """Write one copy of the job and of its checkpoint."""
+        source = self.paths.checkpoint(self.checkpoint_id)
+        (weights,) = source.glob("*.safetensors")
+        changed = weights.read_bytes()[:-CHANGED_BYTES] + number.to_bytes(CHANGED_BYTES, "little")
+        sha256 = hashlib.sha256(changed).hexdigest()
+        names = {self.job_id: job_id, self.checkpoint_id: checkpoint_id, self.sha256: sha256}
+        names |= {_text(self.created_at): _text(self.created_at - age)}
+        _copy(self.paths.job(self.job_id), self.paths.job(job_id), names)
+        target = self.paths.checkpoint(checkpoint_id)
+        _copy(source, target, names)
+        (target / weights.name).write_bytes(changed)
+        Holders(self.paths).add(sha256, checkpoint_id)
+
+
+def _copy(source: Path, target: Path, names: dict[str, str]) -> None:
+    """Copy a folder, with other names in the texts of its files."""
+    target.mkdir()
+    for path in source.iterdir():
+        if path.is_dir():
+            _copy(path, target / path.name, names)
+            continue
+        content = path.read_bytes()
+        for old, new in names.items():
+            content = content.replace(old.encode(), new.encode())
+        (target / path.name).write_bytes(content)
+
+
+def _text(time: datetime) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
