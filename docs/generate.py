@@ -13,6 +13,7 @@ from schemas.problem import ProblemKind
 from schemas.report import KEPT_REASONS, NOT_SELECTED
 from schemas.spec import CompressionSpec
 from service.app import create_app
+from service.report_template import report_template
 from service.settings import Settings as ServiceSettings
 from worker.settings import Settings as WorkerSettings
 
@@ -72,6 +73,29 @@ def client_schema(_text: str) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
+def ui_reasons(_text: str) -> str:
+    """Return the module of the page that knows why weights stay dense, or are not selected."""
+    tables = {"REASONS": KEPT_REASONS, "RULES": NOT_SELECTED}
+    parts = [
+        f"export const {name} = {json.dumps(table, indent=2, ensure_ascii=False)};\n"
+        for name, table in tables.items()
+    ]
+    return "\n".join(["// Made by `make docs` from schemas/report.py.\n", *parts])
+
+
+def client_report_page(_text: str) -> str:
+    """Return the client's copy of the module that fills the report's page."""
+    text = (ROOT / "schemas" / "report_page.py").read_text()
+    note = "The client has a copy of this module"
+    head, found, rest = text.partition(note)
+    assert found
+    _, _, body = rest.partition("\n")
+    _, _, body = body.partition('"""')
+    return (
+        f'{head}A copy of schemas/report_page.py, made by `make docs`: the client shares no code.\n"""{body}'
+    )
+
+
 def fresh(text: str) -> str:
     """Return a page with its generated parts made anew."""
     makers = {
@@ -92,18 +116,28 @@ def fresh(text: str) -> str:
 def generated() -> dict[Path, Callable[[str], str]]:
     """Map every file with generated parts to what makes its text from its old text."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    return {**dict.fromkeys(pages, fresh), ROOT / "eckart" / "schema.json": client_schema}
+    return {
+        **dict.fromkeys(pages, fresh),
+        ROOT / "service" / "ui" / "reasons.js": ui_reasons,
+        ROOT / "eckart" / "schema.json": client_schema,
+        ROOT / "eckart" / "report.html": lambda _text: report_template(),
+        ROOT / "eckart" / "report_page.py": client_report_page,
+    }
 
 
 def main(*, check: bool) -> int:
     """Rewrite what is stale, or name it."""
-    texts = {path: (path.read_text(), make) for path, make in generated().items()}
-    stale = {path: new for path, (old, make) in texts.items() if (new := make(old)) != old}
-    for path, text in stale.items():
+    stale = False
+    # Each is written before the next is made, which may read it.
+    for path, make in generated().items():
+        old = path.read_text() if path.exists() else ""
+        if (new := make(old)) == old:
+            continue
+        stale = True
         if not check:
-            path.write_text(text)
+            path.write_text(new)
         sys.stderr.write(f"{path.relative_to(ROOT)} {'is stale: run make docs' if check else 'rewritten'}\n")
-    return int(check and bool(stale))
+    return int(check and stale)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from contextlib import closing
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from eckart.client import DEFAULT_URL, Client
 from eckart.companions import REPORT_NAME, copy_subfolders
 from eckart.errors import EckartError, InputError, JobFailed
 from eckart.progress import ProgressLine
+from eckart.report_page import report_page
 from eckart.spec import schema, spec_document
 from eckart.table import plan_table, report_table
 from eckart.types import PlanDocument, Report
@@ -79,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     compress.set_defaults(run=run_compress, parser=compress)
     plan = verbs.add_parser("plan", help="show what would be done to each layer, without doing it")
     plan.set_defaults(run=run_plan, parser=plan)
-    report = verbs.add_parser("report", help="show a job's report as a table")
+    report = verbs.add_parser("report", help="show a job's report as a table, or as a page")
     report.set_defaults(run=run_report)
     expand = verbs.add_parser(
         "expand", help="multiply a compressed checkpoint out, so that any loader takes it"
@@ -100,6 +102,12 @@ def build_parser() -> argparse.ArgumentParser:
     compress.add_argument("--out", type=Path, metavar="DIR", help="output folder; default: <name>-compressed")
     report.add_argument(
         "source", metavar="JOB|FILE", help="the id of a job, a report.json, or the directory that holds it"
+    )
+    report.add_argument(
+        "--html",
+        type=Path,
+        metavar="OUT",
+        help="write the report as one HTML page with plots, which needs no service",
     )
     for verb in (compress, plan, report):
         add_common_options(verb)
@@ -269,16 +277,28 @@ def run_local(options: argparse.Namespace, spec: dict[str, Any], *into: Path) ->
 
 def run_report(options: argparse.Namespace) -> None:
     """Show a report on disk, or that of a job."""
-    path = Path(options.source)
+    report = find_report(options.source, options.url)
+    if options.html is None:
+        show(report, as_json=options.json)
+        return
+    template = (resources.files("eckart") / "report.html").read_text("utf-8")
+    options.html.write_text(
+        report_page(template, report.model_dump(mode="json", exclude_unset=True)), "utf-8"
+    )
+    sys.stdout.write(f"{options.html}\n")
+
+
+def find_report(source: str, url: str) -> Report:
+    """Read a report on disk, or ask the service for that of a job."""
+    path = Path(source)
     if path.is_dir():
         path /= REPORT_NAME
     if path.is_file():
-        show(read_report(path), as_json=options.json)
-        return
+        return read_report(path)
     if path.name.endswith(".json"):
         raise InputError(f"{path}: there is no such file")
-    with Client(options.url) as client:
-        show(client.report(options.source), as_json=options.json)
+    with Client(url) as client:
+        return client.report(source)
 
 
 def run_expand(options: argparse.Namespace) -> None:

@@ -145,7 +145,7 @@ class ProblemKind(Enum):
         "not-acceptable",
         406,
         "Not available in the requested format",
-        "The report is available as application/json; change the Accept header.",
+        "The report is available as application/json and as text/html; change the Accept header.",
     )
     REQUEST_TIMEOUT = (
         "request-timeout",

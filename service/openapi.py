@@ -81,6 +81,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     "Upload-Length": _header("The size of the whole file.", 90868376, "integer"),
     "Upload-Metadata": _header("What the client said of the file.", "checkpoint bXktbW9kZWw="),
     "Upload-Offset": _header("How many bytes have arrived.", 33554432, "integer"),
+    "Vary": _header("The request headers that the answer depends on.", "Accept"),
     "WWW-Authenticate": _header("How to send a key.", 'Bearer realm="eckart"'),
     "Retry-After": _header("Seconds to wait before asking again.", 2, "integer"),
 }

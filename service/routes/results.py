@@ -1,14 +1,17 @@
 """A job's result: its report, its compressed checkpoint, any of its files, and all of them."""
 
-from fastapi import APIRouter, Response
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Response
 from starlette.requests import Request
 
 from schemas.problem import ProblemKind
 from schemas.report import REPORT_NAME, Report
 from service.dependencies import IfNoneMatch, ResultName, RootPath, ServicesDep
 from service.errors import ProblemError
-from service.headers import require_json_accepted
+from service.headers import preferred_type
 from service.jobs.archive import archive_response, make_archive
+from service.jobs.report_page import send_report_page
 from service.jobs.results import SucceededJob, download, result_file, result_files
 from service.jobs.status import job_path
 from service.openapi import BINARY, RANGE_PARAMETER, Responses, described, problem_responses
@@ -28,6 +31,12 @@ FILE_ANSWERS: Responses = {
     206: {"content": FILE | RANGES, **PART},
     304: described(*DOWNLOAD, description="The client has it."),
 }
+# How a report is sent; the first is the default.
+FORMATS = {"application/json": "json", "text/html": "html"}
+Format = Annotated[
+    Literal["json", "html"] | None,
+    Query(description="The format of the report; wins over `Accept`.", examples=["html"]),
+]
 RESULT_PROBLEMS = (
     ProblemKind.JOB_NOT_FOUND,
     ProblemKind.NO_RESULT,
@@ -48,18 +57,31 @@ RESULT_PROBLEMS = (
         *RESULT_PROBLEMS, ProblemKind.NOT_ACCEPTABLE, ProblemKind.RANGE_NOT_SATISFIABLE
     )
     | {
-        200: described(*DOWNLOAD, description="The report."),
+        200: {
+            "content": {"text/html": {"schema": {"type": "string"}}},
+            **described(*DOWNLOAD, "Vary", description="The report, as JSON or as one page with plots."),
+        },
         206: {"content": {"application/json": {"schema": BINARY}} | RANGES, **PART},
-        304: described(*DOWNLOAD, description="The client has it."),
+        304: described("ETag", "Vary", description="The client has it."),
     },
     openapi_extra=RANGE_PARAMETER,
 )
 def get_report(
-    request: Request, services: ServicesDep, record: SucceededJob, if_none_match: IfNoneMatch = None
+    request: Request,
+    services: ServicesDep,
+    record: SucceededJob,
+    if_none_match: IfNoneMatch = None,
+    format: Format = None,  # noqa: A002 - the name of the parameter
 ) -> Response:
-    """Send report.json."""
-    require_json_accepted(request)
-    return download(result_file(services, record, REPORT_NAME), if_none_match)
+    """Send report.json, or the page that shows it."""
+    wanted = format or FORMATS[preferred_type(request, *FORMATS)]
+    file = result_file(services, record, REPORT_NAME)
+    if wanted == "html":
+        answer = send_report_page(file, record.id, if_none_match)
+    else:
+        answer = download(file, if_none_match)
+    answer.headers["Vary"] = "Accept"
+    return answer
 
 
 @router.head("/checkpoint", include_in_schema=False)

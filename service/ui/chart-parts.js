@@ -86,7 +86,8 @@ function decades(low, high) {
  *
  * `paint(options, width)` gives `{nodes, width, height, spots}`, where a spot is what can be read:
  * `{x, y, text, group, key}` around its middle, with `width` and `height` if it covers a place. `tabulate(options)` gives
- * `{head, rows}`. `options.onSelect(key)` is called by a click, or Enter, on a spot.
+ * `{head, rows}`. `options.onSelect(key)` is called by a click, or Enter, on a spot, and `options.onRead(key)`
+ * when a spot is read.
  */
 export function show(element, options, paint, tabulate) {
   let frame = frames.get(element);
@@ -176,6 +177,7 @@ function read(frame, spot) {
   readout.textContent = spot ? spot.text : HINT;
   cursor.hidden = spot === null;
   if (spot === null) return;
+  if (spot.key !== undefined) frame.options.onRead?.(spot.key);
   const [wide, high] = [spot.width ?? 10, spot.height ?? 10];
   const places = { left: (spot.x - wide / 2) / width, top: (spot.y - high / 2) / height };
   for (const [name, share] of Object.entries({ ...places, width: wide / width, height: high / height })) {

@@ -1,7 +1,8 @@
 // The charts of the page and of the report. Names are text, and colours are custom properties of the page's style.
 //
 // Each function draws into `element`; a second call replaces the drawing. All take `title`, which names the chart
-// for screen readers, and `onSelect(key)`, which a click or Enter on a value calls with the key of that value.
+// for screen readers, `onSelect(key)`, which a click or Enter on a value calls with the key of that value, and `onRead(key)`,
+// which reading a value calls.
 
 import { digits, label, scale, shortened, show, svg } from "./chart-parts.js";
 

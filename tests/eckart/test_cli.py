@@ -15,7 +15,10 @@ from safetensors.torch import save_file
 
 from eckart.cli import build_parser, main
 from schemas.rank_rule import SpecRule
+from schemas.report_page import report_page
 from schemas.spec import CompressionSpec
+from service.report_template import report_template
+from tests.reports import hostile_report
 
 ROOT = Path(__file__).parents[2]
 RATIO = ("--ratio", "0.5")
@@ -226,6 +229,18 @@ def test_a_report_is_shown_from_a_file_a_directory_or_a_job(model, url, report, 
 
     assert main(["report", given, "--url", url]) == 0
     assert capsys.readouterr().out.startswith("job J1: svd at ratio 0.5")
+
+
+@pytest.mark.parametrize("kind", ["file", "job"])
+def test_a_report_can_be_the_page_that_the_service_sends(model, serve, url, capsys, kind):
+    document = hostile_report()
+    (model.parent / "report.json").write_text(json.dumps(document))
+    address = serve(lambda exchange: exchange.answer(200, document)) if kind == "job" else url
+    given = {"file": ".", "job": "J1"}[kind]
+
+    assert main(["report", given, "--url", address, "--html", "page.html"]) == 0
+    assert capsys.readouterr().out == "page.html\n"
+    assert (model.parent / "page.html").read_text("utf-8") == report_page(report_template(), document)
 
 
 def test_a_report_can_be_json(url, capsys):

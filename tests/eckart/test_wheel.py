@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[2]
+SUFFIXES = {".py", ".lua", ".json", ".typed", ".js", ".css", ".html", ".svg"}
 SERVER = ("schemas", "state", "worker", "service")
 BUILD = "import setuptools.build_meta as backend; backend.build_{kind}({target!r})"
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("ECKART_", "PYTHON"))}
@@ -142,11 +143,7 @@ def test_every_file_of_the_source_is_in_it(wheel, tree):
     """A folder that pyproject.toml does not list would be missing."""
     inside = {name for name in ZipFile(wheel).namelist() if not name.startswith("eckart-")}
     paths = (path.relative_to(tree) for name in ("eckart", *SERVER) for path in (tree / name).rglob("*.*"))
-    files = {
-        str(path)
-        for path in paths
-        if path.suffix in {".py", ".lua", ".json", ".typed", ".js", ".css", ".html"}
-    }
+    files = {str(path) for path in paths if path.suffix in SUFFIXES}
 
     assert inside == {name if name.startswith("eckart/") else f"eckart/_server/{name}" for name in files}
 

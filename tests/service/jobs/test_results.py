@@ -145,12 +145,12 @@ def test_the_report_is_json_of_the_documented_form(service, here):
     assert service.http.get(f"{here}/files/report.json").content == answer.content
 
 
-@pytest.mark.parametrize("accept", ["*/*", "application/json", "text/html,application/xhtml+xml,*/*;q=0.8"])
+@pytest.mark.parametrize("accept", ["*/*", "application/json", "text/html;q=0.5, application/json"])
 def test_a_report_is_given_to_whoever_takes_json(service, here, accept):
     assert service.http.get(f"{here}/report", headers={"Accept": accept}).status_code == 200
 
 
-@pytest.mark.parametrize("accept", ["text/html", "image/png, application/json;q=0"])
+@pytest.mark.parametrize("accept", ["image/png", "text/html;q=0, application/json;q=0"])
 def test_a_report_in_another_format_is_refused(service, here, accept):
     assert_problem(service.http.get(f"{here}/report", headers={"Accept": accept}), 406, "not-acceptable")
 
