@@ -82,9 +82,9 @@ class Services:
         self.queue.close()
         self.redis.close()
 
-    def left_bytes(self) -> int | None:
-        """Return how many bytes more the owner may store; None: any number."""
-        return self.quotas.left_bytes(self.owner, self._stored_bytes)
+    def left_bytes(self, needed: int | None = None) -> int | None:
+        """Return how many bytes more the owner may store, who needs so many; None: any number."""
+        return self.quotas.left_bytes(self.owner, self._stored_bytes, needed=needed)
 
     def _stored_bytes(self) -> int:
         """Return the bytes of all that the owner has stored, or has begun to."""
@@ -126,13 +126,13 @@ class RequestBody:
         Returns its size where Content-Length gives it.
         """
         nbytes = check_declared_size(self.request, limit_bytes=self._limit_bytes(limit_bytes))
-        await self.require_room(nbytes or 0)
+        await self.require_room(nbytes)
         return nbytes
 
-    async def require_room(self, nbytes: int) -> None:
-        """Check that the owner may store so many bytes more, and that the disk has space for them."""
+    async def require_room(self, nbytes: int | None) -> None:
+        """Check that the owner may store so many bytes more, if these are known, and that there is space."""
         await run_in_threadpool(self._require_quota, nbytes)
-        await run_in_threadpool(self._services.space.require, nbytes)
+        await run_in_threadpool(self._services.space.require, nbytes or 0)
 
     async def store(
         self, begin: Callable[[], Sink[T]], *, limit_bytes: int | None = None, kept: bool = False
@@ -151,9 +151,9 @@ class RequestBody:
     def _limit_bytes(self, limit_bytes: int | None) -> int:
         return self._services.settings.max_upload_bytes if limit_bytes is None else limit_bytes
 
-    def _require_quota(self, nbytes: int) -> None:
-        left_bytes = self._services.left_bytes()
-        if left_bytes is not None and max(nbytes, 1) > left_bytes:
+    def _require_quota(self, nbytes: int | None) -> None:
+        left_bytes = self._services.left_bytes(nbytes)
+        if left_bytes is not None and max(nbytes or 0, 1) > left_bytes:
             assert self._services.settings.owner_bytes is not None
             raise too_many_bytes(self._services.settings.owner_bytes)
 

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -320,6 +321,14 @@ def move_to_trash(path: Path, trash: Path) -> Path | None:
         return None
     sync_directory(path.parent)
     return place
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """What a deletion freed: so many bytes, which were there since this time, in seconds since 1970."""
+
+    nbytes: int
+    since_s: float
 
 
 def purge(place: Path | None) -> None:

@@ -1,19 +1,38 @@
 """Quotas: how much each owner may store, have waiting, and upload at a time. Without keys, all share one."""
 
+import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from schemas.problem import ProblemKind
 from service.errors import ProblemError
 from service.settings import Settings
 from state.errors import TooManyJobs
+from state.files import Freed
 from state.jobs.store import JobStore
 
-# A sum reads every manifest and every result's folder of an owner: until then it is kept, and added to.
+log = logging.getLogger("eckart.service")
+
+# A sum reads every manifest and every result's folder of an owner. So it is kept, what arrives is added and
+# what is deleted taken off. After this time it is made again beside the requests, for what others did.
 SUM_FOR_S = 60.0
+# The clock of a shared disk may be behind by so much.
+SKEW_S = 5.0
+
+
+@dataclass(slots=True)
+class _Sum:
+    """What an owner has stored, as far as is known."""
+
+    nbytes: int
+    began_s: float
+    due_s: float
+    # Whether something was deleted that may or may not be in it.
+    too_large: bool = False
 
 
 class Quotas:
@@ -23,7 +42,9 @@ class Quotas:
         self._settings = settings
         self._lock = threading.Lock()
         self._uploads: Counter[str] = Counter()
-        self._stored: dict[str, tuple[float, int]] = {}
+        self._stored: dict[str, _Sum] = {}
+        self._deletions: Counter[str] = Counter()
+        self._summing: set[str] = set()
         # What uploads under way have sent and no sum finds.
         self._arriving: Counter[str] = Counter()
 
@@ -63,8 +84,7 @@ class Quotas:
             if not self._uploads[owner]:
                 del self._uploads[owner], self._arriving[owner]
             if lost and owner in self._stored:
-                at, known = self._stored[owner]
-                self._stored[owner] = at, known - lost
+                self._stored[owner].nbytes -= lost
 
     def _add(self, owner: str, nbytes: int, *, unseen: bool) -> None:
         most = self._settings.owner_bytes
@@ -73,9 +93,9 @@ class Quotas:
                 self._arriving[owner] += nbytes
             if most is None or owner not in self._stored:
                 return
-            at, known = self._stored[owner]
-            self._stored[owner] = at, known + nbytes
-        if known + nbytes > most:
+            self._stored[owner].nbytes += nbytes
+            known = self._stored[owner].nbytes
+        if known > most:
             raise too_many_bytes(most)
 
     def require_jobs(self, jobs: JobStore) -> None:
@@ -83,27 +103,68 @@ class Quotas:
         if jobs.waiting() >= self._settings.owner_jobs:
             raise TooManyJobs(self._settings.owner_jobs)
 
-    def left_bytes(self, owner: str, stored_bytes: Callable[[], int]) -> int | None:
-        """Return how many bytes more an owner may store; None: any number."""
+    def left_bytes(
+        self, owner: str, stored_bytes: Callable[[], int], *, needed: int | None = None
+    ) -> int | None:
+        """Return how many bytes more an owner may store; None: any number.
+
+        `needed` says how many shall be; None: that is not known yet.
+        """
         most = self._settings.owner_bytes
         if most is None:
             return None
         with self._lock:
-            at, known = self._stored.get(owner, (0.0, 0))
-            arriving = self._arriving[owner]
-        if not at or time.monotonic() > at + SUM_FOR_S:
-            stored = stored_bytes()
-            with self._lock:
-                # An upload that ended meanwhile may or may not be in the sum, and counts in any case.
-                known = stored + max(arriving, self._arriving[owner])
-                self._stored[owner] = time.monotonic(), known
-        return most - known
+            known = self._stored.get(owner)
+        if known is None:
+            return most - self._sum(owner, stored_bytes)
+        left = most - known.nbytes
+        if known.too_large and (needed is None or needed > left):
+            return most - self._sum(owner, stored_bytes)
+        if time.monotonic() > known.due_s:
+            self._sum_beside(owner, stored_bytes)
+        return left
 
-    def forget(self, owner: str) -> None:
-        """Sum again at the next upload, since something was deleted; those under way go by the old sum."""
+    def _sum(self, owner: str, stored_bytes: Callable[[], int]) -> int:
         with self._lock:
-            _, known = self._stored.get(owner, (0.0, 0))
-            self._stored[owner] = 0.0, known
+            arriving, deletions = self._arriving[owner], self._deletions[owner]
+        began_s, due_s = time.time(), time.monotonic() + SUM_FOR_S
+        stored = stored_bytes()
+        with self._lock:
+            # An upload that ended meanwhile may or may not be in the sum, and counts in any case.
+            known = stored + max(arriving, self._arriving[owner])
+            changed = self._deletions[owner] != deletions
+            self._stored[owner] = _Sum(known, began_s, due_s, too_large=changed)
+        return known
+
+    def _sum_beside(self, owner: str, stored_bytes: Callable[[], int]) -> None:
+        """Sum again in a thread, unless one does."""
+        with self._lock:
+            if owner in self._summing:
+                return
+            self._summing.add(owner)
+
+        def run() -> None:
+            try:
+                self._sum(owner, stored_bytes)
+            except Exception:
+                log.exception("what an owner has stored cannot be summed; a later upload tries again")
+            finally:
+                with self._lock:
+                    self._summing.discard(owner)
+
+        threading.Thread(target=run, name="sum", daemon=True).start()
+
+    def deleted(self, owner: str, freed: Freed) -> None:
+        """Take off what was deleted, if it was there long enough to be in the sum."""
+        with self._lock:
+            self._deletions[owner] += 1
+            known = self._stored.get(owner)
+            if known is None:
+                return
+            if freed.since_s < known.began_s - SKEW_S:
+                known.nbytes -= freed.nbytes
+            else:
+                known.too_large = True
 
 
 def over_quota(found: str, advice: str) -> ProblemError:

@@ -16,12 +16,11 @@ def delete_job(services: Services, job_id: str) -> None:
     if record.owns_checkpoint:
         with suppress(CheckpointInUse, CheckpointNotFound):
             delete_checkpoint(services, record.checkpoint)
-    services.jobs.delete(job_id)
-    services.quotas.forget(services.owner)
+    services.quotas.deleted(services.owner, services.jobs.delete(job_id))
 
 
 def delete_checkpoint(services: Services, checkpoint_id: str) -> None:
     """Delete a checkpoint's files, unless a job needs them."""
     unless_needed = partial(services.jobs.locked_for_deletion, checkpoint_id)
-    services.checkpoints.delete(checkpoint_id, unless_needed=unless_needed)
-    services.quotas.forget(services.owner)
+    freed = services.checkpoints.delete(checkpoint_id, unless_needed=unless_needed)
+    services.quotas.deleted(services.owner, freed)

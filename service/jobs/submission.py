@@ -62,7 +62,7 @@ def submit_upload(services: Services, content: UploadContent, key: str | None, r
         return view_of(services, record)
     finally:
         if not used:
-            services.checkpoints.delete(content.checkpoint_id)
+            services.quotas.deleted(services.owner, services.checkpoints.delete(content.checkpoint_id))
 
 
 def complete_checkpoint(services: Services, checkpoint_id: str) -> StoredCheckpoint:

@@ -171,8 +171,7 @@ async def append_bytes(
 )
 def delete_upload(services: ServicesDep, upload_id: UploadId) -> Response:
     """Remove what has arrived. A file that is stored already stays."""
-    services.resumable.delete(upload_id)
-    services.quotas.forget(services.owner)
+    services.quotas.deleted(services.owner, services.resumable.delete(upload_id))
     return Response(status_code=204)
 
 

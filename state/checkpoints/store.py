@@ -47,6 +47,7 @@ from state.errors import CheckpointNotFound, ContentConflict, FilesLocked, TooLa
 from state.files import (
     PART_ENDING,
     AtomicFile,
+    Freed,
     disk_errors,
     is_of_this_kernel,
     is_orphaned,
@@ -202,7 +203,7 @@ class CheckpointStore:
             path.rename(place)
             return True
 
-    def delete(self, checkpoint_id: str, *, unless_needed: Guard = nullcontext) -> None:
+    def delete(self, checkpoint_id: str, *, unless_needed: Guard = nullcontext) -> Freed:
         """Delete a checkpoint; `unless_needed` keeps jobs off it while it is moved away, or raises.
 
         It is entered under the checkpoint's lock, which an upload may hold for longer than the guard lasts.
@@ -225,6 +226,7 @@ class CheckpointStore:
                     self._cache.remove_of(files[name].sha256)
         except OSError:
             log.exception("decompositions of checkpoint %s cannot be removed yet", checkpoint_id)
+        return Freed(sum(file.size_bytes for file in files.values()), (stored or 0) / 1e6)
 
     def remove_orphans(self) -> None:
         """Remove cached decompositions of files that no checkpoint holds any more."""

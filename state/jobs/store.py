@@ -1,6 +1,7 @@
 """What the service and the workers do with jobs; `upkeep` has what the reaper does."""
 
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -25,6 +26,7 @@ from state.errors import (
     TooManyJobs,
     UnreadableRecord,
 )
+from state.files import Freed
 from state.jobs.attempt_lock import has_died
 from state.jobs.records import (
     Claim,
@@ -44,13 +46,11 @@ from state.jobs.records import (
     rfc3339,
     shortened,
 )
-from state.jobs.transitions import present, worker_lost
+from state.jobs.transitions import present, short, worker_lost
 from state.jobs.upkeep import JobUpkeep
 from state.redis import KEY_PREFIX, RedisMemory, redis_memory, translated
 
 DELETE_LIMIT_MS = 60_000
-MOST_DETAIL_BYTES = 500
-MOST_ERRORS = 4
 # Problems with a lower status are of the input.
 SERVER_FAULTS = 500
 
@@ -130,11 +130,12 @@ class JobStore(JobUpkeep):
         """Return the size of all result files of the owner."""
         with translated():
             ids: Any = self._client.zrange(f"{KEY_PREFIX}jobs:succeeded@{self._owner or ''}", 0, -1)
-        total = 0
-        for job_id in ids:
-            with suppress(FileNotFoundError):  # deleted meanwhile
-                total += sum(path.stat().st_size for path in self._paths.job(job_id).glob("result-*/*"))
-        return total
+        return sum(map(self._result_bytes, ids))
+
+    def _result_bytes(self, job_id: str) -> int:
+        with suppress(FileNotFoundError):  # deleted meanwhile
+            return sum(path.stat().st_size for path in self._paths.job(job_id).glob("result-*/*"))
+        return 0
 
     def counts(self) -> JobCounts:
         return job_counts(self._run("counts"))
@@ -187,11 +188,13 @@ class JobStore(JobUpkeep):
         assert record is not None  # a cancel needs no fence
         return record
 
-    def delete(self, job_id: str) -> None:
-        """Cancel a job and remove all its files and keys."""
-        self.cancel(job_id)
+    def delete(self, job_id: str) -> Freed:
+        """Cancel a job and remove all its files and keys; return what its result had."""
+        ended_at = self.cancel(job_id).finished_at
+        freed = Freed(self._result_bytes(job_id), microseconds(ended_at) / 1e6 if ended_at else time.time())
         self._files.delete(job_id)
         self._webhooks.unmark(job_id)
+        return freed
 
     @contextmanager
     def locked_for_deletion(self, checkpoint_id: str) -> Iterator[None]:
@@ -241,7 +244,7 @@ class JobStore(JobUpkeep):
 
     def fail(self, job_id: str, fence: int, why: Problem) -> bool:
         """End a job because of its input."""
-        return self._end("fail", job_id, fence, _short(why))
+        return self._end("fail", job_id, fence, short(why))
 
     def retry(
         self,
@@ -259,7 +262,7 @@ class JobStore(JobUpkeep):
         """
         uncounted = "" if uncounted_for_s is None else int(uncounted_for_s * 1e6)
         times = (int(pause_s * 1e6), uncounted)
-        return self._end("retry", job_id, fence, self._max_attempts, _short(why), *times)
+        return self._end("retry", job_id, fence, self._max_attempts, short(why), *times)
 
     def release(self, job_id: str, fence: int) -> bool:
         """Queue a job again because the worker stops: the attempt does not count."""
@@ -348,10 +351,3 @@ class JobStore(JobUpkeep):
             self._files.undo_locked(job_id)
             raise
         return record
-
-
-def _short(why: Problem) -> str:
-    """Return a problem as it is kept: its detail may name many tensors, and is shown in each list."""
-    errors = [each.model_copy(update={"detail": shortened(each.detail)}) for each in why.errors[:MOST_ERRORS]]
-    short = {"detail": shortened(why.detail, MOST_DETAIL_BYTES), "errors": tuple(errors)}
-    return why.model_copy(update=short).model_dump_json()

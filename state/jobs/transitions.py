@@ -11,12 +11,15 @@ from schemas.problem import Problem, ProblemKind
 from state.data_dir import DataDir
 from state.errors import JobNotFound
 from state.jobs.job_file import JobFiles
-from state.jobs.records import JOB_ID, JobRecord
+from state.jobs.records import JOB_ID, JobRecord, shortened
 from state.jobs.restoration import Restoration
 from state.jobs.scripts import Scripts, StateLost
 from state.jobs.webhooks import WebhookFiles
 
 T = TypeVar("T")
+
+MOST_DETAIL_BYTES = 500
+MOST_ERRORS = 4
 
 
 class Transitions:
@@ -109,3 +112,10 @@ def worker_lost(attempts: int) -> Problem:
     """Return the problem of a job whose last attempt lost its worker."""
     kind = ProblemKind.WORKER_LOST
     return kind.problem(kind.text(attempts=attempts))
+
+
+def short(why: Problem) -> str:
+    """Return a problem as it is kept: its detail may name many tensors, and is shown in each list."""
+    errors = [each.model_copy(update={"detail": shortened(each.detail)}) for each in why.errors[:MOST_ERRORS]]
+    short = {"detail": shortened(why.detail, MOST_DETAIL_BYTES), "errors": tuple(errors)}
+    return why.model_copy(update=short).model_dump_json()

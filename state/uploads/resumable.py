@@ -10,7 +10,7 @@ from pathlib import Path
 from state.checkpoints.store import CheckpointStore, check_names, checked_limit_bytes
 from state.data_dir import DataDir
 from state.errors import ContentConflict, TooManyUploads, UploadLocked, UploadNotFound
-from state.files import disk_errors, locked, make_directory
+from state.files import Freed, disk_errors, locked, make_directory
 from state.uploads.append import Append
 from state.uploads.checksum import Checksum
 from state.uploads.folder import UPLOAD_ID, UploadFolder, UploadRecord
@@ -101,12 +101,14 @@ class ResumableUploads:
         """Begin to write from this offset; nobody else can until the end."""
         return Append(self._folder(upload_id), self._checkpoints, offset=offset, checksum=checksum)
 
-    def delete(self, upload_id: str) -> None:
+    def delete(self, upload_id: str) -> Freed:
         """Remove an upload; a file that is published already stays."""
         folder = self._folder(upload_id)
         with folder.locked():
-            folder.read()
+            record = folder.read()
             folder.remove()
+        # Until just now more may have arrived.
+        return Freed(0 if record.complete else record.offset, time.time())
 
     def received_bytes(self) -> int:
         """Return the bytes of all files that are not published yet."""

@@ -2,13 +2,20 @@
 
 import base64
 import hashlib
+import os
 import re
 import socket
+import threading
+import time
 from contextlib import closing
 
 import pytest
 
 from schemas.problem import ProblemKind
+from service.access.quotas import Quotas
+from service.settings import Settings
+from state.data_dir import DataDir
+from state.files import Freed
 from tests.service.files import FILES, checkpoint_bytes
 from tests.service.running import SPEC, assert_problem, until
 
@@ -169,6 +176,67 @@ def test_what_a_broken_upload_sent_is_given_back_at_once(start):
         assert_over_quota(put(service, "n", ALICE))
     until(lambda: service.leftovers() == [])
     until(lambda: put(service, "n", ALICE).status_code == 201, limit_s=10)
+
+
+def test_a_deletion_makes_nobody_look_at_all_that_is_stored(start):
+    service = start(api_keys=KEYS, owner_bytes=int(2.5 * len(MODEL)))
+    assert put(service, "old", ALICE).status_code == 201
+    # As if it was stored long before the service was started and summed.
+    os.utime(DataDir(service.data_dir, "alice").manifest("old"), (1, 1))
+    assert put(service, "kept", ALICE).status_code == 201
+    DataDir(service.data_dir, "alice").manifest("kept").write_text("No sum can read this.")
+
+    assert service.http.delete("/v1/checkpoints/old", headers=ALICE).status_code == 204
+    assert put(service, "new", ALICE).status_code == 201
+    assert_over_quota(put(service, "more", ALICE))
+
+
+LIMIT = 100
+
+
+def quotas():
+    return Quotas(Settings(owner_bytes=LIMIT, redis_url="redis://127.0.0.1:1/0"))
+
+
+def test_what_may_not_be_in_the_sum_is_summed_again_only_before_a_refusal():
+    stored, checked = iter((60, 30)), quotas()
+
+    def left(needed):
+        return checked.left_bytes("a", lambda: next(stored), needed=needed)
+
+    assert left(1) == 40
+    checked.deleted("a", Freed(30, time.time()))
+    assert left(40) == 40
+    assert left(41) == 70
+    assert left(70) == 70
+
+
+def test_a_sum_that_missed_a_deletion_is_made_again_before_a_refusal():
+    checked, sums = quotas(), []
+
+    def stored_bytes():
+        sums.append(1)
+        if len(sums) == 1:
+            checked.deleted("a", Freed(30, 1.0))
+            return 60
+        return 30
+
+    assert checked.left_bytes("a", stored_bytes, needed=1) == 40
+    assert checked.left_bytes("a", stored_bytes, needed=50) == 70
+
+
+def test_an_old_sum_is_made_again_beside_the_request(monkeypatch):
+    monkeypatch.setattr("service.access.quotas.SUM_FOR_S", 0)
+    checked, going_on = quotas(), threading.Event()
+    assert checked.left_bytes("a", lambda: 60) == 40
+
+    def slow():
+        going_on.wait(30)
+        return 10
+
+    assert checked.left_bytes("a", slow) == 40
+    going_on.set()
+    until(lambda: checked.left_bytes("a", lambda: 10) == 90)
 
 
 def test_results_count_as_stored(start):
