@@ -83,6 +83,7 @@ def open_services(settings: Settings) -> Services:
             most_each=settings.owner_waits,
         ),
         webhook_hosts=WebhookHosts(settings.webhook_hosts),
+        webhook_secrets=settings.webhook_secrets,
         stopping=stopping,
         turns=turns,
         metrics=Metrics(StateCollector(jobs=jobs, queue=queue, workers=workers, space=space, turns=turns)),
@@ -90,10 +91,11 @@ def open_services(settings: Settings) -> Services:
 
 
 def _webhook_delivery(services: Services) -> WebhookDelivery:
+    assert services.webhook_secrets is not None  # there are no hosts without it
     return WebhookDelivery(
         services.jobs,
         WebhookFiles(DataDir(services.settings.data_dir)),
-        WebhookSender(services.webhook_hosts, services.settings.webhook_secrets),
+        WebhookSender(services.webhook_hosts, services.webhook_secrets),
         count=lambda outcome: services.metrics.webhooks.labels(outcome).inc(),
     )
 

@@ -29,6 +29,7 @@ from service.uploads.streaming import (
     receive_body,
 )
 from service.webhooks.hosts import WebhookHosts
+from service.webhooks.secrets import WebhookSecrets
 from state.cache.store import DecompositionCache
 from state.checkpoints.store import CheckpointStore
 from state.jobs.queue import JobQueue
@@ -61,6 +62,7 @@ class Services:
     quotas: Quotas
     watches: JobWatches
     webhook_hosts: WebhookHosts
+    webhook_secrets: WebhookSecrets | None
     stopping: Event
     turns: Turns
     owner: str = WITHOUT_KEYS

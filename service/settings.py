@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from service.access.keys import KeyRing
 from service.webhooks.hosts import WebhookHosts
-from service.webhooks.sender import parse_secrets
+from service.webhooks.secrets import WebhookSecrets
 from state.settings import StateSettings
 
 # A path that cannot leave the host it is appended to, nor break out of a header, a script or an attribute.
@@ -131,7 +131,8 @@ class Settings(StateSettings):
     webhook_secret: SecretStr | None = Field(
         default=None,
         description="What signs webhooks: `whsec_` and the base64 of 24 random bytes or more; several, "
-        "separated by spaces, while one replaces another.",
+        "separated by spaces, while one replaces another. `name:whsec_…` is for the key of that name alone. "
+        "Entries are separated by commas, or `@` and the path of a file has one a line.",
     )
     shutdown_s: int = Field(
         default=10, ge=0, description="How long running requests may take to end when the API is stopped."
@@ -179,7 +180,7 @@ class Settings(StateSettings):
     @classmethod
     def _is_a_secret(cls, webhook_secret: SecretStr | None) -> SecretStr | None:
         if webhook_secret is not None:
-            parse_secrets(webhook_secret.get_secret_value())
+            WebhookSecrets(webhook_secret.get_secret_value())
         return webhook_secret
 
     @model_validator(mode="after")
@@ -192,9 +193,9 @@ class Settings(StateSettings):
         return self
 
     @property
-    def webhook_secrets(self) -> tuple[bytes, ...]:
-        """What signs webhooks."""
-        return parse_secrets(self.webhook_secret.get_secret_value()) if self.webhook_secret else ()
+    def webhook_secrets(self) -> WebhookSecrets | None:
+        """What signs webhooks; None: there are none to sign."""
+        return WebhookSecrets(self.webhook_secret.get_secret_value()) if self.webhook_secret else None
 
     @field_validator("allowed_hosts")
     @classmethod

@@ -95,7 +95,7 @@ async def _submit_json(body: RequestBody, services: Services, key: str | None, r
         JobRequest, await body.json_text(), kind=ProblemKind.INVALID_SPEC, subject="request"
     )
     # Asking for the addresses of a host may take long, which must not hold up plans.
-    await run_in_threadpool(check_webhook, services.webhook_hosts, job_request.webhook, "/webhook/url")
+    await run_in_threadpool(check_webhook, services, job_request.webhook, "/webhook/url")
     return await services.planning.run(submit_stored, services, job_request, key, root_path)
 
 

@@ -20,7 +20,8 @@ from service.dependencies import Services
 from service.errors import ProblemError
 from service.json_body import parse_model
 from service.uploads.multipart import MultipartSink, Part, PartHead, TextPart
-from service.webhooks.hosts import WebhookHosts, WebhookRefused
+from service.webhooks.hosts import WebhookRefused
+from service.webhooks.sender import UNSIGNED
 from state.checkpoints.store import StoredCheckpoint, check_companions
 from state.errors import CheckpointNotFound
 from state.uploads.upload import Content, StoredFile, Upload
@@ -64,8 +65,8 @@ class SpecPart:
 class WebhookPart:
     """The part `webhook` of a job's body, which may be missing."""
 
-    def __init__(self, hosts: WebhookHosts, *, limit_bytes: int) -> None:
-        self._hosts = hosts
+    def __init__(self, services: Services, *, limit_bytes: int) -> None:
+        self._services = services
         self._limit_bytes = limit_bytes
         self.webhook: WebhookRequest | None = None
 
@@ -76,16 +77,19 @@ class WebhookPart:
         if self.webhook is not None:
             raise ProblemError(ProblemKind.INVALID_MULTIPART, "The part `webhook` came twice; send it once.")
         self.webhook = parse_model(WebhookRequest, text, kind=ProblemKind.INVALID_WEBHOOK, subject="webhook")
-        check_webhook(self._hosts, self.webhook, "/url")
+        check_webhook(self._services, self.webhook, "/url")
 
 
-def check_webhook(hosts: WebhookHosts, webhook: WebhookRequest | None, pointer: str) -> None:
-    """Refuse a webhook that may not go where its URL leads."""
-    if webhook is not None:
-        try:
-            hosts.require(webhook.url)
-        except WebhookRefused as error:
-            raise ProblemError(ProblemKind.INVALID_WEBHOOK, str(error), pointer=pointer) from error
+def check_webhook(services: Services, webhook: WebhookRequest | None, pointer: str) -> None:
+    """Refuse a webhook that may not go where its URL leads, or that nothing would sign."""
+    if webhook is None:
+        return
+    try:
+        services.webhook_hosts.require(webhook.url)
+    except WebhookRefused as error:
+        raise ProblemError(ProblemKind.INVALID_WEBHOOK, str(error), pointer=pointer) from error
+    if services.webhook_secrets is None or not services.webhook_secrets.of(services.owner):
+        raise ProblemError(ProblemKind.INVALID_WEBHOOK, UNSIGNED, pointer=pointer)
 
 
 class CheckpointParts:
@@ -103,7 +107,7 @@ class CheckpointParts:
         self._uploads: dict[str, Upload] = {}
         limit_bytes = services.settings.max_spec_bytes
         self._spec = SpecPart(limit_bytes=limit_bytes)
-        self._webhook = WebhookPart(services.webhook_hosts, limit_bytes=limit_bytes)
+        self._webhook = WebhookPart(services, limit_bytes=limit_bytes)
 
     def part(self, head: PartHead) -> Part:
         if head.name == "checkpoint":

@@ -47,6 +47,7 @@ class Due:
 
     job_id: str
     message_id: str
+    owner: str
     url: str
     host: str
     body: bytes
@@ -151,12 +152,12 @@ class WebhookDelivery:
         if self._next_s[job_id] > now:
             return None
         url = record.webhook.url
-        return Due(job_id, message_id(view), url, host_of(url), message(view), view.deliveries)
+        return Due(job_id, message_id(view), record.owner, url, host_of(url), message(view), view.deliveries)
 
     async def _deliver(self, due: Due) -> None:
         try:
             self._next_s[due.job_id] = time.time() + LATER_S
-            outcome = await self._sender.send(due.url, due.message_id, due.body)
+            outcome = await self._sender.send(due.url, due.message_id, due.body, owner=due.owner)
             await run_in_threadpool(self._record, due, outcome)
         except Exception:
             log.exception("the webhook of job %s was tried, but that cannot be recorded", due.job_id)

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import hashlib
 import hmac
 import ssl
@@ -15,34 +14,13 @@ import httpcore
 import httpx
 
 from service.webhooks.hosts import Target, WebhookHosts, WebhookRefused
+from service.webhooks.secrets import WebhookSecrets
 
 TIMEOUT_S = 20.0
-SECRET_PREFIX = "whsec_"  # noqa: S105 - the prefix of all secrets
-LEAST_SECRET_BYTES = 24
 # Standard Webhooks ask receivers to accept so much.
 MOST_BODY_BYTES = 20_000
 GONE = 410
-
-
-def parse_secrets(setting: str) -> tuple[bytes, ...]:
-    """Parse `whsec_<base64>`, or several separated by spaces; errors do not quote them."""
-    secrets = tuple(_secret(word) for word in setting.split())
-    if not secrets:
-        raise ValueError("it is empty; write whsec_ and the base64 of at least 24 random bytes")
-    return secrets
-
-
-def _secret(word: str) -> bytes:
-    try:
-        secret = base64.b64decode(word.removeprefix(SECRET_PREFIX), validate=True)
-    except binascii.Error:
-        secret = b""
-    if not word.startswith(SECRET_PREFIX) or len(secret) < LEAST_SECRET_BYTES:
-        raise ValueError(
-            f"each secret is whsec_ and the base64 of at least {LEAST_SECRET_BYTES} random bytes; make one "
-            'with `echo "whsec_$(openssl rand -base64 32)"`'
-        )
-    return secret
+UNSIGNED = "There is no secret to sign webhooks of this key with. Have the operator add one."
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,25 +42,28 @@ class WebhookSender:
     def __init__(
         self,
         hosts: WebhookHosts,
-        secrets: Sequence[bytes],
+        secrets: WebhookSecrets,
         *,
         timeout_s: float = TIMEOUT_S,
         certificates: ssl.SSLContext | None = None,
     ) -> None:
-        """Sign with every secret; `certificates` are the usual ones unless given."""
+        """Sign with every secret of an owner; `certificates` are the usual ones unless given."""
         self._hosts = hosts
         self._secrets = secrets
         self._timeout_s = timeout_s
         self._certificates = certificates
 
-    async def send(self, url: str, message_id: str, body: bytes) -> Outcome:
+    async def send(self, url: str, message_id: str, body: bytes, *, owner: str) -> Outcome:
         """POST a message once; whatever goes wrong is the outcome."""
         assert len(body) < MOST_BODY_BYTES
+        secrets = self._secrets.of(owner)
+        if not secrets:
+            return Outcome(None, UNSIGNED)
         try:
             async with asyncio.timeout(self._timeout_s):
                 target = self._hosts.target(url)
                 addresses = await asyncio.to_thread(self._hosts.addresses, target)
-                status = await self._post(target, addresses, self._headers(message_id, body), body)
+                status = await self._post(target, addresses, _headers(secrets, message_id, body), body)
         except WebhookRefused as error:
             why = str(error)
         except TimeoutError:
@@ -109,16 +90,17 @@ class WebhookSender:
             # What the body says does not matter, so it is not read.
             return response.status
 
-    def _headers(self, message_id: str, body: bytes) -> list[tuple[str, str]]:
-        timestamp = str(int(time.time()))
-        signatures = (sign(secret, message_id, timestamp, body) for secret in self._secrets)
-        return [
-            ("Content-Type", "application/json"),
-            ("User-Agent", f"eckart/{version('eckart')}"),
-            ("webhook-id", message_id),
-            ("webhook-timestamp", timestamp),
-            ("webhook-signature", " ".join(signatures)),
-        ]
+
+def _headers(secrets: Sequence[bytes], message_id: str, body: bytes) -> list[tuple[str, str]]:
+    timestamp = str(int(time.time()))
+    signatures = (sign(secret, message_id, timestamp, body) for secret in secrets)
+    return [
+        ("Content-Type", "application/json"),
+        ("User-Agent", f"eckart/{version('eckart')}"),
+        ("webhook-id", message_id),
+        ("webhook-timestamp", timestamp),
+        ("webhook-signature", " ".join(signatures)),
+    ]
 
 
 def _outcome(status: int) -> Outcome:

@@ -1,6 +1,7 @@
 """`service.webhooks.delivery`: the end of a job is told at least once, whatever fails in between."""
 
 import asyncio
+import base64
 import json
 import threading
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ import pytest
 from schemas.problem import ProblemKind
 from service.webhooks.delivery import AT_ONCE_PER_HOST, PAUSES_S, WebhookDelivery, message
 from service.webhooks.hosts import WebhookHosts
-from service.webhooks.sender import MOST_BODY_BYTES, WebhookSender, parse_secrets
+from service.webhooks.secrets import WebhookSecrets
+from service.webhooks.sender import MOST_BODY_BYTES, WebhookSender
 from state.data_dir import DataDir
 from state.jobs.records import NewJob, StoredWebhook, new_token
 from state.jobs.webhooks import WebhookFiles
@@ -179,6 +181,32 @@ REFUSED = [
 ]
 
 
+def test_each_owner_has_a_secret_of_its_own(start):
+    """Each receiver verifies with its own secret, and takes nothing that another owner could have signed."""
+    secrets = {name: f"whsec_{base64.b64encode(name.encode() * 8).decode()}" for name in ("alice", "bob")}
+    receivers = {name: Receiver(204, secret=secret) for name, secret in secrets.items()}
+    with receiving(receivers["alice"]), receiving(receivers["bob"]):
+        service = start(
+            api_keys="alice:of-alice,bob:of-bob,carol:of-carol",
+            webhook_hosts=", ".join(f"http://127.0.0.1:{each.port}" for each in receivers.values()),
+            webhook_secret=",".join(f"{name}:{secret}" for name, secret in secrets.items()),
+        )
+        for name in ("alice", "bob", "carol"):
+            key = {"X-API-Key": f"of-{name}"}
+            service.http.put("/v1/checkpoints/m/model.safetensors", content=MODEL, headers=key)
+            receiver = receivers.get(name, receivers["bob"])
+            webhook = {"url": f"http://127.0.0.1:{receiver.port}/"}
+            body = {"checkpoint": "m", "spec": SPEC, "webhook": webhook}
+            answer = service.http.post("/v1/jobs", json=body, headers=key)
+            if name == "carol":  # nothing would sign it
+                refused = assert_problem(answer, 422, "invalid-webhook")
+                assert refused["errors"][0]["pointer"] == "/webhook/url"
+                continue
+            service.finish(answer.json()["id"], FILES)
+            assert receiver.arrived.acquire(timeout=30)
+            assert receiver.messages[0]["data"]["id"] == answer.json()["id"]
+
+
 def test_a_webhook_that_cannot_work_is_refused_with_a_pointer(start):
     service = start(webhook_hosts="hooks.example.com, http://localhost:9", webhook_secret=SECRET)
     checkpoint = service.stored(MODEL)
@@ -215,7 +243,7 @@ class Alone:
         self.files = WebhookFiles(DataDir(service.data_dir))
         self.service = service
         self.counted = []
-        sender = WebhookSender(WebhookHosts(setting), parse_secrets(SECRET))
+        sender = WebhookSender(WebhookHosts(setting), WebhookSecrets(SECRET))
         self.delivery = WebhookDelivery(
             service.jobs, self.files, sender, count=self.counted.append, pauses_s=pauses_s
         )

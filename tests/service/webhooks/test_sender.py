@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from service.webhooks.hosts import WebhookHosts, WebhookRefused
-from service.webhooks.sender import Outcome, WebhookSender, parse_secrets
+from service.webhooks.secrets import WebhookSecrets
+from service.webhooks.sender import Outcome, WebhookSender
 from tests.service.receiver import SECRET, Receiver, receiving
 
 OTHER = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -21,8 +22,8 @@ BODY = json.dumps({"type": "job.ended"}).encode()
 def send(receiver, *, host="127.0.0.1", allow=None, resolve=None, secrets=SECRET, scheme="http", **options):
     setting = allow or f"{scheme}://127.0.0.1:{receiver.port}"
     hosts = WebhookHosts(setting, **({"resolve": resolve} if resolve else {}))
-    sender = WebhookSender(hosts, parse_secrets(secrets), **options)
-    return asyncio.run(sender.send(f"{scheme}://{host}:{receiver.port}/hook?a=1", "msg_1", BODY))
+    sender = WebhookSender(hosts, WebhookSecrets(secrets), **options)
+    return asyncio.run(sender.send(f"{scheme}://{host}:{receiver.port}/hook?a=1", "msg_1", BODY, owner=""))
 
 
 @pytest.mark.parametrize("secrets", [SECRET, f"{OTHER} {SECRET}", f"{SECRET} {OTHER}"])
@@ -84,7 +85,7 @@ def test_a_name_that_leads_inside_after_the_submission_is_refused_at_delivery(ad
         hosts = WebhookHosts(f"http://hooks.example.com:{receiver.port}", lambda _host, _port: answers.pop(0))
         url = f"http://hooks.example.com:{receiver.port}/"
         hosts.require(url)
-        outcome = asyncio.run(WebhookSender(hosts, parse_secrets(SECRET)).send(url, "msg_1", BODY))
+        outcome = asyncio.run(WebhookSender(hosts, WebhookSecrets(SECRET)).send(url, "msg_1", BODY, owner=""))
         with pytest.raises(WebhookRefused):
             hosts.target("http://127.0.0.1/")
     assert "not public" in outcome.error
@@ -158,7 +159,7 @@ def test_the_receiver_in_the_documentation_verifies_a_message(capsys):
         thread.start()
         hosts = WebhookHosts(f"http://127.0.0.1:{server.server_port}")
         url = f"http://127.0.0.1:{server.server_port}/"
-        outcome = asyncio.run(WebhookSender(hosts, parse_secrets(SECRET)).send(url, "msg_1", body))
+        outcome = asyncio.run(WebhookSender(hosts, WebhookSecrets(SECRET)).send(url, "msg_1", body, owner=""))
         thread.join()
     assert outcome == Outcome(204, None)
     assert capsys.readouterr().out == "J1 succeeded\n"
