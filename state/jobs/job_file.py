@@ -17,6 +17,7 @@ from state.data_dir import RECORD_NAME, SPOOL_NAME, DataDir
 from state.errors import FilesLocked, JobNotFound, OutOfSpace
 from state.files import AtomicFile, disk_errors, locked, make_directory, move_to_trash, purge, write_atomic
 from state.jobs.attempt_lock import PATTERN as ATTEMPT_LOCKS
+from state.jobs.read_last import ReadLast
 from state.jobs.records import (
     JOB_ID,
     JobRecord,
@@ -51,6 +52,7 @@ class JobFiles:
     def __init__(self, paths: DataDir, scripts: Scripts) -> None:
         self._paths = paths
         self._scripts = scripts
+        self._read_last = ReadLast(_read_record)
 
     def lock(self, job_id: str, *, wait_s: float | None = None) -> AbstractContextManager[None]:
         """Lock the job's files. Restoring takes every job's lock, so never restore while you hold one."""
@@ -63,29 +65,26 @@ class JobFiles:
 
     def _load(self, job_id: str) -> tuple[dict[str, Any], dict[str, str]] | None:
         """Return the document of job.json, and the fields of its hash in Redis."""
-        path = f"{self._paths.jobs}/{job_id}/{RECORD_NAME}"
-        try:
-            with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - paths are slow in a loop
-                document = json.loads(file.read())
-            return dict(document), to_fields(document)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (ValueError, TypeError) as error:
-            raise DamagedRecord(path) from error
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return _read_record(self._path(job_id))
+        return None
 
-    def known(self, job_id: str) -> dict[str, Any]:
+    def _path(self, job_id: str) -> str:
+        return f"{self._paths.jobs}/{job_id}/{RECORD_NAME}"  # paths are slow in a loop
+
+    def known(self, job_id: str) -> Mapping[str, Any]:
         """Return what never changes of a job that Redis has; only its id if job.json is damaged.
 
         Raises `JobNotFound` where it is about to be created or deleted, or was not created to the end.
         """
         try:
-            document = self.load(job_id)
-            if document is None:
-                with self.lock(job_id):  # whoever creates or deletes it holds this
-                    document = self.load(job_id)
-                    fields = self._scripts.fields(job_id)
-                    if document is None and (not fields or UNWRITTEN in fields):
-                        raise JobNotFound
+            with suppress(FileNotFoundError, NotADirectoryError):
+                return self._read_last.get(self._path(job_id))[0]
+            with self.lock(job_id):  # whoever creates or deletes it holds this
+                document = self.load(job_id)
+                fields = self._scripts.fields(job_id)
+                if document is None and (not fields or UNWRITTEN in fields):
+                    raise JobNotFound
         except DamagedRecord:
             document = None
         return document or {"id": job_id}
@@ -339,3 +338,12 @@ def _attempt_files(paths: DataDir, record: JobRecord) -> Iterator[Path]:
     for path in (*layers, *sorted(paths.job(record.id).glob("result-*"))):
         if path != published and path.is_dir():
             yield path
+
+
+def _read_record(path: str) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - paths are slow in a loop
+            document = json.loads(file.read())
+        return dict(document), to_fields(document)
+    except (ValueError, TypeError, RecursionError, IsADirectoryError) as error:
+        raise DamagedRecord(path) from error

@@ -75,3 +75,64 @@ def test_a_result_without_a_report_that_can_be_read_is_said_to_be_unreadable(har
     for path in ("files/model.safetensors", "checkpoint", "report", "archive"):
         assert_problem(service.http.get(f"{here}/{path}"), 501, "unreadable-record")
     assert service.http.delete(here).status_code == 204
+
+
+def as_directory(path):
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES = {
+    "empty": "",
+    "cut": '{"id": "J',
+    "no object": "[]",
+    "null": "null",
+    "no text": b"\xff\x00\x80",
+    "zeros": bytes(4096),
+    "too deep": '{"spec": ' + "[" * 200_000,
+    "too long a number": '{"version": ' + "7" * 5000 + "}",
+    "without essentials": "{}",
+    "no time": {"created_at": "noon"},
+    "a time without a zone": {"created_at": "2026-01-02T03:04:05"},
+    "no state": {"state": "dreaming"},
+    "no version": {"version": "new"},
+    "no text as owner": {"owner": 7},
+    "no fence": {"fence": 1e400},
+    "a directory": as_directory,
+}
+
+
+def damage(path, how):
+    if callable(how):
+        how(path)
+    elif isinstance(how, dict):
+        path.write_text(json.dumps(json.loads(path.read_text()) | how))
+    else:
+        path.write_bytes(how if isinstance(how, bytes) else how.encode())
+
+
+@pytest.mark.parametrize("finished", [False, True], ids=["queued", "succeeded"])
+@pytest.mark.parametrize("how", DAMAGES.values(), ids=DAMAGES)
+def test_a_file_damaged_behind_redis_is_shown_as_such_kept_and_deleted(service, stored, how, finished):
+    job_id = service.submit(stored).json()["id"]
+    if finished:
+        service.finish(job_id, FILES)
+    path = DataDir(service.data_dir).record(job_id)
+    damage(path, how)
+    here = f"/v1/jobs/{job_id}"
+    state = "succeeded" if finished else "queued"
+
+    assert job_id in {each["id"] for each in service.http.get("/v1/jobs").json()["jobs"]}
+    for address in (here, f"{here}?wait=0.01"):
+        shown = service.http.get(address)
+        assert shown.status_code == 200, shown.text
+        assert (shown.json()["state"], error_type(shown.json())) == (state, UNREADABLE)
+    assert_problem(service.http.post(f"{here}/resume"), 501, "unreadable-record")
+    report = service.http.get(f"{here}/report")
+    assert report.status_code == (200 if finished else 409)
+    assert path.exists()
+    assert service.http.post(f"{here}/cancel").status_code == 200
+    assert path.exists()
+    assert service.http.delete(here).status_code == 204
+    assert_problem(service.http.get(here), 404, "job-not-found")
+    assert not path.exists()
