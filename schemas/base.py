@@ -1,6 +1,12 @@
 """Base classes of all models that travel as JSON: what is asked is read strictly, what is kept is not."""
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
+
+# In the context of an error: the path of the field at fault, in the model of the one that was checked.
+PLACE = "place"
 
 
 class Input(BaseModel):
@@ -21,6 +27,11 @@ class Output(BaseModel):
         ser_json_inf_nan="null",
         json_schema_extra={"additionalProperties": False},
     )
+
+
+def fault_at(place: Sequence[int | str], kind: str, message: str, **values: object) -> PydanticCustomError:
+    """Return an error of another field than the one that is being checked, given by its path beside it."""
+    return PydanticCustomError(kind, message, {**values, PLACE: list(place)})  # type: ignore[arg-type]
 
 
 def is_none(value: object) -> bool:

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHa
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from schemas.base import fault_at
 from schemas.planning.codecs import CODECS, KEEP
 from schemas.planning.forms import FORMS, FormOptions
 from schemas.rank_rule import RankRule, budget_of
@@ -68,30 +69,44 @@ def need_rank(methods: tuple[str, ...]) -> bool:
     return any(FORMS[method].has_ranks for method in methods)
 
 
-def check_methods(methods: tuple[str, ...], rank: int | RankRule | None) -> None:
-    """Refuse a list without a budget, and forms for which a budget makes no sense."""
+def check_methods(
+    method: str | tuple[str, ...],
+    rank: int | RankRule | None,
+    *,
+    at: tuple[int | str, ...] = ("method",),
+    otherwise: tuple[int | str, ...] = ("rank",),
+) -> None:
+    """Refuse a list without a budget, and forms for which a budget makes no sense.
+
+    `at` is the path of the method, and `otherwise` that of what else may be changed.
+    """
+    methods = methods_of(method)
     rule = budget_of(rank)
     if len(methods) > 1 and rule is None:
-        raise PydanticCustomError(
+        raise fault_at(
+            otherwise,
             "list_without_budget",
             "a list of methods leaves the choice to a budget: give a rank such as "
             '{"budget_bytes": 50000000}, or one method',
         )
     if rule is None:
         return
-    for method in methods:
-        if methods.count(method) > 1:
-            raise PydanticCustomError("twice_in_list", "give {method} once in a list", {"method": method})
-        if len(methods) > 1 and not FORMS[method].known_by_spectrum:
-            raise PydanticCustomError(
+    for number, name in enumerate(methods):
+        place = (*at, number) if isinstance(method, tuple) else at
+        if name in methods[:number]:
+            raise fault_at(place, "twice_in_list", "give {method} once in a list", method=name)
+        if len(methods) > 1 and not FORMS[name].known_by_spectrum:
+            raise fault_at(
+                place,
                 "not_in_list",
                 "a list cannot have {method}: at the same size svd is never worse. Leave it out, or give it "
                 "to some layers by an override",
-                {"method": method},
+                method=name,
             )
-        if rule.budget is not None and FORMS[method].of(FormOptions()).quantizer is not None:
-            raise PydanticCustomError(
+        if rule.budget is not None and FORMS[name].of(FormOptions()).quantizer is not None:
+            raise fault_at(
+                place,
                 "quantised_budget",
                 "{method} saves bytes and no parameters: give budget_bytes instead of budget",
-                {"method": method},
+                method=name,
             )

@@ -52,11 +52,11 @@ class Pair(Input):
 
 
 def _tag(value: object) -> str:
-    return "list" if isinstance(value, list | tuple) else "name"
+    return "named pairs" if isinstance(value, list | tuple) else "known pairs"
 
 
-KnownPairs = Annotated[Literal["neurons"], Tag("name")]
-NamedPairs = Annotated[tuple[Pair, ...], Field(min_length=1, max_length=10_000), Tag("list")]
+KnownPairs = Annotated[Literal["neurons"], Tag("known pairs")]
+NamedPairs = Annotated[tuple[Pair, ...], Field(min_length=1, max_length=10_000), Tag("named pairs")]
 Pairs = Annotated[KnownPairs | NamedPairs, Discriminator(_tag)]
 
 

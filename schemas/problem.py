@@ -1,18 +1,19 @@
 """The problems (RFC 9457) that the service answers with or a failed job shows: one table, `ProblemKind`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from string import Formatter
-from typing import Any, Self
+from typing import Any, Self, get_args
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from schemas.base import Output
+from schemas.base import PLACE, Output
+from schemas.nearest import did_you_mean
 
 TYPE_PREFIX = "urn:eckart:problem:"
 
 # Where a field is a union, pydantic puts the chosen branch into the path; no field has these names.
-UNION_TAGS = frozenset({"integer", "rule", "one method", "several methods"})
+UNION_TAGS = frozenset({"integer", "rule", "one method", "several methods", "known pairs", "named pairs"})
 
 
 class FieldProblem(Output):
@@ -531,18 +532,59 @@ class ProblemKind(Enum):
         )
 
 
-def field_problems(errors: Iterable[Mapping[str, Any]]) -> tuple[FieldProblem, ...]:
-    """Turn pydantic's errors into pointers and messages, without the invalid values."""
-    return tuple(FieldProblem(pointer=_pointer(e["loc"]), detail=_sentence(e)) for e in errors)
+def field_problems(
+    errors: Iterable[Mapping[str, Any]], model: type[BaseModel] | None = None
+) -> tuple[FieldProblem, ...]:
+    """Turn pydantic's errors into pointers and messages, without the invalid values.
+
+    With the model that was checked, an unknown field is answered with the one that was probably meant.
+    """
+    found = list(errors)
+    told = [e for e in found if not (e["type"] == "too_short" and any(_is_below(o["loc"], e) for o in found))]
+    return tuple(FieldProblem(pointer=_pointer(_place(e)), detail=_sentence(e, model)) for e in told)
 
 
-def _sentence(error: Mapping[str, Any]) -> str:
+def _is_below(path: Sequence[int | str], error: Mapping[str, Any]) -> bool:
+    """Whether an error is of an item in a list that another error says has too few: it counts valid ones."""
+    return len(path) > len(error["loc"]) and path[: len(error["loc"])] == error["loc"]
+
+
+def _place(error: Mapping[str, Any]) -> Sequence[int | str]:
+    beside: Sequence[int | str] | None = error.get("ctx", {}).get(PLACE)
+    return error["loc"] if beside is None else (*error["loc"][:-1], *beside)
+
+
+def _sentence(error: Mapping[str, Any], model: type[BaseModel] | None) -> str:
     """Replace messages of pydantic that speak of Python instead of JSON."""
     if error["type"] == "extra_forbidden":
-        return "unknown field; is it misspelled or in the wrong place?"
+        known = set() if model is None else fields_at(model, error["loc"][:-1])
+        hint = did_you_mean(str(error["loc"][-1]), known) if known else ""
+        return f"unknown field{hint or '; is it misspelled or in the wrong place?'}"
     if "integer" in error["loc"] and error["type"].startswith("int_"):
         return 'give a whole number such as 64, or a rule such as {"ratio": 0.5}'
     return str(error["msg"])
+
+
+def fields_at(model: type[BaseModel], path: Iterable[int | str]) -> set[str]:
+    """Return the names of the fields that a document of this model may have at a path of an error."""
+    models = {model}
+    for step in path:
+        if isinstance(step, int) or step in UNION_TAGS:
+            continue
+        models = {
+            below
+            for each in models
+            if step in each.model_fields
+            for below in _models_in(each.model_fields[step].annotation)
+        }
+    return {name for each in models for name in each.model_fields}
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
 
 
 def _pointer(path: Iterable[int | str]) -> str:

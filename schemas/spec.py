@@ -10,7 +10,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from schemas.base import Input, is_none
+from schemas.base import Input, fault_at, is_none
 from schemas.format.names import CHECKPOINT_ID
 from schemas.format.tensor import FLOAT_DTYPES
 from schemas.method import FactorDtype, Method, check_methods, methods_of, need_rank
@@ -263,7 +263,7 @@ class CompressionSpec(Input):
     @classmethod
     def _check_rank(cls, rank: int | SpecRule | None, info: ValidationInfo) -> int | SpecRule | None:
         methods = methods_of(info.data.get("method", ()))
-        check_methods(methods, rank)
+        check_methods(info.data.get("method", ()), rank)
         if rank is None and need_rank(methods):
             raise PydanticCustomError(
                 "rank_missing", 'required: give a whole number such as 64, or a rule such as {"ratio": 0.5}'
@@ -274,21 +274,26 @@ class CompressionSpec(Input):
     @classmethod
     def _check_overrides(cls, overrides: tuple[Override, ...], info: ValidationInfo) -> tuple[Override, ...]:
         rank = info.data.get("rank")
-        for override in overrides:
+        for number, override in enumerate(overrides):
+            at = ("overrides", number)
             methods = methods_of(override.method or info.data.get("method", ()))
             if override.method is not None and "rank" in info.data:
-                check_methods(methods, override.rank or rank)
+                own = (*at, "method")
+                check_methods(override.method, override.rank or rank, at=own, otherwise=own)
             if override.rank is not None and len(methods) > 1:
-                raise PydanticCustomError(
+                raise fault_at(
+                    (*at, "rank"),
                     "list_without_budget",
                     "{match} has a rank of its own: give it one method too",
-                    {"match": repr(override.match)},
+                    match=repr(override.match),
                 )
             if rank is None and override.rank is None and "rank" in info.data and need_rank(methods):
-                raise PydanticCustomError(
+                raise fault_at(
+                    (*at, "rank"),
                     "rank_missing",
                     "give a rank for {match}: the method {method} needs one",
-                    {"match": repr(override.match), "method": " or ".join(methods)},
+                    match=repr(override.match),
+                    method=" or ".join(methods),
                 )
         return overrides
 

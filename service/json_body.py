@@ -56,8 +56,8 @@ def parse_model(model: type[M], text: bytes, *, kind: ProblemKind, subject: str)
     try:
         return model.model_validate_json(text, strict=True)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        raise invalid_fields(kind, list(found), subject) from None
+        found = error.errors(include_url=False, include_input=False)
+        raise invalid_fields(kind, list(found), subject, model) from None
 
 
 def _invalid(detail: str) -> ProblemError:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -38,12 +39,14 @@ class ProblemResponse(JSONResponse):
         super().__init__(error.problem().model_dump(mode="json"), error.kind.status, headers=error.headers)
 
 
-def invalid_fields(kind: ProblemKind, found: list[Mapping[str, Any]], subject: str) -> ProblemError:
+def invalid_fields(
+    kind: ProblemKind, found: list[Mapping[str, Any]], subject: str, model: type[BaseModel] | None = None
+) -> ProblemError:
     """List the fields that pydantic found invalid, without their values."""
     count = f"1 field of the {subject} is" if len(found) == 1 else f"{len(found)} fields of the {subject} are"
     first = f" The first {MAX_FIELD_PROBLEMS} are listed." if len(found) > MAX_FIELD_PROBLEMS else ""
     detail = f"{count} not valid. Fix the fields listed in `errors` and resend.{first}"
-    return ProblemError(kind, detail, errors=field_problems(found[:MAX_FIELD_PROBLEMS]))
+    return ProblemError(kind, detail, errors=field_problems(found[:MAX_FIELD_PROBLEMS], model))
 
 
 def _from_http_exception(error: HTTPException) -> ProblemError:

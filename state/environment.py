@@ -1,10 +1,11 @@
 """The environment variables of Eckart: which names there are, and which values count as unset."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 
 from pydantic_settings import EnvSettingsSource
+
+from schemas.nearest import nearest
 
 ENV_PREFIX = "ECKART_"
 # Of all programs together, since one environment often serves all; a test compares them with the settings.
@@ -87,5 +88,5 @@ def _is_service_link(name: str, value: str | None) -> bool:
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
-    return f"; did you mean {nearest[0]}? Otherwise unset it" if nearest else ""
+    found = nearest(name, known, likeness=0.0)
+    return f"; did you mean {found}? Otherwise unset it" if found else ""

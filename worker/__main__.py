@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _error_lines(error: Exception, options: argparse.Namespace) -> list[str]:
     """Describe an error in lines that begin with the invalid file or field."""
     if isinstance(error, ValidationError):
-        return [f"spec{field.pointer}: {field.detail}" for field in field_problems(error.errors())]
+        found = field_problems(error.errors(), CompressionSpec)
+        return [f"spec{field.pointer}: {field.detail}" for field in found]
     if isinstance(error, SpecError):
         return [f"spec{error.pointer}: {error}"]
     if isinstance(error, MisfitError):

@@ -56,31 +56,43 @@ from schemas.spec import CompressionSpec
         ({"method": "int4", "group": None}, "/group", "32, 64 or 128"),
         ({"method": "int4+svd"}, "/rank", "required"),
         ({"method": "int2"}, "/method", "'int8+svd'"),
-        ({"method": "int4", "rank": {"budget": 0.5}}, "/rank", "int4 saves bytes and no parameters"),
-        ({"method": "int8+svd", "rank": {"budget": 0.5}}, "/rank", "give budget_bytes instead of budget"),
+        ({"method": "int4", "rank": {"budget": 0.5}}, "/method", "int4 saves bytes and no parameters"),
+        ({"method": "int8+svd", "rank": {"budget": 0.5}}, "/method", "give budget_bytes instead of budget"),
         (
             {"method": "int4", "overrides": [{"match": "a*", "method": "svd"}]},
-            "/overrides",
+            "/overrides/0/rank",
             "a rank for 'a*'",
         ),
         (
-            {"rank": {"budget": 0.5}, "overrides": [{"match": "*", "method": "int8"}]},
-            "/overrides",
+            {"rank": {"budget": 0.5}, "overrides": [{"match": "a"}, {"match": "*", "method": "int8"}]},
+            "/overrides/1/method",
             "int8 saves bytes and no parameters",
         ),
         ({"method": ["svd", "int8"]}, "/rank", "leaves the choice to a budget"),
         ({"method": ["svd", "int8"], "rank": 4}, "/rank", "leaves the choice to a budget"),
         ({"method": ["int8", "int4"]}, "/rank", "leaves the choice to a budget"),
         ({"method": [], "rank": 4}, "/method", "at least 1 item"),
-        ({"method": ["svd", "svd"], "rank": {"budget": 0.5}}, "/rank", "give svd once"),
+        ({"method": ["svd", "svd"], "rank": {"budget": 0.5}}, "/method/1", "give svd once"),
         ({"method": ["svd", "no"], "rank": {"budget": 0.5}}, "/method/1", "'cur', 'cx'"),
-        ({"method": ["svd", "cx"], "rank": {"budget": 0.5}}, "/rank", "a list cannot have cx"),
-        ({"method": ["svd", "int8"], "rank": {"budget": 0.5}}, "/rank", "give budget_bytes instead"),
+        ({"method": ["svd", "cx"], "rank": {"budget": 0.5}}, "/method/1", "a list cannot have cx"),
+        ({"method": ["svd", "int8"], "rank": {"budget": 0.5}}, "/method/1", "give budget_bytes instead"),
         (
             {"rank": {"budget": 0.5}, "overrides": [{"match": "*", "method": ["svd", "pivot"], "rank": 4}]},
-            "/overrides",
+            "/overrides/0/method",
             "leaves the choice to a budget",
         ),
+        (
+            {"rank": {"budget": 0.5}, "overrides": [{"match": "*", "method": ["svd", "cx"]}]},
+            "/overrides/0/method/1",
+            "a list cannot have cx",
+        ),
+        (
+            {"method": ["svd", "pivot"], "rank": {"budget": 0.5}, "overrides": [{"match": "a", "rank": 4}]},
+            "/overrides/0/rank",
+            "give it one method too",
+        ),
+        ({"rank": 4, "pairs": "heads"}, "/pairs", "neurons"),
+        ({"rank": 4, "pairs": [{"up": "a", "down": ""}]}, "/pairs/0/down", "at least 1"),
         ({"rank": 4, "objective": "best"}, "/objective", "'relative', 'absolute' or 'loss'"),
         ({"rank": 4, "bias": "drop"}, "/bias", "'correct' or 'keep'"),
         ({"rank": 4, "seed": -1}, "/seed", "greater than or equal to 0"),
@@ -111,6 +123,25 @@ def test_a_bad_spec_is_refused_with_the_pointer_and_the_reason(document, pointer
     (problem,) = field_problems(refusal.value.errors())
     assert problem.pointer == pointer
     assert words in problem.detail
+
+
+@pytest.mark.parametrize(
+    ("document", "hint"),
+    [
+        ({"rank": {"rato": 0.5}}, "did you mean ratio?"),
+        ({"rank": 4, "Include": ["*"]}, "did you mean include?"),
+        ({"rank": 4, "overrides": [{"match": "*", "rnk": 7}]}, "did you mean rank?"),
+        ({"rank": 4, "cur": {"store": "two"}}, "did you mean storage?"),
+        ({"rank": {"ratio": 0.5}, "pairs": [{"up": "a", "down": "b", "gates": "c"}]}, "did you mean gate?"),
+        ({"rank": {"zzz": 0.5}}, "known are auto, budget, budget_bytes, energy, error, ratio"),
+        ({"rank": 4, "overrides": [{"match": "*", "rank": {"engery": 1}}]}, "did you mean energy?"),
+    ],
+)
+def test_an_unknown_field_is_answered_with_the_one_that_was_meant(document, hint):
+    with pytest.raises(ValidationError) as refusal:
+        CompressionSpec.model_validate(document)
+    details = [each.detail for each in field_problems(refusal.value.errors(), CompressionSpec)]
+    assert [detail for detail in details if detail.startswith("unknown field; " + hint)], details
 
 
 @pytest.mark.parametrize(
