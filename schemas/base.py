@@ -31,7 +31,7 @@ class Output(BaseModel):
 
 def fault_at(place: Sequence[int | str], kind: str, message: str, **values: object) -> PydanticCustomError:
     """Return an error of another field than the one that is being checked, given by its path beside it."""
-    return PydanticCustomError(kind, message, {**values, PLACE: list(place)})  # type: ignore[arg-type]
+    return PydanticCustomError(kind, message, {**values, PLACE: list(place)})
 
 
 def is_none(value: object) -> bool:

@@ -21,6 +21,7 @@ from service.middleware import Measure, RequestId, RootPath, UnreadBody
 from service.openapi import DocumentedApp
 from service.planning.pool import PlanningPool
 from service.problems import HANDLERS
+from service.query import KnownQuery
 from service.routes import checkpoints, docs, health, jobs, plans, results, ui, uploads
 from service.settings import Settings
 from service.uploads.streaming import DiskSpace, UploadSlots
@@ -142,6 +143,9 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.needs_key = keys is not None
     app.state.stopping = services.stopping
-    for routes in (checkpoints, uploads, jobs, results, plans, health, docs, ui):
+    for routes in (checkpoints, uploads, jobs, results, plans):
+        app.include_router(routes.router, dependencies=[KnownQuery])
+    # Probes, scrapers and browsers bring parameters of their own.
+    for routes in (health, docs, ui):
         app.include_router(routes.router)
     return app

@@ -17,7 +17,9 @@ from service.access.browsers import PROBES, SAFE_METHODS, SecurityHeaders
 from service.errors import HEADERS as PROBLEM_HEADERS
 
 REFERENCE = "#/components/schemas/{model}"
-ANY_OPERATION = (ProblemKind.INVALID_HTTP, ProblemKind.INTERNAL_ERROR)
+# INVALID_REQUEST: a query parameter that the address does not have.
+ANY_OPERATION = (ProblemKind.INVALID_HTTP, ProblemKind.INVALID_REQUEST, ProblemKind.INTERNAL_ERROR)
+API = "/v1/"
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -32,7 +34,7 @@ FAULT_EXAMPLES: Mapping[ProblemKind, str] = {
 def problem_responses(*kinds: ProblemKind) -> Responses:
     """Describe the problems of an operation, and those that any operation may meet, each with an example."""
     by_status: defaultdict[int, list[ProblemKind]] = defaultdict(list)
-    for kind in (*kinds, *ANY_OPERATION):
+    for kind in dict.fromkeys((*kinds, *ANY_OPERATION)):
         by_status[kind.status].append(kind)
     return {status: _response(found) for status, found in sorted(by_status.items())}
 
@@ -233,9 +235,8 @@ class DocumentedApp(FastAPI):
                 parameter["schema"] = _without_null(parameter["schema"])
             for kind in _refused_before_routes(method, path):
                 operation["responses"][str(kind.status)] = _response([kind])
-            # FastAPI adds its own 422 wherever there are parameters, even if none of them can be invalid.
-            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
-                del operation["responses"]["422"]
+            if not path.startswith(API):
+                operation["responses"].pop("422", None)
 
 
 def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

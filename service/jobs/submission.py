@@ -22,10 +22,11 @@ from service.planning.plans import (
     join_names,
     make_bounded_plan,
     require_complete,
+    require_difference,
 )
 from service.uploads.form import UploadContent
 from state.checkpoints.store import StoredCheckpoint
-from state.errors import RedisUnavailable
+from state.errors import CheckpointNotFound, RedisUnavailable
 from state.jobs.records import Idempotency, JobRecord, JobView, NewJob, StoredWebhook
 
 log = logging.getLogger("eckart.service")
@@ -33,8 +34,9 @@ log = logging.getLogger("eckart.service")
 
 def submit_stored(services: Services, request: JobRequest, key: str | None, root_path: str) -> JobView:
     """Create a job for a stored checkpoint; its webhook is checked already."""
-    stored = complete_checkpoint(services, request.checkpoint)
+    stored = complete_checkpoint(services, request)
     references = find_references(services, request.spec, pointer=SPEC_IN_JSON)
+    require_difference(stored, references, pointer=SPEC_IN_JSON)
     webhook = _stored(request.webhook, root_path)
     idempotency = _idempotency(key, request.spec, request.checkpoint, references, webhook)
     plan = make_bounded_plan(stored, request.spec, references, pointer=SPEC_IN_JSON)
@@ -53,6 +55,7 @@ def submit_upload(services: Services, content: UploadContent, key: str | None, r
             raise ProblemError(ProblemKind.INVALID_CHECKPOINT, detail, fault="missing-files")
         digests = sorted((file.name, file.sha256) for file in stored.files)
         references = find_references(services, content.spec, pointer=SPEC_IN_MULTIPART)
+        require_difference(stored, references, pointer=SPEC_IN_MULTIPART)
         webhook = _stored(content.webhook, root_path)
         idempotency = _idempotency(key, content.spec, digests, references, webhook)
         plan = make_bounded_plan(stored, content.spec, references, pointer=SPEC_IN_MULTIPART)
@@ -65,10 +68,13 @@ def submit_upload(services: Services, content: UploadContent, key: str | None, r
             services.quotas.deleted(services.owner, services.checkpoints.delete(content.checkpoint_id))
 
 
-def complete_checkpoint(services: Services, checkpoint_id: str) -> StoredCheckpoint:
-    """Return a stored checkpoint, which must have all its files."""
-    stored = services.checkpoints.get(checkpoint_id)
-    require_complete(stored)
+def complete_checkpoint(services: Services, request: JobRequest) -> StoredCheckpoint:
+    """Return the stored checkpoint that a request names, which must have all its files."""
+    try:
+        stored = services.checkpoints.get(request.checkpoint)
+    except CheckpointNotFound as error:
+        raise ProblemError(ProblemKind.CHECKPOINT_NOT_FOUND, pointer="/checkpoint") from error
+    require_complete(stored, pointer="/checkpoint")
     return stored
 
 

@@ -36,6 +36,11 @@ MAX_MATCHING_NS = 1_000_000_000
 COMPUTED_BYTES = 4
 COPIES = 2
 
+SAME_BASE = (
+    "The base has the same weights as the checkpoint, so there is no difference to compress. Name the model "
+    "that this one was fine-tuned from."
+)
+
 # By the field that names a stored checkpoint: what it holds, and a name for its file.
 CONTENTS = {"calibration": ("the Gram matrices", "grams"), "base": ("the base", "model")}
 
@@ -62,6 +67,21 @@ def _find_reference(services: Services, name: str, field: str, *, pointer: str) 
         raise ProblemError(ProblemKind.CHECKPOINT_NOT_FOUND, errors=named) from error
     require_complete(stored, pointer=pointer)
     return stored
+
+
+def require_difference(
+    stored: StoredCheckpoint, references: References[StoredCheckpoint], *, pointer: str
+) -> None:
+    """Refuse a base of the same weights as the checkpoint, under whatever id: nothing would be left."""
+    base = references.base
+    if base is not None and _weights(base) == _weights(stored):
+        named = f"{pointer}/base"
+        raise ProblemError(ProblemKind.INVALID_BASE, SAME_BASE, fault="no-difference", pointer=named)
+
+
+def _weights(stored: StoredCheckpoint) -> set[str]:
+    """Return the digests of the weight files."""
+    return {file.sha256 for file in stored.files if file.name in stored.headers}
 
 
 def require_complete(stored: StoredCheckpoint, *, pointer: str | None = None) -> None:

@@ -20,6 +20,7 @@ from service.planning.plans import (
     find_references,
     make_bounded_plan,
     make_resolved_plan,
+    require_difference,
 )
 from service.uploads.multipart import boundary_of, is_multipart
 
@@ -60,8 +61,9 @@ async def plan_job(body: RequestBodyDep, services: ServicesDep) -> PlanDocument:
 
 
 def _plan_stored(services: Services, request: JobRequest) -> PlanDocument:
-    stored = complete_checkpoint(services, request.checkpoint)
+    stored = complete_checkpoint(services, request)
     references = find_references(services, request.spec, pointer=SPEC_IN_JSON)
+    require_difference(stored, references, pointer=SPEC_IN_JSON)
     plan = make_resolved_plan(services, stored, request.spec, references, pointer=SPEC_IN_JSON)
     return plan_document(stored.id, stored.tensors, plan)
 

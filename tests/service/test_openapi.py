@@ -4,6 +4,7 @@ import pytest
 
 from service.app import create_app
 from service.settings import Settings
+from tests.service.running import assert_problem
 
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
 # What an operation may answer without it being a refusal.
@@ -157,26 +158,26 @@ def test_every_header_has_a_description_and_an_example(operations):
 @pytest.mark.parametrize(
     ("operation", "statuses"),
     [
-        ("put /v1/checkpoints/{checkpoint_id}/{filename}", "200 201 408 409 412 413 415 422 429 503 507"),
-        ("post /v1/checkpoints/{checkpoint_id}", "200 201 408 409 413 415 422 429 503 507"),
-        ("get /v1/checkpoints/{checkpoint_id}", "200 404 422 429"),
+        ("put /v1/checkpoints/{checkpoint_id}/{filename}", "200 201 408 409 412 413 415 429 503 507"),
+        ("post /v1/checkpoints/{checkpoint_id}", "200 201 408 409 413 415 429 503 507"),
+        ("get /v1/checkpoints/{checkpoint_id}", "200 404 429"),
         ("delete /v1/checkpoints/{checkpoint_id}", "204 404 409 503"),
         ("options /v1/uploads", "204"),
-        ("post /v1/uploads", "201 408 409 412 413 415 422 429 460 503 507"),
+        ("post /v1/uploads", "201 408 409 412 413 415 429 460 503 507"),
         ("head /v1/uploads/{upload_id}", "200 404 412"),
-        ("patch /v1/uploads/{upload_id}", "204 404 408 409 412 413 415 422 423 429 460 503 507"),
+        ("patch /v1/uploads/{upload_id}", "204 404 408 409 412 413 415 423 429 460 503 507"),
         ("delete /v1/uploads/{upload_id}", "204 404 412 423"),
-        ("post /v1/jobs", "202 404 408 409 413 415 422 429 503 507"),
-        ("post /v1/plans", "200 404 408 409 413 415 422 429"),
-        ("get /v1/jobs", "200 422 503"),
-        ("get /v1/jobs/{job_id}", "200 304 404 422 429 503"),
-        ("get /v1/jobs/{job_id}/events", "200 204 404 422 429 503"),
+        ("post /v1/jobs", "202 404 408 409 413 415 429 503 507"),
+        ("post /v1/plans", "200 404 408 409 413 415 429"),
+        ("get /v1/jobs", "200 503"),
+        ("get /v1/jobs/{job_id}", "200 304 404 429 503"),
+        ("get /v1/jobs/{job_id}/events", "200 204 404 429 503"),
         ("post /v1/jobs/{job_id}/cancel", "200 404 503"),
         ("post /v1/jobs/{job_id}/resume", "202 404 409 429 501 503"),
         ("delete /v1/jobs/{job_id}", "204 404 503"),
-        ("get /v1/jobs/{job_id}/report", "200 206 304 404 406 409 410 416 422 429 501 503"),
-        ("get /v1/jobs/{job_id}/checkpoint", "200 206 304 404 409 410 416 422 429 501 503"),
-        ("get /v1/jobs/{job_id}/files/{filename}", "200 206 304 404 409 410 416 422 429 501 503"),
+        ("get /v1/jobs/{job_id}/report", "200 206 304 404 406 409 410 416 429 501 503"),
+        ("get /v1/jobs/{job_id}/checkpoint", "200 206 304 404 409 410 416 429 501 503"),
+        ("get /v1/jobs/{job_id}/files/{filename}", "200 206 304 404 409 410 416 429 501 503"),
         ("get /livez", "200"),
         ("get /readyz", "200 503"),
         ("get /metrics", "200"),
@@ -187,7 +188,8 @@ def test_an_operation_lists_exactly_what_it_answers(operations, operation, statu
     of_middleware = {"421"} - ({"421"} if path in {"/livez", "/readyz"} else set())
     of_middleware |= set() if method in {"get", "head", "options"} else {"403"}
     of_middleware |= set() if path in {"/livez", "/readyz"} else {"401"}
-    assert operations[operation]["responses"].keys() == {*statuses.split(), "400", "500"} | of_middleware
+    of_all = {"400", "500"} | ({"422"} if path.startswith("/v1/") else set())
+    assert operations[operation]["responses"].keys() == {*statuses.split()} | of_all | of_middleware
 
 
 def test_no_parameter_may_be_null(operations):
@@ -237,3 +239,22 @@ def references(node):
     elif isinstance(node, list):
         for child in node:
             yield from references(child)
+
+
+def test_a_query_parameter_that_an_address_does_not_have_is_refused(operations, service):
+    """One that is misspelled would change nothing, and nobody would see why."""
+    for name, operation in operations.items():
+        method, _, path = name.partition(" ")
+        known = [each["name"] for each in operation.get("parameters", ()) if each["in"] == "query"]
+        misspelled = [f"{each}x" for each in known] or ["verbose"]
+        for wrong in misspelled:
+            answer = service.http.request(method, path.replace("{", "").replace("}", ""), params={wrong: "1"})
+            if not path.startswith("/v1/"):
+                assert answer.status_code in (200, 503), name
+                continue
+            assert answer.status_code == 422, name
+            if method != "head":
+                (found,) = assert_problem(answer, 422, "invalid-request")["errors"]
+                assert found["pointer"] == f"/query/{wrong}", name
+                hint = f"did you mean {wrong[:-1]}?" if known else "there are none here"
+                assert hint in found["detail"], name

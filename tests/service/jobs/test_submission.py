@@ -51,7 +51,8 @@ def test_patterns_that_match_nothing_are_warnings_and_no_refusals(service, store
 def test_an_unknown_checkpoint_is_not_found(service, path):
     refused = service.http.post(path, json={"checkpoint": "nobody", "spec": SPEC})
 
-    assert_problem(refused, 404, "checkpoint-not-found")
+    body = assert_problem(refused, 404, "checkpoint-not-found")
+    assert [each["pointer"] for each in body["errors"]] == ["/checkpoint"]
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/plans"])

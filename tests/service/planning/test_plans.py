@@ -303,7 +303,8 @@ def test_transposed_patterns_count_among_those_to_be_matched(service):
     assert "patterns" in assert_problem(refused, 422, "invalid-spec")["detail"]
 
 
-BASE = checkpoint_bytes({"h.up.weight": (64, 32), "h.down.weight": (32, 64), "wte.weight": (100, 32)}, fill=2)
+BASE_SHAPES = {"h.up.weight": (64, 32), "h.down.weight": (32, 64), "wte.weight": (100, 32)}
+BASE = checkpoint_bytes(BASE_SHAPES, fill=2)
 
 
 @pytest.fixture
@@ -339,6 +340,14 @@ def test_an_unknown_base_is_not_found_where_it_was_named(service, model, request
     body = assert_problem(refused, 404, "checkpoint-not-found")
     assert [error["pointer"] for error in body["errors"]] == [at(request_, "base")]
     assert "/v1/checkpoints/nobody/model.safetensors" in body["errors"][0]["detail"]
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_a_base_of_the_same_weights_is_refused_under_whatever_id(service, model, base, request_):
+    for name in (model, service.stored(MODEL, "other.safetensors")):
+        refused = REQUESTS[request_](service, model, difference(name))
+        body = assert_problem(refused, 422, "invalid-base:no-difference")
+        assert [error["pointer"] for error in body["errors"]] == [at(request_, "base")]
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
@@ -384,7 +393,7 @@ def test_the_same_key_with_another_base_under_the_same_id_is_another_request(ser
     first = service.submit(model, difference(base), **{"Idempotency-Key": key})
     service.http.post(f"/v1/jobs/{first.json()['id']}/cancel")
     service.http.delete(f"/v1/checkpoints/{base}")
-    service.put(base, "base.safetensors", MODEL)
+    service.put(base, "base.safetensors", checkpoint_bytes(BASE_SHAPES, fill=3))
 
     other = service.submit(model, difference(base), **{"Idempotency-Key": key})
     assert_problem(other, 422, "idempotency-mismatch")
