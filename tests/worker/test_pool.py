@@ -23,7 +23,8 @@ def hub():
 @pytest.fixture
 def pool(hub):
     """Start one process and let the event loop watch it, as Celery's worker does."""
-    celery_pool = TaskPool(1, app=Celery("test", set_as_current=False), threads=False)
+    app = Celery("test", set_as_current=False)
+    celery_pool = TaskPool(1, app=app, threads=False, initargs=(app, "test"))
     celery_pool.start()
     celery_pool.register_with_event_loop(hub)
     yield celery_pool
@@ -63,3 +64,14 @@ def test_a_process_whose_replacement_was_broken_off_is_replaced_after_the_next_c
     hub.timer.clear()
     run_until(hub, lambda: process_of(pool) not in {None, killed})
     assert process_of(pool)._is_alive()
+
+
+def test_a_process_that_another_ones_event_is_taken_for_is_watched_on(hub, pool):
+    living = process_of(pool)
+    pool._pool._event_process_exit(hub, living)
+    pool.register_with_event_loop(hub)
+    assert process_of(pool) is living
+
+    hub.timer.clear()
+    os.kill(living.pid, signal.SIGKILL)
+    run_until(hub, lambda: process_of(pool) not in {None, living})

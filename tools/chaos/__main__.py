@@ -27,6 +27,8 @@ DISK_BYTES = 512 * 2**20
 SOME_CACHE = {"ECKART_CACHE_BYTES": "5000000"}
 # Two jobs at a time, so that one goes on while the process of the other is stopped; and no cache.
 TWO_WORKERS = {"ECKART_CACHE_BYTES": "0", "ECKART_WORKERS": "2", "ECKART_HEARTBEAT_S": "0.5"}
+# A job whose process is killed before it got further fails, and its client resumes it.
+ONE_ATTEMPT = {"ECKART_MAX_ATTEMPTS": "1"}
 ARRANGEMENTS: dict[str, tuple[type[Tree], dict[str, str]]] = {
     "supervised": (SupervisedTree, SOME_CACHE),
     "single": (SingleTree, TWO_WORKERS),
@@ -47,7 +49,8 @@ def main() -> int:
                 # Every second one of an arrangement, and a lone one, has a small disk of its own.
                 disk = stack.enter_context(small_disk(place / f"{name}-{number}", wanted=number % 2 == 0))
                 tree_type, settings = ARRANGEMENTS[name]
-                tree = tree_type(f"{name}-{number}", place / f"{name}-{number}", settings)
+                attempts = ONE_ATTEMPT if number % 2 else {}
+                tree = tree_type(f"{name}-{number}", place / f"{name}-{number}", settings | attempts)
                 campaigns.append((Campaign(tree, seed=given.seed, disk=disk, slack=given.slack), table))
         for campaign, _ in campaigns:
             stack.callback(campaign.stop)
