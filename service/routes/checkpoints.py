@@ -27,7 +27,7 @@ from service.uploads.form import UploadContent, begin_file, begin_multipart_uplo
 from service.uploads.multipart import boundary_of
 from service.uploads.preconditions import ExpectedSha256, check_preconditions
 from state.checkpoints.listing import list_checkpoints
-from state.checkpoints.store import StoredCheckpoint, checked_limit_bytes
+from state.checkpoints.store import StoredCheckpoint, check_chosen_id, checked_limit_bytes
 from state.data_dir import DataDir
 
 router = APIRouter(prefix="/v1/checkpoints", tags=["checkpoints"])
@@ -70,6 +70,7 @@ async def put_file(
     expected_sha256: ExpectedSha256,
 ) -> Response:
     """Stream the body to the disk. Its safetensors header is checked as it arrives."""
+    check_chosen_id(checkpoint_id)
     nbytes = await body.check_upload()
     checked_limit_bytes(filename, nbytes, limit_bytes=services.settings.max_upload_bytes)
     begin = partial(
@@ -99,6 +100,7 @@ async def put_file(
 )
 async def post_files(body: RequestBodyDep, services: ServicesDep, checkpoint_id: NewCheckpointId) -> Response:
     """Stream the parts to the disk. If one file is refused, none is stored."""
+    check_chosen_id(checkpoint_id)
     boundary = boundary_of(body.request)
     await body.check_upload()
     content = await body.store(

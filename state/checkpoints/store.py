@@ -317,6 +317,16 @@ def new_checkpoint_id() -> str:
     return "C" + secrets.token_hex(16)
 
 
+def check_chosen_id(checkpoint_id: str) -> None:
+    """Refuse an id of the service's own kind, under which a checkpoint goes when no job names it."""
+    if ONE_SHOT_ID.fullmatch(checkpoint_id):
+        raise CheckpointError(
+            "bad-name",
+            "Ids of the letter C and 32 hexadecimal digits are given by the service, to checkpoints that "
+            "come with a job and go with it. Choose another id.",
+        )
+
+
 def check_names(checkpoint_id: str, name: str) -> None:
     """Refuse a new file by its checkpoint's name or its own."""
     if CHECKPOINT_ID.fullmatch(checkpoint_id) is None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from state.checkpoints.store import CheckpointStore, check_names, checked_limit_bytes
+from state.checkpoints.store import CheckpointStore, check_chosen_id, check_names, checked_limit_bytes
 from state.data_dir import DataDir
 from state.errors import ContentConflict, TooManyUploads, UploadLocked, UploadNotFound
 from state.files import Freed, disk_errors, locked, make_directory
@@ -53,6 +53,7 @@ class ResumableUploads:
         most: int,
     ) -> UploadRecord:
         """Begin an upload, or refuse it by its name or length, or because `most` are unfinished."""
+        check_chosen_id(checkpoint_id)
         check_names(checkpoint_id, name)
         checked_limit_bytes(name, size_bytes, limit_bytes=limit_bytes)
         stored = self._checkpoints.file(checkpoint_id, name)

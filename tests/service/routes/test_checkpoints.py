@@ -338,6 +338,33 @@ def test_an_illegal_name_in_an_address_is_refused_with_a_legal_one(service, file
     assert proposed in detail if proposed else "Send this file as" not in detail
 
 
+def tus(service, checkpoint_id):
+    pairs = {"checkpoint": checkpoint_id, "filename": "config.json"}
+    metadata = ",".join(f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in pairs.items())
+    return service.http.post("/v1/uploads", headers={"Upload-Length": "0", "Upload-Metadata": metadata})
+
+
+def form(service, checkpoint_id):
+    files = [("checkpoint", ("config.json", b"{}"))]
+    return service.http.post(f"/v1/checkpoints/{checkpoint_id}", files=files)
+
+
+@pytest.mark.parametrize("send", [lambda service, name: service.put(name, "config.json", b"{}"), form, tus])
+def test_an_id_of_the_kind_that_the_service_gives_is_refused(service, send):
+    """Such a checkpoint would be removed after a day, as one whose job was never created."""
+    one_shot = service.submit_files({"model.safetensors": MODEL}).json()["checkpoint"]
+    for name in (one_shot, "C" + secrets.token_hex(16)):
+        refused = assert_problem(send(service, name), 422, "invalid-checkpoint:bad-name")
+        assert "Choose another id" in refused["detail"]
+    assert service.http.get(f"/v1/checkpoints/{name}").status_code == 404
+    assert len(service.http.get(f"/v1/checkpoints/{one_shot}").json()["files"]) == 1
+
+
+@pytest.mark.parametrize("like", ["C" + 31 * "a", "C" + 33 * "a", "C" + 32 * "A", "c" + 32 * "a"])
+def test_an_id_that_only_looks_like_one_of_the_service_is_the_clients(service, like):
+    assert service.put(like, "model.safetensors", MODEL).status_code == 201
+
+
 @pytest.mark.parametrize(
     "index", ["model.safetensors.index.fp16.json", "model.safetensors.index.non_ema.json"]
 )
