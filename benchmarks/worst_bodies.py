@@ -15,10 +15,13 @@ from benchmarks.options import Options
 from benchmarks.processes import Watch
 from benchmarks.standalone import Service, running
 from benchmarks.table import mib, show
+from schemas.format.companion import BYTES_PER_CONFIG_VALUE, FREE_CONFIG_VALUES, MAX_CONFIG_BYTES
 from schemas.planning.glob import matching_ns
 
 BOUNDARY = "eckart-benchmark"
 HEADER_BYTES = 20_000_000
+# What the service plans at most.
+MAX_LAYERS = 100_000
 ASKED_PER_S = 200
 ASKERS = 8
 ID = "worst"
@@ -64,6 +67,13 @@ def _bodies(scale: float) -> Mapping[str, list[Body]]:
     header = _framed(_entries(tensors))
     put = Body("PUT", f"/v1/checkpoints/{ID}/a.safetensors", "", header)
     padded = _framed(_entries(int(HEADER_BYTES * scale) // 700, pad=600))
+    # Each is one byte of data before the one that is listed before it.
+    spans = [
+        f'"{at}":{{"dtype":"U8","shape":[1],"data_offsets":[{at},{at + 1}]}}'
+        for at in range(tensors * 7 // 10)
+    ]
+    backwards = _framed(",".join(reversed(spans))) + bytes(len(spans))
+    layers = _framed(_entries(0, names=[f"{number}.weight" for number in range(int(MAX_LAYERS * scale))]))
     quarter = _framed(_entries(tensors // 4))
     names = [f"a{'a' * PATTERN_CHARACTERS}.{number}.weight" for number in range(int(4000 * scale) + 1)]
     long_names = Body("PUT", f"/v1/checkpoints/{ID}/a.safetensors", "", _framed(_entries(0, names=names)))
@@ -74,17 +84,22 @@ def _bodies(scale: float) -> Mapping[str, list[Body]]:
         count = min(65_000 // len(pattern), int(0.9e9) // matching_ns(pattern, **size))
         return _plan("/v1/plans", ID, {"rank": 1, "exclude": [pattern] * max(1, min(1000, count))})
 
-    weight_map = {f"{number}": f"{number}.safetensors" for number in range(int(HEADER_BYTES * scale) // 28)}
-    index = json.dumps({"weight_map": weight_map}).encode()
-    nested = json.dumps({"a": [[] for _ in range(int(8 * 2**20 * scale) // 4 - 10)]}).encode()
-    config = Body("PUT", f"/v1/checkpoints/{ID}/config.json", "", nested)
+    weight_map = {f"{number}": f"{number % 9_999}.safetensors" for number in range(tensors)}
+    index = json.dumps({"weight_map": weight_map}, separators=(",", ":")).encode()
+    config_bytes = int(MAX_CONFIG_BYTES * scale)
+    values = FREE_CONFIG_VALUES + config_bytes // BYTES_PER_CONFIG_VALUE - 2
+    width = config_bytes // values - len('"":"1234",')
+    texts = ",".join(f'"{number:0{width}}":"\U0001f600"' for number in range(values))
+    config = Body("PUT", f"/v1/checkpoints/{ID}/config.json", "", f"{{{texts}}}".encode())
     form = _form({f"{at}.safetensors": quarter for at in range(4)}, f"/v1/checkpoints/{ID}")
     return {
         "PUT, tiny tensors": [put],
         "PUT, padded entries": [Body("PUT", put.target, "", padded)],
+        "PUT, backwards": [Body("PUT", put.target, "", backwards)],
         "form of four files": [form],
         "GET of the checkpoint": [put, Body("GET", f"/v1/checkpoints/{ID}?limit=10000", "", b"")],
         "plan": [put, _plan("/v1/plans", ID, {"rank": 1})],
+        "plan, most layers": [Body("PUT", put.target, "", layers), _plan("/v1/plans", ID, {"rank": 1})],
         "spec, long patterns": [long_names, slow(f"*{'a' * PATTERN_CHARACTERS}b")],
         "spec, sets between stars": [long_names, slow(f"*{'[ab]' * 8}c*")],
         "spec, many stars": [long_names, slow("*a" * 20 + "b")],

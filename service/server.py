@@ -1,6 +1,7 @@
 """uvicorn, configured for the API: its HTTP protocol with limits of ours, its log, its shutdown."""
 
 import asyncio
+import gc
 import json
 import logging
 import logging.config
@@ -22,6 +23,8 @@ from service.settings import Settings
 MAX_HEAD_BYTES = 512 * 2**10
 HEAD_TIMEOUT_S = 30.0
 SWITCH_S = 0.0005
+# The first two are Python's own.
+COLLECT_AFTER = (700, 10, 1000)
 PROBE_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 
 
@@ -166,6 +169,14 @@ def serve(settings: Settings) -> None:
     # A multipart upload keeps all of its files open until it is complete.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _let_requests_in()
+    Server(settings).run()
+
+
+def _let_requests_in() -> None:
+    """Keep one request from holding up all others for long, as they share the interpreter."""
     # A thread that plans gives up the interpreter only after this time, at each turn of another request.
     sys.setswitchinterval(SWITCH_S)
-    Server(settings).run()
+    # A full collection looks at all objects of a plan: up to 100 ms each time. Cycles that last are few here.
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)

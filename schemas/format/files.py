@@ -1,7 +1,8 @@
 """The files of one checkpoint: a safetensors file, or shards and their index; and the companions of both."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from schemas.format.index import ShardIndex, check_shards, index_warnings, parse
 from schemas.format.metadata import CONTENT_HASHES, aliases_in, factored_names
 from schemas.format.model_config import stored_config, with_layers_of
 from schemas.format.names import is_index
+from schemas.format.table import JoinedTensors
 from schemas.format.tensor import TensorInfo
 
 
@@ -32,13 +34,13 @@ class CheckpointFiles:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def tensors(self) -> tuple[TensorInfo, ...]:
-        """Every tensor, by file and then by offset."""
-        return tuple(tensor for header in self.headers.values() for tensor in header.tensors)
+    def tensors(self) -> Sequence[TensorInfo]:
+        """Every tensor, by file and then by offset; each is made anew whenever it is asked for."""
+        return JoinedTensors(header.tensors for header in self.headers.values())
 
     @property
     def parameters(self) -> int:
-        return sum(tensor.parameters for tensor in self.tensors)
+        return sum(header.tensors.parameters for header in self.headers.values())
 
     @property
     def factored(self) -> frozenset[str]:
@@ -48,7 +50,9 @@ class CheckpointFiles:
     @property
     def aliases(self) -> dict[str, str]:
         """Names that are not stored, with the name of the tensor that is stored for each, by the metadata."""
-        stored = {tensor.name for tensor in self.tensors}
+        metadata = [header.metadata for header in self.headers.values()]
+        named = set(chain.from_iterable(chain.from_iterable(each.items()) for each in metadata))
+        stored = named.intersection(self._names) if named else named
         found = (aliases_in(header.metadata, stored) for header in self.headers.values())
         return {alias: name for several in found for alias, name in several.items()}
 
@@ -72,7 +76,9 @@ class CheckpointFiles:
         """What is wrong without any harm; of an index whose shards are not all there nothing is known yet."""
         found = self._missing_subfolders()
         if self.index is not None and set(self.index.shards) == self.headers.keys():
-            found += index_warnings(self.index, sum(tensor.nbytes for tensor in self.tensors))
+            found += index_warnings(
+                self.index, sum(header.tensors.data_bytes for header in self.headers.values())
+            )
         return found
 
     def _missing_subfolders(self) -> tuple[str, ...]:
@@ -87,6 +93,10 @@ class CheckpointFiles:
             "otherwise copy them from the model's own folder."
         )
         return (said,)
+
+    @property
+    def _names(self) -> Iterator[str]:
+        return chain.from_iterable(header.tensors.each_name() for header in self.headers.values())
 
     def path(self, name: str) -> Path:
         assert self.folder is not None

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from operator import attrgetter
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from schemas.format.cursor import Chunk, decode_all
 from schemas.format.errors import CheckpointError, pointer, quoted
 from schemas.format.json_reader import JsonReader
-from schemas.format.tensor import DTYPE_BITS, TensorInfo, alignment_bytes, check_name, parse_entry
+from schemas.format.plain import read_plain_tensors
+from schemas.format.table import DTYPE_CODES, TableBuilder, TensorTable
+from schemas.format.tensor import (
+    DTYPE_BITS,
+    MAX_TENSORS,
+    METADATA_KEY,
+    TensorInfo,
+    alignment_bytes,
+    check_name,
+    parse_entry,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 # The header begins with its own length, as a little-endian integer.
 LENGTH_BYTES = 8
-METADATA_KEY = "__metadata__"
-MAX_TENSORS = 1_000_000
 # 32 MB hold about 300 000 tensors; the reference reader takes 100 MB. None is written that is not read.
 MAX_HEADER_BYTES = 32_000_000
 # Writers of safetensors files have some; the largest known has a few hundred.
@@ -31,7 +40,7 @@ class Header:
     """A checked header: the tensors in the order of their data, and where the data section begins."""
 
     metadata: Mapping[str, str]
-    tensors: tuple[TensorInfo, ...]
+    tensors: TensorTable
     data_start: int
     file_bytes: int
 
@@ -47,17 +56,15 @@ def parse_header(
 
 def parse_tensors(raw: bytes | bytearray | memoryview, *, max_tensors: int = MAX_TENSORS) -> Header:
     """Check the JSON of a header alone; `file_bytes` of the result is what the file should have."""
-    try:
-        text = str(raw, "utf-8")
-    except UnicodeDecodeError as error:
-        byte = LENGTH_BYTES + error.start
-        raise CheckpointError(
-            "not-utf8", f"The header is not UTF-8: byte {byte} of the file is not part of any character."
-        ) from None
-    metadata, tensors = _members(JsonReader(text, base=LENGTH_BYTES), max_tensors)
-    ordered = _in_file_order(tensors)
-    data_start = LENGTH_BYTES + len(raw)
-    return Header(metadata, ordered, data_start, data_start + ordered[-1].end)
+    return parse_chunks(deque([raw]), max_tensors=max_tensors)
+
+
+def parse_chunks(chunks: deque[Chunk], *, max_tensors: int = MAX_TENSORS) -> Header:
+    """Do the same for a header in chunks, each of which is taken out once it has been read."""
+    data_start = LENGTH_BYTES + sum(map(len, chunks))
+    reader = JsonReader(decode_all(chunks, base=LENGTH_BYTES, subject="The header"), base=LENGTH_BYTES)
+    metadata, tensors = _members(reader, max_tensors)
+    return Header(metadata, tensors, data_start, data_start + tensors.data_bytes)
 
 
 def check_extent(header: Header, *, file_bytes: int, short_fault: str) -> None:
@@ -79,10 +86,11 @@ def check_extent(header: Header, *, file_bytes: int, short_fault: str) -> None:
     )
 
 
-def _members(reader: JsonReader, max_tensors: int) -> tuple[dict[str, str], Iterable[TensorInfo]]:
+def _members(reader: JsonReader, max_tensors: int) -> tuple[dict[str, str], TensorTable]:
+    """Read all members of a header; the tensors are sorted by their offsets."""
     reader.check_opening()
     metadata: dict[str, str] | None = None
-    tensors: dict[str, TensorInfo] = {}
+    tensors = TableBuilder(max_tensors)
     for name in reader.members():
         if name == METADATA_KEY:
             if metadata is not None:
@@ -90,18 +98,22 @@ def _members(reader: JsonReader, max_tensors: int) -> tuple[dict[str, str], Iter
                     "duplicate-metadata", f"The header has {METADATA_KEY} twice.", pointer(name)
                 )
             metadata = _metadata(reader)
-            continue
-        check_name(name, reader)
-        info = parse_entry(reader, name)
-        if name in tensors:
-            raise _repeated(tensors[name], info, reader)
-        tensors[name] = info
-        if len(tensors) > max_tensors:
-            raise reader.error("too-many-tensors", f"The header lists more than {max_tensors} tensors.")
+        else:
+            check_name(name, reader)
+            info = parse_entry(reader, name)
+            if name in tensors.names:
+                raise _repeated(tensors.find(name), info, reader)
+            if tensors.is_full:
+                raise reader.error("too-many-tensors", f"The header lists more than {max_tensors} tensors.")
+            tensors.add(name, DTYPE_CODES[info.dtype], info.shape, info.start, info.end)
+        read_plain_tensors(reader, tensors)
     reader.end()
-    if not tensors:
+    if not tensors.names:
         raise CheckpointError("no-tensors", "The file has no tensors, so there is nothing to compress.")
-    return metadata or {}, tensors.values()
+    ordered = tensors.in_file_order()
+    if not tensors.is_gapless:
+        _check_order(ordered)
+    return metadata or {}, ordered
 
 
 def _repeated(first: TensorInfo, second: TensorInfo, reader: JsonReader) -> CheckpointError:
@@ -168,20 +180,22 @@ def _bad_metadata(reader: JsonReader, key: str, *, repeated: bool) -> Checkpoint
     )
 
 
-def _in_file_order(tensors: Iterable[TensorInfo]) -> tuple[TensorInfo, ...]:
-    """Sort by offset, and check that the tensors fill the data section without a gap or an overlap."""
-    ordered = tuple(sorted(tensors, key=attrgetter("start", "end")))
-    first = ordered[0]
-    if first.start != 0:
-        raise CheckpointError(
-            "first-not-at-zero",
-            f"The first tensor, {quoted(first.name)}, begins at byte {first.start} of the data instead of 0.",
-            pointer(first.name, "data_offsets"),
-        )
-    for before, after in pairwise(ordered):
-        if after.start != before.end:
-            raise _misplaced(before, after)
-    return ordered
+def _check_order(tensors: TensorTable) -> None:
+    """Check that sorted tensors fill the data section without a gap or an overlap."""
+    expected = 0
+    for at in range(len(tensors)):
+        start, end = tensors.span(at)
+        if start != expected:
+            raise _misplaced(tensors[at - 1], tensors[at]) if at else _not_at_zero(tensors[0])
+        expected = end
+
+
+def _not_at_zero(first: TensorInfo) -> CheckpointError:
+    return CheckpointError(
+        "first-not-at-zero",
+        f"The first tensor, {quoted(first.name)}, begins at byte {first.start} of the data instead of 0.",
+        pointer(first.name, "data_offsets"),
+    )
 
 
 def _misplaced(before: TensorInfo, after: TensorInfo) -> CheckpointError:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from os import SEEK_END
 from typing import TYPE_CHECKING
 
 from schemas.format.errors import CheckpointError
 from schemas.format.foreign import identify_format
-from schemas.format.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, check_extent, parse_tensors
+from schemas.format.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, check_extent, parse_chunks
 from schemas.format.json_reader import JsonReader
+from schemas.format.table import TensorTable
 
 if TYPE_CHECKING:
     from io import FileIO
     from pathlib import Path
+
+    from schemas.format.cursor import Chunk
 
 _READ_BYTES = 1 << 20
 
@@ -28,7 +32,8 @@ class HeaderParser:
         self._seen_bytes = 0
         self._first = bytearray()
         self._header_bytes = 0
-        self._header_json = bytearray()
+        self._chunks: deque[Chunk] = deque()
+        self._received_bytes = 0
         self._opened = False
 
     def feed(self, chunk: bytes | bytearray | memoryview) -> None:
@@ -58,11 +63,12 @@ class HeaderParser:
             if len(self._first) == LENGTH_BYTES:
                 self._read_length()
             return len(piece)
-        piece = bytes(rest[: self._header_bytes - len(self._header_json)])
-        self._header_json += piece
+        piece = bytes(rest[: self._header_bytes - self._received_bytes])
+        self._chunks.append(piece)
+        self._received_bytes += len(piece)
         if not self._opened:
             self._check_opening(piece)
-        if len(self._header_json) == self._header_bytes:
+        if self._received_bytes == self._header_bytes:
             self._read_header()
         return len(piece)
 
@@ -97,13 +103,13 @@ class HeaderParser:
         self._opened = bool(opening)
         # Characters beyond ASCII are checked with the complete header.
         if opening and opening.isascii():
-            byte = LENGTH_BYTES + len(self._header_json) - len(piece.lstrip(b" \t\n\r"))
-            JsonReader(opening.decode(), base=byte).check_opening()
+            byte = LENGTH_BYTES + self._received_bytes - len(piece.lstrip(b" \t\n\r"))
+            JsonReader([opening.decode()], base=byte).check_opening()
 
     def forget_tensors(self) -> None:
         """Keep of the header only what the checks of the file's length need."""
         assert self.header is not None
-        self.header = replace(self.header, metadata={}, tensors=self.header.tensors[-1:])
+        self.header = replace(self.header, metadata={}, tensors=TensorTable.of(self.header.tensors[-1:]))
 
     @property
     def header_bytes(self) -> int:
@@ -111,8 +117,7 @@ class HeaderParser:
         return self._header_bytes
 
     def _read_header(self) -> None:
-        self.header = parse_tensors(self._header_json)
-        self._header_json = bytearray()
+        self.header = parse_chunks(self._chunks)
         if self._content_bytes is not None:
             check_extent(self.header, file_bytes=self._content_bytes, short_fault="past-end")
 

@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from schemas.format.cursor import decode_all
 from schemas.format.errors import CheckpointError, escaped, listed, pointer, quoted
 from schemas.format.json_reader import LONG_CHARACTERS, JsonReader, NumberText
 from schemas.format.names import FILE_NAME, WEIGHT_ENDING
-from schemas.format.tensor import check_name
+from schemas.format.plain import read_plain_pairs
+from schemas.format.tensor import MAX_TENSORS, check_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from schemas.format.cursor import Chunk
     from schemas.format.header import Header
 
 
 # 32 MB hold about 300 000 tensors, as a header of that size does.
 MAX_INDEX_BYTES = 32_000_000
+# The largest known index names a few hundred.
+MAX_SHARDS = 10_000
 _MAX_DEPTH = 16
 
 
@@ -62,17 +68,21 @@ def build_index(
 
 def parse_index(raw: bytes | bytearray, *, max_index_bytes: int = MAX_INDEX_BYTES) -> ShardIndex:
     """Check the text of an index."""
-    if len(raw) > max_index_bytes:
+    check_index_size(len(raw), max_index_bytes=max_index_bytes)
+    return parse_index_chunks(deque([raw]))
+
+
+def check_index_size(nbytes: int, *, max_index_bytes: int = MAX_INDEX_BYTES) -> None:
+    """Refuse an index of which this much has arrived."""
+    if nbytes > max_index_bytes:
         raise CheckpointError(
-            "index-too-large", f"The index has {len(raw)} bytes; at most {max_index_bytes} are allowed."
+            "index-too-large", f"The index has {nbytes} bytes; at most {max_index_bytes} are allowed."
         )
-    try:
-        text = str(raw, "utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(
-            "not-utf8", f"The index is not UTF-8: byte {error.start} is not part of any character."
-        ) from None
-    reader = JsonReader(text, base=0)
+
+
+def parse_index_chunks(chunks: deque[Chunk]) -> ShardIndex:
+    """Do the same for an index in chunks, each of which is taken out once it has been read."""
+    reader = JsonReader(decode_all(chunks, base=0, subject="The index"), base=0)
     fields = _fields(reader)
     reader.end()
     if "weight_map" not in fields:
@@ -99,9 +109,9 @@ def _fields(reader: JsonReader) -> dict[str, Any]:
         elif key == "metadata":
             fields[key] = _metadata(reader)
         else:
-            begin = reader.position
+            begin = reader.character
             fields[_text(key, ())] = _plain(reader.value(), (key,))
-            extra_characters += len(key) + reader.position - begin
+            extra_characters += len(key) + reader.character - begin
             if extra_characters > LONG_CHARACTERS:
                 raise reader.error(
                     "value-too-long",
@@ -128,8 +138,16 @@ def _weight_map(reader: JsonReader) -> dict[str, str]:
             if not shard.endswith(WEIGHT_ENDING) or FILE_NAME.fullmatch(shard) is None:
                 raise _bad_shard(shard, name, reader)
             legal[shard] = shard
+        if len(shards) >= MAX_TENSORS or len(legal) > MAX_SHARDS:
+            raise _too_many(reader)
         shards[name] = legal[shard]
+        read_plain_pairs(reader, shards, legal)
     return shards
+
+
+def _too_many(reader: JsonReader) -> CheckpointError:
+    what = f"{MAX_TENSORS} tensors or {MAX_SHARDS} files"
+    return reader.error("too-many-tensors", f"weight_map names more than {what}.", "/weight_map")
 
 
 def _bad_entry(name: str, reader: JsonReader, *, repeated: bool) -> CheckpointError:
@@ -215,14 +233,14 @@ def check_shards(index: ShardIndex, headers: Mapping[str, Header]) -> None:
     _check_files(index, headers)
     found: dict[str, str] = {}
     for shard in index.shards:
-        for info in headers[shard].tensors:
-            if info.name in found:
+        for name in headers[shard].tensors.each_name():
+            if name in found:
                 raise CheckpointError(
                     "tensor-in-two-shards",
-                    f"Tensor {quoted(info.name)} is in both {found[info.name]} and {shard}. Remove one.",
-                    pointer("weight_map", info.name),
+                    f"Tensor {quoted(name)} is in both {found[name]} and {shard}. Remove one.",
+                    pointer("weight_map", name),
                 )
-            found[info.name] = shard
+            found[name] = shard
     _check_places(index, found)
 
 

@@ -1,4 +1,4 @@
-"""A cursor over JSON text that reads one small value at a time, so that a JSON bomb never becomes objects."""
+"""Reads JSON text one small value at a time, so that a JSON bomb never becomes objects."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import suppress
 from json.decoder import scanstring  # type: ignore[attr-defined] # not in the stubs
 from typing import TYPE_CHECKING, Any
 
+from schemas.format.cursor import Cursor
 from schemas.format.errors import CheckpointError, quoted
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ SHORT_CHARACTERS, LONG_CHARACTERS = 512, 65_536
 MAX_DEPTH = 64
 # The digits of the largest integer below 2**63; a longer one overflows in later readers.
 MAX_INTEGER_DIGITS = 19
+# What a message about a character quotes.
+_TOKEN_CHARACTERS = 16
 
 _space = re.compile(r"[ \t\n\r]*").match
 _separator = re.compile(r"[ \t\n\r]*+([,}])").match
@@ -75,18 +78,17 @@ _decode = json.JSONDecoder(
 ).raw_decode
 
 
-class JsonReader:
-    """Reads `text`; its first byte is byte `base` of the file."""
-
-    def __init__(self, text: str, *, base: int) -> None:
-        self.text = text
-        self.position = 0
-        self._base = base
+class JsonReader(Cursor):
+    """Reads the text at the cursor."""
 
     def peek(self) -> str:
         """Skip whitespace and return the next character; empty at the end."""
-        self.position = _space(self.text, self.position).end()  # type: ignore[union-attr]
-        return self.text[self.position : self.position + 1]
+        while True:
+            self.position = _space(self.text, self.position).end()  # type: ignore[union-attr]
+            if found := self.text[self.position : self.position + 1]:
+                return found
+            if not self.fill(1):
+                return ""
 
     def expect(self, allowed: str, name: str) -> str:
         """Consume the next character, which must be one of `allowed`."""
@@ -123,7 +125,9 @@ class JsonReader:
 
     def _key(self) -> str:
         """Read a key and its colon; the cursor is at its value afterwards."""
-        if plain := _plain_key(self.text, self.position):
+        plain = _plain_key(self.text, self.position)
+        # Where the text ends with the colon, more space may follow it.
+        if plain is not None and plain.end() < len(self.text):
             self.position = plain.end()
             return plain[1]
         key = self.string()
@@ -132,10 +136,12 @@ class JsonReader:
         return key
 
     def string(self) -> str:
-        if self.peek() == '"':
+        more = self.peek() == '"'
+        while more:
             with suppress(json.JSONDecodeError):
                 text, self.position = scanstring(self.text, self.position + 1)
                 return str(text)
+            more = self.fill(2 * (len(self.text) - self.position) + 1)
         raise self._bad_string()
 
     def _bad_string(self) -> CheckpointError:
@@ -152,6 +158,7 @@ class JsonReader:
 
     def value(self) -> Any:
         """Read the value at the cursor; objects become tuples of pairs, unusual numbers `NumberText`."""
+        self.fill(LONG_CHARACTERS + 1)
         short = self.text[self.position : self.position + SHORT_CHARACTERS]
         # Few brackets cannot be deep, whatever they belong to.
         if short.count("[") + short.count("{") <= MAX_DEPTH:
@@ -179,6 +186,7 @@ class JsonReader:
 
     def unexpected(self, expected: str) -> CheckpointError:
         """Build the error for a cursor that is not at what was expected."""
+        self.fill(_TOKEN_CHARACTERS)
         if loose := _non_standard_token(self.text, self.position):
             return self._non_standard(loose[0])
         found = self.peek()
@@ -194,8 +202,7 @@ class JsonReader:
 
     def error(self, fault: str, detail: str, pointer: str | None = None) -> CheckpointError:
         """Build an error that names the byte of the file at the cursor."""
-        byte = self._base + len(self.text[: self.position].encode())
-        return CheckpointError(fault, f"{detail} (At byte {byte} of the file.)", pointer)
+        return CheckpointError(fault, f"{detail} (At byte {self.byte} of the file.)", pointer)
 
     def _decoded(self, piece: str) -> Any:
         """Read the value at the cursor if it ends within this piece of the text."""

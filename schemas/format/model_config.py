@@ -50,7 +50,7 @@ def with_layers_of(config: Mapping[str, Any], headers: Mapping[str, Header]) -> 
     if not listed:
         return dict(headers)
     known = factored_names(header.metadata for header in headers.values())
-    dense = {tensor.name for header in headers.values() for tensor in header.tensors}
+    dense = {name for header in headers.values() for name in header.tensors.each_name()}
     unknown = {
         name: entry for name, entry in listed.items() if name not in known and f"{name}.weight" not in dense
     }

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from dataclasses import dataclass
-from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from schemas.format.errors import CheckpointError, escaped, pointer, quoted
-from schemas.format.json_reader import LONG_CHARACTERS, NumberText
+from schemas.format.json_reader import NumberText
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +21,10 @@ if TYPE_CHECKING:
 MAX_SIZE = 2**63 - 1
 MAX_DIMENSIONS = 8
 MAX_NAME_BYTES = 1024
+# Of a file, and of a checkpoint, however many files it has. No known model has a third of these.
+MAX_TENSORS = 500_000
+# The only key of a header that names no tensor.
+METADATA_KEY = "__metadata__"
 
 # fmt: off
 DTYPE_BITS: Mapping[str, int] = MappingProxyType({
@@ -88,56 +90,8 @@ def check_name(name: str, reader: JsonReader) -> None:
         )
 
 
-# An entry as almost every writer writes it, in any order of its keys: without escapes, and with integers that
-# cannot overflow. All others are read as JSON, which takes three times as long.
-_SPACE, _INTEGER = r"[ \t\n\r]*+", r"(?:0|[1-9][0-9]{0,17}+)"
-_FIELD = (
-    rf'(?:"dtype"{_SPACE}:{_SPACE}"(?P<dtype>[A-Z0-9_]++)"'
-    rf'|"shape"{_SPACE}:{_SPACE}\[{_SPACE}(?P<shape>(?:{_INTEGER}{_SPACE}(?:,{_SPACE}(?=[0-9])|(?=\])))*+)\]'
-    rf'|"data_offsets"{_SPACE}:{_SPACE}\[{_SPACE}(?P<start>{_INTEGER}){_SPACE},{_SPACE}(?P<end>{_INTEGER}){_SPACE}\]'
-    rf")"
-)
-_plain_entry = re.compile(rf'\{{{_SPACE}(?:{_FIELD}{_SPACE}(?:,{_SPACE}(?=")|(?=\}}))){{3}}\}}').match
-# Few kinds of tensors make up a checkpoint.
-_KINDS_KEPT = 1024
-# Eight sizes of eighteen digits, and some space.
-_LONGEST_SHAPE = 200
-
-
-@lru_cache(maxsize=_KINDS_KEPT)
-def _plain_kind(dtype: str, shape_text: str) -> tuple[str, tuple[int, ...], int] | None:
-    """Return the dtype, the shape and the bytes of a tensor; None where something is wrong with them."""
-    bits = DTYPE_BITS.get(dtype, 0)
-    shape = tuple(map(int, shape_text.split(","))) if shape_text else ()
-    if not bits or len(shape) > MAX_DIMENSIONS:
-        return None
-    for size in shape:
-        bits *= size
-        if bits > MAX_SIZE:
-            return None
-    return None if bits % 8 else (sys.intern(dtype), shape, bits // 8)
-
-
-def _parse_plain_entry(reader: JsonReader, name: str) -> TensorInfo | None:
-    """Read an entry without decoding JSON; None, with nothing consumed, if it is unusual or wrong."""
-    found = _plain_entry(reader.text, reader.position, reader.position + LONG_CHARACTERS)
-    if found is None:
-        return None
-    dtype, shape_text, start, end = found.group("dtype", "shape", "start", "end")
-    # One key twice leaves another one out.
-    if dtype is None or shape_text is None or start is None or len(shape_text) > _LONGEST_SHAPE:
-        return None
-    kind, first, last = _plain_kind(dtype, shape_text), int(start), int(end)
-    if kind is None or last - first != kind[2]:
-        return None
-    reader.position = found.end()
-    return TensorInfo(name, kind[0], kind[1], first, last)
-
-
 def parse_entry(reader: JsonReader, name: str) -> TensorInfo:
     """Read and check the entry of a tensor at the reader's position."""
-    if plain := _parse_plain_entry(reader, name):
-        return plain
     value = reader.value()
     if type(value) is not tuple:
         raise CheckpointError(

@@ -1,14 +1,15 @@
 """Build the JSON documents of a plan and of a stored checkpoint."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from schemas.checkpoint import Checkpoint, FileInfo, StoredTensor
+from schemas.format.files import CheckpointFiles
 from schemas.format.tensor import DTYPE_BITS
 from schemas.plan import PlanDocument, PlannedLayer, PlanTotals, RankBounds
 from schemas.planning.cost import ParameterCost
 from schemas.planning.layer import TWO_FACTORS, LayerPlan, Plan, Tensor
 from schemas.planning.left_out import not_selected
-from schemas.planning.planner import NO_ALIASES, would_be_factored
+from schemas.planning.planner import would_be_factored
 from schemas.planning.selection import can_be_factored
 from schemas.rank_rule import RankRule, SpecRule, budget_of
 from schemas.report import compression_factor, parameter_savings
@@ -133,28 +134,27 @@ def checkpoint_document(
     checkpoint_id: str,
     files: Iterable[FileInfo],
     missing: Iterable[str],
-    tensors: Sequence[Tensor],
+    content: CheckpointFiles,
     *,
-    factored: Collection[str] = frozenset(),
-    aliases: Mapping[str, str] = NO_ALIASES,
     warnings: Iterable[str] = (),
     page: range = FIRST_PAGE,
 ) -> Checkpoint:
     """Build the document of a checkpoint; it is complete if no file is missing.
 
-    `factored` names the modules that are factored already and `aliases` tensors that are not stored, as in
-    `make_plan`. `page` says which tensors are listed; all count in the sums.
+    `page` says which tensors are listed; all count in the sums.
     """
-    files, missing = tuple(files), tuple(missing)
+    files, missing, tensors = tuple(files), tuple(missing), content.tensors
     shown = tensors[page.start : page.stop]
-    selected = would_be_factored(shown, tensors, DEFAULT_SPEC, factored=factored, aliases=aliases)
+    selected = would_be_factored(
+        shown, tensors, DEFAULT_SPEC, factored=content.factored, aliases=content.aliases
+    )
     return Checkpoint(
         id=checkpoint_id,
         files=files,
         complete=not missing,
         missing=missing,
         warnings=first_warnings(warnings),
-        parameters=sum(tensor.parameters for tensor in tensors),
+        parameters=content.parameters,
         bytes=sum(file.size_bytes for file in files),
         tensors=tuple(_stored_tensor(tensor, selected=tensor.name in selected) for tensor in shown),
         next_cursor=str(page.stop) if page.stop < len(tensors) else None,

@@ -15,10 +15,10 @@ from math import prod
 from typing import Any
 
 from schemas.format.files import CheckpointFiles
-from schemas.format.header import LENGTH_BYTES, METADATA_KEY, NewTensor, aligned_order, padded_bytes
+from schemas.format.header import LENGTH_BYTES, NewTensor, aligned_order, padded_bytes
 from schemas.format.index import build_index
 from schemas.format.metadata import ECKART_KEY, FactoredLayers, factored_layers
-from schemas.format.tensor import TensorInfo
+from schemas.format.tensor import METADATA_KEY, TensorInfo
 from schemas.planning.layer import BIAS, Chosen, Kind, LayerPlan, chosen_rank
 from schemas.planning.model_folder import output_names
 from schemas.planning.output import ADAPTER_METADATA, describe_factored, kept_metadata

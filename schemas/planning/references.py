@@ -1,6 +1,6 @@
 """The checkpoints that a spec names besides the one to compress, and the errors if one does not fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -58,7 +58,7 @@ class References(Generic[T]):
 NO_REFERENCES: References[Any] = References()
 
 
-def tensors_of(files: CheckpointFiles | None) -> tuple[TensorInfo, ...] | None:
+def tensors_of(files: CheckpointFiles | None) -> Sequence[TensorInfo] | None:
     """Return the tensors of a checkpoint if it is given."""
     return None if files is None else files.tensors
 

@@ -108,10 +108,10 @@ async def post_files(body: RequestBodyDep, services: ServicesDep, checkpoint_id:
     )
     document = await services.planning.run_in_any_case(_stored_document, services, content)
     created = any(file.created for file in content.files)
-    return JSONResponse(document.model_dump(mode="json"), 201 if created else 200)
+    return Response(document, 201 if created else 200, media_type="application/json")
 
 
-def _stored_document(services: Services, content: UploadContent) -> Checkpoint:
+def _stored_document(services: Services, content: UploadContent) -> str:
     return _document(services.checkpoints.get(content.checkpoint_id), told=content.warnings)
 
 
@@ -133,6 +133,7 @@ async def get_checkpoints(
 @router.get(
     "/{checkpoint_id}",
     summary="Show a checkpoint's files and tensors",
+    response_model=Checkpoint,
     responses=problem_responses(
         ProblemKind.CHECKPOINT_NOT_FOUND, ProblemKind.INVALID_REQUEST, ProblemKind.BUSY
     ),
@@ -142,13 +143,16 @@ async def get_checkpoint(
     checkpoint_id: CheckpointId,
     limit: TensorLimit = TENSORS_PER_PAGE,
     cursor: TensorCursor = None,
-) -> Checkpoint:
+) -> Response:
     """Show the stored files, the missing ones, and a page of tensors with those that would be factored."""
     first = int(cursor or 0)
-    return await services.planning.run(_shown, services, checkpoint_id, range(first, first + limit))
+    page = range(first, first + limit)
+    return Response(
+        await services.planning.run(_shown, services, checkpoint_id, page), media_type="application/json"
+    )
 
 
-def _shown(services: Services, checkpoint_id: str, page: range) -> Checkpoint:
+def _shown(services: Services, checkpoint_id: str, page: range) -> str:
     return _document(services.checkpoints.get(checkpoint_id), page=page)
 
 
@@ -168,17 +172,8 @@ def delete_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> Non
     deletion.delete_checkpoint(services, checkpoint_id)
 
 
-def _document(
-    stored: StoredCheckpoint, *, told: tuple[str, ...] = (), page: range = FIRST_PAGE
-) -> Checkpoint:
-    """Build the document; `told` are warnings about the request itself."""
+def _document(stored: StoredCheckpoint, *, told: tuple[str, ...] = (), page: range = FIRST_PAGE) -> str:
+    """Build the document, and write it in this thread too; `told` are warnings about the request itself."""
     return checkpoint_document(
-        stored.id,
-        stored.files,
-        stored.missing,
-        stored.tensors,
-        factored=stored.factored,
-        aliases=stored.aliases,
-        warnings=(*told, *stored.warnings),
-        page=page,
-    )
+        stored.id, stored.files, stored.missing, stored, warnings=(*told, *stored.warnings), page=page
+    ).model_dump_json()

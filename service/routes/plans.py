@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 from fastapi import APIRouter
+from starlette.responses import Response
 
 from schemas.job import JobRequest
 from schemas.plan import PlanDocument
@@ -30,6 +31,7 @@ router = APIRouter(prefix="/v1/plans", tags=["plans"])
 @router.post(
     "",
     summary="Plan a job: what it would do to each layer",
+    response_model=PlanDocument,
     responses=problem_responses(
         ProblemKind.CHECKPOINT_NOT_FOUND,
         ProblemKind.REQUEST_TIMEOUT,
@@ -48,28 +50,32 @@ router = APIRouter(prefix="/v1/plans", tags=["plans"])
     ),
     openapi_extra=PLAN_BODY,
 )
-async def plan_job(body: RequestBodyDep, services: ServicesDep) -> PlanDocument:
+async def plan_job(body: RequestBodyDep, services: ServicesDep) -> Response:
     """Plan for a stored checkpoint, or from the headers in the request. Nothing is computed or stored."""
     if is_multipart(body.request):
         begin = partial(begin_header_plan, services, boundary_of(body.request))
         content = await body.collect(begin, limit_bytes=header_plan_limit_bytes(services))
-        return await services.planning.run(_plan_headers, services, content)
+        document = await services.planning.run(_plan_headers, services, content)
+        return Response(document, media_type="application/json")
     request = parse_model(
         JobRequest, await body.json_text(), kind=ProblemKind.INVALID_SPEC, subject="request"
     )
-    return await services.planning.run(_plan_stored, services, request)
+    return Response(
+        await services.planning.run(_plan_stored, services, request), media_type="application/json"
+    )
 
 
-def _plan_stored(services: Services, request: JobRequest) -> PlanDocument:
+def _plan_stored(services: Services, request: JobRequest) -> str:
+    """Plan, and write the document in this thread too."""
     stored = complete_checkpoint(services, request)
     references = find_references(services, request.spec, pointer=SPEC_IN_JSON)
     require_difference(stored, references, pointer=SPEC_IN_JSON)
     plan = make_resolved_plan(services, stored, request.spec, references, pointer=SPEC_IN_JSON)
-    return plan_document(stored.id, stored.tensors, plan)
+    return plan_document(stored.id, tuple(stored.tensors), plan).model_dump_json()
 
 
-def _plan_headers(services: Services, content: HeaderContent) -> PlanDocument:
+def _plan_headers(services: Services, content: HeaderContent) -> str:
     references = find_references(services, content.spec, pointer=SPEC_IN_MULTIPART)
     plan = make_bounded_plan(content.files, content.spec, references, pointer=SPEC_IN_MULTIPART)
     plan = replace(plan, warnings=(*content.warnings, *plan.warnings))
-    return plan_document(None, content.files.tensors, plan)
+    return plan_document(None, tuple(content.files.tensors), plan).model_dump_json()

@@ -7,22 +7,22 @@ import json
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate
 from pathlib import Path
 
 from schemas.checkpoint import FileInfo
 from schemas.format.errors import CheckpointError
 from schemas.format.header import LENGTH_BYTES, Header
 from schemas.format.header_stream import read_header
-from schemas.format.tensor import TensorInfo
+from schemas.format.table import TensorTable
+from schemas.format.tensor import MAX_TENSORS
 from state.errors import OutOfSpace
 from state.files import write_atomic
 
 # Grows with every change of `pack_header`, and of what a parser accepts.
-VERSION = 1
+VERSION = 2
 _HEAD_BYTES = 64 + 4 + 12 + 12
-# Of one checkpoint, however many files it has. No known model has a third of these.
-MAX_CHECKPOINT_TENSORS = 500_000
+# Of one checkpoint, however many files it has.
 MAX_CHECKPOINT_HEADER_BYTES = 64_000_000
 
 
@@ -38,11 +38,11 @@ class HeaderSize:
 
     def check(self) -> None:
         """Refuse a checkpoint whose headers together are larger than any model needs."""
-        if self.tensors > MAX_CHECKPOINT_TENSORS:
+        if self.tensors > MAX_TENSORS:
             raise CheckpointError(
                 "too-many-tensors",
                 f"The checkpoint's files have {self.tensors} tensors together; at most "
-                f"{MAX_CHECKPOINT_TENSORS} are allowed. Store them as several checkpoints.",
+                f"{MAX_TENSORS} are allowed. Store them as several checkpoints.",
             )
         if self.nbytes > MAX_CHECKPOINT_HEADER_BYTES:
             raise CheckpointError(
@@ -61,33 +61,22 @@ class PackedHeader:
 
     @classmethod
     def of(cls, header: Header) -> "PackedHeader":
-        tensors = header.tensors
-        columns = [
-            dict(header.metadata),
-            [tensor.name for tensor in tensors],
-            [tensor.dtype for tensor in tensors],
-            [tensor.shape for tensor in tensors],
-            [tensor.end for tensor in tensors],
-        ]
+        columns = header.tensors.columns()
+        head = json.dumps([dict(header.metadata), [column.nbytes for column in columns]]).encode()
         packer = zlib.compressobj(level=1)
-        parts = [packer.compress(json.dumps(column).encode() + b"\n") for column in columns]
-        size = HeaderSize(len(tensors), header.data_start - LENGTH_BYTES)
+        parts = [packer.compress(part) for part in (memoryview(head + b"\n"), *columns)]
+        size = HeaderSize(len(header.tensors), header.data_start - LENGTH_BYTES)
         return cls(size, b"".join((*parts, packer.flush())))
 
     def header(self) -> Header:
-        """Return the header; each tensor begins where the one before it ends."""
-        metadata, names, dtypes, shapes, ends = map(json.loads, zlib.decompress(self.packed).splitlines())
-        known: dict[tuple[int, ...], tuple[int, ...]] = {}
-        kinds = {dtype: dtype for dtype in dtypes}
-        offsets = pairwise([0, *ends])
-        tensors = tuple(
-            TensorInfo(name, kinds[dtype], known.setdefault(shape, shape), start, end)
-            for name, dtype, shape, (start, end) in zip(
-                names, dtypes, map(tuple, shapes), offsets, strict=True
-            )
-        )
+        """Return the header again."""
+        head, _, content = zlib.decompress(self.packed).partition(b"\n")
+        metadata, lengths = json.loads(head)
+        ends = list(accumulate(lengths))
+        columns = (memoryview(content)[end - length : end] for length, end in zip(lengths, ends, strict=True))
+        tensors = TensorTable.of_columns(columns)
         data_start = LENGTH_BYTES + self.size.nbytes
-        return Header(metadata, tensors, data_start, data_start + ends[-1])
+        return Header(metadata, tensors, data_start, data_start + tensors.data_bytes)
 
     def keep(self, path: Path, sha256: str) -> None:
         """Write it beside the file with this digest."""

@@ -1,20 +1,24 @@
 """Receiving one file: limited, counted, hashed, checked and written in one pass."""
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from schemas.checkpoint import FileInfo
 from schemas.format.companion import CONFIG_NAME, parse_config
 from schemas.format.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header
 from schemas.format.header_stream import HeaderParser
-from schemas.format.index import MAX_INDEX_BYTES, ShardIndex, parse_index
+from schemas.format.index import ShardIndex, check_index_size, parse_index_chunks
 from schemas.format.names import is_companion, is_index
 from state.checkpoints.parsed_header import PackedHeader
 from state.errors import Busy, DigestMismatch, TooLarge
 from state.files import AtomicFile, disk_errors
+
+if TYPE_CHECKING:
+    from schemas.format.cursor import Chunk
 
 # What a file holds, as far as it is parsed; a companion has nothing that others must agree with.
 Content = Header | ShardIndex | None
@@ -58,17 +62,17 @@ class IndexParser:
     """Collects an index, which is small, and parses it at the end; the counterpart of `HeaderParser`."""
 
     def __init__(self) -> None:
-        self._raw = bytearray()
+        self._chunks: deque[Chunk] = deque()
+        self._received_bytes = 0
 
     def feed(self, block: bytes | bytearray | memoryview) -> None:
         """Take the next bytes, and refuse an index at the byte that makes it too large."""
-        room = MAX_INDEX_BYTES + 1 - len(self._raw)
-        self._raw += memoryview(block)[:room]
-        if len(self._raw) > MAX_INDEX_BYTES:
-            parse_index(self._raw)
+        self._received_bytes += len(block)
+        check_index_size(self._received_bytes)
+        self._chunks.append(bytes(block))
 
     def finish(self, total_bytes: int) -> ShardIndex:  # noqa: ARG002 - as HeaderParser has it
-        return parse_index(self._raw)
+        return parse_index_chunks(self._chunks)
 
 
 class ConfigParser:

@@ -8,12 +8,14 @@ import time
 import pytest
 from safetensors import deserialize
 
+from schemas.format import cursor, json_reader, plain
 from schemas.format.errors import CheckpointError
 from schemas.format.header import parse_header, parse_tensors
 from schemas.format.header_stream import HeaderParser
 from schemas.format.tensor import DTYPE_BITS, FLOAT_DTYPES, TensorInfo
 
 ENTRY = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+EMPTY = '{"dtype":"U8","shape":[0],"data_offsets":[24,24]}'
 
 
 def framed(header: str, data: bytes) -> bytes:
@@ -171,5 +173,28 @@ def test_an_entry_with_spaces_costs_no_more_per_byte_than_one_without(spaces, ev
     ],
 )
 def test_an_entry_means_the_same_however_it_is_written(entry):
-    header = parse_tensors(f'{{"w":{entry}}}'.encode())
-    assert header.tensors == (TensorInfo("w", "F32", (2, 3), 0, 24),)
+    header = parse_tensors(f'{{"w":{entry},"e":{EMPTY}}}'.encode())
+    assert header.tensors[0] == TensorInfo("w", "F32", (2, 3), 0, 24)
+    # What follows the first may be read in a shorter way.
+    assert parse_tensors(f'{{"e":{EMPTY} ,\n"w" : {entry}}}'.encode()).tensors == header.tensors
+
+
+def test_a_long_header_means_the_same_wherever_it_is_cut(monkeypatch):
+    names = [rf"é\u0061😀{at}" if at % 3 else f"plain.name.{at}" for at in range(200)]
+    entries = [
+        f'"{name}": {{"dtype":"U8","shape":[1],{" " * (at % 7)}"data_offsets":[{at},{at + 1}]}}'
+        for at, name in enumerate(names)
+    ]
+    entries.insert(99, f'"__metadata__":{{"long":"{"é😀x" * 99}","short":"\\n"}}')
+    raw = ("{" + " , \n ".join(entries) + "}  ").encode()
+    whole = parse_tensors(raw)
+
+    assert len(whole.tensors) == 200
+    monkeypatch.setattr(plain, "LONG_CHARACTERS", 200)
+    monkeypatch.setattr(json_reader, "LONG_CHARACTERS", 200)
+    for piece_bytes in (1, 2, 3, 61, 1000):
+        monkeypatch.setattr(cursor, "PIECE_BYTES", piece_bytes)
+        assert parse_tensors(raw) == whole
+        with pytest.raises(CheckpointError, match=f"byte {8 + len(raw) - 1} ") as cut:
+            parse_tensors(raw[:-3] + b", ")
+        assert cut.value.fault == "truncated-json"

@@ -7,6 +7,7 @@ import pytest
 from schemas.format.errors import CheckpointError
 from schemas.format.header import Header
 from schemas.format.index import build_index, check_shards, index_warnings, parse_index
+from schemas.format.table import TensorTable
 from schemas.format.tensor import TensorInfo
 
 MAP = {"a.weight": "model-00001-of-00002.safetensors", "b.weight": "model-00002-of-00002.safetensors"}
@@ -154,11 +155,35 @@ def test_an_index_over_the_cap_is_refused_unread():
     assert refused.value.fault == "index-too-large"
 
 
+@pytest.mark.parametrize(
+    ("weight_map", "is_refused"),
+    [
+        ({str(at): f"{at % 2}.safetensors" for at in range(4)}, False),
+        ({str(at): f"{at % 2}.safetensors" for at in range(5)}, True),
+        ({str(at): f"{at}.safetensors" for at in range(2)}, False),
+        ({str(at): f"{at}.safetensors" for at in range(3)}, True),
+    ],
+)
+def test_an_index_names_no_more_tensors_and_files_than_a_checkpoint_may_have(
+    monkeypatch, weight_map, is_refused
+):
+    monkeypatch.setattr("schemas.format.index.MAX_TENSORS", 4)
+    monkeypatch.setattr("schemas.format.plain.MAX_TENSORS", 4)
+    monkeypatch.setattr("schemas.format.index.MAX_SHARDS", 2)
+    raw = json.dumps({"weight_map": weight_map}).encode()
+    if not is_refused:
+        assert parse_index(raw).weight_map == weight_map
+        return
+    with pytest.raises(CheckpointError, match="more than 4 tensors or 2 files") as refused:
+        parse_index(raw)
+    assert refused.value.fault == "too-many-tensors"
+
+
 def header(*names: str, nbytes: int = 4) -> Header:
     infos = tuple(
         TensorInfo(name, "U8", (nbytes,), at * nbytes, (at + 1) * nbytes) for at, name in enumerate(names)
     )
-    return Header({}, infos, 64, 64 + len(names) * nbytes)
+    return Header({}, TensorTable.of(infos), 64, 64 + len(names) * nbytes)
 
 
 ONE, TWO = MAP.values()

@@ -1,15 +1,32 @@
 """schemas/planning/documents.py: the document of a stored checkpoint."""
 
+from dataclasses import replace
+from itertools import accumulate
+
 from schemas.checkpoint import Checkpoint, FileInfo, StoredTensor
-from schemas.format.tensor import TensorInfo
+from schemas.format.files import CheckpointFiles
+from schemas.format.header import Header
+from schemas.format.metadata import FactoredLayer, with_factored
+from schemas.format.table import TensorTable
+from schemas.format.tensor import DTYPE_BITS, TensorInfo
 from schemas.planning.documents import DEFAULT_SPEC, checkpoint_document
 from schemas.planning.planner import make_plan, would_be_factored
 
+FACTORED = FactoredLayer(method="svd", rank=64, shape=(64, 384), dtype="F32")
 FILE = FileInfo(name="model.safetensors", size_bytes=1000, sha256="0" * 64)
 
 
 def tensor(name: str, dtype: str, *shape: int) -> TensorInfo:
     return TensorInfo(name, dtype, shape, 0, 0)
+
+
+def stored(tensors, metadata=None) -> CheckpointFiles:
+    """Lay out the tensors in one file, if there are any."""
+    if not tensors:
+        return CheckpointFiles({})
+    ends = accumulate(each.parameters * DTYPE_BITS[each.dtype] // 8 for each in tensors)
+    table = TensorTable.of(replace(each, end=end) for each, end in zip(tensors, ends, strict=True))
+    return CheckpointFiles({FILE.name: Header(metadata or {}, table, 64, 64 + table.data_bytes)})
 
 
 def test_each_tensor_says_whether_it_would_be_factored_and_up_to_which_rank_it_pays():
@@ -23,7 +40,7 @@ def test_each_tensor_says_whether_it_would_be_factored_and_up_to_which_rank_it_p
         tensor("thin.weight", "BF16", 1, 8),
         tensor("scale", "F32"),
     ]
-    document = checkpoint_document("m", [FILE], [], tensors)
+    document = checkpoint_document("m", [FILE], [], stored(tensors))
     assert [(t.selected, t.break_even_rank) for t in document.tensors] == [
         (True, 191),
         (False, 9),
@@ -74,13 +91,13 @@ def test_what_a_document_says_of_each_tensor_is_what_a_plan_of_all_would_do():
 
 def test_factors_are_not_factored_again():
     tensors = [tensor("a.0.weight", "F32", 64, 384), tensor("b.0.weight", "F32", 384, 384)]
-    document = checkpoint_document("m", [FILE], [], tensors, factored={"a"})
+    document = checkpoint_document("m", [FILE], [], stored(tensors, with_factored({}, {"a": FACTORED})))
     assert [t.selected for t in document.tensors] == [False, True]
 
 
 def test_nothing_missing_means_complete():
-    assert checkpoint_document("m", [], [], []).complete
-    assert not checkpoint_document("m", [], ["model-00002-of-00002.safetensors"], []).complete
+    assert checkpoint_document("m", [], [], stored([])).complete
+    assert not checkpoint_document("m", [], ["model-00002-of-00002.safetensors"], stored([])).complete
 
 
 def test_every_field_is_described():

@@ -8,6 +8,7 @@ import pytest
 from schemas.format.files import CheckpointFiles
 from schemas.format.header import Header, build_header
 from schemas.format.index import MAX_INDEX_BYTES, ShardIndex, build_index
+from schemas.format.table import TensorTable
 from schemas.format.tensor import TensorInfo
 from schemas.planning.model_folder import output_names
 from schemas.planning.output import output_metadata, plan_output
@@ -24,7 +25,9 @@ def checkpoint(layers=40):
         TensorInfo(f"layer.{at}.weight", "F32", (64, 64), *ends)
         for at, ends in enumerate(pairwise(offsets[: layers + 1]))
     )
-    return CheckpointFiles({"model.safetensors": Header({}, tensors, 4_000, 4_000 + tensors[-1].end)})
+    return CheckpointFiles(
+        {"model.safetensors": Header({}, TensorTable.of(tensors), 4_000, 4_000 + tensors[-1].end)}
+    )
 
 
 def written(files, plan):

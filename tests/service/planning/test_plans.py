@@ -8,9 +8,14 @@ from array import array
 
 import pytest
 
+from schemas.planning.references import NO_REFERENCES
+from schemas.spec import CompressionSpec
+from service.errors import ProblemError
+from service.planning import plans
 from state.cache.file import DecompositionHeader
 from state.cache.key import DecompositionKey
 from state.cache.store import DecompositionCache
+from tests.schemas.format.checkpoints import files_of
 from tests.service.files import checkpoint_bytes, sharded_set
 from tests.service.running import assert_problem
 
@@ -49,6 +54,17 @@ def test_long_patterns_of_plain_text_are_not_too_many(service):
     spec = {"rank": 4, "exclude": [f"*{'a' * 900}{at:03}*" for at in range(70)]}
 
     assert service.http.post("/v1/plans", json={"checkpoint": name, "spec": spec}).status_code == 200
+
+
+def test_a_checkpoint_of_more_weights_than_can_be_planned_is_refused_before(monkeypatch):
+    files = files_of()
+    monkeypatch.setattr(plans, "MAX_LAYERS", 5)
+    assert plans.make_bounded_plan(files, CompressionSpec(rank=1), NO_REFERENCES, pointer="").layers
+
+    monkeypatch.setattr(plans, "MAX_LAYERS", 4)
+    with pytest.raises(ProblemError, match="5 weights of floats") as refused:
+        plans.make_bounded_plan(files, CompressionSpec(rank=1), NO_REFERENCES, pointer="")
+    assert refused.value.fault == "too-many-layers"
 
 
 def test_a_plan_lists_twenty_warnings_and_counts_the_others(service):

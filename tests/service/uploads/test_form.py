@@ -466,7 +466,7 @@ def tiny_tensors(count):
 
 def test_files_that_have_too_many_tensors_together_are_refused_while_they_arrive(service, monkeypatch):
     """Neither in one request nor in several; what is stored counts with what is sent."""
-    monkeypatch.setattr("state.checkpoints.parsed_header.MAX_CHECKPOINT_TENSORS", 100)
+    monkeypatch.setattr("state.checkpoints.parsed_header.MAX_TENSORS", 100)
     half, rest = tiny_tensors(60), tiny_tensors(41)
     files = [("checkpoint", ("a.safetensors", half)), ("checkpoint", ("b.safetensors", rest))]
     files.append(("checkpoint", ("c.safetensors", b"never looked at")))

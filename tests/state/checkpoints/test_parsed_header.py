@@ -10,7 +10,7 @@ from schemas.format.header import parse_tensors
 from schemas.format.header_stream import read_header
 from state.checkpoints.parsed_header import (
     MAX_CHECKPOINT_HEADER_BYTES,
-    MAX_CHECKPOINT_TENSORS,
+    MAX_TENSORS,
     HeaderSize,
     PackedHeader,
     kept_path,
@@ -88,7 +88,7 @@ def test_a_header_that_cannot_be_kept_is_still_read(stored):
 
 def test_all_headers_of_a_checkpoint_together_are_bounded(stored, checkpoints):
     info, _ = stored
-    others = HeaderSize(MAX_CHECKPOINT_TENSORS - 3, MAX_CHECKPOINT_HEADER_BYTES - len(HEADER))
+    others = HeaderSize(MAX_TENSORS - 3, MAX_CHECKPOINT_HEADER_BYTES - len(HEADER))
     checkpoints.check_header_sizes("m", {PLAIN: info}, [others])
     for one, fault in ((HeaderSize(1, 0), "too-many-tensors"), (HeaderSize(0, 1), "header-too-large")):
         with pytest.raises(CheckpointError, match="together; at most") as refused:
