@@ -48,9 +48,10 @@ types: $(READY) ## mypy, strict
 contracts: $(READY) ## check that imports run one way
 	$(BIN)/lint-imports
 
-# Two processes share the processors, so a thread that waits must sleep and not spin.
+# Two processes share the processors: threads of each would wait for those of the other, which takes ten times as long.
+# The tests about threads ask for them, and so does a worker; one that waits must sleep and not spin.
 unit: $(READY) ## only the tests, two files at a time
-	OMP_WAIT_POLICY=passive OPENBLAS_THREAD_TIMEOUT=4 \
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive OPENBLAS_THREAD_TIMEOUT=4 \
 	$(BIN)/python -m pytest -m 'not docker' -n 2 --dist loadfile --no-loadscope-reorder
 
 study: $(READY) ## measure what compression costs in accuracy (docs/7-study.md); leaves its files in study/
