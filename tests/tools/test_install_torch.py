@@ -8,6 +8,7 @@ import zipfile
 from base64 import urlsafe_b64encode
 from pathlib import Path
 
+import pip
 import pytest
 
 from tools.install_torch import Source, pinned_version, sources
@@ -43,9 +44,11 @@ def test_the_smallest_build_comes_first_and_an_index_that_is_named_comes_alone(
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory):
-    """Make an environment with nothing but pip."""
+    """Make an environment with nothing but pip, which is that of the tests."""
     folder = tmp_path_factory.mktemp("venv")
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "pip").symlink_to(Path(pip.__file__).parent)
     return folder / "bin/python"
 
 
