@@ -33,7 +33,7 @@ def copies(tmp_path_factory):
         model = folder / "model"
         model.mkdir()
         generator = torch.Generator().manual_seed(5)
-        weights = {f"l{i:02d}.weight": torch.randn(1000, 1000, generator=generator) for i in range(LAYERS)}
+        weights = {f"l{i:02d}.weight": torch.randn(800, 750, generator=generator) for i in range(LAYERS)}
         save_file(weights, model / "model.safetensors")
         # A companion may have the name of a record.
         (model / "job.json").write_text("{}")

@@ -38,7 +38,8 @@ class RunningService:
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.http = httpx.Client(base_url=self.url, timeout=30)
+        # Plain HTTP, unverified: a context of TLS takes longer to make than an answer.
+        self.http = httpx.Client(base_url=self.url, timeout=30, verify=False)
         self._server = Server(self.settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
 
