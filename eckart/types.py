@@ -6,9 +6,12 @@ takes its default. The service describes the same documents strictly, in its Ope
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Document(BaseModel):
@@ -145,6 +148,13 @@ class LayerReport(Layer):
     rows: tuple[int, ...] | None = None
     seconds: float = 0.0
 
+    @property
+    def error_and_optimum(self) -> tuple[float | None, float | None]:
+        """The error and the best possible one at this rank, of the outputs where the layer is calibrated."""
+        if self.weighted_error is None:
+            return self.relative_error, self.optimal_error
+        return self.weighted_error, self.optimal_weighted_error
+
 
 class PlanDocument(Document):
     """What would be done to each layer of a checkpoint."""
@@ -153,6 +163,12 @@ class PlanDocument(Document):
     warnings: tuple[str, ...] = ()
     layers: tuple[PlannedLayer, ...]
     totals: PlanTotals
+
+    def _repr_html_(self) -> str:
+        """Show the plan in a notebook."""
+        from eckart.notebook import plan_html
+
+        return plan_html(self)
 
 
 class CheckpointReport(Document):
@@ -179,6 +195,18 @@ class Report(Document):
     totals: Totals
     how_to_load: str | None = None
     layers: tuple[LayerReport, ...]
+
+    def plot(self) -> Figure:
+        """Draw the errors of the layers and their spectra; needs matplotlib, the extra `plot`."""
+        from eckart.plot import report_figure
+
+        return report_figure(self)
+
+    def _repr_html_(self) -> str:
+        """Show the report in a notebook."""
+        from eckart.notebook import report_html
+
+        return report_html(self)
 
 
 class JobProgress(Document):

@@ -74,11 +74,18 @@ function steps(low, high, length) {
 function decades(low, high) {
   const first = Math.ceil(Math.log10(low) - 1e-9);
   const last = Math.floor(Math.log10(high) + 1e-9);
-  if (last - first < 1) return [low, high];
+  if (last - first < 2) return withinDecades(low, high);
   const stride = Math.ceil((last - first) / 6);
   const ticks = [];
   for (let power = first; power <= last; power += stride) ticks.push(10 ** power);
   return ticks;
+}
+
+function withinDecades(low, high) {
+  const first = Math.floor(Math.log10(low));
+  const all = [0, 1, 2].flatMap((power) => [1, 2, 5].map((factor) => factor * 10 ** (first + power)));
+  const ticks = all.filter((tick) => tick >= low && tick <= high);
+  return ticks.length > 1 ? ticks : [low, high];
 }
 
 /**

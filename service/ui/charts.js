@@ -72,7 +72,7 @@ function paintHeatMap({ rows, columns, cells, legend }, width) {
     index % skip ? "" : label(shortened(row, longest), left - 6, top + (index + 0.5) * cellHeight + 4, "end"),
   );
   const nodes = [...names.filter(Boolean), ...columnLabels(columns, left, cellWidth)];
-  if (legend) nodes.push(...legendNodes(legend, left, height - 22));
+  if (legend) nodes.push(...legendNodes(legend, left, height - 22, width));
   if (cells.length > CANVAS_ABOVE) {
     return { nodes, canvas: cellsOnCanvas(spots, width, height), width, height, spots };
   }
@@ -123,7 +123,9 @@ function cellsOnCanvas(spots, width, height) {
   return canvas;
 }
 
-function legendNodes({ low, high, tone = "accent" }, x, y) {
+function legendNodes({ low, high, tone = "accent" }, left, y, width) {
+  const length = (String(low).length + String(high).length) * 6.6 + 11 * 14 + 16;
+  const x = Math.max(2, Math.min(left, width - length));
   const nodes = [label(low, x, y + 12, "start")];
   const from = x + String(low).length * 6.6 + 8;
   for (let step = 0; step <= 10; step += 1) {
