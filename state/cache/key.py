@@ -11,6 +11,9 @@ from schemas.planning.layer import LayerPlan
 
 SEPARATOR = "-"
 OWNER_SEPARATOR = "@"
+# Of the 255 bytes that a name may have, some are for `store.DEPENDENT_ENDING`.
+LONGEST_FOLDER = 240
+DIGEST_ENDING = "+"
 # The most solvers that a cascade has, and so the most decompositions of one tensor, ever more accurate.
 MAX_SOLVERS = 4
 
@@ -68,13 +71,25 @@ class DecompositionKey:
         return hashlib.sha256(json.dumps(values).encode()).digest()
 
     @property
-    def folder(self) -> str:
+    def sources(self) -> str:
         """The digests of the files it was computed from: it is deleted with any of them."""
         return SEPARATOR.join(filter(None, (self.file_sha256, self.calibration_sha256, self.base_sha256)))
 
 
 KEY_FIELDS = tuple(field.name for field in fields(DecompositionKey) if field.name != "origin")
 ADDED_FIELDS = frozenset({"base_sha256", "variant"})
+
+
+def folder_of(owner: str, sources: str) -> str:
+    """Return the folder of the decompositions of an owner that were computed from these files.
+
+    It names the files; a long name, which few file systems allow, is that of the first file and a digest.
+    """
+    name = owned(owner, sources)
+    if len(name) <= LONGEST_FOLDER:
+        return name
+    first = sources.partition(SEPARATOR)[0]
+    return f"{owned(owner, first)}{SEPARATOR}{hashlib.sha256(sources.encode()).hexdigest()}{DIGEST_ENDING}"
 
 
 def owned(owner: str, digest: str) -> str:

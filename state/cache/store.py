@@ -20,7 +20,14 @@ from typing import Self
 from schemas.spectrum import Spectrum
 from state.cache.eviction import ENDING, entries_of, free_space, make_room
 from state.cache.file import DamagedFile, DecompositionFile, DecompositionHeader, encode_header
-from state.cache.key import MAX_SOLVERS, DecompositionKey, owned, sources_of
+from state.cache.key import (
+    DIGEST_ENDING,
+    MAX_SOLVERS,
+    DecompositionKey,
+    folder_of,
+    owned,
+    sources_of,
+)
 from state.data_dir import DataDir
 from state.errors import FilesLocked
 from state.files import AtomicFile, locked
@@ -29,6 +36,8 @@ log = logging.getLogger("eckart.state")
 
 # In the folder of a calibration or a base: the name of a folder of decompositions that depend on it.
 DEPENDENT_ENDING = ".dependent"
+# In a folder whose name does not say it: the files that its decompositions depend on.
+SOURCES_NAME = ".sources"
 # The cache can be done without, so nobody waits long for a process that keeps it locked.
 CACHE_WAIT_S = 1.0
 HASTY_S = 60.0
@@ -102,7 +111,7 @@ class DecompositionCache:
     def _spectra(
         self, key: DecompositionKey, origins: Callable[[str], Sequence[str]]
     ) -> tuple[Spectrum, ...]:
-        for origin in [key.origin] if key.origin else origins(key.folder):
+        for origin in [key.origin] if key.origin else origins(key.sources):
             if spectra := tuple(self._spectra_of(replace(key, origin=origin))):
                 return spectra
         return ()
@@ -116,9 +125,9 @@ class DecompositionCache:
                 return
             yield spectrum
 
-    def _origins(self, folder: str) -> list[str]:
-        """Return the origins of the decompositions in a folder; those of earlier releases have none."""
-        entries = entries_of(self._folder / owned(self._owner, folder))
+    def _origins(self, sources: str) -> list[str]:
+        """Return the origins of the decompositions of some files; those of earlier releases have none."""
+        entries = entries_of(self._folder / folder_of(self._owner, sources))
         names = (entry.name for entry in entries if entry.name.endswith(ENDING))
         return sorted({name.partition(".")[2].removesuffix(ENDING[1:]).rstrip(".") for name in names})
 
@@ -145,7 +154,7 @@ class DecompositionCache:
             with self._locked():
                 if not self._make_room(len(begin) + len(basis)):
                     return False
-            self._publish(path, begin, basis)
+            self._publish(path, key.sources, begin, basis)
             if all(source.exists() for source in sources):
                 return True
             self._remove([self._path(key).parent.name])
@@ -182,7 +191,7 @@ class DecompositionCache:
             entries = [entry.name for entry in self._folder.iterdir() if entry.is_dir()]
             if entries:
                 sources = held()
-                self._remove(name for name in entries if not sources >= sources_of(name))
+                self._remove(name for name in entries if not sources >= self._sources_of(name))
 
     def remove_of(self, sha256: str) -> None:
         """Remove what was computed from a file of the owner, without a look at anything else."""
@@ -204,8 +213,8 @@ class DecompositionCache:
             opened_ns=self._opened_ns,
         )
 
-    def _publish(self, path: Path, begin: bytes, basis: memoryview) -> None:
-        self._make_folder(path.parent)
+    def _publish(self, path: Path, sources: str, begin: bytes, basis: memoryview) -> None:
+        self._make_folder(path.parent, sources)
         with AtomicFile(path, parts=self._parts, durable=False, mode=0o600) as file:
             file.write(begin)
             file.write(basis)
@@ -216,16 +225,28 @@ class DecompositionCache:
                 path.parent.mkdir(exist_ok=True)
                 file.publish()
 
-    def _make_folder(self, folder: Path) -> None:
+    def _make_folder(self, folder: Path, sources: str) -> None:
         """Make a folder, and name it in the folder of each file that it depends on, if these are several."""
+        whole = owned(self._owner, sources)
         try:
             folder.mkdir()
         except FileExistsError:
             return
-        for name in sorted(sources_of(folder.name)):
+        if folder.name.endswith(DIGEST_ENDING):
+            (folder / SOURCES_NAME).write_text(whole)
+        for name in sorted(sources_of(whole)):
             if name != folder.name:
                 (self._folder / name).mkdir(exist_ok=True)
                 (self._folder / name / (folder.name + DEPENDENT_ENDING)).touch()
+
+    def _sources_of(self, folder: str) -> set[str]:
+        """Return the files that the decompositions in a folder depend on; one that has no name if unknown."""
+        if not folder.endswith(DIGEST_ENDING):
+            return sources_of(folder)
+        try:
+            return sources_of((self._folder / folder / SOURCES_NAME).read_text())
+        except FileNotFoundError:
+            return {""}
 
     def _file(self, key: DecompositionKey) -> DecompositionFile:
         return DecompositionFile(self._path(key), key.digest)
@@ -246,4 +267,4 @@ class DecompositionCache:
 
     def _path(self, key: DecompositionKey) -> Path:
         name = key.digest.hex() + (f".{key.origin}" if key.origin else "") + ENDING
-        return self._folder / owned(self._owner, key.folder) / name
+        return self._folder / folder_of(self._owner, key.sources) / name

@@ -13,7 +13,7 @@ import pytest
 from state.cache.key import MAX_SOLVERS
 from state.data_dir import DataDir
 from state.errors import FilesLocked
-from tests.state.decompositions import KEY, example, files, folders, read
+from tests.state.decompositions import KEY, SHA, example, files, folders, read
 from tests.stopped import stopped_holder
 
 
@@ -102,7 +102,7 @@ def test_a_full_disk_raises_nothing_and_leaves_nothing(tmp_path):
     code = """
 import resource, signal, sys
 from pathlib import Path
-from tests.state.decompositions import KEY, example
+from tests.state.decompositions import KEY, SHA, example
 from state.cache.store import DecompositionCache
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -174,6 +174,39 @@ def test_decompositions_are_deleted_with_their_calibration_and_their_base(
 
     assert cache.open(with_both) is None
     assert (cache.open(plain) is None) == (gone == "m")
+
+
+LONG_OWNER = "o" * 64
+FOUR = replace(KEY, calibration_sha256=f"{'c1' * 32}-{'c2' * 32}", base_sha256="ba" * 32)
+DIGESTS = (SHA, "c1" * 32, "c2" * 32, "ba" * 32)
+
+
+@pytest.mark.parametrize("owner", ["", "alice", LONG_OWNER])
+@pytest.mark.parametrize("gone", DIGESTS)
+def test_what_depends_on_many_files_of_a_long_named_owner_is_found_and_goes_with_each(
+    cache, source, owner, gone
+):
+    own = cache.of(owner)
+    assert own.put(FOUR, *example(FOUR), sources=[source])
+    assert read(own, FOUR) is not None
+    assert own.spectra([FOUR]) != {}
+    assert cache.of("another").open(FOUR) is None
+    assert own.open(replace(FOUR, base_sha256="bb" * 32)) is None
+
+    own.remove_of(gone)
+    assert own.open(FOUR) is None
+
+
+@pytest.mark.parametrize("gone", DIGESTS)
+def test_what_depends_on_many_files_stays_while_all_are_stored(cache, source, gone, tmp_path):
+    own = cache.of(LONG_OWNER)
+    assert own.put(FOUR, *example(FOUR), sources=[source])
+    held = {f"{LONG_OWNER}@{digest}" for digest in DIGESTS}
+    cache.remove_orphans(lambda: held)
+    assert read(own, FOUR) is not None
+    cache.remove_orphans(lambda: held - {f"{LONG_OWNER}@{gone}"})
+    assert own.open(FOUR) is None
+    assert not any(folder.name.endswith("+") for folder in folders(tmp_path))
 
 
 def test_a_deletion_reads_no_other_manifest(decomposed, send, safetensors, checkpoints, cache, tmp_path):
