@@ -25,8 +25,9 @@ from service.errors import ProblemError
 from service.jobs.submission import missing_from_upload
 from service.uploads.form import FileNames, SpecPart, check_consistent
 from service.uploads.multipart import MultipartSink, Part, PartHead, TextPart
+from state.checkpoints.consistency import AN_INDEX, missing_files
 from state.checkpoints.parsed_header import HeaderSize
-from state.checkpoints.store import AN_INDEX, MISSING_SHOWN, missing_files
+from state.checkpoints.store import MISSING_SHOWN
 from state.uploads.upload import IndexParser
 
 

@@ -22,7 +22,8 @@ from service.json_body import parse_model
 from service.uploads.multipart import MultipartSink, Part, PartHead, TextPart
 from service.webhooks.hosts import WebhookRefused
 from service.webhooks.sender import UNSIGNED
-from state.checkpoints.store import StoredCheckpoint, check_companions
+from state.checkpoints.consistency import check_companions
+from state.checkpoints.store import StoredCheckpoint
 from state.errors import CheckpointNotFound
 from state.uploads.upload import Content, StoredFile, Upload
 

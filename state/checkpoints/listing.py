@@ -4,7 +4,8 @@ import re
 
 from schemas.checkpoint import CheckpointList, ListedCheckpoint
 from schemas.format.names import CHECKPOINT_ID
-from state.checkpoints.store import read_manifest, stored_is_complete
+from state.checkpoints.consistency import stored_is_complete
+from state.checkpoints.manifest import read_manifest
 from state.checkpoints.timeline import Entry, Timeline, stored_us
 from state.data_dir import DataDir
 from state.errors import BadCursor

@@ -10,7 +10,7 @@ from typing import Any
 from schemas.job import UNFINISHED, JobState, Progress
 from schemas.problem import Problem
 from schemas.report import Totals
-from state.checkpoints.store import has_files
+from state.checkpoints.manifest import has_files
 from state.data_dir import DataDir
 from state.errors import (
     BadCursor,

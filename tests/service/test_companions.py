@@ -103,7 +103,7 @@ def test_a_companion_over_its_limit_is_413_at_its_first_byte(service):
 
 
 def test_the_limit_of_all_companions_stops_a_form_before_its_first_file_is_stored(service, monkeypatch):
-    monkeypatch.setattr("state.checkpoints.store.MAX_COMPANIONS_BYTES", 5)
+    monkeypatch.setattr("state.checkpoints.consistency.MAX_COMPANIONS_BYTES", 5)
     checkpoint_id = fresh_id()
     parts = [("checkpoint", (f"{name}.txt", b"xyz")) for name in "ab"]
     answer = service.http.post(f"/v1/checkpoints/{checkpoint_id}", files=parts)

@@ -10,7 +10,7 @@ import pytest
 from schemas.checkpoint import FileInfo
 from schemas.job import Progress
 from schemas.problem import FieldProblem, ProblemKind
-from state.checkpoints.store import MANIFEST
+from state.checkpoints.manifest import MANIFEST
 from state.data_dir import DataDir
 from state.errors import JobNotFound
 from state.jobs.job_file import JobFiles
