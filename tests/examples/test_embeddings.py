@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from benchmarks.standalone import running
 from eckart import Client
 from eckart.calibrate import calibrate
 from examples.embeddings.study import (
@@ -23,13 +22,13 @@ WEIGHTS = BLOCKS * (4 * WIDTH * WIDTH + 2 * WIDTH * INNER)
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def measured(tmp_path_factory, url):
     """Keep half, and nearly all, of the encoder through a service, and half by a calibrated ratio too."""
     place = tmp_path_factory.mktemp("study")
     texts, model = sentences("evaluation")[:10], original()
     inputs = (token_ids(text) for text in sentences("calibration")[:40])
     grams = calibrate(model, inputs, place / "calibration.safetensors", include=[LAYERS])
-    with running(place, threads=1) as service, Client(service.url) as client:
+    with Client(url) as client:
         judge = Sentences(texts, vectors(model, texts)).judge
         trial = Trial(client, client.upload(installed("model.safetensors")), place / "result", judge)
         plain = {"include": [LAYERS], "method": "svd"}

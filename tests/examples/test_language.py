@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from benchmarks.standalone import running
 from eckart import Client
 from eckart.calibrate import calibrate
 from examples.language.network import BYTES, Language
@@ -133,7 +132,7 @@ def test_a_trained_network_is_taken_from_its_file(network, library):
     assert weight_bytes(one) == 4 * (4 * 32 * 32 + 3 * 32 * 64)
 
 
-def test_a_job_on_the_network_is_judged_by_its_perplexity(network, library, tmp_path):
+def test_a_job_on_the_network_is_judged_by_its_perplexity(network, library, tmp_path, url):
     one, file = network
     parts = text(library)
     batches = [window[None, :-1] for window in windows(parts.calibration, 4)]
@@ -147,7 +146,7 @@ def test_a_job_on_the_network_is_judged_by_its_perplexity(network, library, tmp_
     )
     held_out = windows(parts.evaluation, 4)
 
-    with running(tmp_path, threads=1) as service, Client(service.url) as client:
+    with Client(url) as client:
         trial = Trial(client, client.upload(file), tmp_path / "result", HeldOut(held_out, small).judge)
         spec = {"include": [LAYERS], "method": "int8", "calibration": client.upload(both)}
         found = trial.measure(Recipe("rounded", "int8", "", spec))

@@ -5,7 +5,6 @@ from xml.etree import ElementTree as ET
 import pytest
 import torch
 
-from benchmarks.standalone import running
 from eckart import Client
 from examples.vgg11.digits import Pictures, digits
 from examples.vgg11.network import VGG11, parameters
@@ -44,12 +43,12 @@ def pictures():
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory, pictures):
+def measured(tmp_path_factory, pictures, url):
     """Measure a network of a 32nd of the width at a few points, through a service."""
     place = tmp_path_factory.mktemp("study")
     file = place / "vgg11.safetensors"
     network = trained(VGG11(hidden=96, thinner=32), pictures[0], file)
-    with running(place, threads=1) as service, Client(service.url) as client:
+    with Client(url) as client:
         study = Study.of(client, file, network, pictures, place / "result")
         points = [Point("svd", 2), Point("cx", 2), *(Point("cur", factor) for factor in NEIGHBOURS)]
         found = [study.measure(point, tune=point.factor == 2) for point in points]
