@@ -1,8 +1,6 @@
-"""checkpoints/store.py: each file is stored once and fits the others; deletions and sweeps are whole."""
+"""checkpoints/store.py: each file is stored once and fits the others; deletions are whole."""
 
 import json
-import os
-import stat
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -232,36 +230,6 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read_is_not_found(send, checkp
     send("m", PLAIN, safetensors())
     with pytest.raises(CheckpointNotFound):
         checkpoints.get("m", only=Deleting({PLAIN}))
-
-
-def test_a_deletion_that_was_killed_is_finished_by_the_sweep(checkpoints, tmp_path):
-    (tmp_path / "trash" / "0123" / "deep").mkdir(parents=True)
-    assert checkpoints.sweep_parts(-1) == 1
-    assert not any((tmp_path / "trash").iterdir())
-
-
-@pytest.mark.parametrize(
-    "put",
-    [
-        lambda path: path.mkdir(),
-        lambda path: path.symlink_to(path),
-        os.mkfifo,
-        lambda path: os.mknod(path, 0o600 | stat.S_IFSOCK),
-    ],
-    ids=["a directory", "a link to itself", "a pipe", "a socket"],
-)
-def test_what_is_no_temporary_file_stays_and_the_rest_is_swept(checkpoints, tmp_path, put):
-    folder = tmp_path / "parts"
-    folder.mkdir()
-    put(folder / "a.part")
-    for name in ("0.part", "b.part"):
-        (folder / name).write_bytes(b"left over")
-    assert checkpoints.sweep_parts(-1) == 2
-    assert [path.name for path in folder.iterdir()] == ["a.part"]
-
-
-def test_a_sweep_of_nothing_finds_nothing(checkpoints):
-    assert checkpoints.sweep_parts(-1) == 0
 
 
 CONFIG, VOCABULARY = "config.json", "vocab.txt"
