@@ -14,6 +14,7 @@ from service.maintenance.reconciliation import STALE_UPLOAD_S, reconcile
 from service.maintenance.retention import SteadyClock, remove_expired, remove_unowned
 from service.maintenance.turns import SWEEP, Turns
 from state.errors import FilesLocked, RedisUnavailable
+from state.mounts import lock_warning
 from state.redis import eviction_warning
 
 FAILED_LAYERS_EVERY_S = 600.0
@@ -28,6 +29,7 @@ async def run_reaper(services: Services) -> None:
     """Take every step at once and then every `reaper_s`."""
     steps: Steps = {
         "look at Redis's settings": at_most_every(math.inf, partial(warn_of_eviction, services)),
+        "look at the disk's locks": at_most_every(math.inf, partial(warn_of_local_locks, services)),
         SWEEP: partial(sweep_jobs, services),
         "write job.json where that failed": services.jobs.write_deferred,
         "remove stale uploads": partial(services.checkpoints.sweep_parts, STALE_UPLOAD_S),
@@ -86,6 +88,12 @@ async def _take(what: str, step: Callable[[], object], *, limit_s: float) -> Non
 def warn_of_eviction(services: Services) -> None:
     """Log it if Redis may drop records of jobs."""
     if warning := eviction_warning(services.redis):
+        log.warning("%s", warning)
+
+
+def warn_of_local_locks(services: Services) -> None:
+    """Log it if other machines do not see the locks that this one takes."""
+    if warning := lock_warning(services.settings.data_dir):
         log.warning("%s", warning)
 
 

@@ -14,6 +14,7 @@ from service.errors import ProblemError
 from service.maintenance.turns import SWEEP
 from service.openapi import problem_responses
 from state.errors import OutOfSpace, RedisUnavailable
+from state.mounts import lock_warning
 from state.redis import eviction_warning
 
 router = APIRouter(tags=["health"])
@@ -55,8 +56,8 @@ def readyz(services: ServicesDep) -> ReadyDocument:
     if missing := _missing(services):
         names = ", ".join(part.pointer.removeprefix("/") for part in missing)
         raise ProblemError(ProblemKind.NOT_READY, values={"missing": names}, errors=missing)
-    warning = eviction_warning(services.redis)
-    return ReadyDocument(status="ok", warnings=(warning,) if warning else ())
+    found = (eviction_warning(services.redis), lock_warning(services.settings.data_dir))
+    return ReadyDocument(status="ok", warnings=tuple(warning for warning in found if warning))
 
 
 @router.get(
