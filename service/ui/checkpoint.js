@@ -1,5 +1,92 @@
-import { el, fill } from "./dom.js";
+// A stored checkpoint: the plan of a job on it, what earlier jobs made of it, and how they follow from each other.
 
-export function showCheckpoint(view) {
-  fill(view, el("h1", {}, "Eckart"));
+import { checkpointPath, each, get, jobPath, list, post } from "./api.js";
+import { el, fill, notice } from "./dom.js";
+import { dropZone } from "./drop.js";
+import { familyTree } from "./family.js";
+import { bytes, count, plural } from "./format.js";
+import { Planner } from "./planner.js";
+import { PlanView } from "./planview.js";
+import { FIRST_SPEC } from "./spec.js";
+import { SpecForm, aboutOf } from "./specform.js";
+import { alike, spectraOf } from "./spectra.js";
+
+const MOST_REPORTS = 3;
+const MOST_JOBS = 30;
+
+export async function showCheckpoint(view, { argument: id, signal }) {
+  const [checkpoint, others] = await Promise.all([get(`${checkpointPath(id)}?limit=1`, { signal }), list("/v1/checkpoints", "checkpoints")]);
+  const head = el("div", { class: "head" }, el("div", {}, el("h1", {}, checkpoint.id), el("p", { class: "muted" }, `${plural(checkpoint.files.length, "file")} · ${count(checkpoint.parameters)} parameters · ${bytes(checkpoint.bytes)}`)));
+  if (!checkpoint.complete) {
+    fill(view, head, missing(checkpoint, view, signal));
+    return;
+  }
+  const start = el("button", { type: "button", class: "primary" }, "Start the job");
+  head.append(el("div", { class: "row" }, start));
+  const plans = new PlanView();
+  const form = new SpecForm(specOf(id), aboutOf(checkpoint, others.map((other) => other.id)), (spec) => planner.want(spec));
+  const planner = new Planner((spec) => post("/v1/plans", { checkpoint: id, spec }, { signal }), {
+    show: (plan, spec) => {
+      keepSpec(id, spec);
+      plans.show(plan);
+    },
+    fail: (error) => plans.fail(error),
+    busy: (is) => plans.busy(is),
+    signal,
+  });
+  const family = el("div");
+  start.addEventListener("click", () => begin(start, id, form, plans));
+  fill(view, head, el("div", { class: "split" }, el("section", { class: "panel", "aria-label": "What to do" }, form.element), plans.element), family);
+  form.take(form.spec);
+  await showEarlier(id, form, plans, family, signal);
+}
+
+function missing(checkpoint, view, signal) {
+  const again = () => showCheckpoint(view, { argument: checkpoint.id, signal });
+  const names = checkpoint.missing.slice(0, 20);
+  return [
+    el("div", { class: "notice warn" }, el("strong", {}, "Files are missing"), el("p", {}, "A job needs all shards and their index. Drop those that are missing."), el("ul", { class: "mono" }, names.map((name) => el("li", {}, name)), checkpoint.missing.length > names.length && el("li", {}, "…"))),
+    dropZone({ id: checkpoint.id, onStored: again, signal }),
+  ];
+}
+
+async function begin(button, id, form, plans) {
+  button.disabled = true;
+  try {
+    const headers = { "Content-Type": "application/json", "Idempotency-Key": crypto.getRandomValues(new Uint32Array(4)).join("-") };
+    const job = await post("/v1/jobs", { checkpoint: id, spec: form.spec }, { headers });
+    location.hash = `#/jobs/${encodeURIComponent(job.id)}`;
+  } catch (error) {
+    plans.fail(error);
+    button.disabled = false;
+  }
+}
+
+/** What earlier jobs on this checkpoint tell: their spectra, their errors, and how they follow from each other. */
+async function showEarlier(id, form, plans, family, signal) {
+  const jobs = await list("/v1/jobs", "jobs", { most: MOST_JOBS, fits: (job) => job.checkpoint === id });
+  if (signal.aborted || jobs.length === 0) return;
+  const done = jobs.filter((job) => job.summary !== null);
+  const [specs, reports] = await Promise.all([
+    each(jobs, async (job) => (await get(jobPath(job.id), { signal })).spec),
+    each(done.slice(0, MOST_REPORTS), (job) => get(jobPath(job.id, "/report"), { signal })),
+  ]);
+  if (signal.aborted) return;
+  fill(family, familyTree(id, jobs, specs, (spec) => form.take(spec)));
+  const found = reports.find((report) => alike(report.spec, form.spec) && report.layers.some((layer) => layer.singular_values));
+  plans.know({ spectra: found ? spectraOf(found) : new Map(), jobs: done.filter((job) => job.summary.relative_error > 0), from: found?.job_id ?? null });
+}
+
+// The spec that was tried last comes back after a reload, and on the way back from a job.
+
+function specOf(id) {
+  try {
+    return JSON.parse(sessionStorage.getItem(`eckart.spec.${id}`)) ?? FIRST_SPEC;
+  } catch {
+    return FIRST_SPEC;
+  }
+}
+
+function keepSpec(id, spec) {
+  sessionStorage.setItem(`eckart.spec.${id}`, JSON.stringify(spec));
 }

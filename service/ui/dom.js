@@ -28,17 +28,22 @@ export function announce(text) {
   document.getElementById("status").textContent = text;
 }
 
+/** Text to be copied. */
 export function code(text, label) {
-  const copy = el("button", {
-    type: "button",
-    "aria-label": `Copy ${label}`,
-    onclick: async () => {
-      await navigator.clipboard?.writeText(text);
-      copy.textContent = "Copied";
-      announce(`${label} copied`);
-    },
-  }, "Copy");
-  return el("div", { class: "code" }, el("pre", { tabindex: "0", role: "group", "aria-label": label }, text), copy);
+  const block = el("pre", { tabindex: "0", role: "group", "aria-label": label }, text);
+  const copy = el("button", { type: "button", "aria-label": `Copy ${label}`, onclick: () => copied(block, copy, label) }, "Copy");
+  return el("div", { class: "code" }, block, copy);
+}
+
+async function copied(block, button, label) {
+  // Pages without https have no clipboard; then the text is selected.
+  if (!navigator.clipboard) {
+    getSelection().selectAllChildren(block);
+    return;
+  }
+  await navigator.clipboard.writeText(block.textContent);
+  button.textContent = "Copied";
+  announce(`${label} copied`);
 }
 
 /** Show a problem: what happened, which fields, and what to do. */
@@ -54,16 +59,18 @@ export function notice(problem, ...more) {
   );
 }
 
-export function table(caption, header, rows, { hidden = false } = {}) {
+/** A table whose first column names the rows; the others are figures, or with `prose` text that wraps. */
+export function table(caption, header, rows, { prose = false } = {}) {
+  const kind = prose ? "prose" : "number";
   return el(
     "div",
     { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
     el(
       "table",
       {},
-      el("caption", { class: hidden ? "visually-hidden" : null }, caption),
-      el("thead", {}, el("tr", {}, header.map((name, i) => el("th", { scope: "col", class: i > 0 ? "number" : null }, name)))),
-      el("tbody", {}, rows.map((row) => el("tr", { class: row.class }, el("th", { scope: "row", class: "name" }, row.cells[0]), row.cells.slice(1).map((content) => el("td", { class: "number" }, content ?? "–"))))),
+      el("caption", { class: "visually-hidden" }, caption),
+      el("thead", {}, el("tr", {}, header.map((name, i) => (i === 0 && name === "" ? el("td") : el("th", { scope: "col", class: i > 0 ? kind : null }, name))))),
+      el("tbody", {}, rows.map((row) => el("tr", { class: row.class }, el("th", { scope: "row", class: "name" }, row.cells[0]), row.cells.slice(1).map((content) => el("td", { class: kind }, content ?? "–"))))),
     ),
   );
 }

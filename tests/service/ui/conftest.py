@@ -1,12 +1,12 @@
 """A real Chromium, and pages in it that notice every error."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.browser import launched
+
 UI = Path(__file__).parents[3] / "service" / "ui"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # An origin for modules, which browsers do not load from files.
 ORIGIN = "http://ui.test"
 EMPTY = '<!DOCTYPE html><html lang="en"><title>Test</title><main><div id="chart"></div></main></html>'
@@ -14,13 +14,8 @@ EMPTY = '<!DOCTYPE html><html lang="en"><title>Test</title><main><div id="chart"
 
 @pytest.fixture(scope="session")
 def browser():
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

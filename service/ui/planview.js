@@ -1,0 +1,185 @@
+// What a spec would do: totals, the curve of error against size, the map of layers, and what is left alone.
+
+import { heatMap, lineChart } from "./charts.js";
+import { el, fill, notice, table } from "./dom.js";
+import { bytes, count, error as errorText, percent, plural, whole } from "./format.js";
+import { cells, grid, groups, span } from "./grouping.js";
+import { sum } from "./layers.js";
+import { curves, errorBounds, planError } from "./spectra.js";
+
+const MOST_GROUPS = 60;
+
+/** The live part of a checkpoint's view; `show` is called for each plan that comes. */
+export class PlanView {
+  #parts;
+  #layout = { names: null };
+  #known = { spectra: new Map(), jobs: [], from: null };
+  #last = null;
+  #shownAll = false;
+
+  constructor() {
+    const part = () => el("div");
+    this.#parts = { totals: part(), fault: part(), curve: part(), curveNote: el("p", { class: "small muted" }), map: part(), layers: part(), left: part(), warnings: part() };
+    const p = this.#parts;
+    this.mapped = el("select", { "aria-label": "What the map shows", onchange: () => this.#drawMap() }, el("option", { value: "share" }, "parameters kept"), el("option", { value: "bytes" }, "bytes kept"), el("option", { value: "error" }, "error"));
+    this.element = el(
+      "div",
+      { class: "stack", "aria-busy": "true" },
+      el("section", { class: "panel stack", "aria-label": "What it costs" }, p.totals, p.fault, p.warnings),
+      el("section", { class: "panel" }, el("h2", {}, "Error against size"), p.curve, p.curveNote),
+      el("section", { class: "panel" }, el("div", { class: "head" }, el("h2", {}, "Layers"), el("label", { class: "check" }, this.mapped)), p.map, p.layers),
+      p.left,
+    );
+  }
+
+  /** Say which spectra earlier jobs have left, by the names of layers, and where these jobs are on the curve. */
+  know(known) {
+    this.#known = known;
+    if (known.spectra.size > 0) this.mapped.value = "error";
+    this.#layout.names = null;
+    if (this.#last) this.show(this.#last);
+  }
+
+  busy(is) {
+    this.element.setAttribute("aria-busy", String(is));
+  }
+
+  fail(error) {
+    fill(this.#parts.fault, notice(error));
+  }
+
+  show(plan) {
+    performance.mark("plan-shown-begin");
+    this.#last = plan;
+    fill(this.#parts.fault);
+    this.#lay(plan);
+    this.#drawTotals(plan);
+    this.#drawCurve(plan);
+    this.#drawMap();
+    this.#drawLayers(plan);
+    this.#drawLeft(plan);
+    performance.measure("plan-shown", "plan-shown-begin");
+  }
+
+  /** What depends on the names of layers alone is made once. */
+  #lay(plan) {
+    const names = plan.layers.map((layer) => layer.name).join("\n");
+    if (names === this.#layout.names) return;
+    const fixed = plan.totals.parameters_before - sum(plan.layers.map((layer) => layer.parameters_before));
+    this.#layout = { names, grid: grid(plan.layers.map((layer) => layer.name)), curves: curves(plan.layers, fixed, this.#known.spectra) };
+  }
+
+  #drawTotals(plan) {
+    const t = plan.totals;
+    const error = planError(plan, this.#known.spectra);
+    const bound = t.exact ? "" : "at most ";
+    const figure = (name, value, more) => [el("dt", {}, name), el("dd", {}, value, el("small", {}, more))];
+    const group = (...each) => el("div", {}, figure(...each));
+    fill(
+      this.#parts.totals,
+      el(
+        "dl",
+        { class: "figures" },
+        group("Parameters", `${bound}${count(t.parameters_after)}`, `of ${count(t.parameters_before)}: ${percent(t.parameter_savings)} saved`),
+        group("Bytes", `${bound}${bytes(t.bytes_after)}`, `of ${bytes(t.bytes_before)}: ${percent(1 - t.bytes_after / Math.max(t.bytes_before, 1))} saved`),
+        group("Layers", `${whole(t.layers_factored)} replaced`, `${whole(t.layers_kept)} stay dense`),
+        group("Error", ...errorFigure(error, plan)),
+      ),
+    );
+    fill(
+      this.#parts.warnings,
+      plan.warnings.length > 0 && el("details", { open: this.#parts.warnings.firstElementChild?.open }, el("summary", {}, plural(plan.warnings.length, "warning")), el("ul", { class: "small" }, plan.warnings.map((text) => el("li", {}, text)))),
+    );
+  }
+
+  #drawCurve(plan) {
+    const { curves: lines = [] } = this.#layout;
+    const { jobs, from } = this.#known;
+    if (lines.length === 0) {
+      fill(this.#parts.curve, el("p", { class: "muted" }, "No layer is selected."));
+      return;
+    }
+    const series = lines.map((line) => ({ ...line, points: line.points.map(([x, y]) => [x, y, `${line.name}: error ${errorText(y)} at ${x.toFixed(1)} M parameters`]) }));
+    if (jobs.length > 0) {
+      const done = jobs.map((job) => [job.summary.parameters_after / 1e6, job.summary.relative_error, `job ${job.id.slice(0, 9)}: error ${errorText(job.summary.relative_error)}, ${count(job.summary.parameters_after)} parameters`, job.id]);
+      series.push({ name: "finished jobs", points: done, dots: true, tone: "fg" });
+    }
+    lineChart(this.#parts.curve, {
+      title: "Relative error against the parameters of the whole checkpoint",
+      series,
+      marks: [{ x: plan.totals.parameters_after / 1e6, label: plan.totals.exact ? "this plan" : "this plan, at most" }],
+      xLabel: "parameters of the whole checkpoint, millions",
+      yLabel: "relative error",
+      zero: true,
+      height: 260,
+      onSelect: (id) => {
+        location.hash = `#/jobs/${encodeURIComponent(id)}`;
+      },
+    });
+    this.#parts.curveNote.textContent = from === null
+      ? "No job has computed the singular values of this checkpoint yet. The line is a bound that holds for any weights with two factors; trained weights lose less. After the first job there is a curve here."
+      : `Estimated for two factors of each layer, over all of these layers, from the singular values that job ${from.slice(0, 9)} has computed. “Shared out” gives rank to the layers where it lowers the whole error most, as a budget with "objective": "absolute" does.`;
+  }
+
+  #drawMap() {
+    const plan = this.#last;
+    if (plan === null || plan.layers.length === 0) return fill(this.#parts.map);
+    const what = this.mapped.value;
+    const values = plan.layers.map((layer) => this.#valueOf(layer, what));
+    const weights = plan.layers.map((layer) => layer.parameters_before);
+    const tell = what === "error" ? (value) => `error ${errorText(value)}` : (value) => `${percent(value, 0)} kept`;
+    const legend = what === "error" ? { low: "no error", high: this.#known.spectra.size ? "1" : "1 (bounds)" } : { low: "0 %", high: "100 % kept" };
+    return heatMap(this.#parts.map, { title: `Layers by kind and block: ${this.mapped.selectedOptions[0].text}`, ...this.#layout.grid, cells: cells(this.#layout.grid, values, weights, tell), legend });
+  }
+
+  #valueOf(layer, what) {
+    if (what === "share") return layer.parameters_after / Math.max(layer.parameters_before, 1);
+    if (what === "bytes") return layer.bytes_after / Math.max(layer.bytes_before, 1);
+    const bounds = errorBounds(layer, this.#known.spectra.get(layer.name));
+    return bounds === null ? null : Math.sqrt(bounds[1]);
+  }
+
+  #drawLayers(plan) {
+    const found = groups(plan.layers);
+    const shown = this.#shownAll ? found : found.slice(0, MOST_GROUPS);
+    const rest = found.length - shown.length;
+    const more = rest > 0 && el("button", { type: "button", class: "quiet", onclick: () => {
+      this.#shownAll = true;
+      this.#drawLayers(this.#last);
+    } }, `Show ${plural(rest, "more row")}`);
+    const open = this.#parts.layers.firstElementChild?.open ?? false;
+    const details = el("details", { open }, el("summary", {}, `Each kind of layer in figures (${whole(found.length)})`));
+    // Rows of a closed table are made when it is opened.
+    const put = () => details.open && details.childElementCount === 1 && details.append(table("Layers", ["layers", "number", "shape", "form", "rank", "saved"], shown.map(groupRow)), more || "");
+    details.addEventListener("toggle", put);
+    put();
+    fill(this.#parts.layers, details);
+  }
+
+  #drawLeft(plan) {
+    const rows = plan.not_selected.map((rule) => ({ cells: [rule.rule, whole(rule.tensors), count(rule.parameters), percent(rule.share), el("span", { class: "small mono" }, rule.names.join(", "), rule.tensors > rule.names.length ? ", …" : "")] }));
+    const open = this.#parts.left.firstElementChild?.open ?? false;
+    const share = sum(plan.not_selected.map((rule) => rule.share));
+    fill(
+      this.#parts.left,
+      rows.length > 0 && el("details", { class: "panel", open }, el("summary", {}, `Left as it is: ${percent(share)} of the parameters, by ${plural(rows.length, "rule")}`), table("What is not selected, and why", ["rule", "tensors", "parameters", "share", "first names"], rows, { prose: true })),
+    );
+  }
+}
+
+function errorFigure(error, plan) {
+  if (plan.totals.layers_factored === 0) return ["none", "nothing is replaced"];
+  if (error === null) return ["not known", "measured by the job"];
+  const [least, most] = [errorText(error.least), errorText(error.most)];
+  if (!error.known) return [`at most ${most}`, "no singular values known yet"];
+  return [least === most ? `about ${most}` : `${least}–${most}`, "from the singular values"];
+}
+
+function groupRow({ name, layers }) {
+  const [first] = layers;
+  const before = sum(layers.map((layer) => layer.bytes_before));
+  const after = sum(layers.map((layer) => layer.bytes_after));
+  const ranks = layers.flatMap((layer) => (layer.rank_bounds ? [layer.rank_bounds.least, layer.rank_bounds.most] : [layer.rank]));
+  const form = first.outcome === "kept" ? `dense: ${(first.reason ?? "").replaceAll("_", " ")}` : first.method;
+  return { cells: [el("span", { class: "mono" }, name), whole(layers.length), first.shape.join(" × "), form, span(ranks), percent(1 - after / Math.max(before, 1))] };
+}

@@ -1,0 +1,267 @@
+"""The page at `/`, as a user goes through it: real service, real worker, real browser."""
+
+import base64
+import json
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from tests.e2e.ui.conftest import hostile_file, markup
+
+expect = pytest.importorskip("playwright.sync_api").expect
+expect.set_options(timeout=60_000)
+
+SLIDE = (
+    "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input', {bubbles: true})); }"
+)
+DROP = """
+(zone, [name, coded]) => {
+  const bytes = Uint8Array.from(atob(coded), (sign) => sign.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], name));
+  zone.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+}
+"""
+MB = 1_000_000
+
+
+def slide(page, value):
+    page.locator("#size").evaluate(SLIDE, str(value))
+
+
+def drop(page, name, content):
+    page.locator(".drop").evaluate(DROP, [name, base64.b64encode(content).decode()])
+
+
+def spec_of(page):
+    return json.loads(page.locator("#spec").input_value())
+
+
+def shown_parameters(page):
+    return page.locator(".figures dd").first
+
+
+def assert_plan_is_shown(service, page):
+    """Check that the page shows the plan of the spec that it shows."""
+    plan = service.client.plan(page.locator("h1").inner_text(), spec_of(page))
+    expect(shown_parameters(page)).to_contain_text(f": {plan.totals.parameter_savings * 100:.1f} % saved")
+    return plan
+
+
+def test_drop_slide_watch_and_run(visit, service, minilm, picture, tmp_path):
+    """All that a user does with a model's folder, from the first view to the lines that run the result."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
+    page = visit.go()
+    picture(page, "home")
+    page.locator("#files").set_input_files([minilm, config])
+    page.locator("#size").wait_for()
+    before = assert_plan_is_shown(service, page)
+    picture(page, "plan")
+    slide(page, 0.3)
+
+    assert spec_of(page)["rank"] == {"ratio": 0.3}
+    after = assert_plan_is_shown(service, page)
+    assert after.totals.parameters_after < before.totals.parameters_after
+
+    page.get_by_role("button", name="Start the job").click()
+    page.get_by_role("progressbar").wait_for()
+    page.get_by_role("heading", name="Run it").wait_for()
+    assert page.get_by_label("the lines that run it", exact=True).inner_text().splitlines() == [
+        "import eckart.transformers",
+        "from transformers import BertModel",
+        'model = BertModel.from_pretrained("model-compressed")',
+    ]
+    job = service.client.job(page.url.rpartition("/")[2])
+    assert job.summary.parameters_after == after.totals.parameters_after
+    with page.expect_download() as download:
+        page.get_by_role("link", name="eckart.safetensors").click()
+    listed = {file.name: file.size_bytes for file in service.client.report(job.id).output.files}
+    assert download.value.path().stat().st_size == listed["eckart.safetensors"]
+    picture(page, "result")
+
+    page.go_back()
+    expect(page.locator(".chart-readout").first).to_be_visible()
+    page.get_by_text("from the singular values", exact=True).wait_for()
+    picture(page, "plan-with-spectra")
+
+
+def test_form_and_json_write_each_other(visit, service, stored):
+    page = visit.go(f"#/checkpoints/{stored}")
+    page.get_by_label("Method").select_option("pivot")
+    page.get_by_text("Rules and layout").click()
+    page.get_by_label("But not those").fill("head\n")
+    page.get_by_label("But not those").blur()
+    assert spec_of(page) == {"method": "pivot", "rank": {"ratio": 0.5}, "exclude": ["head"]}
+    assert_plan_is_shown(service, page)
+
+    page.locator("#spec").fill('{"method": "svd", "rank": 5, "seed": 7, "layout": "dense"}')
+    assert page.get_by_label("Method").input_value() == "svd"
+    assert page.locator("#size").input_value() == "5"
+    assert page.get_by_label("Layout of the result").input_value() == "dense"
+    assert page.get_by_label("Stored as").input_value() == "keep"
+    slide(page, 6)
+    assert spec_of(page) == {"method": "svd", "rank": 6, "seed": 7, "layout": "dense"}
+
+    page.locator("#spec").fill('{"rank": ')
+    expect(page.get_by_text("Not JSON yet")).to_be_visible()
+    assert page.locator("#size").input_value() == "6"
+    page.reload()
+    page.locator("#size").wait_for()
+    assert page.locator("#size").input_value() == "6"
+
+
+def test_a_spec_that_cannot_work_says_why(visit, stored):
+    visit.refusals_are_right = True
+    page = visit.go(f"#/checkpoints/{stored}")
+    page.locator("#spec").fill('{"rank": {"ratio": 1.5}}')
+
+    expect(page.get_by_role("alert").filter(has_text="/spec/rank/ratio")).to_be_visible()
+
+
+def test_a_drag_asks_for_one_plan_at_a_time_and_shows_the_last(visit, service, stored):
+    page = visit.go(f"#/checkpoints/{stored}")
+    expect(shown_parameters(page)).to_contain_text("saved")
+    under_way, most, asked = set(), [], []
+    is_plan = lambda request: request.url.endswith("/v1/plans")  # noqa: E731
+    page.on(
+        "request", lambda r: is_plan(r) and (under_way.add(r), most.append(len(under_way)), asked.append(r))
+    )
+    page.on("requestfinished", lambda request: under_way.difference_update({request}))
+
+    for value in range(80, 20, -1):
+        slide(page, value / 100)
+
+    assert spec_of(page)["rank"] == {"ratio": 0.21}
+    assert_plan_is_shown(service, page)
+    assert max(most) == 1
+    assert len(asked) < 60
+
+
+def test_a_full_service_is_asked_again_after_a_while(visit, service, stored):
+    visit.refusals_are_right = True
+    page = visit.go(f"#/checkpoints/{stored}")
+    expect(shown_parameters(page)).to_contain_text("saved")
+    refusal = {"status": 429, "headers": {"Retry-After": "1"}, "json": {"title": "busy", "detail": "busy"}}
+    page.route("**/v1/plans", lambda route: route.fulfill(**refusal), times=1)
+    slide(page, 0.4)
+
+    assert_plan_is_shown(service, page)
+
+
+def test_a_running_and_a_waiting_job_are_canceled(visit, service, tmp_path):
+    path = tmp_path / "model.safetensors"
+    big = {f"layers.{i}.weight": torch.rand(1500, 1500) for i in range(4)}
+    path.write_bytes(save(big))
+    checkpoint = service.client.upload(path)
+    running, waiting = (service.client.submit(checkpoint, {"rank": {"error": 0.1}}).id for _ in range(2))
+    page = visit.go(f"#/jobs/{waiting}")
+    expect(page.get_by_text("in the queue")).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator(".state")).to_have_text("canceled")
+
+    page = visit.go(f"#/jobs/{running}")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator(".state")).to_have_text("canceled")
+    assert [service.client.job(job).state for job in (running, waiting)] == ["canceled", "canceled"]
+
+
+def test_a_failed_job_says_what_to_do(visit, service, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(save({"a.weight": torch.full((64, 48), torch.nan), "b.weight": torch.rand(64, 48)}))
+    job = service.client.submit(service.client.upload(path), {"rank": {"budget": 0.4}}).id
+    page = visit.go(f"#/jobs/{job}")
+    expect(page.locator(".state")).to_have_text("failed")
+
+    expect(page.get_by_role("alert")).to_contain_text(service.client.job(job).error.detail)
+    assert page.get_by_role("button", name="Resume").count() == 0
+    expect(page.get_by_role("link", name="Change the spec")).to_be_visible()
+
+
+def test_jobs_are_compared_from_their_family_tree(visit, compared, picture):
+    checkpoint, jobs = compared
+    page = visit.go(f"#/checkpoints/{checkpoint}")
+    tree = page.get_by_role("region", name="Jobs of this checkpoint")
+    expect(tree.get_by_role("link", name="rank.ratio 0.6 → 0.4")).to_be_visible()
+    expect(tree.get_by_role("link", name='method "svd" → "pivot"')).to_be_visible()
+    for job in jobs:
+        page.get_by_label(f"Compare {job}").check()
+    picture(page, "checkpoint")
+    page.get_by_role("link", name="Compare", exact=True).click()
+
+    page.get_by_role("heading", name="3 jobs compared").wait_for()
+    differing = page.get_by_role("region", name="Specs").locator("tr.differs")
+    assert [row.split("differs")[0].strip() for row in differing.all_inner_texts()] == [
+        "method",
+        "rank.ratio",
+    ]
+    expect(page.get_by_role("img", name="Quality against size of the compared jobs")).to_be_visible()
+    assert page.get_by_role("region", name="Layers").locator("tbody tr").count() == 4
+    picture(page, "compare")
+
+
+def test_names_from_files_and_addresses_stay_text(visit, service):
+    visit.refusals_are_right = True
+    page = visit.go()
+    drop(page, f"{markup(3)}.safetensors", hostile_file())
+    page.get_by_role("button", name="Start the job").click()
+    page.get_by_role("heading", name="Run it").wait_for()
+    expect(page.get_by_text(markup(1)).first).to_be_visible()
+    checkpoint = service.client.job(page.url.rpartition("/")[2]).checkpoint
+    page.goto(f"{service.url}/#/checkpoints/{checkpoint}")
+    page.get_by_text("Each kind of layer in figures").click()
+    expect(page.get_by_role("region", name="Layers").get_by_text(markup(1))).to_be_visible()
+    for address in (
+        f"#/jobs/{markup(4)}",
+        f"#/checkpoints/{markup(5)}",
+        f"#/compare?jobs={markup(6)},b",
+        f"#/{markup(7)}",
+    ):
+        page.goto(f"{service.url}/{address}")
+        page.locator("main h1").wait_for()
+        assert page.locator("main img, main script").count() == 0
+
+
+def test_an_upload_goes_on_after_a_reload(visit, service, minilm):
+    page = visit.go()
+    network = page.context.new_cdp_session(page)
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 12 * MB}
+    network.send("Network.emulateNetworkConditions", slow)
+    page.locator("#files").set_input_files(minilm)
+    sent = "JSON.parse(localStorage['eckart.uploads'] ?? '[]').some((one) => one.offset > 0)"
+    service.await_true(lambda: page.evaluate(sent))
+    page.reload()
+    expect(page.get_by_text("Unfinished uploads")).to_be_visible()
+    network.send("Network.emulateNetworkConditions", slow | {"uploadThroughput": -1})
+    offsets = []
+    page.on("request", lambda request: offsets.append(int(request.headers.get("upload-offset", -1))))
+    page.locator("#files").set_input_files(minilm)
+    page.locator("#size").wait_for()
+
+    checkpoint = page.locator("h1").inner_text()
+    stored = next(one for one in service.client.checkpoints() if one.id == checkpoint)
+    assert [file.size_bytes for file in stored.files] == [minilm.stat().st_size]
+    assert min(offset for offset in offsets if offset >= 0) > 0
+    assert page.evaluate("localStorage['eckart.uploads']") == "[]"
+
+
+def test_what_is_no_checkpoint_is_not_sent(visit):
+    page = visit.go()
+    drop(page, "model.bin", b"pickled")
+
+    expect(page.get_by_role("alert")).to_contain_text("never opened")
+    page.get_by_role("button", name="Choose again").click()
+    expect(page.locator(".drop")).to_be_visible()
+
+
+def test_a_file_that_arrives_whole_is_the_file(visit, service):
+    content = save({"layers.0.weight": torch.arange(48.0 * 64).reshape(64, 48)})
+    page = visit.go()
+    drop(page, "Modèle (1).SAFETENSORS", content)
+    page.locator("#size").wait_for()
+
+    assert page.locator("h1").inner_text() == "Modele-1"
+    job = service.client.submit("Modele-1", {"method": "svd", "rank": 48})
+    assert load(content).keys() == {"layers.0.weight"}
+    assert service.client.wait(job.id).summary.parameters_before == 48 * 64
