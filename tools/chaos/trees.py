@@ -123,7 +123,7 @@ class Tree(ABC):
                 except subprocess.TimeoutExpired:
                     process.kill()
                     raise NotReadyError(f"{process.args!r} of {self.name} did not end") from None
-                # What a killed worker left: its children go on with their jobs.
+                # What a killed supervisor or worker left.
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
             self._running.clear()
@@ -208,8 +208,9 @@ class SingleTree(Tree):
         return self.child() if name == "child" else self._running[name].pid
 
     def falls_with(self, victim: str) -> list[int]:
-        del victim  # the children of a killed worker go on with their jobs
-        return []
+        # The kernel kills the children of a worker that ends, as Celery has asked it to.
+        child = self.child() if victim == "worker" else None
+        return [] if child is None else [child]
 
 
 def free_port() -> int:
