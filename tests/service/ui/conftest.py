@@ -1,5 +1,6 @@
 """A real Chromium, and pages in it that notice every error."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ def browser():
         yield browser
 
 
-@pytest.fixture
-def tab(browser):
-    """Open a tab; the test fails if the page in it logs an error, throws, or asks for a foreign address."""
+@contextmanager
+def quiet_tab(browser):
+    """Open a tab; fail at its end if its page logged an error, threw, or asked for what did not come."""
     context = browser.new_context()
     tab = context.new_page()
     faults = []
@@ -32,8 +33,7 @@ def tab(browser):
     assert faults == []
 
 
-@pytest.fixture
-def modules(tab):
+def with_modules(tab):
     """Serve the modules of the page to a tab with an empty document."""
 
     def answer(route):
@@ -46,3 +46,14 @@ def modules(tab):
     tab.route(f"{ORIGIN}/**", answer)
     tab.goto(f"{ORIGIN}/")
     return tab
+
+
+@pytest.fixture
+def tab(browser):
+    with quiet_tab(browser) as tab:
+        yield tab
+
+
+@pytest.fixture
+def modules(tab):
+    return with_modules(tab)

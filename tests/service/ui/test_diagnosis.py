@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.reports import HOSTILE, KINDS, blocks, kept_layer, made_layer, made_report
+from tests.service.ui.conftest import quiet_tab, with_modules
 
 DOCS = Path(__file__).parents[3] / "docs" / "4-format.md"
 SAY = """async (report) => {
@@ -18,6 +19,13 @@ RULES = """async () => {
   const { DIAGNOSES } = await import("/diagnosis.js");
   return DIAGNOSES.map(({name, threshold}) => [name, threshold]);
 }"""
+
+
+@pytest.fixture(scope="module")
+def modules(browser):
+    """One tab for all: the rules keep nothing."""
+    with quiet_tab(browser) as tab:
+        yield with_modules(tab)
 
 
 def value_loses(error):
