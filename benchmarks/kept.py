@@ -104,6 +104,7 @@ def _wait_until_idle(place: Place) -> None:
     """Wait until every kept job is there and the service has nothing left to do of its start."""
     while not _has_all(place):
         time.sleep(0.2)
+    place.ask("GET", "/v1/checkpoints")
     used_s = _cpu_s(place)
     while True:
         time.sleep(1)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import secrets
 import shutil
+from array import array
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -40,8 +41,9 @@ def fill(data_dir: Path, job_id: str, count: int) -> Kept:
         cache.put(decomposition_key(number), decomposition_head(number), memoryview(bytes(16)), sources=[])
         kept.jobs.append(copy_id)
         kept.checkpoints.append(checkpoint_id)
-    # What Redis holds is not in the copies, and what else is made of the files is made again at the start.
+    # Redis holds none of the copies, and no list of checkpoints does; both are made again of the files.
     shutil.rmtree(data_dir / "redis")
+    shutil.rmtree(data_dir / "timeline")
     return kept
 
 
@@ -50,8 +52,6 @@ def decomposition_key(number: int) -> DecompositionKey:
 
 
 def decomposition_head(number: int) -> DecompositionHeader:
-    from array import array
-
     digest = decomposition_key(number).digest
     return DecompositionHeader(digest, bytes(32), 0, 1e-9, "columns", 4, 2, 2, array("d", (2.0, 1.0)))
 
