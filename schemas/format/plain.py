@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from schemas.format.json_reader import LONG_CHARACTERS
 from schemas.format.table import DTYPE_CODES
 from schemas.format.tensor import (
+    CONTROLS,
     DTYPE_BITS,
     MAX_DIMENSIONS,
     MAX_NAME_BYTES,
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from schemas.format.table import TableBuilder
 
 _SPACE = r"[ \t\n\r]*+"
-# A comma, and a name of printable ASCII without escapes.
-_NAME = rf'{_SPACE},{_SPACE}"([ !#-\[\]-~]{{1,{MAX_NAME_BYTES}}}+)"{_SPACE}:{_SPACE}'
+# A comma, and a name without escapes that cannot be too long, whatever its characters.
+_NAME = rf'{_SPACE},{_SPACE}"([^"\\{CONTROLS}]{{1,{MAX_NAME_BYTES // 4}}}+)"{_SPACE}:{_SPACE}'
 # An integer that cannot overflow.
 _INTEGER = r"(?:0|[1-9][0-9]{0,17}+)"
 _FIELD = (

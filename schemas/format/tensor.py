@@ -39,7 +39,8 @@ FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 
 _ENTRY_KEYS = dict.fromkeys(("dtype", "shape", "data_offsets")).keys()
 # C0 and C1 controls, line and paragraph separators, and the marks that reorder text on a screen.
-_control = re.compile("[\\x00-\\x1f\\x7f-\\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]").search
+CONTROLS = "\\x00-\\x1f\\x7f-\\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069"
+_control = re.compile(f"[{CONTROLS}]").search
 
 
 @dataclass(frozen=True, slots=True)
