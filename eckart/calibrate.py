@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 from eckart.errors import InputError, missing_extra
-from eckart.progress import ProgressLine, silent
+from eckart.progress import ProgressLine
 from eckart.statistics_file import (
     CODES,
     COUNT,
@@ -66,8 +66,8 @@ def calibrate(  # noqa: PLR0913 - one verb, whose options are given by name
     embedding. Sums are in float64 and take 8 n² bytes for each distinct input of n features, and 8 m² for
     the gradients at m outputs, for any number of samples; layers that take the same tensor (query, key and
     value) share one sum of inputs. `spill` keeps the sums in files next to `path` instead of in memory. The
-    file appears when it is whole; its path is returned. Without a callback for `progress`, a line shows it
-    on a terminal.
+    file appears when it is whole; its path is returned. Without a callback for `progress`, stderr
+    shows it: a line that changes on a terminal, lines now and then elsewhere.
 
     Needs torch: `pip install 'eckart[torch]'`.
     """
@@ -91,8 +91,7 @@ def calibrate(  # noqa: PLR0913 - one verb, whose options are given by name
 
     layers = linear_layers(model, chosen)
     with SumStore(target if spill else None) as store, closing(ProgressLine(sys.stderr)) as line:
-        told = progress or (line if sys.stderr.isatty() else silent)
-        collected = collect(model, layers, batches, store, told, chosen_probes)
+        collected = collect(model, layers, batches, store, progress or line, chosen_probes)
         _write(target, collected, dtype, kind=sensitivity)
     return target
 

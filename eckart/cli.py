@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from contextlib import closing
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 # The options for other checkpoints, and the fields of a spec that name them.
 REFERENCES = ("calibration", "base")
+KNOWN_PAIRS = "neurons"
 # How a JSON schema's types are read from a command line.
 NUMBERS: dict[str, tuple[type, str]] = {"integer": (int, "N"), "number": (float, "X")}
 
@@ -136,6 +138,8 @@ def add_spec_options(parser: argparse.ArgumentParser) -> None:
     rank.add_argument("--spec", metavar="FILE|JSON", help="a whole spec, as a JSON file or as JSON text")
     for name in simple_fields():
         add_option(group, name, fields[name])
+    pairs = fields["pairs"]["description"].replace("%", "%%")
+    group.add_argument("--pairs", type=_pairs, metavar=f"{KNOWN_PAIRS}|JSON", help=pairs)
     group.add_argument(
         "--calibration",
         metavar="FILE|ID",
@@ -157,8 +161,10 @@ def add_option(group: Any, name: str, field: dict[str, Any]) -> None:
         text += f" Default: {', '.join(default) if isinstance(default, list) else default}."
     option = "--" + name.replace("_", "-")
     if "oneOf" in field:
-        text += " May be repeated."
-        group.add_argument(option, action="append", choices=_one_of(field)["enum"], help=text)
+        text += " Several by commas, or repeated."
+        names = _one_of(field)["enum"]
+        metavar = "{" + ",".join(names) + "}"
+        group.add_argument(option, action="extend", type=partial(_listed, names), metavar=metavar, help=text)
     elif "enum" in field:
         kind = NUMBERS[field["type"]][0] if field.get("type") in NUMBERS else str
         group.add_argument(option, type=kind, choices=field["enum"], help=text)
@@ -167,6 +173,24 @@ def add_option(group: Any, name: str, field: dict[str, Any]) -> None:
     else:
         kind, metavar = NUMBERS[field["type"]]
         group.add_argument(option, type=kind, metavar=metavar, help=text)
+
+
+def _listed(names: Sequence[str], text: str) -> list[str]:
+    given = text.split(",")
+    for name in given:
+        if name not in names:
+            known = ", ".join(map(repr, names))
+            raise argparse.ArgumentTypeError(f"invalid choice: {name!r} (choose from {known})")
+    return given
+
+
+def _pairs(text: str) -> Any:
+    if text == KNOWN_PAIRS:
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"give {KNOWN_PAIRS}, or the pairs as a JSON list") from None
 
 
 def value_schema(field: dict[str, Any]) -> dict[str, Any]:
@@ -181,7 +205,7 @@ def rank_rules() -> list[str]:
 
 
 def simple_fields() -> list[str]:
-    """Return the fields that one option each can hold; `rank` and other checkpoints have their own."""
+    """Return the fields that an option made from the schema can hold; the others have their own."""
     return [name for name, field in schema()["spec"]["properties"].items() if is_simple(value_schema(field))]
 
 
@@ -201,7 +225,8 @@ def is_simple(field: dict[str, Any]) -> bool:
 
 def spec_from(options: argparse.Namespace) -> dict[str, Any]:
     """Make the spec from the options; the server fills in the defaults of all others."""
-    given = {name: getattr(options, name) for name in simple_fields() if getattr(options, name) is not None}
+    fields = (*simple_fields(), "pairs")
+    given = {name: getattr(options, name) for name in fields if getattr(options, name) is not None}
     if options.spec is not None:
         if given:
             names = ", ".join("--" + name.replace("_", "-") for name in given)

@@ -72,7 +72,7 @@ class NotSelected(Output):
 
     rule: str = Field(
         description="`exclude` with its pattern, or why the tensors are not selected.",
-        examples=["exclude embed*"],
+        examples=["exclude last:embed*"],
     )
     tensors: int = Field(description="Number of tensors.", examples=[1])
     parameters: int = Field(description="Elements of these tensors.", examples=[11720448])

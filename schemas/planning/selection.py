@@ -9,7 +9,7 @@ from schemas.method import methods_of
 from schemas.planning.forms import FORMS, Form, FormOptions
 from schemas.planning.layer import WEIGHT, Tensor
 from schemas.planning.modules import ATTENTION_WEIGHTS, Modules
-from schemas.planning.patterns import Patterns, without_prefix
+from schemas.planning.patterns import Patterns
 from schemas.spec import EMBEDDINGS, CompressionSpec, Override
 
 EXCLUDE = "exclude "
@@ -68,7 +68,7 @@ class Selection:
         biased = self._modules.has_bias(module)
         patterns = self._for_biased if biased else self._spec.exclude
         found = (self._exclude_biased if biased else self._exclude).find(module)
-        return None if found is None else EXCLUDE + without_prefix(patterns[found])
+        return None if found is None else EXCLUDE + patterns[found]
 
     def shape_rule(self, tensor: Tensor) -> str:
         """Return the rule by which a tensor is left out that no form can replace."""

@@ -131,7 +131,7 @@ def test_each_field_of_the_spec_has_an_option_or_needs_a_whole_spec():
     options = vars(build_parser().parse_args(["plan", "x", "--rank", "2"]))
     fields = {*CompressionSpec.model_fields, *SpecRule.model_fields}
 
-    assert fields - options.keys() == {"overrides", "cur", "pairs"}
+    assert fields - options.keys() == {"overrides", "cur"}
     ours = {"command", "source", "local", "spec", "json", "url", "run", "parser"}
     assert options.keys() - fields == ours
 
@@ -168,8 +168,16 @@ def test_several_methods_are_a_list_and_one_without_ranks_needs_none(asked_spec)
     listed = asked_spec("--method", "svd", "--method", "int4+svd", "--budget-bytes", "1000000")
 
     assert listed == {"method": ["svd", "int4+svd"], "rank": {"budget_bytes": 1_000_000}}
+    assert asked_spec("--method", "svd,int4+svd", "--budget-bytes", "1000000") == listed
     assert asked_spec("--method", "int8") == {"method": "int8"}
     assert asked_spec("--method", "int4", "--group", "32") == {"method": "int4", "group": 32}
+
+
+def test_pairs_are_the_known_ones_or_a_list(asked_spec):
+    known = asked_spec("--ratio", "0.5", "--pairs", "neurons")
+    assert known == {"rank": {"ratio": 0.5}, "pairs": "neurons"}
+    given = [{"up": "h.*.up", "down": "h.*.down", "share": 0.5}]
+    assert asked_spec("--rank", "4", "--pairs", json.dumps(given)) == {"rank": 4, "pairs": given}
 
 
 def test_a_base_alone_makes_an_adapter(asked_spec):
@@ -285,7 +293,9 @@ def test_what_is_refused_ends_with_1_and_a_sentence(model, capsys, line, said):
         ("plan x", "is required"),
         ("compress x --rank 2 --ratio 0.5", "not allowed with"),
         ("compress x --rank two", "invalid int value"),
-        ("compress x --rank 2 --method lu", "invalid choice"),
+        ("compress x --rank 2 --method lu", "invalid choice: 'lu'"),
+        ("compress x --budget-bytes 9 --method svd,lu", "invalid choice: 'lu'"),
+        ("compress x --rank 2 --pairs heads", "give neurons, or the pairs as a JSON list"),
         ("compress x --spec {} --method svd --min-rank 1", "leave out --method, --min-rank"),
     ],
 )

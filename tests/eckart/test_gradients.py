@@ -443,7 +443,13 @@ def test_a_terminal_shows_how_far_it_is(batches, shown, tmp_path, monkeypatch):
     assert sys.stderr.getvalue().endswith("\n")
 
 
-def test_a_log_shows_nothing_and_a_callback_all(tmp_path, capsys):
+def test_a_log_has_plain_lines(tmp_path, capsys):
+    calibrate(nn.Sequential(nn.Linear(4, 4)), [ROW] * 3, tmp_path / "s.safetensors")
+    # The next one comes after ten seconds.
+    assert capsys.readouterr().err == "  0% calibrate batch 1\n"
+
+
+def test_a_callback_is_told_all_and_nothing_is_printed(tmp_path, capsys):
     told = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")

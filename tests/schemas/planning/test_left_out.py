@@ -36,7 +36,7 @@ def rules(*tensors, **options):
         (Named("block/dense/weight"), "other_name"),
         (Named("attn.mask", (1, 1, 64, 64)), "other_name"),
         (Named("table"), "other_name"),
-        (Named("model.embed.weight"), "exclude embed*"),
+        (Named("model.embed.weight"), "exclude last:embed*"),
     ],
 )
 def test_every_tensor_that_is_not_selected_has_a_rule(tensor, rule):
@@ -92,7 +92,7 @@ def test_leaving_out_most_of_a_checkpoint_is_a_warning_that_names_the_largest_ru
 
     (warning,) = planned([large, small, Named("fc.weight")]).warnings
     assert warning.startswith(
-        "58.4% of all parameters are not selected; the largest rule, 'exclude embed*', "
+        "58.4% of all parameters are not selected; the largest rule, 'exclude last:embed*', "
     )
     assert warning.endswith("leaves out 51.9%, such as embed.weight")
     assert planned([small, Named("fc.weight")]).warnings == ()
