@@ -35,7 +35,9 @@ class Progress(Output):
     layers_total: int = Field(description="Layers selected; 0 until the job has started.", examples=[37])
     layer: str | None = Field(description="The current layer.", examples=["encoder.layer.3.output.dense"])
     fraction: float = Field(
-        description="Share of the work done, from 0 to 1; layers count by their cost.", examples=[0.33]
+        description="Share of the work done, from 0 to 1; layers count by their cost. Under a budget all are "
+        "decomposed before the first is done, and that counts too. 1 only when all layers are done.",
+        examples=[0.33],
     )
 
 
@@ -93,7 +95,9 @@ class Job(ListedJob):
         examples=[{"method": "svd", "rank": {"ratio": 0.5}}],
     )
     warnings: tuple[str, ...] = Field(
-        description="What is odd about the checkpoint, and probable mistakes in the spec.", examples=[[]]
+        description="What is odd about the checkpoint, and probable mistakes in the spec; once the job has "
+        "succeeded, also what only the work showed, such as weights with NaN.",
+        examples=[[]],
     )
     webhook: Webhook | None = Field(description="Where its end is told; null without one.")
 

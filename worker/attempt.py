@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -173,7 +174,9 @@ def _publish(claim: Claim, report: Report, jobs: JobStore, settings: Settings) -
     part.replace(result)
     sync_directory(result.parent)
     single = single_weight_file(file.name for file in report.output.files)
-    if _persist(lambda: jobs.finish(record.id, claim.fence, report.totals, single_file=single)):
+    late = [text for text in report.warnings if text not in record.warnings]
+    finish = partial(jobs.finish, record.id, claim.fence, report.totals, single_file=single, warnings=late)
+    if _persist(finish):
         shutil.rmtree(paths.spool(record.id), ignore_errors=True)
         log.info("job %s succeeded in %.1f s", record.id, report.totals.seconds)
     else:

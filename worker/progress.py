@@ -20,6 +20,8 @@ class Step(Progress):
 Observer = Callable[[Step], None]
 # The decomposition's share of the work on a layer that shares a budget.
 DECOMPOSITION_SHARE = 0.8
+# While a layer is not done, however small it is.
+MOST_UNDONE = 0.9999
 
 
 class ProgressTracker:
@@ -81,7 +83,9 @@ class ProgressTracker:
             return self._progress(layer)
 
     def _progress(self, layer: str | None) -> Progress:
-        fraction = self._cost_done / self._cost_total if self._cost_total else 1.0
+        # Not 1 for a layer whose cost rounds to nothing.
+        all_done = len(self._done) == len(self._costs)
+        fraction = 1.0 if all_done else min(self._cost_done / max(self._cost_total, 1), MOST_UNDONE)
         return Progress(
             layers_done=len(self._done), layers_total=len(self._costs), layer=layer, fraction=fraction
         )

@@ -11,6 +11,7 @@ from math import prod, sqrt
 import torch
 
 from schemas.checkpoint import FileInfo
+from schemas.format.errors import listed
 from schemas.format.files import CheckpointFiles
 from schemas.planning.layer import LayerPlan
 from schemas.planning.left_out import not_selected
@@ -126,11 +127,18 @@ def _totals(
 
 
 def _late_warnings(work: WorkPlan, outcomes: Sequence[LayerOutcome]) -> Iterator[str]:
-    """Warn where only the work showed that nothing can be factored."""
+    """Warn of what only the work showed: that nothing can be factored, and weights that are broken."""
     planned = any(layer.reason is None for layer in work.layers)
     if planned and all(outcome.rank is None for outcome in outcomes):
         reasons = ", ".join(sorted({outcome.report.reason or "" for outcome in outcomes}))
         yield f"every selected layer stays dense ({reasons}): the output equals the input"
+    broken = [outcome.report.tensor for outcome in outcomes if outcome.report.reason == "not_finite"]
+    if broken:
+        of = "tensor" if len(broken) == 1 else "tensors"
+        yield (
+            f"NaN or infinity in {len(broken)} {of}, or in the difference to the base, kept as in the input: "
+            f"{listed(broken)}"
+        )
 
 
 def _uncounted(layers: Sequence[LayerPlan], outcomes: Sequence[LayerOutcome]) -> int:

@@ -95,7 +95,7 @@ def single_document(view: JobView, root_path: str) -> Job:
     document = Job(
         **dict(listed_job(view, root_path)),
         spec=record.spec,
-        warnings=record.warnings,
+        warnings=(*record.warnings, *record.late_warnings),
         webhook=_webhook(view),
     )
     if document.error is None and record.state in UNFINISHED:

@@ -43,7 +43,7 @@ PLAIN_FIELDS = (
 NUMBER_FIELDS = frozenset(
     {"version", "attempt", "attempts_without_progress", "furthest", "fence", "result_fence"}
 )
-JSON_FIELDS = frozenset({"error", "summary"})
+JSON_FIELDS = frozenset({"error", "summary", "late_warnings"})
 TIME_FIELDS = {"created_at": "created_us", "started_at": "started_us", "finished_at": "finished_us"}
 CHANGING = frozenset({*PLAIN_FIELDS, *JSON_FIELDS, *TIME_FIELDS})
 # Lower than that of any record, so that each replaces it.
@@ -128,6 +128,7 @@ class JobRecord(NewJob):
     claim_token: str | None = None
     error: Problem | None = None
     summary: Totals | None = None
+    late_warnings: tuple[str, ...] = ()  # what only the work showed
     result_fence: int | None = None
     single_file: str | None = None
     idempotency: Idempotency | None = None

@@ -46,7 +46,7 @@ from state.jobs.records import (
     rfc3339,
     shortened,
 )
-from state.jobs.transitions import present, short, worker_lost
+from state.jobs.transitions import late, present, short, worker_lost
 from state.jobs.upkeep import JobUpkeep
 from state.redis import KEY_PREFIX, RedisMemory, redis_memory, translated
 
@@ -238,9 +238,21 @@ class JobStore(JobUpkeep):
         except JobNotFound:
             return False
 
-    def finish(self, job_id: str, fence: int, summary: Totals, single_file: str | None = None) -> bool:
-        """Publish a result whose files are durable and in place; False: this attempt lost the job."""
-        return self._end("finish", job_id, fence, summary.model_dump_json(), single_file or "")
+    def finish(
+        self,
+        job_id: str,
+        fence: int,
+        summary: Totals,
+        single_file: str | None = None,
+        *,
+        warnings: Sequence[str] = (),
+    ) -> bool:
+        """Publish a result whose files are durable and in place; False: this attempt lost the job.
+
+        `warnings` are those that came with the work; some are kept, shortened.
+        """
+        document = summary.model_dump_json()
+        return self._end("finish", job_id, fence, document, single_file or "", late(warnings))
 
     def fail(self, job_id: str, fence: int, why: Problem) -> bool:
         """End a job because of its input."""

@@ -1,7 +1,8 @@
 """One transition of a job: a script in `jobs/lua`, then job.json, and only then the answer."""
 
 import copy
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -20,6 +21,7 @@ T = TypeVar("T")
 
 MOST_DETAIL_BYTES = 500
 MOST_ERRORS = 4
+MOST_LATE_WARNINGS = 4
 
 
 class Transitions:
@@ -106,6 +108,12 @@ def present(record: JobRecord | None) -> JobRecord:
         # Redis lost it, or the process that created it undid that, before it was on disk.
         raise StateLost
     return record
+
+
+def late(warnings: Sequence[str]) -> str:
+    """Return the warnings of the work as they are kept, or '' if there are none."""
+    kept = [shortened(text, MOST_DETAIL_BYTES) for text in warnings[:MOST_LATE_WARNINGS]]
+    return json.dumps(kept, ensure_ascii=False) if kept else ""
 
 
 def worker_lost(attempts: int) -> Problem:

@@ -178,6 +178,20 @@ def test_input_that_changes_after_it_was_checked_leaves_nothing_wrong(bench):
     assert cached().items() < right.items()
 
 
+def test_what_only_the_work_showed_is_a_warning_of_the_job_too(bench, redis_server):
+    tensors = load_file(bench.stored)
+    tensors["l3.weight"][0, 0] = float("nan")
+    bench.checkpoints.delete("m")
+    bench.store(save(tensors))
+    record = bench.run(bench.accept())
+
+    (warning,) = record.late_warnings
+    assert "NaN" in warning
+    assert "l3.weight" in warning
+    redis_server.wipe()
+    assert bench.jobs.get(record.id).late_warnings == (warning,)
+
+
 def test_a_budget_that_turns_out_not_to_suffice_fails_the_job_with_the_layer_and_the_remedy(bench):
     tensors = load_file(bench.stored)
     tensors["l3.weight"][0, 0] = float("nan")

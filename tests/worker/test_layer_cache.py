@@ -290,6 +290,7 @@ def test_progress_never_decreases_over_both_passes(bench, warm):
     fractions, done = [p.fraction for p in seen], [p.layers_done for p in seen]
 
     assert fractions == sorted(fractions)
+    assert all((p.fraction < 1) == (p.layers_done < p.layers_total) for p in seen)
     assert done == sorted(done)
     assert (done[0], done[-1], fractions[-1]) == (0, len(bench.request({"rank": 3}).checkpoint.tensors), 1.0)
     if not warm:

@@ -11,7 +11,7 @@ from schemas.problem import ProblemKind
 from service.settings import Settings
 from state.jobs.records import new_token
 from tests.service.files import FILES, MODEL
-from tests.service.running import assert_problem
+from tests.service.running import TOTALS, assert_problem
 
 
 def test_a_status_has_a_tag_that_spares_the_next_answer(service, job):
@@ -142,3 +142,14 @@ def test_a_succeeded_job_shows_its_totals(service, job):
     assert body["state"] == "succeeded"
     assert body["summary"]["parameter_savings"] == 0.4444
     assert body["progress"]["fraction"] == 1.0
+
+
+def test_warnings_of_the_work_follow_those_of_the_request(service, stored):
+    asked = {"rank": 2, "include": ["layer.*", "nothing.*"]}
+    job = service.submit(stored, asked).json()
+    claim = service.jobs.claim(job["id"], new_token("test"))
+    assert service.jobs.finish(job["id"], claim.fence, TOTALS, warnings=["odd", *["x" * 1000] * 9])
+    shown = service.http.get(f"/v1/jobs/{job['id']}").json()["warnings"]
+    assert shown[: len(job["warnings"]) + 1] == [*job["warnings"], "odd"]
+    # Few and short, since Redis keeps them for each job.
+    assert sum(map(len, shown[len(job["warnings"]) :])) < 2000
