@@ -70,7 +70,7 @@ chaos: $(READY) ## kill a real service again and again and count what breaks (RO
 	@$(BIN)/python -m tools.chaos --rounds $(ROUNDS) --seed $(SEED)
 
 test-compose: $(READY) ## build the images and run a job through docker compose (needs a Docker engine)
-	$(BIN)/python -m pytest -m docker tests/e2e
+	$(BIN)/python -m pytest -m docker tests/e2e/test_compose.py
 
 test-transformers: $(READY) ## run the tests of eckart.transformers on all supported releases of transformers
 	@$(BIN)/python -m tools.transformers_releases
