@@ -301,7 +301,7 @@ def test_a_companion_that_changed_since_it_was_stored_is_noticed(folder, compres
         ("version https://git-lfs.github.com/spec/v1\n", "not JSON"),
         ("[1]", "not a JSON object"),
         ('{"a":' + "[" * 70 + "]" * 70 + "}", "nested deeper"),
-        ('{"a":' + "[" * 100_000 + "]" * 100_000 + "}", "nested"),
+        ('{"a":' + "[" * 100_000 + "]" * 100_000 + "}", "more than .* values"),
         ('{"a":' + "9" * 5000 + "}", "digits"),
         (b"\xff{}", "UTF-8"),
     ],
