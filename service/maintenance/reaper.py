@@ -99,8 +99,8 @@ def warn_of_local_locks(services: Services) -> None:
 
 def sweep_jobs(services: Services) -> None:
     """Send the messages of jobs whose worker or message was lost."""
-    for job_id in services.jobs.sweep():
-        services.queue.send(job_id)
+    for job_id in reversed(services.jobs.sweep()):
+        services.queue.send(job_id, first=True)
         services.metrics.queued_again.inc()
         log.info("job %s: its message is sent again", job_id)
 

@@ -58,12 +58,18 @@ class JobQueue:
         self._celery.conf.update(settings)
         self._client = redis_client(redis_url, timeout_s=timeout_s)
 
-    def send(self, job_id: str) -> None:
-        """Enqueue a job, or raise `RedisUnavailable` within a few seconds."""
+    def send(self, job_id: str, *, first: bool = False) -> None:
+        """Enqueue a job, or raise `RedisUnavailable` within a few seconds; `first`: before all others.
+
+        A job that waited before, and lost its worker or its message, does not wait for all others once more.
+        """
         try:
             # By name and to the default exchange: Redis stores no routes, so it can lose none.
             with translated():
                 self._celery.send_task(TASK, args=[job_id], queue=QUEUE, retry=False, ignore_result=True)
+                if first:
+                    # Workers take from the right. A message that comes in between is moved in its place.
+                    self._client.lmove(QUEUE_KEY, QUEUE_KEY, "LEFT", "RIGHT")
         except OperationalError as error:
             raise RedisUnavailable from error
 

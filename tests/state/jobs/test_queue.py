@@ -53,6 +53,13 @@ def test_what_is_sent_reaches_a_consumer(queue, take):
     assert queue.depth() == 0
 
 
+def test_what_is_sent_first_is_taken_before_all_that_waits(queue, take):
+    queue.send("J1")
+    for lost in ("J3", "J2"):
+        queue.send(lost, first=True)
+    assert [take()[1] for _ in range(3)] == [["J2"], ["J3"], ["J1"]]
+
+
 def test_a_message_is_a_job_id_and_nothing_else(queue, redis_server):
     queue.send("J1")
     (raw,) = redis_server.client().lrange(QUEUE_KEY, 0, -1)
