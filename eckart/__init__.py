@@ -1,5 +1,6 @@
 """The user's side of Eckart: compress checkpoints over HTTP; `eckart.torch` loads the result."""
 
+from eckart.async_client import AsyncClient
 from eckart.calibrate import calibrate
 from eckart.client import Client
 from eckart.errors import (
@@ -20,6 +21,7 @@ from eckart.progress import ProgressCallback as Progress
 
 __all__ = [
     "AnswerError",
+    "AsyncClient",
     "Client",
     "DigestError",
     "EckartError",

@@ -1,31 +1,19 @@
-"""The client: the service's operations as methods."""
+"""The client: the service's operations as methods, and what both clients begin with."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
-import uuid
-from contextlib import contextmanager, suppress
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from eckart.checkpoint import CHECKPOINT_ID, find_checkpoint, listed, open_checkpoint
-from eckart.companions import NO_COMPANIONS, copy_subfolders
-from eckart.download import download, job_path, request_report
-from eckart.errors import (
-    InputError,
-    JobFailed,
-    ProblemError,
-    ServiceError,
-    TransferError,
-    WaitTimeoutError,
-)
+from eckart import verbs
+from eckart.conversation import Ask, Conversation, Pause, Step, Work, converse
+from eckart.download import job_path
+from eckart.errors import ServiceError, TransferError
 from eckart.events import follow
-from eckart.http import Call, Connection, parse, retry_after_s
+from eckart.http import Call, Connection
 from eckart.progress import silent
-from eckart.spec import Spec, spec_document
 from eckart.types import (
     CheckpointList,
     Job,
@@ -36,24 +24,27 @@ from eckart.types import (
     PlanDocument,
     Report,
 )
-from eckart.upload import upload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
+    from pathlib import Path
     from types import TracebackType
 
     import httpx
 
-    from eckart.checkpoint import CheckpointFiles, PathOrId
+    from eckart.checkpoint import PathOrId
     from eckart.progress import ProgressCallback
+    from eckart.spec import Spec
+
+T = TypeVar("T")
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-# How long the service holds an answer until the state changes; shorter where somebody watches the layers.
-HOLD_S = 30
-WATCHED_HOLD_S = 2
-DEFAULT_PAUSE_S = 1.0
-PAGE_JOBS = 100
-UNKNOWN_ID = "urn:eckart:problem:checkpoint-not-found"
+
+
+def address_and_key(base_url: str | None, api_key: str | None) -> tuple[str, str | None]:
+    """Take what is not given from `ECKART_URL` and `ECKART_API_KEY`."""
+    url = (os.environ.get("ECKART_URL") or DEFAULT_URL) if base_url is None else base_url
+    return url, os.environ.get("ECKART_API_KEY") if api_key is None else api_key
 
 
 class Client:
@@ -72,12 +63,9 @@ class Client:
 
         What is not given is that of `ECKART_URL` and `ECKART_API_KEY`.
         """
+        url, key = address_and_key(base_url, api_key)
         self._connection = Connection(
-            (os.environ.get("ECKART_URL") or DEFAULT_URL) if base_url is None else base_url,
-            api_key=os.environ.get("ECKART_API_KEY") if api_key is None else api_key,
-            timeout_s=timeout_s,
-            patience_s=patience_s,
-            transport=transport,
+            url, api_key=key, timeout_s=timeout_s, patience_s=patience_s, transport=transport
         )
 
     def __enter__(self) -> Self:
@@ -91,6 +79,18 @@ class Client:
     def close(self) -> None:
         self._connection.close()
 
+    def _run(self, conversation: Conversation[T]) -> T:
+        return converse(conversation, self._do)
+
+    def _do(self, step: Step) -> Any:
+        match step:
+            case Ask(call, patience_s):
+                return self._connection.request(call, patience_s=patience_s)
+            case Pause(seconds):
+                return time.sleep(seconds)
+            case Work(function):
+                return function(self._connection)
+
     def upload(
         self,
         path: str | os.PathLike[str],
@@ -103,11 +103,7 @@ class Client:
         Of a directory the companions are stored too: `config.json`, the tokenizer's files, the model card.
         Without an id it is named after its bytes, so that files which the service has are not sent again.
         """
-        if id is not None and CHECKPOINT_ID.fullmatch(id) is None:
-            raise InputError(
-                f"{id!r} is no id: use at most 128 letters, digits, dots, underscores and hyphens"
-            )
-        return upload(self._connection, open_checkpoint(Path(path)), id, progress or silent)
+        return self._run(verbs.store(path, id, progress or silent))
 
     def compress(
         self,
@@ -124,24 +120,13 @@ class Client:
         `calibration` is a file of Gram matrices as `eckart.calibrate` writes it, and `base` the checkpoint
         that this one was fine-tuned from; or each is the id of a stored one, which a spec may name itself.
         """
-        report = progress or silent
-        files = find_checkpoint(path_or_id)
         named = {"calibration": calibration, "base": base}
-        document = self._with_references(spec_document(spec), named, report)
-        with _no_path_either({"checkpoint": path_or_id, **named}):
-            if files is not None:
-                # The service checks the spec and the headers before gigabytes are sent.
-                self._plan_headers(files, document)
-            checkpoint = upload(self._connection, files, None, report) if files else str(path_or_id)
-            job = self.submit(checkpoint, document)
+        job = self._run(verbs.compress(path_or_id, spec, named, progress or silent))
         return self.wait(job.id, progress=progress) if wait else job
 
     def submit(self, checkpoint: str, spec: Spec) -> Job:
         """Start a job for a stored checkpoint."""
-        # The key makes a repeated request harmless: the service returns the job that the first one made.
-        headers = {"Idempotency-Key": str(uuid.uuid4())}
-        body = {"checkpoint": checkpoint, "spec": spec_document(spec)}
-        return parse(Job, self._connection.request(Call("POST", "/v1/jobs", json=body, headers=headers)))
+        return self._run(verbs.submit(checkpoint, spec))
 
     def wait(
         self, job_id: str, *, timeout_s: float | None = None, progress: ProgressCallback | None = None
@@ -150,24 +135,12 @@ class Client:
         if progress is not None and timeout_s is None:
             # An older service has no events, too many may listen, or a proxy may break them off: then poll.
             with suppress(ServiceError, TransferError):
-                return self._follow(job_id, progress)
-        ends_at = None if timeout_s is None else time.monotonic() + timeout_s
-        longest_s = HOLD_S if progress is None else WATCHED_HOLD_S
-        while True:
-            asked_at = time.monotonic()
-            left_s = None if ends_at is None else max(0.0, ends_at - asked_at)
-            answer = self._poll(job_id, hold_s=longest_s, left_s=left_s)
-            job = parse(Job, answer)
-            if progress is not None:
-                progress(*_progress_of(job))
-            if job.has_ended:
-                return _succeeded(job)
-            if timeout_s is not None and left_s == 0.0:
-                raise WaitTimeoutError(job, timeout_s=timeout_s)
-            # Retry-After is the least time between two requests, including the time that an answer was held.
-            pause_s = retry_after_s(answer.headers.get("Retry-After"))
-            next_at = asked_at + (DEFAULT_PAUSE_S if pause_s is None else pause_s)
-            time.sleep(max(0.0, min(next_at, ends_at or next_at) - time.monotonic()))
+                watch = verbs.Watch(progress)
+                for event in follow(self._connection, job_id, patience_s=0.0):
+                    watch.take(event)
+                return watch.ended()
+        patience_s = self._connection.patience_s
+        return self._run(verbs.wait(job_id, timeout_s=timeout_s, patience_s=patience_s, progress=progress))
 
     def events(self, job_id: str) -> Iterator[JobEvent]:
         """Iterate over a job's changes until it has ended, across connections that break.
@@ -176,50 +149,26 @@ class Client:
         """
         return follow(self._connection, job_id, patience_s=self._connection.patience_s)
 
-    def _follow(self, job_id: str, progress: ProgressCallback) -> Job:
-        """Wait by events, which come when something happens."""
-        job: Job | None = None
-        for event in follow(self._connection, job_id, patience_s=0.0):
-            job = event.job or job
-            assert job is not None  # the first event has it
-            job = job.model_copy(update={"progress": event.progress})
-            progress(*_progress_of(job))
-        assert job is not None
-        return _succeeded(job)
-
-    def _poll(self, job_id: str, *, hold_s: int, left_s: float | None) -> httpx.Response:
-        patience_s = self._connection.patience_s
-        if left_s is not None:
-            hold_s, patience_s = min(hold_s, int(left_s)), min(patience_s, left_s)
-        call = Call("GET", job_path(job_id), params={"wait": hold_s}, answer_s=hold_s)
-        return self._connection.request(call, patience_s=patience_s)
-
     def job(self, job_id: str) -> Job:
-        return parse(Job, self._connection.request(Call("GET", job_path(job_id))))
+        return self._run(verbs.ask(Job, Call("GET", job_path(job_id))))
 
     def jobs(self, *, state: str | None = None) -> Iterator[ListedJob]:
         """Iterate over all jobs, or those in one state, newest first; pages are fetched on demand."""
-        params: dict[str, str | int] = {"limit": PAGE_JOBS}
-        if state is not None:
-            params["state"] = state
+        cursor: str | None = None
         while True:
-            page = parse(JobList, self._connection.request(Call("GET", "/v1/jobs", params=params)))
+            page = self._run(verbs.page(JobList, "/v1/jobs", cursor, state=state))
             yield from page.jobs
-            if page.next_cursor is None:
+            if (cursor := page.next_cursor) is None:
                 return
-            params["cursor"] = page.next_cursor
 
     def checkpoints(self) -> Iterator[ListedCheckpoint]:
         """Iterate over all stored checkpoints, the latest first; pages are fetched on demand."""
-        params: dict[str, str | int] = {"limit": PAGE_JOBS}
+        cursor: str | None = None
         while True:
-            page = parse(
-                CheckpointList, self._connection.request(Call("GET", "/v1/checkpoints", params=params))
-            )
+            page = self._run(verbs.page(CheckpointList, "/v1/checkpoints", cursor))
             yield from page.checkpoints
-            if page.next_cursor is None:
+            if (cursor := page.next_cursor) is None:
                 return
-            params["cursor"] = page.next_cursor
 
     def plan(
         self,
@@ -233,38 +182,10 @@ class Client:
 
         A `calibration` and a `base` on disk are stored first.
         """
-        files = find_checkpoint(path_or_id)
-        named = {"calibration": calibration, "base": base}
-        document = self._with_references(spec_document(spec), named, silent)
-        with _no_path_either({"checkpoint": path_or_id, **named}):
-            if files is not None:
-                return self._plan_headers(files, document)
-            body = {"checkpoint": str(path_or_id), "spec": document}
-            return parse(PlanDocument, self._connection.request(Call("POST", "/v1/plans", json=body)))
-
-    def _plan_headers(self, files: CheckpointFiles, spec: dict[str, Any]) -> PlanDocument:
-        parts = [("header", part) for part in files.headers()]
-        call = Call("POST", "/v1/plans", form={"spec": json.dumps(spec)}, files=parts)
-        plan = parse(PlanDocument, self._connection.request(call))
-        return plan.model_copy(update={"checkpoint": files.name})
-
-    def _with_references(
-        self, spec: dict[str, Any], named: Mapping[str, PathOrId | None], progress: ProgressCallback
-    ) -> dict[str, Any]:
-        """Name other checkpoints in the spec by their ids; store them first where they are on disk."""
-        given = {field: name for field, name in named.items() if name is not None}
-        for field in given:
-            if spec.get(field) is not None:
-                raise InputError(f"the spec has a {field}, {spec[field]}; leave out one of the two")
-        found = {field: find_checkpoint(name) for field, name in given.items()}
-        for field, files in found.items():
-            if files is not None:
-                weights = replace(files, companions=NO_COMPANIONS)
-                given[field] = upload(self._connection, weights, None, progress)
-        return {**spec, **{field: str(name) for field, name in given.items()}}
+        return self._run(verbs.plan(path_or_id, spec, {"calibration": calibration, "base": base}))
 
     def report(self, job_id: str) -> Report:
-        return parse(Report, request_report(self._connection, job_id))
+        return self._run(verbs.report(job_id))
 
     def download(
         self,
@@ -279,50 +200,16 @@ class Client:
         `source` is the model's folder on this machine, if it has subfolders: they are not sent, so the small
         files in them are copied from there.
         """
-        paths = download(self._connection, job_id, Path(into), progress or silent)
-        return paths if source is None else (*paths, *copy_subfolders(Path(source), Path(into)))
+        return self._run(verbs.fetch(job_id, into, source, progress or silent))
 
     def cancel(self, job_id: str) -> Job:
         """End a queued or running job; of a finished one nothing changes."""
-        return parse(Job, self._connection.request(Call("POST", f"{job_path(job_id)}/cancel")))
+        return self._run(verbs.change(job_id, "cancel"))
 
     def resume(self, job_id: str) -> Job:
         """Start a failed job again; the layers that it has finished are kept."""
-        return parse(Job, self._connection.request(Call("POST", f"{job_path(job_id)}/resume")))
+        return self._run(verbs.change(job_id, "resume"))
 
     def delete(self, job_id: str) -> None:
         """Remove a job and its files."""
-        self._connection.request(Call("DELETE", job_path(job_id)))
-
-
-@contextmanager
-def _no_path_either(given: Mapping[str, PathOrId | None]) -> Iterator[None]:
-    """Where an id is unknown, add that it is no path here either; `given` has the ids by their fields."""
-    try:
-        yield
-    except ProblemError as error:
-        if error.problem.type != UNKNOWN_ID:
-            raise
-        fields = [field.pointer.rpartition("/")[2] for field in error.problem.errors] or ["checkpoint"]
-        if not (names := [str(given[field]) for field in fields if given.get(field) is not None]):
-            raise
-        detail = f"{error.problem.detail} Nor is there such a file or folder here: {listed(names)}."
-        problem = error.problem.model_copy(update={"detail": detail})
-        raise ProblemError(problem, retry_after_s=error.retry_after_s) from error
-
-
-def _succeeded(job: Job) -> Job:
-    """Return a job that has ended, if it has a result."""
-    if job.state != "succeeded":
-        raise JobFailed(job)
-    return job
-
-
-def _progress_of(job: Job) -> tuple[int, int, str]:
-    progress = job.progress
-    if job.state == "queued":
-        ahead = f", {job.queue_position} before it" if job.queue_position else ""
-        return 0, 0, f"queued{ahead}"
-    what = progress.layer or "layers" if job.state == "running" else job.state
-    verb = "compress " if job.state == "running" else ""
-    return progress.layers_done, progress.layers_total, f"{verb}{what}"
+        self._run(verbs.delete(job_id))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
 from eckart.download import job_path
 from eckart.errors import AnswerError, EckartError, TransferError
-from eckart.http import Backoff, Call, Connection
+from eckart.http import Call
 from eckart.types import Document, Job, JobEvent, JobProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncGenerator, Iterator
 
     import httpx
+
+    from eckart.http import AsyncConnection, Connection
 
 D = TypeVar("D", bound=Document)
 
@@ -27,57 +30,98 @@ def follow(connection: Connection, job_id: str, *, patience_s: float) -> Iterato
 
     The error is raised if it does not come back for `patience_s`.
     """
-    backoff = Backoff(patience_s)
-    last: str | None = None
+    backoff = connection.backoff(patience_s)
+    reader = EventReader(job_id)
     while True:
         try:
-            for event in _stream(connection, job_id, last):
-                backoff.reset()
-                last = event.id
-                yield event
-                if event.kind == "end":
-                    return
-            # The service stops, or a proxy has closed the connection.
-            raise TransferError(f"the event stream of job {job_id} broke off before its end")
+            with connection.stream(reader.call()) as response:
+                reader.begin(response)
+                for chunk in response.iter_bytes():
+                    for event in reader.feed(chunk):
+                        backoff.reset()
+                        yield event
+                        if event.kind == "end":
+                            return
+            raise reader.broken_off()
         except EckartError as error:
             connection.pause_or_raise(error, backoff)
 
 
-def _stream(connection: Connection, job_id: str, last: str | None) -> Iterator[JobEvent]:
-    headers = {"Accept": MEDIA_TYPE} | ({} if last is None else {"Last-Event-ID": last})
-    with connection.stream(Call("GET", f"{job_path(job_id)}/events", headers=headers)) as response:
+async def follow_async(
+    connection: AsyncConnection, job_id: str, *, patience_s: float
+) -> AsyncGenerator[JobEvent, None]:
+    """Do the same without blocking."""
+    backoff = connection.backoff(patience_s)
+    reader = EventReader(job_id)
+    while True:
+        try:
+            async with connection.stream(reader.call()) as response:
+                reader.begin(response)
+                async for chunk in response.aiter_bytes():
+                    for event in reader.feed(chunk):
+                        backoff.reset()
+                        yield event
+                        if event.kind == "end":
+                            return
+            raise reader.broken_off()
+        except EckartError as error:
+            await asyncio.sleep(connection.pause_s(error, backoff))
+
+
+class EventReader:
+    """The events of a job, from the bytes of one stream after the other."""
+
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
+        self._last: str | None = None
+        self._status = 200
+        self._rest = b""
+        # Split at line feeds alone: `str.splitlines` would also split at U+2028, which JSON may hold.
+        self._fields: dict[str, str] = {}
+
+    def call(self) -> Call:
+        """Ask for what came after the last event."""
+        headers = {"Accept": MEDIA_TYPE} | ({} if self._last is None else {"Last-Event-ID": self._last})
+        return Call("GET", f"{job_path(self._job_id)}/events", headers=headers)
+
+    def begin(self, response: httpx.Response) -> None:
+        """Begin with the bytes of a new stream."""
+        self._rest, self._fields, self._status = b"", {}, response.status_code
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind != MEDIA_TYPE:
-            raise AnswerError(
-                f"{response.request.url} is answered with {kind or 'nothing'} and not with events",
-                status=response.status_code,
-                retry_after_s=None,
+            raise self._bad(
+                f"{response.request.url} is answered with {kind or 'nothing'} and not with events"
             )
-        for fields in _blocks(response):
-            if (event := _event(fields)) is not None:
+
+    def feed(self, chunk: bytes) -> Iterator[JobEvent]:
+        """Yield the events that are complete."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in lines:
+            fields = self._block(line.removesuffix(b"\r").decode(errors="replace"))
+            if fields is not None and (event := _event(fields)) is not None:
+                self._last = event.id
                 yield event
+        if len(self._rest) > MOST_LINE_BYTES:
+            raise self._bad("an event is too long")
 
+    def broken_off(self) -> TransferError:
+        """Make the error of a stream that ends early: the service stops, or a proxy has closed it."""
+        return TransferError(f"the event stream of job {self._job_id} broke off before its end")
 
-def _blocks(response: httpx.Response) -> Iterator[dict[str, str]]:
-    """Yield the fields of each block; `str.splitlines` would also split at U+2028, which JSON may hold."""
-    fields: dict[str, str] = {}
-    for line in _lines(response):
-        name, _, value = line.partition(":")
+    def _block(self, line: str) -> dict[str, str] | None:
+        """Take a line; return the fields of a block that it ends."""
         if not line:
-            yield fields
-            fields = {}
-        elif name:
+            fields, self._fields = self._fields, {}
+            return fields
+        name, _, value = line.partition(":")
+        if name:
             value = value.removeprefix(" ")
-            fields[name] = f"{fields[name]}\n{value}" if name == "data" and name in fields else value
+            is_more = name == "data" and name in self._fields
+            self._fields[name] = f"{self._fields[name]}\n{value}" if is_more else value
+        return None
 
-
-def _lines(response: httpx.Response) -> Iterator[str]:
-    rest = b""
-    for chunk in response.iter_bytes():
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from (line.removesuffix(b"\r").decode(errors="replace") for line in lines)
-        if len(rest) > MOST_LINE_BYTES:
-            raise AnswerError("an event is too long", status=response.status_code, retry_after_s=None)
+    def _bad(self, what: str) -> AnswerError:
+        return AnswerError(what, status=self._status, retry_after_s=None)
 
 
 def _event(fields: dict[str, str]) -> JobEvent | None:

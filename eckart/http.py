@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import email.utils
 import re
 import time
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,7 +30,7 @@ from eckart.errors import (
 from eckart.types import Document, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 D = TypeVar("D", bound=Document)
 
@@ -68,16 +69,59 @@ class Backoff:
         self._pause_s = FIRST_PAUSE_S
         self._ends_at = time.monotonic() + self._limit_s
 
-    def pause(self, error: EckartError, *, asked_s: float | None = None) -> None:
-        """Sleep for as long as the service asked, or ever longer; raise the error when the time is over."""
+    def next_s(self, error: EckartError, *, asked_s: float | None = None) -> float:
+        """Return how long to pause: as the service asked, or ever longer; raise when the time is over."""
         pause_s = self._pause_s if asked_s is None else asked_s
         if time.monotonic() + pause_s > self._ends_at:
             raise error
-        time.sleep(pause_s)
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        return pause_s
+
+    def pause(self, error: EckartError, *, asked_s: float | None = None) -> None:
+        """Sleep for that long."""
+        time.sleep(self.next_s(error, asked_s=asked_s))
 
 
-class Connection:
+class Sender:
+    """What both connections know: how a request is built, and when another try may help."""
+
+    def __init__(self, base_url: str, *, timeout_s: float, patience_s: float) -> None:
+        self.base_url = base_url
+        self.patience_s = patience_s
+        self._timeout_s = timeout_s
+        self._answered = False
+
+    def backoff(self, patience_s: float | None) -> Backoff:
+        return Backoff(self.patience_s if patience_s is None else patience_s)
+
+    def pause_s(self, error: EckartError, backoff: Backoff) -> float:
+        """Return how long to wait before another try; raise the error where none may help."""
+        if not self._may_pass(error):
+            raise error
+        return backoff.next_s(error, asked_s=error.retry_after_s if isinstance(error, ServiceError) else None)
+
+    def _build(self, http: httpx.Client | httpx.AsyncClient, call: Call) -> httpx.Request:
+        return http.build_request(
+            call.method,
+            call.path,
+            params=call.params,
+            json=call.json,
+            headers=call.headers,
+            data=call.form,
+            files=call.files,
+            content=call.content() if call.content else None,
+            timeout=httpx.Timeout(self._timeout_s, read=self._timeout_s + call.answer_s),
+        )
+
+    def _may_pass(self, error: EckartError) -> bool:
+        if isinstance(error, ServiceError):
+            return error.passing
+        if isinstance(error, UnreachableError):
+            return self._answered  # do not wait for a service that has never answered
+        return isinstance(error, TransferError) and not isinstance(error, DigestError)
+
+
+class Connection(Sender):
     """An httpx client that raises our errors and retries where a retry may help."""
 
     def __init__(
@@ -89,17 +133,14 @@ class Connection:
         transport: httpx.BaseTransport | None,
         api_key: str | None = None,
     ) -> None:
-        self.base_url = base_url
-        self.patience_s = patience_s
-        self._timeout_s = timeout_s
-        self._answered = False
+        super().__init__(base_url, timeout_s=timeout_s, patience_s=patience_s)
         with translate_errors(base_url):
+            # An answer never sends us, and the key, to another host.
             self._http = httpx.Client(
                 base_url=base_url,
                 transport=transport,
                 mounts=dict.fromkeys(LOCAL),
-                headers={"Accept-Encoding": "identity", **_authorization(api_key)},
-                # An answer never sends us, and the key, to another host.
+                headers=_headers(api_key),
                 follow_redirects=False,
             )
 
@@ -108,7 +149,7 @@ class Connection:
 
     def request(self, call: Call, *, patience_s: float | None = None) -> httpx.Response:
         """Send a request that is harmless twice until it is answered, and read the whole answer."""
-        backoff = Backoff(self.patience_s if patience_s is None else patience_s)
+        backoff = self.backoff(patience_s)
         while True:
             try:
                 with self.stream(call) as response:
@@ -119,24 +160,12 @@ class Connection:
 
     def pause_or_raise(self, error: EckartError, backoff: Backoff) -> None:
         """Wait before another try if one may help."""
-        if not self._may_pass(error):
-            raise error
-        backoff.pause(error, asked_s=error.retry_after_s if isinstance(error, ServiceError) else None)
+        time.sleep(self.pause_s(error, backoff))
 
     @contextmanager
     def stream(self, call: Call) -> Iterator[httpx.Response]:
         """Send a request once and give the answer with its body unread; raise if it is a refusal."""
-        request = self._http.build_request(
-            call.method,
-            call.path,
-            params=call.params,
-            json=call.json,
-            headers=call.headers,
-            data=call.form,
-            files=call.files,
-            content=call.content() if call.content else None,
-            timeout=httpx.Timeout(self._timeout_s, read=self._timeout_s + call.answer_s),
-        )
+        request = self._build(self._http, call)
         with translate_errors(self.base_url):
             response = self._http.send(request, stream=True)
             try:
@@ -148,12 +177,46 @@ class Connection:
             finally:
                 response.close()
 
-    def _may_pass(self, error: EckartError) -> bool:
-        if isinstance(error, ServiceError):
-            return error.passing
-        if isinstance(error, UnreachableError):
-            return self._answered  # do not wait for a service that has never answered
-        return isinstance(error, TransferError) and not isinstance(error, DigestError)
+
+class AsyncConnection(Sender):
+    """The same without blocking the event loop."""
+
+    def __init__(self, base_url: str, *, timeout_s: float, patience_s: float, api_key: str | None) -> None:
+        super().__init__(base_url, timeout_s=timeout_s, patience_s=patience_s)
+        with translate_errors(base_url):
+            self._http = httpx.AsyncClient(
+                base_url=base_url,
+                mounts=dict.fromkeys(LOCAL),
+                headers=_headers(api_key),
+                follow_redirects=False,
+            )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def request(self, call: Call, *, patience_s: float | None = None) -> httpx.Response:
+        backoff = self.backoff(patience_s)
+        while True:
+            try:
+                async with self.stream(call) as response:
+                    await response.aread()
+                    return response
+            except EckartError as error:
+                await asyncio.sleep(self.pause_s(error, backoff))
+
+    @asynccontextmanager
+    async def stream(self, call: Call) -> AsyncIterator[httpx.Response]:
+        request = self._build(self._http, call)
+        with translate_errors(self.base_url):
+            response = await self._http.send(request, stream=True)
+            try:
+                self._answered = True
+                if not response.is_success:
+                    await response.aread()
+                    raise refusal(response)
+                yield response
+            finally:
+                await response.aclose()
 
 
 def refusal(response: httpx.Response) -> ServiceError:
@@ -171,12 +234,13 @@ def refusal(response: httpx.Response) -> ServiceError:
         )
 
 
-def _authorization(api_key: str | None) -> dict[str, str]:
-    """Return the header that carries the key; refuse one that no header can carry, without showing it."""
+def _headers(api_key: str | None) -> dict[str, str]:
+    """Return the headers of all requests; refuse a key that no header can carry, without showing it."""
     key = (api_key or "").strip()
     if KEY.fullmatch(key) is None:
         raise InputError("the API key holds characters other than printable ASCII, or spaces")
-    return {"Authorization": f"Bearer {key}"} if key else {}
+    authorization = {"Authorization": f"Bearer {key}"} if key else {}
+    return {"Accept-Encoding": "identity", **authorization}
 
 
 def _without_key(text: str, request: httpx.Request) -> str:

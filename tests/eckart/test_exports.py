@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_public_names_are_these():
     assert eckart.__all__ == [
         "AnswerError",
+        "AsyncClient",
         "Client",
         "DigestError",
         "EckartError",
