@@ -18,6 +18,7 @@ from benchmarks import (
     kept,
     memory,
     overhead,
+    page,
     peers,
     selectors,
     upload,
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "calibrated": calibrated.ask,
     "worst": worst_bodies.ask,
     "kept": kept.ask,
+    "page": page.ask,
     "gpu": gpu.ask,
     "gpu-model": gpu_model.ask,
 }

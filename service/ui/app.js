@@ -66,11 +66,13 @@ function markCurrent(path) {
 
 // The theme: that of the system, until one is chosen.
 
-const THEMES = { "": "Theme: system", light: "Theme: light", dark: "Theme: dark" };
+const THEMES = { "": "Auto", light: "Light", dark: "Dark" };
 const themeButton = document.getElementById("theme");
 
 function showTheme() {
-  themeButton.textContent = THEMES[document.documentElement.dataset.theme ?? ""];
+  const name = THEMES[document.documentElement.dataset.theme ?? ""];
+  themeButton.textContent = name;
+  themeButton.setAttribute("aria-label", `Theme: ${name}`);
 }
 
 themeButton.addEventListener("click", () => {
@@ -125,6 +127,9 @@ onKeyNeeded(
       dialog.showModal();
     }),
 );
+
+// A file that is dropped beside the place for it would replace the page.
+for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
 
 addEventListener("hashchange", () => {
   route();

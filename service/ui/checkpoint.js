@@ -24,10 +24,12 @@ export async function showCheckpoint(view, { argument: id, signal }) {
   const start = el("button", { type: "button", class: "primary" }, "Start the job");
   head.append(el("div", { class: "row" }, start));
   const plans = new PlanView();
+  const earlier = new EarlierJobs(id, signal);
   const form = new SpecForm(specOf(id), aboutOf(checkpoint, others.map((other) => other.id)), (spec) => planner.want(spec));
   const planner = new Planner((spec) => post("/v1/plans", { checkpoint: id, spec }, { signal }), {
     show: (plan, spec) => {
       keepSpec(id, spec);
+      plans.know(earlier.known(spec));
       plans.show(plan);
     },
     fail: (error) => plans.fail(error),
@@ -38,7 +40,10 @@ export async function showCheckpoint(view, { argument: id, signal }) {
   start.addEventListener("click", () => begin(start, id, form, plans));
   fill(view, head, el("div", { class: "split" }, el("section", { class: "panel", "aria-label": "What to do" }, form.element), plans.element), family);
   form.take(form.spec);
-  await showEarlier(id, form, plans, family, signal);
+  await earlier.load();
+  if (signal.aborted || earlier.jobs.length === 0) return;
+  fill(family, familyTree(id, earlier.jobs, earlier.specs, (spec) => form.take(spec)));
+  form.take(form.spec);
 }
 
 function missing(checkpoint, view, signal) {
@@ -62,19 +67,42 @@ async function begin(button, id, form, plans) {
   }
 }
 
-/** What earlier jobs on this checkpoint tell: their spectra, their errors, and how they follow from each other. */
-async function showEarlier(id, form, plans, family, signal) {
-  const jobs = await list("/v1/jobs", "jobs", { most: MOST_JOBS, fits: (job) => job.checkpoint === id });
-  if (signal.aborted || jobs.length === 0) return;
-  const done = jobs.filter((job) => job.summary !== null);
-  const [specs, reports] = await Promise.all([
-    each(jobs, async (job) => (await get(jobPath(job.id), { signal })).spec),
-    each(done.slice(0, MOST_REPORTS), (job) => get(jobPath(job.id, "/report"), { signal })),
-  ]);
-  if (signal.aborted) return;
-  fill(family, familyTree(id, jobs, specs, (spec) => form.take(spec)));
-  const found = reports.find((report) => alike(report.spec, form.spec) && report.layers.some((layer) => layer.singular_values));
-  plans.know({ spectra: found ? spectraOf(found) : new Map(), jobs: done.filter((job) => job.summary.relative_error > 0), from: found?.job_id ?? null });
+/** What earlier jobs on a checkpoint tell: their specs, their spectra and their errors. */
+class EarlierJobs {
+  jobs = [];
+  specs = [];
+  #reports = [];
+  #found = new Map();
+
+  constructor(checkpoint, signal) {
+    this.checkpoint = checkpoint;
+    this.signal = signal;
+  }
+
+  async load() {
+    const { checkpoint, signal } = this;
+    const jobs = await list("/v1/jobs", "jobs", { most: MOST_JOBS, fits: (job) => job.checkpoint === checkpoint });
+    const done = jobs.filter((job) => job.summary !== null).slice(0, MOST_REPORTS);
+    [this.specs, this.#reports] = await Promise.all([
+      each(jobs, async (job) => (await get(jobPath(job.id), { signal })).spec),
+      each(done, (job) => get(jobPath(job.id, "/report"), { signal })),
+    ]);
+    this.jobs = jobs;
+    this.#found.clear();
+  }
+
+  /** What counts for a spec: jobs whose errors are of its kind. The same answer for specs of one kind. */
+  known(spec) {
+    const kind = JSON.stringify([spec.calibration ?? null, spec.base ?? null]);
+    if (!this.#found.has(kind)) this.#found.set(kind, this.#find(spec));
+    return this.#found.get(kind);
+  }
+
+  #find(spec) {
+    const report = this.#reports.find((each) => alike(each.spec, spec) && each.layers.some((layer) => layer.singular_values));
+    const jobs = this.jobs.filter((job, i) => job.summary?.relative_error > 0 && alike(this.specs[i], spec));
+    return { spectra: report ? spectraOf(report) : new Map(), jobs, from: report?.job_id ?? null, calibrated: Boolean(spec.calibration) };
+  }
 }
 
 // The spec that was tried last comes back after a reload, and on the way back from a job.

@@ -11,6 +11,7 @@ import { differences, flat, short, withoutDefaults } from "./spec.js";
 
 const MOST_ROWS = 100;
 const LETTERS = "ABCDE";
+const UNITS = [[1e9, "G"], [1e6, "M"], [1e3, "k"], [1, ""]];
 
 export async function showCompare(view, { query, signal }) {
   const ids = (query.get("jobs") ?? "").split(",").filter(Boolean);
@@ -66,7 +67,8 @@ function totalsTable(found) {
 }
 
 function drawScatter(element, found, size, quality) {
-  const scale = 1e6;
+  const largest = Math.max(...found.map(({ totals }) => totals[size]));
+  const [scale, unit] = UNITS.find(([least]) => largest >= least) ?? UNITS.at(-1);
   const points = found.map(({ letter, spec, totals, job }) => ({
     x: totals[size] / scale,
     y: totals[quality],
@@ -78,7 +80,7 @@ function drawScatter(element, found, size, quality) {
     points,
     frontier: frontier(points),
     marks: [],
-    xLabel: size === "bytes_after" ? "bytes, MB" : "parameters, millions",
+    xLabel: size === "bytes_after" ? `bytes, ${unit}B` : `parameters${unit ? `, ${unit}` : ""}`,
     yLabel: quality.replaceAll("_", " "),
     zero: true,
     height: 240,

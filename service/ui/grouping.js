@@ -59,15 +59,15 @@ export function cells({ rows, columns, cellOf }, values, weights, tell) {
   return found;
 }
 
-/** Group layers that are alike but for their numbers, in the order of the model. */
-export function groups(layers) {
+/** Group layers that are alike but for their numbers, in the order of the model; `patterns` are those of their names. */
+export function groups(layers, patterns) {
   const found = new Map();
-  for (const layer of layers) {
-    const id = `${pattern(layer.name)} ${layer.shape} ${layer.outcome} ${layer.reason} ${layer.method}`;
+  layers.forEach((layer, i) => {
+    const id = `${patterns[i]} ${layer.shape} ${layer.outcome} ${layer.reason} ${layer.method}`;
     const group = found.get(id);
     if (group) group.layers.push(layer);
-    else found.set(id, { name: pattern(layer.name), layers: [layer] });
-  }
+    else found.set(id, { name: patterns[i], layers: [layer] });
+  });
   return [...found.values()];
 }
 

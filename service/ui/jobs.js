@@ -18,7 +18,7 @@ export function stateOf(job) {
 export function jobLine(job) {
   return el(
     "div",
-    { class: "row" },
+    { class: "job" },
     stateOf(job),
     el("a", { href: jobLink(job.id), class: "mono" }, job.id.slice(0, 9)),
     el("span", {}, job.checkpoint),

@@ -3,17 +3,18 @@
 import { heatMap, lineChart } from "./charts.js";
 import { el, fill, notice, table } from "./dom.js";
 import { bytes, count, error as errorText, percent, plural, whole } from "./format.js";
-import { cells, grid, groups, span } from "./grouping.js";
+import { cells, grid, groups, pattern, span } from "./grouping.js";
 import { sum } from "./layers.js";
 import { curves, errorBounds, planError } from "./spectra.js";
 
 const MOST_GROUPS = 60;
+const UNITS = [[1e9, "billions"], [1e6, "millions"], [1e3, "thousands"], [1, "number"]];
 
 /** The live part of a checkpoint's view; `show` is called for each plan that comes. */
 export class PlanView {
   #parts;
   #layout = { names: null };
-  #known = { spectra: new Map(), jobs: [], from: null };
+  #known = { spectra: new Map(), jobs: [], from: null, calibrated: false };
   #last = null;
   #shownAll = false;
 
@@ -32,12 +33,12 @@ export class PlanView {
     );
   }
 
-  /** Say which spectra earlier jobs have left, by the names of layers, and where these jobs are on the curve. */
+  /** Say what earlier jobs tell: spectra by the names of layers, and jobs for the curve. */
   know(known) {
+    if (known === this.#known) return;
+    if (known.spectra.size > 0 && this.#known.spectra.size === 0) this.mapped.value = "error";
     this.#known = known;
-    if (known.spectra.size > 0) this.mapped.value = "error";
     this.#layout.names = null;
-    if (this.#last) this.show(this.#last);
   }
 
   busy(is) {
@@ -61,12 +62,14 @@ export class PlanView {
     performance.measure("plan-shown", "plan-shown-begin");
   }
 
-  /** What depends on the names of layers alone is made once. */
-  #lay(plan) {
-    const names = plan.layers.map((layer) => layer.name).join("\n");
-    if (names === this.#layout.names) return;
-    const fixed = plan.totals.parameters_before - sum(plan.layers.map((layer) => layer.parameters_before));
-    this.#layout = { names, grid: grid(plan.layers.map((layer) => layer.name)), curves: curves(plan.layers, fixed, this.#known.spectra) };
+  /** What depends on the names of layers alone is made once: with many layers it takes the longest. */
+  #lay({ layers, totals }) {
+    const { names } = this.#layout;
+    if (names?.length === layers.length && layers.every((layer, i) => layer.name === names[i])) return;
+    const own = layers.map((layer) => layer.name);
+    const patterns = own.map(pattern);
+    const fixed = totals.parameters_before - sum(layers.map((layer) => layer.parameters_before));
+    this.#layout = { names: own, patterns, kinds: new Set(patterns).size, grid: grid(own), curves: curves(layers, fixed, this.#known.spectra) };
   }
 
   #drawTotals(plan) {
@@ -94,22 +97,26 @@ export class PlanView {
 
   #drawCurve(plan) {
     const { curves: lines = [] } = this.#layout;
-    const { jobs, from } = this.#known;
+    const { jobs, from, calibrated } = this.#known;
     if (lines.length === 0) {
       fill(this.#parts.curve, el("p", { class: "muted" }, "No layer is selected."));
       return;
     }
-    const series = lines.map((line) => ({ ...line, points: line.points.map(([x, y]) => [x, y, `${line.name}: error ${errorText(y)} at ${x.toFixed(1)} M parameters`]) }));
+    const [unit, unitName] = UNITS.find(([least]) => plan.totals.parameters_before >= least) ?? UNITS.at(-1);
+    const series = lines.map((line) => ({ ...line, points: line.points.map(([x, y]) => [x / unit, y, `${line.name}: error ${errorText(y)} at ${count(x)} parameters`]) }));
     if (jobs.length > 0) {
-      const done = jobs.map((job) => [job.summary.parameters_after / 1e6, job.summary.relative_error, `job ${job.id.slice(0, 9)}: error ${errorText(job.summary.relative_error)}, ${count(job.summary.parameters_after)} parameters`, job.id]);
+      const done = jobs.map(({ id, summary }) => {
+        const error = summary.weighted_error ?? summary.relative_error;
+        return [summary.parameters_after / unit, error, `job ${id.slice(0, 9)}: error ${errorText(error)}, ${count(summary.parameters_after)} parameters`, id];
+      });
       series.push({ name: "finished jobs", points: done, dots: true, tone: "fg" });
     }
     lineChart(this.#parts.curve, {
-      title: "Relative error against the parameters of the whole checkpoint",
+      title: "Error against the parameters of the whole checkpoint",
       series,
-      marks: [{ x: plan.totals.parameters_after / 1e6, label: plan.totals.exact ? "this plan" : "this plan, at most" }],
-      xLabel: "parameters of the whole checkpoint, millions",
-      yLabel: "relative error",
+      marks: [{ x: plan.totals.parameters_after / unit, label: plan.totals.exact ? "this plan" : "this plan, at most" }],
+      xLabel: `parameters of the whole checkpoint, ${unitName}`,
+      yLabel: calibrated ? "error of the outputs" : "relative error",
       zero: true,
       height: 260,
       onSelect: (id) => {
@@ -140,20 +147,25 @@ export class PlanView {
   }
 
   #drawLayers(plan) {
-    const found = groups(plan.layers);
-    const shown = this.#shownAll ? found : found.slice(0, MOST_GROUPS);
-    const rest = found.length - shown.length;
-    const more = rest > 0 && el("button", { type: "button", class: "quiet", onclick: () => {
-      this.#shownAll = true;
-      this.#drawLayers(this.#last);
-    } }, `Show ${plural(rest, "more row")}`);
     const open = this.#parts.layers.firstElementChild?.open ?? false;
-    const details = el("details", { open }, el("summary", {}, `Each kind of layer in figures (${whole(found.length)})`));
+    const details = el("details", { open }, el("summary", {}, `Each kind of layer in figures (${whole(this.#layout.kinds)})`));
     // Rows of a closed table are made when it is opened.
-    const put = () => details.open && details.childElementCount === 1 && details.append(table("Layers", ["layers", "number", "shape", "form", "rank", "saved"], shown.map(groupRow)), more || "");
+    const put = () => details.open && details.childElementCount === 1 && details.append(...this.#rows(plan));
     details.addEventListener("toggle", put);
     put();
     fill(this.#parts.layers, details);
+  }
+
+  #rows(plan) {
+    const found = groups(plan.layers, this.#layout.patterns);
+    const shown = this.#shownAll ? found : found.slice(0, MOST_GROUPS);
+    const rest = found.length - shown.length;
+    const all = () => {
+      this.#shownAll = true;
+      this.#drawLayers(this.#last);
+    };
+    const rows = table("Layers", ["layers", "number", "shape", "form", "rank", "saved"], shown.map(groupRow));
+    return rest > 0 ? [rows, el("button", { type: "button", class: "quiet", onclick: all }, `Show ${plural(rest, "more row")}`)] : [rows];
   }
 
   #drawLeft(plan) {

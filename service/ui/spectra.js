@@ -132,5 +132,5 @@ function point(layers, fixed, rankOf) {
     energy += layer.count * total;
     if (rank !== null) lost += layer.count * (layer.spectrum?.lost(rank) ?? worst(layer, rank) * total);
   }
-  return [parameters / 1e6, Math.sqrt(lost / energy)];
+  return [parameters, Math.sqrt(lost / energy)];
 }
