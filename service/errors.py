@@ -8,6 +8,7 @@ from schemas.problem import FieldProblem, Problem, ProblemKind
 HEADERS: Mapping[ProblemKind, Mapping[str, str]] = {
     ProblemKind.UNAUTHORIZED: {"WWW-Authenticate": 'Bearer realm="eckart"'},
     ProblemKind.ENCODED_BODY: {"Accept-Encoding": "identity"},
+    ProblemKind.NOT_ACCEPTABLE: {"Vary": "Accept"},
     ProblemKind.UNSUPPORTED_CHECKSUM: {"Tus-Checksum-Algorithm": "sha256,sha1"},
     ProblemKind.TUS_VERSION: {"Tus-Version": "1.0.0"},
     ProblemKind.UPLOAD_LOCKED: {"Retry-After": "2"},

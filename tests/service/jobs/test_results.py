@@ -152,7 +152,10 @@ def test_a_report_is_given_to_whoever_takes_json(service, here, accept):
 
 @pytest.mark.parametrize("accept", ["image/png", "text/html;q=0, application/json;q=0"])
 def test_a_report_in_another_format_is_refused(service, here, accept):
-    assert_problem(service.http.get(f"{here}/report", headers={"Accept": accept}), 406, "not-acceptable")
+    answer = service.http.get(f"{here}/report", headers={"Accept": accept})
+
+    assert_problem(answer, 406, "not-acceptable")
+    assert answer.headers["vary"] == "Accept"
 
 
 @pytest.mark.parametrize(

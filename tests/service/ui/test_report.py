@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 
 from schemas.report_page import report_page
 from service.report_template import report_template
 from tests.reports import HOSTILE, blocks, hostile_report, kept_layer, made_layer, made_report
+from tests.service.files import checkpoint_bytes
 
 MINILM = made_report(
     [
@@ -42,6 +46,7 @@ INTEGERS = made_report(
         for layer in blocks(2, singular_value_indices=None)
     ]
 )
+GOLDEN = Path(__file__).parents[2] / "golden"
 REPORTS = {
     "minilm": MINILM,
     "500 layers": LARGE,
@@ -50,6 +55,7 @@ REPORTS = {
     "hostile": hostile_report(),
     "nothing factored": made_report([kept_layer("a")], totals={"relative_error": 0.0}),
     "no layers": made_report(),
+    "first release": json.loads((GOLDEN / "0.1.0" / "result" / "report.json").read_text()),
 }
 MOST_BYTES = 10**6
 
@@ -98,6 +104,25 @@ def test_nothing_is_wider_than_the_window(opened, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_all_rows_are_printed(opened):
+    page = opened(LARGE)
+    page.emulate_media(media="print")
+    box = page.get_by_role("region", name="Layers")
+
+    assert box.evaluate("box => getComputedStyle(box).overflow") == "visible"
+    assert box.locator("tbody tr").count() == 500
+    assert page.locator(".chart-readout").first.is_hidden()
+
+
+def test_the_service_sends_a_page_that_its_policy_lets_run(service, tab):
+    job = service.submit(service.stored(checkpoint_bytes())).json()["id"]
+    service.finish(job, {"model.safetensors": checkpoint_bytes()})
+    tab.goto(f"{service.url}/v1/jobs/{job}/report")
+
+    assert tab.title() == f"Eckart report {job}"
+    assert f"curl {service.url}/v1/jobs" in tab.locator("pre").first.text_content()
+
+
 def test_hostile_names_are_text(opened):
     page = opened(hostile_report())
 
@@ -140,9 +165,6 @@ def test_what_was_left_out_is_told_with_its_reason(opened):
 @pytest.mark.parametrize("name", ["minilm", "calibrated", "hostile"])
 def test_the_lines_that_repeat_the_job_hold_its_spec(opened, name):
     """Both are read as a shell and Python would."""
-    import ast
-    import shlex
-
     report = REPORTS[name]
     shell, python = opened(report).locator("pre").all_text_contents()
     words = shlex.split(shell, comments=True)
