@@ -31,7 +31,7 @@ def test_the_limits_on_uploads_are_passed_on(services):
 
 
 def test_redis_asks_for_a_password_that_only_its_clients_can_read(services):
-    assert services["redis"]["command"][0] == "/secrets/redis.conf"
+    assert services["redis"]["command"][:2] == ["--include", "/secrets/redis.conf"]
     assert services["redis"]["depends_on"] == {"password": {"condition": "service_completed_successfully"}}
     mounts = {name: [m for m in each["volumes"] if "/secrets" in m] for name, each in services.items()}
     assert mounts.pop("password") == ["secrets:/secrets"]
@@ -42,7 +42,7 @@ def test_redis_asks_for_a_password_that_only_its_clients_can_read(services):
 
 def test_redis_has_a_limit_at_which_it_drops_nothing(services):
     words = services["redis"]["command"]
-    options = dict(zip(words[1::2], words[2::2], strict=True))
+    options = dict(zip(words[::2], words[1::2], strict=True))
     assert options["--maxmemory"] == "${REDIS_MAXMEMORY:-1gb}"
     assert options["--maxmemory-policy"] == "noeviction"
 

@@ -95,7 +95,8 @@ def test_concurrent_processes_see_whole_files_or_none(tmp_path):
     running = [run(WRITER, tmp_path, writer) for writer in (0, 1)]
 
     assert [process.communicate()[0] for process in running] == [b"done\n", b"done\n"]
-    assert len(files(tmp_path)) == 3
+    # The limit, and what the other one was writing when the cache was last looked at.
+    assert len(files(tmp_path)) in {3, 4}
 
 
 def test_a_full_disk_raises_nothing_and_leaves_nothing(tmp_path):
