@@ -137,10 +137,14 @@ class AsyncClient:
     async def job(self, job_id: str) -> Job:
         return await self._run(verbs.ask(Job, Call("GET", job_path(job_id))))
 
-    async def jobs(self, *, state: str | None = None) -> AsyncGenerator[ListedJob, None]:
+    async def jobs(
+        self, *, state: str | None = None, checkpoint: str | None = None
+    ) -> AsyncGenerator[ListedJob, None]:
         cursor: str | None = None
         while True:
-            page = await self._run(verbs.page(JobList, "/v1/jobs", cursor, state=state))
+            page = await self._run(
+                verbs.page(JobList, "/v1/jobs", cursor, state=state, checkpoint=checkpoint)
+            )
             for job in page.jobs:
                 yield job
             if (cursor := page.next_cursor) is None:

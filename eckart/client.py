@@ -152,11 +152,11 @@ class Client:
     def job(self, job_id: str) -> Job:
         return self._run(verbs.ask(Job, Call("GET", job_path(job_id))))
 
-    def jobs(self, *, state: str | None = None) -> Iterator[ListedJob]:
-        """Iterate over all jobs, or those in one state, newest first; pages are fetched on demand."""
+    def jobs(self, *, state: str | None = None, checkpoint: str | None = None) -> Iterator[ListedJob]:
+        """Iterate over jobs, newest first, of a state or on a checkpoint; pages are fetched on demand."""
         cursor: str | None = None
         while True:
-            page = self._run(verbs.page(JobList, "/v1/jobs", cursor, state=state))
+            page = self._run(verbs.page(JobList, "/v1/jobs", cursor, state=state, checkpoint=checkpoint))
             yield from page.jobs
             if (cursor := page.next_cursor) is None:
                 return

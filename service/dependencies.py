@@ -241,6 +241,10 @@ WaitForEnd = Annotated[float, _wait_query("the job has ended")]
 StateFilter = Annotated[
     JobState | None, Query(description="Only jobs in this state.", examples=["succeeded"])
 ]
+CheckpointFilter = Annotated[
+    str | None,
+    Query(pattern=CHECKPOINT_ID.pattern, description="Only jobs on this checkpoint.", examples=["my-model"]),
+]
 Limit = Annotated[
     int, Query(ge=1, le=200, description="The largest number of entries on the page.", examples=[50])
 ]

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from schemas.job import TERMINAL, Job, JobList, JobRequest
 from schemas.problem import ProblemKind
 from service.dependencies import (
+    CheckpointFilter,
     IdempotencyKey,
     IfNoneMatch,
     JobCursor,
@@ -108,11 +109,13 @@ def list_jobs(
     services: ServicesDep,
     root_path: RootPath,
     state: StateFilter = None,
+    checkpoint: CheckpointFilter = None,
     limit: Limit = 50,
     cursor: JobCursor = None,
 ) -> JobList:
     """List one page of jobs."""
-    return job_list(services.jobs.list(state, limit=limit, cursor=cursor), root_path)
+    page = services.jobs.list(state, checkpoint=checkpoint, limit=limit, cursor=cursor)
+    return job_list(page, root_path)
 
 
 @router.head("/{job_id}", include_in_schema=False)

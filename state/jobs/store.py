@@ -112,11 +112,24 @@ class JobStore(JobUpkeep):
             return view
         return replace(view, expires_at=rfc3339(microseconds(view.record.finished_at) + self._retention_us))
 
-    def list(self, state: JobState | None = None, *, limit: int = 50, cursor: str | None = None) -> JobPage:
-        """Return a page of jobs, newest first; `cursor` is the `next_cursor` of the page before."""
+    def list(
+        self,
+        state: JobState | None = None,
+        *,
+        checkpoint: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> JobPage:
+        """Return a page of jobs, newest first; `cursor` is the `next_cursor` of the page before.
+
+        `checkpoint`: only jobs on that one of the owner's.
+        """
         if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 16):
             raise BadCursor("jobs")
         index = (state or "all") + ("" if self._owner is None else f"@{self._owner}")
+        if checkpoint is not None:
+            assert self._owner is not None
+            index += f"/{checkpoint}"
         answer = self._run("page", index, cursor or "+inf", limit + 1)
         views = tuple(self._with_expiry(listed_view(entry)) for entry in answer)
         return JobPage(views[:limit], next_cursor(views[limit:]))

@@ -9,6 +9,7 @@
 --                      which no client is told of the job
 -- jobs:all, jobs:<state>  zset: ids by the microsecond they were created
 -- jobs:all@<owner>, jobs:<state>@<owner>  zset: the same of one owner; '' without keys
+-- jobs:all@<owner>/<checkpoint>, jobs:<state>@<owner>/<checkpoint>  zset: the same of one checkpoint
 -- waiting              zset: queued ids by the microsecond their message was last sent
 -- to_send              set: queued ids whose message is to be sent at the next sweep
 -- created              how many jobs were ever created: the last one's `number`
@@ -55,14 +56,17 @@ local function owns(id, fence)
   return field(id, 'state') == 'running' and field(id, 'fence') == fence
 end
 
--- Enter a job into the list of a state or 'all', and into its owner's, or take it out of both.
+-- Enter a job into the list of a state or 'all', and into its owner's and its checkpoint's, or take it out.
+local function lists(id, state)
+  local owner, checkpoint = unpack(redis.call('HMGET', job(id), 'owner', 'checkpoint'))
+  local own = state .. '@' .. (owner or '')
+  return { index(state), index(own), index(own .. '/' .. (checkpoint or '')) }
+end
 local function list(id, state, created)
-  redis.call('ZADD', index(state), created, id)
-  redis.call('ZADD', index(state .. '@' .. owner_of(id)), created, id)
+  for _, each in ipairs(lists(id, state)) do redis.call('ZADD', each, created, id) end
 end
 local function unlist(id, state)
-  redis.call('ZREM', index(state), id)
-  redis.call('ZREM', index(state .. '@' .. owner_of(id)), id)
+  for _, each in ipairs(lists(id, state)) do redis.call('ZREM', each, id) end
 end
 
 -- The checkpoints that must not be deleted while the job is unfinished: its input and those its spec names.

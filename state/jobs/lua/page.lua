@@ -1,4 +1,4 @@
--- 'all' or a state, with @<owner> for the jobs of one; highest creation time, count
+-- 'all' or a state, with @<owner> for the jobs of one, or @<owner>/<checkpoint>; highest creation time, count
 -- -> [{id, fields, place in the queue or -1}], newest first
 if not ready() then return 'state_lost' end
 local jobs = {}

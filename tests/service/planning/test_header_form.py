@@ -57,6 +57,7 @@ def test_a_plan_from_headers_is_that_of_the_stored_files(start, files, rank):
 
 def test_nothing_is_written(start):
     service = start()
+    assert service.http.get("/v1/checkpoints").status_code == 200  # makes the list of checkpoints
     before = on_disk(service)
 
     assert plan(service, heads(SHARDS)).status_code == 200

@@ -32,6 +32,26 @@ def test_a_list_by_state_holds_only_jobs_in_that_state(jobs, reach):
         assert list(walk(jobs, state, 1)) == ids[state][::-1]
 
 
+def test_a_list_by_checkpoint_holds_only_jobs_on_it_and_of_the_owner(jobs, new, redis_server):
+    other = new.model_copy(update={"checkpoint": "other"})
+    mine, yours = jobs.of("mine"), jobs.of("yours")
+    first, second = mine.create(new).id, mine.create(new).id
+    mine.create(other)
+    foreign = yours.create(new).id
+    mine.cancel(second)
+
+    def listed(own, *state):
+        return [view.record.id for view in own.list(*state, checkpoint=new.checkpoint).jobs]
+
+    for _ in range(2):
+        assert listed(mine) == [second, first]
+        assert listed(mine, "queued") == [first]
+        assert listed(yours) == [foreign]
+        redis_server.wipe()
+    mine.delete(first)
+    assert listed(mine) == [second]
+
+
 def test_jobs_created_and_deleted_between_pages_shift_nothing(jobs, new):
     ids = [jobs.create(new).id for _ in range(6)]
     first = jobs.list(limit=2)
