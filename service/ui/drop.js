@@ -3,8 +3,12 @@
 import { list } from "./api.js";
 import { announce, el, fill, notice } from "./dom.js";
 import { chosen, dropped, proposedId, sorted } from "./files.js";
-import { bytes, percent, plural } from "./format.js";
+import { bytes, count, percent, plural } from "./format.js";
+import { planOfHeaders } from "./headers.js";
+import { FIRST_SPEC } from "./spec.js";
 import { giveUp, kept, upload } from "./upload.js";
+
+const DAMAGED = new Set(["invalid-checkpoint", "unauthorized"]);
 
 /**
  * A place to drop a checkpoint. `id` is that of one that lacks files; without it a free one is found.
@@ -89,6 +93,7 @@ function unfinished() {
 async function sendAll(body, { folder, files }, id, signal, onStored) {
   const { taken, left, weights } = sorted(files);
   if (!weights && id === null) throw refused(left);
+  const cost = id === null ? await costOf(taken) : null;
   const checkpoint = id ?? kept.of(taken.at(-1).file)?.checkpoint ?? (await freeId(proposedId(folder, taken), taken));
   const stop = new AbortController();
   const both = AbortSignal.any([signal, stop.signal]);
@@ -97,7 +102,7 @@ async function sendAll(body, { folder, files }, id, signal, onStored) {
   const told = el("p", { class: "small muted" });
   fill(
     body,
-    el("div", { class: "panel stack" }, el("h2", {}, `Storing ${checkpoint}`), bar, told, leftOut(left), el("div", { class: "row" }, el("button", { type: "button", onclick: () => stop.abort() }, "Stop"))),
+    el("div", { class: "panel stack" }, el("h2", {}, `Storing ${checkpoint}`), bar, told, cost, leftOut(left), el("div", { class: "row" }, el("button", { type: "button", onclick: () => stop.abort() }, "Stop"))),
   );
   announce(`Storing ${checkpoint}`);
   const began = performance.now();
@@ -119,6 +124,18 @@ async function sendAll(body, { folder, files }, id, signal, onStored) {
   }
   kept.drop((record) => record.checkpoint === checkpoint);
   onStored(checkpoint);
+}
+
+/** Say what half of each layer would make of it, and refuse damaged files before gigabytes are sent. */
+async function costOf(taken) {
+  try {
+    const { totals } = await planOfHeaders(taken, FIRST_SPEC);
+    return el("p", {}, `At half of each layer: ${count(totals.parameters_before)} → ${count(totals.parameters_after)} parameters, ${bytes(totals.bytes_before)} → ${bytes(totals.bytes_after)}.`);
+  } catch (error) {
+    if (DAMAGED.has(error.kind)) throw error;
+    // Some shards may come later, or no layer may be there to factor.
+    return null;
+  }
 }
 
 function refused(left) {

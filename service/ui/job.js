@@ -117,7 +117,7 @@ function whatNext(job) {
   return el("p", { class: "small" }, "It would fail again. ", el("a", { href: `#/checkpoints/${encodeURIComponent(job.checkpoint)}` }, "Change the spec"), " and start a new job.");
 }
 
-export function warnings(job) {
+function warnings(job) {
   if (job.warnings.length === 0) return null;
   return el("details", { class: "panel" }, el("summary", {}, plural(job.warnings.length, "warning")), el("ul", {}, job.warnings.map((text) => el("li", {}, text))));
 }

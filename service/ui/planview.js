@@ -132,11 +132,12 @@ export class PlanView {
     const plan = this.#last;
     if (plan === null || plan.layers.length === 0) return fill(this.#parts.map);
     const what = this.mapped.value;
-    const values = plan.layers.map((layer) => this.#valueOf(layer, what));
+    const { grid: places } = this.#layout;
     const weights = plan.layers.map((layer) => layer.parameters_before);
     const tell = what === "error" ? (value) => `error ${errorText(value)}` : (value) => `${percent(value, 0)} kept`;
-    const legend = what === "error" ? { low: "no error", high: this.#known.spectra.size ? "1" : "1 (bounds)" } : { low: "0 %", high: "100 % kept" };
-    return heatMap(this.#parts.map, { title: `Layers by kind and block: ${this.mapped.selectedOptions[0].text}`, ...this.#layout.grid, cells: cells(this.#layout.grid, values, weights, tell), legend });
+    const shown = cells(places, plan.layers.map((layer) => this.#valueOf(layer, what)), weights, tell);
+    const legend = what === "error" ? spread(shown) : { low: "0 %", high: "100 % kept" };
+    return heatMap(this.#parts.map, { title: `Layers by kind and block: ${this.mapped.selectedOptions[0].text}`, ...places, cells: shown, legend });
   }
 
   #valueOf(layer, what) {
@@ -177,6 +178,14 @@ export class PlanView {
       rows.length > 0 && el("details", { class: "panel", open }, el("summary", {}, `Left as it is: ${percent(share)} of the parameters, by ${plural(rows.length, "rule")}`), table("What is not selected, and why", ["rule", "tensors", "parameters", "share", "first names"], rows, { prose: true })),
     );
   }
+}
+
+/** Errors lie close together: the colours begin at the least and end at the most. Returns what these are. */
+function spread(shown) {
+  const known = shown.filter((cell) => cell.value !== null);
+  const [least, most] = [Math.min(...known.map((cell) => cell.value)), Math.max(...known.map((cell) => cell.value))];
+  for (const cell of known) cell.value = most > least ? (cell.value - least) / (most - least) : 1;
+  return known.length > 0 ? { low: errorText(least), high: errorText(most) } : null;
 }
 
 function errorFigure(error, plan) {

@@ -3,7 +3,6 @@
 import { ROOT, get, jobPath, key, send } from "./api.js";
 import { code, el, fill, notice } from "./dom.js";
 import { bytes } from "./format.js";
-import { warnings } from "./job.js";
 import { byCurl, byPython, linesToRun } from "./recipes.js";
 import { renderReport } from "./report.js";
 import { withoutDefaults } from "./spec.js";
@@ -20,7 +19,7 @@ export async function showResult(element, job, signal) {
     el(
       "div",
       { class: "halves" },
-      el("section", { class: "panel stack" }, el("h2", {}, "Download"), downloads(job, report), el("p", { class: "small muted" }, `The lines below take the files from a folder ${run.folder}.`)),
+      el("section", { class: "panel stack" }, el("h2", {}, "Download"), downloads(job, report), el("p", { class: "small muted" }, `The lines that run it take ${run.name ?? `the files from a folder ${run.folder}`}.`)),
       el(
         "section",
         { class: "panel stack" },
@@ -30,7 +29,6 @@ export async function showResult(element, job, signal) {
         el("details", {}, el("summary", {}, "The spec"), code(JSON.stringify(spec, null, 2), "the spec")),
       ),
     ),
-    warnings(job),
     shown,
   );
   renderReport(shown, report);

@@ -229,6 +229,7 @@ def test_an_upload_goes_on_after_a_reload(visit, service, minilm):
     slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 12 * MB}
     network.send("Network.emulateNetworkConditions", slow)
     page.locator("#files").set_input_files(minilm)
+    expect(page.get_by_text("At half of each layer: 22.7 M → 17.3 M parameters")).to_be_visible()
     sent = "JSON.parse(localStorage['eckart.uploads'] ?? '[]').some((one) => one.offset > 0)"
     service.await_true(lambda: page.evaluate(sent))
     page.reload()
@@ -253,6 +254,17 @@ def test_what_is_no_checkpoint_is_not_sent(visit):
     expect(page.get_by_role("alert")).to_contain_text("never opened")
     page.get_by_role("button", name="Choose again").click()
     expect(page.locator(".drop")).to_be_visible()
+
+
+def test_a_damaged_file_is_refused_before_it_is_sent(visit, service):
+    visit.refusals_are_right = True
+    page = visit.go()
+    sent = []
+    page.on("request", lambda request: sent.append(request.url))
+    drop(page, "damaged.safetensors", b"no header at all, and then some")
+
+    expect(page.get_by_role("alert")).to_contain_text("damaged.safetensors")
+    assert not any("/v1/uploads" in url for url in sent)
 
 
 def test_a_file_that_arrives_whole_is_the_file(visit, service):

@@ -1,5 +1,7 @@
 """Each view of the page for everybody: screen readers, both themes, phones, keys, and large models."""
 
+from contextlib import ExitStack
+
 import pytest
 
 from service.access.browsers import PAGE_POLICY
@@ -8,6 +10,7 @@ from tests.e2e.ui.conftest import NUMBERS, large_file
 from tests.e2e.ui.test_page import drop, expect, shown_parameters, slide, spec_of
 from tests.service.files import MODEL
 from tests.service.running import RunningService
+from tests.service.test_prefix import proxy
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
@@ -88,16 +91,31 @@ def test_a_large_model_is_shown_in_few_elements(visit, service, tmp_path, pictur
 
 
 @pytest.fixture
-def guarded(_redis_server, tmp_path):
-    """Run an API that needs keys, without a worker."""
-    if not _redis_server.running:
-        _redis_server.start()
-    url = f"{_redis_server.url}?virtual_host=4"
-    with RunningService(tmp_path / "data", redis_url=url, min_free_bytes=0, api_keys=KEYS) as service:
-        yield service
+def start_api(redis_server, tmp_path):
+    """Run an API without a worker."""
+    url = f"{redis_server.url}?virtual_host=4"
+    with ExitStack() as running:
+        yield lambda **settings: running.enter_context(
+            RunningService(tmp_path / "data", redis_url=url, min_free_bytes=0, **settings)
+        )
 
 
-def test_a_key_is_asked_for_and_sent_with_everything(browser, guarded):
+def test_the_page_works_below_the_path_of_a_proxy(browser, start_api):
+    service = start_api()
+    stored = service.stored(MODEL)
+    with (
+        proxy(service, headers={"X-Forwarded-Prefix": "/eckart"}) as url,
+        visiting(browser, url, viewport=DESK) as visit,
+    ):
+        page = visit.go()
+        page.get_by_role("link", name=stored, exact=True).click()
+        expect(shown_parameters(page)).to_contain_text("saved")
+        page.get_by_role("button", name="Start the job").click()
+        expect(page.get_by_text("Next in the queue.")).to_be_visible()
+
+
+def test_a_key_is_asked_for_and_sent_with_everything(browser, start_api):
+    guarded = start_api(api_keys=KEYS)
     name, _, secret = KEYS.partition(":")
     with visiting(browser, guarded.url, viewport=DESK) as visit:
         visit.refusals_are_right = True
