@@ -14,7 +14,6 @@ SPECTRUM_POINTS = 24_000
 MOST_POINTS = 256
 LEAST_POINTS = 8
 DIGITS = 4
-SPECTRUM_DIGITS = 3
 MEMBERS = (
     "version",
     "job_id",
@@ -67,7 +66,7 @@ def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
     points = max(LEAST_POINTS, min(MOST_POINTS, SPECTRUM_POINTS // max(1, len(layers))))
     return {
         **{name: _finite(report[name]) for name in MEMBERS if report.get(name) is not None},
-        "page": {"points": points, "digits": DIGITS, "spectrum_digits": SPECTRUM_DIGITS},
+        "page": {"points": points, "digits": DIGITS},
         "layers": [_layer(layer, points) for layer in layers],
     }
 
@@ -80,7 +79,7 @@ def _layer(layer: Mapping[str, Any], points: int) -> dict[str, Any]:
     given = layer.get("singular_value_indices") or range(len(values))
     places = _spread(min(len(values), len(given)), points)
     indices = [given[place] for place in places]
-    kept["singular_values"] = [_cut(values[place], SPECTRUM_DIGITS) for place in places]
+    kept["singular_values"] = [_cut(values[place]) for place in places]
     if indices != list(range(len(indices))):
         kept["singular_value_indices"] = indices
     return kept
@@ -93,10 +92,10 @@ def _spread(count: int, most: int) -> Iterable[int]:
     return [round(at * (count - 1) / (most - 1)) for at in range(most)]
 
 
-def _cut(value: Any, digits: int = DIGITS) -> Any:
+def _cut(value: Any) -> Any:
     if not isinstance(value, float):
         return value
-    return float(f"{value:.{digits}g}") if isfinite(value) else None
+    return float(f"{value:.{DIGITS}g}") if isfinite(value) else None
 
 
 def _finite(value: Any) -> Any:

@@ -119,6 +119,7 @@ function spectraSection(report, charts) {
   const known = report.layers.map((layer, index) => [layer, index]).filter(([layer]) => spectrumOf(layer).length);
   if (!known.length) return null;
   const place = html("div");
+  const title = html("h3");
   const choice = html("select", { id: "report-layer" });
   choice.append(...known.map(([layer, index]) => html("option", { value: String(index) }, layer.name)));
   const [, first] = known.reduce((a, b) => ((errorOf(b[0]) ?? 0) > (errorOf(a[0]) ?? 0) ? b : a));
@@ -126,13 +127,15 @@ function spectraSection(report, charts) {
     const layer = report.layers[Number(choice.value)];
     const marks = layer.rank ? [{ x: layer.rank, label: `rank ${layer.rank}` }] : [];
     const series = [{ name: layer.name, points: spectrumOf(layer) }];
-    lineChart(place, { title: `Singular values of ${layer.name}`, series, marks, log: true, xLabel: "index", yLabel: "singular value" });
+    title.textContent = `Singular values of ${layer.name}`;
+    lineChart(place, { title: title.textContent, series, marks, log: true, xLabel: "index", yLabel: "singular value" });
   };
   choice.addEventListener("change", draw);
   const shown = section(
     "Spectra",
-    html("p", {}, html("label", { for: "report-layer" }, "Layer "), choice),
-    muted("Choose a layer here, or read one in a map above or a chart below."),
+    html("p", { class: "on-screen" }, html("label", { for: "report-layer" }, "Layer "), choice),
+    html("p", { class: "muted on-screen" }, "Choose a layer here, or read one in a map above or a chart below."),
+    title,
     place,
   );
   charts.push(() => {

@@ -9,7 +9,7 @@ const ROWS_AT_FIRST = 1000;
 const COLUMNS = [
   { name: "layer", value: (layer) => layer.name },
   { name: "shape", value: (layer) => layer.shape?.[0] ?? 0, text: (layer) => (layer.shape ?? []).join(" × ") },
-  { name: "outcome", value: (layer) => (isFactored(layer) ? layer.method : `kept: ${layer.reason ?? ""}`) },
+  { name: "outcome", value: (layer) => (isFactored(layer) ? layer.method : `kept: ${layer.reason ?? ""}`), plain: true },
   { name: "rank", value: (layer) => layer.rank ?? null },
   { name: "break-even", value: (layer) => layer.break_even_rank ?? null },
   { name: "bytes kept", value: shareOf, text: (layer) => `${Number((100 * shareOf(layer)).toPrecision(3))} %` },
@@ -63,10 +63,10 @@ export function layerTable(layers) {
 
 const sorter = ({ name }) => html("button", { type: "button", class: "sorter" }, name);
 
-function cell({ value, text }, layer) {
+function cell({ value, text, plain }, layer) {
   const known = value(layer);
   const shown = text ? text(layer) : typeof known === "string" ? known : digits(known);
-  return html("td", typeof known === "string" ? {} : { class: "number" }, shown);
+  return html("td", typeof known === "string" ? { class: plain ? "" : "name" } : { class: "number" }, shown);
 }
 
 function sorted(layers, { column, descending }) {

@@ -50,9 +50,9 @@ def test_figures_of_layers_are_cut_and_those_of_all_together_are_not():
 
     assert shown["totals"]["relative_error"] == 0.123456789
     assert shown["layers"][0]["relative_error"] == 0.1235
-    assert shown["layers"][0]["singular_values"][0] == 10.1
+    assert shown["layers"][0]["singular_values"][0] == 10.12
     assert "columns" not in shown["layers"][0]
-    assert shown["page"] == {"points": 256, "digits": 4, "spectrum_digits": 3}
+    assert shown["page"] == {"points": 256, "digits": 4}
 
 
 @pytest.mark.parametrize("odd", [nan, inf])
