@@ -13,8 +13,6 @@ from state.settings import StateSettings
 
 # A path that cannot leave the host it is appended to, nor break out of a header, a script or an attribute.
 ROOT_PATH = re.compile(r"(?!.{256})(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
-
-
 HOST_NAME = re.compile(r"(?!.{254})[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 
 
@@ -159,10 +157,7 @@ class Settings(StateSettings):
     @classmethod
     def _are_keys(cls, api_keys: SecretStr | None) -> SecretStr | None:
         if api_keys is not None:
-            try:
-                KeyRing(api_keys.get_secret_value())
-            except OSError as error:
-                raise ValueError(f"the file that it names cannot be read: {error.strerror}") from None
+            KeyRing(api_keys.get_secret_value())
         return api_keys
 
     @property
@@ -201,7 +196,7 @@ class Settings(StateSettings):
     @classmethod
     def _are_hosts(cls, allowed_hosts: str) -> str:
         for host in filter(None, map(str.strip, allowed_hosts.split(","))):
-            if host != "*" and HOST_NAME.fullmatch(host) is None and not _is_address(host.strip("[]")):
+            if host != "*" and HOST_NAME.fullmatch(host) is None and not is_address(host.strip("[]")):
                 raise ValueError(
                     "give host names or addresses without scheme, port and path, separated by commas, "
                     "such as models.example,192.168.1.5; or * for any"
@@ -219,7 +214,8 @@ class Settings(StateSettings):
         return path
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address, without brackets."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from schemas.problem import ProblemKind
 from service.errors import ProblemError
 from service.problems import ProblemResponse
+from service.settings import is_address
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 ANY_HOST = "*"
@@ -47,7 +48,7 @@ class AllowedHosts:
     def __contains__(self, host: str | None) -> bool:
         if self._any:
             return True
-        return host is not None and (host in self._names or (self._any_address and _is_address(host)))
+        return host is not None and (host in self._names or (self._any_address and is_address(host)))
 
     def has_page(self, origin: str) -> bool:
         """Whether pages of this origin, which is not that of the request's host, count as the service's.
@@ -130,15 +131,7 @@ def host_of(field: str) -> str | None:
     return parts.hostname.removesuffix(".")
 
 
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
 def _is_unspecified(host: str) -> bool:
     return not host or (
-        _is_address(host.strip("[]")) and ipaddress.ip_address(host.strip("[]")).is_unspecified
+        is_address(host.strip("[]")) and ipaddress.ip_address(host.strip("[]")).is_unspecified
     )

@@ -20,7 +20,10 @@ class Entries(Generic[T]):
         self._what = what
         self._path = Path(setting[1:]) if setting.startswith("@") else None
         self._seen = self._state()
-        self._value = parse(self._lines() if self._path else filter(str.strip, setting.split(",")))
+        try:
+            self._value = parse(self._lines() if self._path else filter(str.strip, setting.split(",")))
+        except OSError as error:
+            raise ValueError(f"the file that it names cannot be read: {error.strerror}") from None
 
     def now(self) -> T:
         """Return what the file holds now; one that cannot be taken changes nothing."""

@@ -45,9 +45,10 @@ def test_a_changed_file_counts_at_the_next_message(tmp_path):
         f"alice:{TEXT[A]},alice:{TEXT[B]}",
         f"{TEXT[A]},{TEXT[B]}",
         "alice:whsec_x",
+        "@/nowhere/secrets",
     ],
 )
 def test_a_fault_is_told_without_the_secrets(setting):
-    with pytest.raises(ValueError, match=r"secret|empty|entries") as fault:
+    with pytest.raises(ValueError, match=r"secret|empty|entries|file") as fault:
         WebhookSecrets(setting)
     assert "AQEB" not in str(fault.value)
