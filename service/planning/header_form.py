@@ -23,9 +23,9 @@ from schemas.spec import CompressionSpec
 from service.dependencies import Services
 from service.errors import ProblemError
 from service.jobs.submission import missing_from_upload
-from service.uploads.form import FileNames, SpecPart, check_consistent
+from service.uploads.form import FileNames, SpecPart
 from service.uploads.multipart import MultipartSink, Part, PartHead, TextPart
-from state.checkpoints.consistency import AN_INDEX, missing_files
+from state.checkpoints.consistency import AN_INDEX, check_together, missing_files
 from state.checkpoints.parsed_header import HeaderSize
 from state.checkpoints.store import MISSING_SHOWN
 from state.uploads.upload import IndexParser
@@ -124,11 +124,10 @@ class HeaderParts:
             )
         spec = self._spec.required()
         sent = {name: part.finish() for name, part in sorted(self._files.items())}
-        check_consistent(sent, None)
+        check_together(sent, None)
         index = next((content for content in sent.values() if isinstance(content, ShardIndex)), None)
         headers = {name: content for name, content in sent.items() if isinstance(content, Header)}
-        sizes = (HeaderSize(len(header.tensors), header.data_start) for header in headers.values())
-        sum(sizes, start=HeaderSize()).check()
+        sum(map(HeaderSize.of, headers.values()), start=HeaderSize()).check()
         if missing := tuple(islice(missing_files(sent, index), MISSING_SHOWN)):
             unrelated = tuple(headers) if missing == (AN_INDEX,) else ()
             detail = missing_from_upload(missing, unrelated=unrelated)

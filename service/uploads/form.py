@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from schemas.checkpoint import FileInfo
-from schemas.format.errors import CheckpointError, quoted
-from schemas.format.header import Header
-from schemas.format.index import ShardIndex, check_shards
+from schemas.format.errors import quoted
 from schemas.format.names import is_file_name, is_index, legal_name, why_not
 from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
@@ -22,10 +20,10 @@ from service.json_body import parse_model
 from service.uploads.multipart import MultipartSink, Part, PartHead, TextPart
 from service.webhooks.hosts import WebhookRefused
 from service.webhooks.sender import UNSIGNED
-from state.checkpoints.consistency import check_companions
+from state.checkpoints.consistency import check_companions, check_one_index, check_together
 from state.checkpoints.store import StoredCheckpoint
 from state.errors import CheckpointNotFound
-from state.uploads.upload import Content, StoredFile, Upload
+from state.uploads.upload import StoredFile, Upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +133,7 @@ class CheckpointParts:
             )
         spec = self._spec.required() if self._with_spec else None
         stored = self._stored()
-        check_consistent({name: upload.finish() for name, upload in self._uploads.items()}, stored)
+        check_together({name: upload.finish() for name, upload in self._uploads.items()}, stored)
         sent = {name: upload.info for name, upload in self._uploads.items()}
         known = {file.name: file for file in stored.files} if stored else {}
         self._check_headers(known)
@@ -235,7 +233,7 @@ class FileNames:
         if name in self._given:
             raise ProblemError(ProblemKind.INVALID_MULTIPART, self._clash(name, head.filename))
         if is_index(name):
-            _check_one_index([*self._given, name])
+            check_one_index([*self._given, name])
         self._given[name] = head.filename
         return name
 
@@ -251,35 +249,3 @@ class FileNames:
             return f"The file {quoted(name)} came twice; send it once."
         both = f"The files {quoted(other)} and {quoted(given)} would both be stored as {name}"
         return f"{both}; rename one of them."
-
-
-def check_consistent(sent: Mapping[str, Content], stored: StoredCheckpoint | None) -> None:
-    """Refuse before the first file is published what the store would refuse after it."""
-    headers = {name: content for name, content in sent.items() if isinstance(content, Header)}
-    index = next((content for content in sent.values() if isinstance(content, ShardIndex)), None)
-    if stored is not None:
-        _check_one_index(sorted({*sent, *(file.name for file in stored.files)}))
-        headers = {**stored.headers, **headers}
-        index = index or stored.index
-    if index is not None:
-        _check_shards(index, headers)
-
-
-def _check_one_index(names: list[str]) -> None:
-    found = [name for name in names if is_index(name)]
-    if len(found) > 1:
-        raise CheckpointError(
-            "second-index", f"{found[0]} and {found[1]} are both indexes. Use one index per checkpoint."
-        )
-
-
-def _check_shards(index: ShardIndex, headers: Mapping[str, Header]) -> None:
-    named = set(index.shards)
-    if extra := sorted(headers.keys() - named):
-        raise CheckpointError(
-            "shard-extra",
-            f"The index does not name the file {extra[0]}. Name it there, or use another checkpoint id.",
-            "/weight_map",
-        )
-    if named == headers.keys():
-        check_shards(index, headers)

@@ -6,11 +6,14 @@ from pathlib import Path
 from schemas.checkpoint import FileInfo
 from schemas.format.companion import MAX_COMPANIONS_BYTES
 from schemas.format.errors import CheckpointError
+from schemas.format.files import CheckpointFiles
+from schemas.format.header import Header
 from schemas.format.index import ShardIndex, check_shards, parse_index
 from schemas.format.names import SHARD, index_of, is_companion, is_index
 from state.checkpoints.parsed_header import HeaderSize, PackedHeader, stored_header, stored_header_size
 from state.data_dir import DataDir
 from state.errors import TooLarge
+from state.uploads.upload import Content
 
 A_WEIGHT_FILE = "a .safetensors file"
 AN_INDEX = "an index file (*.safetensors.index.json)"
@@ -48,11 +51,35 @@ def check_addition(
     index = index or read_index(folder, others)
     if index is None:
         return
-    _check_named(index, weight_files({*others, name}), sent=name)
+    _check_named(index, weight_files({*others, name}), sent={name})
     if set(index.shards) <= {*others, name}:
         sent = {} if header is None else {name: header.header()}
         stored = {shard: stored_header(folder, others[shard]) for shard in index.shards if shard not in sent}
         check_shards(index, stored | sent)
+
+
+def check_together(sent: Mapping[str, Content], stored: CheckpointFiles | None) -> None:
+    """Refuse before the first of several files is published what `check_addition` would refuse after it."""
+    headers = {name: content for name, content in sent.items() if isinstance(content, Header)}
+    index = next((content for content in sent.values() if isinstance(content, ShardIndex)), None)
+    if stored is not None:
+        check_one_index(sorted({*sent, *stored.names}))
+        headers = {**stored.headers, **headers}
+        index = index or stored.index
+    if index is None:
+        return
+    _check_named(index, sorted(headers), sent=headers)
+    if set(index.shards) == headers.keys():
+        check_shards(index, headers)
+
+
+def check_one_index(names: Iterable[str]) -> None:
+    """Refuse names of files of which two are indexes."""
+    found = [name for name in names if is_index(name)]
+    if len(found) > 1:
+        raise CheckpointError(
+            "second-index", f"{found[0]} and {found[1]} are both indexes. Use one index per checkpoint."
+        )
 
 
 def check_header_sizes(folder: Path, stored: Mapping[str, FileInfo], sent: Iterable[HeaderSize]) -> None:
@@ -79,10 +106,10 @@ def missing_files(names: Collection[str], index: ShardIndex | None) -> Iterator[
         yield AN_INDEX
 
 
-def _check_named(index: ShardIndex, names: Collection[str], *, sent: str) -> None:
+def _check_named(index: ShardIndex, names: Iterable[str], *, sent: Collection[str]) -> None:
     for name in names:
         if name not in index.shards:
-            whose = "The index" if name == sent else "This index"
+            whose = "The index" if name in sent else "This index"
             raise CheckpointError(
                 "shard-extra",
                 f"{whose} does not name the file {name}. Name it there, or use another checkpoint id.",

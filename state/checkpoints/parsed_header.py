@@ -33,6 +33,10 @@ class HeaderSize:
     tensors: int = 0
     nbytes: int = 0
 
+    @classmethod
+    def of(cls, header: Header) -> "HeaderSize":
+        return cls(len(header.tensors), header.data_start - LENGTH_BYTES)
+
     def __add__(self, other: "HeaderSize") -> "HeaderSize":
         return HeaderSize(self.tensors + other.tensors, self.nbytes + other.nbytes)
 
@@ -65,8 +69,7 @@ class PackedHeader:
         head = json.dumps([dict(header.metadata), [column.nbytes for column in columns]]).encode()
         packer = zlib.compressobj(level=1)
         parts = [packer.compress(part) for part in (memoryview(head + b"\n"), *columns)]
-        size = HeaderSize(len(header.tensors), header.data_start - LENGTH_BYTES)
-        return cls(size, b"".join((*parts, packer.flush())))
+        return cls(HeaderSize.of(header), b"".join((*parts, packer.flush())))
 
     def header(self) -> Header:
         """Return the header again."""
