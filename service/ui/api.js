@@ -11,7 +11,7 @@ export class Problem extends Error {
     super(document.detail ?? `The service answered ${status}.`);
     this.status = status;
     this.title = document.title ?? "The request failed";
-    this.kind = (document.type ?? "").split(":")[3] ?? "";
+    [this.kind = "", this.fault = ""] = (document.type ?? "").split(":").slice(3);
     this.fields = document.errors ?? [];
     this.retryAfter = retryAfter;
   }

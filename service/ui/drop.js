@@ -8,7 +8,7 @@ import { planOfHeaders } from "./headers.js";
 import { FIRST_SPEC } from "./spec.js";
 import { giveUp, kept, upload } from "./upload.js";
 
-const DAMAGED = new Set(["invalid-checkpoint", "unauthorized"]);
+const FINAL = new Set(["invalid-checkpoint", "unauthorized"]);
 
 /**
  * A place to drop a checkpoint. `id` is that of one that lacks files; without it a free one is found.
@@ -132,8 +132,8 @@ async function costOf(taken) {
     const { totals } = await planOfHeaders(taken, FIRST_SPEC);
     return el("p", {}, `At half of each layer: ${count(totals.parameters_before)} → ${count(totals.parameters_after)} parameters, ${bytes(totals.bytes_before)} → ${bytes(totals.bytes_after)}.`);
   } catch (error) {
-    if (DAMAGED.has(error.kind)) throw error;
-    // Some shards may come later, or no layer may be there to factor.
+    // Shards that are missing may come later, and the spec is not yet what is wanted.
+    if (FINAL.has(error.kind) && error.fault !== "missing-files") throw error;
     return null;
   }
 }

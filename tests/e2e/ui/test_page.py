@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load, save
 
 from tests.e2e.ui.conftest import hostile_file, markup
+from tests.service.files import sharded_set
 
 expect = pytest.importorskip("playwright.sync_api").expect
 expect.set_options(timeout=60_000)
@@ -245,6 +246,38 @@ def test_an_upload_goes_on_after_a_reload(visit, service, minilm):
     assert [file.size_bytes for file in stored.files] == [minilm.stat().st_size]
     assert min(offset for offset in offsets if offset >= 0) > 0
     assert page.evaluate("localStorage['eckart.uploads']") == "[]"
+
+
+def test_a_folder_is_stored_under_its_name_without_subfolders(visit, service, tmp_path):
+    folder = tmp_path / "my model"
+    (folder / "1_Pooling").mkdir(parents=True)
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "pytorch_model.bin").write_bytes(b"pickled")
+    (folder / "model.safetensors").write_bytes(save({"layers.0.weight": torch.rand(64, 48)}))
+    page = visit.go()
+    page.locator("#folder").set_input_files(folder)
+    page.locator("#size").wait_for()
+
+    assert page.locator("h1").inner_text() == "my-model"
+    stored = next(one for one in service.client.checkpoints() if one.id == "my-model")
+    assert sorted(file.name for file in stored.files) == ["config.json", "model.safetensors"]
+
+
+def test_shards_that_are_missing_are_named_and_taken_later(visit):
+    files = [
+        {"name": name, "mimeType": "application/octet-stream", "buffer": content}
+        for name, content in sharded_set(3).items()
+    ]
+    missing = [file["name"] for file in files[1:3]]
+    visit.refusals_are_right = True
+    page = visit.go()
+    page.locator("#files").set_input_files([files[0], files[3]])
+    expect(page.get_by_text("Files are missing")).to_be_visible()
+    assert page.locator(".notice li").all_inner_texts() == missing
+    page.locator("#files").set_input_files(files[1:3])
+
+    expect(shown_parameters(page)).to_contain_text("saved")
 
 
 def test_what_is_no_checkpoint_is_not_sent(visit):
