@@ -3,10 +3,8 @@
 import hashlib
 import json
 import logging
-from dataclasses import replace
 
 from schemas.job import NO_PROGRESS, JobRequest
-from schemas.planning.layer import Plan
 from schemas.planning.references import References
 from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
@@ -35,13 +33,8 @@ log = logging.getLogger("eckart.service")
 def submit_stored(services: Services, request: JobRequest, key: str | None, root_path: str) -> JobView:
     """Create a job for a stored checkpoint; its webhook is checked already."""
     stored = complete_checkpoint(services, request)
-    references = find_references(services, request.spec, pointer=SPEC_IN_JSON)
-    require_difference(stored, references, pointer=SPEC_IN_JSON)
     webhook = _stored(request.webhook, root_path)
-    idempotency = _idempotency(key, request.spec, request.checkpoint, references, webhook)
-    plan = make_bounded_plan(stored, request.spec, references, pointer=SPEC_IN_JSON)
-    record = _create(services, stored, request.spec, plan, references, idempotency, webhook, owns=False)
-    return view_of(services, record)
+    return view_of(services, _create(services, stored, request.spec, webhook, key))
 
 
 def submit_upload(services: Services, content: UploadContent, key: str | None, root_path: str) -> JobView:
@@ -53,14 +46,8 @@ def submit_upload(services: Services, content: UploadContent, key: str | None, r
         if not stored.complete:
             detail = missing_from_upload(stored.missing, unrelated=stored.unrelated)
             raise ProblemError(ProblemKind.INVALID_CHECKPOINT, detail, fault="missing-files")
-        digests = sorted((file.name, file.sha256) for file in stored.files)
-        references = find_references(services, content.spec, pointer=SPEC_IN_MULTIPART)
-        require_difference(stored, references, pointer=SPEC_IN_MULTIPART)
         webhook = _stored(content.webhook, root_path)
-        idempotency = _idempotency(key, content.spec, digests, references, webhook)
-        plan = make_bounded_plan(stored, content.spec, references, pointer=SPEC_IN_MULTIPART)
-        plan = replace(plan, warnings=(*content.warnings, *plan.warnings))
-        record = _create(services, stored, content.spec, plan, references, idempotency, webhook, owns=True)
+        record = _create(services, stored, content.spec, webhook, key, upload=content)
         used = record.checkpoint == content.checkpoint_id
         return view_of(services, record)
     finally:
@@ -92,24 +79,31 @@ def _create(
     services: Services,
     stored: StoredCheckpoint,
     spec: CompressionSpec,
-    plan: Plan,
-    references: References[StoredCheckpoint],
-    idempotency: Idempotency | None,
     webhook: StoredWebhook | None,
+    key: str | None,
     *,
-    owns: bool,
+    upload: UploadContent | None = None,
 ) -> JobRecord:
+    """Plan a job and create it; `upload` is the body that its checkpoint came in, if it did."""
+    pointer = SPEC_IN_JSON if upload is None else SPEC_IN_MULTIPART
+    references = find_references(services, spec, pointer=pointer)
+    require_difference(stored, references, pointer=pointer)
+    plan = make_bounded_plan(stored, spec, references, pointer=pointer)
     check_memory(services, plan)
+    # A repeated upload has another id, and the same bytes.
+    content = stored.id if upload is None else _digests(stored)
+    told = () if upload is None else upload.warnings
     new = NewJob(
         checkpoint=stored.id,
         spec=spec.document(),
         files=stored.files,
         calibration_files=references.calibration.files if references.calibration else (),
         base_files=references.base.files if references.base else (),
-        warnings=first_warnings(plan.warnings),
+        warnings=first_warnings((*told, *plan.warnings)),
         webhook=webhook,
-        owns_checkpoint=owns,
+        owns_checkpoint=upload is not None,
     )
+    idempotency = _idempotency(key, spec, content, references, webhook)
     record = services.jobs.create(new, idempotency=idempotency)
     enqueue(services, record)
     return record
@@ -142,7 +136,7 @@ def _stored(webhook: WebhookRequest | None, root_path: str) -> StoredWebhook | N
 def _idempotency(
     key: str | None,
     spec: CompressionSpec,
-    content: object,
+    content: str | list[tuple[str, str]],
     references: References[StoredCheckpoint],
     webhook: StoredWebhook | None,
 ) -> Idempotency | None:
@@ -150,8 +144,12 @@ def _idempotency(
         return None
     parts = [spec.canonical(), content]
     for _, stored in references.given():
-        parts.append(sorted((file.name, file.sha256) for file in stored.files))
+        parts.append(_digests(stored))
     if webhook is not None:
         parts.append(webhook.url)
     asked = json.dumps(parts).encode()
     return Idempotency(key=key, fingerprint=hashlib.sha256(asked).hexdigest())
+
+
+def _digests(stored: StoredCheckpoint) -> list[tuple[str, str]]:
+    return sorted((file.name, file.sha256) for file in stored.files)
