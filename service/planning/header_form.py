@@ -23,7 +23,7 @@ from schemas.spec import CompressionSpec
 from service.dependencies import Services
 from service.errors import ProblemError
 from service.jobs.submission import missing_from_upload
-from service.uploads.form import FileNames, SpecPart
+from service.uploads.form import FileNames, required_spec, spec_part
 from service.uploads.multipart import MultipartSink, Part, PartHead, TextPart
 from state.checkpoints.consistency import AN_INDEX, check_together, missing_files
 from state.checkpoints.parsed_header import HeaderSize
@@ -91,7 +91,7 @@ class HeaderParts:
     def __init__(self, *, spec_limit_bytes: int) -> None:
         self._names = FileNames()
         self._files: dict[str, HeaderPart | IndexPart] = {}
-        self._spec = SpecPart(limit_bytes=spec_limit_bytes)
+        self._spec = spec_part(limit_bytes=spec_limit_bytes)
         self._config: dict[str, Any] = {}
 
     def part(self, head: PartHead) -> Part:
@@ -122,7 +122,7 @@ class HeaderParts:
                 "The part `header` is missing; send the first 8 + N bytes of the safetensors file in it, "
                 "N being the length of its header.",
             )
-        spec = self._spec.required()
+        spec = required_spec(self._spec)
         sent = {name: part.finish() for name, part in sorted(self._files.items())}
         check_together(sent, None)
         index = next((content for content in sent.values() if isinstance(content, ShardIndex)), None)

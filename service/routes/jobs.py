@@ -32,8 +32,9 @@ from service.jobs.submission import enqueue, submit_stored, submit_upload, view_
 from service.json_body import parse_model
 from service.openapi import JOB_BODY, described, problem_responses
 from service.routes.checkpoints import UPLOAD_PROBLEMS
-from service.uploads.form import begin_multipart_upload, check_webhook
+from service.uploads.form import begin_multipart_upload
 from service.uploads.multipart import boundary_of, is_multipart
+from service.webhooks.check import check_webhook
 from state.checkpoints.store import new_checkpoint_id
 from state.jobs.records import JobView
 
@@ -95,8 +96,9 @@ async def _submit_json(body: RequestBody, services: Services, key: str | None, r
     job_request = parse_model(
         JobRequest, await body.json_text(), kind=ProblemKind.INVALID_SPEC, subject="request"
     )
-    # Asking for the addresses of a host may take long, which must not hold up plans.
-    await run_in_threadpool(check_webhook, services, job_request.webhook, "/webhook/url")
+    if job_request.webhook is not None:
+        # Asking for the addresses of a host may take long, which must not hold up plans.
+        await run_in_threadpool(check_webhook, services, job_request.webhook, pointer="/webhook/url")
     return await services.planning.run(submit_stored, services, job_request, key, root_path)
 
 

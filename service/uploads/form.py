@@ -5,8 +5,12 @@ once they are known to be consistent with each other and with what is stored.
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel
 
 from schemas.checkpoint import FileInfo
 from schemas.format.errors import quoted
@@ -18,12 +22,13 @@ from service.dependencies import Services
 from service.errors import ProblemError
 from service.json_body import parse_model
 from service.uploads.multipart import MultipartSink, Part, PartHead, TextPart
-from service.webhooks.hosts import WebhookRefused
-from service.webhooks.sender import UNSIGNED
+from service.webhooks.check import check_webhook
 from state.checkpoints.consistency import check_companions, check_one_index, check_together
 from state.checkpoints.store import StoredCheckpoint
 from state.errors import CheckpointNotFound
 from state.uploads.upload import StoredFile, Upload
+
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,58 +42,50 @@ class UploadContent:
     warnings: tuple[str, ...]
 
 
-class SpecPart:
-    """The part `spec` of a body."""
+class JsonPart(Generic[M]):
+    """A part that holds one JSON document: `content` is what it held, None before it came."""
 
-    def __init__(self, *, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: type[M],
+        *,
+        kind: ProblemKind,
+        limit_bytes: int,
+        check: Callable[[M], object] = lambda _content: None,
+    ) -> None:
+        """Parse it as `model`, or refuse it with a problem of this kind; `check` may refuse it too."""
+        self._name = name
+        self._model = model
+        self._kind = kind
         self._limit_bytes = limit_bytes
-        self._spec: CompressionSpec | None = None
+        self._check = check
+        self.content: M | None = None
 
     def part(self) -> Part:
-        return TextPart(subject="The spec", limit_bytes=self._limit_bytes, receive=self._parse)
+        return TextPart(subject=f"The {self._name}", limit_bytes=self._limit_bytes, receive=self._parse)
 
-    def required(self) -> CompressionSpec:
-        if self._spec is None:
+    def _parse(self, text: bytes) -> None:
+        if self.content is not None:
             raise ProblemError(
-                ProblemKind.INVALID_MULTIPART,
-                "The part `spec` is missing; send the compression spec in it, as JSON.",
+                ProblemKind.INVALID_MULTIPART, f"The part `{self._name}` came twice; send it once."
             )
-        return self._spec
-
-    def _parse(self, text: bytes) -> None:
-        if self._spec is not None:
-            raise ProblemError(ProblemKind.INVALID_MULTIPART, "The part `spec` came twice; send it once.")
-        self._spec = parse_model(CompressionSpec, text, kind=ProblemKind.INVALID_SPEC, subject="spec")
+        self.content = parse_model(self._model, text, kind=self._kind, subject=self._name)
+        self._check(self.content)
 
 
-class WebhookPart:
-    """The part `webhook` of a job's body, which may be missing."""
-
-    def __init__(self, services: Services, *, limit_bytes: int) -> None:
-        self._services = services
-        self._limit_bytes = limit_bytes
-        self.webhook: WebhookRequest | None = None
-
-    def part(self) -> Part:
-        return TextPart(subject="The webhook", limit_bytes=self._limit_bytes, receive=self._parse)
-
-    def _parse(self, text: bytes) -> None:
-        if self.webhook is not None:
-            raise ProblemError(ProblemKind.INVALID_MULTIPART, "The part `webhook` came twice; send it once.")
-        self.webhook = parse_model(WebhookRequest, text, kind=ProblemKind.INVALID_WEBHOOK, subject="webhook")
-        check_webhook(self._services, self.webhook, "/url")
+def spec_part(*, limit_bytes: int) -> JsonPart[CompressionSpec]:
+    return JsonPart("spec", CompressionSpec, kind=ProblemKind.INVALID_SPEC, limit_bytes=limit_bytes)
 
 
-def check_webhook(services: Services, webhook: WebhookRequest | None, pointer: str) -> None:
-    """Refuse a webhook that may not go where its URL leads, or that nothing would sign."""
-    if webhook is None:
-        return
-    try:
-        services.webhook_hosts.require(webhook.url)
-    except WebhookRefused as error:
-        raise ProblemError(ProblemKind.INVALID_WEBHOOK, str(error), pointer=pointer) from error
-    if services.webhook_secrets is None or not services.webhook_secrets.of(services.owner):
-        raise ProblemError(ProblemKind.INVALID_WEBHOOK, UNSIGNED, pointer=pointer)
+def required_spec(part: JsonPart[CompressionSpec]) -> CompressionSpec:
+    """Return the spec, or refuse a body without one."""
+    if part.content is None:
+        raise ProblemError(
+            ProblemKind.INVALID_MULTIPART,
+            "The part `spec` is missing; send the compression spec in it, as JSON.",
+        )
+    return part.content
 
 
 class CheckpointParts:
@@ -105,8 +102,14 @@ class CheckpointParts:
         self._names = FileNames()
         self._uploads: dict[str, Upload] = {}
         limit_bytes = services.settings.max_spec_bytes
-        self._spec = SpecPart(limit_bytes=limit_bytes)
-        self._webhook = WebhookPart(services, limit_bytes=limit_bytes)
+        self._spec = spec_part(limit_bytes=limit_bytes)
+        self._webhook = JsonPart(
+            "webhook",
+            WebhookRequest,
+            kind=ProblemKind.INVALID_WEBHOOK,
+            limit_bytes=limit_bytes,
+            check=partial(check_webhook, services, pointer="/url"),
+        )
 
     def part(self, head: PartHead) -> Part:
         if head.name == "checkpoint":
@@ -131,7 +134,7 @@ class CheckpointParts:
                 ProblemKind.INVALID_MULTIPART,
                 "The part `checkpoint` is missing; send the safetensors file in it.",
             )
-        spec = self._spec.required() if self._with_spec else None
+        spec = required_spec(self._spec) if self._with_spec else None
         stored = self._stored()
         check_together({name: upload.finish() for name, upload in self._uploads.items()}, stored)
         sent = {name: upload.info for name, upload in self._uploads.items()}
@@ -142,7 +145,7 @@ class CheckpointParts:
         # files come first.
         order = sorted(self._uploads, key=lambda name: name not in known)
         files = tuple(self._uploads[name].commit() for name in order)
-        return UploadContent(self._id, files, spec, self._webhook.webhook, self._names.warnings)
+        return UploadContent(self._id, files, spec, self._webhook.content, self._names.warnings)
 
     def abort(self) -> None:
         """Remove the files that are not published; those of a job's own request are removed in any case."""
