@@ -168,15 +168,6 @@ class FilesLocked(StateError):
     kind = ProblemKind.FILES_LOCKED
 
 
-class BadCursor(StateError):
-    """The cursor does not come from a list."""
-
-    kind = ProblemKind.INVALID_REQUEST
-
-    def __init__(self, what: str) -> None:
-        super().__init__(reason=f"The cursor does not come from a list of {what}; start again without it.")
-
-
 class RedisUnavailable(StateError):
     """Redis cannot be reached or cannot answer."""
 

@@ -13,7 +13,6 @@ from schemas.report import Totals
 from state.checkpoints.manifest import has_files
 from state.data_dir import DataDir
 from state.errors import (
-    BadCursor,
     CheckpointGone,
     CheckpointInUse,
     FailureStays,
@@ -124,8 +123,6 @@ class JobStore(JobUpkeep):
 
         `checkpoint`: only jobs on that one of the owner's.
         """
-        if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 16):
-            raise BadCursor("jobs")
         index = (state or "all") + ("" if self._owner is None else f"@{self._owner}")
         if checkpoint is not None:
             assert self._owner is not None

@@ -129,7 +129,6 @@ def test_every_error_of_state_has_a_row_in_the_table(error):
         state_errors.TooManyUploads: lambda: error(7),
         state_errors.OffsetMismatch: lambda: error(given=7, offset=9),
         state_errors.JobNotFailed: lambda: error("queued"),
-        state_errors.BadCursor: lambda: error("jobs"),
     }.get(error, error)()
 
     problem = to_problem(made)

@@ -25,7 +25,6 @@ def test_every_error_says_what_to_do():
         errors.OffsetMismatch(given=7, offset=9),
         errors.ChecksumMismatch(),
         errors.TooManyUploads(7),
-        errors.BadCursor("jobs"),
         errors.RedisUnavailable(),
     ]
     leaves = {each for each in _below(errors.StateError) if not each.__subclasses__()}

@@ -451,5 +451,9 @@ def test_stored_checkpoints_are_listed_in_pages(start):
     assert rest["next_cursor"] is None
     assert first["checkpoints"][0]["complete"] is True
     assert first["checkpoints"][0]["bytes"] == len(MODEL)
-    assert_problem(service.http.get("/v1/checkpoints?cursor=x"), 422, "invalid-request")
     assert_problem(service.http.get("/v1/checkpoints?limit=0"), 422, "invalid-request")
+
+
+@pytest.mark.parametrize("cursor", ["", "12", "x", "-a", "12-", "12-../x", "x-a", "1" * 17 + "-a", "1-a\n"])
+def test_a_cursor_that_is_not_from_a_list_of_checkpoints_is_refused(service, cursor):
+    assert_problem(service.http.get("/v1/checkpoints", params={"cursor": cursor}), 422, "invalid-request")
