@@ -25,10 +25,12 @@ export async function showCheckpoint(view, { argument: id, signal }) {
   head.append(el("div", { class: "row" }, start));
   const plans = new PlanView();
   const earlier = new EarlierJobs(id, signal);
-  const form = new SpecForm(specOf(id), aboutOf(checkpoint, others.map((other) => other.id)), (spec) => planner.want(spec));
+  const form = new SpecForm(specOf(id), aboutOf(checkpoint, others.map((other) => other.id)), (spec) => {
+    keepSpec(id, spec);
+    planner.want(spec);
+  });
   const planner = new Planner((spec) => post("/v1/plans", { checkpoint: id, spec }, { signal }), {
     show: (plan, spec) => {
-      keepSpec(id, spec);
       plans.know(earlier.known(spec));
       plans.show(plan);
     },
