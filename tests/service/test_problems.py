@@ -74,6 +74,7 @@ def test_types_and_statuses_are_a_contract_with_clients():
         406: {"not-acceptable"},
         408: {"request-timeout"},
         409: {
+            "failure-stays",
             "job-not-failed",
             "content-conflict",
             "checkpoint-incomplete",
@@ -129,6 +130,7 @@ def test_every_error_of_state_has_a_row_in_the_table(error):
         state_errors.TooManyUploads: lambda: error(7),
         state_errors.OffsetMismatch: lambda: error(given=7, offset=9),
         state_errors.JobNotFailed: lambda: error("queued"),
+        state_errors.FailureStays: lambda: error("The spec cannot be met."),
     }.get(error, error)()
 
     problem = to_problem(made)
