@@ -15,12 +15,11 @@ from schemas.spec import CompressionSpec
 from schemas.webhook import Webhook
 from service.dependencies import Services
 from service.headers import etag_matches
+from service.jobs.watch import FIRST_PAUSE_S, longer
 from service.webhooks.hosts import shown
 from state.jobs.records import JobPage, JobView
 
 RETRY_AFTER_S = 1
-FIRST_PAUSE_S = 0.05
-LONGEST_PAUSE_S = 0.5
 UNREADABLE = ProblemKind.UNREADABLE_RECORD.problem(ProblemKind.UNREADABLE_RECORD.text())
 
 
@@ -132,6 +131,6 @@ async def _wait(
             if left_s <= 0 or services.stopping.is_set() or await request.is_disconnected():
                 break
             await asyncio.sleep(min(pause_s, left_s))
-            pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
+            pause_s = longer(pause_s)
             view = await run_in_threadpool(services.jobs.view, view.record.id)
     return view

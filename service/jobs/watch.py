@@ -106,7 +106,7 @@ class JobWatches:
                     if view.record.state in TERMINAL:
                         break
                 await asyncio.sleep(pause_s)
-                pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
+                pause_s = longer(pause_s)
         except JobNotFound:
             pass
         except Exception:
@@ -116,6 +116,11 @@ class JobWatches:
             if self._watches.get(watch.job_id) is watch:
                 del self._watches[watch.job_id]
             watch.end()
+
+
+def longer(pause_s: float) -> float:
+    """Return the pause before the next poll of a job that did not change."""
+    return min(1.5 * pause_s, LONGEST_PAUSE_S)
 
 
 def _require(found: int, most: int, what: str) -> None:
