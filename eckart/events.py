@@ -76,7 +76,6 @@ class EventReader:
         self._last: str | None = None
         self._status = 200
         self._rest = b""
-        # Split at line feeds alone: `str.splitlines` would also split at U+2028, which JSON may hold.
         self._fields: dict[str, str] = {}
 
     def call(self) -> Call:
@@ -95,6 +94,7 @@ class EventReader:
 
     def feed(self, chunk: bytes) -> Iterator[JobEvent]:
         """Yield the events that are complete."""
+        # At line feeds alone: `str.splitlines` would also split at U+2028, which JSON may hold.
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             fields = self._block(line.removesuffix(b"\r").decode(errors="replace"))

@@ -25,7 +25,6 @@ MODULES = (
     "report-page",
 )
 STYLES = ("style", "report")
-REPORT_MARK = "{report}"
 IMPORT = re.compile(r'^import (\{[\w\s,]*\}) from "\./([a-z-]+)\.js";$', re.MULTILINE)
 EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const) (\w+))", re.MULTILINE)
 MODULE_WORD = re.compile(r"^\s*(?:import|export)\b", re.MULTILINE)

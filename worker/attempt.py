@@ -184,7 +184,7 @@ def _publish(claim: Claim, report: Report, jobs: JobStore, settings: Settings) -
 
 
 def _discard(claim: Claim, jobs: JobStore, settings: Settings) -> None:
-    """Remove the files of this attempt; finished layers stay for the next one unless the job has ended."""
+    """Remove the files of this attempt; finished layers stay if another may need them."""
     record, paths = claim.record, DataDir(settings.data_dir)
     shutil.rmtree(_part_dir(paths, claim), ignore_errors=True)
     shutil.rmtree(paths.result(record.id, claim.fence), ignore_errors=True)

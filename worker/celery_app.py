@@ -27,6 +27,11 @@ from worker.settings import Settings
 JOBS_PER_PROCESS = 8
 # A process waits for Redis before it says that it is up; Celery would kill it after 4 s by default.
 START_TIMEOUT_S = 120.0
+# The entry in the registry is refreshed this often, and lives so long without.
+REFRESH_S = 5.0
+ENTRY_TTL_S = 30
+
+log = logging.getLogger(__name__)
 
 
 def make_app(redis_url: str, *, workers: int) -> Celery:
@@ -61,10 +66,6 @@ def set_up_logging() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-log = logging.getLogger(__name__)
-REFRESH_S = 5.0
-ENTRY_TTL_S = 30
-
 # Set in the parent and visible to its forked children, which then return their jobs between two layers.
 stopping = multiprocessing.get_context("fork").Event()
 
@@ -80,14 +81,14 @@ def run_worker(settings: Settings, redis_url: str) -> None:
     register(app, settings, redis_url)
 
     def begin_process(**_: object) -> None:
-        # One that takes the place of a process that was killed finds its job.
+        # This one may take the place of a process that was killed in the middle of a job.
         give_back_orphans(_open_jobs(settings, redis_url), redis_url)
 
     signals.worker_process_init.connect(begin_process, weak=False)
     signals.worker_shutting_down.connect(_stop, weak=False)
     threading.Thread(target=_stay_registered, args=(redis_url,), name="registry", daemon=True).start()
     log.info("worker %s is up", worker_name())
-    # So does a worker that was restarted, and before it imports torch: another one may be free for them.
+    # The whole worker may have been killed. Before it imports torch: another may be free for its jobs.
     give_back_orphans(_open_jobs(settings, redis_url), redis_url, lost_messages=True)
     _preload()
     # Workers need not know of each other: all state is in the job records and the registry.

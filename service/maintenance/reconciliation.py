@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 
 from service.dependencies import Services
+from state.data_dir import DataDir
 from state.errors import CheckpointInUse, CheckpointNotFound, FilesLocked
 
 HOUR_S = 3600.0
@@ -58,7 +59,7 @@ def _remove_one_shots(services: Services) -> int:
         return 0
     removed = 0
     for (owner, name), own in old.items():
-        if (f"{owner}/{name}" if owner else name) in named:
+        if DataDir(services.settings.data_dir, owner).key(name) in named:
             continue
         with suppress(CheckpointInUse, CheckpointNotFound, FilesLocked):
             own.checkpoints.delete(name, unless_needed=partial(own.jobs.locked_for_deletion, name))
