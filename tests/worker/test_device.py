@@ -1,4 +1,4 @@
-"""worker/device.py: the processes of a worker share the processors, so that threads do not wait for each other."""
+"""worker/device.py: the processes of a worker share the processors, or their threads wait for each other."""
 
 import pytest
 import torch
