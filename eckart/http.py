@@ -77,10 +77,6 @@ class Backoff:
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
         return pause_s
 
-    def pause(self, error: EckartError, *, asked_s: float | None = None) -> None:
-        """Sleep for that long."""
-        time.sleep(self.next_s(error, asked_s=asked_s))
-
 
 class Sender:
     """What both connections know: how a request is built, and when another try may help."""

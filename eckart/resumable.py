@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -75,7 +76,7 @@ def _send_all(connection: Connection, begun: _Begun, file: LocalFile, progress: 
             offset = _append(connection, address, file, offset, progress)
         except EckartError as error:
             if _goes_on(error):
-                backoff.pause(error)
+                time.sleep(backoff.next_s(error))
             else:
                 connection.pause_or_raise(error, backoff)
             offset = _offset_of(connection.request(Call("HEAD", address, headers=VERSION)))

@@ -1,4 +1,4 @@
-"""Base classes of all models that travel as JSON: what is asked is read strictly, what is kept is not."""
+"""Base classes of all models that are JSON: what is asked is read strictly, what is kept is not."""
 
 from collections.abc import Sequence
 
@@ -27,6 +27,12 @@ class Output(BaseModel):
         ser_json_inf_nan="null",
         json_schema_extra={"additionalProperties": False},
     )
+
+
+class PersistedModel(BaseModel):
+    """A document that outlives a release: unknown fields of a newer release are ignored, at every depth."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 def fault_at(place: Sequence[int | str], kind: str, message: str, **values: object) -> PydanticCustomError:

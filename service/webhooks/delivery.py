@@ -18,9 +18,10 @@ from service.jobs.status import job_links
 from service.webhooks.hosts import host_of
 from service.webhooks.sender import Outcome, WebhookSender
 from state.errors import FilesLocked, JobNotFound, RedisUnavailable
-from state.jobs.records import JobView, microseconds, rfc3339
+from state.jobs.records import JobView
 from state.jobs.store import JobStore
 from state.jobs.webhooks import WebhookFiles
+from state.times import microseconds, rfc3339
 
 MINUTE_S, HOUR_S = 60.0, 3600.0
 # The pauses between attempts, over a day in all.

@@ -5,7 +5,7 @@ from state.checkpoints.consistency import stored_is_complete
 from state.checkpoints.manifest import read_manifest
 from state.checkpoints.timeline import Entry, Timeline, stored_us
 from state.data_dir import DataDir
-from state.jobs.records import rfc3339
+from state.times import rfc3339
 
 # An entry may be out of date for the moment of an upload; one that stays so shows that many are.
 LOOKS = 2

@@ -23,12 +23,12 @@ from state.jobs.records import (
     JobRecord,
     damaged_fields,
     idempotency_of,
-    microseconds,
     parse_record,
     to_document,
     to_fields,
 )
 from state.jobs.scripts import Scripts, StateLost, StoredJob
+from state.times import microseconds
 
 log = logging.getLogger("eckart.state")
 # Few enough that Redis answers others in between.

@@ -12,11 +12,11 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from schemas.base import PersistedModel
 from schemas.checkpoint import FileInfo
 from schemas.job import NO_PROGRESS, JobState, Progress
 from schemas.planning.references import References
@@ -24,9 +24,9 @@ from schemas.problem import Problem
 from schemas.report import Totals
 from schemas.spec import REFERENCES
 from schemas.webhook import Delivery
+from state.times import microseconds, rfc3339
 
 JOB_ID = re.compile(r"J[0-9a-f]{32}")
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # The fields that a transition may change; the rest of a record is fixed when the job is created.
 PLAIN_FIELDS = (
@@ -57,12 +57,6 @@ UNREADABLE = {
     "version": 0,
     "created_at": "1970-01-01T00:00:00.000000Z",
 }
-
-
-class PersistedModel(BaseModel):
-    """A document that outlives a release: unknown fields of a newer release are ignored, at every depth."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Idempotency(PersistedModel):
@@ -196,21 +190,10 @@ def new_token(worker: str) -> str:
     return f"{worker}#{secrets.token_hex(8)}"
 
 
-def rfc3339(microseconds: int) -> str:
-    """Format microseconds since 1970, always with six digits, so that times sort as text."""
-    time = EPOCH + timedelta(microseconds=microseconds)
-    return time.isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
 def shortened(text: str, most_bytes: int = 200) -> str:
     """Return a text as Redis may keep it for each job."""
     raw = text.encode(errors="replace")
     return text if len(raw) <= most_bytes else raw[: most_bytes - 3].decode(errors="ignore") + "…"
-
-
-def microseconds(time: str) -> int:
-    """Parse what `rfc3339` formatted."""
-    return (datetime.fromisoformat(time) - EPOCH) // timedelta(microseconds=1)
 
 
 def fixed_document(new: NewJob, job_id: str, idempotency: Idempotency | None) -> dict[str, Any]:

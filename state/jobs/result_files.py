@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from schemas.base import PersistedModel
 from schemas.checkpoint import FileInfo
 from schemas.report import REPORT_NAME
 from state.errors import UnreadableRecord
 from state.files import write_atomic
-from state.jobs.records import PersistedModel
 
 # No file of a result has a name that starts with a dot.
 DIGESTS_NAME = ".files.json"

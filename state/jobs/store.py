@@ -39,15 +39,14 @@ from state.jobs.records import (
     job_counts,
     job_view,
     listed_view,
-    microseconds,
     new_job_id,
     next_cursor,
-    rfc3339,
     shortened,
 )
 from state.jobs.transitions import late, present, short, worker_lost
 from state.jobs.upkeep import JobUpkeep
 from state.redis import KEY_PREFIX, RedisMemory, redis_memory, translated
+from state.times import microseconds, rfc3339
 
 DELETE_LIMIT_MS = 60_000
 # Problems with a lower status are of the input.

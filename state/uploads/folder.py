@@ -11,10 +11,10 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from schemas.base import PersistedModel
 from schemas.checkpoint import FileInfo
 from state.errors import OffsetMismatch, UploadLocked, UploadNotFound
 from state.files import move_to_trash, purge, write_atomic
-from state.jobs.records import PersistedModel
 from state.uploads.partial_file import RunningHashes
 
 UPLOAD_ID = re.compile(r"U[0-9a-f]{32}")

@@ -90,14 +90,14 @@ def test_no_time_raises_the_error_at_once():
     error = TransferError("gone")
 
     with pytest.raises(TransferError) as caught:
-        Backoff(0).pause(error)
+        Backoff(0).next_s(error)
 
     assert caught.value is error
 
 
-def test_a_pause_beyond_the_limit_is_not_slept_through():
+def test_a_pause_beyond_the_limit_raises_the_error_at_once():
     with pytest.raises(TransferError):
-        Backoff(60).pause(TransferError("gone"), asked_s=3600)
+        Backoff(60).next_s(TransferError("gone"), asked_s=3600)
 
 
 SECRET = "sekret-0f9e"

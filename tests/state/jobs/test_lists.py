@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from state.jobs.records import rfc3339
+from state.times import rfc3339
 
 STATES = ("queued", "running", "succeeded", "failed", "canceled")
 

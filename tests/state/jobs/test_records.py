@@ -1,8 +1,6 @@
 """state/jobs/records.py: the hash of a record and what never changes of it hold all of it."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from schemas.checkpoint import FileInfo
 from schemas.rank_rule import LayerRule, SpecRule
@@ -12,10 +10,8 @@ from state.jobs.records import (
     Idempotency,
     JobRecord,
     NewJob,
-    microseconds,
     new_job_id,
     parse_record,
-    rfc3339,
     to_document,
     to_fields,
 )
@@ -69,16 +65,6 @@ def test_a_record_is_made_of_its_hash_and_what_never_changes(spec, state, summar
     assert to_document(to_fields(document), document) == document
     assert parse_record(document) == record
     assert record.readable
-
-
-@given(st.integers(min_value=0, max_value=4_000_000_000_000_000))
-def test_a_time_survives_its_text_to_the_microsecond(time):
-    assert microseconds(rfc3339(time)) == time
-
-
-@given(st.lists(st.integers(min_value=0, max_value=4_000_000_000_000_000), min_size=2))
-def test_times_sort_as_text(times):
-    assert sorted(map(rfc3339, times)) == list(map(rfc3339, sorted(times)))
 
 
 def test_ids_fit_their_pattern_and_differ():
