@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from schemas.job import TERMINAL
 from schemas.webhook import Delivery
 from service.jobs.status import job_links
-from service.webhooks.hosts import host_of
+from service.webhooks.hosts import netloc_of
 from service.webhooks.sender import Outcome, WebhookSender
 from state.errors import FilesLocked, JobNotFound, RedisUnavailable
 from state.jobs.records import JobView
@@ -152,8 +152,8 @@ class WebhookDelivery:
         self._next_s[job_id] = _seconds(tried[-1].next_at) if tried and tried[-1].next_at else now
         if self._next_s[job_id] > now:
             return None
-        url = record.webhook.url
-        return Due(job_id, message_id(view), record.owner, url, host_of(url), message(view), view.deliveries)
+        url, own_id = record.webhook.url, message_id(view)
+        return Due(job_id, own_id, record.owner, url, netloc_of(url), message(view), view.deliveries)
 
     async def _deliver(self, due: Due) -> None:
         try:

@@ -188,7 +188,7 @@ def _parsed(url: str) -> Target:
     return Target(parsed.scheme, host, port, parsed.raw_path)
 
 
-def host_of(url: str) -> str:
+def netloc_of(url: str) -> str:
     """Return the host and port that a URL names, allowed or not."""
     try:
         return httpx.URL(url).netloc.decode()
