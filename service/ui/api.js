@@ -32,8 +32,8 @@ export function onKeyNeeded(ask) {
 }
 
 /** Ask once, however many requests were refused at a time. */
-function newKey(problem) {
-  asking ??= askForKey(problem).finally(() => {
+function newKey() {
+  asking ??= askForKey().finally(() => {
     asking = null;
   });
   return asking;
@@ -53,7 +53,7 @@ export async function send(path, { headers = {}, ...options } = {}) {
     const problem = await problemOf(answer);
     if (answer.status !== 401) throw problem;
     // Another request may have got a key meanwhile.
-    if (key.get() === used && (await newKey(problem)) === null) throw problem;
+    if (key.get() === used && (await newKey()) === null) throw problem;
   }
 }
 

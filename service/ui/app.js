@@ -99,7 +99,7 @@ keyButton.addEventListener("click", () => {
 });
 
 onKeyNeeded(
-  (problem) =>
+  () =>
     new Promise((resolve) => {
       const wrong = key.get() !== null;
       const secret = el("input", { type: "password", id: "secret", autocomplete: "off", required: true });
@@ -110,7 +110,7 @@ onKeyNeeded(
           "form",
           { class: "stack", method: "dialog" },
           el("h2", { id: "key-title" }, "This service needs a key"),
-          el("p", { class: "muted" }, wrong ? "The key that you gave is not known. " : "", problem.message),
+          el("p", { class: "muted" }, wrong ? "The key that you gave is not known. " : "", "Its operator gives out keys."),
           el("label", {}, "Key", secret),
           el("p", { class: "small muted" }, "It is kept in this tab until you close it."),
           el("div", { class: "row" }, el("button", { class: "primary", value: "use" }, "Use this key"), el("button", { value: "", type: "button", onclick: () => dialog.close("") }, "Cancel")),

@@ -7,7 +7,7 @@ import { familyTree } from "./family.js";
 import { bytes, count, plural } from "./format.js";
 import { Planner } from "./planner.js";
 import { PlanView } from "./planview.js";
-import { FIRST_SPEC } from "./spec.js";
+import { kept } from "./spec.js";
 import { SpecForm, aboutOf } from "./specform.js";
 import { alike, spectraOf } from "./spectra.js";
 
@@ -25,8 +25,8 @@ export async function showCheckpoint(view, { argument: id, signal }) {
   head.append(el("div", { class: "row" }, start));
   const plans = new PlanView();
   const earlier = new EarlierJobs(id, signal);
-  const form = new SpecForm(specOf(id), aboutOf(checkpoint, others.map((other) => other.id)), (spec) => {
-    keepSpec(id, spec);
+  const form = new SpecForm(kept.get(id), aboutOf(checkpoint, others.map((other) => other.id)), (spec) => {
+    kept.put(id, spec);
     planner.want(spec);
   });
   const planner = new Planner((spec) => post("/v1/plans", { checkpoint: id, spec }, { signal }), {
@@ -105,18 +105,4 @@ class EarlierJobs {
     const jobs = this.jobs.filter((job, i) => job.summary?.relative_error > 0 && alike(this.specs[i], spec));
     return { spectra: report ? spectraOf(report) : new Map(), jobs, from: report?.job_id ?? null, calibrated: Boolean(spec.calibration) };
   }
-}
-
-// The spec that was tried last comes back after a reload, and on the way back from a job.
-
-function specOf(id) {
-  try {
-    return JSON.parse(sessionStorage.getItem(`eckart.spec.${id}`)) ?? FIRST_SPEC;
-  } catch {
-    return FIRST_SPEC;
-  }
-}
-
-function keepSpec(id, spec) {
-  sessionStorage.setItem(`eckart.spec.${id}`, JSON.stringify(spec));
 }

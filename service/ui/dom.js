@@ -48,7 +48,7 @@ async function copied(block, button, label) {
 
 /** Show a problem: what happened, which fields, and what to do. */
 export function notice(problem, ...more) {
-  const fields = (problem.fields ?? []).map((field) => el("li", {}, el("span", { class: "mono" }, field.pointer), " ", field.detail));
+  const fields = (problem.fields ?? []).map((field) => el("li", {}, el("span", { class: "mono" }, field.pointer), field.detail === problem.message ? "" : ` ${field.detail}`));
   return el(
     "div",
     { class: "notice bad", role: "alert" },

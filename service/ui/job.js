@@ -6,7 +6,7 @@ import { follow } from "./events.js";
 import { percent, plural, seconds, time } from "./format.js";
 import { stateOf } from "./jobs.js";
 import { showResult } from "./result.js";
-import { short, withoutDefaults } from "./spec.js";
+import { kept, short, withoutDefaults } from "./spec.js";
 
 export async function showJob(view, { argument: id, signal }) {
   const job = await get(jobPath(id), { signal });
@@ -114,7 +114,7 @@ const canResume = (job) => job.state === "failed" && (job.error?.status ?? 500) 
 
 function whatNext(job) {
   if (canResume(job)) return el("p", { class: "small" }, "“Resume” goes on with the layers that are finished, under the same id.");
-  return el("p", { class: "small" }, "It would fail again. ", el("a", { href: `#/checkpoints/${encodeURIComponent(job.checkpoint)}` }, "Change the spec"), " and start a new job.");
+  return el("p", { class: "small" }, "It would fail again. ", el("a", { href: `#/checkpoints/${encodeURIComponent(job.checkpoint)}`, onclick: () => kept.put(job.checkpoint, withoutDefaults(job.spec)) }, "Change the spec"), " and start a new job.");
 }
 
 function warnings(job) {

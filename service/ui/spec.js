@@ -109,3 +109,15 @@ export function short(spec) {
   if (spec.overrides?.length) words.push(`${spec.overrides.length} overrides`);
   return words.join(" · ");
 }
+
+/** The spec that was typed last for a checkpoint: it comes back after a reload, and on the way back from a job. */
+export const kept = {
+  get(checkpoint) {
+    try {
+      return JSON.parse(sessionStorage.getItem(`eckart.spec.${checkpoint}`)) ?? FIRST_SPEC;
+    } catch {
+      return FIRST_SPEC;
+    }
+  },
+  put: (checkpoint, spec) => sessionStorage.setItem(`eckart.spec.${checkpoint}`, JSON.stringify(spec)),
+};

@@ -168,7 +168,7 @@ def test_a_running_and_a_waiting_job_are_canceled(visit, service, tmp_path):
     assert [service.client.job(job).state for job in (running, waiting)] == ["canceled", "canceled"]
 
 
-def test_a_failed_job_says_what_to_do(visit, service, tmp_path):
+def test_a_failed_job_says_what_to_do(visit, service, tmp_path, picture):
     path = tmp_path / "model.safetensors"
     path.write_bytes(save({"a.weight": torch.full((64, 48), torch.nan), "b.weight": torch.rand(64, 48)}))
     job = service.client.submit(service.client.upload(path), {"rank": {"budget": 0.4}}).id
@@ -176,8 +176,11 @@ def test_a_failed_job_says_what_to_do(visit, service, tmp_path):
     expect(page.locator(".state")).to_have_text("failed")
 
     expect(page.get_by_role("alert")).to_contain_text(service.client.job(job).error.detail)
+    picture(page, "failed")
     assert page.get_by_role("button", name="Resume").count() == 0
-    expect(page.get_by_role("link", name="Change the spec")).to_be_visible()
+    page.get_by_role("link", name="Change the spec").click()
+    expect(shown_parameters(page)).to_contain_text("saved")
+    assert spec_of(page) == {"method": "svd", "rank": {"budget": 0.4}}
 
 
 def test_jobs_are_compared_from_their_family_tree(visit, compared, picture):
@@ -224,17 +227,19 @@ def test_names_from_files_and_addresses_stay_text(visit, service):
         assert page.locator("main img, main script").count() == 0
 
 
-def test_an_upload_goes_on_after_a_reload(visit, service, minilm):
+def test_an_upload_goes_on_after_a_reload(visit, service, minilm, picture):
     page = visit.go()
     network = page.context.new_cdp_session(page)
     slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 12 * MB}
     network.send("Network.emulateNetworkConditions", slow)
     page.locator("#files").set_input_files(minilm)
     expect(page.get_by_text("At half of each layer: 22.7 M → 17.3 M parameters")).to_be_visible()
+    picture(page, "upload")
     sent = "JSON.parse(localStorage['eckart.uploads'] ?? '[]').some((one) => one.offset > 0)"
     service.await_true(lambda: page.evaluate(sent))
     page.reload()
     expect(page.get_by_text("Unfinished uploads")).to_be_visible()
+    picture(page, "unfinished")
     network.send("Network.emulateNetworkConditions", slow | {"uploadThroughput": -1})
     offsets = []
     page.on("request", lambda request: offsets.append(int(request.headers.get("upload-offset", -1))))

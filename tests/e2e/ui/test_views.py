@@ -114,7 +114,7 @@ def test_the_page_works_below_the_path_of_a_proxy(browser, start_api):
         expect(page.get_by_text("Next in the queue.")).to_be_visible()
 
 
-def test_a_key_is_asked_for_and_sent_with_everything(browser, start_api):
+def test_a_key_is_asked_for_and_sent_with_everything(browser, start_api, picture):
     guarded = start_api(api_keys=KEYS)
     name, _, secret = KEYS.partition(":")
     with visiting(browser, guarded.url, viewport=DESK) as visit:
@@ -123,6 +123,7 @@ def test_a_key_is_asked_for_and_sent_with_everything(browser, start_api):
         dialog = page.get_by_role("dialog")
         for given in ("wrong", secret):
             expect(dialog).to_be_visible()
+            picture(page, "key")
             dialog.get_by_label("Key", exact=True).fill(given)
             dialog.get_by_role("button", name="Use this key").click()
         expect(page.get_by_text("None yet.")).to_be_visible()
