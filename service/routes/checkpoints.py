@@ -26,9 +26,7 @@ from service.openapi import FILES_BODY, RAW_BODY, described, problem_responses
 from service.uploads.form import UploadContent, begin_file, begin_multipart_upload
 from service.uploads.multipart import boundary_of
 from service.uploads.preconditions import ExpectedSha256, check_preconditions
-from state.checkpoints.listing import list_checkpoints
 from state.checkpoints.store import StoredCheckpoint, check_chosen_id, checked_limit_bytes
-from state.data_dir import DataDir
 
 router = APIRouter(prefix="/v1/checkpoints", tags=["checkpoints"])
 
@@ -72,6 +70,7 @@ async def put_file(
     """Stream the body to the disk. Its safetensors header is checked as it arrives."""
     check_chosen_id(checkpoint_id)
     nbytes = await body.check_upload()
+    # Before any of the body is read.
     checked_limit_bytes(filename, nbytes, limit_bytes=services.settings.max_upload_bytes)
     begin = partial(
         begin_file,
@@ -125,8 +124,7 @@ async def get_checkpoints(
     services: ServicesDep, limit: Limit = 50, cursor: CheckpointCursor = None
 ) -> CheckpointList:
     """List one page; a checkpoint counts as of the time when its latest file was stored."""
-    paths = DataDir(services.settings.data_dir, services.owner)
-    return await services.planning.run(partial(list_checkpoints, paths, limit=limit, cursor=cursor))
+    return await services.planning.run(services.checkpoints.list, limit=limit, cursor=cursor)
 
 
 @router.head("/{checkpoint_id}", include_in_schema=False)

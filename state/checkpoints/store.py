@@ -12,7 +12,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from schemas.checkpoint import FileInfo
+from schemas.checkpoint import CheckpointList, FileInfo
 from schemas.format.companion import companion_limit_bytes
 from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles
@@ -34,6 +34,7 @@ from state.checkpoints.consistency import (
     read_index,
     weight_files,
 )
+from state.checkpoints.listing import list_checkpoints
 from state.checkpoints.manifest import read_manifest, write_manifest
 from state.checkpoints.parsed_header import (
     HeaderSize,
@@ -150,6 +151,10 @@ class CheckpointStore(CheckpointUpkeep):
         except FileNotFoundError as error:
             # Deleted since the manifest was read.
             raise CheckpointNotFound from error
+
+    def list(self, *, limit: int, cursor: str | None = None) -> CheckpointList:
+        """Return a page of checkpoints, the one that was stored into last first."""
+        return list_checkpoints(self._paths, limit=limit, cursor=cursor)
 
     def stored_bytes(self) -> int:
         """Return the size of all files of the owner."""
