@@ -230,10 +230,10 @@ def is_of_this_kernel(part: Path) -> bool:
     return part.name.startswith(_kernel() + "-")
 
 
-def is_orphaned(part: Path) -> bool:
-    """Whether no process writes a temporary file any more."""
+def is_orphaned(path: Path) -> bool:
+    """Whether a file is there, and the process that made it and kept it locked has died."""
     try:
-        descriptor = os.open(part, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:

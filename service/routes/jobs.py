@@ -1,4 +1,4 @@
-"""Jobs: create, list, show, cancel, delete."""
+"""Jobs: create, list, show, follow, cancel, resume, delete."""
 
 from functools import partial
 

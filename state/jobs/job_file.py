@@ -163,9 +163,9 @@ class JobFiles:
     def restore(self, job_id: str, *, wait_s: float | None = None) -> bool:
         """Put a record into Redis where Redis has none or an older one; False: there is no job.json."""
         with self.lock(job_id, wait_s=wait_s):
-            return self._restore_unlocked(job_id)
+            return self._restore_locked(job_id)
 
-    def _restore_unlocked(self, job_id: str) -> bool:
+    def _restore_locked(self, job_id: str) -> bool:
         found = self.stored(job_id)
         if found is not None:
             self._scripts.restore_records([found])
@@ -241,7 +241,7 @@ class JobFiles:
             with suppress(FilesLocked, FileNotFoundError), self.lock(job_id, wait_s=1):
                 if self._scripts.fields(job_id):
                     continue
-                if self._restore_unlocked(job_id):
+                if self._restore_locked(job_id):
                     done["restored-job"] += 1
                 elif self._paths.job(job_id).stat().st_mtime < limit:
                     purge(move_to_trash(self._paths.job(job_id), self._paths.trash))

@@ -35,7 +35,7 @@ def selected(report):
     return sum(layer.parameters_before for layer in report.layers)
 
 
-def is_orphaned(report, share=SHARE):
+def unspent(report, share=SHARE):
     """Return the number of parameters that a budget leaves unused."""
     return floor(share * selected(report)) - sum(layer.parameters_after for layer in report.layers)
 
@@ -56,7 +56,7 @@ def test_the_parameters_stay_within_a_step_of_the_budget_and_the_error_below_the
 
     for layer in report.layers:
         step = document.get("align", 1) * (sum(layer.shape) + 2 * layer.break_even_rank + 1)
-        assert 0 <= is_orphaned(report) < (step if layer.rank else layer.parameters_before)
+        assert 0 <= unspent(report) < (step if layer.rank else layer.parameters_before)
         assert layer.reason in {None, "kept_by_budget"}
         assert layer.rank is None or layer.rank % document.get("align", 1) == 0
     ranks = {layer.name: layer.rank for layer in report.layers}
@@ -105,7 +105,7 @@ def test_a_layer_that_can_only_be_dense_is_paid_from_the_budget(save, model, com
     report = compress(save(model), rank={"budget": SHARE}).report
 
     assert {layer.name: layer.reason for layer in report.layers}["slow"] == "not_finite"
-    assert 0 <= is_orphaned(report) < 300
+    assert 0 <= unspent(report) < 300
 
 
 def test_a_layer_whose_factors_turn_out_not_to_fit_is_paid_from_the_budget(save, model, compress):
@@ -113,7 +113,7 @@ def test_a_layer_whose_factors_turn_out_not_to_fit_is_paid_from_the_budget(save,
     report = compress(save(model), rank={"budget": SHARE}, dtype="float16").report
 
     assert {layer.name: layer.reason for layer in report.layers}["fast"] == "out_of_range"
-    assert 0 <= is_orphaned(report) < 300
+    assert 0 <= unspent(report) < 300
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_layer_with_a_rule_of_its_own_obeys_it_and_is_paid_from_the_budget(sav
 
     ranks = {layer.name: layer.rank for layer in report.layers}
     assert ranks["wide"] == alone.layers[0].rank
-    assert 0 <= is_orphaned(report) < 300
+    assert 0 <= unspent(report) < 300
 
 
 def test_the_dense_layout_holds_the_factors_of_the_same_budget(save, model, compress):
