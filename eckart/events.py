@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ValidationError
-
 from eckart.download import job_path
 from eckart.errors import AnswerError, EckartError, TransferError
-from eckart.http import Call
+from eckart.http import Call, parse_document
 from eckart.types import Document, Job, JobEvent, JobProgress
 
 if TYPE_CHECKING:
@@ -137,12 +135,4 @@ def _event(fields: dict[str, str]) -> JobEvent | None:
 
 
 def _parse(kind: type[D], data: str) -> D:
-    try:
-        return kind.model_validate_json(data)
-    except ValidationError as error:
-        raise AnswerError(
-            f"an event is no {kind.__name__} that this version of eckart understands; upgrade the older of "
-            "the two sides",
-            status=200,
-            retry_after_s=None,
-        ) from error
+    return parse_document(kind, data, what="an event", status=200)

@@ -247,15 +247,20 @@ def _without_key(text: str, request: httpx.Request) -> str:
 
 def parse(kind: type[D], response: httpx.Response) -> D:
     """Read a good answer as a document."""
+    what = f"the answer to {response.request.method} {response.request.url}"
+    return parse_document(kind, response.content, what=what, status=response.status_code)
+
+
+def parse_document(kind: type[D], text: str | bytes, *, what: str, status: int) -> D:
+    """Read a document that came in an answer of this status; the error says what it was in."""
     try:
-        return kind.model_validate_json(response.content)
+        return kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise AnswerError(
-            f"the answer to {response.request.method} {response.request.url} is no {kind.__name__} that "
-            f"this version of eckart understands ({first['msg']} at /{'/'.join(map(str, first['loc']))}); "
-            "upgrade the older of the two sides",
-            status=response.status_code,
+            f"{what} is no {kind.__name__} that this version of eckart understands "
+            f"({first['msg']} at /{'/'.join(map(str, first['loc']))}); upgrade the older of the two sides",
+            status=status,
             retry_after_s=None,
         ) from error
 
