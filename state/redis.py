@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import redis
@@ -98,6 +99,14 @@ def redis_memory(client: redis.Redis) -> RedisMemory:
     except exceptions.NoPermissionError:
         return RedisMemory()
     return RedisMemory(int(info.get("used_memory", 0)), int(info.get("maxmemory", 0)))
+
+
+def server_time_s(client: redis.Redis) -> float:
+    """Return the time of the server's clock, in seconds since 1970."""
+    with translated():
+        time: Any = client.time()
+    seconds, microseconds = time
+    return float(seconds) + float(microseconds) / 1e6
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from typing import Any
 
 import redis
 
-from state.redis import KEY_PREFIX, translated
+from state.redis import KEY_PREFIX, server_time_s, translated
 
 WORKERS = KEY_PREFIX + "workers"
 MEMORY = KEY_PREFIX + "workers:memory"
@@ -19,7 +19,7 @@ class WorkerRegistry:
     def refresh(self, name: str, ttl_s: float, *, memory_bytes: int | None = None) -> None:
         """Register a worker, which will do so again within `ttl_s` seconds, with the memory it may use."""
         with translated():
-            now = self._now()
+            now = server_time_s(self._client)
             if memory_bytes is not None:
                 self._client.hset(MEMORY, name, str(memory_bytes))
             self._client.zadd(WORKERS, {name: now + ttl_s})
@@ -44,10 +44,5 @@ class WorkerRegistry:
 
     def alive(self) -> list[str]:
         with translated():
-            names: Any = self._client.zrangebyscore(WORKERS, self._now(), "+inf")
+            names: Any = self._client.zrangebyscore(WORKERS, server_time_s(self._client), "+inf")
             return sorted(names)
-
-    def _now(self) -> float:
-        time: Any = self._client.time()
-        seconds, microseconds = time
-        return float(seconds) + float(microseconds) / 1e6

@@ -11,7 +11,7 @@ from state.data_dir import DataDir
 from state.errors import FilesLocked, RedisUnavailable
 from state.jobs.job_file import batched
 from state.jobs.transitions import Transitions, worker_lost
-from state.redis import KEY_PREFIX, QUEUE_KEY, translated
+from state.redis import KEY_PREFIX, QUEUE_KEY, server_time_s, translated
 
 log = logging.getLogger("eckart.state")
 
@@ -66,10 +66,8 @@ class JobUpkeep(Transitions):
         return frozenset(found)
 
     def now_s(self) -> float:
-        """Return the time of the server's clock, by which jobs end, in seconds since 1970."""
-        with translated():
-            seconds, rest_us = self._client.time()
-        return float(seconds) + float(rest_us) / 1e6
+        """Return the time of the clock by which jobs end, in seconds since 1970."""
+        return server_time_s(self._client)
 
     def unowned_checkpoints(self) -> tuple[tuple[str, str], ...]:
         """Return the owner and the id of checkpoints that came with jobs which are deleted."""
