@@ -13,8 +13,8 @@ if state == 'running' then
   end
   local ends = redis.call('ZSCORE', LEASES, id)
   if ends and tonumber(ends) > now then return 'refused' end
+  note_progress(id)
 end
-if state == 'running' then note_progress(id) end
 if used_up(id, most) then
   fail(id, problem)
   return 'failed'

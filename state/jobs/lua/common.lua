@@ -4,9 +4,10 @@
 -- 'state_lost': the server is not ready, so nothing was done; 'missing': there is no job of this id.
 --
 -- job:<id>             hash: what changes of the record (state/jobs/records.py), and the checkpoints it needs; its
---                      progress; `number`, its place in the order of creation; `sent`, the number of the newest
---                      job when its message was last sent; and `unwritten` until job.json is there, before
---                      which no client is told of the job
+--                      progress; `done`, the share of the work that this attempt has done; `waits_since_us`,
+--                      when trouble began for which attempts do not count; `number`, its place in the order
+--                      of creation; `sent`, the number of the newest job when its message was last sent; and
+--                      `unwritten` until job.json is there, before which no client is told of the job
 -- jobs:all, jobs:<state>  zset: ids by the microsecond they were created
 -- jobs:all@<owner>, jobs:<state>@<owner>  zset: the same of one owner; '' without keys
 -- jobs:all@<owner>/<checkpoint>, jobs:<state>@<owner>/<checkpoint>  zset: the same of one checkpoint
