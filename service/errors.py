@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 
 from schemas.problem import FieldProblem, Problem, ProblemKind
+from state.uploads.checksum import ALGORITHMS
 
 # The headers that every answer of a kind carries.
 HEADERS: Mapping[ProblemKind, Mapping[str, str]] = {
     ProblemKind.UNAUTHORIZED: {"WWW-Authenticate": 'Bearer realm="eckart"'},
     ProblemKind.ENCODED_BODY: {"Accept-Encoding": "identity"},
     ProblemKind.NOT_ACCEPTABLE: {"Vary": "Accept"},
-    ProblemKind.UNSUPPORTED_CHECKSUM: {"Tus-Checksum-Algorithm": "sha256,sha1"},
+    ProblemKind.UNSUPPORTED_CHECKSUM: {"Tus-Checksum-Algorithm": ",".join(ALGORITHMS)},
     ProblemKind.TUS_VERSION: {"Tus-Version": "1.0.0"},
     ProblemKind.UPLOAD_LOCKED: {"Retry-After": "2"},
     ProblemKind.BUSY: {"Retry-After": "2"},
