@@ -185,6 +185,6 @@ def retry(jobs: JobStore, claim: Claim, trouble: Trouble, settings: Settings) ->
         claim.record.id,
         claim.fence,
         trouble.problem,
-        pause_s=trouble.pause * settings.retry_pause_s,
+        pause_s=trouble.pauses * settings.retry_pause_s,
         uncounted_for_s=None if trouble.counts else settings.disk_wait_s,
     )

@@ -13,10 +13,10 @@ NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """The problem of a job that fails of it, and the pause before another attempt, in `retry_pause_s`."""
+    """The problem of a job that fails of it, and how many `retry_pause_s` pass before another attempt."""
 
     problem: Problem
-    pause: float
+    pauses: float
     counts: bool = True
 
 

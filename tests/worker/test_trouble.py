@@ -9,7 +9,7 @@ from worker.trouble import layer_hung, trouble_of
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "pause", "counts"),
+    ("error", "kind", "pauses", "counts"),
     [
         (OSError(errno.ENOSPC, "full"), "out-of-space", 6, False),
         (OSError(errno.EDQUOT, "over the quota"), "out-of-space", 6, False),
@@ -21,11 +21,11 @@ from worker.trouble import layer_hung, trouble_of
         (RuntimeError("a bug"), "worker-trouble", 1, True),
     ],
 )
-def test_each_class_of_trouble_has_its_pause(error, kind, pause, counts):
+def test_each_class_of_trouble_has_its_pause(error, kind, pauses, counts):
     trouble = trouble_of(error)
 
     assert trouble.problem.type == f"urn:eckart:problem:{kind}"
-    assert (trouble.pause, trouble.counts) == (pause, counts)
+    assert (trouble.pauses, trouble.counts) == (pauses, counts)
 
 
 def test_a_layer_that_hung_is_named_with_its_limit():
