@@ -58,7 +58,7 @@ class JobFiles:
         """Lock the job's files. Restoring takes every job's lock, so never restore while you hold one."""
         return locked(self._paths.lock("job", job_id), wait_s=wait_s)
 
-    def load(self, job_id: str) -> dict[str, Any] | None:
+    def _document(self, job_id: str) -> dict[str, Any] | None:
         """Read job.json; None where there is none, or raise `DamagedRecord`."""
         found = self._load(job_id)
         return None if found is None else found[0]
@@ -81,7 +81,7 @@ class JobFiles:
             with suppress(FileNotFoundError, NotADirectoryError):
                 return self._read_last.get(self._path(job_id))[0]
             with self.lock(job_id):  # whoever creates or deletes it holds this
-                document = self.load(job_id)
+                document = self._document(job_id)
                 fields = self._scripts.fields(job_id)
                 if document is None and (not fields or UNWRITTEN in fields):
                     raise JobNotFound
@@ -130,7 +130,7 @@ class JobFiles:
         if not fields:
             return None
         try:
-            on_disk = self.load(job_id)
+            on_disk = self._document(job_id)
         except DamagedRecord:
             # What it held is nowhere else, so it is kept as it is.
             return parse_record(to_document(fields, {"id": job_id}))
@@ -277,7 +277,7 @@ class JobFiles:
     def _record(self, job_id: str) -> JobRecord | None:
         fields = self._scripts.fields(job_id)
         try:
-            known = self.load(job_id) or {"id": job_id}
+            known = self._document(job_id) or {"id": job_id}
         except DamagedRecord:
             known = {"id": job_id}
         return parse_record(to_document(fields, known)) if fields else None
