@@ -83,7 +83,7 @@ class EarlierJobs {
 
   async load() {
     const { checkpoint, signal } = this;
-    const jobs = await list("/v1/jobs", "jobs", { most: MOST_JOBS, fits: (job) => job.checkpoint === checkpoint });
+    const jobs = await list("/v1/jobs", "jobs", { most: MOST_JOBS, checkpoint });
     const done = jobs.filter((job) => job.summary !== null).slice(0, MOST_REPORTS);
     [this.specs, this.#reports] = await Promise.all([
       each(jobs, async (job) => (await get(jobPath(job.id), { signal })).spec),
