@@ -99,8 +99,9 @@ def warn_of_local_locks(services: Services) -> None:
 
 def sweep_jobs(services: Services) -> None:
     """Send the messages of jobs whose worker or message was lost."""
-    for job_id in reversed(services.jobs.sweep()):
-        services.queue.send(job_id, first=True)
+    due = services.jobs.sweep()
+    services.queue.send_first(due)
+    for job_id in due:
         services.metrics.queued_again.inc()
         log.info("job %s: its message is sent again", job_id)
 

@@ -1,5 +1,6 @@
 """The Celery queue: a message is a job id and nothing else. Nothing else in `state` imports Celery."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
@@ -58,20 +59,22 @@ class JobQueue:
         self._celery.conf.update(settings)
         self._client = redis_client(redis_url, timeout_s=timeout_s)
 
-    def send(self, job_id: str, *, first: bool = False) -> None:
-        """Enqueue a job, or raise `RedisUnavailable` within a few seconds; `first`: before all others.
-
-        A job that waited before, and lost its worker or its message, does not wait for all others once more.
-        """
+    def send(self, job_id: str) -> None:
+        """Enqueue a job, or raise `RedisUnavailable` within a few seconds."""
         try:
             # By name and to the default exchange: Redis stores no routes, so it can lose none.
             with translated():
                 self._celery.send_task(TASK, args=[job_id], queue=QUEUE, retry=False, ignore_result=True)
-                if first:
-                    # Workers take from the right. A message that comes in between is moved in its place.
-                    self._client.lmove(QUEUE_KEY, QUEUE_KEY, "LEFT", "RIGHT")
         except OperationalError as error:
             raise RedisUnavailable from error
+
+    def send_first(self, job_ids: Sequence[str]) -> None:
+        """Enqueue jobs before all others, in this order: those that waited before do not wait once more."""
+        for job_id in reversed(job_ids):
+            self.send(job_id)
+            # Workers take from the right. A message that comes in between is moved in its place.
+            with translated():
+                self._client.lmove(QUEUE_KEY, QUEUE_KEY, "LEFT", "RIGHT")
 
     def depth(self) -> int:
         """Return how many messages no worker has taken yet."""

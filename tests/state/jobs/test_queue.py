@@ -55,8 +55,7 @@ def test_what_is_sent_reaches_a_consumer(queue, take):
 
 def test_what_is_sent_first_is_taken_before_all_that_waits(queue, take):
     queue.send("J1")
-    for lost in ("J3", "J2"):
-        queue.send(lost, first=True)
+    queue.send_first(("J2", "J3"))
     assert [take()[1] for _ in range(3)] == [["J2"], ["J3"], ["J1"]]
 
 
