@@ -12,7 +12,7 @@ export TORCH_INDEX ?=
 # Every program that a test starts would compile its imports again, which takes longer than most tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup serve demo test lint types contracts unit study bench chaos test-compose test-transformers docs locks audit sbom fuzz clean
+.PHONY: help setup serve demo test lint types contracts unit study bench chaos test-compose test-transformers docs site locks audit sbom fuzz clean
 
 help: ## print this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ test-transformers: $(READY) ## run the tests of eckart.transformers on all suppo
 
 docs: $(READY) ## rebuild the generated parts of the documentation
 	$(BIN)/python -m docs.generate
+
+site: $(READY) ## build the documentation as static files in build/site/ (needs PyPI)
+	@$(BIN)/python -m tools.website
 
 locks: $(READY) ## rebuild the pins with hashes that the images install, after a change of constraints.txt
 	$(BIN)/python -m tools.pins

@@ -42,10 +42,11 @@ def build_requirements() -> set[str]:
     return closure(*map(Requirement, project["build-system"]["requires"]), Requirement("uv"))
 
 
-def tool(pin: str, command: str) -> list[str]:
+def tool(pin: str, command: str, *plugins: str) -> list[str]:
     """Return the command that runs a tool which is no dependency, in an environment of its own."""
     run = ("-m", "uv", "tool", "run", "--quiet")
-    return [sys.executable, *run, "--from", pin, command]
+    beside = [part for plugin in plugins for part in ("--with", plugin)]
+    return [sys.executable, *run, "--from", pin, *beside, command]
 
 
 def closure(*roots: Requirement) -> set[str]:
