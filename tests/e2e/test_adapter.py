@@ -64,10 +64,13 @@ def test_the_spectra_of_a_difference_are_not_those_of_the_weight(service, pair):
     assert not service.client.plan(ids[0], other).totals.exact
 
 
-def test_a_checkpoint_that_equals_its_base_fails_the_job_with_the_reason(service, pair):
+def test_a_checkpoint_that_equals_its_base_fails_the_job_with_the_reason(service, pair, tmp_path):
     base, _, _ = pair
+    # Another file: only the job finds that its weights are the same.
+    copy = tmp_path / "copy.safetensors"
+    save_file(load_file(base), copy, {"note": "a copy"})
     with pytest.raises(JobFailed, match="equal those of the base") as failure:
-        service.client.compress(base, {"rank": 4, "layout": "adapter"}, base=base)
+        service.client.compress(copy, {"rank": 4, "layout": "adapter"}, base=base)
 
     assert failure.value.job.error.type == "urn:eckart:problem:invalid-base:no-difference"
     assert failure.value.job.attempt == 1

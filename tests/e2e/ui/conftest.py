@@ -13,7 +13,8 @@ KINDS = {"attention.query": (48, 48), "attention.output": (48, 48), "mlp.up": (9
 NUMBERS = itertools.count()
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while it runs, no other test can start an event loop in this process.
+@pytest.fixture(scope="module")
 def browser():
     with launched() as browser:
         yield browser

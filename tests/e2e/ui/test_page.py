@@ -254,7 +254,7 @@ def test_an_upload_goes_on_after_a_reload(visit, service, minilm, picture):
 
 
 def test_a_folder_is_stored_under_its_name_without_subfolders(visit, service, tmp_path):
-    folder = tmp_path / "my model"
+    folder = tmp_path / "with subfolders"
     (folder / "1_Pooling").mkdir(parents=True)
     (folder / "1_Pooling" / "config.json").write_text("{}")
     (folder / "config.json").write_text('{"model_type": "bert"}')
@@ -264,8 +264,8 @@ def test_a_folder_is_stored_under_its_name_without_subfolders(visit, service, tm
     page.locator("#folder").set_input_files(folder)
     page.locator("#size").wait_for()
 
-    assert page.locator("h1").inner_text() == "my-model"
-    stored = next(one for one in service.client.checkpoints() if one.id == "my-model")
+    assert page.locator("h1").inner_text() == "with-subfolders"
+    stored = next(one for one in service.client.checkpoints() if one.id == "with-subfolders")
     assert sorted(file.name for file in stored.files) == ["config.json", "model.safetensors"]
 
 

@@ -13,7 +13,8 @@ ORIGIN = "http://ui.test"
 EMPTY = '<!DOCTYPE html><html lang="en"><title>Test</title><main><div id="chart"></div></main></html>'
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while it runs, no other test can start an event loop in this process.
+@pytest.fixture(scope="module")
 def browser():
     with launched() as browser:
         yield browser
