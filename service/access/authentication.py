@@ -49,7 +49,8 @@ def _is_open(scope: Scope) -> bool:
 
 
 def _secret(headers: Headers) -> str | None:
-    """Return the secret that the headers agree on; None if there is none, or two."""
-    bearer = BEARER.fullmatch(headers.get("authorization", "").strip())
-    given = {*([bearer[1]] if bearer else []), headers.get("x-api-key", "").strip()} - {""}
+    """Return the one secret that all these headers, also repeated ones, agree on; None if there is none."""
+    bearers = (BEARER.fullmatch(field.strip()) for field in headers.getlist("authorization"))
+    given = {bearer[1] for bearer in bearers if bearer}
+    given |= {field.strip() for field in headers.getlist("x-api-key")} - {""}
     return given.pop() if len(given) == 1 else None

@@ -31,6 +31,8 @@ WRONG_KEYS = [
     {"Authorization": "Bearer of-carol", "X-API-Key": "of-alice"},
     {"Authorization": "Bearer of-alice", "X-API-Key": "of-carol"},
     {"Authorization": "Bearer of-alice", "X-API-Key": "of-bob"},
+    [("Authorization", "Bearer of-alice"), ("Authorization", "Bearer of-bob")],
+    [("X-API-Key", "of-alice"), ("X-API-Key", "of-carol")],
 ]
 
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
@@ -123,6 +125,11 @@ def test_without_a_known_key_every_operation_is_the_same_401(service, owned):
                     bodies.add(answer.content)
     assert len(bodies) == 1
     assert service.jobs.get(owned["job_id"]).state == "succeeded"
+
+
+@pytest.mark.parametrize("field", [("Authorization", "Bearer of-alice"), ("X-API-Key", "of-alice")])
+def test_the_same_key_twice_is_one_key(service, field):
+    assert service.http.get("/v1/jobs", headers=[field, field]).status_code == 200
 
 
 def test_unknown_addresses_are_401_too(service):
