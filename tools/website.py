@@ -33,6 +33,20 @@ PYTHON = {
     "python/transformers.md": (("eckart.transformers",), "Results in transformers"),
     "python/lowrank.md": (("worker.lowrank",), "Numerics of the worker"),
 }
+# What of a docstring is shown, and how.
+DOCSTRINGS = {
+    "docstring_style": "numpy",
+    "filters": ["!^_"],
+    "heading_level": 2,
+    "line_length": 90,
+    "members_order": "source",
+    "merge_init_into_class": True,
+    "separate_signature": True,
+    "show_if_no_docstring": True,
+    "show_root_heading": True,
+    "show_signature_annotations": True,
+    "show_source": False,
+}
 REFERENCE = """# Reference
 
 - HTTP: [all operations and problems](2-http.md), and for programs [openapi.json](openapi.json).
@@ -135,20 +149,7 @@ def _targets(entries: list[dict[str, Any]]) -> set[str]:
 
 def configuration() -> dict[str, Any]:
     """Return the tool's configuration; no page asks another host for a font, a script or a picture."""
-    docstrings = {
-        "docstring_style": "numpy",
-        "filters": ["!^_"],
-        "heading_level": 2,
-        "line_length": 90,
-        "members_order": "source",
-        "merge_init_into_class": True,
-        "separate_signature": True,
-        "show_if_no_docstring": True,
-        "show_root_heading": True,
-        "show_signature_annotations": True,
-        "show_source": False,
-    }
-    python = {"paths": [str(ROOT)], "options": docstrings}
+    python = {"paths": [str(ROOT)], "options": DOCSTRINGS}
     return {
         "site_name": "Eckart",
         "site_description": "Makes model checkpoints smaller by low rank",
