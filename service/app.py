@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from service.access.authentication import Authentication
-from service.access.browsers import ANY_HOST, AllowedHosts, ForeignRequests
+from service.access.browsers import AllowedHosts, ForeignRequests
 from service.access.quotas import Quotas
 from service.dependencies import LifespanState, Services
 from service.jobs.watch import JobWatches
@@ -105,8 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
     """Make the application; only its lifespan touches the disk or Redis."""
     services = open_services(settings)
     keys = settings.key_ring
-    # A page under a rebound name knows no key.
-    named_hosts = settings.named_hosts or ((ANY_HOST,) if keys else ())
+    hosts = AllowedHosts(settings.host, settings.named_hosts, with_keys=keys is not None)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[LifespanState]:
@@ -135,7 +134,7 @@ def create_app(settings: Settings) -> FastAPI:
             Middleware(Measure, metrics=services.metrics),
             Middleware(UnreadBody),
             Middleware(Tus),
-            Middleware(ForeignRequests, hosts=AllowedHosts(settings.host, named_hosts)),
+            Middleware(ForeignRequests, hosts=hosts),
             Middleware(Authentication, keys=keys),
         ],
         docs_url=None,

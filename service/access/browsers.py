@@ -36,17 +36,21 @@ PAGE_POLICY = (
 
 
 class AllowedHosts:
-    """The hosts under which the service answers: its own address, this machine's names, and the given."""
+    """The hosts under which the service answers: its own address, this machine's names, and the given.
 
-    def __init__(self, bound: str, named: tuple[str, ...]) -> None:
+    Where keys are needed and no host is given, it is any: a page under a rebound name knows no key.
+    """
+
+    def __init__(self, bound: str, named: tuple[str, ...], *, with_keys: bool = False) -> None:
         self._any = ANY_HOST in named
+        self._any_name = self._any or (with_keys and not named)
         self._named = frozenset(named)
         self._names = LOOPBACK | {bound.lower().strip("[]")} | set(named)
         # Bound to all addresses of the machine, it has no way to know them. An address cannot be rebound.
         self._any_address = _is_unspecified(bound)
 
     def __contains__(self, host: str | None) -> bool:
-        if self._any:
+        if self._any_name:
             return True
         return host is not None and (host in self._names or (self._any_address and is_address(host)))
 
@@ -54,7 +58,7 @@ class AllowedHosts:
         """Whether pages of this origin, which is not that of the request's host, count as the service's.
 
         Those of named hosts do, since a proxy may put another Host in place. Those of this machine do not:
-        another program may serve them, on another port.
+        another program may serve them, on another port. That any name is answered names no page.
         """
         return self._any or host_of(urlsplit(origin).netloc) in self._named
 

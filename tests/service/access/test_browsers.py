@@ -11,6 +11,7 @@ from tests.service.files import checkpoint_bytes
 from tests.service.running import assert_problem
 
 MODEL = checkpoint_bytes()
+KEY = "a-key-of-these-tests"
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,30 @@ def test_the_page_of_a_named_host_can_behind_a_proxy(start):
     for origin, status in (("https://models.example", 404), ("https://evil.example", 403)):
         answer = service.http.delete("/v1/checkpoints/none", headers={"Origin": origin})
         assert answer.status_code == status
+
+
+@pytest.mark.parametrize("headers", FOREIGN_PAGES)
+def test_a_page_of_another_site_can_change_nothing_with_a_key_either(start, headers):
+    service = start(api_keys=f"alice:{KEY}")
+    answer = service.http.delete("/v1/checkpoints/none", headers={"X-API-Key": KEY, **headers})
+    assert_problem(answer, 403, "cross-site")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host", "origin", "status"),
+    [
+        ("", "models.example", "https://models.example", 404),
+        ("", "127.0.0.1", "https://models.example", 403),
+        ("models.example", "127.0.0.1", "https://models.example", 404),
+        ("models.example", "models.example", "https://evil.example", 403),
+        ("models.example", "other.example", "https://other.example", 421),
+        ("*", "127.0.0.1", "https://models.example", 404),
+    ],
+)
+def test_with_keys_any_host_is_answered_and_pages_are_its_own_or_named(start, allowed, host, origin, status):
+    service = start(api_keys=f"alice:{KEY}", allowed_hosts=allowed)
+    headers = {"X-API-Key": KEY, "Host": host, "Origin": origin}
+    assert service.http.delete("/v1/checkpoints/none", headers=headers).status_code == status
 
 
 def test_every_answer_carries_the_security_headers(service):
