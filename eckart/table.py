@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from eckart.plain_text import WIDTH, columns, cut, page, plain, wrapped
 from eckart.spec import schema
 from eckart.types import Layer, LayerReport, PlannedLayer
 
@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from eckart.types import PlanDocument, PlanTotals, Report, Totals
-
-WIDTH = 100
-GAP = "  "
 
 L = TypeVar("L", bound=Layer)
 
@@ -71,17 +68,17 @@ def report_table(report: Report) -> str:
         for group in groups
         if group.first.outcome == "factored"
     ]
-    return _page(
-        _wrapped(_title(report)),
-        _columns(("layers", "n", "shape", "method", "rank", "saved", *_heads(totals)), rows),
+    return page(
+        wrapped(_title(report)),
+        columns(("layers", "n", "shape", "method", "rank", "saved", *_heads(totals)), rows),
         _kept(groups),
         _sums(totals),
-        _wrapped(
+        wrapped(
             f"{totals.layers_factored} factored with a relative error of {totals.relative_error:.4g}, "
             f"{totals.layers_kept} {_fate(report.layers)}, in {totals.seconds:.1f} s"
         )
-        + (_wrapped(_legend(totals)) if rows else []),
-        _wrapped(report.how_to_load) if report.how_to_load else [],
+        + (wrapped(_legend(totals)) if rows else []),
+        wrapped(report.how_to_load) if report.how_to_load else [],
         _warnings(report.warnings),
     )
 
@@ -96,19 +93,19 @@ def plan_table(plan: PlanDocument) -> str:
     ]
     totals = plan.totals
     open_ranks = "the spectra decide the ranks within these bounds; the sums are upper bounds"
-    return _page(
-        _wrapped(f"plan for {_plain(plan.checkpoint or 'the headers')}"),
-        _columns(("layers", "n", "shape", "method", "rank", "saved"), rows),
+    return page(
+        wrapped(f"plan for {plain(plan.checkpoint or 'the headers')}"),
+        columns(("layers", "n", "shape", "method", "rank", "saved"), rows),
         _kept(groups),
         _sums(totals),
-        _wrapped(f"{totals.layers_factored} to be factored, {totals.layers_kept} to be {_fate(plan.layers)}")
-        + ([] if totals.exact else _wrapped(open_ranks)),
+        wrapped(f"{totals.layers_factored} to be factored, {totals.layers_kept} to be {_fate(plan.layers)}")
+        + ([] if totals.exact else wrapped(open_ranks)),
         _warnings(plan.warnings),
     )
 
 
 def _title(report: Report) -> str:
-    job = f"job {_plain(report.job_id)}" if report.job_id else "local work"
+    job = f"job {plain(report.job_id)}" if report.job_id else "local work"
     rank, method = report.spec.get("rank"), report.spec.get("method")
     methods = " or ".join(method) if isinstance(method, list) else str(method)
     rule = ""
@@ -119,12 +116,12 @@ def _title(report: Report) -> str:
     overrides = len(report.spec.get("overrides", ()))
     more = f" with {overrides} overrides" if overrides else ""
     device = report.environment.get("device", "an unnamed device")
-    return _plain(f"{job}: {methods}{rule}{more}, on {device}, {report.created_at}")
+    return plain(f"{job}: {methods}{rule}{more}, on {device}, {report.created_at}")
 
 
 def _cells(group: Group[L], rank: str) -> tuple[str, ...]:
     first = group.first
-    return (_plain(group.name), str(len(group.layers)), _shape(first.shape), first.method, rank)
+    return (plain(group.name), str(len(group.layers)), _shape(first.shape), first.method, rank)
 
 
 def _ranks(ranks: Iterable[int | None]) -> str:
@@ -194,14 +191,14 @@ def _kept(groups: Sequence[Group[L]]) -> list[str]:
     for reason in dict.fromkeys(group.first.reason for group in kept):
         text = f": {texts[reason]}" if reason in texts else ""
         fate = _fate([group.first for group in kept])
-        lines += _wrapped(_plain(f"{fate}, {reason}") + text)
+        lines += wrapped(plain(f"{fate}, {reason}") + text)
         lines += [_kept_line(group) for group in kept if group.first.reason == reason]
     return lines
 
 
 def _kept_line(group: Group[L]) -> str:
     count = f" ({len(group.layers)}, {_shape(group.first.shape)})"
-    return f"  {_cut(_plain(group.name), WIDTH - len(count) - 2)}{count}"
+    return f"  {cut(plain(group.name), WIDTH - len(count) - 2)}{count}"
 
 
 def _sums(totals: Totals | PlanTotals) -> list[str]:
@@ -218,46 +215,11 @@ def _sums(totals: Totals | PlanTotals) -> list[str]:
             ("bytes", totals.bytes_before, totals.bytes_after),
         )
     ]
-    return _columns(("whole checkpoint", "before", "after", "saved", "factor"), rows)
+    return columns(("whole checkpoint", "before", "after", "saved", "factor"), rows)
 
 
 def _warnings(warnings: Iterable[str]) -> list[str]:
-    return [line for warning in warnings for line in _wrapped(f"warning: {_plain(warning)}")]
-
-
-def _columns(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Align a table: the first column to the left and shortened to what the others leave."""
-    if not rows:
-        return []
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - len(GAP) * (len(widths) - 1))
-    return [_line(row, widths) for row in (header, tuple("-" * width for width in widths), *rows)]
-
-
-def _line(row: tuple[str, ...], widths: Sequence[int]) -> str:
-    first = f"{_cut(row[0], widths[0]):<{widths[0]}}"
-    return GAP.join((first, *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))))
-
-
-def _page(*sections: Sequence[str]) -> str:
-    return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
-
-
-def _cut(text: str, width: int) -> str:
-    """Shorten in the middle: the beginning shows the part of the model, the end the layer."""
-    if len(text) <= width:
-        return text
-    tail = (width - 3) * 2 // 3
-    return f"{text[: width - 3 - tail]}...{text[-tail:]}"
-
-
-def _plain(text: str) -> str:
-    """Escape all but printable ASCII: names come from untrusted files and go to a terminal."""
-    return text if text.isascii() and text.isprintable() else ascii(text)[1:-1]
+    return [line for warning in warnings for line in wrapped(f"warning: {plain(warning)}")]
 
 
 def _shape(shape: Iterable[int]) -> str:

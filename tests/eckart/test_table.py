@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from eckart.plain_text import WIDTH
 from eckart.spec import schema
-from eckart.table import WIDTH, plan_table, report_table
+from eckart.table import plan_table, report_table
 from eckart.types import PlanDocument, Report
 from schemas.format.tensor import TensorInfo
 from schemas.planning.documents import plan_document
