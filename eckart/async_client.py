@@ -191,6 +191,9 @@ class AsyncClient:
     async def delete(self, job_id: str) -> None:
         await self._run(verbs.delete(job_id))
 
+    async def delete_checkpoint(self, checkpoint_id: str) -> None:
+        await self._run(verbs.delete_checkpoint(checkpoint_id))
+
 
 def _in_loop(progress: ProgressCallback) -> ProgressCallback:
     """Call back in the event loop, whichever thread reports."""

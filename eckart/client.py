@@ -213,3 +213,7 @@ class Client:
     def delete(self, job_id: str) -> None:
         """Remove a job and its files."""
         self._run(verbs.delete(job_id))
+
+    def delete_checkpoint(self, checkpoint_id: str) -> None:
+        """Remove a stored checkpoint, which no unfinished job may need."""
+        self._run(verbs.delete_checkpoint(checkpoint_id))

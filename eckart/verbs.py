@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 from eckart.checkpoint import CHECKPOINT_ID, find_checkpoint, listed, open_checkpoint
 from eckart.companions import NO_COMPANIONS, copy_subfolders
@@ -170,6 +171,10 @@ def change(job_id: str, verb: str) -> Conversation[Job]:
 
 def delete(job_id: str) -> Conversation[None]:
     yield Ask(Call("DELETE", job_path(job_id)))
+
+
+def delete_checkpoint(checkpoint_id: str) -> Conversation[None]:
+    yield Ask(Call("DELETE", f"/v1/checkpoints/{quote(checkpoint_id, safe='')}"))
 
 
 def page(kind: type[D], path: str, cursor: str | None, **params: str | None) -> Conversation[D]:
