@@ -86,7 +86,7 @@ def test_a_job_that_failed_on_the_machine_is_told_with_how_it_goes_on(model, ser
 
     assert main(["compress", str(model), *RATIO, "--url", url]) == 1
 
-    assert capsys.readouterr().err.endswith(f"go on with them: curl -X POST {url}/v1/jobs/J1/resume\n")
+    assert capsys.readouterr().err.endswith(f"go on with them: eckart resume J1 --url {url}\n")
 
 
 def test_a_refused_spec_is_told_with_its_field_and_no_file_is_sent(model, serve, problem, capsys):
@@ -261,14 +261,12 @@ def test_a_report_can_be_json(url, capsys):
     [
         ("report gone.json", "there is no such file"),
         ("report tiny.safetensors", "is not a report"),
-        ("report J1 --url http://127.0.0.1:9", "`eckart serve` starts one"),
         ("report J1 --url nowhere", "is not the address of a service"),
         ("plan gone.safetensors --rank 2", "there is no such file"),
         ("plan my-model --rank 2 --local", "--local takes no id"),
         ("compress tiny.safetensors --rank 2 --local --out x.safetensors", "--out names a directory"),
         ("plan tiny.safetensors --spec gone.json", "gone.json"),
         ("plan tiny.safetensors --spec {", "the spec is not valid"),
-        ("compress tiny.safetensors --rank 2 --url http://127.0.0.1:9", "`eckart serve` starts one"),
     ],
 )
 def test_what_is_refused_ends_with_1_and_a_sentence(model, capsys, line, said):
@@ -330,7 +328,7 @@ def test_a_process_that_fails_shows_no_traceback(model):
     with started("report", "J1", cwd=model.parent, ECKART_URL="http://127.0.0.1:9") as process:
         out, err = process.communicate()
 
-    assert (process.returncode, out) == (1, "")
+    assert (process.returncode, out) == (3, "")
     assert err.startswith("eckart: no service answers at http://127.0.0.1:9")
     assert len(err.splitlines()) == 1
 
@@ -368,6 +366,6 @@ def test_an_interrupt_ends_the_command_and_not_the_job(model, serve, job):
 
     assert first == "job J1\n"
     assert process.returncode == 130
-    assert err.endswith("eckart: interrupted; a job that was accepted goes on\n")
+    assert err.endswith("eckart: interrupted; job J1 goes on; to watch it: eckart watch J1\n")
     assert "Traceback" not in err
     assert set(asked) <= {"POST", "GET"}

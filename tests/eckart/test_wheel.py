@@ -128,7 +128,11 @@ def test_it_adds_one_importable_name(wheel):
 
     assert {name.partition("/")[0] for name in names} == {"eckart", "eckart-0.1.0.dist-info"}
     ours = [name for name in names if name.startswith("eckart/") and not name.startswith("eckart/_server/")]
-    assert {name.split("/")[1] for name in ours if name.count("/") > 1} == {"torch", "transformers"}
+    assert {name.split("/")[1] for name in ours if name.count("/") > 1} == {
+        "commands",
+        "torch",
+        "transformers",
+    }
 
 
 def test_nothing_is_installed_next_to_it_but_the_command(installed):

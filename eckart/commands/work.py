@@ -1,0 +1,167 @@
+"""`eckart serve`, `compress`, `plan` and `expand`: what runs or makes something."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eckart import launch
+from eckart.bars import progress_for
+from eckart.checkpoint import ENDING, bare_name, find_checkpoint, listed
+from eckart.client import Client
+from eckart.commands.following import follow_to_end, how_to_fetch, interrupted_with
+from eckart.commands.options import add_json_option, add_service_options, add_verb, write_json
+from eckart.commands.reports import read_report, show
+from eckart.commands.spec_options import add_spec_options, spec_from
+from eckart.companions import REPORT_NAME, copy_subfolders
+from eckart.errors import InputError
+from eckart.types import PlanDocument
+
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+    from eckart.commands.options import Verbs
+
+# The options for other checkpoints, and the fields of a spec that name them.
+REFERENCES = ("calibration", "base")
+COMPRESS_EXAMPLES = (
+    "eckart compress model.safetensors --budget 0.5",
+    "eckart compress my-model/ --ratio 0.5 --out smaller/",
+    "eckart compress my-model/ --method svd,int4+svd --budget-bytes 500000000",
+    "eckart compress tuned/ --base original/ --rank 16    # a LoRA adapter",
+    "eckart compress model.safetensors --spec spec.json --local    # without a service",
+)
+PLAN_EXAMPLES = (
+    "eckart plan model.safetensors --ratio 0.5    # sends only the header of the file",
+    "eckart plan my-model --rank 64 --json    # a stored checkpoint",
+)
+EXPAND_EXAMPLES = ("eckart expand my-model-compressed my-model-dense",)
+SERVE_EXAMPLES = ("eckart serve", "ECKART_PORT=9000 eckart serve")
+
+
+def add_verbs(verbs: Verbs) -> None:
+    serve = add_verb(verbs, "serve", "run API, worker and queue on this machine until Ctrl-C", SERVE_EXAMPLES)
+    serve.set_defaults(run=lambda _options: launch.serve())
+    compress = add_verb(
+        verbs, "compress", "compress a checkpoint and fetch the result with its report", COMPRESS_EXAMPLES
+    )
+    compress.set_defaults(run=run_compress)
+    plan = add_verb(verbs, "plan", "show what would be done to each layer, without doing it", PLAN_EXAMPLES)
+    plan.set_defaults(run=run_plan)
+    for verb in (compress, plan):
+        verb.add_argument(
+            "source",
+            metavar="CHECKPOINT",
+            help="a .safetensors file, an index, a directory, or the id of a stored checkpoint",
+        )
+        verb.add_argument("--local", action="store_true", help="use the bundled worker instead of a service")
+        add_spec_options(verb)
+        add_service_options(verb)
+    compress.add_argument("--out", type=Path, metavar="DIR", help="output folder; default: <name>-compressed")
+    expand = add_verb(
+        verbs,
+        "expand",
+        "multiply a compressed checkpoint out, so that any loader takes it",
+        EXPAND_EXAMPLES,
+    )
+    expand.add_argument(
+        "source", type=Path, metavar="CHECKPOINT", help="a .safetensors file, an index or a directory"
+    )
+    expand.add_argument("out", type=Path, metavar="OUT", help="a new folder, or a .safetensors file")
+    add_json_option(expand)
+    expand.set_defaults(run=run_expand)
+
+
+def run_compress(options: argparse.Namespace) -> None:
+    """Compress, here or by the service, and show the report."""
+    spec = spec_from(options)
+    into = options.out or default_out(options.source)
+    refuse_used(into)
+    folder = model_folder(options.source)
+    if options.local:
+        if into.suffix == ENDING:
+            raise InputError(f"{into}: --out names a directory")
+        run_local(options, spec, into)
+        paths = sorted(into.iterdir())
+        paths += copy_subfolders(folder, into) if folder else ()
+    else:
+        paths = compress_remotely(options, spec, into, folder)
+    show(read_report(into / REPORT_NAME), as_json=options.json)
+    if not options.json:
+        sys.stdout.write("\n" + "".join(f"{path}\n" for path in paths))
+
+
+def compress_remotely(
+    options: argparse.Namespace, spec: dict[str, Any], into: Path, folder: Path | None
+) -> list[Path]:
+    """Let the service compress, and fetch the result."""
+    with Client(options.url) as client, closing(progress_for(sys.stderr)) as progress:
+        named = {name: getattr(options, name) for name in REFERENCES}
+        with interrupted_with("a job that was accepted goes on, and `eckart jobs` lists it"):
+            job = client.compress(options.source, spec, **named, wait=False, progress=progress)
+        progress.note(f"job {job.id}")
+        follow_to_end(client, job.id, progress, options.url)
+        with interrupted_with(how_to_fetch(job.id, options.url)):
+            return list(client.download(job.id, into, source=folder, progress=progress))
+
+
+def model_folder(source: str) -> Path | None:
+    """Return the folder to compress, having said what of it stays out; None for a file or an id."""
+    files = find_checkpoint(source)
+    if files is None or not Path(source).is_dir():
+        return None
+    if left_out := files.companions.left_out:
+        print(f"left out: {listed(left_out)}", file=sys.stderr)
+    return Path(source)
+
+
+def run_plan(options: argparse.Namespace) -> None:
+    """Show what a job would do."""
+    spec = spec_from(options)
+    if options.local:
+        plan = PlanDocument.model_validate_json(run_local(options, spec))
+    else:
+        with Client(options.url) as client:
+            plan = client.plan(options.source, spec, calibration=options.calibration, base=options.base)
+    show(plan, as_json=options.json)
+
+
+def run_local(options: argparse.Namespace, spec: dict[str, Any], *into: Path) -> str:
+    """Run the bundled worker on files; return its output."""
+    if find_checkpoint(options.source) is None:
+        raise InputError(f"{options.source}: there is no such file or directory; --local takes no id")
+    given = {name: Path(path) for name in REFERENCES if (path := getattr(options, name)) is not None}
+    return launch.run_worker_command(
+        options.command, Path(options.source), *into, spec=json.dumps(spec), references=given
+    )
+
+
+def default_out(given: str) -> Path:
+    """Name the output after the input, in the current directory."""
+    name = Path(given).absolute().name
+    return Path(f"{bare_name(name)}-compressed")
+
+
+def refuse_used(into: Path) -> None:
+    """Refuse an output folder with files before any work; hidden ones are parts of a broken download."""
+    if into.exists() and not into.is_dir():
+        raise InputError(f"{into} is not a directory; name another one with --out")
+    if into.is_dir() and any(not path.name.startswith(".") for path in into.iterdir()):
+        raise InputError(f"{into} is not empty; name another directory with --out")
+
+
+def run_expand(options: argparse.Namespace) -> None:
+    """Write the dense checkpoint of a compressed one."""
+    try:
+        from eckart.torch import expand
+    except ModuleNotFoundError as error:
+        raise InputError(str(error)) from error
+    paths = expand(options.source, options.out)
+    if options.json:
+        write_json({"files": [str(path) for path in paths]})
+    else:
+        sys.stdout.write("".join(f"{path}\n" for path in paths))
