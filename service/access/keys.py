@@ -61,6 +61,14 @@ def _digest(number: int, secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
+def _parse_ring(entries: Iterable[str]) -> tuple[Key, ...]:
+    """Parse one key or more. A list without any is a lost one, so it is never taken."""
+    keys = parse_keys(entries)
+    if not keys:
+        raise ValueError("it names no key; unset it to serve without keys, or write name:secret")
+    return keys
+
+
 class KeyRing:
     """The keys of the setting, or of the file that it names."""
 
@@ -68,9 +76,7 @@ class KeyRing:
         """Parse the setting: `name:secret,…`, or `@/path` of a file with one a line."""
         if not setting:
             raise ValueError("it is empty; unset it to serve without keys, or write name:secret")
-        self._entries = Entries(setting, parse_keys, what="keys")
-        if not self._entries.now():
-            raise ValueError("it names no key; unset it to serve without keys, or write name:secret")
+        self._entries = Entries(setting, _parse_ring, what="keys")
 
     def find(self, secret: str) -> Key | None:
         """Return the key of this secret, or None. The time does not tell how near it is to one."""

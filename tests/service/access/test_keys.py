@@ -70,21 +70,23 @@ def test_a_changed_file_counts_at_once(tmp_path):
     ring = KeyRing(f"@{file}")
     file.write_text("alice:new\nbob:y\n")
     assert (owner_of(ring, "x"), owner_of(ring, "new"), owner_of(ring, "y")) == (None, "alice", "bob")
-    file.write_text("")
-    assert owner_of(ring, "new") is None
 
 
-@pytest.mark.parametrize("fault", ["malformed", "gone"])
+FAULTS = {"malformed": "alice:x\nsekret line\n", "emptied": "", "all comments": "# alice:sekret\n\n"}
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "gone"])
 def test_a_file_that_cannot_be_taken_changes_nothing_and_is_logged_without_secrets(tmp_path, caplog, fault):
     file = tmp_path / "keys"
     file.write_text("alice:x\n")
     ring = KeyRing(f"@{file}")
-    file.write_text("alice:x\nsekret line\n") if fault == "malformed" else file.unlink()
+    file.write_text(FAULTS[fault]) if fault in FAULTS else file.unlink()
     with caplog.at_level(logging.INFO, "eckart.service"):
         assert owner_of(ring, "x") == "alice"
         assert owner_of(ring, "sekret line") is None
     (record,) = caplog.records
-    assert "the keys stay as they were" in record.message
+    assert f"{file} is not taken, so the keys stay as they were" in record.message
+    assert record.levelno >= logging.WARNING
     assert "sekret" not in record.message
     other = tmp_path / "other"
     other.write_text("bob:y\n")
