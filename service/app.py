@@ -110,6 +110,8 @@ def create_app(settings: Settings) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[LifespanState]:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
+        if keys is not None:
+            keys.warn()
         tasks = [asyncio.create_task(run_reaper(services))]
         if services.webhook_hosts:
             tasks.append(asyncio.create_task(_webhook_delivery(services).run()))

@@ -14,9 +14,20 @@ log = logging.getLogger("eckart.service")
 class Entries(Generic[T]):
     """What is made of the entries, separated by commas; or of those in the file after `@`, one a line."""
 
-    def __init__(self, setting: str, parse: Callable[[Iterator[str]], T], *, what: str) -> None:
-        """Parse the entries, or raise a ValueError; `what` they are, for the log."""
+    def __init__(
+        self,
+        setting: str,
+        parse: Callable[[Iterator[str]], T],
+        *,
+        what: str,
+        changed: Callable[[T], None] = lambda _: None,
+    ) -> None:
+        """Parse the entries, or raise a ValueError; `what` they are, for the log.
+
+        `changed` is called with what is made of a file that was read again.
+        """
         self._parse = parse
+        self._changed = changed
         self._what = what
         self._path = Path(setting[1:]) if setting.startswith("@") else None
         self._seen = self._state()
@@ -41,6 +52,7 @@ class Entries(Generic[T]):
             log.error("%s is not taken, so the %s stay as they were: %s", self._path, self._what, reason)  # noqa: TRY400
         else:
             log.info("%s was read again", self._path)
+            self._changed(self._value)
 
     def _state(self) -> tuple[int, ...] | None:
         if self._path is None:

@@ -2,9 +2,10 @@
 
 import hashlib
 import hmac
+import logging
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.access.entries import Entries
 from state.data_dir import OWNER
@@ -13,15 +14,20 @@ from state.data_dir import OWNER
 DEFAULT_NAME = "default"
 WITHOUT_KEYS = ""
 SECRET = re.compile(r"[\x21-\x7e]+")
+# A shorter one may be guessed. It is taken all the same, since a service may have had it for long.
+LEAST_SECRET_CHARACTERS = 16
 HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
+
+log = logging.getLogger("eckart.service")
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """The name of a key, and the SHA-256 of its secret."""
+    """The name of a key, and the SHA-256 of its secret; of a hashed one nobody knows whether it is short."""
 
     name: str
     digest: bytes
+    is_short: bool = field(default=False, compare=False)
 
     @property
     def owner(self) -> str:
@@ -44,7 +50,8 @@ def parse_keys(entries: Iterable[str]) -> tuple[Key, ...]:
                 f"key {number} does not begin with a name of at most 64 letters, digits, _ and - and a "
                 "colon; write name:secret"
             )
-        keys.append(Key(name, _digest(number, secret)))
+        is_short = HASHED.fullmatch(secret) is None and len(secret) < LEAST_SECRET_CHARACTERS
+        keys.append(Key(name, _digest(number, secret), is_short))
     for what in ("name", "digest"):
         if len({getattr(key, what) for key in keys}) < len(keys):
             raise ValueError(f"two keys have the same {'name' if what == 'name' else 'secret'}; change one")
@@ -69,6 +76,17 @@ def _parse_ring(entries: Iterable[str]) -> tuple[Key, ...]:
     return keys
 
 
+def _warn_of_short_secrets(keys: Iterable[Key]) -> None:
+    for key in keys:
+        if key.is_short:
+            log.warning(
+                "the secret of the key %s has fewer than %d characters and may be guessed; make another "
+                "with `openssl rand -hex 32`",
+                key.name,
+                LEAST_SECRET_CHARACTERS,
+            )
+
+
 class KeyRing:
     """The keys of the setting, or of the file that it names."""
 
@@ -76,7 +94,11 @@ class KeyRing:
         """Parse the setting: `name:secret,…`, or `@/path` of a file with one a line."""
         if not setting:
             raise ValueError("it is empty; unset it to serve without keys, or write name:secret")
-        self._entries = Entries(setting, _parse_ring, what="keys")
+        self._entries = Entries(setting, _parse_ring, what="keys", changed=_warn_of_short_secrets)
+
+    def warn(self) -> None:
+        """Log the keys whose secrets may be guessed, as is done by itself whenever the file has changed."""
+        _warn_of_short_secrets(self._entries.now())
 
     def find(self, secret: str) -> Key | None:
         """Return the key of this secret, or None. The time does not tell how near it is to one."""

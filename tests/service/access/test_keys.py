@@ -94,6 +94,34 @@ def test_a_file_that_cannot_be_taken_changes_nothing_and_is_logged_without_secre
     assert (owner_of(ring, "x"), owner_of(ring, "y")) == (None, "bob")
 
 
+def warnings(caplog):
+    return [record.message for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_short_plain_secrets_are_warned_of_at_each_reading_and_not_shown(tmp_path, caplog):
+    short, long = "sekret-of-15-ch", "a-secret-of-16-c"
+    file = tmp_path / "keys"
+    file.write_text(f"alice:{short}\nbob:{long}\ncarol:sha256:{HASH}\n")
+    ring = KeyRing(f"@{file}")
+    ring.warn()
+    (warning,) = warnings(caplog)
+    assert "the key alice has fewer than 16 characters" in warning
+    file.write_text(f"alice:{short}\nbob:{short}2\ndave:x\n")
+    caplog.clear()
+    assert owner_of(ring, short) == "alice"
+    assert [next(name for name in ("alice", "bob", "dave") if name in text) for text in warnings(caplog)] == [
+        "alice",
+        "dave",
+    ]
+    assert "sekret" not in caplog.text
+
+
+def test_a_service_warns_of_short_secrets_once_at_its_start(start, caplog):
+    start(api_keys="alice:x")
+    (warning,) = [text for text in warnings(caplog) if "characters" in text]
+    assert "the key alice" in warning
+
+
 def test_errors_count_keys_from_one():
     with pytest.raises(ValueError, match="key 2"):
         parse_keys(["alice:x", "bob"])
