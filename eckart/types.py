@@ -249,6 +249,14 @@ class Webhook(Document):
     deliveries: tuple[Delivery, ...] = ()
 
 
+class Waiting(Document):
+    """Why a queued job pauses after trouble, and when it is tried again."""
+
+    type: str
+    title: str
+    next_attempt_at: str
+
+
 class ListedJob(Document):
     """A job in a list; its `state` is `queued`, `running`, `succeeded`, `failed` or `canceled`."""
 
@@ -258,6 +266,7 @@ class ListedJob(Document):
     progress: JobProgress = JobProgress()
     attempt: int = 0
     queue_position: int | None = None
+    waiting: Waiting | None = None
     created_at: str | None = None
     started_at: str | None = None
     finished_at: str | None = None

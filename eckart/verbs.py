@@ -244,6 +244,8 @@ def _no_path_either(given: Mapping[str, PathOrId | None]) -> Iterator[None]:
 def _progress_of(job: Job) -> tuple[int, int, str]:
     progress = job.progress
     if job.state == "queued":
+        if job.waiting is not None:
+            return 0, 0, f"waits until {job.waiting.next_attempt_at}: {job.waiting.title}"
         ahead = f", {job.queue_position} before it" if job.queue_position else ""
         return 0, 0, f"queued{ahead}"
     what = progress.layer or "layers" if job.state == "running" else job.state

@@ -59,6 +59,18 @@ class Links(Output):
     cancel: str = Field(description="POST here to cancel the job.", examples=["/v1/jobs/J5b0/cancel"])
 
 
+class Waiting(Output):
+    """Why a queued job is not started at once: the trouble of its last attempt."""
+
+    type: str = Field(
+        description="The kind of problem, as in `error`.", examples=["urn:eckart:problem:out-of-space"]
+    )
+    title: str = Field(description="The problem in a few words.", examples=["The disk is full"])
+    next_attempt_at: str = Field(
+        description="When it is tried again, or soon after.", examples=["2026-01-02T03:05:06Z"]
+    )
+
+
 class ListedJob(Output):
     """A job in a list, which shows no spec: it may be large."""
 
@@ -69,6 +81,9 @@ class ListedJob(Output):
     attempt: int = Field(description="How many times a worker has started it.", examples=[1])
     queue_position: int | None = Field(
         description="Number of jobs ahead of this one; null unless queued.", examples=[None]
+    )
+    waiting: Waiting | None = Field(
+        description="Why it pauses after trouble, and until when; null unless it does.", examples=[None]
     )
     created_at: str = Field(description="Time of creation.", examples=["2026-01-02T03:04:05Z"])
     started_at: str | None = Field(

@@ -39,6 +39,7 @@ def listed_job(view: JobView, root_path: str) -> ListedJob:
         progress=view.progress,
         attempt=record.attempt,
         queue_position=view.queue_position,
+        waiting=view.waiting,
         created_at=record.created_at,
         started_at=record.started_at,
         finished_at=record.finished_at,

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from schemas.base import PersistedModel
 from schemas.checkpoint import FileInfo
-from schemas.job import NO_PROGRESS, JobState, Progress
+from schemas.job import NO_PROGRESS, JobState, Progress, Waiting
 from schemas.planning.references import References
 from schemas.problem import Problem
 from schemas.report import Totals
@@ -161,6 +161,7 @@ class JobView:
     deliveries: tuple[Delivery, ...] = ()
     # When the job may be removed; None: not before it has ended, or never.
     expires_at: str | None = None
+    waiting: Waiting | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +284,12 @@ def job_view(answer: Sequence[Any], known: Mapping[str, Any]) -> JobView:
     flat, place = answer
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
     record = parse_record(to_document(fields, known))
-    return JobView(record, _progress(record, fields.get("progress")), place if place >= 0 else None)
+    return JobView(
+        record,
+        _progress(record, fields.get("progress")),
+        place if place >= 0 else None,
+        waiting=_waiting(fields),
+    )
 
 
 def listed_view(answer: Sequence[Any]) -> JobView:
@@ -312,3 +318,10 @@ def _progress(record: JobRecord, document: str | None) -> Progress:
     with suppress(ValidationError):
         return Progress.model_validate_json(document or "")
     return NO_PROGRESS
+
+
+def _waiting(fields: Mapping[str, str]) -> Waiting | None:
+    with suppress(KeyError, TypeError, ValueError):
+        at = rfc3339(int(fields["next_attempt_us"]))
+        return Waiting.model_validate(json.loads(fields["waits_for"]) | {"next_attempt_at": at})
+    return None

@@ -5,8 +5,8 @@
 --
 -- job:<id>             hash: what changes of the record (state/jobs/records.py), and the checkpoints it needs; its
 --                      progress; `done`, the share of the work that this attempt has done; `waits_since_us`,
---                      when trouble began for which attempts do not count; `number`, its place in the order
---                      of creation; `sent`, the number of the newest job when its message was last sent; and
+--                      when trouble began for which attempts do not count; `waits_for` and `next_attempt_us`,
+--                      while it pauses after trouble; `number`, its place in the order of creation; `sent`, the number of the newest job when its message was last sent; and
 --                      `unwritten` until job.json is there, before which no client is told of the job
 -- jobs:all, jobs:<state>  zset: ids by the microsecond they were created
 -- jobs:all@<owner>, jobs:<state>@<owner>  zset: the same of one owner; '' without keys
@@ -104,12 +104,21 @@ local function wait(id, since, to_send)
   if to_send then redis.call('SADD', TO_SEND, id) end
 end
 
--- Queue a job again, whose message is to be sent after a pause.
-local function pause(id, pause_us)
+-- Queue a job again, whose message is to be sent after a pause; its clients are told of what it waits for.
+local function pause(id, pause_us, problem)
   if tonumber(pause_us) > 0 then
     redis.call('ZADD', DELAYED, text(now + pause_us), id)
+    local why = cjson.decode(problem)
+    local waits_for = cjson.encode({ type = why.type, title = why.title })
+    redis.call('HSET', job(id), 'waits_for', waits_for, 'next_attempt_us', text(now + pause_us))
   else
     wait(id, now, true)
+  end
+end
+
+local function end_pause(id)
+  if redis.call('ZREM', DELAYED, id) == 1 then
+    redis.call('HDEL', job(id), 'waits_for', 'next_attempt_us')
   end
 end
 
@@ -121,7 +130,7 @@ local function enter(id, state)
   redis.call('ZREM', WAITING, id)
   redis.call('SREM', TO_SEND, id)
   redis.call('ZREM', LEASES, id)
-  redis.call('ZREM', DELAYED, id)
+  end_pause(id)
   redis.call('ZREM', STEPS, id)
   redis.call('HSET', job(id), 'state', state)
   redis.call('HINCRBY', job(id), 'version', 1)
@@ -145,7 +154,7 @@ local function queue_or_fail(id, most, problem, pause_us)
   note_progress(id)
   if used_up(id, most) then return fail(id, problem) end
   enter(id, 'queued')
-  pause(id, pause_us)
+  pause(id, pause_us, problem)
 end
 
 -- Remove a job and everything that refers to it.

@@ -19,6 +19,6 @@ if now - field(id, 'waits_since_us') >= tonumber(uncounted_us) then
   fail(id, problem)
 else
   enter(id, 'queued')
-  pause(id, pause_us)
+  pause(id, pause_us, problem)
 end
 return 'done'

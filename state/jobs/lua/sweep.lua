@@ -24,7 +24,7 @@ end
 
 local function end_pauses(first, last)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, first, last, 'LIMIT', 0, BATCH)) do
-    redis.call('ZREM', DELAYED, id)
+    end_pause(id)
     wait(id, now, true)
   end
 end

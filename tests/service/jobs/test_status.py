@@ -29,6 +29,19 @@ def test_a_status_has_a_tag_that_spares_the_next_answer(service, job):
     assert changed.headers["etag"] != first.headers["etag"]
 
 
+def test_a_job_that_pauses_after_trouble_says_why_and_until_when(service, job):
+    fence = service.jobs.claim(job["id"], new_token("worker")).fence
+    why = ProblemKind.OUT_OF_SPACE.problem("The disk is full.")
+    service.jobs.retry(job["id"], fence, why, pause_s=60, uncounted_for_s=600)
+
+    body = service.http.get(f"/v1/jobs/{job['id']}").json()
+
+    assert job["waiting"] is None
+    assert (body["state"], body["queue_position"], body["error"]) == ("queued", None, None)
+    assert (body["waiting"]["type"], body["waiting"]["title"]) == (why.type, why.title)
+    assert body["waiting"]["next_attempt_at"] > body["started_at"]
+
+
 def test_retry_after_is_given_until_the_job_has_ended(service, job):
     here = f"/v1/jobs/{job['id']}"
 

@@ -70,11 +70,17 @@ def test_a_pause_delays_the_message_and_not_for_ever(jobs, new, why):
     job_id = jobs.create(new).id
     attempt(jobs, job_id, 0.0, lambda job_id, fence: jobs.retry(job_id, fence, why, pause_s=0.3))
     assert jobs.sweep() == ()
-    assert jobs.view(job_id).queue_position is None
+    paused = jobs.view(job_id)
+    assert paused.queue_position is None
+    assert paused.waiting is not None
+    assert (paused.waiting.type, paused.waiting.title) == (why.type, why.title)
+    assert paused.waiting.next_attempt_at > paused.record.started_at
+    assert jobs.list("queued").jobs[0].waiting == paused.waiting
     time.sleep(0.3)
     assert jobs.sweep() == (job_id,)
     assert jobs.view(job_id).queue_position == 0
     assert jobs.sweep() == ()
+    assert jobs.view(job_id).waiting is None
 
 
 def test_a_pausing_job_is_not_taken_for_one_whose_message_is_lost(make_store, new, why):

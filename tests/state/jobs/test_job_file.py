@@ -173,7 +173,7 @@ def test_a_job_json_that_is_deleted_by_hand_makes_a_record_unreadable_until_it_i
     assert jobs.list().jobs == ()
 
 
-@pytest.mark.parametrize("state", ["running", "succeeded", "failed"])
+@pytest.mark.parametrize("state", ["running", "waiting", "succeeded", "failed"])
 def test_redis_holds_4_kib_of_the_largest_job(make_store, summary, redis_server, tmp_path, state):
     jobs, client = make_store(), redis_server.client()
     jobs.counts()
@@ -205,6 +205,8 @@ def test_redis_holds_4_kib_of_the_largest_job(make_store, summary, redis_server,
     assert jobs.renew_lease(job_id, 1, long)
     if state == "succeeded":
         assert jobs.finish(job_id, 1, summary, "z" * 255)
+    elif state == "waiting":
+        assert jobs.retry(job_id, 1, why, pause_s=60, uncounted_for_s=600)
     elif state == "failed":
         assert jobs.fail(job_id, 1, why)
     for _ in ("as it came", "restored"):
