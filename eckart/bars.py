@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # What is counted in bytes; all else is in layers or batches.
 IN_BYTES = frozenset({"hash", "upload", "download"})
 # What belongs to the bar of another word.
-PART_OF = {"already": "upload"}
+PART_OF = {"already": "upload", **dict.fromkeys(("succeeded", "failed", "canceled"), "compress")}
 NAME_COLUMNS = 32
 
 
@@ -46,11 +46,18 @@ class Bars:
         shown = cut(plain(what), NAME_COLUMNS)
         progress = self._progress or self._open()
         if self._task is None or verb != self._verb:
+            self._end_waiting(progress)
             # It begins at what is already there, which the rate must not count.
             self._verb = verb
             self._task = progress.add_task(shown, total=total or None, completed=done, verb=verb)
         else:
             progress.update(self._task, completed=done, total=total or None, description=shown)
+
+    def _end_waiting(self, progress: Progress) -> None:
+        """Take away a bar without a total: what was waited for has come."""
+        for task in progress.tasks:
+            if task.total is None:
+                progress.remove_task(task.id)
 
     def note(self, line: str) -> None:
         """Write a line that stays."""
@@ -63,7 +70,7 @@ class Bars:
         self._progress = self._task = None
 
     def _open(self) -> Progress:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
         from rich.text import Text
 
         class Amounts(TextColumn):
@@ -75,7 +82,7 @@ class Bars:
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
-            TextColumn("{task.percentage:>3.0f}%"),
+            TaskProgressColumn(),
             Amounts(""),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             console=self._console,

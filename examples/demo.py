@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from eckart import Client, EckartError
-from eckart.progress import ProgressLine
+from eckart.bars import progress_for
 from eckart.table import report_table
 from eckart.torch import load_compressed
 from examples.minilm import MiniLM, installed, token_ids
@@ -41,7 +41,7 @@ def main() -> int:
     model = installed("model.safetensors")
     result = PLACE / "all-minilm-l6-v2-svd"
     shutil.rmtree(result, ignore_errors=True)
-    with service() as url, Client(url) as client, closing(ProgressLine(sys.stderr)) as progress:
+    with service() as url, Client(url) as client, closing(progress_for(sys.stderr)) as progress:
         job = client.compress(model, {"method": "svd", "rank": {"ratio": 0.5}}, progress=progress)
         report = client.report(job.id)
         files = client.download(job.id, result, progress=progress)

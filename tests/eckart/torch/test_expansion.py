@@ -545,6 +545,9 @@ def test_the_command_line_expands_and_names_the_files(bert, tmp_path, capsys):
     small = compressed(bert / "model.safetensors", tmp_path / "small")
     assert main(["expand", str(small / "model.safetensors"), str(tmp_path / "dense.safetensors")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'dense.safetensors'}\n"
+    assert main(["expand", str(small), str(tmp_path / "again"), "--json"]) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert str(tmp_path / "again" / "model.safetensors") in files
 
     assert main(["expand", str(small), str(small)]) == 1
     assert "is there already; name another file, or a new or empty folder" in capsys.readouterr().err
