@@ -4,7 +4,9 @@ import os
 import re
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -87,3 +89,59 @@ def test_every_make_target_is_explained_by_make():
     shown = subprocess.check_output(["make", "--no-print-directory"], cwd=ROOT, text=True)
 
     assert {line.split()[1] for line in shown.splitlines()} == set(phony[1].split())
+
+
+class _Moody(BaseHTTPRequestHandler):
+    """A service that answers with one status after another; 0 breaks off before an answer, 1 within it."""
+
+    statuses: tuple[int, ...] = ()
+    keys: tuple[str | None, ...] = ()
+
+    def do_GET(self):
+        type(self).keys += (self.headers["X-API-Key"],)
+        status, *rest = self.statuses
+        type(self).statuses = tuple(rest)
+        if status:
+            self.send_response(max(status, 200))
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"half"[: 2 if status == 1 else 4])
+
+    def log_message(self, *_args):
+        """Say nothing."""
+
+
+@pytest.fixture
+def moody():
+    with HTTPServer(("127.0.0.1", 0), _Moody) as server:
+        thread = Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1/jobs/J"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("statuses", "said"),
+    [
+        ((0, 429, 503, 409, 200, 200), "half"),
+        ((409, 1, 200), "no result: HTTP 200\nhalf"),
+        ((503, 410, 200), "no result: HTTP 410\nhalf"),
+    ],
+)
+@pytest.mark.parametrize("key", ["", "secret"])
+def test_the_loop_that_waits_survives_hiccups_and_ends_where_there_is_no_result(
+    moody, tmp_path, statuses, said, key
+):
+    block = re.search(r"```sh\n(job=.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block
+    script = re.sub(r"^job=.*", f"job={moody}", block[1]).replace("sleep 1", ":")
+    script = script.replace("key= ", f"key={key} ")
+    _Moody.statuses, _Moody.keys = statuses, ()
+
+    done = subprocess.run(
+        ["sh", "-c", script], check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+
+    assert done.stdout == said
+    assert _Moody.keys == (key or None,) * len(statuses)
