@@ -98,7 +98,7 @@ def comparison_table(comparison: Comparison, name_a: str, name_b: str) -> str:
         columns(("spec", "A", "B"), [(x.field, _value(x.a), _value(x.b)) for x in comparison.spec])
         or ["the specs are the same"],
         columns(
-            ("layers", "A", "B", "rank A", "rank B", "bytes A", "bytes B", "error A", "error B"),
+            ("layers", "A", "B", "bytes A", "bytes B", "error A", "error B"),
             [_layer_row(layer) for layer in comparison.layers],
         ),
         wrapped(f"{shown}, by {comparison.by}; {comparison.layers_alike} are alike"),
@@ -166,7 +166,6 @@ def _layer_row(layer: LayerDifference) -> tuple[str, ...]:
     return (
         plain(layer.tensor),
         *(_what(side) for side in sides),
-        *(_number(side.rank if side else None, "d") for side in sides),
         *(_number(side.bytes if side else None, ",d") for side in sides),
         *(_number(side.error if side else None, "#.3g") for side in sides),
     )
@@ -175,7 +174,9 @@ def _layer_row(layer: LayerDifference) -> tuple[str, ...]:
 def _what(side: LayerSide | None) -> str:
     if side is None:
         return "-"
-    return side.method if side.outcome == "factored" else side.outcome
+    if side.outcome != "factored":
+        return side.outcome
+    return f"{side.method} {side.rank}" if side.rank else side.method
 
 
 def _number(value: float | None, form: str) -> str:

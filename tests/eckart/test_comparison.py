@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from eckart.comparison import ORDERS, compare, comparison_table
@@ -68,6 +70,7 @@ def test_the_table_shows_both_sides_and_no_control_characters(pair):
 
     assert text.startswith("A: J1, 2026-01-02T03:04:05Z\nB: out/report.json (job J2), 2026-")
     assert r"x\x1b.weight" in text
+    assert re.search(r"^wide.weight +svd 8 +svd 64 ", text, re.MULTILINE)
     assert "4 of 4 layers that differ, by bytes; 1 are alike" in text
     assert max(map(len, text.splitlines())) <= WIDTH
 
