@@ -10,6 +10,8 @@ import io
 import sys
 from typing import TYPE_CHECKING
 
+import httpx
+
 from eckart import launch
 from eckart.commands import completion, jobs, reports, work
 from eckart.commands.options import url_option
@@ -49,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return AWAY if is_away else REFUSED
     except (launch.LocalRunError, BrokenPipeError):
         return REFUSED  # the worker has said why; the reader of our output has gone
+    except (UnicodeError, httpx.InvalidURL) as error:
+        print(f"eckart: no request can carry what was given: {error}", file=sys.stderr)
+        return REFUSED
     except OSError as error:
         print(f"eckart: {error}", file=sys.stderr)
         return REFUSED
