@@ -24,6 +24,8 @@ def finish_layers(tasks: Sequence[LayerTask], context: JobContext) -> dict[int, 
     for task in tasks:
         if task.number in outcomes:
             context.progress.end(task)
+        else:
+            context.progress.redo(task)
     todo = [task for task in tasks if task.number not in outcomes]
     unfinished = {task.layer.pair for task in todo} - {None}
     members = [task for task in tasks if task.layer.pair in unfinished]

@@ -86,10 +86,13 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
     check_config(request.checkpoint)
     work = plan_work(request.checkpoint, request.spec, request.references)
     fingerprint = work_fingerprint(work, request.spec, request.input_files, request.reference_files)
-    states = {} if request.just_hashed else _check_input(request, work, observe)
-    with TensorReaders(states) as readers, LayerSpool(request.spool_dir / fingerprint) as spool:
-        work = keep_tied(work, readers, check_canceled=ProgressTracker(work.tasks, observe).between_layers)
-        progress = ProgressTracker(work.tasks, observe)
+    with (
+        LayerSpool(request.spool_dir / fingerprint) as spool,
+        TensorReaders(_input_states(request, work, spool, observe)) as readers,
+    ):
+        begun_work = ProgressTracker(work.tasks, observe, kept=spool.numbers)
+        work = keep_tied(work, readers, check_canceled=begun_work.between_layers)
+        progress = ProgressTracker(work.tasks, observe, kept=spool.numbers)
         cache = _layer_cache(request, work, device)
         scarce = check_statistics(work.tasks, readers, device=device, check_canceled=progress.between_layers)
         work = replace(work, warnings=(*work.warnings, *scarce))
@@ -120,13 +123,18 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
     return report
 
 
-def _check_input(request: CompressionRequest, work: WorkPlan, observe: Observer) -> Mapping[Path, FileState]:
+def _input_states(
+    request: CompressionRequest, work: WorkPlan, spool: LayerSpool, observe: Observer
+) -> Mapping[Path, FileState]:
+    if request.just_hashed:
+        return {}
     inputs = [(request.checkpoint, request.input_files)]
     for (_, checkpoint), (_, files) in zip(
         request.references.given(), request.reference_files.given(), strict=True
     ):
         inputs.append((checkpoint, files))
-    return check_input(inputs, check_canceled=ProgressTracker(work.tasks, observe).between_layers)
+    progress = ProgressTracker(work.tasks, observe, kept=spool.numbers)
+    return check_input(inputs, check_canceled=progress.between_layers)
 
 
 def _layer_cache(request: CompressionRequest, work: WorkPlan, device: torch.device) -> LayerCache | None:

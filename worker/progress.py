@@ -1,7 +1,7 @@
 """Track the progress of a job by the cost of its layers, since costs differ a thousandfold."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from pydantic import Field
@@ -27,11 +27,13 @@ MOST_UNDONE = 0.9999
 class ProgressTracker:
     """Notifies an observer of each layer that begins and of the end; may be used from several threads.
 
-    The reported progress never decreases. Once the observer has raised an exception, every later notification
-    raises it again, so that work that was stopped stays stopped.
+    Layers that an earlier attempt finished are `kept`: they count from the start, like those that stay as
+    they are. The reported progress decreases only where such a layer must be done again. Once the observer
+    has raised an exception, every later notification raises it again, so that work that was stopped stays
+    stopped.
     """
 
-    def __init__(self, tasks: Sequence[LayerTask], observe: Observer) -> None:
+    def __init__(self, tasks: Sequence[LayerTask], observe: Observer, *, kept: Collection[int] = ()) -> None:
         self._observe = observe
         self._lock = threading.Lock()
         self._stop: BaseException | None = None
@@ -42,6 +44,9 @@ class ProgressTracker:
         self._cost_done = 0
         self._counted: dict[int, int] = {}
         self._done: set[int] = set()
+        for task in tasks:
+            if task.number in kept or task.layer.reason is not None:
+                self.end(task)
 
     def begin(self, task: LayerTask) -> None:
         """Report the start of a layer."""
@@ -57,6 +62,13 @@ class ProgressTracker:
         with self._lock:
             self._count(task.number, self._costs[task.number])
             self._done.add(task.number)
+
+    def redo(self, task: LayerTask) -> None:
+        """Count a layer as not finished: what was kept of it is damaged or does not fit."""
+        with self._lock:
+            if task.number in self._done:
+                self._done.remove(task.number)
+                self._cost_done -= self._counted.pop(task.number)
 
     def between_layers(self) -> None:
         """Report the progress while no layer is in work; the observer may stop the work here too."""

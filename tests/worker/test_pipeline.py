@@ -1,7 +1,9 @@
 """worker/pipeline.py and worker/local.py: from files to files, recomputed with the reference library."""
 
+import hashlib
 import json
 import shutil
+from contextlib import suppress
 from itertools import combinations, pairwise
 from math import prod, sqrt
 
@@ -12,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from eckart.torch import load_compressed
+from schemas.checkpoint import FileInfo
 from schemas.format.files import open_checkpoint
 from schemas.format.header_stream import read_header
 from schemas.format.tensor import TensorInfo
@@ -393,11 +396,11 @@ def attempt(save, gaussian, tmp_path):
     """Compress three weights of one shape on one spool, as attempts of one job do."""
     source = save({f"{name}.weight": gaussian(32, 32) for name in "abc"})
 
-    def run(number, **options):
+    def run(number, observe=lambda _progress: None, **options):
         spec = CompressionSpec.model_validate({"rank": 4} | options)
         result = tmp_path / f"result-{number}"
         request = CompressionRequest(open_checkpoint(source), (), spec, tmp_path / "spool", result)
-        run_pipeline(request, device=CPU, observe=lambda _progress: None)
+        run_pipeline(request, device=CPU, observe=observe)
         return load_file(result / source.name)
 
     return run
@@ -472,6 +475,46 @@ def test_progress_moves_by_the_cost_of_layers_and_ends_at_one(save, gaussian, co
     assert {round(fraction, 9) for fraction in fractions} <= {round(step, 9) for step in steps}
     assert fractions == sorted(fractions)
     assert (fractions[0], fractions[-1]) == (0, 1)
+
+
+def test_progress_does_not_go_back_in_the_next_attempt(save, gaussian, tmp_path):
+    source = save({f"{name}.weight": gaussian(32, 32) for name in "abcd"})
+    info = FileInfo(
+        name=source.name,
+        size_bytes=source.stat().st_size,
+        sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+    )
+    request = CompressionRequest(
+        open_checkpoint(source), (info,), CompressionSpec(rank=4), tmp_path / "spool", tmp_path / "result"
+    )
+    seen = []
+
+    def die_after(layers):
+        def observe(step):
+            seen.append(step.layers_done)
+            if step.layer is not None and step.layers_done >= layers:
+                raise KeyboardInterrupt
+
+        return observe
+
+    for layers in (1, 2, 99):
+        with suppress(KeyboardInterrupt):
+            run_pipeline(request, device=CPU, observe=die_after(layers))
+
+    assert seen == sorted(seen)
+    assert (seen[0], seen[-1]) == (0, 4)
+
+
+def test_progress_goes_back_for_a_layer_that_is_damaged(attempt, tmp_path):
+    attempt(1)
+    (own,) = (tmp_path / "spool").iterdir()
+    with LayerSpool(own) as spool:
+        spool.put(0, "{", ())
+    seen = []
+    attempt(2, observe=lambda step: seen.append((step.layers_done, step.layer)))
+
+    assert (2, "a") in seen
+    assert seen[-1] == (3, None)
 
 
 def test_an_existing_target_is_left_alone(save, gaussian, tmp_path):

@@ -98,6 +98,11 @@ class LayerSpool:
         """Close all files; what was put stays."""
         self._files.close()
 
+    @property
+    def numbers(self) -> frozenset[int]:
+        """The layers that are kept, whether or not their bytes are whole."""
+        return frozenset(self._records)
+
     def put(self, number: int, outcome_json: str, factors: Sequence[torch.Tensor]) -> None:
         """Store a layer, replacing an earlier one with the same number; may be called from several threads.
 
