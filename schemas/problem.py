@@ -407,6 +407,16 @@ class ProblemKind(Enum):
         "Internal error",
         "The fault is in the service; its log has the cause under this request's X-Request-ID.",
     )
+    RESULT_DAMAGED = (
+        "result-damaged",
+        500,
+        "A file of the result is damaged",
+        (
+            "The file {file} of this result has {found_bytes} bytes on the disk, but was written with "
+            "{recorded_bytes}. Run the job again, or have its operator restore the file from a backup."
+        ),
+        {"file": "model.safetensors", "found_bytes": 1000, "recorded_bytes": 46240},
+    )
     STORE_UNAVAILABLE = (
         "store-unavailable",
         503,

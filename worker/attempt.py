@@ -27,7 +27,7 @@ from state.errors import CheckpointNotFound, FilesLocked, JobNotFound, OutOfSpac
 from state.files import DISK_FULL, sync_directory
 from state.jobs.attempt_lock import attempt_lock
 from state.jobs.records import Claim, JobRecord, new_token
-from state.jobs.result_files import write_digests
+from state.jobs.result_files import write_contents
 from state.jobs.store import JobStore
 from worker.device import choose_device, set_threads
 from worker.lease import ClaimLost, Lease, StopSignal, WorkerStopping, retry
@@ -170,7 +170,7 @@ def _publish(claim: Claim, report: Report, jobs: JobStore, settings: Settings) -
     record, paths = claim.record, DataDir(settings.data_dir)
     result = paths.result(record.id, claim.fence)
     part = _part_dir(paths, claim)
-    write_digests(part, report.output.files)
+    write_contents(part, report.output.files)
     part.replace(result)
     sync_directory(result.parent)
     single = single_weight_file(file.name for file in report.output.files)

@@ -1,5 +1,6 @@
 """The files of a job's result, found and sent: Range, HEAD, a strong ETag and Repr-Digest."""
 
+import logging
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,9 +20,11 @@ from service.jobs.status import RETRY_AFTER_S, job_path, wait_for_end
 from state.data_dir import DataDir
 from state.errors import JobNotFound
 from state.jobs.records import JobRecord
-from state.jobs.result_files import read_digests
+from state.jobs.result_files import ResultContent, read_contents
 
 MEDIA_TYPES = {".json": "application/json", ".safetensors": "application/octet-stream"}
+
+log = logging.getLogger("eckart.service")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +76,28 @@ SucceededJob = Annotated[JobRecord, Depends(succeeded_job)]
 
 
 def result_file(services: Services, record: JobRecord, name: str) -> ResultFile:
-    """Find the report, or a file that the report lists."""
+    """Find the report, or a file that the report lists; refuse one that is not as long as it was written."""
     directory = _directory(services, record)
     try:
-        sha256 = _digests(directory).get(name)
-        if sha256 is None:
+        content = _contents(directory).get(name)
+        if content is None:
             raise ProblemError(ProblemKind.FILE_NOT_FOUND)
-        return ResultFile(directory / name, sha256, (directory / name).stat())
+        status = (directory / name).stat()
     except FileNotFoundError:
         # A result is only ever deleted with its job, so the job was deleted after its record was read.
         raise JobNotFound from None
+    if content.size_bytes not in {None, status.st_size}:
+        log.error("%s has %d bytes instead of %s", directory / name, status.st_size, content.size_bytes)
+        values = {"file": name, "found_bytes": status.st_size, "recorded_bytes": content.size_bytes}
+        raise ProblemError(ProblemKind.RESULT_DAMAGED, values=values)
+    return ResultFile(directory / name, content.sha256, status)
 
 
 def result_files(services: Services, record: JobRecord) -> tuple[ResultFile, ...]:
     """Find all files of a result, the report last."""
     directory = _directory(services, record)
     try:
-        names = tuple(_digests(directory))
+        names = tuple(_contents(directory))
     except FileNotFoundError:
         raise JobNotFound from None
     return tuple(result_file(services, record, name) for name in names)
@@ -101,9 +109,9 @@ def _directory(services: Services, record: JobRecord) -> Path:
 
 
 @lru_cache(maxsize=256)
-def _digests(directory: Path) -> dict[str, str]:
-    """Read digests by file name; cached, for a published result never changes."""
-    return read_digests(directory)
+def _contents(directory: Path) -> dict[str, ResultContent]:
+    """Read what is recorded by file name; cached, for a published result never changes."""
+    return read_contents(directory)
 
 
 def download(file: ResultFile, if_none_match: str | None) -> Response:

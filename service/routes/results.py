@@ -42,6 +42,7 @@ RESULT_PROBLEMS = (
     ProblemKind.NO_RESULT,
     ProblemKind.ENDED_WITHOUT_RESULT,
     ProblemKind.UNREADABLE_RECORD,
+    ProblemKind.RESULT_DAMAGED,
     ProblemKind.INVALID_REQUEST,
     ProblemKind.BUSY,
     ProblemKind.STORE_UNAVAILABLE,

@@ -1,4 +1,4 @@
-"""The digests of a result's files, in a small file of their own: a result is served without its report."""
+"""Sizes and digests of a result's files, in a small file of their own: it is served without its report."""
 
 import hashlib
 from collections.abc import Iterable
@@ -13,8 +13,18 @@ from state.errors import UnreadableRecord
 from state.files import write_atomic
 
 # No file of a result has a name that starts with a dot.
-DIGESTS_NAME = ".files.json"
-DIGESTS = TypeAdapter(dict[str, str])
+CONTENTS_NAME = ".files.json"
+
+
+class ResultContent(PersistedModel):
+    """What is recorded of one file of a result; earlier releases recorded a digest alone."""
+
+    sha256: str
+    size_bytes: int | None
+
+
+NOTHING = ResultContent(sha256="", size_bytes=None)
+CONTENTS = TypeAdapter(dict[str, ResultContent | str])
 
 
 class _Output(PersistedModel):
@@ -27,34 +37,52 @@ class _Report(PersistedModel):
     output: _Output
 
 
-def write_digests(directory: Path, files: Iterable[FileInfo]) -> None:
-    """Write the digests of a result that is complete but for them, its report included."""
-    digests = {file.name: file.sha256 for file in files} | {REPORT_NAME: _sha256_of(directory / REPORT_NAME)}
-    write_atomic(directory / DIGESTS_NAME, DIGESTS.dump_json(digests, indent=1))
+def write_contents(directory: Path, files: Iterable[FileInfo]) -> None:
+    """Write the contents of a result that is complete but for them, its report included."""
+    contents: dict[str, ResultContent | str] = {file.name: _content(file) for file in files}
+    contents[REPORT_NAME] = _content_of((directory / REPORT_NAME).read_bytes())
+    write_atomic(directory / CONTENTS_NAME, CONTENTS.dump_json(contents, indent=1))
 
 
-def read_digests(directory: Path) -> dict[str, str]:
-    """Return the digest of each file of a result, the report's last, or raise `UnreadableRecord`."""
+def read_contents(directory: Path) -> dict[str, ResultContent]:
+    """Return what is recorded of each file of a result, the report last, or raise `UnreadableRecord`."""
+    written = _written_contents(directory)
+    if written and all(content.size_bytes is not None for content in written.values()):
+        return written
     try:
-        return _written_digests(directory) or _reported_digests(directory)
-    except ValidationError as error:
+        reported = _reported_contents(directory)
+    except (FileNotFoundError, ValidationError) as error:
+        if written:
+            return written
+        if isinstance(error, FileNotFoundError):
+            raise
         raise UnreadableRecord from error
+    if written and written.get(REPORT_NAME, NOTHING).sha256 != reported[REPORT_NAME].sha256:
+        return written  # Of a report that is not the recorded one, nothing is taken.
+    return reported
 
 
-def _written_digests(directory: Path) -> dict[str, str] | None:
+def _written_contents(directory: Path) -> dict[str, ResultContent] | None:
     try:
-        return DIGESTS.validate_json((directory / DIGESTS_NAME).read_bytes())
+        found = CONTENTS.validate_json((directory / CONTENTS_NAME).read_bytes())
     except (FileNotFoundError, ValidationError):
         # Of an earlier release, or damaged; the report says it too.
         return None
+    return {
+        name: ResultContent(sha256=content, size_bytes=None) if isinstance(content, str) else content
+        for name, content in found.items()
+    }
 
 
-def _reported_digests(directory: Path) -> dict[str, str]:
+def _reported_contents(directory: Path) -> dict[str, ResultContent]:
     text = (directory / REPORT_NAME).read_bytes()
-    listed = {file.name: file.sha256 for file in _Report.model_validate_json(text).output.files}
-    return {**listed, REPORT_NAME: hashlib.sha256(text).hexdigest()}
+    listed = {file.name: _content(file) for file in _Report.model_validate_json(text).output.files}
+    return {**listed, REPORT_NAME: _content_of(text)}
 
 
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _content(file: FileInfo) -> ResultContent:
+    return ResultContent(sha256=file.sha256, size_bytes=file.size_bytes)
+
+
+def _content_of(text: bytes) -> ResultContent:
+    return ResultContent(sha256=hashlib.sha256(text).hexdigest(), size_bytes=len(text))

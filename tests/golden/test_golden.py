@@ -12,7 +12,7 @@ from state.cache.file import DecompositionFile
 from state.checkpoints.store import CheckpointStore
 from state.data_dir import DataDir
 from state.jobs.records import parse_record, to_document, to_fields
-from state.jobs.result_files import DIGESTS_NAME, read_digests
+from state.jobs.result_files import CONTENTS_NAME, read_contents
 from state.jobs.store import JobStore
 from worker.checkpoint.spool import LayerSpool
 from worker.layer import LayerOutcome
@@ -112,21 +112,21 @@ def test_a_job_is_restored_and_its_result_found(release, document, redis_server,
 
 
 def test_a_result_is_served_with_and_without_its_digests(release, tmp_path):
-    expected = read_digests(release / "result")
+    expected = read_contents(release / "result")
     assert list(expected) == ["model.safetensors", "report.json"]
     report = json.loads((release / "result" / "report.json").read_text())
     path = tmp_path / "report.json"
     for newer in (report, *with_unknown_fields(report)):
         path.write_text(json.dumps(newer))
-        found = read_digests(tmp_path)
+        found = read_contents(tmp_path)
         assert found["model.safetensors"] == expected["model.safetensors"]
     for names, older in without_each_field(report):
         path.write_text(json.dumps(older))
         if names not in SERVED:
-            assert read_digests(tmp_path)["model.safetensors"] == expected["model.safetensors"]
+            assert read_contents(tmp_path)["model.safetensors"] == expected["model.safetensors"]
     shutil.copy(release / "result" / "report.json", path)
-    assert not (tmp_path / DIGESTS_NAME).exists()
-    assert read_digests(tmp_path) == expected
+    assert not (tmp_path / CONTENTS_NAME).exists()
+    assert read_contents(tmp_path) == expected
 
 
 def test_finished_layers_are_read_with_an_unknown_field_anywhere(release):

@@ -108,7 +108,7 @@ def test_types_and_statuses_are_a_contract_with_clients():
         429: {"busy", "over-quota"},
         431: {"headers-too-large"},
         460: {"checksum-mismatch"},
-        500: {"layer-hung", "internal-error", "worker-trouble", "worker-lost"},
+        500: {"layer-hung", "internal-error", "result-damaged", "worker-trouble", "worker-lost"},
         501: {"unreadable-record"},
         503: {"files-locked", "store-unavailable", "not-ready"},
         507: {"out-of-space", "out-of-memory"},

@@ -14,7 +14,7 @@ from schemas.spec import CompressionSpec
 from state.checkpoints.store import CheckpointStore
 from state.data_dir import DataDir
 from state.jobs.records import NewJob, new_token
-from state.jobs.result_files import read_digests
+from state.jobs.result_files import read_contents
 from state.jobs.store import JobStore
 from worker import lease
 from worker.attempt import run_attempt
@@ -72,7 +72,7 @@ def test_a_finished_job_has_its_result_files_and_no_others(bench):
         "model.safetensors",
         "report.json",
     ]
-    assert read_digests(result).keys() == {"model.safetensors", "report.json"}
+    assert read_contents(result).keys() == {"model.safetensors", "report.json"}
     assert len(load_file(result / "model.safetensors")) == 10
 
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -293,3 +294,19 @@ def test_a_job_that_is_deleted_while_its_file_is_asked_for_is_not_found(service,
     shutil.rmtree(service.data_dir / "jobs" / here.rpartition("/")[2])
 
     assert_problem(service.http.get(f"{here}/{path}"), 404, "job-not-found")
+
+
+@pytest.mark.parametrize("size_bytes", [1000, len(MODEL) + 1])
+def test_a_file_that_is_not_as_long_as_it_was_written_is_not_sent(service, here, size_bytes):
+    (found,) = service.data_dir.glob(f"jobs/{here[9:]}/result-*/model.safetensors")
+    os.truncate(found, size_bytes)
+    for path in ("checkpoint", "files/model.safetensors", "archive"):
+        for headers in ({}, {"Range": "bytes=0-9"}):
+            problem = assert_problem(
+                service.http.get(f"{here}/{path}", headers=headers), 500, "result-damaged"
+            )
+            assert (
+                f"has {size_bytes} bytes on the disk, but was written with {len(MODEL)}" in problem["detail"]
+            )
+    assert service.http.head(f"{here}/checkpoint").status_code == 500
+    assert service.http.get(f"{here}/report").status_code == 200
