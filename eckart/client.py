@@ -119,6 +119,7 @@ class Client:
 
         `calibration` is a file of Gram matrices as `eckart.calibrate` writes it, and `base` the checkpoint
         that this one was fine-tuned from; or each is the id of a stored one, which a spec may name itself.
+        What is on disk is uploaded under a new id and stays stored, as `job.checkpoint`, until you delete it.
         """
         named = {"calibration": calibration, "base": base}
         job = self._run(verbs.compress(path_or_id, spec, named, progress or silent))

@@ -13,7 +13,13 @@ from eckart.bars import progress_for
 from eckart.checkpoint import ENDING, bare_name, find_checkpoint, listed
 from eckart.client import Client
 from eckart.commands.following import follow_to_end, how_to_fetch, interrupted_with
-from eckart.commands.options import add_json_option, add_service_options, add_verb, write_json
+from eckart.commands.options import (
+    add_json_option,
+    add_service_options,
+    add_verb,
+    url_option,
+    write_json,
+)
 from eckart.commands.reports import read_report, show
 from eckart.commands.spec_options import add_spec_options, spec_from
 from eckart.companions import REPORT_NAME, copy_subfolders
@@ -82,6 +88,7 @@ def run_compress(options: argparse.Namespace) -> None:
     into = options.out or default_out(options.source)
     refuse_used(into)
     folder = model_folder(options.source)
+    stored: list[str] = []
     if options.local:
         if into.suffix == ENDING:
             raise InputError(f"{into}: --out names a directory")
@@ -89,16 +96,20 @@ def run_compress(options: argparse.Namespace) -> None:
         paths = sorted(into.iterdir())
         paths += copy_subfolders(folder, into) if folder else ()
     else:
-        paths = compress_remotely(options, spec, into, folder)
+        paths, stored = compress_remotely(options, spec, into, folder)
     show(read_report(into / REPORT_NAME), as_json=options.json)
     if not options.json:
         sys.stdout.write("\n" + "".join(f"{path}\n" for path in paths))
+    sys.stdout.flush()
+    for name in stored:
+        remove = f"eckart delete checkpoint {name}{url_option(options.url)}"
+        print(f"the checkpoint stays stored as {name}; to remove it: {remove}", file=sys.stderr)
 
 
 def compress_remotely(
     options: argparse.Namespace, spec: dict[str, Any], into: Path, folder: Path | None
-) -> list[Path]:
-    """Let the service compress, and fetch the result."""
+) -> tuple[list[Path], list[str]]:
+    """Let the service compress, and fetch the result; return its files, and the ids of what was uploaded."""
     with Client(options.url) as client, closing(progress_for(sys.stderr)) as progress:
         named = {name: getattr(options, name) for name in REFERENCES}
         with interrupted_with("a job that was accepted goes on, and `eckart jobs` lists it"):
@@ -106,7 +117,11 @@ def compress_remotely(
         progress.note(f"job {job.id}")
         follow_to_end(client, job.id, progress, options.url)
         with interrupted_with(how_to_fetch(job.id, options.url)):
-            return list(client.download(job.id, into, source=folder, progress=progress))
+            paths = client.download(job.id, into, source=folder, progress=progress)
+    sent = {"checkpoint": options.source, **named}
+    stored = {"checkpoint": job.checkpoint, **job.spec}
+    uploaded = [name for name, given in sent.items() if given is not None and find_checkpoint(given)]
+    return list(paths), [str(stored[name]) for name in uploaded if name in stored]
 
 
 def model_folder(source: str) -> Path | None:

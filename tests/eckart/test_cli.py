@@ -46,6 +46,8 @@ def test_compress_shows_the_report_and_leaves_the_files(model, url, capsys):
     assert out.startswith("job J1: svd at ratio 0.5")
     assert out.endswith("tiny-compressed/tiny.safetensors\ntiny-compressed/report.json\n")
     assert "job J1" in err
+    remove = f"eckart delete checkpoint my-model --url {url}"
+    assert err.endswith(f"the checkpoint stays stored as my-model; to remove it: {remove}\n")
     assert (model.parent / "tiny-compressed" / "tiny.safetensors").read_bytes() == b"smaller"
 
 
