@@ -60,7 +60,9 @@ def _from_http_exception(error: HTTPException) -> ProblemError:
 
 
 def _from_validation_error(error: RequestValidationError) -> ProblemError:
-    return invalid_fields(ProblemKind.INVALID_REQUEST, list(error.errors()), "request")
+    # A parameter that a route and its dependencies ask for is checked for each of them.
+    found = {(each["loc"], each["msg"]): each for each in error.errors()}
+    return invalid_fields(ProblemKind.INVALID_REQUEST, list(found.values()), "request")
 
 
 def _from_checkpoint_error(error: CheckpointError) -> ProblemError:

@@ -457,3 +457,19 @@ def test_stored_checkpoints_are_listed_in_pages(start):
 @pytest.mark.parametrize("cursor", ["", "12", "x", "-a", "12-", "12-../x", "x-a", "1" * 17 + "-a", "1-a\n"])
 def test_a_cursor_that_is_not_from_a_list_of_checkpoints_is_refused(service, cursor):
     assert_problem(service.http.get("/v1/checkpoints", params={"cursor": cursor}), 422, "invalid-request")
+
+
+@pytest.mark.parametrize(
+    ("path", "pointer"),
+    [
+        (f"x/{'a' * 300}.safetensors", "/path/filename"),
+        ("%2e%2e/y.safetensors", "/path/checkpoint_id"),
+    ],
+)
+def test_a_bad_part_of_an_address_is_listed_once(service, path, pointer):
+    # Sent as it is: a client would take the dots off.
+    head = f"PUT /v1/checkpoints/{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    answer = service.raw(head.encode() + b"Content-Length: 0\r\n\r\n")
+    problem = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert [error["pointer"] for error in problem["errors"]] == [pointer]
+    assert problem["detail"].startswith("1 field of the request is not valid")
