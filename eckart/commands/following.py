@@ -42,12 +42,16 @@ def follow_to_end(client: Client, job_id: str, progress: ProgressLine | Bars, ur
         _leave(client, job_id, url)
 
 
+def how_to_watch(job_id: str, url: str) -> str:
+    return f"job {job_id} goes on; to watch it: eckart watch {job_id}{url_option(url)}"
+
+
 def how_to_fetch(job_id: str, url: str) -> str:
     return f"to fetch its result: eckart watch {job_id} --out DIR{url_option(url)}"
 
 
 def _leave(client: Client, job_id: str, url: str) -> NoReturn:
-    goes_on = f"job {job_id} goes on; to watch it: eckart watch {job_id}{url_option(url)}"
+    goes_on = how_to_watch(job_id, url)
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise Interrupted(goes_on)
     with interrupted_with(goes_on):

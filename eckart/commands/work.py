@@ -12,7 +12,7 @@ from eckart import launch
 from eckart.bars import progress_for
 from eckart.checkpoint import ENDING, bare_name, find_checkpoint, listed
 from eckart.client import Client
-from eckart.commands.following import follow_to_end, how_to_fetch, interrupted_with
+from eckart.commands.following import follow_to_end, how_to_fetch, how_to_watch, interrupted_with
 from eckart.commands.options import (
     add_json_option,
     add_service_options,
@@ -114,8 +114,9 @@ def compress_remotely(
         named = {name: getattr(options, name) for name in REFERENCES}
         with interrupted_with("a job that was accepted goes on, and `eckart jobs` lists it"):
             job = client.compress(options.source, spec, **named, wait=False, progress=progress)
-        progress.note(f"job {job.id}")
-        follow_to_end(client, job.id, progress, options.url)
+            with interrupted_with(how_to_watch(job.id, options.url)):
+                progress.note(f"job {job.id}")
+                follow_to_end(client, job.id, progress, options.url)
         with interrupted_with(how_to_fetch(job.id, options.url)):
             paths = client.download(job.id, into, source=folder, progress=progress)
     sent = {"checkpoint": options.source, **named}
