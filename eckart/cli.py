@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -55,13 +57,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"eckart: no request can carry what was given: {error}", file=sys.stderr)
         return REFUSED
     except OSError as error:
-        print(f"eckart: {error}", file=sys.stderr)
+        print(f"eckart: {_sentence(error)}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt as stop:
         what = f"; {stop}" if str(stop) else ""
         print(f"\neckart: interrupted{what}", file=sys.stderr)
         return INTERRUPTED
     return DONE
+
+
+def _sentence(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        folder = Path(os.fsdecode(error.filename)).parent
+        missing = f"file {error.filename}" if folder.is_dir() else f"folder {folder}"
+        return f"There is no {missing}."
+    if error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return error.strerror or str(error)
 
 
 def _tell(error: EckartError, options: argparse.Namespace) -> None:

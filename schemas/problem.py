@@ -16,6 +16,10 @@ TYPE_PREFIX = "urn:eckart:problem:"
 UNION_TAGS = frozenset({"integer", "rule", "one method", "several methods", "known pairs", "named pairs"})
 
 
+# Errors of the length of a list, and what holds the bound.
+COUNTED = {"too_short": "min_length", "too_long": "max_length"}
+
+
 class FieldProblem(Output):
     """One invalid field."""
 
@@ -572,7 +576,18 @@ def _sentence(error: Mapping[str, Any], model: type[BaseModel] | None) -> str:
         return f"unknown field{hint or '; is it misspelled or in the wrong place?'}"
     if "integer" in error["loc"] and error["type"].startswith("int_"):
         return 'give a whole number such as 64, or a rule such as {"ratio": 0.5}'
-    return str(error["msg"])
+    if error["type"] == "tuple_type":
+        return "Input should be a list"
+    if error["type"] in COUNTED:
+        bound = error["ctx"][COUNTED[error["type"]]]
+        most = "at least" if error["type"] == "too_short" else "at most"
+        return f"give {most} {bound} item{'' if bound == 1 else 's'}, not {error['ctx']['actual_length']}"
+    return own_words(str(error["msg"]))
+
+
+def own_words(message: str) -> str:
+    """Return the message of an error of pydantic without what pydantic puts before ours."""
+    return message.removeprefix("Value error, ")
 
 
 def fields_at(model: type[BaseModel], path: Iterable[int | str]) -> set[str]:

@@ -55,7 +55,8 @@ def _reconcile(settings: Settings) -> int:
         return 1
     finally:
         services.close()
-    sys.stdout.writelines(f"{count} {what}\n" for what, count in sorted(done.items()))
+    found = [f"put in order: {count} {what}\n" for what, count in sorted((+done).items())]
+    sys.stdout.writelines(found or ["all was in order\n"])
     return 0
 
 

@@ -8,6 +8,7 @@ from urllib.parse import quote
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from schemas.problem import own_words
 from state.environment import ENV_PREFIX, OwnVariables, unknown_variables
 
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket")
@@ -137,6 +138,6 @@ def setting_errors(error: ValidationError) -> list[str]:
 
 
 def _describe(place: tuple[int | str, ...], message: str) -> list[str]:
-    message = message.removeprefix("Value error, ")
+    message = own_words(message)
     name = ENV_PREFIX + ".".join(map(str, place)).upper()
     return [f"{name}: {message}"] if place else message.splitlines()

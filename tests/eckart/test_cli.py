@@ -60,6 +60,20 @@ def test_compress_can_print_the_report_as_json_and_nothing_else(model, url, caps
 
 
 @pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("plan tiny.safetensors --spec nospec.json", "There is no file nospec.json."),
+        ("report report.json --html no/page.html", "There is no folder no."),
+    ],
+)
+def test_a_file_that_is_not_there_is_told_in_a_sentence(model, capsys, command, said):
+    (model.parent / "report.json").write_text(json.dumps(hostile_report()))
+
+    assert main(command.split()) == 1
+    assert capsys.readouterr().err == f"eckart: {said}\n"
+
+
+@pytest.mark.parametrize(
     ("out", "said"),
     [(".", "is not empty; name another"), ("tiny.safetensors", "is not a directory; name another")],
 )

@@ -1,9 +1,10 @@
 """schemas/spec.py: a bad spec is refused with pointer and reason; a good one survives JSON."""
 
 import json
+from typing import Annotated
 
 import pytest
-from pydantic import ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from schemas.problem import field_problems
 from schemas.spec import CompressionSpec
@@ -43,7 +44,7 @@ from schemas.spec import CompressionSpec
         ({"rank": 4, "calibration": "../grams"}, "/calibration", "match pattern"),
         ({"rank": 4, "calibration": ""}, "/calibration", "match pattern"),
         ({"rank": 4, "calibration": 7}, "/calibration", "valid string"),
-        ({"rank": 4, "transposed": "h.*"}, "/transposed", "valid tuple"),
+        ({"rank": 4, "transposed": "h.*"}, "/transposed", "be a list"),
         ({"rank": 4, "transposed": [""]}, "/transposed/0", "at least 1 character"),
         ({"rank": 4, "transposed": ["x"] * 10_001}, "/transposed", "at most 10000"),
         ({"rank": 4, "method": "qr"}, "/method", "'cur', 'cx', 'pivot', 'int8'"),
@@ -71,7 +72,8 @@ from schemas.spec import CompressionSpec
         ({"method": ["svd", "int8"]}, "/rank", "leaves the choice to a budget"),
         ({"method": ["svd", "int8"], "rank": 4}, "/rank", "leaves the choice to a budget"),
         ({"method": ["int8", "int4"]}, "/rank", "leaves the choice to a budget"),
-        ({"method": [], "rank": 4}, "/method", "at least 1 item"),
+        ({"method": [], "rank": 4}, "/method", "give at least 1 item, not 0"),
+        ({"pairs": [], "rank": 4}, "/pairs", "give at least 1 item, not 0"),
         ({"method": ["svd", "svd"], "rank": {"budget": 0.5}}, "/method/1", "give svd once"),
         ({"method": ["svd", "no"], "rank": {"budget": 0.5}}, "/method/1", "'cur', 'cx'"),
         ({"method": ["svd", "cx"], "rank": {"budget": 0.5}}, "/method/1", "a list cannot have cx"),
@@ -96,7 +98,7 @@ from schemas.spec import CompressionSpec
         ({"rank": 4, "objective": "best"}, "/objective", "'relative', 'absolute' or 'loss'"),
         ({"rank": 4, "bias": "drop"}, "/bias", "'correct' or 'keep'"),
         ({"rank": 4, "seed": -1}, "/seed", "greater than or equal to 0"),
-        ({"rank": 4, "include": "*"}, "/include", "valid tuple"),
+        ({"rank": 4, "include": "*"}, "/include", "be a list"),
         ({"rank": 4, "include": [""]}, "/include/0", "at least 1 character"),
         ({"rank": 4, "overrides": [{"rank": 2}]}, "/overrides/0/match", "required"),
         ({"rank": 4, "overrides": [{"match": "*", "rank": {"ratio": 7}}]}, "/overrides/0/rank/ratio", "less"),
@@ -201,3 +203,12 @@ def test_a_quantised_spec_needs_a_rank_only_for_factors(document):
 
     assert CompressionSpec.model_validate(spec.document()) == spec
     assert ("group" in spec.document()) == ("group" in document)
+
+
+def test_a_message_of_ours_has_no_words_of_the_library_before_it():
+    checked = TypeAdapter(Annotated[str, AfterValidator(int)])
+    with pytest.raises(ValidationError) as refusal:
+        checked.validate_python("x")
+
+    (problem,) = field_problems(refusal.value.errors())
+    assert problem.detail.startswith("invalid literal")

@@ -205,7 +205,7 @@ def test_the_command_says_what_it_did(order):
     done = reconcile_by_command(settings.data_dir, ECKART_REDIS_URL=str(settings.redis_url))
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "1 checkpoint\n1 job-directory\n"
+    assert done.stdout == "put in order: 1 checkpoint\nput in order: 1 job-directory\n"
 
 
 def reconcile_by_command(data_dir, **variables):
@@ -227,4 +227,6 @@ def test_the_command_finds_the_server_of_eckart_serve_or_says_that_none_runs(red
     with redis_socket(DataDir(data_dir).run) as socket:
         socket.symlink_to(redis_server.socket)
         done = reconcile_by_command(data_dir)
-    assert (done.returncode, done.stdout) == (0, "1 job-directory\n"), done.stderr
+        again = reconcile_by_command(data_dir)
+    assert (done.returncode, done.stdout) == (0, "put in order: 1 job-directory\n"), done.stderr
+    assert again.stdout == "all was in order\n"
