@@ -208,6 +208,13 @@ IfNoneMatch = Annotated[
         examples=['"9f86d081884c7d65"'],
     ),
 ]
+IfMatch = Annotated[
+    str | None,
+    Header(
+        description="The ETag that must still be right, or `*` for any; else 412 and nothing is deleted.",
+        examples=['"9f86d081884c7d65"'],
+    ),
+]
 IdempotencyKey = Annotated[
     str | None,
     Header(

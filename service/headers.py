@@ -24,6 +24,12 @@ def etag_matches(etag: str, if_none_match: str | None) -> bool:
     return "*" in tags or etag.removeprefix("W/") in tags
 
 
+def if_match_holds(etag: str | None, if_match: str) -> bool:
+    """Whether what is there is one that the client names: the strong comparison; None: it has no ETag."""
+    tags = {tag.strip() for tag in if_match.split(",")}
+    return "*" in tags or etag in tags
+
+
 def preferred_type(request: Request, *offered: str) -> str:
     """Return the media type that the client likes best, of equals the first; refuse if it takes none."""
     accepted = _qualities(",".join(request.headers.getlist("accept")))

@@ -80,13 +80,22 @@ def job_response(
 ) -> Response:
     """Answer with a job and an ETag of its content, or with 304 if the client has seen it."""
     content = single_document(view, root_path).model_dump_json().encode()
-    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    etag = _etag(content)
     headers = {"ETag": etag, "Cache-Control": "no-cache"}
     if view.record.state not in TERMINAL:
         headers["Retry-After"] = str(RETRY_AFTER_S)
     if etag_matches(etag, if_none_match):
         return Response(status_code=304, headers=headers)
     return Response(content, status, media_type="application/json", headers=headers)
+
+
+def job_etag(view: JobView, root_path: str) -> str:
+    """Return the ETag of the job as it is shown alone."""
+    return _etag(single_document(view, root_path).model_dump_json().encode())
+
+
+def _etag(content: bytes) -> str:
+    return f'"{hashlib.sha256(content).hexdigest()[:32]}"'
 
 
 def single_document(view: JobView, root_path: str) -> Job:

@@ -12,6 +12,7 @@ from service.dependencies import (
     CheckpointCursor,
     CheckpointId,
     FileName,
+    IfMatch,
     Limit,
     NewCheckpointId,
     RequestBodyDep,
@@ -22,6 +23,7 @@ from service.dependencies import (
 )
 from service.headers import content_headers
 from service.jobs import deletion
+from service.jobs.preconditions import check_checkpoint_matches
 from service.openapi import FILES_BODY, RAW_BODY, described, problem_responses
 from service.uploads.form import UploadContent, begin_file, begin_multipart_upload
 from service.uploads.multipart import boundary_of
@@ -161,12 +163,14 @@ def _shown(services: Services, checkpoint_id: str, page: range) -> str:
     responses=problem_responses(
         ProblemKind.CHECKPOINT_NOT_FOUND,
         ProblemKind.CHECKPOINT_IN_USE,
+        ProblemKind.PRECONDITION_FAILED,
         ProblemKind.STORE_UNAVAILABLE,
         ProblemKind.FILES_LOCKED,
     ),
 )
-def delete_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId) -> None:
+def delete_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId, if_match: IfMatch = None) -> None:
     """Delete all its files, unless a job needs them."""
+    check_checkpoint_matches(services, checkpoint_id, if_match)
     deletion.delete_checkpoint(services, checkpoint_id)
 
 

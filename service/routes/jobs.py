@@ -12,6 +12,7 @@ from schemas.problem import ProblemKind
 from service.dependencies import (
     CheckpointFilter,
     IdempotencyKey,
+    IfMatch,
     IfNoneMatch,
     JobCursor,
     JobId,
@@ -27,6 +28,7 @@ from service.dependencies import (
 )
 from service.jobs import deletion
 from service.jobs.events import HEADERS, EventStream, Known, Listener, events
+from service.jobs.preconditions import check_job_matches
 from service.jobs.status import job_list, job_path, job_response, wait_for_change
 from service.jobs.submission import enqueue, submit_stored, submit_upload, view_of
 from service.json_body import parse_model
@@ -223,12 +225,16 @@ def cancel_job(services: ServicesDep, root_path: RootPath, job_id: JobId) -> Res
     status_code=204,
     summary="Delete a job and its files",
     responses=problem_responses(
-        ProblemKind.JOB_NOT_FOUND, ProblemKind.STORE_UNAVAILABLE, ProblemKind.FILES_LOCKED
+        ProblemKind.JOB_NOT_FOUND,
+        ProblemKind.PRECONDITION_FAILED,
+        ProblemKind.STORE_UNAVAILABLE,
+        ProblemKind.FILES_LOCKED,
     ),
 )
-def delete_job(services: ServicesDep, job_id: JobId) -> None:
+def delete_job(services: ServicesDep, root_path: RootPath, job_id: JobId, if_match: IfMatch = None) -> None:
     """Cancel the job if it has not ended, and delete its files.
 
     A checkpoint that came in the job's own request is deleted too, unless another unfinished job needs it.
     """
+    check_job_matches(services, job_id, root_path, if_match)
     deletion.delete_job(services, job_id)

@@ -9,7 +9,7 @@ from schemas.digest import OLD_FIELD, agreed_digest
 from schemas.problem import ProblemKind
 from service.dependencies import FileName, NewCheckpointId, ServicesDep
 from service.errors import ProblemError
-from service.headers import content_headers, etag_matches
+from service.headers import content_headers, etag_matches, if_match_holds
 
 DIGEST = "sha-256=:n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg=:"
 SAME_BYTES = "The same for the bytes of the body, which are the file's: no content coding is accepted."
@@ -72,14 +72,10 @@ def check_preconditions(
         return
     stored = services.checkpoints.file(checkpoint_id, filename)
     etag = None if stored is None else content_headers(stored.sha256)["ETag"]
-    if if_match is not None and (etag is None or not _matches_strongly(etag, if_match)):
+    if if_match is not None and (etag is None or not if_match_holds(etag, if_match)):
         raise _failed("If-Match", stored)
     if if_none_match is not None and etag is not None and etag_matches(etag, if_none_match):
         raise _failed("If-None-Match", stored)
-
-
-def _matches_strongly(etag: str, if_match: str) -> bool:
-    return bool({"*", etag} & {tag.strip() for tag in if_match.split(",")})
 
 
 def _failed(header: str, stored: FileInfo | None) -> ProblemError:
