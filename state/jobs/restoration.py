@@ -21,15 +21,18 @@ class Restoration:
         self._files = files
         self._lease_us = lease_us
 
-    def run(self) -> None:
-        """Restore all; each job.json is read once, and Redis works on a batch while the next is read."""
+    def run(self, token: str) -> None:
+        """Restore all in this turn: each job.json is read once, while Redis works on the batch before.
+
+        Raises `StateLost` where the turn has passed to another process.
+        """
         created = self._files.created()
         with ThreadPoolExecutor(1, "restore") as sender:
             sent: Future[None] | None = None
             for batch in self._batches():
                 if sent is not None:
                     sent.result()
-                sent = sender.submit(self._scripts.restore_records, batch)
+                sent = sender.submit(self._scripts.restore_records, batch, token=token)
             if sent is not None:
                 sent.result()
         self._forget_deleted()

@@ -6,6 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -100,7 +101,7 @@ class Scripts:
         with translated():
             return self._client.eval(self._texts[name], 0, *args)
 
-    def with_restore(self, action: Callable[[], T], restore_all: Callable[[], None]) -> T:
+    def with_restore(self, action: Callable[[], T], restore_all: Callable[[str], None]) -> T:
         """Return the action's result; on `StateLost`, restore all records and repeat the whole action."""
         for _ in range(MAX_RESTORES):
             try:
@@ -109,11 +110,12 @@ class Scripts:
                 self.restore(restore_all)
         raise RedisUnavailable
 
-    def restore(self, restore_all: Callable[[], None]) -> None:
+    def restore(self, restore_all: Callable[[str], None]) -> None:
         """Restore what Redis lost, if it lost anything, and let all scripts run again.
 
         One process does it, and the others wait for some seconds and then raise `RedisUnavailable`. If Redis
-        loses its data during that, it does not become ready, and the next call restores again.
+        loses its data during that, it does not become ready, and the next call restores again. `restore_all`
+        gets the token of this turn, for `restore_records`.
         """
         if not self._restoring.acquire(timeout=WAIT_S):
             raise RedisUnavailable
@@ -123,14 +125,27 @@ class Scripts:
                 with translated():
                     mine = self._client.set(RESTORING, token, nx=True, ex=TURN_S)
                 if mine:
-                    restore_all()
-                    self._make_ready_if_kept(token)
+                    self._restore_in_turn(restore_all, token)
                     return
                 if time.monotonic() >= until_s:
                     raise RedisUnavailable
                 time.sleep(PAUSE_S)
         finally:
             self._restoring.release()
+
+    def _restore_in_turn(self, restore_all: Callable[[str], None], token: str) -> None:
+        """Restore, unless another process has done it before this one got its turn."""
+        if self.ready():
+            with translated():
+                self._client.delete(RESTORING)
+            return
+        with translated():
+            # From here on nothing but the end of this turn makes the server ready: loaded scripts do not.
+            self._client.delete(READY)
+        with suppress(StateLost):
+            restore_all(token)
+            self.load()
+            self.run_always("make_ready", token, self._run_id())
 
     def restoring(self) -> int | None:
         """Return how many jobs the restore that runs now has put back so far; None where none runs."""
@@ -140,13 +155,15 @@ class Scripts:
             running, count = pipeline.execute()
             return int(count) if running else None
 
-    def restore_records(self, jobs: Iterable[StoredJob]) -> None:
-        """Run the script `restore` on these jobs, in one go, and keep the turn to restore."""
+    def restore_records(self, jobs: Iterable[StoredJob], *, token: str = "") -> None:
+        """Run the script `restore` on these jobs, in one go.
+
+        With the token of a turn to restore all, the turn is kept; `StateLost` where it has passed to another
+        process, since these records may be older than what has happened since.
+        """
         arguments = [word for job in jobs for word in (job.id, job.fingerprint, job.fields)]
-        with translated(), self._client.pipeline(transaction=False) as pipeline:
-            pipeline.expire(RESTORING, TURN_S)
-            pipeline.eval(self._texts["restore"], 0, *arguments)
-            pipeline.execute()
+        if self.run_always("restore", token, TURN_S, *arguments) == "lost":
+            raise StateLost
 
     def ready(self) -> bool:
         """Whether the scripts that require a ready server can run."""
@@ -171,13 +188,6 @@ class Scripts:
         with translated():
             for name in REQUIRE_READY:
                 self._client.script_load(self._texts[name])
-
-    def _make_ready_if_kept(self, token: str) -> None:
-        """Let all scripts run from now on, unless Redis lost the mark that was set before."""
-        with translated():
-            run_id = self._run_id()
-        if self.run_always("make_ready", token, run_id) == "done":
-            self.load()
 
     def _run_id(self) -> str:
         """Return the id that a server has until it is restarted, or '' where it is not to be known."""

@@ -37,6 +37,7 @@ local LEASES, DIRTY = PREFIX .. 'leases', PREFIX .. 'dirty'
 -- Order is kept in numbers and not in times, since the clock may be set.
 local CREATED, NEWEST_CLAIMED = PREFIX .. 'created', PREFIX .. 'newest_claimed'
 local ENDED, UNOWNED = PREFIX .. 'ended', PREFIX .. 'unowned'
+local RESTORING = PREFIX .. 'restoring'
 local DELAYED, STEPS = PREFIX .. 'delayed', PREFIX .. 'steps'
 local TERMINAL = { succeeded = true, failed = true, canceled = true }
 

@@ -1,5 +1,6 @@
 -- Put the records of job.json of some jobs into Redis, each unless Redis has a newer one.
--- for each job its id, the fingerprint of its idempotency key or '', and the fields of job.json as JSON -> 'done'
+-- token of the turn to restore all or '', how long that turn lasts from now on, then for each job its id, the
+-- fingerprint of its idempotency key or '', and the fields of job.json as JSON -> 'done' | 'lost'
 -- (many in one call, since each call is forced to the disk, and one text for each, since that is faster to send)
 -- Does not require a ready server: it is what makes the server ready.
 local function restore(id, fingerprint, document)
@@ -42,5 +43,10 @@ local function restore(id, fingerprint, document)
   end
 end
 
-for i = 1, #ARGV, 3 do restore(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
+local token, turn_s = unpack(ARGV)
+if token ~= '' then
+  if redis.call('GET', RESTORING) ~= token then return 'lost' end
+  redis.call('EXPIRE', RESTORING, turn_s)
+end
+for i = 3, #ARGV, 3 do restore(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
 return 'done'

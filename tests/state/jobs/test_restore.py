@@ -14,7 +14,7 @@ from state.errors import IdempotencyMismatch, JobNotFound, RedisUnavailable
 from state.jobs.job_file import JobFiles
 from state.jobs.records import Idempotency, new_token
 from state.jobs.restoration import Restoration
-from state.jobs.scripts import MAX_RESTORES, Scripts
+from state.jobs.scripts import MAX_RESTORES, RESTORING, Scripts
 from tests.stopped import stopped_holder
 
 STATES = ("queued", "running", "succeeded", "failed", "canceled")
@@ -296,7 +296,8 @@ def test_a_job_in_the_making_outlives_a_restore(jobs, reach, redis_server, tmp_p
     files = JobFiles(paths, scripts)
     with files.lock(job_id):
         paths.job(job_id).rename(tmp_path / "aside")
-        Restoration(paths, scripts, files, lease_us=1).run()
+        redis_server.client().set(RESTORING, "turn")
+        Restoration(paths, scripts, files, lease_us=1).run("turn")
         (tmp_path / "aside").rename(paths.job(job_id))
     assert jobs.get(job_id).state == "queued"
 
@@ -329,7 +330,8 @@ def test_a_job_that_is_deleted_while_it_is_restored_stays_deleted(jobs, reach, r
         return found
 
     files.stored = delete_once_read  # type: ignore[method-assign]
-    Restoration(paths, scripts, files, lease_us=1).run()
+    redis_server.client().set(RESTORING, "turn")
+    Restoration(paths, scripts, files, lease_us=1).run("turn")
     assert [view.record.id for view in jobs.list().jobs] == [other]
 
 
