@@ -447,7 +447,8 @@ class ProblemKind(Enum):
         "out-of-space",
         507,
         "The disk is full",
-        "There is not enough disk space; delete jobs or checkpoints, or try again later.",
+        "There is not enough disk space{found}. Delete jobs or checkpoints, or try again later.",
+        {"found": ": 90000000 bytes are needed, and 71000000 are free"},
     )
 
     OUT_OF_MEMORY = (

@@ -16,7 +16,7 @@ from schemas.digest import DigestHeaderError
 from schemas.format.errors import CheckpointError
 from schemas.problem import ProblemKind, field_problems
 from service.errors import ProblemError
-from state.errors import StateError
+from state.errors import OutOfSpace, StateError
 from state.files import DISK_FULL
 
 MAX_FIELD_PROBLEMS = 50
@@ -81,7 +81,7 @@ def _from_state_error(error: StateError) -> ProblemError:
 
 def _from_os_error(error: OSError) -> ProblemError:
     if error.errno in DISK_FULL:
-        return ProblemError(ProblemKind.OUT_OF_SPACE)
+        return _from_state_error(OutOfSpace())
     log.error("the file system failed", exc_info=error)
     return ProblemError(ProblemKind.INTERNAL_ERROR)
 

@@ -148,9 +148,12 @@ class TooLarge(StateError):
 
 
 class OutOfSpace(StateError):
-    """The disk is full."""
+    """The disk is full; `found` ends a sentence on what is needed and free, where that is known."""
 
     kind = ProblemKind.OUT_OF_SPACE
+
+    def __init__(self, found: str = "") -> None:
+        super().__init__(found=found)
 
 
 class Busy(StateError):

@@ -23,7 +23,8 @@ class Trouble:
 def trouble_of(error: Exception) -> Trouble:
     """Classify an error that is not the input's."""
     if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return Trouble(ProblemKind.OUT_OF_SPACE.problem(ProblemKind.OUT_OF_SPACE.text()), 6, counts=False)
+        full = ProblemKind.OUT_OF_SPACE
+        return Trouble(full.problem(full.text(found="")), 6, counts=False)
     kind = ProblemKind.WORKER_TROUBLE
     problem = kind.problem(kind.text(error=type(error).__name__))
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _errno(error) == errno.ENOMEM:

@@ -69,7 +69,13 @@ class DiskSpace:
             with suppress(FilesLocked):
                 self.cache.free_space(self._lacking_bytes(nbytes))
         if self._lacking_bytes(nbytes) > 0:
-            raise OutOfSpace
+            raise OutOfSpace(self._found(nbytes))
+
+    def _found(self, nbytes: int) -> str:
+        found = f": {nbytes} bytes are needed, and {self.free_bytes()} are free"
+        if not self.min_free_bytes:
+            return found
+        return f"{found}, of which {self.min_free_bytes} must stay free (ECKART_MIN_FREE_BYTES)"
 
     def _lacking_bytes(self, nbytes: int) -> int:
         return nbytes + self.min_free_bytes - self.free_bytes()

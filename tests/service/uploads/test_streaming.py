@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import secrets
 import socket
 import time
@@ -68,7 +69,13 @@ def test_a_body_over_the_limit_is_refused_announced_or_not(start):
 def test_an_upload_that_would_fill_the_disk_is_refused(start):
     service = start(min_free_bytes=2**60)
 
-    assert_problem(service.put("full", "model.safetensors", MODEL), 507, "out-of-space")
+    refused = assert_problem(service.put("full", "model.safetensors", MODEL), 507, "out-of-space")
+    found = re.search(r"(\d+) bytes are needed, and (\d+) are free, of which (\d+) must", refused["detail"])
+    assert found, refused["detail"]
+    needed, free, least = map(int, found.groups())
+    assert needed == len(MODEL)
+    assert needed + least > free
+    assert "ECKART_MIN_FREE_BYTES" in refused["detail"]
     assert_problem(service.put("full", "model.safetensors", iter([MODEL])), 507, "out-of-space")
     assert_problem(service.submit_files({"model.safetensors": MODEL}), 507, "out-of-space")
 
