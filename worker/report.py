@@ -135,9 +135,9 @@ def _late_warnings(work: WorkPlan, outcomes: Sequence[LayerOutcome]) -> Iterator
     broken = [outcome.report.tensor for outcome in outcomes if outcome.report.reason == "not_finite"]
     if broken:
         of = "tensor" if len(broken) == 1 else "tensors"
+        or_difference = ", or in the difference to the base," if any(task.base for task in work.tasks) else ""
         yield (
-            f"NaN or infinity in {len(broken)} {of}, or in the difference to the base, kept as in the input: "
-            f"{listed(broken)}"
+            f"NaN or infinity in {len(broken)} {of}{or_difference}, kept as in the input: {listed(broken)}"
         )
 
 
