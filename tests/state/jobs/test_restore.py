@@ -332,6 +332,7 @@ def test_a_job_that_is_deleted_while_it_is_restored_stays_deleted(jobs, reach, r
     files.stored = delete_once_read  # type: ignore[method-assign]
     redis_server.client().set(RESTORING, "turn")
     Restoration(paths, scripts, files, lease_us=1).run("turn")
+    redis_server.client().delete(RESTORING)
     assert [view.record.id for view in jobs.list().jobs] == [other]
 
 
