@@ -16,6 +16,7 @@ from schemas.planning.forms import Form
 from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Plan, Tensor
 from schemas.planning.left_out import left_out_warnings
 from schemas.planning.modules import Modules
+from schemas.planning.override_warnings import override_warnings
 from schemas.planning.pairs import PairFinder, check_neuron_grams
 from schemas.planning.patterns import Patterns
 from schemas.planning.selection import LayerOptions, Selection, can_be_factored, is_float_weight
@@ -273,20 +274,24 @@ def _warnings(
     # Defaults that match nothing are no mistake of the user's.
     given_include = () if spec.include == DEFAULT_INCLUDE else spec.include
     given_exclude = tuple(pattern for pattern in spec.exclude if pattern not in DEFAULT_EXCLUDE)
+    alone = [layer for layer in layers if layer.pair is None]
+    idle: dict[str, list[int]] = {}
     for field, patterns, names in (
         ("include", given_include, matrices),
         ("exclude", given_exclude, weights),
-        ("overrides", tuple(o.match for o in spec.overrides), [x.name for x in layers if x.pair is None]),
+        ("overrides", tuple(o.match for o in spec.overrides), [layer.name for layer in alone]),
         ("transposed", spec.transposed, matrices),
     ):
-        for number in Patterns(patterns).idle(names):
+        idle[field] = Patterns(patterns).idle(names)
+        for number in idle[field]:
             yield f"{field}: the pattern {patterns[number]!r} matches no layer"
     if inferred := [layer.name for layer in layers if options[layer.tensor].inferred]:
         yield f"transposed: taken as stored [inputs, outputs], since biases say so: {listed(inferred)}"
     if layers and all(layer.reason for layer in layers):
         yield "every selected layer stays dense: the output equals the input"
     yield from _budget_warnings(spec)
-    yield from _rank_warnings(spec, [layer for layer in layers if layer.pair is None], options)
+    yield from override_warnings(spec, alone, options, idle=set(idle["overrides"]))
+    yield from _rank_warnings(spec, alone, options)
     has_selector = spec.selector != CompressionSpec.model_fields["selector"].default
     if has_selector and layers and all(layer.form.selector is None for layer in layers):
         yield f"selector: it has no effect on {_joined_methods(layers)}"

@@ -178,6 +178,19 @@ def test_a_layer_whose_new_names_are_taken_stays_dense(others, method, reason):
             "selector: it has no effect on pivot and svd",
         ),
         ({"method": "int8"}, "rank: it has no effect on int8"),
+        (
+            {"overrides": [{"match": "*", "rank": 4}, {"match": "layer", "rank": 5}]},
+            "overrides: 'layer' has no effect, since earlier ones match all its layers",
+        ),
+        ({"overrides": [{"match": "*"}]}, "overrides: '*' has no effect, since it sets nothing"),
+        ({"overrides": [{"match": "layer", "rank": 4}]}, None),
+        ({"cur": {"storage": "two"}}, "cur: it has no effect on svd"),
+        ({"cur": {"storage": "two"}, "method": "cur"}, None),
+        ({"cur": {"storage": "two"}, "overrides": [{"match": "*", "method": "cur"}]}, None),
+        (
+            {"overrides": [{"match": "*", "cur": {"storage": "two"}}]},
+            "overrides: cur of '*' has no effect on svd",
+        ),
         ({"group": 32}, "group: it has no effect on svd"),
         ({"method": "int4+svd", "group": 32}, None),
         (
@@ -193,6 +206,13 @@ def test_a_pattern_that_matches_nothing_is_a_warning(spec, warning):
     plan = planned([Named("layer.weight"), Named("other.norm.weight", shape=(64,))], **spec)
 
     assert plan.warnings == ((warning,) if warning else ())
+
+
+def test_an_override_that_sets_nothing_may_keep_its_layers_out_of_the_next():
+    overrides = [{"match": "a"}, {"match": "*", "rank": 9}]
+    plan = planned([Named("a.weight"), Named("b.weight")], overrides=overrides)
+
+    assert plan.warnings == ()
 
 
 def test_a_checkpoint_without_matrices_gives_one_warning():
