@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Collection
 
 from schemas.job import NO_PROGRESS, JobRequest
 from schemas.planning.references import References
@@ -23,6 +24,7 @@ from service.planning.plans import (
     require_difference,
 )
 from service.uploads.form import UploadContent
+from state.checkpoints.consistency import strays
 from state.checkpoints.store import StoredCheckpoint
 from state.errors import CheckpointNotFound, RedisUnavailable
 from state.jobs.records import Idempotency, JobRecord, JobView, NewJob, StoredWebhook
@@ -44,7 +46,7 @@ def submit_upload(services: Services, content: UploadContent, key: str | None, r
     try:
         stored = services.checkpoints.get(content.checkpoint_id)
         if not stored.complete:
-            detail = missing_from_upload(stored.missing, unrelated=stored.unrelated)
+            detail = missing_from_upload(stored.missing, stored.headers, unrelated=stored.unrelated)
             raise ProblemError(ProblemKind.INVALID_CHECKPOINT, detail, fault="missing-files")
         webhook = _stored(content.webhook, root_path)
         record = _create(services, stored, content.spec, webhook, key, upload=content)
@@ -65,14 +67,20 @@ def complete_checkpoint(services: Services, request: JobRequest) -> StoredCheckp
     return stored
 
 
-def missing_from_upload(missing: tuple[str, ...], *, unrelated: tuple[str, ...]) -> str:
-    """Describe what a body lacks; `unrelated` are files without an index that are not named like shards."""
+def missing_from_upload(
+    missing: tuple[str, ...], sent: Collection[str], *, unrelated: tuple[str, ...]
+) -> str:
+    """Describe what a body of weights lacks; `unrelated` have no index and are not named like shards."""
     if unrelated:
         return (
             f"The upload holds {join_names(unrelated)} but no index: "
             "send their index with them, or each file in a request of its own."
         )
-    return f"The upload lacks {', '.join(missing)}."
+    lacks = f"The upload lacks {', '.join(missing)}."
+    extra = strays(sent)
+    if not extra:
+        return lacks
+    return f"{lacks} Not part of that checkpoint: {join_names(extra)}."
 
 
 def _create(

@@ -130,7 +130,7 @@ class HeaderParts:
         sum(map(HeaderSize.of, headers.values()), start=HeaderSize()).check()
         if missing := tuple(islice(missing_files(sent, index), MISSING_SHOWN)):
             unrelated = tuple(headers) if missing == (AN_INDEX,) else ()
-            detail = missing_from_upload(missing, unrelated=unrelated)
+            detail = missing_from_upload(missing, headers, unrelated=unrelated)
             raise ProblemError(ProblemKind.INVALID_CHECKPOINT, detail, fault="missing-files")
         files = CheckpointFiles(with_layers_of(self._config, headers), index, config=self._config)
         return HeaderContent(files, spec, self._names.warnings)

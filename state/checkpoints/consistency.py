@@ -1,5 +1,6 @@
 """Whether the files of a checkpoint fit together, and which are missing."""
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -90,12 +91,11 @@ def check_header_sizes(folder: Path, stored: Mapping[str, FileInfo], sent: Itera
 
 def missing_files(names: Collection[str], index: ShardIndex | None) -> Iterator[str]:
     """Yield the names of the files that a checkpoint of these files and this index lacks."""
-    files = weight_files(names)
     if index is not None:
         yield from (shard for shard in index.shards if shard not in names)
         return
-    shard = next((match for name in files if (match := SHARD.fullmatch(name))), None)
-    if shard:
+    files = weight_files(names)
+    if shard := _first_shard(files):
         stem, count = shard["stem"], shard["count"]
         yield index_of(stem)
         siblings = (f"{stem}-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1))
@@ -104,6 +104,21 @@ def missing_files(names: Collection[str], index: ShardIndex | None) -> Iterator[
         yield A_WEIGHT_FILE
     elif len(files) != 1:
         yield AN_INDEX
+
+
+def strays(names: Collection[str]) -> tuple[str, ...]:
+    """Return the weight files that are no siblings of the first one that is named like a shard."""
+    files = weight_files(names)
+    first = _first_shard(files)
+    if first is None:
+        return ()
+    same = first.group("stem", "count")
+    found = [(name, SHARD.fullmatch(name)) for name in files]
+    return tuple(name for name, shard in found if shard is None or shard.group("stem", "count") != same)
+
+
+def _first_shard(files: Iterable[str]) -> re.Match[str] | None:
+    return next((match for name in files if (match := SHARD.fullmatch(name))), None)
 
 
 def _check_named(index: ShardIndex, names: Iterable[str], *, sent: Collection[str]) -> None:

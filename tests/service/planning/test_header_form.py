@@ -154,6 +154,11 @@ def test_a_calibration_that_does_not_fit_or_is_unknown_is_refused_at_its_field(s
         ({FIRST: head(SHARDS[FIRST]), INDEX: SHARDS[INDEX]}, "missing-files", [SECOND]),
         ({INDEX: SHARDS[INDEX]}, "missing-files", [FIRST, SECOND]),
         ({FIRST: head(SHARDS[FIRST])}, "missing-files", [INDEX, SECOND]),
+        (
+            {FIRST: head(SHARDS[FIRST]), "other.safetensors": head(MODEL)},
+            "missing-files",
+            [INDEX, SECOND, "Not part of that checkpoint: other.safetensors"],
+        ),
         ({"a.safetensors": head(MODEL), "b.safetensors": head(MODEL)}, "missing-files", ["index"]),
         ({**heads(SHARDS), "x.safetensors": head(MODEL)}, "shard-extra", ["x.safetensors"]),
         ({**heads(SHARDS), FIRST: head(SHARDS[SECOND])}, "tensor-in-two-shards", [FIRST, SECOND]),
