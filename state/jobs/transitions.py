@@ -19,7 +19,7 @@ from state.jobs.webhooks import WebhookFiles
 
 T = TypeVar("T")
 
-MOST_DETAIL_BYTES = 500
+MOST_DETAIL_BYTES = 400
 MOST_ERRORS = 4
 MOST_LATE_WARNINGS = 4
 
