@@ -158,7 +158,7 @@ def test_an_upload_in_progress_is_not_swept_however_long_it_takes(checkpoints, u
 
 
 def test_a_disk_too_small_is_refused_before_a_byte_is_read(checkpoints, tmp_path):
-    with pytest.raises(OutOfSpace, match="delete jobs or checkpoints"):
+    with pytest.raises(OutOfSpace, match="Delete jobs or checkpoints"):
         checkpoints.receive("m", "a.safetensors", content_bytes=1 << 61, limit_bytes=1 << 62)
     assert names_in(tmp_path / "parts") == []
 
