@@ -31,7 +31,7 @@ class _Sum:
     nbytes: int
     began_s: float
     due_s: float
-    # Whether something was deleted that may or may not be in it.
+    # Whether something was deleted, or counted besides, that may or may not be in it.
     too_large: bool = False
 
 
@@ -47,6 +47,8 @@ class Quotas:
         self._summing: set[str] = set()
         # What uploads under way have sent and no sum finds.
         self._arriving: Counter[str] = Counter()
+        # What has arrived since this process began.
+        self._arrived: Counter[str] = Counter()
 
     @contextmanager
     def uploading(self, owner: str, *, kept: bool = False) -> Iterator[Callable[[int], None]]:
@@ -89,6 +91,7 @@ class Quotas:
     def _add(self, owner: str, nbytes: int, *, unseen: bool) -> None:
         most = self._settings.owner_bytes
         with self._lock:
+            self._arrived[owner] += nbytes
             if unseen:
                 self._arriving[owner] += nbytes
             if most is None or owner not in self._stored:
@@ -126,14 +129,16 @@ class Quotas:
 
     def _sum(self, owner: str, stored_bytes: Callable[[], int]) -> int:
         with self._lock:
-            arriving, deletions = self._arriving[owner], self._deletions[owner]
+            arriving, arrived, deletions = self._arriving[owner], self._arrived[owner], self._deletions[owner]
         began_s, due_s = time.time(), time.monotonic() + SUM_FOR_S
         stored = stored_bytes()
         with self._lock:
-            # An upload that ended meanwhile may or may not be in the sum, and counts in any case.
-            known = stored + max(arriving, self._arriving[owner])
-            changed = self._deletions[owner] != deletions
-            self._stored[owner] = _Sum(known, began_s, due_s, too_large=changed)
+            # What arrived or ended meanwhile may or may not be in the sum, and counts in any case.
+            meanwhile = self._arrived[owner] - arrived
+            known = stored + arriving + meanwhile
+            deleted = self._deletions[owner] != deletions
+            ended = self._arriving[owner] < arriving
+            self._stored[owner] = _Sum(known, began_s, due_s, too_large=deleted or ended or meanwhile > 0)
         return known
 
     def _sum_beside(self, owner: str, stored_bytes: Callable[[], int]) -> None:

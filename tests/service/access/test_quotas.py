@@ -225,6 +225,19 @@ def test_a_sum_that_missed_a_deletion_is_made_again_before_a_refusal():
     assert checked.left_bytes("a", stored_bytes, needed=50) == 70
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_arrives_and_ends_while_a_sum_is_made_is_not_forgotten(kept):
+    checked = Quotas(Settings(owner_bytes=100))
+
+    def walked_past_it():
+        with checked.uploading("a", kept=kept) as count:
+            count(30)
+        return 0
+
+    assert checked.left_bytes("a", walked_past_it) == 70
+    assert checked.left_bytes("a", lambda: 30, needed=70) == 70
+
+
 def test_an_old_sum_is_made_again_beside_the_request(monkeypatch):
     monkeypatch.setattr("service.access.quotas.SUM_FOR_S", 0)
     checked, going_on = quotas(), threading.Event()
