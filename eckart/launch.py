@@ -31,15 +31,15 @@ class LocalRunError(Exception):
     """The bundled worker failed; it wrote the reason to stderr."""
 
 
-def serve() -> None:
-    """Become the whole service on this machine; this does not return.
+def serve(settings: Mapping[str, str]) -> None:
+    """Become the whole service on this machine, with these variables for it; this does not return.
 
     The process id stays, so that Ctrl-C and SIGTERM reach the service itself.
     """
     _check_installed("service", "worker")
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, _command("service.standalone"), _environment())  # noqa: S606 - a fixed list
+    os.execve(sys.executable, _command("service.standalone"), {**_environment(), **settings})  # noqa: S606 - a fixed list
 
 
 def run_worker_command(verb: str, *paths: Path, spec: str, references: Mapping[str, Path]) -> str:

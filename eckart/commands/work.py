@@ -46,12 +46,27 @@ PLAN_EXAMPLES = (
     "eckart plan my-model --rank 64 --json    # a stored checkpoint",
 )
 EXPAND_EXAMPLES = ("eckart expand my-model-compressed my-model-dense",)
-SERVE_EXAMPLES = ("eckart serve", "ECKART_PORT=9000 eckart serve")
+SERVE_EXAMPLES = (
+    "eckart serve",
+    "eckart serve --port 9000 --data /var/lib/eckart",
+    "eckart serve --host 0.0.0.0    # for other machines; set ECKART_API_KEYS first",
+)
+# The options of `serve`, and the settings of the same meaning; all others are variables only.
+SERVE_SETTINGS = {"port": "ECKART_PORT", "host": "ECKART_HOST", "data": "ECKART_DATA_DIR"}
 
 
 def add_verbs(verbs: Verbs) -> None:
     serve = add_verb(verbs, "serve", "run API, worker and queue on this machine until Ctrl-C", SERVE_EXAMPLES)
-    serve.set_defaults(run=lambda _options: launch.serve())
+    serve.add_argument(
+        "--port", type=int, help="listen there; default: $ECKART_PORT, then 8000; 0: a free one"
+    )
+    serve.add_argument(
+        "--host", metavar="ADDRESS", help="listen on this address; default: $ECKART_HOST, then 127.0.0.1"
+    )
+    serve.add_argument(
+        "--data", metavar="DIR", help="keep everything in this folder; default: $ECKART_DATA_DIR, then data"
+    )
+    serve.set_defaults(run=run_serve)
     compress = add_verb(
         verbs, "compress", "compress a checkpoint and fetch the result with its report", COMPRESS_EXAMPLES
     )
@@ -80,6 +95,12 @@ def add_verbs(verbs: Verbs) -> None:
     expand.add_argument("out", type=Path, metavar="OUT", help="a new folder, or a .safetensors file")
     add_json_option(expand)
     expand.set_defaults(run=run_expand)
+
+
+def run_serve(options: argparse.Namespace) -> None:
+    """Serve, with what the options set above the variables of the environment."""
+    given = {name: getattr(options, option) for option, name in SERVE_SETTINGS.items()}
+    launch.serve({name: str(value) for name, value in given.items() if value is not None})
 
 
 def run_compress(options: argparse.Namespace) -> None:

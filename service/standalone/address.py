@@ -44,7 +44,7 @@ class Address:
         except OSError as error:
             raise AddressUnavailableError(
                 f"cannot listen on {self.host}:{self.port}: {error.strerror}. Stop the process that listens "
-                "there, or set ECKART_HOST and ECKART_PORT to a free address"
+                "there, or choose a free address by ECKART_HOST and ECKART_PORT, or --host and --port"
             ) from error
 
     def get(self, path: str) -> tuple[int, bytes] | None:

@@ -34,12 +34,11 @@ class Service:
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._environment = os.environ | settings
-        self._environment |= {"ECKART_DATA_DIR": str(self.data_dir), "ECKART_PORT": str(self.port)}
         self.client = Client(self.url)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "eckart", "serve"]
+        command = [sys.executable, "-m", "eckart", "serve", "--port", str(self.port), "--data", self.data_dir]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
         self.await_true(self.ready, START_LIMIT_S)

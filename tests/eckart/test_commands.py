@@ -205,7 +205,14 @@ def test_each_verb_that_needs_arguments_ends_with_2_without_them(capsys, verb):
 
 @pytest.mark.parametrize(
     "line",
-    ["jobs --state lost", "checkpoints --limit two", "delete it J1", "compare A B --by name", "serve now"],
+    [
+        "jobs --state lost",
+        "checkpoints --limit two",
+        "delete it J1",
+        "compare A B --by name",
+        "serve now",
+        "serve --port web",
+    ],
 )
 def test_a_wrong_choice_ends_with_2(capsys, line):
     with pytest.raises(SystemExit) as ended:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -88,6 +89,24 @@ def test_a_signal_ends_the_worker_too(model, number, status):
         time.sleep(0.05)
 
 
+def test_the_options_of_serve_win_over_the_environment(tmp_path):
+    with socket.create_server(("127.0.0.2", 0)) as other:
+        port = str(other.getsockname()[1])
+        command = [sys.executable, "-m", "eckart", "serve", "--host", "127.0.0.2", "--port", port]
+        run = subprocess.run(
+            [*command, "--data", "given"],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "ECKART_HOST": "::1", "ECKART_DATA_DIR": "other"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert run.returncode == 1
+    assert f"cannot listen on 127.0.0.2:{port}" in run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["given"]
+
+
 def test_what_an_extra_needs_comes_from_the_packages_own_metadata():
     needed = set(launch._needed(("service", "worker")))
 
@@ -99,4 +118,4 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "celery", None)
 
     with pytest.raises(InputError, match=r"\(celery missing\): pip install 'eckart\[server\]'"):
-        launch.serve()
+        launch.serve({})
