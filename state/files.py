@@ -22,8 +22,9 @@ from state.errors import FilesLocked, OutOfSpace
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 PART_ENDING = ".part"
 FLUSH_BYTES = 16 << 20
-# Space is reserved ahead of what has arrived by as much as has arrived, but at least and at most by this.
-LEAST_AHEAD_BYTES, MOST_AHEAD_BYTES = 64 << 20, 1 << 30
+# Space is reserved ahead of what has arrived by as much as has arrived, but at least and at most by this. The
+# least is what an announcement alone takes from all others.
+LEAST_AHEAD_BYTES, MOST_AHEAD_BYTES = 1 << 20, 1 << 30
 # A lock is held for milliseconds; whoever holds one for so long is stopped or waits for a dead disk.
 LOCK_WAIT_S = 10.0
 LOCK_POLL_S = (0.002, 0.05)
@@ -93,7 +94,7 @@ class AtomicFile:
             if reserve_bytes and shutil.disk_usage(self.part.parent).free < reserve_bytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.part))  # noqa: TRY301
             self._expected_bytes = reserve_bytes or 0
-            self._reserve()
+            self._reserve(0)
         except BaseException:
             self.abort()
             raise
@@ -123,7 +124,7 @@ class AtomicFile:
     def write(self, block: bytes | bytearray | memoryview) -> None:
         """Append bytes, counting and hashing them; the memory may be used again when the call returns."""
         if self.size_bytes + len(block) > self._reserved_bytes:
-            self._reserve()
+            self._reserve(len(block))
         with memoryview(block) as view:
             self._hash(view)
             rest = view
@@ -186,9 +187,11 @@ class AtomicFile:
             return False
         return os.path.samestat(named, os.fstat(self._descriptor))
 
-    def _reserve(self) -> None:
-        ahead = min(max(self.size_bytes, LEAST_AHEAD_BYTES), MOST_AHEAD_BYTES)
-        end = min(self._expected_bytes, self.size_bytes + ahead)
+    def _reserve(self, block_bytes: int) -> None:
+        """Reserve what is expected beyond the block that is about to be written, as far as one step reaches."""
+        arrived = self.size_bytes + block_bytes
+        ahead = min(max(arrived, LEAST_AHEAD_BYTES), MOST_AHEAD_BYTES)
+        end = min(self._expected_bytes, arrived + ahead)
         if end > self._reserved_bytes:
             allocate(self._descriptor, self._reserved_bytes, end - self._reserved_bytes)
             self._reserved_bytes = end

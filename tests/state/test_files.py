@@ -235,14 +235,25 @@ def test_nobody_waits_for_ever_for_the_lock_of_a_stopped_process(tmp_path):
         pass
 
 
-def test_space_is_reserved_in_steps_ahead_of_what_is_written(make, path):
-    def allocated(file):
-        return file.part.stat().st_blocks * 512
+def allocated_bytes(file) -> int:
+    return file.part.stat().st_blocks * 512
 
+
+def test_space_is_reserved_in_steps_ahead_of_what_is_written(make, path):
     with make(path, reserve_bytes=200 << 20) as file:
-        assert 64 << 20 <= allocated(file) < 66 << 20
-        file.write(bytes(1 << 20))
-        assert allocated(file) < 66 << 20
-        for _ in range(64):
+        arrived = 0
+        for nbytes in (1 << 20, 8 << 20, 1 << 20, 32 << 20):
+            file.write(bytes(nbytes))
+            arrived += nbytes
+            # At most as much again as has arrived.
+            assert arrived <= allocated_bytes(file) <= 2 * arrived + (1 << 20)
+        for _ in range(100):
             file.write(bytes(1 << 20))
-        assert 120 << 20 < allocated(file) < 140 << 20
+        assert allocated_bytes(file) <= 201 << 20
+
+
+def test_an_upload_that_trickles_holds_a_small_step_alone(make, path):
+    with make(path, reserve_bytes=200 << 20) as file:
+        for _ in range(4):
+            file.write(b"few")
+            assert allocated_bytes(file) <= 2 << 20
