@@ -188,7 +188,7 @@ class AtomicFile:
         return os.path.samestat(named, os.fstat(self._descriptor))
 
     def _reserve(self, block_bytes: int) -> None:
-        """Reserve what is expected beyond the block that is about to be written, as far as one step reaches."""
+        """Reserve what is expected next: the block that is about to be written, and one step beyond it."""
         arrived = self.size_bytes + block_bytes
         ahead = min(max(arrived, LEAST_AHEAD_BYTES), MOST_AHEAD_BYTES)
         end = min(self._expected_bytes, arrived + ahead)

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Collection
+from contextlib import aclosing, suppress
 
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -14,12 +15,14 @@ from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec
 from schemas.webhook import Webhook
 from service.dependencies import Services
+from service.errors import ProblemError
 from service.headers import etag_matches
-from service.jobs.watch import FIRST_PAUSE_S, longer
 from service.webhooks.hosts import shown
 from state.jobs.records import JobPage, JobView
 
 RETRY_AFTER_S = 1
+# How often an answer that waits looks whether its client and its key are still there.
+CHECKED_EVERY_S = 0.5
 UNREADABLE = ProblemKind.UNREADABLE_RECORD.problem(ProblemKind.UNREADABLE_RECORD.text())
 
 
@@ -116,7 +119,7 @@ def single_document(view: JobView, root_path: str) -> Job:
 
 
 async def wait_for_change(request: Request, services: Services, job_id: str, *, wait_s: float) -> JobView:
-    """Poll a job until its state changes, `wait_s` is over, the client disconnects, or the service stops."""
+    """Wait until a job's state changes, `wait_s` is over, the client disconnects, or the service stops."""
     first = await run_in_threadpool(services.jobs.view, job_id)
     states = frozenset({first.record.state}) - TERMINAL
     return await _wait(request, services, first, while_in=states, wait_s=wait_s)
@@ -133,14 +136,18 @@ async def _wait(
 ) -> JobView:
     if wait_s <= 0 or view.record.state not in while_in:
         return view
-    loop = asyncio.get_running_loop()
-    until_s, pause_s = loop.time() + min(wait_s, services.settings.max_wait_s), FIRST_PAUSE_S
-    with services.watches.place(services.owner):
-        while view.record.state in while_in:
-            left_s = until_s - loop.time()
-            if left_s <= 0 or services.stopping.is_set() or await request.is_disconnected():
-                break
-            await asyncio.sleep(min(pause_s, left_s))
-            pause_s = longer(pause_s)
-            view = await run_in_threadpool(services.jobs.view, view.record.id)
-    return view
+    job_id = view.record.id
+    with services.watches.place(services.owner), suppress(TimeoutError):
+        async with (
+            asyncio.timeout(min(wait_s, services.settings.max_wait_s)),
+            aclosing(services.watches.follow(job_id, quiet_s=CHECKED_EVERY_S)) as changes,
+        ):
+            async for changed in changes:
+                if not request.state.key_is_known():
+                    raise ProblemError(ProblemKind.UNAUTHORIZED)
+                if changed is not None and changed.record.state not in while_in:
+                    return changed
+                if await request.is_disconnected():
+                    break
+    # As it is now; it may be gone.
+    return await run_in_threadpool(services.jobs.view, job_id)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
 from threading import Event
 
@@ -62,7 +62,7 @@ class JobWatches:
         with _counted(self._listeners, owner):
             yield
 
-    async def follow(self, job_id: str, *, quiet_s: float) -> AsyncIterator[JobView | None]:
+    async def follow(self, job_id: str, *, quiet_s: float) -> AsyncGenerator[JobView | None]:
         """Yield the job now and whenever it changes, and None where it did not for `quiet_s`.
 
         This ends when the job ends or is gone, or when the service stops.
@@ -106,7 +106,7 @@ class JobWatches:
                     if view.record.state in TERMINAL:
                         break
                 await asyncio.sleep(pause_s)
-                pause_s = longer(pause_s)
+                pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
         except JobNotFound:
             pass
         except Exception:
@@ -116,11 +116,6 @@ class JobWatches:
             if self._watches.get(watch.job_id) is watch:
                 del self._watches[watch.job_id]
             watch.end()
-
-
-def longer(pause_s: float) -> float:
-    """Return the pause before the next poll of a job that did not change."""
-    return min(1.5 * pause_s, LONGEST_PAUSE_S)
 
 
 def _require(found: int, most: int, what: str) -> None:

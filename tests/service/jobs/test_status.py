@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import httpx
 import pytest
@@ -10,8 +11,9 @@ from schemas.job import Progress
 from schemas.problem import ProblemKind
 from service.settings import Settings
 from state.jobs.records import new_token
+from state.redis import redis_client
 from tests.service.files import FILES, MODEL
-from tests.service.running import TOTALS, assert_problem
+from tests.service.running import SPEC, TOTALS, assert_problem
 
 
 def test_a_status_has_a_tag_that_spares_the_next_answer(service, job):
@@ -53,10 +55,10 @@ def test_retry_after_is_given_until_the_job_has_ended(service, job):
 def test_waiting_ends_when_the_state_changes(service, job):
     answers = []
 
-    def wait():
+    def ask():
         answers.append(service.http.get(f"/v1/jobs/{job['id']}", params={"wait": 30}))
 
-    waiter = threading.Thread(target=wait)
+    waiter = threading.Thread(target=ask)
     waiter.start()
     time.sleep(0.3)
     assert answers == []
@@ -64,6 +66,52 @@ def test_waiting_ends_when_the_state_changes(service, job):
     waiter.join(10)
 
     assert answers[0].json()["state"] in {"running", "succeeded"}
+
+
+def test_any_number_of_answers_wait_by_one_poll(start, redis_server):
+    service = start()
+    job = service.submit(service.stored(MODEL)).json()["id"]
+    waiters = 20
+    with redis_client(redis_server.url) as redis, ThreadPoolExecutor(waiters) as threads:
+
+        def scripts_run():
+            return redis.info("commandstats")["cmdstat_evalsha"]["calls"]
+
+        before = scripts_run()
+        here = {"url": f"{service.url}/v1/jobs/{job}", "params": {"wait": 2}, "verify": False}
+        answers = list(threads.map(lambda _: httpx.get(**here), range(waiters)))
+        asked = scripts_run() - before
+
+    assert {answer.json()["state"] for answer in answers} == {"queued"}
+    # Each reads the job when it comes and when it answers; a poll of its own would read it six times more.
+    assert asked < 4 * waiters
+
+
+def test_waiting_ends_when_the_key_is_removed(start, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("alice:of-alice\nbob:of-bob\n")
+    service = start(api_keys=f"@{keys}")
+    key = {"X-API-Key": "of-alice"}
+    service.http.put("/v1/checkpoints/m/model.safetensors", content=MODEL, headers=key)
+    job = service.http.post("/v1/jobs", json={"checkpoint": "m", "spec": SPEC}, headers=key).json()["id"]
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [
+            threads.submit(service.http.get, f"/v1/jobs/{job}{path}", params={"wait": 50}, headers=key)
+            for path in ("", "/report")
+        ]
+        wait(waiting, timeout=0.3)
+        keys.write_text("bob:of-bob\n")
+        for answer in waiting:
+            assert_problem(answer.result(20), 401, "unauthorized")
+
+
+def test_waiting_ends_when_the_job_is_deleted(service, job):
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(service.http.get, f"/v1/jobs/{job['id']}/report", params={"wait": 50})
+        wait([waiting], timeout=0.3)
+        service.http.delete(f"/v1/jobs/{job['id']}")
+        # It is canceled before it is gone.
+        assert waiting.result(20).status_code in {404, 410}
 
 
 def test_waiting_ends_when_the_time_is_up(service, job):
@@ -77,10 +125,10 @@ def test_waiting_ends_when_the_service_stops(start):
     job = service.submit(service.stored(MODEL)).json()["id"]
     answers = []
 
-    def wait():
+    def ask():
         answers.append(httpx.get(f"{service.url}/v1/jobs/{job}", params={"wait": 60}, timeout=30))
 
-    waiter = threading.Thread(target=wait)
+    waiter = threading.Thread(target=ask)
     waiter.start()
     time.sleep(0.3)
     service.__exit__()
