@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from importlib.metadata import version
 from threading import Event
 
@@ -11,6 +12,7 @@ from starlette.middleware import Middleware
 
 from service.access.authentication import Authentication
 from service.access.browsers import AllowedHosts, ForeignRequests
+from service.access.links import Links
 from service.access.quotas import Quotas
 from service.dependencies import LifespanState, Services
 from service.jobs.watch import JobWatches
@@ -35,6 +37,7 @@ from state.data_dir import DataDir
 from state.jobs.queue import JobQueue
 from state.jobs.store import JobStore
 from state.jobs.webhooks import WebhookFiles
+from state.link_secret import link_secret
 from state.redis import redis_client
 from state.uploads.resumable import ResumableUploads
 from state.workers import WorkerRegistry
@@ -85,6 +88,7 @@ def open_services(settings: Settings) -> Services:
         ),
         webhook_hosts=WebhookHosts(settings.webhook_hosts),
         webhook_secrets=settings.webhook_secrets,
+        links=Links(partial(link_secret, DataDir(settings.data_dir))),
         stopping=stopping,
         turns=turns,
         metrics=Metrics(StateCollector(jobs=jobs, queue=queue, workers=workers, space=space, turns=turns)),
@@ -137,7 +141,7 @@ def create_app(settings: Settings) -> FastAPI:
             Middleware(UnreadBody),
             Middleware(Tus),
             Middleware(ForeignRequests, hosts=hosts),
-            Middleware(Authentication, keys=keys),
+            Middleware(Authentication, keys=keys, links=services.links),
         ],
         docs_url=None,
         redoc_url=None,

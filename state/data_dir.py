@@ -58,6 +58,11 @@ class DataDir:
         return self.root / "created-jobs"
 
     @property
+    def link_secret(self) -> Path:
+        """What signs links to results: see `state.link_secret`."""
+        return self.root / "link-secret"
+
+    @property
     def webhooks(self) -> Path:
         """An empty file for each job whose webhook is not delivered yet, named by its id."""
         return self.root / "webhooks"

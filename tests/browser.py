@@ -32,19 +32,27 @@ class Visit:
     faults: list[str] = field(default_factory=list)
     refusals: list[int] = field(default_factory=list)
     refusals_are_right: bool = False
+    dialogs_are_accepted: bool = False
 
     def listen(self):
         page = self.page
         page.on("console", self._note_line)
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.on("request", self._note_request)
-        page.on("dialog", lambda dialog: (self.faults.append(dialog.message), dialog.dismiss()))
+        page.on("dialog", self._answer)
 
     def go(self, address="#/"):
         """Show a view, and wait until its head is there."""
         self.page.goto(f"{self.url}/{address}")
         self.page.locator("main h1").wait_for()
         return self.page
+
+    def _answer(self, dialog):
+        if self.dialogs_are_accepted:
+            dialog.accept()
+        else:
+            self.faults.append(dialog.message)
+            dialog.dismiss()
 
     def _note_line(self, line):
         if line.type not in {"error", "warning"}:

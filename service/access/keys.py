@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from service.access.entries import Entries
@@ -105,6 +105,9 @@ class KeyRing:
         given = hashlib.sha256(secret.encode("latin-1", "replace")).digest()
         found = [key for key in self._entries.now() if hmac.compare_digest(key.digest, given)]
         return found[0] if found else None
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._entries.now())
 
     def __contains__(self, key: Key) -> bool:
         """Whether a key that was found is still there."""

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from starlette.requests import Request
 
+from schemas.link import Link
 from schemas.problem import ProblemKind
 from schemas.report import REPORT_NAME, Report
 from service.dependencies import IfNoneMatch, ResultName, RootPath, ServicesDep
@@ -15,6 +16,7 @@ from service.jobs.report_page import send_report_page
 from service.jobs.results import SucceededJob, download, result_file, result_files
 from service.jobs.status import job_path
 from service.openapi import BINARY, RANGE_PARAMETER, Responses, described, problem_responses
+from state.times import rfc3339
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["results"])
 
@@ -31,11 +33,38 @@ FILE_ANSWERS: Responses = {
     206: {"content": FILE | RANGES, **PART},
     304: described(*DOWNLOAD, description="The client has it."),
 }
+
+
+def _link(
+    link: Annotated[
+        str | None,
+        Query(
+            description="The signature of an address from `POST …/links`, which stands for a key; always the "
+            "last parameter.",
+            examples=["1767326645.9f86d081…"],
+        ),
+    ] = None,
+) -> None:
+    """Name the parameter that `access.authentication` has read."""
+
+
+SIGNED = Depends(_link)
 # How a report is sent; the first is the default.
 FORMATS = {"application/json": "json", "text/html": "html"}
 Format = Annotated[
     Literal["json", "html"] | None,
     Query(description="The format of the report; wins over `Accept`.", examples=["html"]),
+]
+# What a link may lead to, below the job's address.
+LINKED = r"^(?:archive|checkpoint|report(?:\?format=html)?|files/[A-Za-z0-9._-]{1,128})$"
+Target = Annotated[
+    str,
+    Query(
+        pattern=LINKED,
+        description="Where the link leads: `archive`, `checkpoint`, `report`, `report?format=html` or "
+        "`files/` and a name.",
+        examples=["files/model.safetensors"],
+    ),
 ]
 RESULT_PROBLEMS = (
     ProblemKind.JOB_NOT_FOUND,
@@ -49,9 +78,10 @@ RESULT_PROBLEMS = (
 )
 
 
-@router.head("/report", include_in_schema=False)
+@router.head("/report", include_in_schema=False, dependencies=[SIGNED])
 @router.get(
     "/report",
+    dependencies=[SIGNED],
     summary="Show the job's report",
     response_model=Report,
     responses=problem_responses(
@@ -85,9 +115,10 @@ def get_report(
     return answer
 
 
-@router.head("/checkpoint", include_in_schema=False)
+@router.head("/checkpoint", include_in_schema=False, dependencies=[SIGNED])
 @router.get(
     "/checkpoint",
+    dependencies=[SIGNED],
     summary="Download the compressed checkpoint, if it is one weight file",
     response_class=Response,
     responses=problem_responses(
@@ -105,9 +136,10 @@ def get_result(
     return download(result_file(services, record, record.single_file), if_none_match)
 
 
-@router.head("/files/{filename}", include_in_schema=False)
+@router.head("/files/{filename}", include_in_schema=False, dependencies=[SIGNED])
 @router.get(
     "/files/{filename}",
+    dependencies=[SIGNED],
     summary="Download any result file",
     response_class=Response,
     responses=problem_responses(
@@ -123,9 +155,10 @@ def get_file(
     return download(result_file(services, record, filename), if_none_match)
 
 
-@router.head("/archive", include_in_schema=False)
+@router.head("/archive", include_in_schema=False, dependencies=[SIGNED])
 @router.get(
     "/archive",
+    dependencies=[SIGNED],
     summary="Download all result files as one tar",
     response_class=Response,
     responses=problem_responses(*RESULT_PROBLEMS, ProblemKind.RANGE_NOT_SATISFIABLE)
@@ -143,3 +176,21 @@ def get_archive(
     assert record.finished_at is not None
     archive = make_archive(result_files(services, record), record.finished_at)
     return archive_response(request, archive, f"{record.id}.tar", if_none_match)
+
+
+@router.post(
+    "/links",
+    status_code=201,
+    summary="Make a link to a result that needs no key for an hour",
+    responses=problem_responses(*RESULT_PROBLEMS),
+)
+def make_link(
+    request: Request, services: ServicesDep, record: SucceededJob, root_path: RootPath, to: Target = "archive"
+) -> Link:
+    """Sign an address, for a browser or another program that cannot send a key."""
+    path, _, query = f"{job_path(record.id, '')}/{to}".partition("?")
+    key = request.state.key
+    if key is None:
+        return Link(href=f"{root_path}{path}{'?' if query else ''}{query}", expires_at=None)
+    address, expires_s = services.links.signed(key, path, query)
+    return Link(href=f"{root_path}{address}", expires_at=rfc3339(expires_s * 1_000_000))

@@ -1,6 +1,6 @@
 // What a job gave: the lines that run it, its files, how to repeat it, and its report.
 
-import { ROOT, get, jobPath, key, send } from "./api.js";
+import { ROOT, get, jobPath, key, post } from "./api.js";
 import { code, el, fill, notice } from "./dom.js";
 import { bytes } from "./format.js";
 import { byCurl, byPython, linesToRun } from "./recipes.js";
@@ -36,31 +36,31 @@ export async function showResult(element, job, signal) {
 
 function downloads(job, report) {
   const names = [...report.output.files.map((file) => [file.name, file.size_bytes]), ["report.json", null]];
-  const name = (file) => jobPath(job.id, `/files/${encodeURIComponent(file)}`);
   const fault = el("div");
-  const link = (path, as, text, kind, options) => download(path, as, text, kind, fault, options);
+  const link = (to, as, text, kind, options) => download({ job: job.id, to }, as, text, kind, fault, options);
   return el(
     "div",
     { class: "stack" },
-    el("div", { class: "row" }, link(jobPath(job.id, "/archive"), `${job.checkpoint}-compressed.tar`, `All files as a tar, ${bytes(report.output.bytes)}`, "button primary"), link(jobPath(job.id, "/report?format=html"), `${job.checkpoint}-report.html`, "Report as a page", "button", { opened: true })),
+    el("div", { class: "row" }, link("archive", `${job.checkpoint}-compressed.tar`, `All files as a tar, ${bytes(report.output.bytes)}`, "button primary"), link("report?format=html", `${job.checkpoint}-report.html`, "Report as a page", "button", { opened: true })),
     fault,
-    el("ul", { class: "plain small" }, names.map(([file, size]) => el("li", { class: "head" }, link(name(file), file, file, "mono"), el("span", { class: "muted" }, size === null ? "" : bytes(size))))),
+    el("ul", { class: "plain small" }, names.map(([file, size]) => el("li", { class: "head" }, link(`files/${encodeURIComponent(file)}`, file, file, "mono"), el("span", { class: "muted" }, size === null ? "" : bytes(size))))),
   );
 }
 
-/** A link, which the browser follows by itself; with a key, which a link cannot send, the file is fetched first. */
-function download(path, as, text, kind, fault, { opened = false } = {}) {
-  const fetched = async (event) => {
+/** A link, which the browser follows by itself; with a key, which a link cannot send, to a signed address. */
+function download({ job, to }, as, text, kind, fault, { opened = false } = {}) {
+  const way = opened ? { target: "_blank", rel: "noopener" } : { download: as };
+  const followed = async (event) => {
     if (key.get() === null) return;
     event.preventDefault();
     try {
-      const url = URL.createObjectURL(await (await send(path)).blob());
-      el("a", { href: url, download: as }).click();
-      setTimeout(() => URL.revokeObjectURL(url), 60_000);
+      const { href } = await post(jobPath(job, `/links?to=${encodeURIComponent(to)}`));
+      // The browser writes what comes to the disk: no size is too large.
+      el("a", { href, ...way }).click();
+      fill(fault);
     } catch (error) {
       fill(fault, notice(error));
     }
   };
-  const way = opened ? { target: "_blank", rel: "noopener" } : { download: as };
-  return el("a", { href: ROOT + path, class: kind, onclick: fetched, ...way }, text);
+  return el("a", { href: ROOT + jobPath(job, `/${to}`), class: kind, onclick: followed, ...way }, text);
 }

@@ -53,6 +53,7 @@ def test_the_operations_are_these(operations):
         "post /v1/checkpoints/{checkpoint_id}",
         "post /v1/jobs",
         "post /v1/jobs/{job_id}/cancel",
+        "post /v1/jobs/{job_id}/links",
         "post /v1/jobs/{job_id}/resume",
         "post /v1/plans",
         "post /v1/uploads",

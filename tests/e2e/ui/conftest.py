@@ -1,6 +1,7 @@
 """One service and one browser for all tests of the page, and small checkpoints with their jobs."""
 
 import itertools
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import save, save_file
 
 from tests.browser import launched, visiting
 from tests.service.files import checkpoint_bytes
+from tests.service.running import RunningService
 
 KINDS = {"attention.query": (48, 48), "attention.output": (48, 48), "mlp.up": (96, 48), "mlp.down": (48, 96)}
 NUMBERS = itertools.count()
@@ -38,6 +40,16 @@ def picture(request):
             page.screenshot(path=folder / f"{name}.png", full_page=True, animations="disabled")
 
     return take
+
+
+@pytest.fixture
+def start_api(redis_server, tmp_path):
+    """Run an API without a worker."""
+    url = f"{redis_server.url}?virtual_host=4"
+    with ExitStack() as running:
+        yield lambda **settings: running.enter_context(
+            RunningService(tmp_path / "data", redis_url=url, min_free_bytes=0, **settings)
+        )
 
 
 def weights_of(names_and_shapes):

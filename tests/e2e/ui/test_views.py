@@ -1,7 +1,5 @@
 """Each view of the page for everybody: screen readers, both themes, phones, keys, and large models."""
 
-from contextlib import ExitStack
-
 import pytest
 
 from service.access.browsers import PAGE_POLICY
@@ -9,7 +7,6 @@ from tests.browser import visiting
 from tests.e2e.ui.conftest import NUMBERS, large_file
 from tests.e2e.ui.test_page import drop, expect, shown_parameters, slide, spec_of
 from tests.service.files import MODEL
-from tests.service.running import RunningService
 from tests.service.test_prefix import proxy
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -88,16 +85,6 @@ def test_a_large_model_is_shown_in_few_elements(visit, service, tmp_path, pictur
     assert spec_of(page)["rank"] == {"ratio": 0.4}
     assert page.evaluate("document.querySelectorAll('*').length") < MOST_ELEMENTS
     picture(page, "large")
-
-
-@pytest.fixture
-def start_api(redis_server, tmp_path):
-    """Run an API without a worker."""
-    url = f"{redis_server.url}?virtual_host=4"
-    with ExitStack() as running:
-        yield lambda **settings: running.enter_context(
-            RunningService(tmp_path / "data", redis_url=url, min_free_bytes=0, **settings)
-        )
 
 
 def test_the_page_works_below_the_path_of_a_proxy(browser, start_api):
