@@ -19,6 +19,7 @@ MODULES = (
     "spectrum",
     "budget",
     "diagnosis",
+    "format",
     "repeat",
     "tables",
     "report",

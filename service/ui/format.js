@@ -1,6 +1,7 @@
 // Numbers, sizes and times as text.
 
 const WHOLE = new Intl.NumberFormat("en-US");
+const CLOCK = new Intl.DateTimeFormat("en-GB", { timeStyle: "medium" });
 const TIME = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "short" });
 
 export function whole(number) {
@@ -39,6 +40,10 @@ export function seconds(value) {
   if (value < 120) return `${Math.round(value)} s`;
   const minutes = Math.round(value / 60);
   return minutes < 120 ? `${minutes} min` : `${(value / 3600).toFixed(1)} h`;
+}
+
+export function clock(text) {
+  return CLOCK.format(new Date(text));
 }
 
 export function time(text) {

@@ -3,7 +3,7 @@
 import { Problem, get, jobPath, post, remove } from "./api.js";
 import { announce, el, fill, notice } from "./dom.js";
 import { follow } from "./events.js";
-import { percent, plural, seconds, time } from "./format.js";
+import { clock, percent, plural, seconds, time } from "./format.js";
 import { stateOf } from "./jobs.js";
 import { showResult } from "./result.js";
 import { kept, short, withoutDefaults } from "./spec.js";
@@ -61,10 +61,10 @@ class JobView {
 
   #showProgress(progress) {
     const { bar, layer } = this.#parts;
-    const { state, queue_position: ahead } = this.#job;
+    const { state } = this.#job;
     bar.value = state === "succeeded" ? 1 : progress.fraction;
     bar.hidden = state === "failed" || state === "canceled";
-    if (state === "queued") layer.textContent = ahead === null ? "It waits before its next attempt." : ahead === 0 ? "Next in the queue." : `${plural(ahead, "job")} ahead in the queue.`;
+    if (state === "queued") layer.textContent = placeInQueue(this.#job);
     else if (state === "running" && progress.layers_total === 0) layer.textContent = "Reading the files …";
     else layer.textContent = `${progress.layers_done} of ${plural(progress.layers_total, "layer")} · ${percent(progress.fraction, 0)}${progress.layer ? ` · ${progress.layer}` : ""}`;
     layer.hidden = state === "canceled" && progress.layers_total === 0;
@@ -107,6 +107,13 @@ class JobView {
     else if (job.state === "succeeded") showResult(end, job, this.#signal).catch((error) => this.#signal.aborted || fill(end, notice(error)));
     else fill(end, warnings(job));
   }
+}
+
+/** Why a job has not begun: it pauses after trouble, or others are ahead. */
+function placeInQueue({ waiting, queue_position: ahead }) {
+  if (waiting !== null) return `${waiting.title}: it is tried again at ${clock(waiting.next_attempt_at)}, or soon after.`;
+  if (ahead === null) return "It waits before its next attempt.";
+  return ahead === 0 ? "Next in the queue." : `${plural(ahead, "job")} ahead in the queue.`;
 }
 
 /** A failure of the machine may pass; one of the spec or the files stays. */

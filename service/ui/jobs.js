@@ -30,6 +30,7 @@ export function jobLine(job) {
 export function outcome(job) {
   if (job.summary) return `−${percent(job.summary.parameter_savings)} parameters, ${bytes(job.summary.bytes_after)}, error ${errorText(job.summary.relative_error)}`;
   if (job.error) return job.error.title;
+  if (job.waiting) return `waits: ${job.waiting.title.toLowerCase()}`;
   if (job.state === "queued" && job.queue_position !== null) return `${job.queue_position} ahead`;
   return job.state === "running" ? percent(job.progress.fraction, 0) : "";
 }

@@ -3,6 +3,7 @@
 import { heatMap, lineChart, scatter } from "./charts.js";
 import { digits, html } from "./chart-parts.js";
 import { diagnose } from "./diagnosis.js";
+import { bytes } from "./format.js";
 import { errorOf, grouped, gridOf, isFactored, optimumOf, shareOf, sum } from "./layers.js";
 import { REASONS, RULES } from "./reasons.js";
 import { curlLines, pythonLines } from "./repeat.js";
@@ -40,11 +41,6 @@ function section(title, ...children) {
 const muted = (text) => html("p", { class: "muted" }, text);
 const percent = (share) => `${Number((100 * share).toPrecision(3))} %`;
 const count = (value) => Number(value).toLocaleString("en");
-
-function bytes(value) {
-  const power = value > 0 ? Math.min(4, Math.floor(Math.log(value) / Math.log(1024))) : 0;
-  return `${Number((value / 1024 ** power).toPrecision(3))} ${["B", "KiB", "MiB", "GiB", "TiB"][power]}`;
-}
 
 function facts(pairs) {
   const known = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "–");
