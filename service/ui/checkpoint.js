@@ -32,7 +32,7 @@ export async function showCheckpoint(view, { argument: id, signal }) {
   const planner = new Planner((spec) => post("/v1/plans", { checkpoint: id, spec }, { signal }), {
     show: (plan, spec) => {
       plans.know(earlier.known(spec));
-      plans.show(plan);
+      plans.show(plan, spec);
     },
     fail: (error) => plans.fail(error),
     busy: (is) => plans.busy(is),

@@ -5,7 +5,8 @@ import { el, fill, notice, table } from "./dom.js";
 import { bytes, count, error as errorText, percent, plural, whole } from "./format.js";
 import { cells, grid, groups, pattern, span } from "./grouping.js";
 import { sum } from "./layers.js";
-import { curves, errorBounds, planError } from "./spectra.js";
+import { curves } from "./curves.js";
+import { lossBounds, planCost, tellLoss } from "./spectra.js";
 
 const MOST_GROUPS = 60;
 const UNITS = [[1e9, "billions"], [1e6, "millions"], [1e3, "thousands"], [1, "number"]];
@@ -20,14 +21,15 @@ export class PlanView {
 
   constructor() {
     const part = () => el("div");
-    this.#parts = { totals: part(), fault: part(), curve: part(), curveNote: el("p", { class: "small muted" }), map: part(), layers: part(), left: part(), warnings: part() };
+    this.#parts = { totals: part(), fault: part(), curveHead: el("h2", {}, "Error against size"), curve: part(), curveNote: el("p", { class: "small muted" }), map: part(), layers: part(), left: part(), warnings: part() };
     const p = this.#parts;
-    this.mapped = el("select", { "aria-label": "What the map shows", onchange: () => this.#drawMap() }, el("option", { value: "share" }, "parameters kept"), el("option", { value: "bytes" }, "bytes kept"), el("option", { value: "error" }, "error"));
+    p.errorOption = el("option", { value: "error" }, "error");
+    this.mapped = el("select", { "aria-label": "What the map shows", onchange: () => this.#drawMap() }, el("option", { value: "share" }, "parameters kept"), el("option", { value: "bytes" }, "bytes kept"), p.errorOption);
     this.element = el(
       "div",
       { class: "stack", "aria-busy": "true" },
       el("section", { class: "panel stack", "aria-label": "What it costs" }, p.totals, p.fault, p.warnings),
-      el("section", { class: "panel" }, el("h2", {}, "Error against size"), p.curve, p.curveNote),
+      el("section", { class: "panel" }, p.curveHead, p.curve, p.curveNote),
       el("section", { class: "panel" }, el("div", { class: "head" }, el("h2", {}, "Layers"), el("label", { class: "check" }, this.mapped)), p.map, p.layers),
       p.left,
     );
@@ -39,6 +41,9 @@ export class PlanView {
     if (known.spectra.size > 0 && this.#known.spectra.size === 0) this.mapped.value = "error";
     this.#known = known;
     this.#layout.names = null;
+    const isLoss = tellLoss(known.spectra);
+    this.#parts.curveHead.textContent = `${isLoss ? "Predicted loss" : "Error"} against size`;
+    this.#parts.errorOption.textContent = isLoss ? "predicted loss" : "error";
   }
 
   busy(is) {
@@ -49,11 +54,11 @@ export class PlanView {
     fill(this.#parts.fault, notice(error));
   }
 
-  show(plan) {
+  show(plan, spec) {
     performance.mark("plan-shown-begin");
     this.#last = plan;
     fill(this.#parts.fault);
-    this.#lay(plan);
+    this.#lay(plan, spec);
     this.#drawTotals(plan);
     this.#drawCurve(plan);
     this.#drawMap();
@@ -62,19 +67,30 @@ export class PlanView {
     performance.measure("plan-shown", "plan-shown-begin");
   }
 
-  /** What depends on the names of layers alone is made once: with many layers it takes the longest. */
-  #lay({ layers, totals }) {
-    const { names } = this.#layout;
-    if (names?.length === layers.length && layers.every((layer, i) => layer.name === names[i])) return;
+  /** What depends on the names and forms of layers alone is made once: with many layers it takes the longest. */
+  #lay({ layers, totals }, spec) {
+    const storage = spec.cur?.storage;
+    const { names, methods } = this.#layout;
+    const same = names?.length === layers.length && storage === this.#layout.storage;
+    if (same && layers.every((layer, i) => layer.name === names[i] && layer.method === methods[i])) return;
     const own = layers.map((layer) => layer.name);
     const patterns = own.map(pattern);
-    const fixed = totals.parameters_before - sum(layers.map((layer) => layer.parameters_before));
-    this.#layout = { names: own, patterns, kinds: new Set(patterns).size, grid: grid(own), curves: curves(layers, fixed, this.#known.spectra) };
+    // An adapter holds factors alone.
+    const others = totals.parameters_before - sum(layers.map((layer) => layer.parameters_before));
+    this.#layout = {
+      names: own,
+      methods: layers.map((layer) => layer.method),
+      storage,
+      patterns,
+      kinds: new Set(patterns).size,
+      grid: grid(own),
+      curve: curves(layers, spec.layout === "adapter" ? 0 : others, this.#known.spectra, storage),
+    };
   }
 
   #drawTotals(plan) {
     const t = plan.totals;
-    const error = planError(plan, this.#known.spectra);
+    const cost = planCost(plan, this.#known.spectra);
     const bound = t.exact ? "" : "at most ";
     const figure = (name, value, more) => [el("dt", {}, name), el("dd", {}, value, el("small", {}, more))];
     const group = (...each) => el("div", {}, figure(...each));
@@ -86,7 +102,7 @@ export class PlanView {
         group("Parameters", `${bound}${count(t.parameters_after)}`, `of ${count(t.parameters_before)}: ${percent(t.parameter_savings)} saved`),
         group("Bytes", `${bound}${bytes(t.bytes_after)}`, `of ${bytes(t.bytes_before)}: ${percent(1 - t.bytes_after / Math.max(t.bytes_before, 1))} saved`),
         group("Layers", `${whole(t.layers_factored)} replaced`, `${whole(t.layers_kept)} stay dense`),
-        group("Error", ...errorFigure(error, plan)),
+        group(tellLoss(this.#known.spectra) ? "Predicted loss" : "Error", ...costFigure(cost, plan)),
       ),
     );
     fill(
@@ -96,36 +112,36 @@ export class PlanView {
   }
 
   #drawCurve(plan) {
-    const { curves: lines = [] } = this.#layout;
-    const { jobs, from, calibrated } = this.#known;
-    if (lines.length === 0) {
-      fill(this.#parts.curve, el("p", { class: "muted" }, "No layer is selected."));
+    const { lines, without } = this.#layout.curve;
+    const { jobs, from, calibrated, spectra } = this.#known;
+    const isLoss = tellLoss(spectra);
+    fill(this.#parts.curveNote, curveNote(from, lines.length > 0, isLoss), withoutNote(without, plan.layers.length));
+    const done = jobsOnCurve(jobs, isLoss);
+    if (lines.length + done.length === 0) {
+      fill(this.#parts.curve, plan.layers.length === 0 && el("p", { class: "muted" }, "No layer is selected."));
       return;
     }
     const [unit, unitName] = UNITS.find(([least]) => plan.totals.parameters_before >= least) ?? UNITS.at(-1);
-    const series = lines.map((line) => ({ ...line, points: line.points.map(([x, y]) => [x / unit, y, `${line.name}: error ${errorText(y)} at ${count(x)} parameters`]) }));
-    if (jobs.length > 0) {
-      const done = jobs.map(({ id, summary }) => {
-        const error = summary.weighted_error ?? summary.relative_error;
-        return [summary.parameters_after / unit, error, `job ${id.slice(0, 9)}: error ${errorText(error)}, ${count(summary.parameters_after)} parameters`, id];
-      });
-      series.push({ name: "finished jobs", points: done, dots: true, tone: "fg" });
-    }
+    const told = isLoss ? "predicted loss" : "error";
+    const text = (line, x, y) => `${line.name}: ${told} ${errorText(y)} at ${count(x)} parameters`;
+    const series = lines.map((line) => ({
+      ...line,
+      points: line.points.map(([x, y]) => [x / unit, y, text(line, x, y)]),
+    }));
+    const dots = done.map(([x, y, ...rest]) => [x / unit, y, ...rest]);
+    if (dots.length > 0) series.push({ name: "finished jobs", points: dots, dots: true, tone: "fg" });
     lineChart(this.#parts.curve, {
-      title: "Error against the parameters of the whole checkpoint",
+      title: `${isLoss ? "Predicted loss" : "Error"} against the parameters of the whole checkpoint`,
       series,
       marks: [{ x: plan.totals.parameters_after / unit, label: plan.totals.exact ? "this plan" : "this plan, at most" }],
       xLabel: `parameters of the whole checkpoint, ${unitName}`,
-      yLabel: calibrated ? "error of the outputs" : "relative error",
+      yLabel: isLoss ? "predicted rise of the loss" : calibrated ? "error of the outputs" : "relative error",
       zero: true,
       height: 260,
       onSelect: (id) => {
         location.hash = `#/jobs/${encodeURIComponent(id)}`;
       },
     });
-    this.#parts.curveNote.textContent = from === null
-      ? "No job has computed the singular values of this checkpoint yet. The line is a bound that holds for any weights with two factors; trained weights lose less. After the first job there is a curve here."
-      : `Estimated for two factors of each layer, over all of these layers, from the singular values that job ${from.slice(0, 9)} has computed. “Shared out” gives rank to the layers where it lowers the whole error most, as a budget with "objective": "absolute" does.`;
   }
 
   #drawMap() {
@@ -134,7 +150,8 @@ export class PlanView {
     const what = this.mapped.value;
     const { grid: places } = this.#layout;
     const weights = plan.layers.map((layer) => layer.parameters_before);
-    const tell = what === "error" ? (value) => `error ${errorText(value)}` : (value) => `${percent(value, 0)} kept`;
+    const name = this.#parts.errorOption.textContent;
+    const tell = what === "error" ? (value) => `${name} ${errorText(value)}` : (value) => `${percent(value, 0)} kept`;
     const shown = cells(places, plan.layers.map((layer) => this.#valueOf(layer, what)), weights, tell);
     const legend = what === "error" ? spread(shown) : { low: "0 %", high: "100 % kept" };
     return heatMap(this.#parts.map, { title: `Layers by kind and block: ${this.mapped.selectedOptions[0].text}`, ...places, cells: shown, legend });
@@ -143,8 +160,10 @@ export class PlanView {
   #valueOf(layer, what) {
     if (what === "share") return layer.parameters_after / Math.max(layer.parameters_before, 1);
     if (what === "bytes") return layer.bytes_after / Math.max(layer.bytes_before, 1);
-    const bounds = errorBounds(layer, this.#known.spectra.get(layer.name));
-    return bounds === null ? null : Math.sqrt(bounds[1]);
+    const spectrum = this.#known.spectra.get(layer.name);
+    const bounds = lossBounds(layer, spectrum);
+    if (bounds === null) return null;
+    return spectrum?.isLoss ? bounds[1] * spectrum.total : Math.sqrt(bounds[1]);
   }
 
   #drawLayers(plan) {
@@ -188,12 +207,50 @@ function spread(shown) {
   return known.length > 0 ? { low: errorText(least), high: errorText(most) } : null;
 }
 
-function errorFigure(error, plan) {
+function costFigure(cost, plan) {
   if (plan.totals.layers_factored === 0) return ["none", "nothing is replaced"];
-  if (error === null) return ["not known", "measured by the job"];
-  const [least, most] = [errorText(error.least), errorText(error.most)];
-  if (!error.known) return [`at most ${most}`, "no singular values known yet"];
+  if (cost === null) return ["not known", "measured by the job"];
+  const [least, most] = [errorText(cost.least), errorText(cost.most)];
+  if (!cost.known) return [`at most ${most}`, "no singular values known yet"];
+  if (cost.floor) return [`at least ${least}`, "chosen columns and rows lose more than the singular values tell"];
   return [least === most ? `about ${most}` : `${least}–${most}`, "from the singular values"];
+}
+
+/** Finished jobs as points: parameters, what they cost, a text, and their id. */
+function jobsOnCurve(jobs, isLoss) {
+  const cost = ({ summary: s }) => (isLoss ? s.predicted_loss : (s.weighted_error ?? s.relative_error));
+  const told = isLoss ? "predicted loss" : "error";
+  return jobs
+    .filter((job) => cost(job) != null)
+    .map((job) => {
+      const size = job.summary.parameters_after;
+      return [size, cost(job), `job ${job.id.slice(0, 9)}: ${told} ${errorText(cost(job))}, ${count(size)} parameters`, job.id];
+    });
+}
+
+function curveNote(from, isDrawn, isLoss) {
+  if (!isDrawn) return "";
+  if (from === null) {
+    return (
+      "No job has computed the singular values of this checkpoint yet. The line is a bound that holds for any weights; " +
+      "trained weights lose less. After the first job there is a curve here. "
+    );
+  }
+  const what = isLoss ? "How much the loss rises, by the gradients of the calibration: estimated" : "Estimated";
+  return (
+    `${what} from the singular values that job ${from.slice(0, 9)} has computed, with the numbers that the method stores. ` +
+    `“Shared out” gives rank to the layers where it lowers the whole ${isLoss ? "loss" : "error"} most, ` +
+    `as a budget with "objective": "${isLoss ? "loss" : "absolute"}" does. `
+  );
+}
+
+function withoutNote(without, all) {
+  if (without === 0) return "";
+  const which = without === all ? "These layers have" : `${plural(without, "layer has", "layers have")}`;
+  return (
+    `${which} no curve here: what is rounded to integers has one size, and of chosen columns nothing is known before ` +
+    "the first job. The job measures their error."
+  );
 }
 
 function groupRow({ name, layers }) {

@@ -1,13 +1,14 @@
 // What a size costs: from the singular values that the report of an earlier job has, else bounds that hold for any weight.
 
+import { formsOf, isOptimal } from "./forms.js";
 import { energiesOf, likelySpectrumOf } from "./spectrum.js";
-
-const STEPS = 41;
 
 /** What a layer loses at each rank, from what a report tells of its singular values. */
 class Spectrum {
-  constructor(points) {
+  /** `isLoss`: squared singular values are shares of the predicted loss, since inputs and gradients are known. */
+  constructor(points, isLoss) {
     this.points = points;
+    this.isLoss = isLoss;
     this.energies = energiesOf(points);
     this.total = this.energies.at(-1);
   }
@@ -40,97 +41,71 @@ class Spectrum {
   }
 }
 
-/** Spectra by the names of layers, of reports whose errors are those that this spec would have. */
+/**
+ * Spectra by the names of layers, of a report whose errors are those that a spec would have.
+ *
+ * Where some tell the predicted loss, they are those that count: the others are in units that cannot be added to it.
+ */
 export function spectraOf(report) {
-  const whole = report.layers.map((layer) => [layer.name, layer.shape.length === 2 ? likelySpectrumOf(layer) : null]);
-  return new Map(whole.filter(([, points]) => points?.length > 1).map(([name, points]) => [name, new Spectrum(points)]));
+  const found = new Map();
+  for (const layer of report.layers) {
+    const points = layer.shape.length === 2 ? likelySpectrumOf(layer) : null;
+    const isLoss = layer.predicted_loss != null && isOptimal(formsOf(layer));
+    if (points?.length > 1) found.set(layer.name, new Spectrum(points, isLoss));
+  }
+  if (![...found.values()].some((spectrum) => spectrum.isLoss)) return found;
+  return new Map([...found].filter(([, spectrum]) => spectrum.isLoss));
 }
+
+/** Whether these spectra tell the predicted loss. */
+export const tellLoss = (spectra) => spectra.values().next().value?.isLoss ?? false;
 
 /** Whether errors under one spec are errors under another: the same inputs and the same difference. */
-export const alike = (one, other) => (one.calibration ?? null) === (other.calibration ?? null) && (one.base ?? null) === (other.base ?? null);
+export const alike = (one, other) =>
+  (one.calibration ?? null) === (other.calibration ?? null) && (one.base ?? null) === (other.base ?? null);
 
 /** The share of the energy that any weight may lose at a rank: what is kept are the largest of its values. */
-const worst = (layer, rank) => Math.max(0, 1 - rank / Math.min(...layer.shape));
+export const worst = (shape, rank) => Math.max(0, 1 - rank / Math.min(...shape));
 
-const BY_SPECTRUM = new Set(["svd", "pivot", "cx", "cur"]);
+const ranksOf = ({ rank, rank_bounds: bounds }) => (rank === null ? [bounds?.least ?? 0, bounds?.most ?? 0] : [rank, rank]);
 
-/** The squared relative error of a planned layer as `[least, most]`; equal where the spectrum is known. */
-export function errorBounds(layer, spectrum) {
-  if (layer.outcome === "kept" || layer.shape_after) return layer.shape_after ? null : [0, 0];
-  if (!BY_SPECTRUM.has(layer.method)) return null;
-  const [least, most] = layer.rank === null ? [layer.rank_bounds?.least ?? 0, layer.rank_bounds?.most ?? 0] : [layer.rank, layer.rank];
-  if (!spectrum) return [0, worst(layer, least)];
-  return [spectrum.lost(most) / spectrum.total, spectrum.lost(least) / spectrum.total];
+/**
+ * The share of its energy that a planned layer loses, as `[least, most]`; equal where the spectrum is known.
+ *
+ * Null where nothing can be said: of what is rounded, and of chosen columns and rows without a spectrum.
+ */
+export function lossBounds(layer, spectrum) {
+  if (layer.shape_after) return null;
+  if (layer.outcome === "kept") return [0, 0];
+  const forms = formsOf(layer);
+  if (forms.length === 0 || layer.method.includes("int")) return null;
+  const [least, most] = ranksOf(layer);
+  if (spectrum) return [spectrum.lost(most) / spectrum.total, spectrum.lost(least) / spectrum.total];
+  return isOptimal(forms) ? [0, worst(layer.shape, least)] : null;
 }
 
-/** The relative error of a plan, over the layers that it factors: `{least, most}`, or null where nothing is known. */
-export function planError(plan, spectra) {
-  let [least, most, weight, all] = [0, 0, 0, true];
+/**
+ * What a plan costs over the layers that it replaces: `{least, most, known, isLoss, floor}`, or null where nothing is known.
+ *
+ * `floor`: chosen columns and rows lose more than the spectrum tells.
+ */
+export function planCost(plan, spectra) {
+  const isLoss = tellLoss(spectra);
+  let [least, most, weight, floor] = [0, 0, 0, false];
   for (const layer of plan.layers) {
     if (layer.outcome === "kept") continue;
     const spectrum = spectra.get(layer.name);
-    const bounds = errorBounds(layer, spectrum);
-    if (bounds === null || (spectra.size > 0 && !spectrum)) all = false;
-    if (bounds === null || (spectra.size > 0 && !spectrum)) continue;
+    // Layers without gradients have no loss, neither here nor in the report.
+    if (isLoss && !spectrum) continue;
+    const bounds = lossBounds(layer, spectrum);
+    if (bounds === null || (spectra.size > 0 && !spectrum)) return null;
     const energy = spectrum?.total ?? 1;
     least += bounds[0] * energy;
     most += bounds[1] * energy;
     weight += energy;
+    floor ||= !isOptimal(formsOf(layer));
   }
-  if (weight === 0 || !all) return null;
-  return { least: Math.sqrt(least / weight), most: Math.sqrt(most / weight), known: spectra.size > 0 };
-}
-
-/**
- * Curves of error against the parameters of the whole checkpoint.
- *
- * `layers` are those of a plan, `fixed` the parameters of all other tensors. Two factors are counted for each layer.
- */
-export function curves(layers, fixed, spectra) {
-  const weights = layers.filter((layer) => layer.shape.length === 2 && !layer.reason?.startsWith("more") && (spectra.size === 0 || spectra.has(layer.name)));
-  const own = fixed + layers.reduce((total, layer) => total + layer.parameters_before, 0) - weights.reduce((total, layer) => total + layer.parameters_before, 0);
-  if (weights.length === 0) return [];
-  const shares = Array.from({ length: STEPS }, (_, i) => 0.02 + (0.98 * i) / (STEPS - 1));
-  const alikeLayers = merged(weights, spectra);
-  const even = shares.map((share) => point(alikeLayers, own, (each) => rankOfShare(each, share)));
-  if (spectra.size === 0) return [{ name: "the error is at most", points: even }];
-  const energy = alikeLayers.reduce((total, layer) => total + layer.spectrum.total, 0);
-  const levels = Array.from({ length: STEPS }, (_, i) => energy * 10 ** (-4 - (7 * i) / (STEPS - 1)));
-  const spent = levels.map((level) => point(alikeLayers, own, (each) => rankOfLevel(each, level)));
-  return [{ name: "the same share of each", points: even }, { name: "shared out", points: spent }];
-}
-
-/** Layers of one shape count once where no spectrum tells them apart. */
-function merged(layers, spectra) {
-  const found = new Map();
-  for (const layer of layers) {
-    const spectrum = spectra.get(layer.name) ?? null;
-    const id = spectrum === null ? layer.shape.join("×") : layer.name;
-    const before = found.get(id);
-    if (before) before.count += 1;
-    else found.set(id, { shape: layer.shape, size: layer.shape[0] * layer.shape[1], sides: layer.shape[0] + layer.shape[1], spectrum, count: 1 });
-  }
-  return [...found.values()];
-}
-
-function rankOfShare(layer, share) {
-  const rank = Math.floor((share * layer.size) / layer.sides);
-  return rank * layer.sides >= layer.size ? null : Math.max(1, rank);
-}
-
-function rankOfLevel(layer, level) {
-  const rank = layer.spectrum.rankFor(level * layer.sides);
-  return rank * layer.sides >= layer.size ? null : Math.max(1, rank);
-}
-
-function point(layers, fixed, rankOf) {
-  let [parameters, lost, energy] = [fixed, 0, 0];
-  for (const layer of layers) {
-    const rank = rankOf(layer);
-    parameters += layer.count * (rank === null ? layer.size : rank * layer.sides);
-    const total = layer.spectrum?.total ?? layer.size;
-    energy += layer.count * total;
-    if (rank !== null) lost += layer.count * (layer.spectrum?.lost(rank) ?? worst(layer, rank) * total);
-  }
-  return [parameters, Math.sqrt(lost / energy)];
+  if (weight === 0) return null;
+  const shown = isLoss ? (energy) => energy : (energy) => Math.sqrt(energy / weight);
+  return { least: shown(least), most: shown(most), known: spectra.size > 0, isLoss, floor };
 }

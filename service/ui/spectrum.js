@@ -26,20 +26,26 @@ export function energiesOf(points) {
 
 /**
  * The whole spectrum, as far as a report tells: beyond the rank it decays evenly, by the factor that gives the tail the energy
- * which the best possible error at the rank has. Null where that error is not known.
+ * which the best possible error, or the predicted loss, at the rank has. Null where neither is known.
  */
 export function likelySpectrumOf(layer) {
   const points = spectrumOf(layer);
   const [last, value] = points.at(-1) ?? [0, 0];
   const missing = Math.min(...(layer.shape ?? [0])) - last;
   if (!value || missing <= 0) return points.length ? points : null;
-  const lost = optimumOf(layer);
-  if (lost === null || layer.rank !== last || lost >= 1) return null;
-  const energy = (energiesOf(points).at(-1) * lost * lost) / (1 - lost * lost);
+  const energy = layer.rank === last ? tailEnergy(layer, points) : null;
+  if (energy === null) return null;
   const decay = decayOf(energy / (value * value), missing);
   const steps = Array.from({ length: TAIL_POINTS }, (_, step) => Math.ceil((missing * (step + 1)) / TAIL_POINTS));
   const tail = [...new Set(steps)].map((step) => [last + step, value * Math.sqrt(decay ** step)]);
   return [...points, ...tail];
+}
+
+/** The energy beyond the rank: squared singular values are losses where both inputs and gradients weigh. */
+function tailEnergy(layer, points) {
+  const lost = optimumOf(layer);
+  if (lost === null) return layer.predicted_loss ?? null;
+  return lost < 1 ? (energiesOf(points).at(-1) * lost * lost) / (1 - lost * lost) : null;
 }
 
 /** Find the factor q from 0 to 1 for which q + q² + … has, over so many terms, this sum. */
