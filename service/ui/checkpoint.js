@@ -21,7 +21,7 @@ export async function showCheckpoint(view, { argument: id, signal }) {
     fill(view, head, missing(checkpoint, view, signal));
     return;
   }
-  const start = el("button", { type: "button", class: "primary" }, "Start the job");
+  const start = el("button", { type: "button", class: "primary" }, "Compress");
   head.append(el("div", { class: "row" }, start));
   const plans = new PlanView();
   const earlier = new EarlierJobs(id, signal);

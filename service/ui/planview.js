@@ -11,6 +11,9 @@ import { lossBounds, planCost, tellLoss } from "./spectra.js";
 const MOST_GROUPS = 60;
 const UNITS = [[1e9, "billions"], [1e6, "millions"], [1e3, "thousands"], [1, "number"]];
 
+const MEANING =
+  "An error of 0 leaves weights as they are, one of 1 keeps nothing of them; what a model's answers lose, only a test of it shows. ";
+
 /** The live part of a checkpoint's view; `show` is called for each plan that comes. */
 export class PlanView {
   #parts;
@@ -115,7 +118,7 @@ export class PlanView {
     const { lines, without } = this.#layout.curve;
     const { jobs, from, calibrated, spectra } = this.#known;
     const isLoss = tellLoss(spectra);
-    fill(this.#parts.curveNote, curveNote(from, lines.length > 0, isLoss), withoutNote(without, plan.layers.length));
+    fill(this.#parts.curveNote, MEANING, curveNote(from, lines.length > 0, isLoss), withoutNote(without, plan.layers.length));
     const done = jobsOnCurve(jobs, isLoss);
     if (lines.length + done.length === 0) {
       fill(this.#parts.curve, plan.layers.length === 0 && el("p", { class: "muted" }, "No layer is selected."));

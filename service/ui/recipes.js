@@ -4,25 +4,54 @@ import { ROOT, jobPath, send } from "./api.js";
 import { pythonLiteral, shellQuoted } from "./repeat.js";
 
 const HOW_TO_RUN = /<!-- eckart: how to run it -->[\s\S]*?```python\n([\s\S]*?)```/;
+const SUBFOLDER = /^[A-Za-z0-9][A-Za-z0-9._-]*$/;
+const PACKAGES = { "eckart.transformers": "eckart[transformers]", "eckart.torch": "eckart[torch]" };
 const SERVICE = () => location.origin + ROOT;
 
-/** The lines that run a result. Its model card has them where the result is a folder. */
+/**
+ * The lines that run a result: `{lines, folder, name, subfolders}`.
+ *
+ * They take a `folder` of all files, whose model card has them, or the one file `name`. `subfolders` of the model's own
+ * folder were not sent, and the lines need them.
+ */
 export async function linesToRun(job, report) {
   const names = report.output.files.map((file) => file.name);
+  const read = async (name) => (await send(jobPath(job.id, `/files/${name}`))).text();
   const folder = `${job.checkpoint}-compressed`;
+  const taken = { folder, name: null, subfolders: [] };
   if (names.includes("README.md") && names.includes("config.json")) {
-    const card = await (await send(jobPath(job.id, "/files/README.md"))).text();
-    const lines = HOW_TO_RUN.exec(card)?.[1].trimEnd();
-    if (lines) return { lines: lines.replaceAll('"."', quoted(folder)), folder, name: null };
+    const lines = HOW_TO_RUN.exec(await read("README.md"))?.[1].trimEnd();
+    const parts = lines?.includes("sentence_transformers") && names.includes("modules.json");
+    const subfolders = parts ? subfoldersOf(await read("modules.json")) : [];
+    if (lines) return { ...taken, lines: lines.replaceAll('"."', quoted(folder)), subfolders };
   }
   if (job.spec.layout === "adapter") {
-    return { lines: ["from peft import PeftModel", "", `model = PeftModel.from_pretrained(base_model, ${quoted(folder)})`].join("\n"), folder, name: null };
+    const call = `model = PeftModel.from_pretrained(base_model, ${quoted(folder)})`;
+    return { ...taken, lines: ["from peft import PeftModel", "", call].join("\n") };
   }
-  const weights = names.find((name) => name.endsWith(".safetensors.index.json")) ?? names.find((name) => name.endsWith(".safetensors"));
-  if (job.spec.layout === "dense") {
-    return { lines: ["from safetensors.torch import load_model", "", `load_model(model, ${quoted(weights)})`].join("\n"), folder, name: weights };
+  const index = names.find((name) => name.endsWith(".safetensors.index.json"));
+  const name = index ?? names.find((each) => each.endsWith(".safetensors"));
+  const dense = job.spec.layout === "dense";
+  const [from, load] = dense ? ["safetensors.torch", "load_model"] : ["eckart.torch", "load_compressed"];
+  return { ...taken, name, lines: [`from ${from} import ${load}`, "", `${load}(model, ${quoted(name)})`].join("\n") };
+}
+
+/** The folders of the parts of a sentence transformer that have files. */
+function subfoldersOf(text) {
+  try {
+    const parts = JSON.parse(text).filter(({ path, type }) => SUBFOLDER.test(path) && !type.endsWith(".Normalize"));
+    return parts.map(({ path }) => path);
+  } catch {
+    return [];
   }
-  return { lines: ["from eckart.torch import load_compressed", "", `load_compressed(model, ${quoted(weights)})`].join("\n"), folder, name: weights };
+}
+
+/** What must be installed, or there, for these lines. */
+export function needsOf(lines) {
+  const imported = [...lines.matchAll(/^(?:from|import) ([\w.]+)/gm)].map(([, name]) => PACKAGES[name] ?? name.split(".")[0]);
+  const packages = [...new Set(imported)].map((name) => name.replaceAll("_", "-")).join(" and ");
+  if (lines.includes("base_model")) return `${packages}, and the base_model that was fine-tuned`;
+  return lines.includes("(model,") ? `${packages}, and the model that the checkpoint is of` : packages;
 }
 
 /** What repeats a job with curl. */

@@ -3,7 +3,7 @@
 import { ROOT, get, jobPath, key, post } from "./api.js";
 import { code, el, fill, notice } from "./dom.js";
 import { bytes } from "./format.js";
-import { byCurl, byPython, linesToRun } from "./recipes.js";
+import { byCurl, byPython, linesToRun, needsOf } from "./recipes.js";
 import { renderReport } from "./report.js";
 import { withoutDefaults } from "./spec.js";
 
@@ -14,24 +14,52 @@ export async function showResult(element, job, signal) {
   const spec = withoutDefaults(job.spec);
   const keyed = key.get() !== null;
   const shown = el("div");
+  const recipe = (title, lines, label) => [el("h3", {}, title), code(lines, label)];
+  const again = el(
+    "details",
+    {},
+    el("summary", {}, "Make it again"),
+    el(
+      "div",
+      { class: "stack" },
+      recipe("With Python", byPython(job, spec, keyed), "the lines for Python"),
+      recipe("With curl", byCurl(job, spec, keyed), "the lines for curl"),
+    ),
+  );
+  const asked = el("details", {}, el("summary", {}, "The spec"), code(JSON.stringify(spec, null, 2), "the spec"));
   fill(
     element,
     el(
       "div",
       { class: "halves" },
-      el("section", { class: "panel stack" }, el("h2", {}, "Download"), downloads(job, report), el("p", { class: "small muted" }, `The lines that run it take ${run.name ?? `the files from a folder ${run.folder}`}.`)),
-      el(
-        "section",
-        { class: "panel stack" },
-        el("h2", {}, "Run it"),
-        code(run.lines, "the lines that run it"),
-        el("details", {}, el("summary", {}, "Make it again"), el("div", { class: "stack" }, el("h3", {}, "With Python"), code(byPython(job, spec, keyed), "the lines for Python"), el("h3", {}, "With curl"), code(byCurl(job, spec, keyed), "the lines for curl"))),
-        el("details", {}, el("summary", {}, "The spec"), code(JSON.stringify(spec, null, 2), "the spec")),
-      ),
+      el("section", { class: "panel stack" }, el("h2", {}, "Download"), downloads(job, report)),
+      el("section", { class: "panel stack" }, el("h2", {}, "Run it"), howToRun(job, run), again, asked),
     ),
     shown,
   );
   renderReport(shown, report);
+}
+
+/** What turns the download into a model, in the order in which it is done. */
+function howToRun(job, run) {
+  const note = (text) => el("p", { class: "small muted" }, text);
+  const needs = `It needs ${needsOf(run.lines)}.`;
+  const lines = code(run.lines, "the lines that run it");
+  if (run.name !== null) return [note(`Download ${run.name} from the list. Then, in Python beside it:`), lines, note(needs)];
+  const whose = run.subfolders.length > 0 ? "beside the folder that you dropped, whose subfolders were not sent" : "where they are";
+  return [
+    note(`Download all files as a tar, and unpack them ${whose}:`),
+    code(unpacking(job, run).join("\n"), "the lines that unpack it"),
+    note("Then, in Python beside the folder:"),
+    lines,
+    note(needs),
+  ];
+}
+
+function unpacking(job, { folder, subfolders }) {
+  const copied = subfolders.map((name) => `${job.checkpoint}/${name}`).join(" ");
+  const copy = copied ? [`cp -r ${copied} ${folder}/`] : [];
+  return [`mkdir ${folder}`, `tar xf ${job.id}.tar -C ${folder}`, ...copy];
 }
 
 function downloads(job, report) {

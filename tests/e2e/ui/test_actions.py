@@ -14,6 +14,7 @@ from safetensors.torch import save
 from schemas.problem import ProblemKind
 from state.jobs.records import new_token
 from tests.browser import visiting
+from tests.e2e.ui.test_page import drop_folder
 from tests.service.files import FILES, MODEL
 from tests.service.running import SPEC, until
 from tests.service.test_prefix import proxy
@@ -37,19 +38,13 @@ def page_of(browser, service, *, key=None):
 
 
 def test_a_folder_that_is_dropped_is_stored(visit, service, tmp_path):
-    """By the browser's own drag, whose folders are entries and no files."""
     folder = tmp_path / "dropped folder"
     (folder / "1_Pooling").mkdir(parents=True)
     (folder / "1_Pooling" / "config.json").write_text("{}")
     (folder / "config.json").write_text('{"model_type": "bert"}')
     (folder / "model.safetensors").write_bytes(save({"layers.0.weight": torch.rand(64, 48)}))
     page = visit.go()
-    box = page.locator(".drop").bounding_box()
-    tools = page.context.new_cdp_session(page)
-    data = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
-    for kind in ("dragEnter", "dragOver", "drop"):
-        place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + 10}
-        tools.send("Input.dispatchDragEvent", {"type": kind, **place, "data": data})
+    drop_folder(page, folder)
     page.locator("#size").wait_for()
 
     assert page.locator("h1").inner_text() == "dropped-folder"

@@ -97,7 +97,7 @@ def test_the_page_works_below_the_path_of_a_proxy(browser, start_api):
         page = visit.go()
         page.get_by_role("link", name=stored, exact=True).click()
         expect(shown_parameters(page)).to_contain_text("saved")
-        page.get_by_role("button", name="Start the job").click()
+        page.get_by_role("button", name="Compress").click()
         expect(page.get_by_text("Next in the queue.")).to_be_visible()
 
 
@@ -119,7 +119,7 @@ def test_a_key_is_asked_for_and_sent_with_everything(browser, start_api, picture
         drop(page, "model.safetensors", MODEL)
         page.locator("#size").wait_for()
         expect(shown_parameters(page)).to_contain_text("saved")
-        page.get_by_role("button", name="Start the job").click()
+        page.get_by_role("button", name="Compress").click()
         expect(page.get_by_text("Next in the queue.")).to_be_visible()
         job = page.url.rpartition("/")[2]
         claim = guarded.jobs.of(name).claim(job, "token")
