@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from eckart.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import FrameType
 
 PACKAGE = Path(__file__).parent
@@ -42,8 +42,17 @@ def serve(settings: Mapping[str, str]) -> None:
     os.execve(sys.executable, _command("service.standalone"), {**_environment(), **settings})  # noqa: S606 - a fixed list
 
 
-def run_worker_command(verb: str, *paths: Path, spec: str, references: Mapping[str, Path]) -> str:
-    """Run one command of the bundled worker and return its output; its progress goes to our stderr."""
+def run_worker_command(
+    verb: str,
+    *paths: Path,
+    spec: str,
+    references: Mapping[str, Path],
+    tell: Callable[[str], None] | None = None,
+) -> str:
+    """Run one command of the bundled worker and return its output.
+
+    `tell` gets each line of what it says meanwhile, which otherwise goes to our stderr.
+    """
     _check_installed("worker")
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
         file.write(spec)  # a spec may be longer than an argument of a command can be
@@ -52,14 +61,23 @@ def run_worker_command(verb: str, *paths: Path, spec: str, references: Mapping[s
         for option, path in references.items():
             arguments += [f"--{option}", str(path)]
         command = [*_command("worker"), *arguments]
-        with (
-            subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, text=True) as child,
-            _ends_with_us(child),
-        ):
-            output, _ = child.communicate()
-    if child.returncode:
-        raise LocalRunError
-    return output
+        said = None if tell is None else subprocess.PIPE
+        # Not a pipe, which nobody empties while what is said is read.
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
+            with (
+                subprocess.Popen(
+                    command, env=_environment(), stdout=output, stderr=said, text=True, errors="replace"
+                ) as child,
+                _ends_with_us(child),
+            ):
+                if tell is not None and child.stderr is not None:
+                    for line in child.stderr:
+                        tell(line.rstrip("\n"))
+                child.wait()
+            if child.returncode:
+                raise LocalRunError
+            output.seek(0)
+            return output.read()
 
 
 def _command(module: str) -> list[str]:

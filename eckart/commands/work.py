@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
+    from eckart.bars import Bars
     from eckart.commands.options import Verbs
+    from eckart.progress import ProgressLine
 
 # The options for other checkpoints, and the fields of a spec that name them.
 REFERENCES = ("calibration", "base")
@@ -172,9 +176,35 @@ def run_local(options: argparse.Namespace, spec: dict[str, Any], *into: Path) ->
     if find_checkpoint(options.source) is None:
         raise InputError(f"{options.source}: there is no such file or directory; --local takes no id")
     given = {name: Path(path) for name in REFERENCES if (path := getattr(options, name)) is not None}
-    return launch.run_worker_command(
-        options.command, Path(options.source), *into, spec=json.dumps(spec), references=given
+    run = partial(
+        launch.run_worker_command,
+        options.command,
+        Path(options.source),
+        *into,
+        spec=json.dumps(spec),
+        references=given,
     )
+    if not sys.stderr.isatty():
+        return run()
+    with closing(progress_for(sys.stderr)) as progress:
+        return run(tell=LocalProgress(progress))
+
+
+class LocalProgress:
+    """Shows the lines of the bundled worker's progress as bars, and its other lines as they are."""
+
+    # As `ProgressLines` in worker/__main__.py writes them.
+    LINE = re.compile(r" *\d+% (\d+)/(\d+) (.+)")
+
+    def __init__(self, progress: ProgressLine | Bars) -> None:
+        self._progress = progress
+
+    def __call__(self, line: str) -> None:
+        found = self.LINE.fullmatch(line)
+        if found is None:
+            self._progress.note(line)
+        else:
+            self._progress(int(found[1]), int(found[2]), f"compress {found[3]}")
 
 
 def default_out(given: str) -> Path:

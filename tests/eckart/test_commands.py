@@ -9,8 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
-from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from eckart.cli import build_parser, main
+from tests.eckart.terminal import stderr_on_a_terminal
 
 ROOT = Path(__file__).parents[2]
 NOWHERE = "http://127.0.0.1:9"
@@ -88,26 +87,6 @@ def url(serve, service, layer, job, report, problem, tmp_path, monkeypatch):
     address = serve(respond)
     monkeypatch.setenv("ECKART_URL", address)
     return address
-
-
-@contextmanager
-def stderr_on_a_terminal(monkeypatch):
-    """Make stderr a terminal; give what it has shown, which is whole after the block."""
-    ours, theirs = pty.openpty()
-    shown = []
-
-    def read():
-        with suppress(OSError):  # so Linux tells that the other end was closed
-            while block := os.read(ours, 4096):
-                shown.append(block.decode())
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    with os.fdopen(theirs, "w") as stream, monkeypatch.context() as patch:
-        patch.setattr(sys, "stderr", stream)
-        yield shown
-    reader.join()
-    os.close(ours)
 
 
 @pytest.mark.parametrize(("line", "said", "_field"), RUNS)
@@ -319,40 +298,3 @@ def read_until(terminal, text):
         except OSError as error:
             raise AssertionError(shown) from error
     return shown
-
-
-@needs_shtab
-def test_bash_completes_verbs_options_and_files(url, tmp_path, capsys):
-    assert main(["completion", "bash"]) == 0
-    (tmp_path / "eckart.bash").write_text(capsys.readouterr().out)
-    script = """
-        source eckart.bash
-        ask() {{
-            COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
-            {function} eckart "${{@: -1}}"
-            echo "${{COMPREPLY[@]}}"
-        }}
-        ask eckart che
-        ask eckart jobs --sta
-        ask eckart jobs --state suc
-        ask eckart plan ti
-    """
-    function = next(
-        line.split()[-2] for line in (tmp_path / "eckart.bash").read_text().splitlines() if " -F " in line
-    )
-    done = subprocess.run(
-        ["bash", "-c", script.format(function=function)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-
-    assert done.stdout.split() == ["checkpoints", "--state", "succeeded", "tiny.safetensors"]
-
-
-def test_without_shtab_completion_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "shtab", None)
-
-    assert main(["completion", "zsh"]) == 1
-    assert "pip install 'eckart[cli]'" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from eckart import InputError, launch
 from eckart.cli import main
+from tests.eckart.terminal import stderr_on_a_terminal
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +38,19 @@ def test_a_local_run_shows_the_tables(model, capfd):
     assert "\nlocal work: svd at rank 4" in out
     assert out.endswith("\nmodel-compressed/model.safetensors\nmodel-compressed/report.json\n")
     assert "100%" in err
+
+
+def test_a_local_run_on_a_terminal_shows_bars_and_what_cannot_be_done(model, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    with stderr_on_a_terminal(monkeypatch) as shown:
+        assert main(["compress", "model.safetensors", "--rank", "4", "--local"]) == 0
+        assert main(["plan", "model.safetensors", "--rank", "0", "--local"]) == 1
+
+    text = "".join(shown)
+    assert [
+        word for word in ("compress writing", "━", "1/1", "100%", "spec/rank: ") if word not in text
+    ] == []
+    assert "% 1/1 writing" not in text
 
 
 @pytest.mark.parametrize(
