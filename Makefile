@@ -57,6 +57,7 @@ unit: $(READY) ## only the tests, two files at a time
 
 study: $(READY) ## measure what compression costs in accuracy (docs/7-study.md); leaves its files in study/
 	$(BIN)/python -m examples.vgg11
+	$(BIN)/python -m examples.vgg11.regularized
 	$(BIN)/python -m examples.embeddings
 	$(BIN)/python -m examples.language
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import warnings
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from eckart.batches import call_model
 from eckart.checkpoint import listed
 from eckart.errors import InputError
 from eckart.gradients import GradientCollector
@@ -20,7 +20,7 @@ from eckart.gram_collector import GramCollector
 from eckart.token_mask import following_masks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from eckart.probes import Probes
     from eckart.progress import ProgressCallback
@@ -91,7 +91,7 @@ def _run(
         progress(count, total, f"calibrate batch {count + 1}")
         with _gradients(on=gradients is not None):
             with following_masks(model, batch) as is_padded:
-                returned = _call(model, batch)
+                returned = call_model(model, batch)
                 output = None if gradients is None else gradients.output_of(returned, batch)
             del returned  # Only what leads to the output has to stay for the gradients.
             inputs.end_batch()
@@ -135,11 +135,3 @@ def _is_linear(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     is_conv1d = type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.ndim == 2
     return isinstance(module, nn.Linear) or is_conv1d
-
-
-def _call(model: nn.Module, batch: object) -> object:
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, tuple | list):
-        return model(*batch)
-    return model(batch)

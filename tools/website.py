@@ -30,6 +30,7 @@ PYTHON = {
     "python/eckart.md": (("eckart", "eckart.calibrate.calibrate"), "Client and calibration"),
     "python/types.md": (("eckart.types",), "Answers of the service"),
     "python/torch.md": (("eckart.torch",), "Results in torch"),
+    "python/train.md": (("eckart.train",), "Training for low rank"),
     "python/transformers.md": (("eckart.transformers",), "Results in transformers"),
     "python/lowrank.md": (("worker.lowrank",), "Numerics of the worker"),
 }

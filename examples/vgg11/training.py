@@ -15,9 +15,16 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def fit(
-    forward: Forward, weights: Iterable[nn.Parameter], data: Pictures, *, epochs: int, rate: float, seed: int
+    forward: Forward,
+    weights: Iterable[nn.Parameter],
+    data: Pictures,
+    *,
+    epochs: int,
+    rate: float,
+    seed: int,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> None:
-    """Minimize the cross entropy by Adam, with cosine annealing of the rate to zero."""
+    """Minimize the cross entropy and perhaps a penalty by Adam, with cosine annealing of the rate to zero."""
     torch.manual_seed(seed)
     steps = epochs * -(-len(data.labels) // BATCH)
     descent = torch.optim.Adam(weights, lr=rate, fused=True)
@@ -27,6 +34,8 @@ def fit(
             # Gradients take half a gigabyte; filling them with zeros is faster than allocating them again.
             descent.zero_grad(set_to_none=False)
             loss = functional.cross_entropy(forward(data.inputs[batch]), data.labels[batch])
+            if penalty is not None:
+                loss = loss + penalty()
             torch.autograd.backward(loss)
             descent.step()
             schedule.step()

@@ -131,6 +131,7 @@ def test_it_adds_one_importable_name(wheel):
     assert {name.split("/")[1] for name in ours if name.count("/") > 1} == {
         "commands",
         "torch",
+        "train",
         "transformers",
     }
 
