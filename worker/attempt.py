@@ -160,7 +160,7 @@ def _free_disk_space(error: Exception, jobs: JobStore, settings: Settings) -> No
     """Remove the layers of failed jobs and the entire cache if the disk was full, for the next attempt."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         with suppress(RedisUnavailable):
-            jobs.remove_failed_layers()
+            jobs.upkeep.remove_failed_layers()
         with suppress(FilesLocked):
             DecompositionCache.shared(settings.data_dir, limit_bytes=0).trim()
 

@@ -23,7 +23,7 @@ def give_back_orphans(jobs: JobStore, redis_url: str, *, lost_messages: bool = F
         elif not lost_messages:
             return
         queue = JobQueue(redis_url)
-        queue.send_first(jobs.sweep(at_once=lost_messages))
+        queue.send_first(jobs.upkeep.sweep(at_once=lost_messages))
         queue.close()
     except RedisUnavailable as error:
         log.warning("jobs of dead processes return to the queue when their leases end: %s", error)

@@ -31,7 +31,7 @@ async def run_reaper(services: Services) -> None:
         "look at Redis's settings": at_most_every(math.inf, partial(warn_of_eviction, services)),
         "look at the disk's locks": at_most_every(math.inf, partial(warn_of_local_locks, services)),
         SWEEP: partial(sweep_jobs, services),
-        "write job.json where that failed": services.jobs.write_deferred,
+        "write job.json where that failed": services.jobs.upkeep.write_deferred,
         "remove stale uploads": partial(services.checkpoints.sweep_parts, STALE_UPLOAD_S),
         "remove expired uploads": services.resumable.sweep,
         "remove expired jobs": partial(remove_expired, services, SteadyClock()),
@@ -40,7 +40,8 @@ async def run_reaper(services: Services) -> None:
         "remove layers of failed jobs": at_most_every(
             FAILED_LAYERS_EVERY_S,
             partial(
-                services.jobs.remove_failed_layers, older_than_s=services.settings.failed_layers_hours * 3600
+                services.jobs.upkeep.remove_failed_layers,
+                older_than_s=services.settings.failed_layers_hours * 3600,
             ),
         ),
         "reconcile": at_most_every(services.settings.reconcile_s, partial(reconcile, services)),
@@ -99,7 +100,7 @@ def warn_of_local_locks(services: Services) -> None:
 
 def sweep_jobs(services: Services) -> None:
     """Send the messages of jobs whose worker or message was lost."""
-    due = services.jobs.sweep()
+    due = services.jobs.upkeep.sweep()
     services.queue.send_first(due)
     for job_id in due:
         services.metrics.queued_again.inc()

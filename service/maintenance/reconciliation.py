@@ -35,7 +35,7 @@ def reconcile(services: Services) -> Counter[str]:
 
 
 def _steps(services: Services) -> Iterator[Counter[str]]:
-    yield services.jobs.reconcile(older_than_s=HOUR_S)
+    yield services.jobs.upkeep.reconcile(older_than_s=HOUR_S)
     yield Counter({"checkpoint": _remove_one_shots(services)})
     # A resumable upload may still take back a file that was not counted, until it expires.
     uncounted_s = max(DAY_S, 2 * HOUR_S * services.settings.upload_expiry_hours)
@@ -53,7 +53,7 @@ def _remove_one_shots(services: Services) -> int:
         for owner in services.checkpoints.owners()
         for name in services.checkpoints.of(owner).old_one_shots(DAY_S)
     }
-    named = services.jobs.named_checkpoints() if old else frozenset()
+    named = services.jobs.upkeep.named_checkpoints() if old else frozenset()
     if named is None:
         log.warning("a job cannot be read, so no checkpoint is removed that came with a job")
         return 0

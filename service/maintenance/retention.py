@@ -34,9 +34,9 @@ class SteadyClock:
 
 def remove_expired(services: Services, clock: SteadyClock) -> int:
     """Remove jobs that ended longer ago than `ECKART_RETENTION_HOURS`; return their number."""
-    if services.settings.retention_s is None or not clock.is_steady(services.jobs.now_s()):
+    if services.settings.retention_s is None or not clock.is_steady(services.jobs.upkeep.now_s()):
         return 0
-    removed = services.jobs.remove_expired()
+    removed = services.jobs.upkeep.remove_expired()
     services.metrics.reconciled("expired-job", removed)
     return removed
 
@@ -44,7 +44,7 @@ def remove_expired(services: Services, clock: SteadyClock) -> int:
 def remove_unowned(services: Services) -> int:
     """Delete checkpoints whose own jobs are gone and that no job needs; return their number."""
     removed = 0
-    for owner, checkpoint_id in services.jobs.unowned_checkpoints():
+    for owner, checkpoint_id in services.jobs.upkeep.unowned_checkpoints():
         try:
             delete_checkpoint(services.of(owner), checkpoint_id)
             removed += 1
@@ -52,6 +52,6 @@ def remove_unowned(services: Services) -> int:
             continue
         except CheckpointNotFound:
             pass
-        services.jobs.forget_unowned(owner, checkpoint_id)
+        services.jobs.upkeep.forget_unowned(owner, checkpoint_id)
     services.metrics.reconciled("checkpoint", removed)
     return removed

@@ -64,7 +64,7 @@ class DiskSpace:
         """
         if self._lacking_bytes(nbytes) > 0:
             with suppress(RedisUnavailable):
-                self.jobs.remove_failed_layers(enough=lambda: self._lacking_bytes(nbytes) <= 0)
+                self.jobs.upkeep.remove_failed_layers(enough=lambda: self._lacking_bytes(nbytes) <= 0)
         if self._lacking_bytes(nbytes) > 0:
             with suppress(FilesLocked):
                 self.cache.free_space(self._lacking_bytes(nbytes))

@@ -1,32 +1,32 @@
 """What the service and the workers do with jobs; `upkeep` has what the reaper does."""
 
-import secrets
+import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
+
+import redis
 
 from schemas.job import UNFINISHED, JobState, Progress
 from schemas.problem import Problem
 from schemas.report import Totals
-from state.checkpoints.manifest import has_files
 from state.data_dir import DataDir
 from state.errors import (
     CheckpointGone,
     CheckpointInUse,
-    FailureStays,
     FilesLocked,
     IdempotencyMismatch,
-    JobNotFailed,
     JobNotFound,
     OutOfSpace,
     RedisUnavailable,
     TooManyJobs,
-    UnreadableRecord,
 )
 from state.files import Freed
 from state.jobs.attempt_lock import has_died
+from state.jobs.creation import create_job
 from state.jobs.records import (
     Claim,
     Idempotency,
@@ -35,7 +35,6 @@ from state.jobs.records import (
     JobRecord,
     JobView,
     NewJob,
-    fixed_document,
     job_counts,
     job_view,
     listed_view,
@@ -43,18 +42,59 @@ from state.jobs.records import (
     next_cursor,
     shortened,
 )
-from state.jobs.transitions import late, present, short, worker_lost
+from state.jobs.resumption import check_resumable, resume_job
+from state.jobs.transitions import JobLimits, Transitions, late, short, worker_lost
 from state.jobs.upkeep import JobUpkeep
+from state.jobs.webhooks import WebhookFiles
 from state.redis import KEY_PREFIX, RedisMemory, redis_memory, translated
 from state.times import microseconds, rfc3339
 
 DELETE_LIMIT_MS = 60_000
-# Problems with a lower status are of the input.
-SERVER_FAULTS = 500
 
 
-class JobStore(JobUpkeep):
-    """The jobs, for the service and the workers, with the reaper's half from `upkeep`."""
+class JobStore:
+    """The jobs of one owner or of all, for the service and the workers.
+
+    `upkeep` is the reaper's work on all jobs, whosever this is.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        data_dir: Path,
+        *,
+        lease_s: float = 60,
+        max_attempts: int = 3,
+        send_again_after_s: float = 15,
+        most_waiting: int | None = None,
+        retention_s: float | None = None,
+    ) -> None:
+        """Connect to the server; an owner may have `most_waiting` jobs queued.
+
+        Ended jobs may be removed after `retention_s`; None: never.
+        """
+        self._limits = JobLimits(
+            int(lease_s * 1e6),
+            max_attempts,
+            int(send_again_after_s * 1e6),
+            most_waiting,
+            None if retention_s is None else int(retention_s * 1e6),
+        )
+        # None: the jobs of all owners.
+        self._owner: str | None = None
+        self._client = client
+        self._paths = DataDir(data_dir)
+        self._transitions = Transitions(client, self._paths, self._limits)
+        self._files = self._transitions.files
+        self._webhooks = WebhookFiles(self._paths)
+        self.upkeep = JobUpkeep(self._transitions)
+
+    def of(self, owner: str) -> Self:
+        """Return the jobs of one owner, for whom those of others do not exist."""
+        other = copy.copy(self)
+        other._owner = owner  # noqa: SLF001 - of a copy of this
+        other._paths = DataDir(self._paths.root, owner)  # noqa: SLF001
+        return other
 
     # For the service.
 
@@ -74,7 +114,9 @@ class JobStore(JobUpkeep):
         if new.webhook is not None:
             self._webhooks.mark(job_id)
         try:
-            record = self._with_restore(lambda: self._create(job_id, new, idempotency))
+            record = self._transitions.with_restore(
+                lambda: create_job(self._transitions, job_id, new, idempotency)
+            )
         except (IdempotencyMismatch, CheckpointGone, TooManyJobs):
             self._webhooks.unmark(job_id)
             raise
@@ -88,7 +130,9 @@ class JobStore(JobUpkeep):
 
     def view(self, job_id: str) -> JobView:
         """Return the record with progress and queue position, which change too often to be part of it."""
-        view = self._with_restore(lambda: job_view(self._run_on("read", job_id), self._files.known(job_id)))
+        view = self._transitions.with_restore(
+            lambda: job_view(self._transitions.run_on("read", job_id), self._files.known(job_id))
+        )
         if self._owner not in {None, view.record.owner}:
             raise JobNotFound
         view = self._with_expiry(view)
@@ -106,9 +150,11 @@ class JobStore(JobUpkeep):
         return [job_id for job_id, state in zip(job_ids, states, strict=True) if state not in UNFINISHED]
 
     def _with_expiry(self, view: JobView) -> JobView:
-        if self._retention_us is None or view.record.finished_at is None:
+        if self._limits.retention_us is None or view.record.finished_at is None:
             return view
-        return replace(view, expires_at=rfc3339(microseconds(view.record.finished_at) + self._retention_us))
+        return replace(
+            view, expires_at=rfc3339(microseconds(view.record.finished_at) + self._limits.retention_us)
+        )
 
     def list(
         self,
@@ -126,7 +172,7 @@ class JobStore(JobUpkeep):
         if checkpoint is not None:
             assert self._owner is not None
             index += f"/{checkpoint}"
-        answer = self._run("page", index, cursor or "+inf", limit + 1)
+        answer = self._transitions.run("page", index, cursor or "+inf", limit + 1)
         views = tuple(self._with_expiry(listed_view(entry)) for entry in answer)
         return JobPage(views[:limit], next_cursor(views[limit:]))
 
@@ -147,11 +193,11 @@ class JobStore(JobUpkeep):
         return 0
 
     def counts(self) -> JobCounts:
-        return job_counts(self._run("counts"))
+        return job_counts(self._transitions.run("counts"))
 
     def restoring(self) -> int | None:
         """Return how many jobs the restore that runs now has put back so far; None where none runs."""
-        return self._scripts.restoring()
+        return self._transitions.scripts.restoring()
 
     def redis_memory(self) -> RedisMemory:
         return redis_memory(self._client)
@@ -162,28 +208,11 @@ class JobStore(JobUpkeep):
         Raises `JobNotFailed`, `UnreadableRecord`, `FailureStays` if its input was at fault, `CheckpointGone`
         if it has lost it, or `TooManyJobs`.
         """
-        record, token = self.get(job_id), secrets.token_hex(8)
-        if not record.readable:
-            raise UnreadableRecord
-        if record.state == "failed" and record.error is not None and record.error.status < SERVER_FAULTS:
-            raise FailureStays(record.error.detail)
-        if record.state == "failed" and not self._has_input(record):
-            raise CheckpointGone
-
+        record = self.get(job_id)
+        check_resumable(self._paths.root, record)
         if record.webhook is not None:
             self._webhooks.mark(job_id)
-
-        def act() -> JobRecord:
-            answer = self._run_on("resume", job_id, token, self._most_waiting or "inf")
-            if answer == "gone":
-                raise CheckpointGone
-            if answer == "full":
-                raise TooManyJobs(self._most_waiting)
-            if answer != "done":
-                raise JobNotFailed(answer)
-            return present(self._files.write_or_defer(job_id))
-
-        resumed = self._with_restore(act)
+        resumed = resume_job(self._transitions, job_id)
         if record.webhook is not None:
             # Its mark may have been removed, as one of a job that had ended, before it was queued.
             self._webhooks.mark(job_id)
@@ -193,7 +222,7 @@ class JobStore(JobUpkeep):
         """End a queued or running job at once; its worker notices at its next heartbeat."""
         if self._owner is not None:
             self.view(job_id)  # raises if it is not theirs, which never changes
-        record = self._transition("cancel", job_id)
+        record = self._transitions.transition("cancel", job_id)
         assert record is not None  # a cancel needs no fence
         return record
 
@@ -209,7 +238,7 @@ class JobStore(JobUpkeep):
     def locked_for_deletion(self, checkpoint_id: str) -> Iterator[None]:
         """Keep new jobs off a checkpoint while it is deleted, or raise `CheckpointInUse`."""
         key = self._paths.key(checkpoint_id)
-        if self._run("lock_checkpoint", key, DELETE_LIMIT_MS) == "in_use":
+        if self._transitions.run("lock_checkpoint", key, DELETE_LIMIT_MS) == "in_use":
             raise CheckpointInUse
         try:
             yield
@@ -226,7 +255,7 @@ class JobStore(JobUpkeep):
         The same token (`new_token`) is the same claim: repeat it with that after `RedisUnavailable`.
         """
         try:
-            record = self._with_restore(lambda: self._claim(job_id, token))
+            record = self._transitions.with_restore(lambda: self._claim(job_id, token))
         except JobNotFound:
             return None
         return Claim(record, record.fence) if record and record.claim_token == token else None
@@ -241,9 +270,12 @@ class JobStore(JobUpkeep):
         if progress and progress.layer:
             progress = progress.model_copy(update={"layer": shortened(progress.layer)})
         document, done = (progress.model_dump_json(), progress.fraction) if progress else ("", 0.0)
-        arguments = (job_id, fence, self._lease_us, document, done, int(idle_s * 1e6))
+        arguments = (job_id, fence, self._limits.lease_us, document, done, int(idle_s * 1e6))
         try:
-            return bool(self._with_restore(lambda: self._run_on("renew_lease", *arguments)) == "done")
+            return bool(
+                self._transitions.with_restore(lambda: self._transitions.run_on("renew_lease", *arguments))
+                == "done"
+            )
         except JobNotFound:
             return False
 
@@ -261,11 +293,11 @@ class JobStore(JobUpkeep):
         `warnings` are those that came with the work; some are kept, shortened.
         """
         document = summary.model_dump_json()
-        return self._end("finish", job_id, fence, document, single_file or "", late(warnings))
+        return self._transitions.end("finish", job_id, fence, document, single_file or "", late(warnings))
 
     def fail(self, job_id: str, fence: int, why: Problem) -> bool:
         """End a job because of its input."""
-        return self._end("fail", job_id, fence, short(why))
+        return self._transitions.end("fail", job_id, fence, short(why))
 
     def retry(
         self,
@@ -283,18 +315,18 @@ class JobStore(JobUpkeep):
         """
         uncounted = "" if uncounted_for_s is None else int(uncounted_for_s * 1e6)
         times = (int(pause_s * 1e6), uncounted)
-        return self._end("retry", job_id, fence, self._max_attempts, short(why), *times)
+        return self._transitions.end("retry", job_id, fence, self._limits.max_attempts, short(why), *times)
 
     def release(self, job_id: str, fence: int) -> bool:
         """Queue a job again because the worker stops: the attempt does not count."""
-        return self._end("release", job_id, fence)
+        return self._transitions.end("release", job_id, fence)
 
     def give_back_orphans(self, host: str) -> tuple[str, ...]:
         """Queue jobs again whose attempts were of processes of this host that have died; return their ids.
 
         Those of other hosts are left to their leases: not every shared file system shows locks between hosts.
         """
-        lost = worker_lost(self._max_attempts)
+        lost = worker_lost(self._limits.max_attempts)
         found = []
         cursor: str | None = None
         while True:
@@ -309,8 +341,10 @@ class JobStore(JobUpkeep):
                 return tuple(found)
 
     def _claim(self, job_id: str, token: str) -> JobRecord | None:
-        lost = worker_lost(self._max_attempts).model_dump_json()
-        answer = self._run_on("claim", job_id, token, self._lease_us, self._max_attempts, lost)
+        lost = worker_lost(self._limits.max_attempts).model_dump_json()
+        answer = self._transitions.run_on(
+            "claim", job_id, token, self._limits.lease_us, self._limits.max_attempts, lost
+        )
         if answer == "refused":
             return None
         if answer == "failed":
@@ -327,48 +361,3 @@ class JobStore(JobUpkeep):
         record = self.get(job_id)
         if record.claim_token == token:
             self.release(job_id, record.fence)
-
-    def _create(self, job_id: str, new: NewJob, idempotency: Idempotency | None) -> JobRecord:
-        digest, fingerprint = (idempotency.digest, idempotency.fingerprint) if idempotency else ("", "")
-        fixed = fixed_document(new, job_id, idempotency)
-        with self._files.lock(job_id):
-            named = [word for reference in new.references.items() for word in reference]
-            create = (
-                "create",
-                job_id,
-                new.checkpoint,
-                digest,
-                fingerprint,
-                new.owner,
-                self._most_waiting or "inf",
-                "1" if new.owns_checkpoint else "",
-            )
-            answer = str(self._scripts.run(*create, *named))
-            if answer == "created":
-                return self._make_durable(job_id, new, fixed)
-        if answer == "conflict":
-            raise IdempotencyMismatch
-        if answer == "gone":
-            raise CheckpointGone
-        if answer == "full":
-            raise TooManyJobs(self._most_waiting)
-        return present(self._files.write(answer.removeprefix("replay:")))
-
-    def _has_input(self, job: NewJob) -> bool:
-        """Whether the checkpoints that a job needs are what they were when it was planned."""
-        needed = [(job.checkpoint, job.files)]
-        needed += [(job.references[field], files) for field, files in job.reference_files.given()]
-        paths = DataDir(self._paths.root, job.owner)
-        return all(has_files(paths, name, files) for name, files in needed)
-
-    def _make_durable(self, job_id: str, new: NewJob, fixed: Mapping[str, Any]) -> JobRecord:
-        try:
-            if not self._has_input(new):
-                # Deleted or replaced after the job was planned and before it was registered.
-                raise CheckpointGone  # noqa: TRY301 - undone like every other failure
-            record = present(self._files.create_locked(job_id, fixed))
-            self._files.note_created(job_id)
-        except BaseException:
-            self._files.undo_locked(job_id)
-            raise
-        return record

@@ -1,10 +1,9 @@
 """One transition of a job: a script in `jobs/lua`, then job.json, and only then the answer."""
 
-import copy
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Self, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import redis
 
@@ -15,7 +14,6 @@ from state.jobs.job_file import JobFiles
 from state.jobs.records import JOB_ID, JobRecord, shortened
 from state.jobs.restoration import Restoration
 from state.jobs.scripts import Scripts, StateLost
-from state.jobs.webhooks import WebhookFiles
 
 T = TypeVar("T")
 
@@ -24,81 +22,63 @@ MOST_ERRORS = 4
 MOST_LATE_WARNINGS = 4
 
 
+@dataclass(frozen=True, slots=True)
+class JobLimits:
+    """How long and how often a job is tried, how many of an owner may wait, and how long jobs are kept."""
+
+    lease_us: int
+    max_attempts: int
+    send_again_after_us: int
+    most_waiting: int | None
+    # None: for ever.
+    retention_us: int | None
+
+
 class Transitions:
-    """What all calls of a store have in common.
+    """Changes the jobs of all owners. Each call may be repeated, and works when Redis lost its data."""
 
-    Every call may be repeated, and works when Redis was restarted or lost its data.
-    """
+    def __init__(self, client: redis.Redis, paths: DataDir, limits: JobLimits) -> None:
+        self.client = client
+        self.paths = paths
+        self.limits = limits
+        self.scripts = Scripts(client)
+        self.files = JobFiles(paths, self.scripts)
+        self._restoration = Restoration(paths, self.scripts, self.files, lease_us=limits.lease_us)
 
-    def __init__(
-        self,
-        client: redis.Redis,
-        data_dir: Path,
-        *,
-        lease_s: float = 60,
-        max_attempts: int = 3,
-        send_again_after_s: float = 15,
-        most_waiting: int | None = None,
-        retention_s: float | None = None,
-    ) -> None:
-        """Connect to the server; an owner may have `most_waiting` jobs queued.
+    def with_restore(self, action: Callable[[], T]) -> T:
+        """Run this, from its start again whenever Redis lost its data."""
+        return self.scripts.with_restore(action, self._restoration.run)
 
-        Ended jobs may be removed after `retention_s`; None: never.
-        """
-        self._client = client
-        # None: the jobs of all owners.
-        self._owner: str | None = None
-        self._paths = DataDir(data_dir)
-        self._scripts = Scripts(client)
-        self._lease_us = int(lease_s * 1_000_000)
-        self._send_again_after_us = int(send_again_after_s * 1_000_000)
-        self._max_attempts = max_attempts
-        self._most_waiting = most_waiting
-        self._webhooks = WebhookFiles(self._paths)
-        self._retention_us = None if retention_s is None else int(retention_s * 1e6)
-        self._files = JobFiles(self._paths, self._scripts)
-        self._restoration = Restoration(self._paths, self._scripts, self._files, lease_us=self._lease_us)
+    def run(self, name: str, *args: str | float) -> Any:
+        """Run a script in that way."""
+        return self.with_restore(lambda: self.scripts.run(name, *args))
 
-    def of(self, owner: str) -> Self:
-        """Return the jobs of one owner, for whom those of others do not exist."""
-        other = copy.copy(self)
-        other._owner = owner  # noqa: SLF001 - of a copy of this
-        other._paths = DataDir(self._paths.root, owner)  # noqa: SLF001
-        return other
-
-    # Each call runs one of these, from its start again whenever Redis lost its data.
-
-    def _with_restore(self, action: Callable[[], T]) -> T:
-        return self._scripts.with_restore(action, self._restoration.run)
-
-    def _run(self, name: str, *args: str | float) -> Any:
-        return self._with_restore(lambda: self._scripts.run(name, *args))
-
-    def _run_on(self, verb: str, job_id: str, *args: str | float) -> Any:
+    def run_on(self, verb: str, job_id: str, *args: str | float) -> Any:
         """Run a script on one job, which may be known on disk only; the caller restores."""
         if JOB_ID.fullmatch(job_id) is None:
             raise JobNotFound
-        answer = self._scripts.run(verb, job_id, *args)
-        if answer == "missing" and self._files.restore(job_id):
-            answer = self._scripts.run(verb, job_id, *args)
+        answer = self.scripts.run(verb, job_id, *args)
+        if answer == "missing" and self.files.restore(job_id):
+            answer = self.scripts.run(verb, job_id, *args)
         if answer == "missing":
             raise JobNotFound
         return answer
 
-    def _transition(self, verb: str, job_id: str, *args: str | float) -> JobRecord | None:
+    def transition(self, verb: str, job_id: str, *args: str | float) -> JobRecord | None:
         """Change a job and its job.json; None: this attempt lost the job."""
 
         def act() -> JobRecord | None:
-            if self._run_on(verb, job_id, *args) != "done":
+            if self.run_on(verb, job_id, *args) != "done":
                 return None
             # If Redis lost its data before job.json was written, the transition is lost and must be repeated.
-            return present(self._files.write_or_defer(job_id))
+            return present(self.files.write_or_defer(job_id))
 
-        return self._with_restore(act)
+        return self.with_restore(act)
 
-    def _end(self, verb: str, job_id: str, fence: int, *args: str | float) -> bool:
+    def end(self, verb: str, job_id: str, fence: int, *args: str | float) -> bool:
+        """End an attempt; False: it lost the job."""
         try:
-            return self._transition(verb, job_id, fence, *args) is not None
+            return self.transition(verb, job_id, fence, *args) is not None
         except JobNotFound:
             return False
 

@@ -19,8 +19,15 @@ EXPIRED_MOST = 500
 UNOWNED = KEY_PREFIX + "unowned"
 
 
-class JobUpkeep(Transitions):
-    """The reaper's half of the store."""
+class JobUpkeep:
+    """The reaper's work on the jobs of all owners."""
+
+    def __init__(self, transitions: Transitions) -> None:
+        self._transitions = transitions
+        self._limits = transitions.limits
+        self._files = transitions.files
+        self._scripts = transitions.scripts
+        self._client = transitions.client
 
     def remove_failed_layers(
         self, *, older_than_s: float = 0.0, enough: Callable[[], bool] = lambda: False
@@ -33,16 +40,17 @@ class JobUpkeep(Transitions):
 
     def remove_expired(self) -> int:
         """Remove jobs that ended longer ago than they are kept, some hundreds at most; return how many."""
-        if self._retention_us is None:
+        retention_us = self._limits.retention_us
+        if retention_us is None:
             return 0
         removed = 0
-        for job_id in self._run("expired", self._retention_us, EXPIRED_MOST):
+        for job_id in self._transitions.run("expired", retention_us, EXPIRED_MOST):
             with suppress(FilesLocked):
-                removed += self._expire(str(job_id), self._retention_us)
+                removed += self._expire(str(job_id), retention_us)
         return removed
 
     def _expire(self, job_id: str, retention_us: int) -> bool:
-        if not self._with_restore(lambda: self._files.expire(job_id, retention_us)):
+        if not self._transitions.with_restore(lambda: self._files.expire(job_id, retention_us)):
             return False
         log.info("job %s has been kept long enough and is removed", job_id)
         return True
@@ -50,7 +58,7 @@ class JobUpkeep(Transitions):
     def reconcile(self, *, older_than_s: float) -> Counter[str]:
         """Restore jobs that Redis has lost unnoticed, and remove directories that are of no job."""
         done: Counter[str] = Counter()
-        self._run("counts")  # restores everything first, if Redis is known to have lost it
+        self._transitions.run("counts")  # restores everything first, if Redis is known to have lost it
         for batch in batched(self._files.job_ids()):
             done += self._files.reconcile(batch, older_than_s)
         return done
@@ -62,7 +70,7 @@ class JobUpkeep(Transitions):
             for owner, names in self._scripts.checkpoints_of(batch):
                 if not names:
                     return None
-                found |= {DataDir(self._paths.root, owner).key(name) for name in names}
+                found |= {DataDir(self._transitions.paths.root, owner).key(name) for name in names}
         return frozenset(found)
 
     def now_s(self) -> float:
@@ -79,7 +87,7 @@ class JobUpkeep(Transitions):
     def forget_unowned(self, owner: str, checkpoint_id: str) -> None:
         """Note that a checkpoint without its job is deleted."""
         with translated():
-            self._client.srem(UNOWNED, DataDir(self._paths.root, owner).key(checkpoint_id))
+            self._client.srem(UNOWNED, DataDir(self._transitions.paths.root, owner).key(checkpoint_id))
 
     def sweep(self, *, at_once: bool = False) -> tuple[str, ...]:
         """Queue jobs again whose worker was lost, and return the jobs whose message must be sent again.
@@ -89,16 +97,16 @@ class JobUpkeep(Transitions):
         that are not sent.
         """
         self._scripts.forget_if_set_back(self._files.created())
-        lost = worker_lost(self._max_attempts).model_dump_json()
-        grace_us = 0 if at_once else self._send_again_after_us
-        limits = (self._max_attempts, lost, self._lease_us, grace_us)
-        return tuple(self._run("sweep", *limits, QUEUE_KEY))
+        lost = worker_lost(self._limits.max_attempts).model_dump_json()
+        grace_us = 0 if at_once else self._limits.send_again_after_us
+        limits = (self._limits.max_attempts, lost, self._limits.lease_us, grace_us)
+        return tuple(self._transitions.run("sweep", *limits, QUEUE_KEY))
 
     def write_deferred(self) -> None:
         """Bring job.json up to date where that failed before; one that fails again stops no other."""
         for job_id in self._scripts.dirty():
             try:
-                self._with_restore(partial(self._files.write_or_defer, job_id, wait_s=0))
+                self._transitions.with_restore(partial(self._files.write_or_defer, job_id, wait_s=0))
             except RedisUnavailable:
                 raise
             except Exception:

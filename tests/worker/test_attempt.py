@@ -366,7 +366,7 @@ def test_a_job_of_another_release_goes_back_to_the_queue_uncounted(bench, field)
     for _ in range(4):
         record = bench.run(job_id)
         assert (record.state, record.attempt, record.error) == ("queued", 0, None)
-        assert bench.jobs.sweep() == (job_id,)
+        assert bench.jobs.upkeep.sweep() == (job_id,)
 
 
 def record_trouble():

@@ -89,7 +89,7 @@ def test_a_worker_that_stops_in_the_middle_of_a_layer_gives_the_job_back(work):
     assert ended.returncode == EXIT_STATUS, ended.stderr
     assert (record.state, record.attempt, record.attempts_without_progress) == ("queued", 0, 0)
     assert 0 < record.furthest < 1
-    assert jobs.sweep() == (record.id,)
+    assert jobs.upkeep.sweep() == (record.id,)
 
 
 def test_a_job_that_is_canceled_in_the_middle_of_a_layer_frees_its_process(work):

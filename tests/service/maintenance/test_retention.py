@@ -110,7 +110,7 @@ def test_a_job_that_was_resumed_since_it_was_found_stays(start, ended_at):
     ended_at(job, 2 * HOUR_S)
     with services_of(service) as services:
         services.jobs.resume(job)
-        assert services.jobs._expire(job, 3600 * 10**6) is False
+        assert services.jobs.upkeep._expire(job, 3600 * 10**6) is False
     assert service.http.get(f"/v1/jobs/{job}").json()["state"] == "queued"
 
 

@@ -46,7 +46,7 @@ def test_workers_that_vanish_after_they_got_further_use_up_nothing(make_store, n
         assert claim is not None
         assert jobs.renew_lease(job_id, claim.fence, progress(number / 10))
         if noticed_by == "sweep":
-            assert jobs.sweep() == (job_id,)
+            assert jobs.upkeep.sweep() == (job_id,)
     assert jobs.get(job_id).state != "failed"
 
 
@@ -69,7 +69,7 @@ def test_the_count_of_attempts_survives_a_wipe(jobs, new, retry, redis_server):
 def test_a_pause_delays_the_message_and_not_for_ever(jobs, new, why):
     job_id = jobs.create(new).id
     attempt(jobs, job_id, 0.0, lambda job_id, fence: jobs.retry(job_id, fence, why, pause_s=0.3))
-    assert jobs.sweep() == ()
+    assert jobs.upkeep.sweep() == ()
     paused = jobs.view(job_id)
     assert paused.queue_position is None
     assert paused.waiting is not None
@@ -77,9 +77,9 @@ def test_a_pause_delays_the_message_and_not_for_ever(jobs, new, why):
     assert paused.waiting.next_attempt_at > paused.record.started_at
     assert jobs.list("queued").jobs[0].waiting == paused.waiting
     time.sleep(0.3)
-    assert jobs.sweep() == (job_id,)
+    assert jobs.upkeep.sweep() == (job_id,)
     assert jobs.view(job_id).queue_position == 0
-    assert jobs.sweep() == ()
+    assert jobs.upkeep.sweep() == ()
     assert jobs.view(job_id).waiting is None
 
 
@@ -87,7 +87,7 @@ def test_a_pausing_job_is_not_taken_for_one_whose_message_is_lost(make_store, ne
     jobs = make_store(send_again_after_s=0)
     job_id = jobs.create(new).id
     attempt(jobs, job_id, 0.0, lambda job_id, fence: jobs.retry(job_id, fence, why, pause_s=60))
-    assert jobs.sweep() == ()
+    assert jobs.upkeep.sweep() == ()
     assert jobs.cancel(job_id).state == "canceled"
 
 

@@ -71,7 +71,7 @@ def test_a_repeated_claim_renews_its_lease(make_store, new):
     claim = patient.claim(job_id, token)
     assert claim is not None
     assert claim.fence == 1
-    assert hasty.sweep() == ()
+    assert hasty.upkeep.sweep() == ()
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3])
@@ -111,7 +111,7 @@ def test_a_heartbeat_renews_an_expired_lease_that_was_not_claimed(make_store, ne
     assert hasty.claim(job_id, new_token("worker")) is not None
     assert patient.renew_lease(job_id, 1)
     assert hasty.claim(job_id, new_token("another")) is None
-    assert hasty.sweep() == ()
+    assert hasty.upkeep.sweep() == ()
     assert hasty.get(job_id).attempt == 1
 
 
@@ -179,5 +179,5 @@ def test_a_job_whose_files_a_stopped_process_locks_is_not_worked_on_and_its_atte
             jobs.claim(job_id, new_token("worker"))
         record = jobs.get(job_id)
         assert (record.state, record.attempt) == ("queued", 0)
-        assert jobs.sweep() == (job_id,)
+        assert jobs.upkeep.sweep() == (job_id,)
     assert jobs.claim(job_id, new_token("worker")) is not None

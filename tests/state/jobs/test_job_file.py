@@ -88,8 +88,8 @@ def test_a_transition_holds_even_if_job_json_cannot_be_written_until_the_sweep(
     assert on_disk(job_id).state == "running"
     assert job_id in caplog.text
     repair()
-    jobs.sweep()
-    jobs.write_deferred()
+    jobs.upkeep.sweep()
+    jobs.upkeep.write_deferred()
     assert on_disk(job_id) == jobs.get(job_id)
 
 
@@ -100,9 +100,9 @@ def test_a_job_that_is_in_use_is_written_by_a_later_sweep_and_not_reported(
     files = JobFiles(DataDir(tmp_path), Scripts(redis_server.client()))
     with files.lock(job_id):
         files._scripts.run("cancel", job_id)
-        jobs.write_deferred()
+        jobs.upkeep.write_deferred()
     assert on_disk(job_id).state == "queued"
-    jobs.write_deferred()
+    jobs.upkeep.write_deferred()
     assert on_disk(job_id).state == "canceled"
     assert caplog.text == ""
 
@@ -135,8 +135,8 @@ def test_a_job_without_job_json_is_shown_to_nobody_and_removed_by_the_sweep(
     with pytest.raises(JobNotFound):
         jobs.get(half_created)
     assert in_use()
-    jobs.sweep()
-    jobs.write_deferred()
+    jobs.upkeep.sweep()
+    jobs.upkeep.write_deferred()
     assert jobs.list().jobs == ()
     assert not in_use()
     assert redis_server.client().smembers("eckart:dirty") == set()
@@ -163,7 +163,7 @@ def test_a_job_json_that_is_deleted_by_hand_makes_a_record_unreadable_until_it_i
     before, path = jobs.get(job_id), tmp_path / "jobs" / job_id / "job.json"
     text = path.read_text()
     path.unlink()
-    jobs.write_deferred()
+    jobs.upkeep.write_deferred()
     record = jobs.get(job_id)
     assert (record.id, record.state, record.readable) == (job_id, state, False)
     path.write_text(text)
@@ -233,7 +233,7 @@ def test_a_job_that_cannot_be_claimed_on_a_full_disk_waits_until_there_is_space(
             jobs.claim(job_id, token)
         record = jobs.get(job_id)
         assert (record.state, record.attempt, record.claim_token) == ("queued", 0, None)
-        assert jobs.sweep() == (job_id,)
+        assert jobs.upkeep.sweep() == (job_id,)
     repair()
     claim = jobs.claim(job_id, token)
     assert claim is not None
@@ -306,15 +306,15 @@ def test_a_job_canceled_while_it_runs_keeps_its_files_until_its_worker_must_have
     jobs.cancel(job_id)
     jobs.cancel(job_id)
     assert not jobs.renew_lease(job_id, 1)
-    assert jobs.sweep() == ()
+    assert jobs.upkeep.sweep() == ()
     assert left(job_id) == before
 
     other = later.create(new).id
     assert later.claim(other, new_token("worker")) is not None
     litter(other)
     later.cancel(other)
-    later.sweep()
-    later.write_deferred()
+    later.upkeep.sweep()
+    later.upkeep.write_deferred()
     assert left(other) == ["job.json"]
     assert later.get(other).state == "canceled"
 
@@ -322,13 +322,13 @@ def test_a_job_canceled_while_it_runs_keeps_its_files_until_its_worker_must_have
 def test_files_of_a_worker_that_died_after_a_cancel_are_removed(jobs, reach, litter, left, redis_server):
     job_id = reach("canceled")
     litter(job_id)
-    jobs.sweep()
-    jobs.write_deferred()
+    jobs.upkeep.sweep()
+    jobs.upkeep.write_deferred()
     assert "spool" in left(job_id)
     # Its lease expires.
     redis_server.client().zadd("eckart:leases", {job_id: 1})
-    jobs.sweep()
-    jobs.write_deferred()
+    jobs.upkeep.sweep()
+    jobs.upkeep.write_deferred()
     assert left(job_id) == ["job.json"]
     assert redis_server.client().zcard("eckart:leases") == 0
     assert redis_server.client().scard("eckart:dirty") == 0
@@ -355,8 +355,8 @@ def test_a_job_that_fails_without_workers_leaves_its_record_and_its_finished_lay
     assert jobs.claim(job_id, new_token("worker")) is not None
     litter(job_id)
     if verb == "sweep":
-        jobs.sweep()
-        jobs.write_deferred()
+        jobs.upkeep.sweep()
+        jobs.upkeep.write_deferred()
     else:
         assert jobs.claim(job_id, new_token("another")) is None
     assert jobs.get(job_id).state == "failed"
@@ -388,8 +388,8 @@ def test_an_unfinished_job_keeps_its_files(jobs, reach, why, litter, left, state
     before = left(job_id)
     if state == "queued":
         assert jobs.retry(job_id, 1, why)
-    jobs.sweep()
-    jobs.write_deferred()
+    jobs.upkeep.sweep()
+    jobs.upkeep.write_deferred()
     assert left(job_id) == before
 
 
@@ -438,23 +438,23 @@ def test_the_layers_of_failed_jobs_are_removed_the_oldest_first_until_it_is_enou
     litter(waiting)
     young, old = failed(10), failed(1000)
 
-    jobs.remove_failed_layers(enough=lambda: "spool" not in left(old))
+    jobs.upkeep.remove_failed_layers(enough=lambda: "spool" not in left(old))
 
     assert ["spool" in left(job_id) for job_id in (old, young, waiting)] == [False, True, True]
-    jobs.remove_failed_layers()
+    jobs.upkeep.remove_failed_layers()
     assert ["spool" in left(job_id) for job_id in (young, waiting)] == [False, True]
 
 
 def test_the_layers_of_a_job_that_failed_lately_stay(jobs, failed, left):
     job_id = failed(1000)
-    jobs.remove_failed_layers(older_than_s=60)
+    jobs.upkeep.remove_failed_layers(older_than_s=60)
     assert "spool" in left(job_id)
-    jobs.remove_failed_layers(older_than_s=1e-3)
+    jobs.upkeep.remove_failed_layers(older_than_s=1e-3)
     assert "spool" not in left(job_id)
 
 
 def test_the_layers_of_a_resumed_job_stay(jobs, failed, left):
     job_id = failed(1000)
     jobs.resume(job_id)
-    jobs.remove_failed_layers()
+    jobs.upkeep.remove_failed_layers()
     assert "spool" in left(job_id)

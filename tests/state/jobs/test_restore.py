@@ -32,7 +32,7 @@ def test_a_killed_and_restarted_server_keeps_every_record(jobs, reach, redis_ser
 def test_a_server_that_is_down_raises_store_unavailable_until_it_is_back(jobs, reach, new, redis_server):
     job_id = reach("queued")
     redis_server.kill()
-    for verb in (lambda: jobs.get(job_id), lambda: jobs.create(new), jobs.sweep, jobs.list):
+    for verb in (lambda: jobs.get(job_id), lambda: jobs.create(new), jobs.upkeep.sweep, jobs.list):
         with pytest.raises(RedisUnavailable):
             verb()
     redis_server.start()
@@ -47,7 +47,7 @@ def test_a_lease_that_could_not_be_renewed_while_the_server_was_down_starts_agai
     job_id = hasty.create(new).id
     assert hasty.claim(job_id, new_token("worker")) is not None
     redis_server.restart()
-    assert jobs.sweep() == ()
+    assert jobs.upkeep.sweep() == ()
     assert jobs.renew_lease(job_id, 1)
 
 
@@ -67,7 +67,7 @@ def test_an_unfinished_job_runs_again_after_a_wipe(jobs, reach, redis_server, st
     assert (view.record.state, view.queue_position) == ("queued", 0)
     assert (view.record.attempt, view.record.fence) == (before.attempt, before.fence)
     assert in_use()
-    assert jobs.sweep() == (before.id,)
+    assert jobs.upkeep.sweep() == (before.id,)
 
 
 def test_a_worker_from_before_a_wipe_can_publish_nothing_after_it(jobs, reach, summary, redis_server):
@@ -112,7 +112,7 @@ def test_the_first_call_after_a_wipe_finds_everything(
         "claim": lambda: jobs.claim(queued, new_token("worker")) is not None,
         "create": lambda: jobs.create(new).state == "queued",
         "deleting_checkpoint": in_use,
-        "sweep": lambda: jobs.sweep() == (queued,),
+        "sweep": lambda: jobs.upkeep.sweep() == (queued,),
         "delete": lambda: jobs.delete(queued).nbytes == 0,
     }
     assert calls[first_call]()
@@ -228,12 +228,12 @@ def test_a_job_that_a_server_set_back_unnoticed_lacks_is_found_by_the_next_sweep
     answered, ended = reach("queued"), reach("succeeded")
     set_back_unnoticed(saved, same_server=same_server)
     assert [view.record.id for view in jobs.list().jobs] == [before]
-    assert answered in jobs.sweep()
+    assert answered in jobs.upkeep.sweep()
     assert [view.record.id for view in jobs.list().jobs] == [ended, answered, before]
     assert in_use()
     # The count is up to date again, so that nothing is restored at the next sweep.
     assert Scripts(redis_server.client()).ready()
-    jobs.sweep()
+    jobs.upkeep.sweep()
     assert redis_server.client().get("eckart:created") == "3"
 
 
@@ -252,7 +252,7 @@ def test_a_transition_that_another_server_lacks_is_restored_by_the_next_sweep(
         jobs.cancel(job_id)
     set_back_unnoticed(saved, same_server=False)
     assert jobs.get(job_id).state == "queued"
-    jobs.sweep()
+    jobs.upkeep.sweep()
     record = jobs.get(job_id)
     assert (record.state, record.fence) == ("queued" if then == "running" else then, 1)
 
@@ -262,7 +262,7 @@ def test_deleted_jobs_do_not_make_a_server_look_set_back(jobs, reach, redis_serv
         jobs.delete(reach("queued"))
     redis_server.wipe()
     for _ in range(2):
-        jobs.sweep()
+        jobs.upkeep.sweep()
         assert Scripts(redis_server.client()).ready()
     assert redis_server.client().get("eckart:created") == "3"
 
@@ -279,7 +279,7 @@ def test_a_deleted_job_stays_deleted_when_the_server_is_set_back(
         redis_server.set_back(saved)
     else:
         set_back_unnoticed(saved, same_server=False)
-        assert jobs.sweep() == ()
+        assert jobs.upkeep.sweep() == ()
     with pytest.raises(JobNotFound):
         jobs.get(deleted)
     assert jobs.claim(deleted, new_token("worker")) is None
@@ -362,7 +362,7 @@ def test_a_cancel_holds_though_the_server_was_set_back_unnoticed(
 def test_lost_messages_are_sent_again_in_order_after_a_wipe(jobs, reach, redis_server):
     ids = tuple(reach("queued") for _ in range(8))
     redis_server.wipe()
-    assert jobs.sweep() == ids
+    assert jobs.upkeep.sweep() == ids
 
 
 def test_two_processes_that_restore_at_once_agree(make_store, reach, redis_server):
@@ -401,7 +401,7 @@ def test_every_created_job_survives_a_kill_of_its_process_and_a_wipe(jobs, redis
     process.stdout.close()
     redis_server.wipe()
     assert {jobs.get(job_id).state for job_id in answered} == {"queued"}
-    assert set(answered) <= set(jobs.sweep())
+    assert set(answered) <= set(jobs.upkeep.sweep())
 
 
 def test_jobs_are_created_while_the_server_is_wiped_again_and_again(jobs, make_store, new, redis_server):

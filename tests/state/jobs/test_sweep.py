@@ -28,21 +28,21 @@ def test_a_job_whose_lease_has_expired_is_sent_again(make_store, new):
     jobs = make_store(lease_s=0)
     job_id = jobs.create(new).id
     assert jobs.claim(job_id, new_token("worker")) is not None
-    assert jobs.sweep() == (job_id,)
+    assert jobs.upkeep.sweep() == (job_id,)
     record = jobs.get(job_id)
     assert (record.state, record.attempt, record.fence, record.claim_token) == ("queued", 1, 1, None)
 
 
 def test_a_job_whose_lease_holds_is_left_alone(jobs, reach):
     reach("running")
-    assert jobs.sweep() == ()
+    assert jobs.upkeep.sweep() == ()
 
 
 def test_an_expired_lease_with_no_attempts_left_fails_the_job(make_store, new, in_use):
     jobs = make_store(lease_s=0, max_attempts=1)
     job_id = jobs.create(new).id
     assert jobs.claim(job_id, new_token("worker")) is not None
-    assert jobs.sweep() == ()
+    assert jobs.upkeep.sweep() == ()
     record = jobs.get(job_id)
     assert record.state == "failed"
     assert record.error is not None
@@ -54,19 +54,19 @@ def test_an_expired_lease_with_no_attempts_left_fails_the_job(make_store, new, i
 def test_a_retried_job_is_sent_again_at_once(jobs, reach, why):
     job_id = reach("running")
     assert jobs.retry(job_id, 1, why)
-    assert jobs.sweep() == (job_id,)
-    assert jobs.sweep() == ()
+    assert jobs.upkeep.sweep() == (job_id,)
+    assert jobs.upkeep.sweep() == ()
 
 
 def test_a_fresh_job_is_not_sent_again(jobs, reach):
     reach("queued")
-    assert jobs.sweep() == ()
+    assert jobs.upkeep.sweep() == ()
 
 
 def test_lost_messages_are_sent_again_in_order_when_the_queue_is_empty(make_store, new):
     jobs = make_store(send_again_after_s=0)
     ids = tuple(jobs.create(new).id for _ in range(5))
-    assert jobs.sweep() == ids
+    assert jobs.upkeep.sweep() == ids
 
 
 def test_no_second_messages_are_sent_while_the_queue_is_long(make_store, new, messages):
@@ -76,16 +76,16 @@ def test_no_second_messages_are_sent_while_the_queue_is_long(make_store, new, me
     for job_id in ids[:3]:
         messages.take(1)
         assert jobs.claim(job_id, new_token("worker")) is not None
-        assert jobs.sweep() == ()
+        assert jobs.upkeep.sweep() == ()
 
 
 def test_a_lost_message_is_found_behind_a_queue_that_never_empties(make_store, new, messages):
     jobs = make_store(send_again_after_s=0)
     lost, *others = [jobs.create(new).id for _ in range(4)]
     messages.put(3)
-    assert jobs.sweep() == ()
+    assert jobs.upkeep.sweep() == ()
     assert jobs.claim(others[0], new_token("worker")) is not None
-    assert jobs.sweep() == (lost,)
+    assert jobs.upkeep.sweep() == (lost,)
 
 
 def test_a_job_that_was_sent_again_does_not_make_the_others_look_lost(make_store, new, messages, why):
@@ -94,17 +94,17 @@ def test_a_job_that_was_sent_again_does_not_make_the_others_look_lost(make_store
     messages.put(4)
     assert jobs.claim(first, new_token("worker")) is not None
     assert jobs.retry(first, 1, why)
-    assert jobs.sweep() == (first,)
+    assert jobs.upkeep.sweep() == (first,)
     assert jobs.claim(first, new_token("worker")) is not None
-    assert jobs.sweep() == ()
+    assert jobs.upkeep.sweep() == ()
 
 
 def test_a_job_sent_again_waits_for_its_message_like_any_other(make_store, new):
     jobs = make_store(send_again_after_s=0.5)
     job_id = jobs.create(new).id
     time.sleep(0.5)
-    assert jobs.sweep() == (job_id,)
-    assert jobs.sweep() == ()
+    assert jobs.upkeep.sweep() == (job_id,)
+    assert jobs.upkeep.sweep() == ()
 
 
 def test_the_queue_position_counts_the_jobs_before(jobs, reach, why):
@@ -124,7 +124,8 @@ def test_a_message_is_sent_again_by_one_of_several_sweeps(make_store, new):
         assert jobs.release(job_id, 1)
     stores = [make_store() for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        due = [job_id for several in pool.map(lambda store: store.sweep(), stores) for job_id in several]
+        found = pool.map(lambda store: store.upkeep.sweep(), stores)
+        due = [job_id for several in found for job_id in several]
     assert sorted(due) == sorted(job_ids)
 
 
@@ -138,12 +139,12 @@ def test_a_clock_that_was_an_hour_ahead_keeps_no_message_lost(make_store, new, r
         client.zincrby(f"eckart:{key}", AN_HOUR_US, ahead)
     client.hincrby(f"eckart:job:{ahead}", "created_us", AN_HOUR_US)
     # Its own message counts as lost at once; one that is created now, after the usual time.
-    assert jobs.sweep() == (ahead,)
-    assert jobs.sweep() == ()
+    assert jobs.upkeep.sweep() == (ahead,)
+    assert jobs.upkeep.sweep() == ()
     later = jobs.create(new).id
     assert client.zscore("eckart:waiting", later) < client.zscore("eckart:jobs:all", later) - AN_HOUR_US / 2
-    assert jobs.sweep() == ()
-    assert make_store(send_again_after_s=0).sweep() == (ahead, later)
+    assert jobs.upkeep.sweep() == ()
+    assert make_store(send_again_after_s=0).upkeep.sweep() == (ahead, later)
 
 
 def test_a_job_claimed_while_the_clock_was_ahead_makes_no_other_look_lost(
@@ -155,7 +156,7 @@ def test_a_job_claimed_while_the_clock_was_ahead_makes_no_other_look_lost(
     assert jobs.claim(ahead, new_token("worker")) is not None
     jobs.create(new)
     messages.put(1)
-    assert jobs.sweep() == ()
+    assert jobs.upkeep.sweep() == ()
 
 
 def test_a_lease_given_while_the_clock_was_ahead_ends_as_if_given_now(make_store, new, redis_server):
@@ -163,9 +164,9 @@ def test_a_lease_given_while_the_clock_was_ahead_ends_as_if_given_now(make_store
     job_id = jobs.create(new).id
     assert jobs.claim(job_id, new_token("worker")) is not None
     client.zincrby("eckart:leases", AN_HOUR_US, job_id)
-    assert jobs.sweep() == ()
+    assert jobs.upkeep.sweep() == ()
     time.sleep(0.2)
-    assert jobs.sweep() == (job_id,)
+    assert jobs.upkeep.sweep() == (job_id,)
 
 
 def test_canceled_and_deleted_jobs_are_not_sent_again(make_store, new):
@@ -173,4 +174,4 @@ def test_canceled_and_deleted_jobs_are_not_sent_again(make_store, new):
     canceled, deleted = jobs.create(new).id, jobs.create(new).id
     jobs.cancel(canceled)
     jobs.delete(deleted)
-    assert jobs.sweep() == ()
+    assert jobs.upkeep.sweep() == ()

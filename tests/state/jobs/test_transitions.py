@@ -133,7 +133,7 @@ def test_an_attempt_that_ends_because_its_worker_stops_does_not_count(make_store
         assert jobs.release(job_id, fence)
         assert jobs.release(job_id, fence)
         assert jobs.get(job_id).attempt == 0
-    assert jobs.sweep() == (job_id,)
+    assert jobs.upkeep.sweep() == (job_id,)
 
 
 def test_a_retry_after_the_last_attempt_fails_the_job_with_its_reason(make_store, new, why):

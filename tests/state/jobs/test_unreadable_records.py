@@ -41,7 +41,7 @@ def test_a_spec_of_a_newer_release_is_kept_through_every_transition(
     assert (record.readable, record.spec) == (True, NEWER_SPEC)
     assert [view.record.id for view in jobs.list().jobs] == [job_id]
     jobs.cancel(job_id)
-    jobs.write_deferred()
+    jobs.upkeep.write_deferred()
     assert jobs.get(job_id).spec == on_disk(job_id).spec == NEWER_SPEC
     redis_server.wipe()
     assert jobs.get(job_id).spec == NEWER_SPEC
@@ -74,11 +74,11 @@ def test_one_bad_record_stops_no_message_and_no_repair(jobs, reach, harm, redis_
     harm(bad, files=7)
     job_json(damaged).write_text("{")
     redis_server.wipe()
-    assert jobs.sweep() == (bad, good)
+    assert jobs.upkeep.sweep() == (bad, good)
     client = redis_server.client()
     client.sadd("eckart:dirty", bad, damaged, good)
     client.hset(f"eckart:job:{damaged}", "version", "no number")
-    jobs.write_deferred()
+    jobs.upkeep.write_deferred()
     assert client.smembers("eckart:dirty") == {damaged}
     assert on_disk(good) == jobs.get(good)
 
@@ -91,7 +91,7 @@ def test_a_record_that_its_worker_cannot_read_goes_back_uncounted_again_and_agai
         assert claim is not None
         assert (claim.fence, claim.record.attempt, claim.record.readable) == (fence, 1, False)
         assert jobs.release(job_id, fence)
-        assert jobs.sweep() == (job_id,)
+        assert jobs.upkeep.sweep() == (job_id,)
     assert jobs.get(job_id).state == "queued"
 
 
@@ -105,7 +105,7 @@ def test_a_damaged_job_json_is_listed_kept_and_deleted(jobs, reach, redis_server
     assert [view.record.id for view in jobs.list("failed").jobs] == [job_id]
     assert jobs.claim(job_id, new_token("worker")) is None
     jobs.cancel(job_id)
-    jobs.write_deferred()
+    jobs.upkeep.write_deferred()
     assert job_json(job_id).read_text() == text
     jobs.delete(job_id)
     assert not job_json(job_id).parent.exists()
@@ -121,7 +121,7 @@ def test_a_damaged_job_with_a_result_keeps_it(jobs, reach, redis_server, job_jso
     redis_server.wipe()
     record = jobs.get(job_id)
     assert (record.state, record.result_fence, record.readable) == ("succeeded", 1, False)
-    jobs.write_deferred()
+    jobs.upkeep.write_deferred()
     assert result.is_dir()
 
 
@@ -133,6 +133,6 @@ def test_a_job_json_that_is_repaired_is_found_by_the_next_turn(jobs, reach, redi
     redis_server.wipe()
     assert not jobs.get(job_id).readable
     job_json(job_id).write_text(text)
-    jobs.write_deferred()
+    jobs.upkeep.write_deferred()
     record = jobs.get(job_id)
     assert (record.state, record.readable) == ("queued" if state == "running" else state, True)

@@ -64,8 +64,8 @@ class Walk:
             assert jobs.cancel(self.random.choice(self.ids)).state in ENDED
 
     def sweep(self, jobs) -> None:
-        jobs.sweep()
-        jobs.write_deferred()
+        jobs.upkeep.sweep()
+        jobs.upkeep.write_deferred()
 
     def wipe(self, _) -> None:
         self.server.wipe()
