@@ -62,7 +62,7 @@ def _plan(files: CheckpointFiles, spec: CompressionSpec) -> tuple[str, ...]:
     check_budget(plan, spec, files)
     plan = resolve_ranks(plan, spec, files, spectra)
     planned = time.process_time()
-    plan_document("experts", files.tensors, plan).model_dump_json()
+    plan_document("experts", plan).model_dump_json()
     written = time.process_time()
     return json.dumps(spec.document()["rank"]), f"{planned - begun:.1f}", f"{written - planned:.1f}"
 

@@ -110,7 +110,7 @@ def _plan(options: argparse.Namespace, spec: CompressionSpec) -> PlanDocument:
     refuse_ids(spec)
     files = open_checkpoint(options.input)
     work = plan_work(files, spec, open_references(_references(options)))
-    return plan_document(options.input.absolute().name, files.tensors, work.plan)
+    return plan_document(options.input.absolute().name, work.plan)
 
 
 def _references(options: argparse.Namespace) -> References[Path]:

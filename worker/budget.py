@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from schemas.planning.budget import shares_budget, spend_budget
-from schemas.planning.layer import Plan
+from schemas.planning.layers import Plan
 from schemas.report import KeptReason
 from schemas.spec import CompressionSpec
 from worker.context import JobContext

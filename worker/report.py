@@ -87,7 +87,7 @@ def make_report(
         base=before.reference_files.base,
         output=after.report(),
         totals=_totals(work, before, after, outcomes, seconds=seconds),
-        not_selected=not_selected(work.checkpoint.tensors, work.plan),
+        not_selected=not_selected(work.plan),
         layers=tuple(outcome.report for outcome in outcomes),
     )
 

@@ -74,10 +74,11 @@ def _unselected_by_head(
     work: WorkPlan, readers: TensorReaders
 ) -> dict[tuple[str, tuple[int, ...]], dict[bytes, list[StoredBytes]]]:
     """Return the tensors that a layer could equal, by dtype and shape, and then by their first bytes."""
+    selected = {task.tensor.name for task in work.tasks}
     kinds = {_kind(task.tensor) for task in work.tasks if task.layer.reason is None and task.tensor.nbytes}
     found: defaultdict[tuple[str, tuple[int, ...]], dict[bytes, list[StoredBytes]]] = defaultdict(dict)
     for path, tensor in tensor_sources(work.checkpoint).values():
-        if tensor.name in work.unselected and _kind(tensor) in kinds:
+        if tensor.name not in selected and _kind(tensor) in kinds:
             stored = StoredBytes(path, tensor, readers)
             found[_kind(tensor)].setdefault(stored.head, []).append(stored)
     return found
@@ -88,11 +89,10 @@ def _kind(tensor: TensorInfo) -> tuple[str, tuple[int, ...]]:
 
 
 def _with_reason(work: WorkPlan, tied: Collection[int]) -> WorkPlan:
-    tensors = work.checkpoint.tensors
-    before = set(left_out_warnings(tensors, work.plan))
+    before = set(left_out_warnings(work.plan))
     tasks = list(work.tasks)
     for number in tied:
         tasks[number] = replace(tasks[number], layer=settle(tasks[number].layer, "tied"))
     work = replace(work, tasks=tuple(tasks))
     others = tuple(warning for warning in work.warnings if warning not in before)
-    return replace(work, warnings=(*others, *left_out_warnings(tensors, work.plan)))
+    return replace(work, warnings=(*others, *left_out_warnings(work.plan)))

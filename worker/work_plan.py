@@ -9,7 +9,8 @@ from schemas.format.files import CheckpointFiles
 from schemas.format.tensor import TensorInfo
 from schemas.planning.budget import check_budget
 from schemas.planning.calibration import Calibration
-from schemas.planning.layer import BIAS, LayerPlan, Plan
+from schemas.planning.layer import BIAS, LayerPlan
+from schemas.planning.layers import LeftOut, Plan
 from schemas.planning.output_header import check_output_headers
 from schemas.planning.planner import make_plan
 from schemas.planning.references import NO_REFERENCES, References, tensors_of
@@ -71,7 +72,7 @@ class WorkPlan:
     checkpoint: CheckpointFiles
     tasks: tuple[LayerTask, ...]
     warnings: tuple[str, ...]
-    unselected: Mapping[str, str]
+    unselected: Mapping[str, LeftOut]
     adapter: bool = False
     base: CheckpointFiles | None = None
 

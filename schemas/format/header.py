@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import deque
 from dataclasses import dataclass
 from itertools import accumulate
@@ -33,6 +34,7 @@ LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 32_000_000
 # Writers of safetensors files have some; the largest known has a few hundred.
 MAX_METADATA_ENTRIES = 10_000
+_half_a_pair = re.compile("[\ud800-\udfff]").search
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,16 +154,13 @@ def _metadata(reader: JsonReader) -> dict[str, str]:
                 f"{METADATA_KEY} has more than {MAX_METADATA_ENTRIES} entries; leave most of them out.",
                 pointer(METADATA_KEY),
             )
-        if key.isascii() and value.isascii():
-            continue
-        try:
-            (key + value).encode()
-        except UnicodeEncodeError:
+        # Without a copy, since each may be long.
+        if _half_a_pair(key) or _half_a_pair(value):
             raise reader.error(
                 "lone-surrogate",
                 f"{METADATA_KEY} entry {quoted(key)} contains half of a surrogate pair.",
                 pointer(METADATA_KEY, key),
-            ) from None
+            )
     return metadata
 
 

@@ -51,8 +51,8 @@ class TensorTable(Sequence[TensorInfo]):
         return tuple(memoryview(getattr(self, column)).cast("B") for column in self.__slots__)
 
     @classmethod
-    def of_columns(cls, columns: Iterable[memoryview]) -> TensorTable:
-        """Return the table with these columns."""
+    def of_columns(cls, columns: Iterable[bytes | memoryview]) -> TensorTable:
+        """Return the table with these columns, of which one is asked for at a time."""
         table = cls()
         for name, given in zip(cls.__slots__, columns, strict=True):
             column = getattr(table, name)
@@ -149,7 +149,7 @@ class JoinedTensors(Sequence[TensorInfo]):
         return self._tables[number][at - self._ends[number]]
 
 
-def _array(kind: array[int], given: memoryview) -> array[int]:
+def _array(kind: array[int], given: bytes | memoryview) -> array[int]:
     found = array(kind.typecode)
     found.frombytes(given)
     return found

@@ -10,7 +10,8 @@ from schemas.planning.allocation import allocate, lowest_price, undecided
 from schemas.planning.cost import CostModel, make_cost_model
 from schemas.planning.distortion import LayerSpectra, finite, objective_of, units
 from schemas.planning.forms import Form
-from schemas.planning.layer import Chosen, LayerPlan, Plan
+from schemas.planning.layer import Chosen, LayerPlan
+from schemas.planning.layers import Plan
 from schemas.planning.rate_curve import Candidate, Choice, RateCurve, make_rate_curve
 from schemas.rank_rule import RankRule, SpecRule, budget_of
 from schemas.report import KeptReason

@@ -8,7 +8,8 @@ from typing import NamedTuple, Self
 from schemas.format.errors import listed, quoted
 from schemas.format.files import CheckpointFiles
 from schemas.format.tensor import TensorInfo
-from schemas.planning.layer import BIAS, LayerPlan, Plan, Tensor
+from schemas.planning.layer import BIAS, LayerPlan, Tensor
+from schemas.planning.layers import Plan
 from schemas.planning.references import CalibrationError
 
 FLOATS = ("F64", "F32")

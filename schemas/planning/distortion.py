@@ -7,7 +7,8 @@ from math import isinf, sqrt
 from statistics import median
 
 from schemas.format.errors import listed
-from schemas.planning.layer import LayerPlan, Plan
+from schemas.planning.layer import LayerPlan
+from schemas.planning.layers import Plan
 from schemas.rank_rule import budget_of
 from schemas.spec import CompressionSpec, Objective
 from schemas.spectrum import squared_tails
@@ -87,6 +88,8 @@ def objective_warnings(spec: CompressionSpec, plan: Plan) -> Iterable[str]:
 
 
 def _sharing(plan: Plan) -> list[LayerPlan]:
+    if all(budget_of(layer.rank) is None for layer, _ in plan.counted()):
+        return []
     return [layer for layer in plan.layers if budget_of(layer.rank) is not None]
 
 

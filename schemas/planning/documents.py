@@ -1,13 +1,16 @@
 """Build the JSON documents of a plan and of a stored checkpoint."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from schemas.checkpoint import Checkpoint, FileInfo, StoredTensor
 from schemas.format.files import CheckpointFiles
 from schemas.format.tensor import DTYPE_BITS
 from schemas.plan import PlanDocument, PlannedLayer, PlanTotals, RankBounds
 from schemas.planning.cost import ParameterCost
-from schemas.planning.layer import TWO_FACTORS, LayerPlan, Plan, Tensor
+from schemas.planning.layer import TWO_FACTORS, WEIGHT, LayerPlan, Tensor
+from schemas.planning.layers import Layers, Plan
 from schemas.planning.left_out import not_selected
 from schemas.planning.planner import would_be_factored
 from schemas.planning.selection import can_be_factored
@@ -16,20 +19,57 @@ from schemas.report import compression_factor, parameter_savings
 from schemas.spec import CompressionSpec
 from schemas.warning import first_warnings
 
+# A text in JSON has no quotes but escaped ones, so that these are found nowhere else.
+NO_LAYERS, LAYERS_BEGIN, LAYERS_END = '"layers":[],"totals":', '"layers":[', '],"totals":'
+# Where each layer is of a kind of its own, only these are kept.
+KINDS_KEPT = 1024
+NAMELESS = f'{{"name":"","tensor":"{WEIGHT}"'
 
-def plan_document(checkpoint: str | None, tensors: Sequence[Tensor], plan: Plan) -> PlanDocument:
+
+def plan_document(checkpoint: str | None, plan: Plan) -> PlanDocument:
     """Build the document of a plan; its sums are upper bounds where ranks depend on spectra."""
     layers = tuple(_planned_layer(layer) for layer in plan.layers)
-    parameters = sum(tensor.parameters for tensor in tensors)
-    nbytes = sum(tensor.nbytes for tensor in tensors)
+    return _without_layers(checkpoint, plan).model_copy(update={"layers": layers})
+
+
+def plan_text(checkpoint: str | None, plan: Plan) -> Iterator[str]:
+    """Yield the same document as JSON, layer by layer: those of a plan take several times its memory.
+
+    All of a kind differ in their names alone, so each kind is written once.
+    """
+    layers = Layers.of(plan.layers)
+    before, after = _without_layers(checkpoint, plan).model_dump_json().rsplit(NO_LAYERS, 1)
+    yield before + LAYERS_BEGIN
+
+    @lru_cache(KINDS_KEPT)
+    def rest(kind: int) -> str:
+        """Return what follows the name, and that of the tensor."""
+        planned = _planned_layer(layers.kind(kind))
+        return planned.model_dump_json().removeprefix(NAMELESS)
+
+    comma = ""
+    for name, kind in layers.named():
+        quoted_name = json.dumps(name, ensure_ascii=False)
+        yield f'{comma}{{"name":{quoted_name},"tensor":{quoted_name[:-1]}{WEIGHT}"{rest(kind)}'
+        comma = ","
+    yield LAYERS_END + after
+
+
+def _without_layers(checkpoint: str | None, plan: Plan) -> PlanDocument:
+    parameters, nbytes = plan.parameters_before, plan.bytes_before
     # An adapter holds none of the other tensors.
-    after = 0 if plan.adapter else parameters - sum(layer.parameters_before for layer in layers)
-    after += sum(layer.parameters_after for layer in layers)
-    after -= sum(layer.bias_entries_cut for layer in plan.layers)
-    bytes_after = 0 if plan.adapter else nbytes - sum(layer.bytes_before for layer in layers)
-    bytes_after += sum(layer.bytes_after for layer in layers)
-    bytes_after -= sum(layer.bias_bytes_cut for layer in plan.layers)
-    budget = next(filter(None, (budget_of(layer.rank) for layer in plan.layers)), None)
+    after = 0 if plan.adapter else parameters
+    bytes_after = 0 if plan.adapter else nbytes
+    budget: SpecRule | None = None
+    factored, layers, is_exact = 0, 0, True
+    for layer, count in plan.counted():
+        before = (0, 0) if plan.adapter else (layer.parameters_before, layer.bytes_before)
+        after += count * (_parameters_after(layer) - layer.bias_entries_cut - before[0])
+        bytes_after += count * (_bytes_after(layer) - layer.bias_bytes_cut - before[1])
+        budget = budget or budget_of(layer.rank)
+        factored += count * (layer.reason is None)
+        layers += count
+        is_exact = is_exact and not isinstance(layer.rank, RankRule)
     if budget is not None and plan.adapter:
         after = min(after, _adapter_limit(plan, budget) or after)
         bytes_after = min(bytes_after, budget.budget_bytes or bytes_after)
@@ -44,15 +84,15 @@ def plan_document(checkpoint: str | None, tensors: Sequence[Tensor], plan: Plan)
         compression_factor=compression_factor(parameters, after),
         bytes_before=nbytes,
         bytes_after=bytes_after,
-        layers_factored=sum(layer.outcome == "factored" for layer in layers),
-        layers_kept=sum(layer.outcome == "kept" for layer in layers),
-        exact=all(layer.rank_bounds is None for layer in layers),
+        layers_factored=factored,
+        layers_kept=layers - factored,
+        exact=is_exact,
     )
     return PlanDocument(
         checkpoint=checkpoint,
         warnings=first_warnings(plan.warnings),
-        not_selected=not_selected(tensors, plan),
-        layers=layers,
+        not_selected=not_selected(plan),
+        layers=(),
         totals=totals,
     )
 
@@ -96,9 +136,9 @@ def _planned_layer(layer: LayerPlan) -> PlannedLayer:
         rank_bounds=_rank_bounds(layer) if is_open else None,
         break_even_rank=max(each.break_even_rank for each in layer.variants),
         parameters_before=layer.parameters_before,
-        parameters_after=_max_parameters_after(layer) if is_open else layer.parameters_after(rank),
+        parameters_after=_parameters_after(layer),
         bytes_before=layer.bytes_before,
-        bytes_after=_max_bytes_after(layer) if is_open else layer.bytes_after(rank),
+        bytes_after=_bytes_after(layer),
     )
 
 
@@ -108,13 +148,18 @@ def _rank_bounds(layer: LayerPlan) -> RankBounds:
     )
 
 
-def _max_parameters_after(layer: LayerPlan) -> int:
+def _parameters_after(layer: LayerPlan) -> int:
+    """Return how many elements are stored; where the rank is not known yet, at most."""
+    if not isinstance(layer.rank, RankRule):
+        return layer.parameters_after(layer.rank)
     most = max(each.parameters_after(_most(each)) for each in layer.variants)
     # Only a form that rounds the weight may have more elements than the dense weight.
     return most if layer.in_adapter else max(most, layer.parameters_before)
 
 
-def _max_bytes_after(layer: LayerPlan) -> int:
+def _bytes_after(layer: LayerPlan) -> int:
+    if not isinstance(layer.rank, RankRule):
+        return layer.bytes_after(layer.rank)
     # Factors may take more bytes than the dense weight if their storage dtype is wider.
     return max(layer.bytes_after(None), *(each.bytes_after(_most(each)) for each in layer.variants))
 
@@ -129,8 +174,10 @@ DEFAULT_SPEC = CompressionSpec(rank=1)
 TENSORS_PER_PAGE = 1000
 FIRST_PAGE = range(TENSORS_PER_PAGE)
 
+NO_TENSORS, TENSORS_BEGIN, TENSORS_END = '"tensors":[],"next_cursor":', '"tensors":[', '],"next_cursor":'
 
-def checkpoint_document(
+
+def checkpoint_text(
     checkpoint_id: str,
     files: Iterable[FileInfo],
     missing: Iterable[str],
@@ -138,8 +185,8 @@ def checkpoint_document(
     *,
     warnings: Iterable[str] = (),
     page: range = FIRST_PAGE,
-) -> Checkpoint:
-    """Build the document of a checkpoint; it is complete if no file is missing.
+) -> Iterator[str]:
+    """Yield the document of a checkpoint as JSON, tensor by tensor; it is complete if no file is missing.
 
     `page` says which tensors are listed; all count in the sums.
     """
@@ -148,7 +195,7 @@ def checkpoint_document(
     selected = would_be_factored(
         shown, tensors, DEFAULT_SPEC, factored=content.factored, aliases=content.aliases
     )
-    return Checkpoint(
+    document = Checkpoint(
         id=checkpoint_id,
         files=files,
         complete=not missing,
@@ -156,9 +203,15 @@ def checkpoint_document(
         warnings=first_warnings(warnings),
         parameters=content.parameters,
         bytes=sum(file.size_bytes for file in files),
-        tensors=tuple(_stored_tensor(tensor, selected=tensor.name in selected) for tensor in shown),
+        tensors=(),
         next_cursor=str(page.stop) if page.stop < len(tensors) else None,
     )
+    before, after = document.model_dump_json().rsplit(NO_TENSORS, 1)
+    yield before + TENSORS_BEGIN
+    for number, tensor in enumerate(shown):
+        row = _stored_tensor(tensor, selected=tensor.name in selected).model_dump_json()
+        yield f",{row}" if number else row
+    yield TENSORS_END + after
 
 
 def _stored_tensor(tensor: Tensor, *, selected: bool) -> StoredTensor:

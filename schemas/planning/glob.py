@@ -27,9 +27,12 @@ class Glob:
         self._inner = [_compile(piece).search for piece in rest[:-1] if piece]
         self._last = _compile(rest[-1]) if rest else self._first
         self._last_length = _length(rest[-1]) if rest else 0
+        self._fits_all = not any((first, *rest)) and bool(rest)
 
     def fits(self, name: str) -> bool:
         """Return whether the pattern fits the whole name."""
+        if self._fits_all:
+            return True
         if self._is_exact:
             return self._first.fullmatch(name) is not None
         found = self._first.match(name)

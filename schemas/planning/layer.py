@@ -1,8 +1,8 @@
-"""The plan as a frozen value: form, codec and rank of each selected weight, and what follows from them."""
+"""The plan of a layer as a frozen value: form, codec and rank of its weight, and what follows from them."""
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -364,17 +364,3 @@ def chosen_rank(layer: LayerPlan) -> int:
     """Return the rank of a chosen layer."""
     assert isinstance(layer.rank, int)
     return layer.rank
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """All selected weights in the checkpoint's order, and warnings about probable mistakes in the spec.
-
-    `unselected` has the rule by which each other tensor is left out, by name. `adapter` says whether the
-    output holds nothing but the factors of a difference.
-    """
-
-    layers: tuple[LayerPlan, ...]
-    warnings: tuple[str, ...]
-    unselected: Mapping[str, str] = field(default_factory=dict)
-    adapter: bool = False

@@ -1,10 +1,10 @@
 """What a plan leaves out, as shares of the checkpoint, and the warning where that is most of it."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from schemas.format.errors import NAMES_LISTED
-from schemas.planning.layer import Plan, Tensor
+from schemas.planning.layer import Tensor
+from schemas.planning.layers import LeftOut, Plan
 from schemas.report import KEPT_REASONS, NOT_SELECTED, NotSelected
 
 # A plan that leaves out a larger share of all parameters warns.
@@ -12,37 +12,50 @@ LARGE_SHARE = 0.5
 TEXTS = NOT_SELECTED | {str(reason): text for reason, text in KEPT_REASONS.items()}
 
 
-def not_selected(tensors: Iterable[Tensor], plan: Plan) -> tuple[NotSelected, ...]:
-    """Sum up by rule what a plan leaves out, the largest first.
+class LeftOutSums:
+    """Sums up by rule what is left out, tensor by tensor."""
+
+    def __init__(self, known: Mapping[str, LeftOut] | None = None) -> None:
+        self.by_rule = dict(known or {})
+
+    def add(self, rule: str, tensor: Tensor) -> None:
+        self.count(rule, tensor.name, tensor.parameters, tensor.nbytes)
+
+    def count(self, rule: str, name: str, parameters: int, nbytes: int) -> None:
+        found = self.by_rule.get(rule) or LeftOut()
+        names = found.names if len(found.names) == NAMES_LISTED else (*found.names, name)
+        self.by_rule[rule] = LeftOut(
+            found.tensors + 1, found.parameters + parameters, found.nbytes + nbytes, names
+        )
+
+
+def not_selected(plan: Plan) -> tuple[NotSelected, ...]:
+    """Return by rule what a plan leaves out, the largest first.
 
     With the layers that are linear by all that is known, this is every tensor of the checkpoint, once.
     """
-    reasons = {layer.tensor: layer.reason for layer in plan.layers if not layer.is_linear}
-    groups: defaultdict[str, list[Tensor]] = defaultdict(list)
-    total = 0
-    for tensor in tensors:
-        total += tensor.parameters
-        rule = plan.unselected.get(tensor.name) or reasons.get(tensor.name)
-        if rule is not None:
-            groups[rule].append(tensor)
-    found = [_summed(rule, group, total) for rule, group in groups.items()]
+    sums = LeftOutSums(plan.unselected)
+    any_left_out = any(not layer.is_linear for layer, _ in plan.counted())
+    for layer in plan.layers if any_left_out else ():
+        if layer.reason is not None and not layer.is_linear:
+            sums.count(layer.reason, layer.tensor, layer.parameters_before, layer.bytes_before)
+    total = plan.parameters_before
+    found = [
+        NotSelected(
+            rule=rule,
+            tensors=each.tensors,
+            parameters=each.parameters,
+            share=each.parameters / total if total else 0.0,
+            names=each.names,
+        )
+        for rule, each in sums.by_rule.items()
+    ]
     return tuple(sorted(found, key=lambda entry: (-entry.parameters, entry.rule)))
 
 
-def _summed(rule: str, tensors: Sequence[Tensor], total: int) -> NotSelected:
-    parameters = sum(tensor.parameters for tensor in tensors)
-    return NotSelected(
-        rule=rule,
-        tensors=len(tensors),
-        parameters=parameters,
-        share=parameters / total if total else 0.0,
-        names=tuple(tensor.name for tensor in tensors[:NAMES_LISTED]),
-    )
-
-
-def left_out_warnings(tensors: Sequence[Tensor], plan: Plan) -> Iterator[str]:
+def left_out_warnings(plan: Plan) -> Iterator[str]:
     """Warn where no layer is selected, or where most of the checkpoint is left out."""
-    entries = not_selected(tensors, plan)
+    entries = not_selected(plan)
     if not plan.layers:
         yield "no layer is selected: the output equals the input" + _why_none(entries)
         return

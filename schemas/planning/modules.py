@@ -1,7 +1,7 @@
 """What names, shapes and metadata around a weight say of its module, before any value is read."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from schemas.planning.layer import BIAS, WEIGHT, Tensor
 from schemas.planning.patterns import Patterns
@@ -20,28 +20,24 @@ EMBEDDING_PATTERNS = Patterns(EMBEDDINGS)
 
 
 class Modules:
-    """The modules of a checkpoint, by the names of its tensors.
+    """The modules of a checkpoint with a matrix, or more sides, as their weight, by the names of its tensors.
 
     `aliases` are the metadata entries by which a writer says that a tensor is also another one: the name that
     is not stored, and the name that is.
     """
 
-    def __init__(self, tensors: Iterable[Tensor], aliases: Mapping[str, str]) -> None:
-        self._shapes = {tensor.name: tensor.shape for tensor in tensors}
+    def __init__(self, tensors: Sequence[Tensor], aliases: Mapping[str, str]) -> None:
+        self._shapes = _shapes(tensors)
         self._names = sorted(self._shapes)
         self._shared = frozenset(aliases.values())
         self._transposed_in: dict[str, set[bool]] = {}
-        for module in self.with_weight:
-            self._note_orientation(module)
+        for name in self._names:
+            if name.endswith(WEIGHT):
+                self._note_orientation(name.removesuffix(WEIGHT))
 
-    def __contains__(self, name: str) -> bool:
-        """Return whether there is a tensor of this name."""
-        return name in self._shapes
-
-    @property
-    def with_weight(self) -> frozenset[str]:
-        """Names of all modules that have a weight."""
-        return frozenset(name.removesuffix(WEIGHT) for name in self._names if name.endswith(WEIGHT))
+    def has_below(self, module: str, ending: str) -> bool:
+        """Return whether there is a tensor of this name below a module that has a matrix as its weight."""
+        return module + ending in self._shapes
 
     def has_bias(self, module: str) -> bool:
         """Return whether a module has a bias as long as one side of its weight."""
@@ -114,6 +110,39 @@ class Modules:
             ):
                 return True
         return False
+
+
+def _shapes(tensors: Sequence[Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes, by name, of such weights and of what else can say something of their modules.
+
+    A checkpoint may have very many other tensors.
+    """
+    # Many tensors share few shapes.
+    kept: dict[tuple[int, ...], tuple[int, ...]] = {}
+    shapes = {
+        tensor.name: kept.setdefault(tensor.shape, tensor.shape)
+        for tensor in tensors
+        if tensor.name.endswith(WEIGHT) and len(tensor.shape) > 1
+    }
+    others = {
+        tensor.name: kept.setdefault(tensor.shape, tensor.shape)
+        for tensor in tensors
+        if tensor.name not in shapes and _concerns(tensor.name, shapes)
+    }
+    shapes.update(others)
+    return shapes
+
+
+def _concerns(name: str, weights: Collection[str]) -> bool:
+    """Return whether a tensor lies below a module of these weights, or is one of an attention."""
+    parent, _, last = name.rpartition(".")
+    if last in ATTENTION_WEIGHTS:
+        return True
+    while parent:
+        if parent + WEIGHT in weights:
+            return True
+        parent = parent.rpartition(".")[0]
+    return False
 
 
 def _scopes(module: str) -> Sequence[str]:

@@ -1,5 +1,6 @@
 """The headers and the index of the output: refused while planning if longer than any that is read."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -7,17 +8,20 @@ from schemas.format.errors import quoted
 from schemas.format.files import CheckpointFiles
 from schemas.format.header import MAX_HEADER_BYTES
 from schemas.format.index import MAX_INDEX_BYTES
-from schemas.planning.layer import LayerPlan, Plan, chosen_rank
-from schemas.planning.output_size import OutputSize
+from schemas.planning.layer import LayerPlan, chosen_rank
+from schemas.planning.layers import Layers, Plan
+from schemas.planning.output_size import OutputSize, most_bytes_added
 from schemas.problem import SpecError
 
-# No layer adds more to a header or to an index than this, and so many bytes for each character of its name,
-# which begins the names of the layer's tensors and an entry of the metadata.
-_LAYER_BYTES = 2_000
-_BYTES_PER_CHARACTER = 32
-# Of a line of the index beside its name, and of all that is no line.
-_LINE_BYTES = 150
+# So many bytes a character of a name may take in JSON within JSON.
+_BYTES_PER_CHARACTER = 16
+# In a header: of each tensor's offsets, if they get longer, and of metadata that are added.
+_OFFSET_BYTES, _METADATA_BYTES = 4, 1_000
+# Of a line of an index beside the name of its tensor, and of all that is no line.
+_LINE_BYTES = 300
 _REST_BYTES = 500_000
+# Where almost each layer is of a kind of its own, a bound costs as much as to count.
+_MANY_KINDS = 4096
 
 
 def check_output_headers(
@@ -27,37 +31,59 @@ def check_output_headers(
 
     Layers whose rank depends on a spectrum count with their largest one.
     """
-    factored = {number: layer for number, layer in enumerate(plan.layers) if layer.reason is None}
     # The headers of most checkpoints are so much smaller that they need not be counted.
-    largest = max(header.data_start for header in files.headers.values())
-    bound = largest + sum(
-        _LAYER_BYTES + _BYTES_PER_CHARACTER * len(layer.name) for layer in factored.values()
-    )
-    if bound <= max_header_bytes:
+    if header_bound(plan, files) <= max_header_bytes:
         return
     chosen = _chosen(plan)
     sizes = OutputSize(files, plan.layers).header_bytes(chosen)
     name = max(sizes, key=lambda name: sizes[name])
     if sizes[name] > max_header_bytes:
-        raise SpecError("", _too_long(name, sizes, len(factored), max_header_bytes))
+        raise SpecError("", _too_long(name, sizes, len(chosen), max_header_bytes))
 
 
 def check_output_index(plan: Plan, files: CheckpointFiles, *, max_index_bytes: int = MAX_INDEX_BYTES) -> None:
     """Do the same for the index, if the result has one."""
     if files.index is None:
         return
-    factored = [layer for layer in plan.layers if layer.reason is None]
     bound = _REST_BYTES + sum(_LINE_BYTES + 4 * len(name) for name in files.index.weight_map)
-    bound += sum(_LAYER_BYTES + _BYTES_PER_CHARACTER * len(layer.name) for layer in factored)
-    if bound <= max_index_bytes:
+    if bound + _most_bytes_added(plan, line_bytes=_LINE_BYTES) <= max_index_bytes:
         return
-    nbytes = OutputSize(files, plan.layers).index_bytes(_chosen(plan))
+    chosen = _chosen(plan)
+    nbytes = OutputSize(files, plan.layers).index_bytes(chosen)
     if nbytes > max_index_bytes:
         raise SpecError(
             "",
-            f"With {len(factored)} layers factored, the index takes up to {nbytes} bytes, and at most "
+            f"With {len(chosen)} layers factored, the index takes up to {nbytes} bytes, and at most "
             f"{max_index_bytes} are read. Select fewer layers.",
         )
+
+
+def header_bound(plan: Plan, files: CheckpointFiles) -> float:
+    """Return a bound of the longest header, at little cost."""
+    headers = files.headers.values()
+    before = max(header.data_start + _OFFSET_BYTES * len(header.tensors) for header in headers)
+    return before + _METADATA_BYTES + _most_bytes_added(plan, line_bytes=0)
+
+
+def _most_bytes_added(plan: Plan, *, line_bytes: int) -> float:
+    """Return a bound of what all factored layers add to the texts of headers, or of the index, together."""
+    columns = Layers.of(plan.layers)
+    if columns.num_kinds > _MANY_KINDS:
+        return math.inf
+    added = [_kind_adds(kind, line_bytes) for kind in columns.kinds]
+    total = 0
+    for name, kind in columns.named():
+        nbytes, times = added[kind]
+        is_plain = name.isascii() and name.isprintable() and '"' not in name and "\\" not in name
+        total += nbytes + times * len(name) * (1 if is_plain else _BYTES_PER_CHARACTER)
+    return total
+
+
+def _kind_adds(kind: LayerPlan, line_bytes: int) -> tuple[int, int]:
+    if kind.reason is not None:
+        return 0, 0
+    chosen = _at_most(kind)
+    return most_bytes_added(chosen, chosen_rank(chosen), line_bytes=line_bytes)
 
 
 def _chosen(plan: Plan) -> dict[int, LayerPlan]:

@@ -7,7 +7,7 @@ what depends on a rank are counted again.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
 from json.encoder import encode_basestring
@@ -25,6 +25,7 @@ from schemas.planning.output import ADAPTER_METADATA, describe_factored, kept_me
 
 # No error in the metadata has more characters than this one.
 LONGEST_ERROR = 2.2250738585072014e-308
+LONGEST_INTEGER = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +245,20 @@ class OutputSize:
         )
         # The last line has no comma, and the closing brace stands on a line of its own.
         return len(text) + lines - len(",") + len("\n  ")
+
+
+def most_bytes_added(layer: LayerPlan, rank: int, *, line_bytes: int) -> tuple[int, int]:
+    """Return a bound of what a layer at a rank adds to a header, or to an index with lines of so many bytes.
+
+    That is: so many bytes, and how often its name is written, once of these in JSON within JSON.
+    """
+    around = 2 * LONGEST_INTEGER + line_bytes
+    # The last is that of a bias.
+    endings = [tensor.name for tensor in replace(layer, name="").stored_tensors(rank)] + [layer.form.bias]
+    entries = sum(_tensor_sums(each.dtype, each.shape)[3] for each in layer.stored_tensors(rank))
+    described = describe_factored(layer, rank, LONGEST_ERROR).model_dump_json()
+    added = sum(len(ending) + around for ending in endings) + entries + _escaped_bytes(described)
+    return added, len(endings) + 1
 
 
 def _tensor_size(dtype: str, shape: tuple[int, ...], name_bytes: int) -> TensorSize:

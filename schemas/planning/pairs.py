@@ -10,7 +10,8 @@ from schemas.format.tensor import FLOAT_DTYPES
 from schemas.pair import Pair
 from schemas.planning.codecs import KEEP, codec_for
 from schemas.planning.forms.neurons import NeuronColumns, NeuronRows
-from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Plan, Tensor
+from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Tensor
+from schemas.planning.layers import Plan
 from schemas.planning.modules import Modules
 from schemas.planning.patterns import Patterns
 from schemas.planning.selection import is_float_weight
@@ -86,7 +87,7 @@ class PairFinder:
         is_transposed: Callable[[str], bool],
     ) -> None:
         self._spec, self._modules, self._is_transposed = spec, modules, is_transposed
-        self._tensors = {tensor.name: tensor for tensor in tensors}
+        self._tensors = {} if spec.pairs is None else {tensor.name: tensor for tensor in tensors}
         self._norms: dict[tuple[str, int], str] = {}
         for name, tensor in self._tensors.items():
             module = name.removesuffix(WEIGHT)
@@ -255,6 +256,8 @@ def pairs_of(layers: Iterable[LayerPlan]) -> dict[str, tuple[LayerPlan, ...]]:
 
 def check_neuron_grams(plan: Plan) -> None:
     """Refuse pairs without a Gram matrix of the neurons, since the weight behind them could not be fitted."""
+    if not any(layer.pair is not None for layer, _ in plan.counted()):
+        return
     missing = [layer.name for layer in plan.layers if layer.name == layer.pair and not layer.calibrated]
     if missing:
         raise SpecError(

@@ -41,8 +41,11 @@ class Patterns:
     def find(self, module: str) -> int | None:
         """Return the number of the first pattern that fits a module's name, or None."""
         found = [self._find_last(module, count) for count in self._last]
-        found += (self._exact.get(module), _first(module, self._whole))
-        return min((number for number in found if number is not None), default=None)
+        if self._exact:
+            found.append(self._exact.get(module))
+        if self._whole:
+            found.append(_first(module, self._whole))
+        return min((number for number in found if number is not None), default=None) if found else None
 
     def fit(self, module: str) -> bool:
         """Return whether any pattern fits a module's name."""
@@ -72,12 +75,13 @@ def matching_ns(patterns: Iterable[str], names: Iterable[str]) -> int:
 
     A pattern without a wildcard is looked up.
     """
+    matched = [pattern for pattern in patterns if pattern.startswith(LAST) or _wildcard(pattern)]
+    if not matched:
+        return 0
     distinct = set(names)
     sizes = {0: _size(distinct)}
     total = 0
-    for pattern in patterns:
-        if not (pattern.startswith(LAST) or _wildcard(pattern)):
-            continue
+    for pattern in matched:
         count = 1 + pattern.count(".") if pattern.startswith(LAST) else 0
         if count not in sizes:
             sizes[count] = _size(_endings(distinct, count))

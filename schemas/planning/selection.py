@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from schemas.format.tensor import FLOAT_DTYPES
 from schemas.method import methods_of
@@ -48,18 +49,23 @@ class Selection:
         self._exclude_biased = self._exclude if same else Patterns(self._for_biased)
         self._overrides = Patterns([override.match for override in spec.overrides])
         self._transposed = Patterns(spec.transposed)
+        # A checkpoint has many layers of the same options.
+        self._known = cache(self._options)
 
     def options(self, module: str) -> LayerOptions:
         """Return the options of a weight's module; the first override that fits counts."""
         number = self._overrides.find(module)
+        given = self._transposed.fit(module)
+        inferred = not given and self._modules.is_transposed(module)
+        return self._known(number, given or inferred, inferred)
+
+    def _options(self, number: int | None, transposed: bool, inferred: bool) -> LayerOptions:  # noqa: FBT001
         override = NO_OVERRIDE if number is None else self._spec.overrides[number]
         spec = self._spec
         storage = (override.cur or spec.cur).storage
         options = FormOptions(override.selector or spec.selector, storage, spec.group)
         forms = tuple(FORMS[name].of(options) for name in methods_of(override.method or spec.method))
-        given = self._transposed.fit(module)
-        inferred = not given and self._modules.is_transposed(module)
-        return LayerOptions(-1 if number is None else number, override, forms, given or inferred, inferred)
+        return LayerOptions(-1 if number is None else number, override, forms, transposed, inferred)
 
     def pattern_rule(self, module: str) -> str | None:
         """Return the rule by which the patterns leave out a module, or None if they select it."""

@@ -12,7 +12,8 @@ from schemas.format.files import CheckpointFiles
 from schemas.format.tensor import DTYPE_BITS
 from schemas.planning.budget import check_budget, resolve_ranks
 from schemas.planning.calibration import Calibration
-from schemas.planning.layer import LayerPlan, Plan, Tensor
+from schemas.planning.layer import LayerPlan, Tensor
+from schemas.planning.layers import Plan
 from schemas.planning.output_header import check_output_headers, check_output_index
 from schemas.planning.patterns import matching_ns
 from schemas.planning.planner import make_plan
@@ -105,8 +106,7 @@ def make_bounded_plan(
     files: CheckpointFiles, spec: CompressionSpec, references: References[StoredCheckpoint], *, pointer: str
 ) -> Plan:
     """Plan, unless matching every pattern with every tensor would keep this process busy for long."""
-    # Each is gone through often.
-    tensors = tuple(files.tensors)
+    tensors = files.tensors
     _check_layers(tensors)
     _check_patterns(spec, tensors, pointer)
     base = tensors_of(references.base)

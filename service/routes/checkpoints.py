@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends
 from starlette.responses import JSONResponse, Response
 
 from schemas.checkpoint import Checkpoint, CheckpointList, FileInfo
-from schemas.planning.documents import FIRST_PAGE, TENSORS_PER_PAGE, checkpoint_document
+from schemas.planning.documents import FIRST_PAGE, TENSORS_PER_PAGE, checkpoint_text
 from schemas.problem import ProblemKind
 from service.dependencies import (
     CheckpointCursor,
@@ -24,6 +24,7 @@ from service.dependencies import (
 from service.headers import content_headers
 from service.jobs import deletion
 from service.jobs.preconditions import check_checkpoint_matches
+from service.long_document import LongDocument
 from service.openapi import FILES_BODY, RAW_BODY, described, problem_responses
 from service.uploads.form import UploadContent, begin_file, begin_multipart_upload
 from service.uploads.multipart import boundary_of
@@ -108,11 +109,12 @@ async def post_files(body: RequestBodyDep, services: ServicesDep, checkpoint_id:
         partial(begin_multipart_upload, services, checkpoint_id, boundary, with_spec=False)
     )
     document = await services.planning.run_in_any_case(_stored_document, services, content)
-    created = any(file.created for file in content.files)
-    return Response(document, 201 if created else 200, media_type="application/json")
+    response = document.response()
+    response.status_code = 201 if any(file.created for file in content.files) else 200
+    return response
 
 
-def _stored_document(services: Services, content: UploadContent) -> str:
+def _stored_document(services: Services, content: UploadContent) -> LongDocument:
     return _document(services.checkpoints.get(content.checkpoint_id), told=content.warnings)
 
 
@@ -147,12 +149,10 @@ async def get_checkpoint(
     """Show the stored files, the missing ones, and a page of tensors with those that would be factored."""
     first = int(cursor or 0)
     page = range(first, first + limit)
-    return Response(
-        await services.planning.run(_shown, services, checkpoint_id, page), media_type="application/json"
-    )
+    return (await services.planning.run(_shown, services, checkpoint_id, page)).response()
 
 
-def _shown(services: Services, checkpoint_id: str, page: range) -> str:
+def _shown(services: Services, checkpoint_id: str, page: range) -> LongDocument:
     return _document(services.checkpoints.get(checkpoint_id), page=page)
 
 
@@ -174,8 +174,11 @@ def delete_checkpoint(services: ServicesDep, checkpoint_id: CheckpointId, if_mat
     deletion.delete_checkpoint(services, checkpoint_id)
 
 
-def _document(stored: StoredCheckpoint, *, told: tuple[str, ...] = (), page: range = FIRST_PAGE) -> str:
-    """Build the document, and write it in this thread too; `told` are warnings about the request itself."""
-    return checkpoint_document(
-        stored.id, stored.files, stored.missing, stored, warnings=(*told, *stored.warnings), page=page
-    ).model_dump_json()
+def _document(
+    stored: StoredCheckpoint, *, told: tuple[str, ...] = (), page: range = FIRST_PAGE
+) -> LongDocument:
+    """Write the document in this thread; `told` are warnings about the request itself."""
+    warnings = (*told, *stored.warnings)
+    return LongDocument(
+        checkpoint_text(stored.id, stored.files, stored.missing, stored, warnings=warnings, page=page)
+    )

@@ -8,11 +8,12 @@ from starlette.responses import Response
 
 from schemas.job import JobRequest
 from schemas.plan import PlanDocument
-from schemas.planning.documents import plan_document
+from schemas.planning.documents import plan_text
 from schemas.problem import ProblemKind
 from service.dependencies import RequestBodyDep, Services, ServicesDep
 from service.jobs.submission import complete_checkpoint
 from service.json_body import parse_model
+from service.long_document import LongDocument
 from service.openapi import PLAN_BODY, problem_responses
 from service.planning.header_form import HeaderContent, begin_header_plan, header_plan_limit_bytes
 from service.planning.plans import (
@@ -56,26 +57,24 @@ async def plan_job(body: RequestBodyDep, services: ServicesDep) -> Response:
         begin = partial(begin_header_plan, services, boundary_of(body.request))
         content = await body.collect(begin, limit_bytes=header_plan_limit_bytes(services))
         document = await services.planning.run(_plan_headers, services, content)
-        return Response(document, media_type="application/json")
+        return document.response()
     request = parse_model(
         JobRequest, await body.json_text(), kind=ProblemKind.INVALID_SPEC, subject="request"
     )
-    return Response(
-        await services.planning.run(_plan_stored, services, request), media_type="application/json"
-    )
+    return (await services.planning.run(_plan_stored, services, request)).response()
 
 
-def _plan_stored(services: Services, request: JobRequest) -> str:
+def _plan_stored(services: Services, request: JobRequest) -> LongDocument:
     """Plan, and write the document in this thread too."""
     stored = complete_checkpoint(services, request)
     references = find_references(services, request.spec, pointer=SPEC_IN_JSON)
     require_difference(stored, references, pointer=SPEC_IN_JSON)
     plan = make_resolved_plan(services, stored, request.spec, references, pointer=SPEC_IN_JSON)
-    return plan_document(stored.id, tuple(stored.tensors), plan).model_dump_json()
+    return LongDocument(plan_text(stored.id, plan))
 
 
-def _plan_headers(services: Services, content: HeaderContent) -> str:
+def _plan_headers(services: Services, content: HeaderContent) -> LongDocument:
     references = find_references(services, content.spec, pointer=SPEC_IN_MULTIPART)
     plan = make_bounded_plan(content.files, content.spec, references, pointer=SPEC_IN_MULTIPART)
     plan = replace(plan, warnings=(*content.warnings, *plan.warnings))
-    return plan_document(None, tuple(content.files.tensors), plan).model_dump_json()
+    return LongDocument(plan_text(None, plan))

@@ -7,7 +7,7 @@ import json
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from schemas.checkpoint import FileInfo
@@ -20,7 +20,7 @@ from state.errors import OutOfSpace
 from state.files import write_atomic
 
 # Grows with every change of `pack_header`, and of what a parser accepts.
-VERSION = 2
+VERSION = 3
 _HEAD_BYTES = 64 + 4 + 12 + 12
 # Of one checkpoint, however many files it has.
 MAX_CHECKPOINT_HEADER_BYTES = 64_000_000
@@ -65,19 +65,23 @@ class PackedHeader:
 
     @classmethod
     def of(cls, header: Header) -> "PackedHeader":
-        columns = header.tensors.columns()
-        head = json.dumps([dict(header.metadata), [column.nbytes for column in columns]]).encode()
-        packer = zlib.compressobj(level=1)
-        parts = [packer.compress(part) for part in (memoryview(head + b"\n"), *columns)]
-        return cls(HeaderSize.of(header), b"".join((*parts, packer.flush())))
+        metadata = json.dumps(dict(header.metadata)).encode()
+        pieces: tuple[bytes | memoryview, ...] = (metadata, *header.tensors.columns())
+        parts = [zlib.compress(piece, level=1) for piece in pieces]
+        lengths = json.dumps([len(part) for part in parts]).encode()
+        return cls(HeaderSize.of(header), b"".join((lengths, b"\n", *parts)))
 
     def header(self) -> Header:
-        """Return the header again."""
-        head, _, content = zlib.decompress(self.packed).partition(b"\n")
-        metadata, lengths = json.loads(head)
-        ends = list(accumulate(lengths))
-        columns = (memoryview(content)[end - length : end] for length, end in zip(lengths, ends, strict=True))
-        tensors = TensorTable.of_columns(columns)
+        """Return the header again; each part is unpacked alone, since all together take much memory.
+
+        Raises ValueError or zlib.error if it is damaged.
+        """
+        end = self.packed.index(b"\n") + 1
+        ends = list(accumulate(json.loads(self.packed[:end]), initial=end))
+        packed = memoryview(self.packed)
+        parts = (zlib.decompress(packed[begin:end]) for begin, end in pairwise(ends))
+        metadata = json.loads(next(parts))
+        tensors = TensorTable.of_columns(parts)
         data_start = LENGTH_BYTES + self.size.nbytes
         return Header(metadata, tensors, data_start, data_start + tensors.data_bytes)
 
@@ -93,7 +97,10 @@ def kept_path(folder: Path, name: str) -> Path:
 
 def stored_header(folder: Path, info: FileInfo) -> Header:
     """Return the header of a stored file, parsed again only where it is not kept, or damaged."""
-    return _kept(folder, info).header()
+    with suppress(OSError, ValueError, zlib.error):
+        raw = kept_path(folder, info.name).read_bytes()
+        return PackedHeader(_size(raw[:_HEAD_BYTES], info), raw[_HEAD_BYTES:]).header()
+    return _parsed_again(folder, info)
 
 
 def stored_header_size(folder: Path, info: FileInfo) -> HeaderSize:
@@ -102,22 +109,15 @@ def stored_header_size(folder: Path, info: FileInfo) -> HeaderSize:
         with kept_path(folder, info.name).open("rb") as file:
             return _size(file.read(_HEAD_BYTES), info)
     except (OSError, ValueError):
-        return _kept(folder, info).size
+        return HeaderSize.of(_parsed_again(folder, info))
 
 
-def _kept(folder: Path, info: FileInfo) -> PackedHeader:
-    path = kept_path(folder, info.name)
-    try:
-        raw = path.read_bytes()
-        size = _size(raw[:_HEAD_BYTES], info)
-        found = PackedHeader(size, raw[_HEAD_BYTES:])
-        zlib.decompress(found.packed)
-    except (OSError, ValueError, zlib.error):
-        found = PackedHeader.of(read_header(folder / info.name))
-        # Another process may do the same, or the disk be full or read-only; the next request tries again.
-        with suppress(OSError, OutOfSpace):
-            found.keep(path, info.sha256)
-    return found
+def _parsed_again(folder: Path, info: FileInfo) -> Header:
+    header = read_header(folder / info.name)
+    # Another process may do the same, or the disk be full or read-only; the next request tries again.
+    with suppress(OSError, OutOfSpace):
+        PackedHeader.of(header).keep(kept_path(folder, info.name), info.sha256)
+    return header
 
 
 def _head(sha256: str, size: HeaderSize) -> bytes:

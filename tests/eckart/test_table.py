@@ -37,7 +37,7 @@ def planned(rank, *shapes):
         for name, shape in dict(shapes).items()
     ]
     spec = CompressionSpec.model_validate({"rank": rank})
-    document = plan_document("my-model", tensors, make_plan(tensors, spec))
+    document = plan_document("my-model", make_plan(tensors, spec))
     return plan_table(PlanDocument.model_validate(document.model_dump()))
 
 

@@ -266,7 +266,7 @@ def test_a_vgg11_classifier_has_the_parameter_counts_of_the_formulas(spec, ranks
             start = end
     overrides = [{"match": name, "rank": rank} for name, rank in zip(VGG, (*ranks, 10), strict=True)]
     document = CompressionSpec.model_validate(spec | {"rank": 1, "overrides": overrides})
-    totals = plan_document("vgg", tensors, make_plan(tensors, document)).totals
+    totals = plan_document("vgg", make_plan(tensors, document)).totals
 
     assert totals.parameters_before == 119_586_826
     assert totals.parameters_after == parameters

@@ -94,9 +94,7 @@ def test_the_dense_layout_keeps_the_rule_that_factors_must_save():
 
 
 def test_a_plan_counts_the_adapter_against_the_whole_checkpoint():
-    totals = plan_document(
-        "m", MODEL, planned(overrides=[{"match": "*.down", "rank": {"ratio": 0.01}}])
-    ).totals
+    totals = plan_document("m", planned(overrides=[{"match": "*.down", "rank": {"ratio": 0.01}}])).totals
 
     assert totals.parameters_before == sum(tensor.parameters for tensor in MODEL)
     assert (totals.parameters_after, totals.bytes_after) == (4 * 128, 4 * 4 * 128)
@@ -104,12 +102,12 @@ def test_a_plan_counts_the_adapter_against_the_whole_checkpoint():
 
 
 def test_an_open_rank_is_bounded_by_the_full_one():
-    document = plan_document("m", MODEL, planned(rank={"energy": 0.9}, align=20))
+    document = plan_document("m", planned(rank={"energy": 0.9}, align=20))
 
     bounds = document.layers[0].rank_bounds
     assert (bounds.least, bounds.most) == (20, 32)
     assert document.layers[0].parameters_after == 32 * 128
-    assert plan_document("m", MODEL, planned(rank={"budget": 0.1})).totals.parameters_after == 614
+    assert plan_document("m", planned(rank={"budget": 0.1})).totals.parameters_after == 614
 
 
 @pytest.mark.parametrize("method", [{"method": "cx"}, {"method": "cur", "cur": {"storage": "two"}}])

@@ -49,7 +49,7 @@ def test_layers_with_a_gram_matrix_are_calibrated_and_the_others_are_not():
         "h.0.conv": True,
     }
     assert plan.warnings == ()
-    document = plan_document("m", MODEL, plan)
+    document = plan_document("m", plan)
     assert [layer.calibrated for layer in document.layers] == [True, False, True]
 
 
@@ -153,7 +153,7 @@ def test_a_transposed_weight_is_planned_as_the_map_it_is_and_shown_as_it_is_stor
     assert (conv.rows, conv.columns, conv.shape) == (96, 32, (32, 96))
     assert tuple(spec.shape for spec in conv.stored_tensors(4)) == ((32, 4), (4, 96))
     assert conv.break_even_rank == plain(transposed=[]).layers[2].break_even_rank
-    shown = plan_document("m", MODEL, plain(include=["h.*"])).layers
+    shown = plan_document("m", plain(include=["h.*"])).layers
     assert [(layer.shape, layer.transposed) for layer in shown] == [
         ((96, 32), False),
         ((32, 96), False),

@@ -9,11 +9,15 @@ from schemas.format.header import Header
 from schemas.format.metadata import FactoredLayer, with_factored
 from schemas.format.table import TensorTable
 from schemas.format.tensor import DTYPE_BITS, TensorInfo
-from schemas.planning.documents import DEFAULT_SPEC, checkpoint_document
+from schemas.planning.documents import DEFAULT_SPEC, checkpoint_text
 from schemas.planning.planner import make_plan, would_be_factored
 
 FACTORED = FactoredLayer(method="svd", rank=64, shape=(64, 384), dtype="F32")
 FILE = FileInfo(name="model.safetensors", size_bytes=1000, sha256="0" * 64)
+
+
+def checkpoint_document(*args, **options):
+    return Checkpoint.model_validate_json("".join(checkpoint_text(*args, **options)))
 
 
 def tensor(name: str, dtype: str, *shape: int) -> TensorInfo:

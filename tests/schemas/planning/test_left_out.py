@@ -13,7 +13,7 @@ from tests.schemas.planning.named import Named, planned
 
 def rules(*tensors, **options):
     """Return how many tensors each rule leaves out."""
-    return {entry.rule: entry.tensors for entry in not_selected(tensors, planned(tensors, **options))}
+    return {entry.rule: entry.tensors for entry in not_selected(planned(tensors, **options))}
 
 
 @pytest.mark.parametrize(
@@ -64,13 +64,13 @@ def test_factors_of_an_earlier_job_are_left_out_as_such():
     tensors = [Named("a.0.weight", (4, 64)), Named("a.1.weight", (64, 4)), Named("b.weight")]
     plan = make_plan(tensors, CompressionSpec(rank=1), factored={"a"})
 
-    assert {entry.rule: entry.tensors for entry in not_selected(tensors, plan)} == {"factored_before": 2}
+    assert {entry.rule: entry.tensors for entry in not_selected(plan)} == {"factored_before": 2}
 
 
 def test_shares_and_layers_add_up_to_the_checkpoint_and_names_are_the_first_five():
     tensors = [Named(f"e.{number}.weight", (4, 64, 64)) for number in range(7)]
     tensors += [Named("a.weight"), Named("a.scale"), Named("b.weight"), Named("b.bias", (64,))]
-    document = plan_document("m", tensors, planned(tensors))
+    document = plan_document("m", planned(tensors))
     shown = {entry.rule: entry for entry in document.not_selected}
 
     assert shown["stack"].names == tuple(f"e.{number}.weight" for number in range(5))

@@ -17,7 +17,7 @@ def planned(*, method, **options):
 
 
 def test_a_plan_shows_all_forms_and_bounds_over_all_of_them():
-    layer = plan_document(None, MODEL, planned(method=["svd", "int8", "pivot"])).layers[0]
+    layer = plan_document(None, planned(method=["svd", "int8", "pivot"])).layers[0]
 
     assert layer.method == "svd or int8 or pivot"
     assert (layer.rank, layer.rank_bounds.least) == (None, 0)

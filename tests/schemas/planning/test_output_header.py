@@ -12,17 +12,17 @@ from schemas.format.table import TensorTable
 from schemas.format.tensor import TensorInfo
 from schemas.planning.model_folder import output_names
 from schemas.planning.output import output_metadata, plan_output
-from schemas.planning.output_header import check_output_headers, check_output_index
+from schemas.planning.output_header import check_output_headers, check_output_index, header_bound
 from schemas.planning.output_size import LONGEST_ERROR
 from schemas.planning.planner import make_plan
 from schemas.problem import SpecError
 from schemas.spec import CompressionSpec
 
 
-def checkpoint(layers=40):
+def checkpoint(layers=40, name="layer"):
     offsets = list(accumulate(range(layers + 1), lambda end, _: end + 64 * 64 * 4, initial=0))
     tensors = tuple(
-        TensorInfo(f"layer.{at}.weight", "F32", (64, 64), *ends)
+        TensorInfo(f"{name}.{at}.weight", "F32", (64, 64), *ends)
         for at, ends in enumerate(pairwise(offsets[: layers + 1]))
     )
     return CheckpointFiles(
@@ -45,6 +45,22 @@ def test_a_header_is_refused_from_the_first_byte_on_that_would_not_be_read():
     check_output_headers(plan, files, max_header_bytes=nbytes)
     with pytest.raises(SpecError, match=rf"40 layers.*{nbytes} bytes.*{nbytes - 1} are read. Select fewer"):
         check_output_headers(plan, files, max_header_bytes=nbytes - 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["layer", 'of "quotes" and \\ more', "\u00e9\U0001f600"], ids=["plain", "quoted", "beyond"]
+)
+@pytest.mark.parametrize(
+    "spec", [{"rank": 4}, {"rank": 4, "dtype": "float16"}, {"method": "int8"}, {"method": "cur", "rank": 3}]
+)
+def test_a_long_header_is_counted_before_it_could_be_too_long(name, spec):
+    files = checkpoint(name=name)
+    plan = make_plan(files.tensors, CompressionSpec.model_validate(spec))
+    nbytes = written(files, plan)
+
+    with pytest.raises(SpecError):
+        check_output_headers(plan, files, max_header_bytes=nbytes - 1)
+    assert nbytes <= header_bound(plan, files)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def cut(plan):
     ids=["llama", "bert", "gpt2"],
 )
 def test_a_plan_shows_the_members_and_the_exact_sums(tensors, kept, shapes):
-    document = plan_document(None, tensors, planned(tensors))
+    document = plan_document(None, planned(tensors))
 
     assert [layer.shape_after for layer in document.layers] == shapes
     assert {(layer.method, layer.rank, layer.outcome) for layer in document.layers} == {

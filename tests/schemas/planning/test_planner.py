@@ -238,7 +238,7 @@ def test_an_open_budget_bounds_the_sums_of_a_plan(dtype, spec, least_spared):
         Named("c.weight", (0, 5)),
     ]
     asked = CompressionSpec.model_validate({"rank": {"budget": 0.5}, **spec})
-    totals = plan_document("m", tensors, make_plan(tensors, asked)).totals
+    totals = plan_document("m", make_plan(tensors, asked)).totals
 
     assert totals.bytes_after == totals.bytes_before - least_spared
     spared = 0 if "layout" in spec else 4096
@@ -248,7 +248,7 @@ def test_an_open_budget_bounds_the_sums_of_a_plan(dtype, spec, least_spared):
 def test_a_plan_document_counts_every_tensor():
     tensors = [Named("a.weight"), Named("a.bias", (64,)), Named("b.weight", dtype="BF16")]
     spec = CompressionSpec.model_validate({"rank": 4, "dtype": "float16"})
-    document = plan_document("m", tensors, make_plan(tensors, spec))
+    document = plan_document("m", make_plan(tensors, spec))
 
     assert document.totals.parameters_before == 2 * 4096 + 64
     assert document.totals.parameters_after == 2 * 4 * 128 + 64
@@ -259,7 +259,7 @@ def test_a_plan_document_counts_every_tensor():
 def test_the_bytes_of_an_open_rank_are_bounded_even_where_the_dtype_is_wider():
     tensors = [Named("a.weight", dtype="BF16")]
     spec = CompressionSpec.model_validate({"rank": {"energy": 0.9}, "dtype": "float32"})
-    (layer,) = plan_document("m", tensors, make_plan(tensors, spec)).layers
+    (layer,) = plan_document("m", make_plan(tensors, spec)).layers
 
     assert layer.bytes_after == 31 * 128 * 4
     assert layer.bytes_after > layer.bytes_before
@@ -275,7 +275,7 @@ def test_factored_layers_are_not_factored_again():
 def test_a_rank_that_needs_a_spectrum_is_bounded():
     tensors = [Named("a.weight")]
     spec = CompressionSpec.model_validate({"rank": {"energy": 0.9}})
-    document = plan_document("m", tensors, make_plan(tensors, spec))
+    document = plan_document("m", make_plan(tensors, spec))
 
     assert document.layers[0].rank is None
     assert (document.layers[0].rank_bounds.least, document.layers[0].rank_bounds.most) == (1, 31)

@@ -16,7 +16,7 @@ SLOW = {name: [Spectrum(values, 3, 1e-15)] for name, values in spectra_of(files_
 def document(spectra, **spec):
     files, checked = files_of(), CompressionSpec.model_validate(spec)
     plan = resolve_ranks(make_plan(files.tensors, checked), checked, files, spectra)
-    return plan_document("m", files.tensors, plan)
+    return plan_document("m", plan)
 
 
 @pytest.mark.parametrize(

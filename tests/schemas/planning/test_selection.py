@@ -66,7 +66,7 @@ def test_the_defaults_leave_out_no_linear_of_a_diffusion_model_and_tell_all_else
     names = {layer.name for layer in plan.layers if layer.reason is None}
 
     assert names == linears(model, prefix)
-    told = sum(entry.parameters for entry in not_selected(tensors, plan))
+    told = sum(entry.parameters for entry in not_selected(plan))
     assert told + sum(layer.parameters_before for layer in plan.layers) == sum(t.parameters for t in tensors)
 
 
@@ -100,7 +100,7 @@ def test_the_routers_of_mixtral_are_left_out_and_its_experts_are_told():
     )
     tensors = tensors_of(MixtralForCausalLM(config))
     plan = planned(tensors, rank=1)
-    rules = {entry.rule: entry for entry in not_selected(tensors, plan)}
+    rules = {entry.rule: entry for entry in not_selected(plan)}
 
     gates = tuple(f"model.layers.{number}.mlp.gate.weight" for number in range(2))
     assert rules["exclude last:gate"].names == gates

@@ -147,7 +147,7 @@ def test_a_registered_form_is_in_the_plan(model):
         {"method": "svd", "rank": 5, "overrides": [{"match": "a", "method": "sketch"}]}
     )
 
-    document = plan_document("m", files.tensors, make_plan(files.tensors, spec))
+    document = plan_document("m", make_plan(files.tensors, spec))
 
     assert [(layer.method, layer.parameters_after) for layer in document.layers] == [
         ("sketch", 5 * 100),
