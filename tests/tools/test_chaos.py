@@ -107,11 +107,14 @@ def test_a_job_that_ends_twice_is_a_fault_but_not_one_that_was_resumed(ledger):
     promise = ledger.promise("J1", DIGEST)
     ledger.saw_end(promise, "running", resumed=0, ended_before=None)
     ledger.saw_end(promise, "failed", resumed=0, ended_before=None)
-    promise.resumed, promise.ended = 1, None
+    ledger.resume(promise)
     ledger.saw_end(promise, "failed", resumed=0, ended_before="succeeded")  # asked before it was resumed
-    ledger.saw_end(promise, "succeeded", resumed=1, ended_before=None)
+    ledger.saw_end(promise, "failed", resumed=1, ended_before=None)  # the request to resume is on its way
+    ledger.resume(promise)
+    ledger.saw_end(promise, "queued", resumed=2, ended_before=promise.ended)
+    ledger.saw_end(promise, "succeeded", resumed=2, ended_before=None)
     assert (faults(ledger), promise.ended) == ([], "succeeded")
-    ledger.saw_end(promise, "running", resumed=1, ended_before="succeeded")
+    ledger.saw_end(promise, "running", resumed=2, ended_before="succeeded")
     assert faults(ledger) == [DOUBLED]
 
 

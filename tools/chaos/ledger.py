@@ -42,7 +42,7 @@ class Ledger:
     told: list[str] = field(default_factory=list)
     reads: int = 0
     resumed: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
     def promise(self, job_id: str, sha256: str) -> Promise:
         with self.lock:
@@ -64,13 +64,20 @@ class Ledger:
             )
             print("FAULT", self.told[-1], flush=True)
 
+    def resume(self, promise: Promise) -> None:
+        """Note that a failed job goes on: what was read before says nothing of its end."""
+        with self.lock:
+            promise.resumed += 1
+            promise.ended = None
+
     def saw_end(self, promise: Promise, state: str, *, resumed: int, ended_before: str | None) -> None:
         """Note a state that was read; `resumed` and `ended_before` are of the moment before the request."""
-        if promise.resumed != resumed or promise.delete_asked:
-            return
-        if ended_before is not None and state != ended_before:
-            self.fault(DOUBLED, f"job {promise.id} was {ended_before} and then {state}")
-        elif state in {"succeeded", "canceled", "failed"}:
-            promise.ended = state
-            if state == "canceled" and not promise.cancel_asked:
-                self.fault(LOST, f"job {promise.id} is canceled, which nobody asked for")
+        with self.lock:
+            if promise.resumed != resumed or promise.delete_asked:
+                return
+            if ended_before is not None and state != ended_before:
+                self.fault(DOUBLED, f"job {promise.id} was {ended_before} and then {state}")
+            elif state in {"succeeded", "canceled", "failed"}:
+                promise.ended = state
+                if state == "canceled" and not promise.cancel_asked:
+                    self.fault(LOST, f"job {promise.id} is canceled, which nobody asked for")

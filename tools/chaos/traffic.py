@@ -130,11 +130,10 @@ class Lane:
         if kind not in RESUMABLE:
             self._ledger.fault(LOST, f"job {promise.id} failed: {job['error']['detail']}")
             return False
-        promise.resumed += 1
-        promise.ended = None
+        self._ledger.resume(promise)
         # Of a request that was repeated only the first is 202.
         answer = self.connection.until_answered("POST", f"/v1/jobs/{promise.id}/resume")
-        promise.resumed += 1
+        self._ledger.resume(promise)
         self._ledger.resumed += 1
         if answer.status_code not in {202, 409}:
             self._ledger.fault(LOST, f"resume of {promise.id}: {answer.status_code} {answer.text[:300]}")
