@@ -94,10 +94,7 @@ def _attempt(
         owned = _persist(lambda: retry(jobs, claim, trouble, settings))
     else:
         return
-    if not owned:
-        # The error may have been caused by the attempt that took over.
-        log.info("job %s: attempt %d is no longer wanted", job_id, claim.record.attempt)
-    _discard(claim, jobs, settings)
+    _discard(claim, jobs, settings, owned=owned)
 
 
 def _readable_spec(record: JobRecord) -> CompressionSpec | None:
@@ -183,18 +180,25 @@ def _publish(claim: Claim, report: Report, jobs: JobStore, settings: Settings) -
         raise ClaimLost(record.id)
 
 
-def _discard(claim: Claim, jobs: JobStore, settings: Settings) -> None:
-    """Remove the files of this attempt; finished layers stay if another may need them."""
-    record, paths = claim.record, DataDir(settings.data_dir)
+def _discard(claim: Claim, jobs: JobStore, settings: Settings, *, owned: bool) -> None:
+    """Remove the files of this attempt, unless its result counts; finished layers may serve another."""
+    job_id, paths = claim.record.id, DataDir(settings.data_dir)
     shutil.rmtree(_part_dir(paths, claim), ignore_errors=True)
-    shutil.rmtree(paths.result(record.id, claim.fence), ignore_errors=True)
     try:
-        state = _persist(lambda: jobs.get(record.id)).state
+        record = _persist(lambda: jobs.get(job_id))
     except JobNotFound:
-        shutil.rmtree(paths.job(record.id), ignore_errors=True)
+        shutil.rmtree(paths.job(job_id), ignore_errors=True)
         return
-    if state in TERMINAL - {"failed"}:  # a failed job may be resumed
-        shutil.rmtree(paths.spool(record.id), ignore_errors=True)
+    if record.result_fence == claim.fence:
+        # A signal to stop may come after the last step has been recorded.
+        log.info("job %s: attempt %d was broken off after its end", job_id, claim.record.attempt)
+    else:
+        if not owned:
+            # The error may have been caused by the attempt that took over.
+            log.info("job %s: attempt %d is no longer wanted", job_id, claim.record.attempt)
+        shutil.rmtree(paths.result(job_id, claim.fence), ignore_errors=True)
+    if record.state in TERMINAL - {"failed"}:  # a failed job may be resumed
+        shutil.rmtree(paths.spool(job_id), ignore_errors=True)
 
 
 def _part_dir(paths: DataDir, claim: Claim) -> Path:

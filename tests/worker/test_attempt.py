@@ -76,6 +76,28 @@ def test_a_finished_job_has_its_result_files_and_no_others(bench):
     assert len(load_file(result / "model.safetensors")) == 10
 
 
+@pytest.mark.parametrize("broken_off_by", [SystemExit(0), OSError(errno.ENOSPC, "full"), RuntimeError("any")])
+def test_a_result_that_counts_stays_whatever_breaks_the_attempt_off_afterwards(bench, caplog, broken_off_by):
+    """SIGTERM raises SystemExit between any two steps: here after Redis has said that the job succeeded."""
+
+    def break_off(entry):
+        if "succeeded in" in entry.msg:
+            raise broken_off_by
+        return True
+
+    log = logging.getLogger("worker.attempt")
+    log.addFilter(break_off)
+    try:
+        with caplog.at_level(logging.INFO, log.name):
+            record = bench.run(bench.accept())
+    finally:
+        log.removeFilter(break_off)
+
+    assert (record.state, record.attempt, record.result_fence) == ("succeeded", 1, 1)
+    assert sorted(path.name for path in bench.layout.job(record.id).iterdir()) == ["job.json", "result-1"]
+    assert read_contents(bench.layout.result(record.id, 1)).keys() == {"model.safetensors", "report.json"}
+
+
 def test_one_shard_with_an_index_is_one_file(bench):
     index = {"weight_map": {f"l{i}.weight": "model.safetensors" for i in range(5)}}
     name = "model.safetensors.index.json"
