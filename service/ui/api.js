@@ -84,7 +84,10 @@ const segment = encodeURIComponent;
 export const jobPath = (id, rest = "") => `/v1/jobs/${segment(id)}${rest}`;
 export const checkpointPath = (id) => `/v1/checkpoints/${segment(id)}`;
 
-/** Collect the entries of a list that `fits`, at most `most` of them, page by page; no more than `MOST_SEEN` are looked at. */
+/**
+ * Collect the entries of a list that `fits`, at most `most` of them, page by page; no more than `MOST_SEEN` are looked
+ * at.
+ */
 export async function list(path, field, { most = 200, fits = () => true, ...parameters } = {}) {
   const found = [];
   let [cursor, seen] = [null, 0];

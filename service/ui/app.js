@@ -36,7 +36,8 @@ async function route() {
   try {
     await show(view, { argument, query: new URLSearchParams(query), signal });
   } catch (error) {
-    if (!signal.aborted) fill(view, el("h1", {}, title), notice(error, el("p", {}, el("a", { href: "#/" }, "Back to the checkpoints"))));
+    if (!signal.aborted)
+      fill(view, el("h1", {}, title), notice(error, el("p", {}, el("a", { href: "#/" }, "Back to the checkpoints"))));
   }
 }
 
@@ -45,7 +46,10 @@ function found(path) {
     const match = pattern.exec(path);
     if (match) return [title, show, match[1] === undefined ? undefined : decoded(match[1])];
   }
-  return ["Not found", (view) => fill(view, el("h1", {}, "No such page"), el("a", { href: "#/" }, "Back to the checkpoints"))];
+  return [
+    "Not found",
+    (view) => fill(view, el("h1", {}, "No such page"), el("a", { href: "#/" }, "Back to the checkpoints")),
+  ];
 }
 
 function decoded(text) {
@@ -110,10 +114,20 @@ onKeyNeeded(
           "form",
           { class: "stack", method: "dialog" },
           el("h2", { id: "key-title" }, "This service needs a key"),
-          el("p", { class: "muted" }, wrong ? "The key that you gave is not known. " : "", "Its operator gives out keys."),
+          el(
+            "p",
+            { class: "muted" },
+            wrong ? "The key that you gave is not known. " : "",
+            "Its operator gives out keys.",
+          ),
           el("label", {}, "Key", secret),
           el("p", { class: "small muted" }, "It is kept in this tab until you close it."),
-          el("div", { class: "row" }, el("button", { class: "primary", value: "use" }, "Use this key"), el("button", { value: "", type: "button", onclick: () => dialog.close("") }, "Cancel")),
+          el(
+            "div",
+            { class: "row" },
+            el("button", { class: "primary", value: "use" }, "Use this key"),
+            el("button", { value: "", type: "button", onclick: () => dialog.close("") }, "Cancel"),
+          ),
         ),
       );
       dialog.addEventListener("close", () => {

@@ -6,7 +6,8 @@ import { energiesOf, likelySpectrumOf } from "./spectrum.js";
 const HALVINGS = 60;
 
 /**
- * Return the ranks, by layer, that spend the parameters of the layers' own ranks where they lower the sum of squared relative
+ * Return the ranks, by layer, that spend the parameters of the layers' own ranks where they lower the sum of squared
+ * relative
  * errors most; null unless all layers are factored by rank and have a spectrum.
  */
 export function likelyRanks(layers) {

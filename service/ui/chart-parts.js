@@ -92,7 +92,8 @@ function withinDecades(low, high) {
  * Show a chart in `element`. A second call replaces what it shows, and keeps focus and the open table.
  *
  * `paint(options, width)` gives `{nodes, width, height, spots}`, where a spot is what can be read:
- * `{x, y, text, group, key}` around its middle, with `width` and `height` if it covers a place. `tabulate(options)` gives
+ * `{x, y, text, group, key}` around its middle, with `width` and `height` if it covers a place. `tabulate(options)`
+ * gives
  * `{head, rows}`. `options.onSelect(key)` is called by a click, or Enter, on a spot, and `options.onRead(key)`
  * when a spot is read.
  */

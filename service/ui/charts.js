@@ -1,7 +1,8 @@
 // The charts of the page and of the report. Names are text, and colours are custom properties of the page's style.
 //
 // Each function draws into `element`; a second call replaces the drawing. All take `title`, which names the chart
-// for screen readers, `onSelect(key)`, which a click or Enter on a value calls with the key of that value, and `onRead(key)`,
+// for screen readers, `onSelect(key)`, which a click or Enter on a value calls with the key of that value, and
+// `onRead(key)`,
 // which reading a value calls.
 
 import { digits, label, scale, shortened, show, svg } from "./chart-parts.js";
@@ -16,8 +17,10 @@ const DASHES = ["", "6 3", "2 3", "8 3 2 3"];
 /**
  * Draw a grid of values.
  *
- * `rows` and `columns` are labels. `cells` are `{row, column, value, text, key, tone}`: two indices, a value from 0 to 1
- * that gives the strength of the colour (null for an empty cell with a border), and what is read there. `legend` is `{low, high}`:
+ * `rows` and `columns` are labels. `cells` are `{row, column, value, text, key, tone}`: two indices, a value from 0 to
+ * 1
+ * that gives the strength of the colour (null for an empty cell with a border), and what is read there. `legend` is
+ * `{low, high}`:
  * what 0 and 1 mean.
  */
 export function heatMap(element, options) {
@@ -27,8 +30,10 @@ export function heatMap(element, options) {
 /**
  * Draw lines.
  *
- * `series` are `{name, points, tone, dots}`, where points are `[x, y]` or `[x, y, text, key]`, and `dots` draws points without a
- * line. `marks` are `{x, label}`: vertical lines. `log` makes the y axis logarithmic, and `logX` the x axis; `zero` makes
+ * `series` are `{name, points, tone, dots}`, where points are `[x, y]` or `[x, y, text, key]`, and `dots` draws points
+ * without a
+ * line. `marks` are `{x, label}`: vertical lines. `log` makes the y axis logarithmic, and `logX` the x axis; `zero`
+ * makes
  * the y axis begin at 0.
  */
 export function lineChart(element, options) {
@@ -94,7 +99,9 @@ function cellNode(spot) {
   const size = { width: spot.width - gap, height: spot.height - gap };
   const { value, tone } = spot;
   const look =
-    value === null ? { fill: "none", stroke: "--line" } : { fill: `--${tone ?? "accent"}`, "fill-opacity": strength(value) };
+    value === null
+      ? { fill: "none", stroke: "--line" }
+      : { fill: `--${tone ?? "accent"}`, "fill-opacity": strength(value) };
   return svg("rect", { ...place, ...size, ...look });
 }
 
@@ -137,7 +144,10 @@ function legendNodes({ low, high, tone = "accent" }, left, y, width) {
 
 function tabulateCells({ rows, columns, cells }) {
   const sorted = [...cells].sort((a, b) => a.row - b.row || a.column - b.column);
-  return { head: ["row", "column", "value"], rows: sorted.map((cell) => [rows[cell.row], columns[cell.column], cell.text]) };
+  return {
+    head: ["row", "column", "value"],
+    rows: sorted.map((cell) => [rows[cell.row], columns[cell.column], cell.text]),
+  };
 }
 
 function paintLines({ series, xLabel, yLabel, log, logX, zero, marks = [], height = PLOT_HEIGHT }, width) {
@@ -146,8 +156,14 @@ function paintLines({ series, xLabel, yLabel, log, logX, zero, marks = [], heigh
   const all = series.flatMap((line) => line.points);
   const xs = [...all.map((point) => point[0]), ...marks.map((mark) => mark.x)];
   const x = scale(xs, left, width - right, { log: logX });
-  const y = scale(all.map((point) => point[1]), height - bottom, top, { log, zero });
-  const seen = (point) => point[1] !== null && Number.isFinite(point[1]) && (!log || point[1] > 0) && (!logX || point[0] > 0);
+  const y = scale(
+    all.map((point) => point[1]),
+    height - bottom,
+    top,
+    { log, zero },
+  );
+  const seen = (point) =>
+    point[1] !== null && Number.isFinite(point[1]) && (!log || point[1] > 0) && (!logX || point[0] > 0);
   const nodes = axes({ x, y, width, height, left, right, top, bottom, xLabel, yLabel });
   const spots = [];
   series.forEach((line, index) => {
@@ -156,7 +172,8 @@ function paintLines({ series, xLabel, yLabel, log, logX, zero, marks = [], heigh
     nodes.push(...(line.dots ? dots(places, tone) : [stroke(places, tone, line.tone ? 0 : index)]));
     if (line.silent) return;
     for (const [px, py, [vx, vy, text, key]] of places) {
-      const told = text ?? `${line.name ? `${line.name}: ` : ""}${xLabel ?? "x"} ${digits(vx)}, ${yLabel ?? "y"} ${digits(vy)}`;
+      const told =
+        text ?? `${line.name ? `${line.name}: ` : ""}${xLabel ?? "x"} ${digits(vx)}, ${yLabel ?? "y"} ${digits(vy)}`;
       spots.push({ x: px, y: py, text: told, group: index, key });
     }
   });
@@ -190,7 +207,8 @@ function stroke(places, tone, index) {
 
 function dots(places, tone) {
   const radius = places.length > 400 ? 2 : 3.5;
-  const circle = ([px, py]) => svg("circle", { cx: px.toFixed(1), cy: py.toFixed(1), r: radius, fill: tone, "fill-opacity": 0.8 });
+  const circle = ([px, py]) =>
+    svg("circle", { cx: px.toFixed(1), cy: py.toFixed(1), r: radius, fill: tone, "fill-opacity": 0.8 });
   return places.map(circle);
 }
 
@@ -218,8 +236,15 @@ function namesOf(series, left) {
 function tabulatePoints({ series, xLabel, yLabel }) {
   const heads = ["series", xLabel ?? "x", yLabel ?? "y", "what"];
   const shown = series.filter((line) => !line.silent);
-  const columns = [shown.some((line) => line.name), true, true, shown.some((line) => line.points.some((point) => point[2]))];
+  const columns = [
+    shown.some((line) => line.name),
+    true,
+    true,
+    shown.some((line) => line.points.some((point) => point[2])),
+  ];
   const kept = (row) => row.filter((_, index) => columns[index]);
-  const rows = shown.flatMap((line) => line.points.map(([x, y, text]) => kept([line.name, digits(x), digits(y), text ?? ""])));
+  const rows = shown.flatMap((line) =>
+    line.points.map(([x, y, text]) => kept([line.name, digits(x), digits(y), text ?? ""])),
+  );
   return { head: kept(heads), rows };
 }

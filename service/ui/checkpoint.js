@@ -15,8 +15,25 @@ const MOST_REPORTS = 3;
 const MOST_JOBS = 30;
 
 export async function showCheckpoint(view, { argument: id, signal }) {
-  const [checkpoint, others] = await Promise.all([get(`${checkpointPath(id)}?limit=1`, { signal }), list("/v1/checkpoints", "checkpoints")]);
-  const head = el("div", { class: "head" }, el("div", {}, el("h1", {}, checkpoint.id), el("p", { class: "muted" }, `${plural(checkpoint.files.length, "file")} · ${count(checkpoint.parameters)} parameters · ${bytes(checkpoint.bytes)}`)));
+  const [checkpoint, others] = await Promise.all([
+    get(`${checkpointPath(id)}?limit=1`, { signal }),
+    list("/v1/checkpoints", "checkpoints"),
+  ]);
+  const head = el(
+    "div",
+    { class: "head" },
+    el(
+      "div",
+      {},
+      el("h1", {}, checkpoint.id),
+      el(
+        "p",
+        { class: "muted" },
+        `${plural(checkpoint.files.length, "file")} · ${count(checkpoint.parameters)} ` +
+          `parameters · ${bytes(checkpoint.bytes)}`,
+      ),
+    ),
+  );
   if (!checkpoint.complete) {
     fill(view, head, missing(checkpoint, view, signal));
     return;
@@ -25,10 +42,17 @@ export async function showCheckpoint(view, { argument: id, signal }) {
   head.append(el("div", { class: "row" }, start));
   const plans = new PlanView();
   const earlier = new EarlierJobs(id, signal);
-  const form = new SpecForm(kept.get(id), aboutOf(checkpoint, others.map((other) => other.id)), (spec) => {
-    kept.put(id, spec);
-    planner.want(spec);
-  });
+  const form = new SpecForm(
+    kept.get(id),
+    aboutOf(
+      checkpoint,
+      others.map((other) => other.id),
+    ),
+    (spec) => {
+      kept.put(id, spec);
+      planner.want(spec);
+    },
+  );
   const planner = new Planner((spec) => post("/v1/plans", { checkpoint: id, spec }, { signal }), {
     show: (plan, spec) => {
       plans.know(earlier.known(spec));
@@ -40,11 +64,24 @@ export async function showCheckpoint(view, { argument: id, signal }) {
   });
   const family = el("div");
   start.addEventListener("click", () => begin(start, id, form, plans));
-  fill(view, head, el("div", { class: "split" }, el("section", { class: "panel", "aria-label": "What to do" }, form.element), plans.element), family);
+  fill(
+    view,
+    head,
+    el(
+      "div",
+      { class: "split" },
+      el("section", { class: "panel", "aria-label": "What to do" }, form.element),
+      plans.element,
+    ),
+    family,
+  );
   form.take(form.spec);
   await earlier.load();
   if (signal.aborted || earlier.jobs.length === 0) return;
-  fill(family, familyTree(id, earlier.jobs, earlier.specs, (spec) => form.take(spec)));
+  fill(
+    family,
+    familyTree(id, earlier.jobs, earlier.specs, (spec) => form.take(spec)),
+  );
   form.take(form.spec);
 }
 
@@ -52,7 +89,18 @@ function missing(checkpoint, view, signal) {
   const again = () => showCheckpoint(view, { argument: checkpoint.id, signal });
   const names = checkpoint.missing.slice(0, 20);
   return [
-    el("div", { class: "notice warn" }, el("strong", {}, "Files are missing"), el("p", {}, "A job needs all shards and their index. Drop those that are missing."), el("ul", { class: "mono" }, names.map((name) => el("li", {}, name)), checkpoint.missing.length > names.length && el("li", {}, "…"))),
+    el(
+      "div",
+      { class: "notice warn" },
+      el("strong", {}, "Files are missing"),
+      el("p", {}, "A job needs all shards and their index. Drop those that are missing."),
+      el(
+        "ul",
+        { class: "mono" },
+        names.map((name) => el("li", {}, name)),
+        checkpoint.missing.length > names.length && el("li", {}, "…"),
+      ),
+    ),
     dropZone({ id: checkpoint.id, onStored: again, signal }),
   ];
 }
@@ -60,7 +108,10 @@ function missing(checkpoint, view, signal) {
 async function begin(button, id, form, plans) {
   button.disabled = true;
   try {
-    const headers = { "Content-Type": "application/json", "Idempotency-Key": crypto.getRandomValues(new Uint32Array(4)).join("-") };
+    const headers = {
+      "Content-Type": "application/json",
+      "Idempotency-Key": crypto.getRandomValues(new Uint32Array(4)).join("-"),
+    };
     const job = await post("/v1/jobs", { checkpoint: id, spec: form.spec }, { headers });
     location.hash = `#/jobs/${encodeURIComponent(job.id)}`;
   } catch (error) {
@@ -101,8 +152,15 @@ class EarlierJobs {
   }
 
   #find(spec) {
-    const report = this.#reports.find((each) => alike(each.spec, spec) && each.layers.some((layer) => layer.singular_values));
+    const report = this.#reports.find(
+      (each) => alike(each.spec, spec) && each.layers.some((layer) => layer.singular_values),
+    );
     const jobs = this.jobs.filter((job, i) => job.summary?.relative_error > 0 && alike(this.specs[i], spec));
-    return { spectra: report ? spectraOf(report) : new Map(), jobs, from: report?.job_id ?? null, calibrated: Boolean(spec.calibration) };
+    return {
+      spectra: report ? spectraOf(report) : new Map(),
+      jobs,
+      from: report?.job_id ?? null,
+      calibrated: Boolean(spec.calibration),
+    };
   }
 }

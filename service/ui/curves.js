@@ -7,7 +7,8 @@ const STEPS = 41;
 const SHARES = Array.from({ length: STEPS }, (_, i) => 0.02 + (0.98 * i) / (STEPS - 1));
 
 /**
- * The curves for the layers of a plan, in the forms that it has for them; `fixed` are the parameters of all other tensors.
+ * The curves for the layers of a plan, in the forms that it has for them; `fixed` are the parameters of all other
+ * tensors.
  *
  * Returns `{lines, without}`: `without` counts the layers that have no curve, such as those to be rounded.
  */

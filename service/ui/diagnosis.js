@@ -57,7 +57,10 @@ export const DIAGNOSES = [
       const next = isCalibrated(report)
         ? "Expect a worse model: test it before use, keep more, or train it further."
         : "Expect a worse model: keep more, or calibrate, so that the error is small where the inputs are.";
-      return `The error over all layers is ${digits(error)}: of the weights' energy, ${percent(error * error)} is lost. ${next}`;
+      return (
+        `The error over all layers is ${digits(error)}: of the weights' energy, ` +
+        `${percent(error * error)} is lost. ${next}`
+      );
     },
   },
   {
@@ -69,7 +72,8 @@ export const DIAGNOSES = [
       const over = meanError(factored(report));
       const [kind, error, layers] = kinds.reduce((a, b) => (b[1] > a[1] ? b : a), ["", -1, []]);
       if (kinds.length < 2 || !over || error < threshold * over) return null;
-      const told = `The weights of ${kind} lose most: an error of ${digits(error)}, and ${digits(over)} over all layers.`;
+      const told =
+        `The weights of ${kind} lose most: an error of ${digits(error)}, ` + `and ${digits(over)} over all layers.`;
       return `${told}${budgetAdvice(report, layers)}`;
     },
   },
@@ -99,7 +103,10 @@ export const DIAGNOSES = [
       if (layers.length < FEW_LAYERS || !middle || !far.length || far.length > layers.length / 10 + 1) return null;
       far.sort((a, b) => errorOf(b) - errorOf(a));
       const names = listed(far.map((layer) => layer.name));
-      return `${plural(far.length, "layer")} ${have(far.length)} more than ${threshold} times the usual error: ${names}. An override can spare them.`;
+      return (
+        `${plural(far.length, "layer")} ${have(far.length)} more than ${threshold} times ` +
+        `the usual error: ${names}. An override can spare them.`
+      );
     },
   },
   {
@@ -109,7 +116,10 @@ export const DIAGNOSES = [
     say({ totals }, threshold) {
       const times = totals.error_over_optimal;
       if (times == null || times < threshold) return null;
-      return `The errors are ${digits(times)} times the best possible ones at these ranks. svd reaches the optimum, and pivot stores the same at fewer parameters.`;
+      return (
+        `The errors are ${digits(times)} times the best possible ones at these ranks. svd ` +
+        "reaches the optimum, and pivot stores the same at fewer parameters."
+      );
     },
   },
   {
@@ -117,10 +127,15 @@ export const DIAGNOSES = [
     threshold: 0.6,
     tone: "warn",
     say(report, threshold) {
-      const shares = factored(report).map(shareForMostEnergy).filter((share) => share !== null);
+      const shares = factored(report)
+        .map(shareForMostEnergy)
+        .filter((share) => share !== null);
       const typical = median(shares);
       if (typical === null || typical < threshold) return null;
-      return `The spectra are flat: 90 % of a typical layer's energy needs about ${percent(typical)} of its rank. int8 or int4 may lose less at the same size.`;
+      return (
+        "The spectra are flat: 90 % of a typical layer's energy needs about " +
+        `${percent(typical)} of its rank. int8 or int4 may lose less at the same size.`
+      );
     },
   },
   {
@@ -135,7 +150,10 @@ export const DIAGNOSES = [
       const reasons = grouped(kept, (layer) => layer.reason ?? "unknown");
       const [reason] = [...reasons].reduce((a, b) => (size(b[1]) > size(a[1]) ? b : a));
       const why = REASONS[reason] ?? reason;
-      return `${kept.length} of ${plural(report.layers.length, "selected weight")} stayed dense, with ${percent(share)} of their parameters. Most because: ${why}`;
+      return (
+        `${kept.length} of ${plural(report.layers.length, "selected weight")} stayed ` +
+        `dense, with ${percent(share)} of their parameters. Most because: ${why}`
+      );
     },
   },
   {
@@ -146,7 +164,10 @@ export const DIAGNOSES = [
       const share = sum(rules.map((rule) => rule.share));
       if (!rules.length || share < threshold) return null;
       const largest = rules.reduce((a, b) => (b.share > a.share ? b : a));
-      return `${percent(share)} of the parameters were left out, most by “${largest.rule}”: no rank can save more than the other ${percent(1 - share)}.`;
+      return (
+        `${percent(share)} of the parameters were left out, most by “${largest.rule}”: no ` +
+        `rank can save more than the other ${percent(1 - share)}.`
+      );
     },
   },
   {
@@ -156,14 +177,19 @@ export const DIAGNOSES = [
     say(report, threshold) {
       const broken = report.layers.filter((layer) => layer.reason === "not_finite");
       if (broken.length < threshold) return null;
-      return `${plural(broken.length, "weight")} ${have(broken.length)} NaN or infinity: ${listed(broken.map((layer) => layer.name))}. Look at the input.`;
+      return (
+        `${plural(broken.length, "weight")} ${have(broken.length)} NaN or infinity: ` +
+        `${listed(broken.map((layer) => layer.name))}. Look at the input.`
+      );
     },
   },
 ];
 
 export const NOTHING = { name: "nothing", tone: "good", text: "Nothing stands out: no rule found a fault." };
 
-/** Say what stands out in a report, as `{name, tone, text}`; texts hold names of layers, so they are text, never HTML. */
+/**
+ * Say what stands out in a report, as `{name, tone, text}`; texts hold names of layers, so they are text, never HTML.
+ */
 export function diagnose(report) {
   const said = DIAGNOSES.map(({ name, tone, threshold, say }) => ({ name, tone, text: say(report, threshold) }));
   const found = said.filter(({ text }) => text !== null);

@@ -20,7 +20,10 @@ export function fill(element, ...children) {
 }
 
 function kept(children) {
-  return children.flat(Infinity).filter((child) => child != null && child !== false).map((child) => (child instanceof Node ? child : String(child)));
+  return children
+    .flat(Infinity)
+    .filter((child) => child != null && child !== false)
+    .map((child) => (child instanceof Node ? child : String(child)));
 }
 
 /** Tell those who hear the page what has changed. */
@@ -31,7 +34,11 @@ export function announce(text) {
 /** Text to be copied. */
 export function code(text, label) {
   const block = el("pre", { tabindex: "0", role: "group", "aria-label": label }, text);
-  const copy = el("button", { type: "button", "aria-label": `Copy ${label}`, onclick: () => copied(block, copy, label) }, "Copy");
+  const copy = el(
+    "button",
+    { type: "button", "aria-label": `Copy ${label}`, onclick: () => copied(block, copy, label) },
+    "Copy",
+  );
   return el("div", { class: "code" }, block, copy);
 }
 
@@ -48,7 +55,14 @@ async function copied(block, button, label) {
 
 /** Show a problem: what happened, which fields, and what to do. */
 export function notice(problem, ...more) {
-  const fields = (problem.fields ?? []).map((field) => el("li", {}, el("span", { class: "mono" }, field.pointer), field.detail === problem.message ? "" : ` ${field.detail}`));
+  const fields = (problem.fields ?? []).map((field) =>
+    el(
+      "li",
+      {},
+      el("span", { class: "mono" }, field.pointer),
+      field.detail === problem.message ? "" : ` ${field.detail}`,
+    ),
+  );
   return el(
     "div",
     { class: "notice bad", role: "alert" },
@@ -69,8 +83,29 @@ export function table(caption, header, rows, { prose = false } = {}) {
       "table",
       {},
       el("caption", { class: "visually-hidden" }, caption),
-      el("thead", {}, el("tr", {}, header.map((name, i) => (i === 0 && name === "" ? el("td") : el("th", { scope: "col", class: i > 0 ? kind : null }, name))))),
-      el("tbody", {}, rows.map((row) => el("tr", { class: row.class }, el("th", { scope: "row", class: "name" }, row.cells[0]), row.cells.slice(1).map((content) => el("td", { class: kind }, content ?? "–"))))),
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          header.map((name, i) =>
+            i === 0 && name === "" ? el("td") : el("th", { scope: "col", class: i > 0 ? kind : null }, name),
+          ),
+        ),
+      ),
+      el(
+        "tbody",
+        {},
+        rows.map((row) =>
+          el(
+            "tr",
+            { class: row.class },
+            el("th", { scope: "row", class: "name" }, row.cells[0]),
+            row.cells.slice(1).map((content) => el("td", { class: kind }, content ?? "–")),
+          ),
+        ),
+      ),
     ),
   );
 }

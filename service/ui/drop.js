@@ -31,8 +31,24 @@ export function dropZone({ id = null, onStored, signal }) {
 }
 
 function picker(take) {
-  const files = el("input", { type: "file", multiple: true, class: "visually-hidden", id: "files", tabindex: "-1", "aria-label": "Files of a checkpoint", onchange: () => take(chosen(files)) });
-  const folder = el("input", { type: "file", webkitdirectory: true, class: "visually-hidden", id: "folder", tabindex: "-1", "aria-label": "Folder of a checkpoint", onchange: () => take(chosen(folder)) });
+  const files = el("input", {
+    type: "file",
+    multiple: true,
+    class: "visually-hidden",
+    id: "files",
+    tabindex: "-1",
+    "aria-label": "Files of a checkpoint",
+    onchange: () => take(chosen(files)),
+  });
+  const folder = el("input", {
+    type: "file",
+    webkitdirectory: true,
+    class: "visually-hidden",
+    id: "folder",
+    tabindex: "-1",
+    "aria-label": "Folder of a checkpoint",
+    onchange: () => take(chosen(folder)),
+  });
   const over = (event) => {
     event.preventDefault();
     zone.classList.add("over");
@@ -52,7 +68,12 @@ function picker(take) {
       },
     },
     el("h2", {}, "Drop a checkpoint here"),
-    el("p", { class: "muted" }, "A .safetensors file, all shards with their index, or the whole folder of a model. With config.json and the tokenizer’s files, the result is a folder that runs."),
+    el(
+      "p",
+      { class: "muted" },
+      "A .safetensors file, all shards with their index, or the whole folder of a " +
+        "model. With config.json and the tokenizer’s files, the result is a folder that runs.",
+    ),
     el(
       "div",
       { class: "row" },
@@ -78,12 +99,23 @@ function unfinished() {
       "ul",
       {},
       open.map((record) => {
-        const item = el("li", {}, el("span", { class: "mono" }, record.name), ` for ${record.checkpoint}, ${percent(record.offset / record.size, 0)} of ${bytes(record.size)} sent `);
+        const item = el(
+          "li",
+          {},
+          el("span", { class: "mono" }, record.name),
+          ` for ${record.checkpoint}, ${percent(record.offset / record.size, 0)} of ${bytes(record.size)} sent `,
+        );
         const drop = async () => {
           await giveUp(record);
           item.remove();
         };
-        item.append(el("button", { type: "button", class: "quiet", "aria-label": `Give up ${record.name}`, onclick: drop }, "Give up"));
+        item.append(
+          el(
+            "button",
+            { type: "button", class: "quiet", "aria-label": `Give up ${record.name}`, onclick: drop },
+            "Give up",
+          ),
+        );
         return item;
       }),
     ),
@@ -102,7 +134,16 @@ async function sendAll(body, { folder, files }, id, signal, onStored) {
   const told = el("p", { class: "small muted" });
   fill(
     body,
-    el("div", { class: "panel stack" }, el("h2", {}, `Storing ${checkpoint}`), bar, told, cost, leftOut(left), el("div", { class: "row" }, el("button", { type: "button", onclick: () => stop.abort() }, "Stop"))),
+    el(
+      "div",
+      { class: "panel stack" },
+      el("h2", {}, `Storing ${checkpoint}`),
+      bar,
+      told,
+      cost,
+      leftOut(left),
+      el("div", { class: "row" }, el("button", { type: "button", onclick: () => stop.abort() }, "Stop")),
+    ),
   );
   announce(`Storing ${checkpoint}`);
   const began = performance.now();
@@ -117,7 +158,8 @@ async function sendAll(body, { folder, files }, id, signal, onStored) {
     try {
       await upload(file, checkpoint, name, { onOffset, signal: both });
     } catch (error) {
-      if (stop.signal.aborted && !signal.aborted) throw new Error("The upload was stopped. Choose the same files again to go on.");
+      if (stop.signal.aborted && !signal.aborted)
+        throw new Error("The upload was stopped. Choose the same files again to go on.");
       throw error;
     }
     done += file.size;
@@ -130,7 +172,12 @@ async function sendAll(body, { folder, files }, id, signal, onStored) {
 async function costOf(taken) {
   try {
     const { totals } = await planOfHeaders(taken, FIRST_SPEC);
-    return el("p", {}, `At half of each layer: ${count(totals.parameters_before)} → ${count(totals.parameters_after)} parameters, ${bytes(totals.bytes_before)} → ${bytes(totals.bytes_after)}.`);
+    return el(
+      "p",
+      {},
+      `At half of each layer: ${count(totals.parameters_before)} → ` +
+        `${count(totals.parameters_after)} parameters, ${bytes(totals.bytes_before)} → ${bytes(totals.bytes_after)}.`,
+    );
   } catch (error) {
     // Shards that are missing may come later, and the spec is not yet what is wanted.
     if (FINAL.has(error.kind) && error.fault !== "missing-files") throw error;
@@ -141,17 +188,30 @@ async function costOf(taken) {
 function refused(left) {
   const pickles = left.some((name) => /\.(bin|pt|pth|ckpt|pkl)$/.test(name));
   const why = pickles ? " Pickled weights are never opened here; convert them to safetensors first." : "";
-  return Object.assign(new Error(`There is no .safetensors file among ${left.length ? left.slice(0, 5).join(", ") : "them"}.${why}`), { title: "Nothing to store" });
+  return Object.assign(
+    new Error(`There is no .safetensors file among ${left.length ? left.slice(0, 5).join(", ") : "them"}.${why}`),
+    { title: "Nothing to store" },
+  );
 }
 
 function leftOut(left) {
   if (left.length === 0) return null;
-  return el("p", { class: "small muted" }, `${plural(left.length, "file")} not sent, since no checkpoint takes their type: ${left.slice(0, 5).join(", ")}${left.length > 5 ? ", …" : ""}`);
+  return el(
+    "p",
+    { class: "small muted" },
+    `${plural(left.length, "file")} not sent, since no checkpoint takes their type: ` +
+      `${left.slice(0, 5).join(", ")}${left.length > 5 ? ", …" : ""}`,
+  );
 }
 
 /** Find an id that is not taken, or that of a checkpoint which the same files were stored as. */
 async function freeId(proposed, taken) {
-  const stored = new Map((await list("/v1/checkpoints", "checkpoints", { most: Infinity })).map((checkpoint) => [checkpoint.id, checkpoint.files]));
+  const stored = new Map(
+    (await list("/v1/checkpoints", "checkpoints", { most: Infinity })).map((checkpoint) => [
+      checkpoint.id,
+      checkpoint.files,
+    ]),
+  );
   for (let i = 1; ; i += 1) {
     const id = i === 1 ? proposed : `${proposed}-${i}`;
     if (!stored.has(id)) return id;

@@ -23,11 +23,12 @@ export function familyTree(checkpoint, jobs, specs, take) {
   const shortSpecs = specs.map((spec) => withoutDefaults(spec));
   const above = parents(shortSpecs);
   const order = [];
-  const walk = (parent, depth) => above.forEach((own, i) => {
-    if (own !== parent) return;
-    order.push({ i, depth });
-    walk(i, depth + 1);
-  });
+  const walk = (parent, depth) =>
+    above.forEach((own, i) => {
+      if (own !== parent) return;
+      order.push({ i, depth });
+      walk(i, depth + 1);
+    });
   walk(null, 0);
   const told = new Map(order.map(({ i, depth }) => [jobs[i].id, { i, depth, change: change(shortSpecs, above, i) }]));
   const lineOf = (job) => {
@@ -38,12 +39,30 @@ export function familyTree(checkpoint, jobs, specs, take) {
       stateOf(job),
       el("a", { href: jobLink(job.id) }, text),
       el("span", { class: "muted small" }, outcome(job)),
-      el("button", { type: "button", class: "quiet", "aria-label": `Take the spec of ${job.id}`, onclick: () => take(withoutDefaults(specs[i])) }, "Take this spec"),
+      el(
+        "button",
+        {
+          type: "button",
+          class: "quiet",
+          "aria-label": `Take the spec of ${job.id}`,
+          onclick: () => take(withoutDefaults(specs[i])),
+        },
+        "Take this spec",
+      ),
     );
     line.style.setProperty("--depth", Math.min(depth, 8));
     return line;
   };
-  return el("section", { class: "stack", "aria-label": "Jobs of this checkpoint" }, el("h2", {}, "What became of it"), el("p", { class: "muted small" }, `Jobs on ${checkpoint}. A job stands below the earlier one that it changes.`), chooser(order.map(({ i }) => jobs[i]), { lineOf }));
+  return el(
+    "section",
+    { class: "stack", "aria-label": "Jobs of this checkpoint" },
+    el("h2", {}, "What became of it"),
+    el("p", { class: "muted small" }, `Jobs on ${checkpoint}. A job stands below the earlier one that it changes.`),
+    chooser(
+      order.map(({ i }) => jobs[i]),
+      { lineOf },
+    ),
+  );
 }
 
 /** What a job changes in its parent, or its whole spec in short. */

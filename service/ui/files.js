@@ -27,9 +27,16 @@ export function proposedId(folder, files) {
 /** Sort files into those that are sent, weights last, and those that no checkpoint takes. */
 export function sorted(files) {
   const named = files.map((file) => ({ file, name: legalName(file.name) }));
-  const rank = ({ name }) => (INDEX.test(name) ? 0 : WEIGHTS.test(name) ? 2 : COMPANION.test(name) && !NOT_TAKEN.test(name) ? 1 : -1);
-  const taken = named.filter((entry) => rank(entry) >= 0).sort((a, b) => rank(a) - rank(b) || a.name.localeCompare(b.name));
-  return { taken, left: named.filter((entry) => rank(entry) < 0).map((entry) => entry.file.name), weights: taken.some((entry) => rank(entry) === 2) };
+  const rank = ({ name }) =>
+    INDEX.test(name) ? 0 : WEIGHTS.test(name) ? 2 : COMPANION.test(name) && !NOT_TAKEN.test(name) ? 1 : -1;
+  const taken = named
+    .filter((entry) => rank(entry) >= 0)
+    .sort((a, b) => rank(a) - rank(b) || a.name.localeCompare(b.name));
+  return {
+    taken,
+    left: named.filter((entry) => rank(entry) < 0).map((entry) => entry.file.name),
+    weights: taken.some((entry) => rank(entry) === 2),
+  };
 }
 
 /** Read what was dropped: files, or one folder, whose subfolders stay behind. */
@@ -38,7 +45,11 @@ export async function dropped(transfer) {
   const folder = entries.find((entry) => entry.isDirectory);
   if (!folder) return { folder: "", files: [...transfer.files] };
   const inside = await children(folder);
-  const files = await Promise.all(inside.filter((entry) => entry.isFile).map((entry) => new Promise((resolve, reject) => entry.file(resolve, reject))));
+  const files = await Promise.all(
+    inside
+      .filter((entry) => entry.isFile)
+      .map((entry) => new Promise((resolve, reject) => entry.file(resolve, reject))),
+  );
   return { folder: folder.name, files };
 }
 

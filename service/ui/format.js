@@ -9,7 +9,12 @@ export function whole(number) {
 }
 
 function scaled(number, unit) {
-  const steps = [[1e12, "T"], [1e9, unit === "B" ? "G" : "B"], [1e6, "M"], [1e3, "k"]];
+  const steps = [
+    [1e12, "T"],
+    [1e9, unit === "B" ? "G" : "B"],
+    [1e6, "M"],
+    [1e3, "k"],
+  ];
   const [size, prefix] = steps.find(([least]) => Math.abs(number) >= least * 0.9995) ?? [1, ""];
   const value = number / size;
   const digits = size === 1 ? 0 : Math.abs(value) >= 99.95 ? 0 : Math.abs(value) >= 9.995 ? 1 : 2;

@@ -8,7 +8,10 @@ const OUTSIDE = "–";
 
 /** The name of a group of alike layers: numbers become stars. */
 export function pattern(name) {
-  return name.split(".").map((part) => (/^\d+$/.test(part) ? "*" : part)).join(".");
+  return name
+    .split(".")
+    .map((part) => (/^\d+$/.test(part) ? "*" : part))
+    .join(".");
 }
 
 /**
@@ -23,7 +26,9 @@ export function grid(names) {
   const all = [...new Set(places.map(rowOf))];
   const rows = all.length > MOST_ROWS ? [...all.slice(0, MOST_ROWS - 1), `${all.length - MOST_ROWS + 1} others`] : all;
   const index = new Map(all.map((row, i) => [row, Math.min(i, rows.length - 1)]));
-  const blocks = [...new Set(places.map((each) => each.block).filter((block) => block !== OUTSIDE))].sort((a, b) => a - b);
+  const blocks = [...new Set(places.map((each) => each.block).filter((block) => block !== OUTSIDE))].sort(
+    (a, b) => a - b,
+  );
   const outside = places.some((each) => each.block === OUTSIDE);
   const together = Math.ceil(blocks.length / MOST_COLUMNS) || 1;
   const columns = [];
@@ -33,7 +38,11 @@ export function grid(names) {
   }
   const columnOf = new Map(blocks.map((block, i) => [block, Math.floor(i / together)]));
   if (outside) columns.push(OUTSIDE);
-  const cellOf = places.map((each) => index.get(rowOf(each)) * columns.length + (each.block === OUTSIDE ? columns.length - 1 : columnOf.get(each.block)));
+  const cellOf = places.map(
+    (each) =>
+      index.get(rowOf(each)) * columns.length +
+      (each.block === OUTSIDE ? columns.length - 1 : columnOf.get(each.block)),
+  );
   return { rows, columns, cellOf };
 }
 
@@ -59,7 +68,9 @@ export function cells({ rows, columns, cellOf }, values, weights, tell) {
   return found;
 }
 
-/** Group layers that are alike but for their numbers, in the order of the model; `patterns` are those of their names. */
+/**
+ * Group layers that are alike but for their numbers, in the order of the model; `patterns` are those of their names.
+ */
 export function groups(layers, patterns) {
   const found = new Map();
   layers.forEach((layer, i) => {
@@ -74,6 +85,9 @@ export function groups(layers, patterns) {
 export function span(values, show = String) {
   const known = values.filter((value) => value != null);
   if (known.length === 0) return "–";
-  const [least, most] = known.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+  const [least, most] = known.reduce(
+    ([low, high], value) => [Math.min(low, value), Math.max(high, value)],
+    [Infinity, -Infinity],
+  );
   return show(least) === show(most) ? show(least) : `${show(least)}–${show(most)}`;
 }

@@ -17,8 +17,23 @@ export async function showHome(view, { signal }) {
   };
   fill(
     view,
-    el("div", { class: "stack" }, el("h1", {}, "Make a checkpoint smaller"), el("p", { class: "lead" }, "Drop a safetensors checkpoint, choose a size, see what it costs for each layer, and start. Linear weights are replaced by low-rank factors or integers; everything else stays as it is.")),
-    el("div", { class: "halves" }, dropZone({ onStored, signal }), el("section", { class: "panel" }, el("h2", {}, "Stored checkpoints"), stored)),
+    el(
+      "div",
+      { class: "stack" },
+      el("h1", {}, "Make a checkpoint smaller"),
+      el(
+        "p",
+        { class: "lead" },
+        "Drop a safetensors checkpoint, choose a size, see what it costs for each layer, " +
+          "and start. Linear weights are replaced by low-rank factors or integers; everything else stays as it is.",
+      ),
+    ),
+    el(
+      "div",
+      { class: "halves" },
+      dropZone({ onStored, signal }),
+      el("section", { class: "panel" }, el("h2", {}, "Stored checkpoints"), stored),
+    ),
     recent,
   );
   await Promise.all([showStored(stored), showRecent(recent)]);
@@ -50,7 +65,12 @@ function storedLine(checkpoint) {
       "div",
       {},
       el("a", { href: `#/checkpoints/${encodeURIComponent(checkpoint.id)}` }, checkpoint.id),
-      el("p", { class: "small muted" }, `${bytes(checkpoint.bytes)} · ${plural(checkpoint.files.length, "file")} · ${time(checkpoint.stored_at)}${checkpoint.complete ? "" : " · files are missing"}`),
+      el(
+        "p",
+        { class: "small muted" },
+        `${bytes(checkpoint.bytes)} · ${plural(checkpoint.files.length, "file")} · ` +
+          `${time(checkpoint.stored_at)}${checkpoint.complete ? "" : " · files are missing"}`,
+      ),
     ),
     el("button", { type: "button", class: "quiet", "aria-label": `Delete ${checkpoint.id}`, onclick: drop }, "Delete"),
   );
@@ -59,5 +79,17 @@ function storedLine(checkpoint) {
 async function showRecent(element) {
   const jobs = await list("/v1/jobs", "jobs", { most: RECENT });
   if (jobs.length === 0) return;
-  fill(element, el("section", { class: "panel" }, el("div", { class: "head" }, el("h2", {}, "Latest jobs"), el("a", { href: "#/jobs" }, "All jobs")), el("ul", { class: "plain" }, jobs.map((job) => el("li", {}, jobLine(job))))));
+  fill(
+    element,
+    el(
+      "section",
+      { class: "panel" },
+      el("div", { class: "head" }, el("h2", {}, "Latest jobs"), el("a", { href: "#/jobs" }, "All jobs")),
+      el(
+        "ul",
+        { class: "plain" },
+        jobs.map((job) => el("li", {}, jobLine(job))),
+      ),
+    ),
+  );
 }

@@ -28,7 +28,11 @@ export function jobLine(job) {
 }
 
 export function outcome(job) {
-  if (job.summary) return `−${percent(job.summary.parameter_savings)} parameters, ${bytes(job.summary.bytes_after)}, error ${errorText(job.summary.relative_error)}`;
+  if (job.summary)
+    return (
+      `−${percent(job.summary.parameter_savings)} parameters, ` +
+      `${bytes(job.summary.bytes_after)}, error ${errorText(job.summary.relative_error)}`
+    );
   if (job.error) return job.error.title;
   if (job.waiting) return `waits: ${job.waiting.title.toLowerCase()}`;
   if (job.state === "queued" && job.queue_position !== null) return `${job.queue_position} ahead`;
@@ -37,18 +41,28 @@ export function outcome(job) {
 
 export async function showJobs(view, { query, signal }) {
   const body = el("div");
-  const state = el("select", { onchange: () => go() }, STATES.map((name) => el("option", { value: name }, name || "any state")));
+  const state = el(
+    "select",
+    { onchange: () => go() },
+    STATES.map((name) => el("option", { value: name }, name || "any state")),
+  );
   const checkpoint = el("input", { type: "search", placeholder: "any checkpoint", onchange: () => go() });
   state.value = query.get("state") ?? "";
   checkpoint.value = query.get("checkpoint") ?? "";
   const go = () => {
-    const wanted = new URLSearchParams(Object.entries({ state: state.value, checkpoint: checkpoint.value.trim() }).filter(([, value]) => value));
+    const wanted = new URLSearchParams(
+      Object.entries({ state: state.value, checkpoint: checkpoint.value.trim() }).filter(([, value]) => value),
+    );
     history.replaceState(null, "", `#/jobs${wanted.size ? `?${wanted}` : ""}`);
     load();
   };
   const load = async () => {
     try {
-      const jobs = await list("/v1/jobs", "jobs", { most: MOST_SHOWN, state: state.value, fits: (job) => job.checkpoint.includes(checkpoint.value.trim()) });
+      const jobs = await list("/v1/jobs", "jobs", {
+        most: MOST_SHOWN,
+        state: state.value,
+        fits: (job) => job.checkpoint.includes(checkpoint.value.trim()),
+      });
       if (!signal.aborted) fill(body, jobs.length ? chooser(jobs) : el("p", { class: "muted" }, "No job fits."));
     } catch (error) {
       fill(body, notice(error));
@@ -76,12 +90,24 @@ export function chooser(jobs, { lineOf = jobLine } = {}) {
     compare.classList.toggle("primary", ready);
     if (ready) compare.href = `#/compare?jobs=${chosen.map((job) => encodeURIComponent(job.id)).join(",")}`;
     else compare.removeAttribute("href");
-    hint.textContent = one ? "Choose two to five finished jobs of one checkpoint." : "These are jobs of different checkpoints.";
+    hint.textContent = one
+      ? "Choose two to five finished jobs of one checkpoint."
+      : "These are jobs of different checkpoints.";
   };
   const row = (job) => {
-    const box = el("input", { type: "checkbox", disabled: job.state !== "succeeded", "aria-label": `Compare ${job.id}`, onchange: update });
+    const box = el("input", {
+      type: "checkbox",
+      disabled: job.state !== "succeeded",
+      "aria-label": `Compare ${job.id}`,
+      onchange: update,
+    });
     boxes.set(job.id, box);
     return el("li", { class: "row" }, box, lineOf(job));
   };
-  return el("section", { class: "panel stack", "aria-label": "Jobs" }, el("ul", { class: "plain" }, jobs.map(row)), el("div", { class: "row" }, compare, hint));
+  return el(
+    "section",
+    { class: "panel stack", "aria-label": "Jobs" },
+    el("ul", { class: "plain" }, jobs.map(row)),
+    el("div", { class: "row" }, compare, hint),
+  );
 }

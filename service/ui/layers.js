@@ -1,7 +1,8 @@
 // What follows from the names of layers and their figures: blocks, kinds, errors over several layers.
 
 /**
- * Split a module's name at its first number: `encoder.layer.3.output.dense` is block `3` of the kind `output.dense`. Later
+ * Split a module's name at its first number: `encoder.layer.3.output.dense` is block `3` of the kind `output.dense`.
+ * Later
  * numbers, such as those of experts, are one kind: `mlp.experts.*.up_proj`.
  */
 export function placeOf(name) {
@@ -44,7 +45,8 @@ function sortedColumns(columns) {
   for (const { place, position } of columns.values()) {
     if (!first.has(place.stack)) first.set(place.stack, position);
   }
-  const order = ([, { place }]) => (place.block === "–" ? [Infinity, 0] : [first.get(place.stack), Number(place.block)]);
+  const order = ([, { place }]) =>
+    place.block === "–" ? [Infinity, 0] : [first.get(place.stack), Number(place.block)];
   const compare = (a, b) => {
     const [p, q] = [order(a), order(b)];
     return p[0] === q[0] ? p[1] - q[1] : p[0] - q[0];

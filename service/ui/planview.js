@@ -6,13 +6,16 @@ import { bytes, count, error as errorText, percent, plural, whole } from "./form
 import { cells, grid, groups, pattern, span } from "./grouping.js";
 import { sum } from "./layers.js";
 import { curves } from "./curves.js";
+import { costFigure, curveNote, jobsOnCurve, MEANING, withoutNote } from "./plancost.js";
 import { lossBounds, planCost, tellLoss } from "./spectra.js";
 
 const MOST_GROUPS = 60;
-const UNITS = [[1e9, "billions"], [1e6, "millions"], [1e3, "thousands"], [1, "number"]];
-
-const MEANING =
-  "An error of 0 leaves weights as they are, one of 1 keeps nothing of them; what a model's answers lose, only a test of it shows. ";
+const UNITS = [
+  [1e9, "billions"],
+  [1e6, "millions"],
+  [1e3, "thousands"],
+  [1, "number"],
+];
 
 /** The live part of a checkpoint's view; `show` is called for each plan that comes. */
 export class PlanView {
@@ -24,16 +27,38 @@ export class PlanView {
 
   constructor() {
     const part = () => el("div");
-    this.#parts = { totals: part(), fault: part(), curveHead: el("h2", {}, "Error against size"), curve: part(), curveNote: el("p", { class: "small muted" }), map: part(), layers: part(), left: part(), warnings: part() };
+    this.#parts = {
+      totals: part(),
+      fault: part(),
+      curveHead: el("h2", {}, "Error against size"),
+      curve: part(),
+      curveNote: el("p", { class: "small muted" }),
+      map: part(),
+      layers: part(),
+      left: part(),
+      warnings: part(),
+    };
     const p = this.#parts;
     p.errorOption = el("option", { value: "error" }, "error");
-    this.mapped = el("select", { "aria-label": "What the map shows", onchange: () => this.#drawMap() }, el("option", { value: "share" }, "parameters kept"), el("option", { value: "bytes" }, "bytes kept"), p.errorOption);
+    this.mapped = el(
+      "select",
+      { "aria-label": "What the map shows", onchange: () => this.#drawMap() },
+      el("option", { value: "share" }, "parameters kept"),
+      el("option", { value: "bytes" }, "bytes kept"),
+      p.errorOption,
+    );
     this.element = el(
       "div",
       { class: "stack", "aria-busy": "true" },
       el("section", { class: "panel stack", "aria-label": "What it costs" }, p.totals, p.fault, p.warnings),
       el("section", { class: "panel" }, p.curveHead, p.curve, p.curveNote),
-      el("section", { class: "panel" }, el("div", { class: "head" }, el("h2", {}, "Layers"), el("label", { class: "check" }, this.mapped)), p.map, p.layers),
+      el(
+        "section",
+        { class: "panel" },
+        el("div", { class: "head" }, el("h2", {}, "Layers"), el("label", { class: "check" }, this.mapped)),
+        p.map,
+        p.layers,
+      ),
       p.left,
     );
   }
@@ -102,15 +127,33 @@ export class PlanView {
       el(
         "dl",
         { class: "figures" },
-        group("Parameters", `${bound}${count(t.parameters_after)}`, `of ${count(t.parameters_before)}: ${percent(t.parameter_savings)} saved`),
-        group("Bytes", `${bound}${bytes(t.bytes_after)}`, `of ${bytes(t.bytes_before)}: ${percent(1 - t.bytes_after / Math.max(t.bytes_before, 1))} saved`),
+        group(
+          "Parameters",
+          `${bound}${count(t.parameters_after)}`,
+          `of ${count(t.parameters_before)}: ${percent(t.parameter_savings)} saved`,
+        ),
+        group(
+          "Bytes",
+          `${bound}${bytes(t.bytes_after)}`,
+          `of ${bytes(t.bytes_before)}: ${percent(1 - t.bytes_after / Math.max(t.bytes_before, 1))} saved`,
+        ),
         group("Layers", `${whole(t.layers_factored)} replaced`, `${whole(t.layers_kept)} stay dense`),
         group(tellLoss(this.#known.spectra) ? "Predicted loss" : "Error", ...costFigure(cost, plan)),
       ),
     );
     fill(
       this.#parts.warnings,
-      plan.warnings.length > 0 && el("details", { open: this.#parts.warnings.firstElementChild?.open }, el("summary", {}, plural(plan.warnings.length, "warning")), el("ul", { class: "small" }, plan.warnings.map((text) => el("li", {}, text)))),
+      plan.warnings.length > 0 &&
+        el(
+          "details",
+          { open: this.#parts.warnings.firstElementChild?.open },
+          el("summary", {}, plural(plan.warnings.length, "warning")),
+          el(
+            "ul",
+            { class: "small" },
+            plan.warnings.map((text) => el("li", {}, text)),
+          ),
+        ),
     );
   }
 
@@ -118,7 +161,12 @@ export class PlanView {
     const { lines, without } = this.#layout.curve;
     const { jobs, from, calibrated, spectra } = this.#known;
     const isLoss = tellLoss(spectra);
-    fill(this.#parts.curveNote, MEANING, curveNote(from, lines.length > 0, isLoss), withoutNote(without, plan.layers.length));
+    fill(
+      this.#parts.curveNote,
+      MEANING,
+      curveNote(from, lines.length > 0, isLoss),
+      withoutNote(without, plan.layers.length),
+    );
     const done = jobsOnCurve(jobs, isLoss);
     if (lines.length + done.length === 0) {
       fill(this.#parts.curve, plan.layers.length === 0 && el("p", { class: "muted" }, "No layer is selected."));
@@ -136,7 +184,9 @@ export class PlanView {
     lineChart(this.#parts.curve, {
       title: `${isLoss ? "Predicted loss" : "Error"} against the parameters of the whole checkpoint`,
       series,
-      marks: [{ x: plan.totals.parameters_after / unit, label: plan.totals.exact ? "this plan" : "this plan, at most" }],
+      marks: [
+        { x: plan.totals.parameters_after / unit, label: plan.totals.exact ? "this plan" : "this plan, at most" },
+      ],
       xLabel: `parameters of the whole checkpoint, ${unitName}`,
       yLabel: isLoss ? "predicted rise of the loss" : calibrated ? "error of the outputs" : "relative error",
       zero: true,
@@ -155,9 +205,19 @@ export class PlanView {
     const weights = plan.layers.map((layer) => layer.parameters_before);
     const name = this.#parts.errorOption.textContent;
     const tell = what === "error" ? (value) => `${name} ${errorText(value)}` : (value) => `${percent(value, 0)} kept`;
-    const shown = cells(places, plan.layers.map((layer) => this.#valueOf(layer, what)), weights, tell);
+    const shown = cells(
+      places,
+      plan.layers.map((layer) => this.#valueOf(layer, what)),
+      weights,
+      tell,
+    );
     const legend = what === "error" ? spread(shown) : { low: "0 %", high: "100 % kept" };
-    return heatMap(this.#parts.map, { title: `Layers by kind and block: ${this.mapped.selectedOptions[0].text}`, ...places, cells: shown, legend });
+    return heatMap(this.#parts.map, {
+      title: `Layers by kind and block: ${this.mapped.selectedOptions[0].text}`,
+      ...places,
+      cells: shown,
+      legend,
+    });
   }
 
   #valueOf(layer, what) {
@@ -171,7 +231,11 @@ export class PlanView {
 
   #drawLayers(plan) {
     const open = this.#parts.layers.firstElementChild?.open ?? false;
-    const details = el("details", { open }, el("summary", {}, `Each kind of layer in figures (${whole(this.#layout.kinds)})`));
+    const details = el(
+      "details",
+      { open },
+      el("summary", {}, `Each kind of layer in figures (${whole(this.#layout.kinds)})`),
+    );
     // Rows of a closed table are made when it is opened.
     const put = () => details.open && details.childElementCount === 1 && details.append(...this.#rows(plan));
     details.addEventListener("toggle", put);
@@ -188,16 +252,34 @@ export class PlanView {
       this.#drawLayers(this.#last);
     };
     const rows = table("Layers", ["layers", "number", "shape", "form", "rank", "saved"], shown.map(groupRow));
-    return rest > 0 ? [rows, el("button", { type: "button", class: "quiet", onclick: all }, `Show ${plural(rest, "more row")}`)] : [rows];
+    return rest > 0
+      ? [rows, el("button", { type: "button", class: "quiet", onclick: all }, `Show ${plural(rest, "more row")}`)]
+      : [rows];
   }
 
   #drawLeft(plan) {
-    const rows = plan.not_selected.map((rule) => ({ cells: [rule.rule, whole(rule.tensors), count(rule.parameters), percent(rule.share), el("span", { class: "small mono" }, rule.names.join(", "), rule.tensors > rule.names.length ? ", …" : "")] }));
+    const rows = plan.not_selected.map((rule) => ({
+      cells: [
+        rule.rule,
+        whole(rule.tensors),
+        count(rule.parameters),
+        percent(rule.share),
+        el("span", { class: "small mono" }, rule.names.join(", "), rule.tensors > rule.names.length ? ", …" : ""),
+      ],
+    }));
     const open = this.#parts.left.firstElementChild?.open ?? false;
     const share = sum(plan.not_selected.map((rule) => rule.share));
     fill(
       this.#parts.left,
-      rows.length > 0 && el("details", { class: "panel", open }, el("summary", {}, `Left as it is: ${percent(share)} of the parameters, by ${plural(rows.length, "rule")}`), table("What is not selected, and why", ["rule", "tensors", "parameters", "share", "first names"], rows, { prose: true })),
+      rows.length > 0 &&
+        el(
+          "details",
+          { class: "panel", open },
+          el("summary", {}, `Left as it is: ${percent(share)} of the parameters, by ${plural(rows.length, "rule")}`),
+          table("What is not selected, and why", ["rule", "tensors", "parameters", "share", "first names"], rows, {
+            prose: true,
+          }),
+        ),
     );
   }
 }
@@ -210,57 +292,22 @@ function spread(shown) {
   return known.length > 0 ? { low: errorText(least), high: errorText(most) } : null;
 }
 
-function costFigure(cost, plan) {
-  if (plan.totals.layers_factored === 0) return ["none", "nothing is replaced"];
-  if (cost === null) return ["not known", "measured by the job"];
-  const [least, most] = [errorText(cost.least), errorText(cost.most)];
-  if (!cost.known) return [`at most ${most}`, "no singular values known yet"];
-  if (cost.floor) return [`at least ${least}`, "chosen columns and rows lose more than the singular values tell"];
-  return [least === most ? `about ${most}` : `${least}–${most}`, "from the singular values"];
-}
-
-/** Finished jobs as points: parameters, what they cost, a text, and their id. */
-function jobsOnCurve(jobs, isLoss) {
-  const cost = ({ summary: s }) => (isLoss ? s.predicted_loss : (s.weighted_error ?? s.relative_error));
-  const told = isLoss ? "predicted loss" : "error";
-  return jobs
-    .filter((job) => cost(job) != null)
-    .map((job) => {
-      const size = job.summary.parameters_after;
-      return [size, cost(job), `job ${job.id.slice(0, 9)}: ${told} ${errorText(cost(job))}, ${count(size)} parameters`, job.id];
-    });
-}
-
-function curveNote(from, isDrawn, isLoss) {
-  if (!isDrawn) return "";
-  if (from === null) {
-    return (
-      "No job has computed the singular values of this checkpoint yet. The line is a bound that holds for any weights; " +
-      "trained weights lose less. After the first job there is a curve here. "
-    );
-  }
-  const what = isLoss ? "How much the loss rises, by the gradients of the calibration: estimated" : "Estimated";
-  return (
-    `${what} from the singular values that job ${from.slice(0, 9)} has computed, with the numbers that the method stores. ` +
-    `“Shared out” gives rank to the layers where it lowers the whole ${isLoss ? "loss" : "error"} most, ` +
-    `as a budget with "objective": "${isLoss ? "loss" : "absolute"}" does. `
-  );
-}
-
-function withoutNote(without, all) {
-  if (without === 0) return "";
-  const which = without === all ? "These layers have" : `${plural(without, "layer has", "layers have")}`;
-  return (
-    `${which} no curve here: what is rounded to integers has one size, and of chosen columns nothing is known before ` +
-    "the first job. The job measures their error."
-  );
-}
-
 function groupRow({ name, layers }) {
   const [first] = layers;
   const before = sum(layers.map((layer) => layer.bytes_before));
   const after = sum(layers.map((layer) => layer.bytes_after));
-  const ranks = layers.flatMap((layer) => (layer.rank_bounds ? [layer.rank_bounds.least, layer.rank_bounds.most] : [layer.rank]));
+  const ranks = layers.flatMap((layer) =>
+    layer.rank_bounds ? [layer.rank_bounds.least, layer.rank_bounds.most] : [layer.rank],
+  );
   const form = first.outcome === "kept" ? `dense: ${(first.reason ?? "").replaceAll("_", " ")}` : first.method;
-  return { cells: [el("span", { class: "mono" }, name), whole(layers.length), first.shape.join(" × "), form, span(ranks), percent(1 - after / Math.max(before, 1))] };
+  return {
+    cells: [
+      el("span", { class: "mono" }, name),
+      whole(layers.length),
+      first.shape.join(" × "),
+      form,
+      span(ranks),
+      percent(1 - after / Math.max(before, 1)),
+    ],
+  };
 }

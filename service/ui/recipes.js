@@ -48,7 +48,9 @@ function subfoldersOf(text) {
 
 /** What must be installed, or there, for these lines. */
 export function needsOf(lines) {
-  const imported = [...lines.matchAll(/^(?:from|import) ([\w.]+)/gm)].map(([, name]) => PACKAGES[name] ?? name.split(".")[0]);
+  const imported = [...lines.matchAll(/^(?:from|import) ([\w.]+)/gm)].map(
+    ([, name]) => PACKAGES[name] ?? name.split(".")[0],
+  );
   const packages = [...new Set(imported)].map((name) => name.replaceAll("_", "-")).join(" and ");
   if (lines.includes("base_model")) return `${packages}, and the base_model that was fine-tuned`;
   return lines.includes("(model,") ? `${packages}, and the model that the checkpoint is of` : packages;
@@ -63,7 +65,8 @@ export function byCurl(job, spec, keyed) {
     `    -H 'Content-Type: application/json' -d ${shellQuoted(document)} \\`,
     "    | tr -d '\\r' | sed -n 's/^[Ll]ocation: //p')",
     `job=${location.origin}$location`,
-    `until code=$(curl -fs${key} -o result.tar -w '%{http_code}' "$job/archive?wait=30") || [ $code != 409 ]; do sleep 1; done`,
+    `until code=$(curl -fs${key} -o result.tar -w '%{http_code}' ` +
+      `"$job/archive?wait=30") || [ $code != 409 ]; do sleep 1; done`,
     "mkdir -p result && tar x -C result < result.tar",
   ].join("\n");
 }

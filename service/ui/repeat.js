@@ -6,7 +6,8 @@ const LOCAL = "http://127.0.0.1:8000";
 /** The service that sent the page, below the path of its proxy; or the usual address where the page is a file. */
 function host() {
   if (!location.protocol.startsWith("http")) return LOCAL;
-  const root = document.body.dataset.root ?? /^((?:\/[A-Za-z0-9._~-]+)*)\/v1\/jobs\//.exec(location.pathname)?.[1] ?? "";
+  const root =
+    document.body.dataset.root ?? /^((?:\/[A-Za-z0-9._~-]+)*)\/v1\/jobs\//.exec(location.pathname)?.[1] ?? "";
   return location.origin + root;
 }
 
@@ -50,7 +51,9 @@ function references(report, mark) {
 
 export function curlLines(report) {
   const names = inputNames(report);
-  const files = (names.length ? names : ["model.safetensors"]).map((name) => `    -F checkpoint=@${name} \\\n`).join("");
+  const files = (names.length ? names : ["model.safetensors"])
+    .map((name) => `    -F checkpoint=@${name} \\\n`)
+    .join("");
   const spec = `    --form-string spec=${shellQuoted(JSON.stringify(report.spec ?? {}))}\n`;
   const key = '    -H "Authorization: Bearer $ECKART_API_KEY" \\\n';
   return `${references(report, "#")}curl ${host()}/v1/jobs \\\n${key}${files}${spec}`;

@@ -44,7 +44,11 @@ const count = (value) => Number(value).toLocaleString("en");
 
 function facts(pairs) {
   const known = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "–");
-  return html("dl", { class: "figures" }, ...known.map(([name, value]) => html("div", {}, html("dt", {}, name), html("dd", {}, value))));
+  return html(
+    "dl",
+    { class: "figures" },
+    ...known.map(([name, value]) => html("div", {}, html("dt", {}, name), html("dd", {}, value))),
+  );
 }
 
 function totalsSection(report) {
@@ -69,7 +73,9 @@ function totalsSection(report) {
 }
 
 function diagnosisSection(report) {
-  const items = diagnose(report).map(({ name, tone, text }) => html("li", { class: `notice ${tone}`, "data-rule": name }, text));
+  const items = diagnose(report).map(({ name, tone, text }) =>
+    html("li", { class: `notice ${tone}`, "data-rule": name }, text),
+  );
   return section("Diagnosis", html("ul", { class: "diagnosis" }, ...items));
 }
 
@@ -77,7 +83,10 @@ function told(layer) {
   if (!isFactored(layer)) return `${layer.name}: kept dense, ${REASONS[layer.reason] ?? layer.reason ?? ""}`;
   const rank = layer.rank ? ` rank ${layer.rank}` : "";
   const best = optimumOf(layer) === null ? "" : ` (best possible ${digits(optimumOf(layer))})`;
-  return `${layer.name}: ${layer.method}${rank}, keeps ${percent(shareOf(layer))} of its bytes, error ${digits(errorOf(layer))}${best}`;
+  return (
+    `${layer.name}: ${layer.method}${rank}, keeps ${percent(shareOf(layer))} of its ` +
+    `bytes, error ${digits(errorOf(layer))}${best}`
+  );
 }
 
 /** Draw two maps of block × kind; choosing or reading a cell shows the spectrum of its layer. */
@@ -86,7 +95,10 @@ function mapsSection(report, charts) {
   if (!layers.length) return null;
   const grid = gridOf(layers);
   const errors = layers.filter(isFactored).map((layer) => errorOf(layer) ?? 0);
-  const [best, worst] = errors.reduce(([low, high], error) => [Math.min(low, error), Math.max(high, error)], [Infinity, 0]);
+  const [best, worst] = errors.reduce(
+    ([low, high], error) => [Math.min(low, error), Math.max(high, error)],
+    [Infinity, 0],
+  );
   const placed = (error) => (worst > best ? (error - best) / (worst - best) : 1);
   const cellsBy = (valueOf) =>
     grid.cells.map(({ row, column, layers: indices }) => {
@@ -100,14 +112,18 @@ function mapsSection(report, charts) {
     const place = html("div");
     const onSelect = (key) => place.dispatchEvent(new CustomEvent("layer", { bubbles: true, detail: key }));
     const cells = cellsBy(valueOf);
-    charts.push(() => heatMap(place, { title, rows: grid.rows, columns: grid.columns, cells, legend, onSelect, onRead: onSelect }));
+    charts.push(() =>
+      heatMap(place, { title, rows: grid.rows, columns: grid.columns, cells, legend, onSelect, onRead: onSelect }),
+    );
     return [html("h3", {}, title), place];
   };
   return section(
     "Where it was saved, and what it cost",
     muted("A row for each kind of layer, a column for each block. Outlined: kept dense."),
     ...draw("Share of the bytes kept", shareOf, { low: "0 %", high: "100 %" }),
-    ...(errors.length ? draw("Error", (layer) => placed(errorOf(layer) ?? 0), { low: digits(best), high: digits(worst) }) : []),
+    ...(errors.length
+      ? draw("Error", (layer) => placed(errorOf(layer) ?? 0), { low: digits(best), high: digits(worst) })
+      : []),
   );
 }
 
@@ -171,11 +187,26 @@ function errorsSection(report, charts) {
 
 function againstOptimum(place, layers, what, options) {
   const known = layers.filter(({ layer }) => optimumOf(layer) !== null);
-  const points = known.map(({ layer, index }) => ({ x: optimumOf(layer), y: errorOf(layer), text: told(layer), key: index }));
+  const points = known.map(({ layer, index }) => ({
+    x: optimumOf(layer),
+    y: errorOf(layer),
+    text: told(layer),
+    key: index,
+  }));
   const values = points.flatMap(({ x }) => x);
   const [low, high] = [Math.min(...values), Math.max(...values)];
-  const frontier = [[low, low], [high, high]];
-  scatter(place, { title: "Error against the best possible error", points, frontier, xLabel: "best possible", yLabel: what, ...options });
+  const frontier = [
+    [low, low],
+    [high, high],
+  ];
+  scatter(place, {
+    title: "Error against the best possible error",
+    points,
+    frontier,
+    xLabel: "best possible",
+    yLabel: what,
+    ...options,
+  });
 }
 
 function layersSection(report) {
@@ -194,9 +225,15 @@ function leftOutSection(report) {
       REASONS[reason] ?? "",
       layers.length,
       count(sum(layers.map((layer) => layer.parameters_before))),
-      layers.slice(0, 5).map((layer) => layer.name).join(", "),
+      layers
+        .slice(0, 5)
+        .map((layer) => layer.name)
+        .join(", "),
     ]);
-    children.push(html("h3", {}, "Selected, but kept dense"), table("Kept dense", ["reason", "meaning", "layers", "parameters", "first names"], rows));
+    children.push(
+      html("h3", {}, "Selected, but kept dense"),
+      table("Kept dense", ["reason", "meaning", "layers", "parameters", "first names"], rows),
+    );
   }
   if (rules.length) {
     const rows = rules.map(({ rule, tensors, parameters, share, names }) => [
@@ -214,8 +251,15 @@ function leftOutSection(report) {
 }
 
 function filesSection(report) {
-  const sides = [["input", report.input?.files], ["calibration", report.calibration], ["base", report.base], ["output", report.output?.files]];
-  const rows = sides.flatMap(([side, files]) => (files ?? []).map((file) => [side, file.name, count(file.size_bytes), file.sha256]));
+  const sides = [
+    ["input", report.input?.files],
+    ["calibration", report.calibration],
+    ["base", report.base],
+    ["output", report.output?.files],
+  ];
+  const rows = sides.flatMap(([side, files]) =>
+    (files ?? []).map((file) => [side, file.name, count(file.size_bytes), file.sha256]),
+  );
   const load = report.how_to_load ? html("p", {}, report.how_to_load) : null;
   const environment = facts(Object.entries(report.environment ?? {}).map(([name, value]) => [name, String(value)]));
   const files = table("Files", ["side", "name", "bytes", "SHA-256"], rows);
@@ -223,6 +267,13 @@ function filesSection(report) {
 }
 
 function repeatSection(report) {
-  const code = (title, text) => [html("h3", {}, title), html("pre", { tabindex: "0", role: "region", "aria-label": title }, html("code", {}, text))];
-  return section("How to repeat it", ...code("With curl", curlLines(report)), ...code("With Python", pythonLines(report)));
+  const code = (title, text) => [
+    html("h3", {}, title),
+    html("pre", { tabindex: "0", role: "region", "aria-label": title }, html("code", {}, text)),
+  ];
+  return section(
+    "How to repeat it",
+    ...code("With curl", curlLines(report)),
+    ...code("With Python", pythonLines(report)),
+  );
 }

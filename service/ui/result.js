@@ -45,8 +45,10 @@ function howToRun(job, run) {
   const note = (text) => el("p", { class: "small muted" }, text);
   const needs = `It needs ${needsOf(run.lines)}.`;
   const lines = code(run.lines, "the lines that run it");
-  if (run.name !== null) return [note(`Download ${run.name} from the list. Then, in Python beside it:`), lines, note(needs)];
-  const whose = run.subfolders.length > 0 ? "beside the folder that you dropped, whose subfolders were not sent" : "where they are";
+  if (run.name !== null)
+    return [note(`Download ${run.name} from the list. Then, in Python beside it:`), lines, note(needs)];
+  const whose =
+    run.subfolders.length > 0 ? "beside the folder that you dropped, whose subfolders were not sent" : "where they are";
   return [
     note(`Download all files as a tar, and unpack them ${whose}:`),
     code(unpacking(job, run).join("\n"), "the lines that unpack it"),
@@ -69,9 +71,30 @@ function downloads(job, report) {
   return el(
     "div",
     { class: "stack" },
-    el("div", { class: "row" }, link("archive", `${job.checkpoint}-compressed.tar`, `All files as a tar, ${bytes(report.output.bytes)}`, "button primary"), link("report?format=html", `${job.checkpoint}-report.html`, "Report as a page", "button", { opened: true })),
+    el(
+      "div",
+      { class: "row" },
+      link(
+        "archive",
+        `${job.checkpoint}-compressed.tar`,
+        `All files as a tar, ${bytes(report.output.bytes)}`,
+        "button primary",
+      ),
+      link("report?format=html", `${job.checkpoint}-report.html`, "Report as a page", "button", { opened: true }),
+    ),
     fault,
-    el("ul", { class: "plain small" }, names.map(([file, size]) => el("li", { class: "head" }, link(`files/${encodeURIComponent(file)}`, file, file, "mono"), el("span", { class: "muted" }, size === null ? "" : bytes(size))))),
+    el(
+      "ul",
+      { class: "plain small" },
+      names.map(([file, size]) =>
+        el(
+          "li",
+          { class: "head" },
+          link(`files/${encodeURIComponent(file)}`, file, file, "mono"),
+          el("span", { class: "muted" }, size === null ? "" : bytes(size)),
+        ),
+      ),
+    ),
   );
 }
 

@@ -21,18 +21,73 @@ export const LAYOUTS = ["factored", "dense", "adapter"];
 export const DTYPES = ["keep", "float32", "float16", "bfloat16", "int8"];
 export const OBJECTIVES = ["", "relative", "absolute", "loss"];
 // What the service fills in, and no one needs to read.
-const DEFAULTS = { exclude: document.body.dataset.exclude?.split(" "), include: ["*"], layout: "factored", dtype: "keep", seed: 0, selector: "qdeim", cur: { storage: "three" }, overrides: [], bias: "correct" };
+const DEFAULTS = {
+  exclude: document.body.dataset.exclude?.split(" "),
+  include: ["*"],
+  layout: "factored",
+  dtype: "keep",
+  seed: 0,
+  selector: "qdeim",
+  cur: { storage: "three" },
+  overrides: [],
+  bias: "correct",
+};
 
 const share = (value) => `${Math.round(value * 1000) / 10} %`;
 
 /** The rules of ranks: what the slider then sets, from `least` to `most`, and how that is read. */
 export const RULES = {
-  ratio: { label: "Size: the same share of each layer", least: 0.02, most: 1, step: 0.01, first: 0.5, unit: "parameters", tell: (value) => `${share(value)} of each layer` },
-  budget: { label: "Size: a share of all layers, spent where it matters", least: 0.02, most: 1, step: 0.01, first: 0.5, unit: "parameters", tell: (value) => `${share(value)} of all layers together` },
-  budget_bytes: { label: "Size: bytes of the files, spent where it matters", least: 0.05, most: 1, step: 0.01, first: 0.5, unit: "bytes", tell: (value) => `${share(value)} of the bytes` },
-  rank: { label: "Rank: one number for all", least: 1, most: 512, step: 1, first: 64, tell: (value) => `rank ${value}` },
-  energy: { label: "Quality: energy kept", least: 0.5, most: 0.999, step: 0.001, first: 0.9, tell: (value) => `${share(value)} of the energy` },
-  error: { label: "Quality: error at most", least: 0.01, most: 0.99, step: 0.01, first: 0.3, tell: (value) => `relative error at most ${value}` },
+  ratio: {
+    label: "Size: the same share of each layer",
+    least: 0.02,
+    most: 1,
+    step: 0.01,
+    first: 0.5,
+    unit: "parameters",
+    tell: (value) => `${share(value)} of each layer`,
+  },
+  budget: {
+    label: "Size: a share of all layers, spent where it matters",
+    least: 0.02,
+    most: 1,
+    step: 0.01,
+    first: 0.5,
+    unit: "parameters",
+    tell: (value) => `${share(value)} of all layers together`,
+  },
+  budget_bytes: {
+    label: "Size: bytes of the files, spent where it matters",
+    least: 0.05,
+    most: 1,
+    step: 0.01,
+    first: 0.5,
+    unit: "bytes",
+    tell: (value) => `${share(value)} of the bytes`,
+  },
+  rank: {
+    label: "Rank: one number for all",
+    least: 1,
+    most: 512,
+    step: 1,
+    first: 64,
+    tell: (value) => `rank ${value}`,
+  },
+  energy: {
+    label: "Quality: energy kept",
+    least: 0.5,
+    most: 0.999,
+    step: 0.001,
+    first: 0.9,
+    tell: (value) => `${share(value)} of the energy`,
+  },
+  error: {
+    label: "Quality: error at most",
+    least: 0.01,
+    most: 0.99,
+    step: 0.01,
+    first: 0.3,
+    tell: (value) => `relative error at most ${value}`,
+  },
   auto: { label: "Automatic: what stands out of noise", first: "hard_threshold" },
 };
 
@@ -64,7 +119,8 @@ export function withMethods(spec, methods, bytes) {
     const { rank: _, ...rest } = next;
     return rest;
   }
-  if (methods.some(isRounded) && (methods.length > 1 || rule === "budget")) return rule === "budget_bytes" ? next : withRule(next, "budget_bytes", half);
+  if (methods.some(isRounded) && (methods.length > 1 || rule === "budget"))
+    return rule === "budget_bytes" ? next : withRule(next, "budget_bytes", half);
   if (methods.length > 1 && rule !== "budget" && rule !== "budget_bytes") return withRule(next, "budget", 0.5);
   return rule === null ? withRule(next, "ratio", 0.5) : next;
 }
@@ -72,7 +128,11 @@ export function withMethods(spec, methods, bytes) {
 /** Set a field, or leave it out where it says nothing. */
 export function withField(spec, name, value) {
   const { [name]: _, ...rest } = spec;
-  const empty = value === "" || value == null || (Array.isArray(value) && value.length === 0) || JSON.stringify(value) === JSON.stringify(DEFAULTS[name]);
+  const empty =
+    value === "" ||
+    value == null ||
+    (Array.isArray(value) && value.length === 0) ||
+    JSON.stringify(value) === JSON.stringify(DEFAULTS[name]);
   return empty ? rest : { ...rest, [name]: value };
 }
 
@@ -81,7 +141,9 @@ export function withoutDefaults(spec) {
   let short = spec;
   for (const [name, value] of Object.entries(spec)) short = withField(short, name, value);
   const order = ["method", "rank"];
-  return Object.fromEntries(Object.entries(short).sort(([a], [b]) => (order.indexOf(a) + 1 || 9) - (order.indexOf(b) + 1 || 9)));
+  return Object.fromEntries(
+    Object.entries(short).sort(([a], [b]) => (order.indexOf(a) + 1 || 9) - (order.indexOf(b) + 1 || 9)),
+  );
 }
 
 /** The values of a spec by their paths, such as `rank.ratio`. */

@@ -2,9 +2,27 @@
 
 import { el, fill } from "./dom.js";
 import { bytes } from "./format.js";
-import { DTYPES, LAYOUTS, METHODS, METHOD_LABELS, OBJECTIVES, RULES, SELECTORS, SEVERAL, methodsOf, ruleOf, withField, withMethods, withRule } from "./spec.js";
+import {
+  DTYPES,
+  LAYOUTS,
+  METHODS,
+  METHOD_LABELS,
+  OBJECTIVES,
+  RULES,
+  SELECTORS,
+  SEVERAL,
+  methodsOf,
+  ruleOf,
+  withField,
+  withMethods,
+  withRule,
+} from "./spec.js";
 
-const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
+const lines = (text) =>
+  text
+    .split("\n")
+    .map((line) => line.trim())
+    .filter(Boolean);
 
 /**
  * A form for a spec.
@@ -39,22 +57,58 @@ export class SpecForm {
     const c = this.#controls;
     const change = (make) => () => this.#change(make);
     const select = (names, make, tell = (name) => name) =>
-      el("select", { onchange: change(make) }, names.map((name) => el("option", { value: name }, tell(name))));
-    c.rule = select(Object.keys(RULES), () => this.#withRule(c.rule.value, this.#firstValue(c.rule.value)), (name) => RULES[name].label);
-    c.size = el("input", { type: "range", id: "size", oninput: change(() => this.#withRule(c.rule.value, this.#sliderValue())) });
+      el(
+        "select",
+        { onchange: change(make) },
+        names.map((name) => el("option", { value: name }, tell(name))),
+      );
+    c.rule = select(
+      Object.keys(RULES),
+      () => this.#withRule(c.rule.value, this.#firstValue(c.rule.value)),
+      (name) => RULES[name].label,
+    );
+    c.size = el("input", {
+      type: "range",
+      id: "size",
+      oninput: change(() => this.#withRule(c.rule.value, this.#sliderValue())),
+    });
     c.told = el("output", { class: "big", for: "size" });
     c.auto = select(["hard_threshold", "vbmf"], () => withRule(this.#spec, "auto", c.auto.value));
-    c.method = select([...METHODS, "several"], () => withMethods(this.#spec, c.method.value === "several" ? SEVERAL : [c.method.value], this.#about.bytes), (name) => METHOD_LABELS[name] ?? name);
-    c.methods = METHODS.filter((name) => name !== "cx" && name !== "cur").map((name) => el("input", { type: "checkbox", value: name, onchange: change(() => this.#withMethods(name)) }));
+    c.method = select(
+      [...METHODS, "several"],
+      () => withMethods(this.#spec, c.method.value === "several" ? SEVERAL : [c.method.value], this.#about.bytes),
+      (name) => METHOD_LABELS[name] ?? name,
+    );
+    c.methods = METHODS.filter((name) => name !== "cx" && name !== "cur").map((name) =>
+      el("input", { type: "checkbox", value: name, onchange: change(() => this.#withMethods(name)) }),
+    );
     c.selector = select(SELECTORS, () => withField(this.#spec, "selector", c.selector.value));
     c.layout = select(LAYOUTS, () => withField(this.#spec, "layout", c.layout.value));
     c.dtype = select(DTYPES, () => withField(this.#spec, "dtype", c.dtype.value));
-    c.objective = select(OBJECTIVES, () => withField(this.#spec, "objective", c.objective.value), (name) => name || "as it fits");
-    const patterns = (field) => el("textarea", { rows: "2", spellcheck: "false", onchange: change(() => withField(this.#spec, field, lines(c[field].value))) });
+    c.objective = select(
+      OBJECTIVES,
+      () => withField(this.#spec, "objective", c.objective.value),
+      (name) => name || "as it fits",
+    );
+    const patterns = (field) =>
+      el("textarea", {
+        rows: "2",
+        spellcheck: "false",
+        onchange: change(() => withField(this.#spec, field, lines(c[field].value))),
+      });
     for (const field of ["include", "exclude"]) c[field] = patterns(field);
     const others = ["", ...this.#about.others];
-    for (const field of ["calibration", "base"]) c[field] = select(others, () => withField(this.#spec, field, c[field].value), (id) => id || "none");
-    c.align = el("input", { type: "number", min: "1", onchange: change(() => withField(this.#spec, "align", c.align.valueAsNumber > 1 ? c.align.valueAsNumber : null)) });
+    for (const field of ["calibration", "base"])
+      c[field] = select(
+        others,
+        () => withField(this.#spec, field, c[field].value),
+        (id) => id || "none",
+      );
+    c.align = el("input", {
+      type: "number",
+      min: "1",
+      onchange: change(() => withField(this.#spec, "align", c.align.valueAsNumber > 1 ? c.align.valueAsNumber : null)),
+    });
     c.overrides = el("div", { class: "stack" });
     c.json = el("textarea", { id: "spec", rows: "9", spellcheck: "false", oninput: () => this.#parse() });
     c.fault = el("p", { class: "small", role: "alert" });
@@ -70,7 +124,16 @@ export class SpecForm {
 
   #ruleParts() {
     const c = this.#controls;
-    c.severalLabel = el("fieldset", {}, el("legend", {}, "Forms to choose from"), el("div", { class: "chips" }, c.methods.map((box) => el("label", { class: "check" }, box, box.value))));
+    c.severalLabel = el(
+      "fieldset",
+      {},
+      el("legend", {}, "Forms to choose from"),
+      el(
+        "div",
+        { class: "chips" },
+        c.methods.map((box) => el("label", { class: "check" }, box, box.value)),
+      ),
+    );
     c.selectorLabel = el("label", {}, "Columns and rows are chosen by", c.selector);
     return [
       el("label", {}, "Method", c.method),
@@ -180,11 +243,34 @@ export class SpecForm {
     fill(
       overrides,
       given.map((override, i) => {
-        const match = el("input", { value: override.match ?? "", "aria-label": `Pattern of rule ${i + 1}`, onchange: put(i, () => ({ match: match.value })) });
-        const rank = el("input", { value: override.rank === undefined ? "" : JSON.stringify(override.rank), placeholder: "rank", "aria-label": `Rank of rule ${i + 1}`, onchange: put(i, () => ({ rank: parsedRank(rank.value) })) });
-        return el("div", { class: "row override" }, match, rank, el("button", { type: "button", class: "quiet", "aria-label": `Remove rule ${i + 1}`, onclick: put(i, null) }, "Remove"));
+        const match = el("input", {
+          value: override.match ?? "",
+          "aria-label": `Pattern of rule ${i + 1}`,
+          onchange: put(i, () => ({ match: match.value })),
+        });
+        const rank = el("input", {
+          value: override.rank === undefined ? "" : JSON.stringify(override.rank),
+          placeholder: "rank",
+          "aria-label": `Rank of rule ${i + 1}`,
+          onchange: put(i, () => ({ rank: parsedRank(rank.value) })),
+        });
+        return el(
+          "div",
+          { class: "row override" },
+          match,
+          rank,
+          el(
+            "button",
+            { type: "button", class: "quiet", "aria-label": `Remove rule ${i + 1}`, onclick: put(i, null) },
+            "Remove",
+          ),
+        );
       }),
-      el("button", { type: "button", class: "quiet", onclick: put(given.length, () => ({ match: "*.attention.*", rank: 64 })) }, "Add a rule"),
+      el(
+        "button",
+        { type: "button", class: "quiet", onclick: put(given.length, () => ({ match: "*.attention.*", rank: 64 })) },
+        "Add a rule",
+      ),
     );
   }
 
@@ -200,7 +286,8 @@ export class SpecForm {
     const { json, fault } = this.#controls;
     try {
       const spec = JSON.parse(json.value);
-      if (spec === null || typeof spec !== "object" || Array.isArray(spec)) throw new SyntaxError("a spec is an object: { … }");
+      if (spec === null || typeof spec !== "object" || Array.isArray(spec))
+        throw new SyntaxError("a spec is an object: { … }");
       json.removeAttribute("aria-invalid");
       fault.textContent = "";
       this.#spec = spec;
@@ -226,5 +313,8 @@ function parsedRank(text) {
 /** What a spec is for, of a checkpoint's document. */
 export function aboutOf(checkpoint, others) {
   const weights = checkpoint.files.filter((file) => /\.safetensors(\.index.*\.json)?$/.test(file.name));
-  return { bytes: weights.reduce((total, file) => total + file.size_bytes, 0), others: others.filter((id) => id !== checkpoint.id) };
+  return {
+    bytes: weights.reduce((total, file) => total + file.size_bytes, 0),
+    others: others.filter((id) => id !== checkpoint.id),
+  };
 }

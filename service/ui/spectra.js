@@ -1,4 +1,5 @@
-// What a size costs: from the singular values that the report of an earlier job has, else bounds that hold for any weight.
+// What a size costs: from the singular values that the report of an earlier job has, else bounds that hold for any
+// weight.
 
 import { formsOf, isOptimal } from "./forms.js";
 import { energiesOf, likelySpectrumOf } from "./spectrum.js";
@@ -67,7 +68,8 @@ export const alike = (one, other) =>
 /** The share of the energy that any weight may lose at a rank: what is kept are the largest of its values. */
 export const worst = (shape, rank) => Math.max(0, 1 - rank / Math.min(...shape));
 
-const ranksOf = ({ rank, rank_bounds: bounds }) => (rank === null ? [bounds?.least ?? 0, bounds?.most ?? 0] : [rank, rank]);
+const ranksOf = ({ rank, rank_bounds: bounds }) =>
+  rank === null ? [bounds?.least ?? 0, bounds?.most ?? 0] : [rank, rank];
 
 /**
  * The share of its energy that a planned layer loses, as `[least, most]`; equal where the spectrum is known.
@@ -85,7 +87,8 @@ export function lossBounds(layer, spectrum) {
 }
 
 /**
- * What a plan costs over the layers that it replaces: `{least, most, known, isLoss, floor}`, or null where nothing is known.
+ * What a plan costs over the layers that it replaces: `{least, most, known, isLoss, floor}`, or null where nothing is
+ * known.
  *
  * `floor`: chosen columns and rows lose more than the spectrum tells.
  */

@@ -25,7 +25,8 @@ export function energiesOf(points) {
 }
 
 /**
- * The whole spectrum, as far as a report tells: beyond the rank it decays evenly, by the factor that gives the tail the energy
+ * The whole spectrum, as far as a report tells: beyond the rank it decays evenly, by the factor that gives the tail the
+ * energy
  * which the best possible error, or the predicted loss, at the rank has. Null where neither is known.
  */
 export function likelySpectrumOf(layer) {

@@ -9,7 +9,11 @@ const ROWS_AT_FIRST = 1000;
 const COLUMNS = [
   { name: "layer", value: (layer) => layer.name },
   { name: "shape", value: (layer) => layer.shape?.[0] ?? 0, text: (layer) => (layer.shape ?? []).join(" × ") },
-  { name: "outcome", value: (layer) => (isFactored(layer) ? layer.method : `kept: ${layer.reason ?? ""}`), plain: true },
+  {
+    name: "outcome",
+    value: (layer) => (isFactored(layer) ? layer.method : `kept: ${layer.reason ?? ""}`),
+    plain: true,
+  },
   { name: "rank", value: (layer) => layer.rank ?? null },
   { name: "break-even", value: (layer) => layer.break_even_rank ?? null },
   { name: "bytes kept", value: shareOf, text: (layer) => `${Number((100 * shareOf(layer)).toPrecision(3))} %` },
@@ -23,7 +27,11 @@ const COLUMNS = [
 export function table(name, head, rows) {
   const cells = (row) => row.map((text) => html("td", {}, String(text)));
   const heads = head.map((text) => html("th", { scope: "col" }, text));
-  return scrolled(name, html("tr", {}, ...heads), rows.map((row) => html("tr", {}, ...cells(row))));
+  return scrolled(
+    name,
+    html("tr", {}, ...heads),
+    rows.map((row) => html("tr", {}, ...cells(row))),
+  );
 }
 
 function scrolled(name, head, rows) {

@@ -16,7 +16,12 @@ export const kept = {
       return [];
     }
   },
-  of: (file) => kept.all().find((record) => record.name === file.name && record.size === file.size && record.modified === file.lastModified),
+  of: (file) =>
+    kept
+      .all()
+      .find(
+        (record) => record.name === file.name && record.size === file.size && record.modified === file.lastModified,
+      ),
   put(record) {
     const others = kept.all().filter((other) => other.url !== record.url);
     localStorage.setItem(KEPT, JSON.stringify([...others, record]));
@@ -31,10 +36,16 @@ export async function upload(file, checkpoint, name, { onOffset, signal }) {
   let failures = 0;
   for (;;) {
     try {
-      await attempt(file, checkpoint, name, (offset) => {
-        failures = 0;
-        onOffset(offset);
-      }, signal);
+      await attempt(
+        file,
+        checkpoint,
+        name,
+        (offset) => {
+          failures = 0;
+          onOffset(offset);
+        },
+        signal,
+      );
       return;
     } catch (error) {
       signal.throwIfAborted();
@@ -48,7 +59,10 @@ export async function upload(file, checkpoint, name, { onOffset, signal }) {
 
 /** A refusal stays one; a broken line, a full service and an offset that another request moved do not. */
 function isFinal(error) {
-  return error instanceof Problem && error.status < 500 && ![408, 409, 423, 429].includes(error.status) || error.kind === "content-conflict";
+  return (
+    (error instanceof Problem && error.status < 500 && ![408, 409, 423, 429].includes(error.status)) ||
+    error.kind === "content-conflict"
+  );
 }
 
 async function attempt(file, checkpoint, name, onOffset, signal) {
@@ -69,9 +83,21 @@ async function attempt(file, checkpoint, name, onOffset, signal) {
 
 async function begin(file, checkpoint, name, signal) {
   const coded = (text) => btoa(String.fromCharCode(...new TextEncoder().encode(text)));
-  const headers = { ...TUS, "Upload-Length": String(file.size), "Upload-Metadata": `checkpoint ${coded(checkpoint)},filename ${coded(name)}` };
+  const headers = {
+    ...TUS,
+    "Upload-Length": String(file.size),
+    "Upload-Metadata": `checkpoint ${coded(checkpoint)},filename ${coded(name)}`,
+  };
   const answer = await send("/v1/uploads", { method: "POST", headers, signal });
-  const record = { url: answer.headers.get("Location"), checkpoint, filename: name, name: file.name, size: file.size, modified: file.lastModified, offset: 0 };
+  const record = {
+    url: answer.headers.get("Location"),
+    checkpoint,
+    filename: name,
+    name: file.name,
+    size: file.size,
+    modified: file.lastModified,
+    offset: 0,
+  };
   // An older one of the same file is of no use any more.
   kept.drop((other) => other.name === file.name && other.size === file.size && other.checkpoint === checkpoint);
   kept.put(record);
@@ -97,7 +123,11 @@ function sendPiece(url, file, offset, onOffset, signal) {
     const abort = () => request.abort();
     signal.addEventListener("abort", abort, { once: true });
     request.open("PATCH", url);
-    const headers = withKey({ ...TUS, "Upload-Offset": String(offset), "Content-Type": "application/offset+octet-stream" });
+    const headers = withKey({
+      ...TUS,
+      "Upload-Offset": String(offset),
+      "Content-Type": "application/offset+octet-stream",
+    });
     for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
     request.upload.onprogress = (event) => onOffset(offset + event.loaded);
     request.onloadend = () => {

@@ -11,6 +11,8 @@ from service.routes.ui import FOLDER, assets
 from tests.service.routes.test_docs import Addresses
 
 MOST_BYTES = 200_000
+MOST_CHARACTERS = 120
+MOST_LINES = 350
 
 
 @pytest.mark.parametrize("prefix", ["", "/eckart"])
@@ -70,3 +72,12 @@ def test_all_of_it_is_small():
     parts = [asset.content for asset in assets().values()] + [(FOLDER / "index.html").read_bytes()]
 
     assert sum(len(gzip.compress(part)) for part in parts) <= MOST_BYTES
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(assets()) if name.endswith(".js")])
+def test_a_module_can_be_read(name):
+    """As `npx prettier --print-width 120` leaves it; nothing here needs node."""
+    lines = assets()[name].content.decode().splitlines()
+
+    assert len(lines) <= MOST_LINES
+    assert [line for line in lines if len(line) > MOST_CHARACTERS or line != line.rstrip()] == []
