@@ -18,6 +18,7 @@ from eckart.errors import InputError
 from eckart.gradients import GradientCollector
 from eckart.gram_collector import GramCollector
 from eckart.token_mask import following_masks
+from eckart.unfolding import is_convolution
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,7 +37,10 @@ class Collected:
 
 
 def linear_layers(model: nn.Module, chosen: Callable[[str], bool]) -> dict[str, nn.Module]:
-    """Return the linear layers whose weight is no other module's, as a head's may be the embedding's."""
+    """Return the layers whose weight is no other module's, as a head's may be the embedding's.
+
+    They are linear layers, and convolutions without groups.
+    """
     uses = Counter(
         id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False)
     )
@@ -46,7 +50,7 @@ def linear_layers(model: nn.Module, chosen: Callable[[str], bool]) -> dict[str, 
         if _is_linear(module) and uses[id(module.weight)] == 1 and chosen(name)
     }
     if not layers:
-        raise InputError("the model has no Linear or Conv1D layer that is included")
+        raise InputError("the model has no Linear, Conv1D or convolution that is included")
     return layers
 
 
@@ -134,4 +138,4 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 def _is_linear(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     is_conv1d = type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.ndim == 2
-    return isinstance(module, nn.Linear) or is_conv1d
+    return isinstance(module, nn.Linear) or is_conv1d or is_convolution(module)

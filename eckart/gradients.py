@@ -14,6 +14,7 @@ from eckart.errors import InputError
 from eckart.gram_collector import input_of
 from eckart.sums import Moments, SumStore, counted_part
 from eckart.token_mask import counted_rows, counted_values
+from eckart.unfolding import Unfolding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -55,7 +56,7 @@ class GradientCollector:
                 stack.callback(parameter.requires_grad_, parameter.requires_grad)
                 parameter.requires_grad_(False)
             for name, module in self._layers.items():
-                hook = module.register_forward_hook(self._hook(name), with_kwargs=True)
+                hook = module.register_forward_hook(self._hook(name, module), with_kwargs=True)
                 stack.callback(hook.remove)
             self._stack = stack.pop_all()
         return self
@@ -105,7 +106,11 @@ class GradientCollector:
             gram.div_(self._probes.number)
         return found
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Tensor | None]:
+    def _hook(
+        self, name: str, module: nn.Module
+    ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Tensor | None]:
+        unfolding = Unfolding.of(module)
+
         def watch(
             _module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any
         ) -> Tensor | None:
@@ -115,14 +120,17 @@ class GradientCollector:
             watched: Tensor = output + self._zero(output.device)
             # Checkpointing calls a layer again to recompute its output, whose gradient is on its way already.
             if not self._is_backward:
-                counted = counted_rows(input_of(given, named))
-                add = partial(self._add, name, counted)
+                counted = counted_rows(input_of(given, named)) if unfolding is None else None
+                # Of a convolution, the outputs are the last dimension before those of the kernel.
+                features = -1 if unfolding is None else -1 - len(unfolding.kernel)
+                add = partial(self._add, name, counted, features)
                 watched.register_hook(add)  # type: ignore[no-untyped-call]
             return watched
 
         return watch
 
-    def _add(self, name: str, counted: Tensor | None, gradient: Tensor) -> None:
+    def _add(self, name: str, counted: Tensor | None, features: int, gradient: Tensor) -> None:
+        gradient = gradient.movedim(features, -1)
         if name not in self._sums:
             self._sums[name] = Moments(gradient.shape[-1], self._store)
         self._sums[name].add(counted_part(gradient, counted))

@@ -12,9 +12,10 @@ from eckart.checkpoint import listed
 from eckart.errors import InputError
 from eckart.sums import Moments, SumStore, counted_part
 from eckart.token_mask import counted_rows
+from eckart.unfolding import Unfolding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
 # Query, key and value run one after another: this many inputs later, a layer may still take the same one.
@@ -27,8 +28,11 @@ class InputSum:
     The newest input is held back until it is known which layers take it. The others get a sum of their own.
     """
 
-    def __init__(self, members: set[str], total: Moments | None = None) -> None:
+    def __init__(
+        self, members: set[str], total: Moments | None = None, unfolding: Unfolding | None = None
+    ) -> None:
         self.members = members
+        self.unfolding = unfolding
         self.total = total
         self.held: Tensor | None = None
         self.takers: set[str] = set()
@@ -43,10 +47,18 @@ class InputSum:
         """Whether this very tensor is held back, and unchanged since."""
         return self._input is x and self._version is not None and self._version == _version(x)
 
-    def release(self) -> Tensor | None:
-        """Return the rows that were held back; no further layer can take them."""
+    def serves(self, other: InputSum, x: Tensor) -> bool:
+        """Whether this very tensor is held back, and its rows would be those of another sum."""
+        return self.holds(x) and self.unfolding == other.unfolding
+
+    def release(self) -> Iterator[Tensor]:
+        """Yield the rows that were held back; no further layer can take them."""
         held, self.held, self._input, self.takers = self.held, None, None, set()
-        return held
+        assert held is not None
+        if self.unfolding is None:
+            yield held
+        else:
+            yield from self.unfolding.rows(held)
 
 
 class GramCollector:
@@ -54,6 +66,7 @@ class GramCollector:
 
     def __init__(self, layers: Mapping[str, nn.Module], store: SumStore) -> None:
         self._layers = layers
+        self._unfoldings = {name: Unfolding.of(layer) for name, layer in layers.items()}
         self._store = store
         self._sums: dict[str, InputSum] = {}
         self._recent: list[InputSum] = []
@@ -111,17 +124,17 @@ class GramCollector:
             own = self._split(own, {name})
         elif own.held is not None:
             self._flush(own)
-        counted = counted_rows(x)
+        counted = counted_rows(x) if own.unfolding is None else None
         self.followed_masks |= counted is not None
-        own.hold(x, counted_part(x, counted), name)
+        own.hold(x, counted_part(x, counted) if own.unfolding is None else x.detach().clone(), name)
         self._recent.append(own)
         if len(self._recent) > WINDOW:
             self._flush(self._recent[0])
 
     def _join(self, name: str, x: Tensor) -> InputSum:
         """Put a new layer into the group of new layers with the same input, or into a group of its own."""
-        new = InputSum(set())
-        found = next((each for each in self._recent if each.total is None and each.holds(x)), new)
+        new = InputSum(set(), unfolding=self._unfoldings[name])
+        found = next((each for each in self._recent if each.total is None and each.serves(new, x)), new)
         found.members.add(name)
         self._sums[name] = found
         return found
@@ -129,7 +142,8 @@ class GramCollector:
     def _split(self, group: InputSum, names: set[str]) -> InputSum:
         """Move some layers to a group of their own that starts with the common sums."""
         group.members -= names
-        apart = InputSum(set(names), None if group.total is None else group.total.copied(self._store))
+        total = None if group.total is None else group.total.copied(self._store)
+        apart = InputSum(set(names), total, group.unfolding)
         self._sums |= dict.fromkeys(names, apart)
         return apart
 
@@ -138,11 +152,10 @@ class GramCollector:
         if others := group.members - group.takers:
             self._split(group, others)
         self._recent.remove(group)
-        held = group.release()
-        assert held is not None
-        if group.total is None:
-            group.total = Moments(held.shape[1], self._store)
-        group.total.add(held)
+        for rows in group.release():
+            if group.total is None:
+                group.total = Moments(rows.shape[1], self._store)
+            group.total.add(rows)
 
 
 def input_of(given: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:

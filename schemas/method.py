@@ -10,7 +10,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from schemas.base import fault_at
 from schemas.planning.codecs import CODECS, KEEP
-from schemas.planning.forms import FORMS, FormOptions
+from schemas.planning.forms import CONV_FORMS, FORMS, FormOptions
 from schemas.rank_rule import RankRule, budget_of
 
 
@@ -43,6 +43,7 @@ class OneOf:
 
 
 MethodName = Annotated[str, OneOf(FORMS)]
+Conv = Annotated[str, OneOf(CONV_FORMS)]
 
 
 def _method_tag(value: object) -> str:

@@ -28,6 +28,9 @@ KeptReason = Literal[
     "tied",
     "unchanged",
     "group",
+    "depthwise",
+    "kernel_sides",
+    "transposed_kernel",
 ]
 # A test checks that every reason has its text here.
 KEPT_REASONS: dict[KeptReason, str] = {
@@ -45,10 +48,13 @@ KEPT_REASONS: dict[KeptReason, str] = {
     "tied": "Another module has the same weight, by the metadata or as equal bytes that are not selected.",
     "unchanged": "The weight equals that of the base.",
     "group": "The width of the weight is no multiple of `group`, so its rows cannot be cut into groups.",
+    "depthwise": "The kernel has one input for each output or group; an override with `conv` factors it.",
+    "kernel_sides": "The `conv` is for kernels with another number of sides.",
+    "transposed_kernel": "The `conv` does not allow transposed convolutions.",
 }
 # Reasons that lie in what a weight is. Such a weight is listed, but counts as one that is not selected.
 NOT_LINEAR: frozenset[KeptReason] = frozenset(
-    {"more_than_a_linear", "adapter", "embedding", "not_called", "tied"}
+    {"more_than_a_linear", "adapter", "embedding", "not_called", "tied", "depthwise"}
 )
 
 # Why a tensor is not selected, but for `exclude` with its pattern. A test checks that the docs have each.
@@ -58,7 +64,7 @@ NOT_SELECTED: dict[str, str] = {
     "vector": "The tensor has fewer than two dimensions.",
     "dtype": "Tensors of this dtype cannot be factored.",
     "stack": "The tensor has three or more dimensions, such as the weights of all experts in one.",
-    "convolution": "The weight has three or more dimensions and belongs to a convolution.",
+    "convolution": "The weight belongs to a convolution, and no `conv` is given.",
     "no_module": "The name is `weight` alone, so there is no module to name the factors after.",
     "in_projection": "The weight of an attention, such as `in_proj_weight`, belongs to no module of its own.",
     "recurrent": "The weight of a recurrent layer, such as `weight_ih_l0`, is no module of its own.",
@@ -86,7 +92,8 @@ LeftOut = Annotated[
     tuple[NotSelected, ...],
     Field(
         description="What is left out, by rule, the largest first; layers with the reasons "
-        "`more_than_a_linear`, `adapter`, `embedding`, `not_called` and `tied` are counted here too."
+        "`more_than_a_linear`, `adapter`, `embedding`, `not_called`, `tied` and `depthwise` are counted here "
+        "too."
     ),
 ]
 
@@ -157,7 +164,9 @@ class LayerReport(Output):
     tensor: str = Field(
         description="Name of the tensor.", examples=["encoder.layer.0.attention.self.query.weight"]
     )
-    shape: tuple[int, ...] = Field(description="Rows and columns, as stored.", examples=[[384, 384]])
+    shape: tuple[int, ...] = Field(
+        description="Rows and columns, as stored; of a convolution, its kernel too.", examples=[[384, 384]]
+    )
     # Optional, since reports of earlier releases lack it.
     shape_after: tuple[int, ...] | None = Field(
         default=None,

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from schemas.base import Input, fault_at, is_none
 from schemas.format.names import CHECKPOINT_ID
 from schemas.format.tensor import FLOAT_DTYPES
-from schemas.method import FactorDtype, Method, check_methods, methods_of, need_rank
+from schemas.method import Conv, FactorDtype, Method, check_methods, methods_of, need_rank
 from schemas.pair import Pairs, check_pairs
 from schemas.planning.codecs import CODECS
 from schemas.planning.forms import Selector, Storage
@@ -89,6 +89,12 @@ class Override(Input):
     method: Method | None = Field(
         default=None, exclude_if=is_none, description="Method for these layers.", examples=["cx"]
     )
+    conv: Conv | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="Form of these layers where they are convolutions, also of kernels with one input.",
+        examples=["channel"],
+    )
     selector: Selector | None = Field(
         default=None,
         exclude_if=is_none,
@@ -132,6 +138,15 @@ class CompressionSpec(Input):
         "`+svd`, two factors correct what rounding loses. From a list, a budget takes the best for "
         "each layer.",
         examples=["svd", ["svd", "int8", "int4+svd"]],
+    )
+    conv: Conv | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="How convolutions are factored, which otherwise stay as they are. "
+        "`channel`: few filters of the whole kernel, and a mix of them. `spatial`: a column of the kernel, "
+        "then a row. `tucker2`: fewer channels before and after a small kernel. `cp`: one filter for each "
+        "channel in between. `separable`: a few filters for each input, and a mix of them.",
+        examples=["channel"],
     )
     rank: Rank | None = Field(
         default=None,
@@ -264,7 +279,7 @@ class CompressionSpec(Input):
     def _check_rank(cls, rank: int | SpecRule | None, info: ValidationInfo) -> int | SpecRule | None:
         methods = methods_of(info.data.get("method", ()))
         check_methods(info.data.get("method", ()), rank)
-        if rank is None and need_rank(methods):
+        if rank is None and (need_rank(methods) or info.data.get("conv") is not None):
             raise PydanticCustomError(
                 "rank_missing", 'required: give a whole number such as 64, or a rule such as {"ratio": 0.5}'
             )
@@ -287,15 +302,26 @@ class CompressionSpec(Input):
                     "{match} has a rank of its own: give it one method too",
                     match=repr(override.match),
                 )
-            if rank is None and override.rank is None and "rank" in info.data and need_rank(methods):
+            needs = need_rank(methods) or override.conv is not None
+            if rank is None and override.rank is None and "rank" in info.data and needs:
                 raise fault_at(
                     (*at, "rank"),
                     "rank_missing",
                     "give a rank for {match}: the method {method} needs one",
                     match=repr(override.match),
-                    method=" or ".join(methods),
+                    method=override.conv or " or ".join(methods),
                 )
         return overrides
+
+    @field_validator("layout")
+    @classmethod
+    def _check_conv(cls, layout: Layout, info: ValidationInfo) -> Layout:
+        named = [info.data.get("conv"), *(each.conv for each in info.data.get("overrides", ()))]
+        if layout == "adapter" and any(named):
+            raise PydanticCustomError(
+                "adapter_conv", "an adapter holds no convolutions; leave out conv, or give another layout"
+            )
+        return layout
 
     @field_validator("pairs")
     @classmethod

@@ -46,7 +46,7 @@ class TensorReaders:
         self._readers.close()
 
     def weight(self, task: LayerTask) -> torch.Tensor:
-        """Read a weight as [outputs, inputs], also where it is stored transposed."""
+        """Read a weight as a matrix [outputs, inputs], also where it is stored transposed, or is a kernel."""
         return self._matrix((task.path, task.tensor), task)
 
     def base(self, task: LayerTask) -> torch.Tensor | None:
@@ -54,8 +54,10 @@ class TensorReaders:
         return None if task.base is None else self._matrix(task.base, task)
 
     def _matrix(self, source: TensorSource, task: LayerTask) -> torch.Tensor:
-        matrix = self.tensor(source)
-        return matrix.mT.contiguous() if task.layer.transposed else matrix
+        weight = self.tensor(source)
+        if task.layer.transposed:
+            weight = weight.transpose(0, 1).contiguous()
+        return weight.reshape(task.layer.rows, task.layer.columns) if task.layer.kernel else weight
 
     def chunks(
         self, path: Path, tensor: TensorInfo, *, chunk_bytes: int = CHUNK_BYTES

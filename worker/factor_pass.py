@@ -94,7 +94,7 @@ class FactorPass:
         self.context.progress.begin(task)
         cached = inputs.cached
         outcome, tensors = factor_layer(task, inputs, seed=self.context.seed, device=self.context.device)
-        if cached is None:
+        if cached is None or not task.layer.form.has_decomposition:
             return LayerToStore(outcome, tensors, None)
         if cached.found:
             return LayerToStore(_with_cached(outcome, cached.decomposed_s), tensors, None)

@@ -136,7 +136,7 @@ def _encode(
         matrices = (matrices[0] + base,)
     pairs = list(zip(layer.stored_matrices(result.rank), matrices, strict=True))
     encoded = [
-        codec.encode(_transpose_as_stored(matrix, layer))
+        codec.encode(_as_stored(matrix.reshape(stored.shape), layer))
         if stored.by_layer_codec
         else _as_computed(stored, matrix, result.rounded)
         for stored, matrix in pairs
@@ -147,10 +147,10 @@ def _encode(
     if is_measured and not layer.dense_layout:
         return result, tensors
     decoded = [
-        _transpose_as_stored(codec.decode(several), layer) if stored.by_layer_codec else matrix
+        _as_stored(codec.decode(several), layer) if stored.by_layer_codec else matrix
         for (stored, matrix), several in zip(pairs, encoded, strict=True)
     ]
-    product = decoded[0] if layer.dense_layout else to_dense(decoded)
+    product = decoded[0].reshape(inputs.weight.shape) if layer.dense_layout else to_dense(decoded)
     if base is not None:
         product = subtract(product, base)
     return _with_measured_errors(inputs, result, product), tensors
@@ -172,9 +172,9 @@ def _corrected_bias(result: Factored, bias: torch.Tensor) -> torch.Tensor:
     return (bias.to(result.bias_shift) + result.bias_shift).to(bias.dtype)
 
 
-def _transpose_as_stored(matrix: torch.Tensor, layer: LayerPlan) -> torch.Tensor:
-    """Convert between [outputs, inputs] and the orientation in which the layer is stored."""
-    return matrix.mT if layer.transposed and not layer.in_adapter else matrix
+def _as_stored(matrix: torch.Tensor, layer: LayerPlan) -> torch.Tensor:
+    """Convert between [outputs, inputs, *kernel] and the orientation in which the layer is stored."""
+    return matrix.transpose(0, 1) if layer.transposed and not layer.in_adapter else matrix
 
 
 def _with_measured_errors(inputs: FormInputs, result: Factored, product: torch.Tensor) -> Factored | Kept:
@@ -232,7 +232,7 @@ def _outcome(
     layer = task.layer
     rank = factored.rank if factored else None
     outputs = factored.output_error if factored else None
-    values, indices = _sample(spectrum, task.spectrum_points, min(layer.rows, layer.columns))
+    values, indices = _sample(spectrum, task.spectrum_points, layer.form.full_rank(layer.map_shape))
     report = LayerReport(
         name=layer.name,
         tensor=layer.tensor,

@@ -177,9 +177,8 @@ def needed_bytes(tasks: Iterable[LayerTask]) -> int:
 
 def _decomposed_once(layer: LayerPlan) -> Iterable[LayerPlan]:
     """Return, for each matrix that may be decomposed, the variant that needs most of its vectors."""
-    variants = sorted(
-        (each for each in layer.variants if each.form.has_ranks), key=lambda each: each.num_vectors
-    )
+    decomposed = [each for each in layer.variants if each.form.has_ranks and each.form.has_decomposition]
+    variants = sorted(decomposed, key=lambda each: each.num_vectors)
     return {each.decomposed: each for each in variants}.values()
 
 
@@ -221,12 +220,13 @@ class CachedLayer:
 
 def _file_bytes(layer: LayerPlan) -> int:
     in_float64 = layer.dtype == "F64" or layer.is_weighted
-    length = layer.rows if layer.is_weighted else min(layer.rows, layer.columns)
+    rows, columns = layer.decomposed_shape
+    length = rows if layer.is_weighted else min(rows, columns)
     return estimate_file_bytes(
         rows=layer.num_vectors,
         length=length,
         item_bytes=8 if in_float64 else 4,
-        singular_values=min(layer.rows, layer.columns),
+        singular_values=min(rows, columns),
     )
 
 

@@ -119,11 +119,10 @@ def _needs_norms(layer: LayerPlan) -> bool:
     return bool(layer.candidates) or layer.form.quantizer is not None
 
 
-def _decomposed(
+def _form_inputs(
     layer: LayerPlan, inputs: LayerInputs, statistics: Statistics | None, context: JobContext
-) -> torch.Tensor | Kept:
-    """Return the matrix that the layer's form decomposes, or why the layer stays dense."""
-    form_inputs = FormInputs(
+) -> FormInputs:
+    return FormInputs(
         layer=layer,
         weight=inputs.weight.to(context.device),
         statistics=statistics,
@@ -131,6 +130,23 @@ def _decomposed(
         dtype=torch.float32,
         seed=context.seed,
     )
+
+
+def _spectrum(layer: LayerPlan, inputs: LayerInputs, context: JobContext) -> SpectrumOrReason:
+    """Return what tells the error of a form that decomposes no one matrix, or why the layer stays dense."""
+    if exponent_of(inputs.weight) is None:
+        return Reason.NOT_FINITE.value
+    find = FORM_IMPLEMENTATIONS[layer.form.name].spectrum
+    assert find is not None
+    found = find(_form_inputs(layer, inputs, None, context))
+    return found.reason.value if isinstance(found, Kept) else found.tolist()
+
+
+def _decomposed(
+    layer: LayerPlan, inputs: LayerInputs, statistics: Statistics | None, context: JobContext
+) -> torch.Tensor | Kept:
+    """Return the matrix that the layer's form decomposes, or why the layer stays dense."""
+    form_inputs = _form_inputs(layer, inputs, statistics, context)
     matrix = FORM_IMPLEMENTATIONS[layer.form.name].decomposed(form_inputs)
     is_finite = isinstance(matrix, Kept) or exponent_of(matrix) is not None
     return matrix if is_finite else Kept(reason=Reason.NOT_FINITE)
@@ -207,6 +223,8 @@ class DecomposePass:
             return "unchanged", None
         begun = time.perf_counter()
         statistics = inputs.statistics_on(self.context.device)
+        if not task.layer.form.has_decomposition:
+            return _spectrum(task.layer, inputs, self.context), None
         matrix = _decomposed(task.layer, inputs, statistics, self.context)
         if isinstance(matrix, Kept):
             return matrix.reason.value, None

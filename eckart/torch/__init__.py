@@ -7,6 +7,7 @@ try:
 except ModuleNotFoundError as error:
     raise missing_extra(error, "torch") from error
 
+from eckart.torch.convolutions import LowRankConv, LowRankConvTranspose
 from eckart.torch.decoders import DECODERS, Decoder
 from eckart.torch.expansion import expand
 from eckart.torch.layers import LowRankConv1D, LowRankLinear
@@ -19,7 +20,9 @@ __all__ = [
     "DECODERS",
     "Decoder",
     "IncompatibleKeys",
+    "LowRankConv",
     "LowRankConv1D",
+    "LowRankConvTranspose",
     "LowRankLinear",
     "PivotConv1D",
     "PivotLinear",

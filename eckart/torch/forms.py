@@ -31,14 +31,15 @@ LEAST_FACTORS, MOST_FACTORS = 2, 3
 class Form(ABC):
     """How a weight is stored; all names are those below the module.
 
-    `shape` is that of the weight as it is stored when it is dense: [inputs, outputs] where `transposed`.
+    `shape` is that of the weight as it is stored when it is dense: [inputs, outputs] where `transposed`, with
+    the kernel of a convolution after them.
     """
 
     transposed: bool
 
     @property
     @abstractmethod
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, ...]:
         """The shape of the weight."""
 
     @property

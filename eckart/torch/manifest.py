@@ -32,7 +32,8 @@ class FactoredLayer(BaseModel):
     method: str | None = None
     # 0 where there are no factors.
     rank: Annotated[int, Field(ge=0)]
-    shape: tuple[Size, Size]
+    # [outputs, inputs], and the sides of a convolution's kernel.
+    shape: Annotated[tuple[Size, ...], Field(min_length=2, max_length=5)]
     # The dtype of the factors, and that of the weight where it is another.
     dtype: str | None = None
     weight_dtype: str | None = None

@@ -14,7 +14,7 @@ from eckart.torch.files import BIAS, WEIGHT, Contents
 from eckart.torch.layers import Compressed
 from eckart.torch.matrices import FLOATS
 from eckart.torch.parts import Trials
-from eckart.torch.swapping import obstacle
+from eckart.torch.swapping import obstacle_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -223,7 +223,7 @@ def _reason(state: ModelState, stored: StoredWeight, name: str, plain: Mapping[s
     if layer is None:
         return "is no module"
     kind = type(layer).__name__
-    if why := obstacle(layer, state.trials, transposed=stored.form.transposed):
+    if why := obstacle_to(layer, stored.form, state.trials):
         return f"{kind} {why}"
     if tied := state.tied(layer):
         return f"tied to {' and '.join(tied)}"

@@ -20,6 +20,7 @@ from eckart.torch.forms import (
     chain_sizes,
     factor_name,
 )
+from eckart.torch.kernels import CHAINS, Kernels, chain_fits, turned
 from eckart.torch.manifest import quantized_bits
 from eckart.torch.matrices import PACKED, SCALE, SHAPE, Int8Matrix, Kind, PackedMatrix
 from eckart.torch.packing import packed_widths
@@ -96,7 +97,10 @@ def first_tensor(name: str, entry: FactoredLayer) -> str:
 def stored_weight(name: str, entry: FactoredLayer, found: Mapping[str, Found]) -> StoredWeight | None:
     """Check that the tensors of a layer are what its entry says; None where its weight is dense."""
     own = {below: found[f"{name}.{below}"] for below in BELOW if f"{name}.{below}" in found}
-    form = _quantized(name, entry, own) if is_quantized(entry) else _factored(name, entry, own)
+    if len(entry.shape) > 2:
+        form = _convolution(name, entry, own)
+    else:
+        form = _quantized(name, entry, own) if is_quantized(entry) else _factored(name, entry, own)
     if form is None:
         return None
     _check(name, form, own)
@@ -105,13 +109,33 @@ def stored_weight(name: str, entry: FactoredLayer, found: Mapping[str, Found]) -
 
 def _sizes(entry: FactoredLayer) -> tuple[int, int]:
     """Return outputs and inputs."""
-    first, second = entry.shape
+    first, second = entry.shape[:2]
     return (second, first) if entry.transposed else (first, second)
 
 
 def _codec(entry: FactoredLayer) -> str | None:
     """Return the codec of factors that a layer runs as it is; others have been decoded."""
     return entry.codec if entry.codec == INT8 else None
+
+
+def _convolution(name: str, entry: FactoredLayer, own: Mapping[str, Found]) -> Form | None:
+    if WEIGHT in own:
+        return None  # multiplied out: `layout: dense`
+    if entry.method not in CHAINS:
+        raise LoadError(
+            f"{name} is a convolution of the method {entry.method!r}, which this version of eckart cannot "
+            "run; upgrade it"
+        )
+    names = [factor_name(number) for number in range(MOST_FACTORS)]
+    stored = [own[factor].shape for factor in names if factor in own]
+    factors = tuple(turned(shape) if entry.transposed and len(shape) > 1 else shape for shape in stored)
+    whole = turned(entry.shape) if entry.transposed else entry.shape
+    if not chain_fits(entry.method, whole, factors) or entry.rank == 0:
+        raise LoadError(
+            f"the factors of {name} have the shapes {[list(shape) for shape in stored]}, which do not make "
+            f"up {list(entry.shape)} by {entry.method}; {DAMAGED}"
+        )
+    return Kernels(entry.transposed, entry.method, whole, entry.rank, factors)
 
 
 def _factored(name: str, entry: FactoredLayer, own: Mapping[str, Found]) -> Form | None:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from eckart.torch.convolutions import TRANSPOSED, LowRankConv, new_convolution, stock_class
 from eckart.torch.forms import Factors, Pivot, Quantized
+from eckart.torch.kernels import Kernels
 from eckart.torch.layers import Compressed, Int8Factor, LowRankConv1D, LowRankLinear
 from eckart.torch.matrices import Int8Matrix
 from eckart.torch.parts import Trials, new_part
@@ -28,6 +30,13 @@ STATE_HOOKS = (
 OTHER_WAY = "stores its weight the other way round"
 
 
+def obstacle_to(layer: nn.Module, form: Form, trials: Trials) -> str | None:
+    """Say why a form cannot run in a layer's place; None where it can."""
+    if isinstance(form, Kernels):
+        return conv_obstacle(layer, transposed=form.transposed)
+    return obstacle(layer, trials, transposed=form.transposed)
+
+
 def obstacle(layer: nn.Module, trials: Trials, *, transposed: bool) -> str | None:
     """Say why a compressed layer cannot run in a layer's place; None where it can.
 
@@ -46,11 +55,37 @@ def obstacle(layer: nn.Module, trials: Trials, *, transposed: bool) -> str | Non
     return OTHER_WAY if is_other_way else "is no linear layer"
 
 
+def conv_obstacle(layer: nn.Module, *, transposed: bool) -> str | None:
+    """Say why smaller convolutions cannot run in a layer's place; None where they can.
+
+    They can where a layer computes as torch's own convolutions do.
+    """
+    if isinstance(layer, LowRankConv):
+        is_other_way = layer.transposed != transposed
+        return (OTHER_WAY if is_other_way else None) if layer.is_intact() else "no longer holds plain factors"
+    stock = stock_class(layer)
+    if stock is None:
+        return "is no plain convolution"
+    if why := _unlike_stock(layer, "is no plain convolution"):
+        return why
+    if transposed != (stock in TRANSPOSED.values()):
+        return OTHER_WAY
+    return "is a transposed convolution in groups" if transposed and layer.groups != 1 else None
+
+
 def _unlike_linear(layer: nn.Module) -> str | None:
     """Say what a layer holds, or what was done to it, that no plain linear layer has; None without that."""
-    weight, bias = (vars(layer)["_parameters"].get(name) for name in ("weight", "bias"))
-    if type(weight) is not nn.Parameter or weight.dim() != 2 or not weight.is_floating_point():
+    weight = vars(layer)["_parameters"].get("weight")
+    if weight is None or weight.dim() != 2:
         return "is no linear layer"
+    return _unlike_stock(layer, "is no linear layer")
+
+
+def _unlike_stock(layer: nn.Module, other: str) -> str | None:
+    """Say what a layer holds, or what was done to it, that no layer of torch's own has; None without that."""
+    weight, bias = (vars(layer)["_parameters"].get(name) for name in ("weight", "bias"))
+    if type(weight) is not nn.Parameter or not weight.is_floating_point():
+        return other
     own = {id(value) for value in (weight, bias) if value is not None}
     if {id(value) for value in (*layer.parameters(), *layer.buffers())} != own or any(layer.children()):
         return "has more than a weight and a bias"
@@ -94,6 +129,10 @@ def _new_layer(layer: nn.Module, form: Form, trials: Trials) -> Compressed:
         case Pivot():
             parts = _new_parts(layer, form.factors, trials, None)
             return (PivotConv1D if form.transposed else PivotLinear)(form, parts, bias, like)
+        case Kernels():
+            weights = _weights(layer)
+            trained = not weights or any(parameter.requires_grad for parameter in weights)
+            return new_convolution(layer, form, bias, trained=trained)
     raise TypeError(f"no layer runs {form}")
 
 

@@ -21,7 +21,7 @@ from eckart.torch.layers import Compressed
 from eckart.torch.matching import Match
 from eckart.torch.parts import Trials
 from eckart.torch.quantized import QuantizedConv1D
-from eckart.torch.swapping import become_compressed, obstacle
+from eckart.torch.swapping import become_compressed, obstacle_to
 from eckart.transformers.naming import Naming, rules
 from eckart.transformers.tensors import FolderTensors, find_layers, open_folder
 
@@ -150,7 +150,7 @@ def _obstacle(
     assert isinstance(weight, torch.Tensor)
     if tuple(weight.shape) != layer.form.shape:
         return "it has another shape in the model"
-    found = obstacle(module, trials, transposed=layer.form.transposed)
+    found = obstacle_to(module, layer.form, trials)
     return None if found is None else f"its {type(module).__name__} {found}"
 
 

@@ -249,8 +249,7 @@ def _rank_by_spectrum(layer: LayerPlan, cached: CachedSpectra) -> int | KeptReas
         if rule.energy is not None:
             least = spectrum.rank_of_energy(rule.energy)
         elif rule.auto is not None:
-            shape = layer.rows, layer.columns
-            least = auto_rank(rule.auto, spectrum.values, shape, spectrum.roundoff)
+            least = auto_rank(rule.auto, spectrum.values, layer.decomposed_shape, spectrum.roundoff)
         if least is None:
             continue
         if least == 0:

@@ -8,6 +8,7 @@ from typing import NamedTuple, Self
 from schemas.format.errors import listed, quoted
 from schemas.format.files import CheckpointFiles
 from schemas.format.tensor import TensorInfo
+from schemas.planning.kernels import without_statistics
 from schemas.planning.layer import BIAS, LayerPlan, Tensor
 from schemas.planning.layers import Plan
 from schemas.planning.references import CalibrationError
@@ -132,12 +133,20 @@ def mark_calibrated(
     if not any(name in modules for name in found):
         raise CalibrationError("unknown-layer", _unknown_layer(next(iter(found)), modules))
     layers = {layer.name: layer for layer in plan.layers}
-    for name, own in found.items():
+    unfit = {name: why for name in found if name in layers and (why := without_statistics(layers[name]))}
+    fitting = {name: own for name, own in found.items() if name not in unfit}
+    for name, own in fitting.items():
         if name in layers:
             _check(layers[name], own)
-    marked = tuple(_marked(layer, found.get(layer.name), biases) for layer in plan.layers)
-    warnings = (*plan.warnings, *_warnings(calibration, found, layers, modules))
+    marked = tuple(_marked(layer, fitting.get(layer.name), biases) for layer in plan.layers)
+    warnings = (*plan.warnings, *_warnings(calibration, found, layers, modules), *_unfit(unfit))
     return replace(plan, layers=marked, warnings=warnings)
+
+
+def _unfit(reasons: Mapping[str, str]) -> Iterator[str]:
+    for why in dict.fromkeys(reasons.values()):
+        names = [name for name, own in reasons.items() if own == why]
+        yield f"calibration: not used, since {why}: {listed(names)}"
 
 
 def _marked(layer: LayerPlan, own: LayerSources | None, biases: Mapping[str, Tensor]) -> LayerPlan:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from schemas.format.errors import listed
 from schemas.planning.choice import Choice, module_of
+from schemas.planning.kernels import kernel_warnings
 from schemas.planning.layer import WEIGHT, LayerPlan, Tensor
 from schemas.planning.override_warnings import override_warnings
 from schemas.planning.patterns import Patterns
@@ -32,6 +33,7 @@ def choice_warnings(tensors: Iterable[Tensor], spec: CompressionSpec, choice: Ch
     yield from _budget_warnings(spec)
     yield from override_warnings(spec, alone, idle=set(idle_overrides))
     yield from _rank_warnings(spec, alone)
+    yield from kernel_warnings(spec, layers)
     has_selector = spec.selector != CompressionSpec.model_fields["selector"].default
     if has_selector and layers and all(layer.form.selector is None for layer in layers.kinds):
         yield f"selector: it has no effect on {_joined_methods(layers.kinds)}"

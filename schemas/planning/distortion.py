@@ -26,7 +26,7 @@ class Norms:
 class LayerSpectra:
     """What is known of a layer, by `LayerPlan.decomposed`: singular values, descending, or their norms.
 
-    `norms` also has those of the weight itself, by `LayerPlan.weighting`.
+    `norms` also has those of the weight itself, by `LayerPlan.norm_of`.
     """
 
     spectra: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -101,7 +101,7 @@ def units(
     No square of a value in units of the scale exceeds the range of float64. Under `loss`, to lose a layer
     without both Gram matrices counts as much as the median of the others.
     """
-    sizes = {number: known[layer.tensor].norm(layer.weighting) or 1.0 for number, layer in layers.items()}
+    sizes = {number: known[layer.tensor].norm(layer.norm_of) or 1.0 for number, layer in layers.items()}
     if objective == "relative":
         return {number: (sizes[number], layer.importance) for number, layer in layers.items()}
     largest = max(sizes.values(), default=1.0)

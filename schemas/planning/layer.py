@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import prod
 from typing import NamedTuple, Protocol
 
 from schemas.format.header import NewTensor
@@ -47,6 +48,22 @@ class Kind(NamedTuple):
     dense_layout: bool
     transposed: bool
     in_adapter: bool
+    kernel: tuple[int, ...] = ()
+
+    @property
+    def map_shape(self) -> tuple[int, ...]:
+        """The weight as a map: [outputs, inputs], with the sides of a convolution's kernel after them."""
+        return map_shape(self.rows, self.columns, self.kernel)
+
+
+def map_shape(rows: int, columns: int, kernel: tuple[int, ...]) -> tuple[int, ...]:
+    """Return [outputs, inputs] and the kernel of a weight, by the sides of its matrix."""
+    return (rows, columns // prod(kernel), *kernel) if kernel else (rows, columns)
+
+
+def turned(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape with its first two sides exchanged."""
+    return (*shape[1::-1], *shape[2:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +75,8 @@ class LayerPlan:
     name
         Name of the module.
     rows, columns
-        Outputs and inputs, also where the weight is stored `transposed`.
+        Outputs and inputs, also where the weight is stored `transposed`. Of a convolution, the columns are
+        the inputs times the elements of the kernel.
     dtype
         Storage dtype of the weight in the input.
     form, codec
@@ -90,6 +108,8 @@ class LayerPlan:
         The module behind the neurons of the MLP whose neurons are cut, if the weight is one of its members.
     cut_bias
         The dtype of the bias that loses entries together with rows of the weight, if there is one.
+    kernel
+        The sides of a convolution's kernel; none for a linear layer.
     """
 
     name: str
@@ -112,6 +132,7 @@ class LayerPlan:
     pair: str | None = None
     cut_bias: str | None = None
     candidates: tuple[Form, ...] = ()
+    kernel: tuple[int, ...] = ()
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -139,6 +160,7 @@ class LayerPlan:
             self.dense_layout,
             self.transposed,
             self.in_adapter,
+            self.kernel,
         )
 
     @property
@@ -149,7 +171,7 @@ class LayerPlan:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight as stored."""
-        return self._map_shape[::-1] if self.transposed else self._map_shape
+        return turned(self.map_shape) if self.transposed else self.map_shape
 
     @property
     def is_linear(self) -> bool:
@@ -171,7 +193,17 @@ class LayerPlan:
         """What is decomposed, and in which norm, where it is not the weight itself in its own."""
         quantizer = self.form.quantizer
         rounded = "" if quantizer is None else f"int{quantizer.bits}-{quantizer.group or 'row'}"
-        return " ".join(filter(None, (rounded, self.weighting)))
+        return " ".join(filter(None, (rounded, self.form.unfolding, self.weighting)))
+
+    @property
+    def decomposed_shape(self) -> tuple[int, int]:
+        """The sides of the matrix that is decomposed."""
+        return self.form.matrix_shape(self.map_shape)
+
+    @property
+    def norm_of(self) -> str:
+        """What of the layer is decomposed whose norm is that of the weight."""
+        return self.decomposed if self.kernel else self.weighting
 
     @property
     def has_loss(self) -> bool:
@@ -183,7 +215,7 @@ class LayerPlan:
         """Largest rank that saves a parameter, or bytes where the form rounds the weight."""
         if self.form.quantizer is not None:
             return max(self._byte_ranks, default=0)
-        return _break_even_rank(self.form, self._map_shape)
+        return _break_even_rank(self.form, self.map_shape)
 
     @property
     def in_adapter(self) -> bool:
@@ -193,21 +225,22 @@ class LayerPlan:
     @property
     def largest_rank(self) -> int:
         """Largest rank that the layer may get: in an adapter the full rank, else the break-even rank."""
-        return min(self._map_shape) if self.in_adapter else self.break_even_rank
+        return min(self.map_shape) if self.in_adapter else self.break_even_rank
 
     @property
     def num_vectors(self) -> int:
         """Number of singular vectors that are enough for any rank of this form, and of any chain."""
         if self.in_adapter:
             return max(1, self.largest_rank)
-        return max(1, self.largest_rank, TWO_FACTORS.break_even_rank(self._map_shape))
+        others = 0 if self.kernel else TWO_FACTORS.break_even_rank(self.map_shape)
+        return max(1, self.largest_rank, others)
 
     @property
     def ranks(self) -> range:
         """The ranks that `align` and `min_rank` allow, ascending; an adapter may have `largest_rank` too."""
         if self.form.quantizer is not None:
             return _multiples(self._byte_ranks, self.align, self.min_rank)
-        ranks = _ranks(self.form, self._map_shape, self.align, self.min_rank)
+        ranks = _ranks(self.form, self.map_shape, self.align, self.min_rank)
         if not self.in_adapter:
             return ranks
         return range(min(ranks.start, self.largest_rank), self.largest_rank + 1, self.align)
@@ -243,7 +276,7 @@ class LayerPlan:
 
     def ratio_rank(self, ratio: float) -> int:
         """Return the largest rank that stores at most this share of the parameters, or 0."""
-        return self.form.ratio_rank(self._map_shape, ratio)
+        return self.form.ratio_rank(self.map_shape, ratio)
 
     def parameters_after(self, rank: int | None) -> int:
         """Return the number of elements stored at a rank, or for None without one: dense, or left out."""
@@ -253,7 +286,7 @@ class LayerPlan:
 
     def factor_parameters(self, rank: int) -> int:
         """Return the number of elements of the factors at a rank, also if they are multiplied out."""
-        return self.form.parameters(self._map_shape, rank)
+        return self.form.parameters(self.map_shape, rank)
 
     def bytes_after(self, rank: int | None) -> int:
         """Return the bytes stored at a rank, or for None without one: dense, or left out of an adapter."""
@@ -286,8 +319,9 @@ class LayerPlan:
         return _byte_ranks(self.kind._replace(dense_layout=False))
 
     @property
-    def _map_shape(self) -> tuple[int, int]:
-        return self.rows, self.columns
+    def map_shape(self) -> tuple[int, ...]:
+        """[outputs, inputs], and the sides of a convolution's kernel."""
+        return map_shape(self.rows, self.columns, self.kernel)
 
     @property
     def needs_decoding(self) -> bool:
@@ -302,20 +336,19 @@ class LayerPlan:
 
 # A checkpoint has few kinds of layers, and a budget asks for each of its thousands of layers again and again.
 @lru_cache(maxsize=4096)
-def _break_even_rank(form: Form, shape: tuple[int, int]) -> int:
+def _break_even_rank(form: Form, shape: tuple[int, ...]) -> int:
     return form.break_even_rank(shape)
 
 
 @lru_cache(maxsize=4096)
-def _ranks(form: Form, shape: tuple[int, int], align: int, least: int) -> range:
+def _ranks(form: Form, shape: tuple[int, ...], align: int, least: int) -> range:
     return form.ranks(shape, align=align, least=least)
 
 
 def _matrices(kind: Kind, rank: int) -> tuple[StoredMatrix, ...]:
-    shape = (kind.rows, kind.columns)
     if kind.dense_layout:
-        return (StoredMatrix("weight", shape),)
-    return kind.form.stored_matrices(shape, rank)
+        return (StoredMatrix("weight", kind.map_shape),)
+    return kind.form.stored_matrices(kind.map_shape, rank)
 
 
 @lru_cache(maxsize=4096)
@@ -348,8 +381,8 @@ def _stored(kind: Kind, rank: int) -> tuple[tuple[str, str, tuple[int, ...]], ..
     for matrix in _matrices(kind, rank):
         # In an adapter the names are PEFT's, and the factors of a transposed weight are not transposed.
         below = f".{ADAPTER_FACTORS[matrix.name] if kind.in_adapter else matrix.name}"
-        turned = kind.transposed and not kind.in_adapter and matrix.codec is None
-        stored = matrix.shape[::-1] if turned else matrix.shape
+        is_turned = kind.transposed and not kind.in_adapter and matrix.codec is None
+        stored = turned(matrix.shape) if is_turned else matrix.shape
         codec = kind.codec if matrix.codec is None else matrix.codec.for_weight(kind.dtype)
         one = (NewTensor(below, matrix.dtype, stored),) if matrix.dtype is not None else ()
         found += [(t.name, t.dtype, t.shape) for t in one or codec.tensors(below, stored)]

@@ -2,11 +2,12 @@
 
 from collections.abc import Hashable
 from dataclasses import replace
+from math import prod
 
 from schemas.planning.adapter import adapter_rank
-from schemas.planning.codecs import codec_for
 from schemas.planning.forms import Form
-from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Tensor
+from schemas.planning.kernels import codec_of, kernel_reason
+from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Tensor, turned
 from schemas.planning.layers import Layers
 from schemas.planning.modules import Modules
 from schemas.planning.selection import LayerOptions
@@ -55,20 +56,21 @@ class LayerPlanner:
         rank, reason = resolve(layer, options.override.rank or self._spec.rank)
         if not layer.form.takes_width(layer.columns):
             rank, reason = None, "group"
+        structural = structural or kernel_reason(layer, by_override=options.by_override)
         if structural is not None:
             rank, reason = None, structural
         return replace(layer, rank=rank, reason=reason)
 
     def _unranked(self, tensor: Tensor, options: LayerOptions, form: Form) -> LayerPlan:
         spec, override = self._spec, options.override
-        rows, columns = reversed(tensor.shape) if options.transposed else tensor.shape
+        outputs, inputs, *kernel = turned(tensor.shape) if options.transposed else tensor.shape
         return LayerPlan(
             name=tensor.name.removesuffix(WEIGHT),
-            rows=rows,
-            columns=columns,
+            rows=outputs,
+            columns=inputs * prod(kernel),
             dtype=tensor.dtype,
             form=form,
-            codec=codec_for(spec.dtype, tensor.dtype),
+            codec=codec_of(spec.dtype, tensor.dtype, tuple(kernel)),
             dense_layout=spec.layout == "dense",
             rank=None,
             reason=None,
@@ -77,6 +79,7 @@ class LayerPlanner:
             min_rank=override.min_rank or spec.min_rank,
             importance=override.weight or 1.0,
             difference=self._difference,
+            kernel=tuple(kernel),
         )
 
     def _taken(self, module: str, shape: Hashable, tensor: Tensor, options: LayerOptions) -> tuple[bool, ...]:

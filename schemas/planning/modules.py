@@ -39,6 +39,10 @@ class Modules:
         """Return whether there is a tensor of this name below a module that has a matrix as its weight."""
         return module + ending in self._shapes
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor; () if there is none of this name."""
+        return self._shapes.get(name, ())
+
     def has_bias(self, module: str) -> bool:
         """Return whether a module has a bias as long as one side of its weight."""
         bias = self._shapes.get(module + BIAS, ())
@@ -72,8 +76,12 @@ class Modules:
 
         A bias as long as the second side and not the first says so of its own weight. A square weight with a
         bias is stored like the others around it: those in the nearest enclosing module, up to the numbered
-        block, that has weights whose biases say something.
+        block, that has weights whose biases say something. A convolution is judged by its own bias alone: it
+        is transposed if the bias is as long as another side than the first.
         """
+        if len(self.shape(module + WEIGHT)) > 2:
+            bias = self.shape(module + BIAS)
+            return len(bias) == 1 and bias[0] != self.shape(module + WEIGHT)[0] and self.has_bias(module)
         own = self._stored_transposed(module)
         if own is not None or not self.has_bias(module):
             return bool(own)

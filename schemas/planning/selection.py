@@ -7,8 +7,9 @@ from functools import cache
 
 from schemas.format.tensor import FLOAT_DTYPES
 from schemas.method import methods_of
-from schemas.planning.forms import FORMS, Form, FormOptions
-from schemas.planning.layer import WEIGHT, Tensor
+from schemas.planning.forms import FORMS, Form, FormOptions, kernel_form
+from schemas.planning.forms.kernel import KERNEL_SIDES
+from schemas.planning.layer import WEIGHT, Tensor, turned
 from schemas.planning.modules import ATTENTION_WEIGHTS, Modules
 from schemas.planning.patterns import Patterns
 from schemas.spec import EMBEDDINGS, CompressionSpec, Override
@@ -28,6 +29,7 @@ class LayerOptions:
     `number` is that of its override, or -1. `forms` are those that it may get.
     `transposed` says that the weight is stored as [inputs, outputs],
     `inferred` that a bias says so and not the spec.
+    `by_override` says that an override names the form of a convolution.
     """
 
     number: int
@@ -35,6 +37,7 @@ class LayerOptions:
     forms: tuple[Form, ...]
     transposed: bool
     inferred: bool
+    by_override: bool = False
 
 
 class Selection:
@@ -57,15 +60,41 @@ class Selection:
         number = self._overrides.find(module)
         given = self._transposed.fit(module)
         inferred = not given and self._modules.is_transposed(module)
-        return self._known(number, given or inferred, inferred)
+        return self._known(number, given or inferred, inferred, *self._conv(module, number))
 
-    def _options(self, number: int | None, transposed: bool, inferred: bool) -> LayerOptions:  # noqa: FBT001
+    def _options(
+        self,
+        number: int | None,
+        transposed: bool,  # noqa: FBT001
+        inferred: bool,  # noqa: FBT001
+        conv: str | None,
+        kernel: tuple[int, ...],
+    ) -> LayerOptions:
         override = NO_OVERRIDE if number is None else self._spec.overrides[number]
         spec = self._spec
         storage = (override.cur or spec.cur).storage
         options = FormOptions(override.selector or spec.selector, storage, spec.group)
-        forms = tuple(FORMS[name].of(options) for name in methods_of(override.method or spec.method))
-        return LayerOptions(-1 if number is None else number, override, forms, transposed, inferred)
+        forms: tuple[Form, ...]
+        if conv is not None:
+            forms = (kernel_form(conv, kernel),)
+        else:
+            forms = tuple(FORMS[name].of(options) for name in methods_of(override.method or spec.method))
+        by_override = conv is not None and override.conv is not None
+        return LayerOptions(
+            -1 if number is None else number, override, forms, transposed, inferred, by_override
+        )
+
+    def _conv(self, module: str, number: int | None) -> tuple[str | None, tuple[int, ...]]:
+        """Return the form that the spec names for a weight as a convolution's, and its kernel.
+
+        The form is None for all other weights.
+        """
+        own = None if number is None else self._spec.overrides[number].conv
+        conv = own or self._spec.conv
+        shape = () if conv is None else self._modules.shape(module + WEIGHT)
+        if len(shape) - 2 not in KERNEL_SIDES or 0 in shape:
+            return None, ()
+        return (conv if own or self._is_convolution(module, shape) else None), shape[2:]
 
     def pattern_rule(self, module: str) -> str | None:
         """Return the rule by which the patterns leave out a module, or None if they select it."""
@@ -84,13 +113,14 @@ class Selection:
             return "dtype"
         if not tensor.name.endswith(WEIGHT):
             return _name_rule(tensor)
-        return "convolution" if self._is_convolution(tensor) else "stack"
+        module = tensor.name.removesuffix(WEIGHT)
+        return "convolution" if self._is_convolution(module, tensor.shape) else "stack"
 
-    def _is_convolution(self, tensor: Tensor) -> bool:
-        if len(tensor.shape) > 3 or tensor.shape[-1] <= LONGEST_KERNEL:
+    def _is_convolution(self, module: str, shape: tuple[int, ...]) -> bool:
+        if len(shape) > 3 or shape[-1] <= LONGEST_KERNEL:
             return True
         # The biases of stacked experts are stacked too.
-        return self._modules.has_bias(tensor.name.removesuffix(WEIGHT))
+        return self._modules.has_bias(module)
 
 
 def is_float_weight(tensor: Tensor) -> bool:
@@ -100,7 +130,7 @@ def is_float_weight(tensor: Tensor) -> bool:
 
 def can_be_factored(tensor: Tensor, forms: Iterable[Form], *, transposed: bool = False) -> bool:
     """Return whether a tensor is a weight of floats, named `*.weight`, to which one of the forms applies."""
-    shape = tensor.shape[::-1] if transposed else tensor.shape
+    shape = turned(tensor.shape) if transposed else tensor.shape
     return is_float_weight(tensor) and any(form.applies_to(shape) for form in forms)
 
 

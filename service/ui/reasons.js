@@ -14,7 +14,10 @@ export const REASONS = {
   "not_called": "An attention with an `in_proj_weight` reads this weight without calling the module.",
   "tied": "Another module has the same weight, by the metadata or as equal bytes that are not selected.",
   "unchanged": "The weight equals that of the base.",
-  "group": "The width of the weight is no multiple of `group`, so its rows cannot be cut into groups."
+  "group": "The width of the weight is no multiple of `group`, so its rows cannot be cut into groups.",
+  "depthwise": "The kernel has one input for each output or group; an override with `conv` factors it.",
+  "kernel_sides": "The `conv` is for kernels with another number of sides.",
+  "transposed_kernel": "The `conv` does not allow transposed convolutions."
 };
 
 export const RULES = {
@@ -23,7 +26,7 @@ export const RULES = {
   "vector": "The tensor has fewer than two dimensions.",
   "dtype": "Tensors of this dtype cannot be factored.",
   "stack": "The tensor has three or more dimensions, such as the weights of all experts in one.",
-  "convolution": "The weight has three or more dimensions and belongs to a convolution.",
+  "convolution": "The weight belongs to a convolution, and no `conv` is given.",
   "no_module": "The name is `weight` alone, so there is no module to name the factors after.",
   "in_projection": "The weight of an attention, such as `in_proj_weight`, belongs to no module of its own.",
   "recurrent": "The weight of a recurrent layer, such as `weight_ih_l0`, is no module of its own.",

@@ -298,7 +298,7 @@ def test_an_old_file_stays_until_the_new_one_is_whole(net, tmp_path):
     ("batches", "options", "words"),
     [
         ([], {}, "there are no batches"),
-        (BATCHES, {"include": ["nothing*"]}, "no Linear or Conv1D layer that is included"),
+        (BATCHES, {"include": ["nothing*"]}, "no Linear, Conv1D or convolution that is included"),
         (BATCHES, {"include": ["idle"]}, "took any input"),
         (BATCHES, {"dtype": "float16"}, "float32 or float64"),
         (BATCHES, {"path": "grams.bin"}, "ends in .safetensors"),

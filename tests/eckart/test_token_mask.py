@@ -243,5 +243,5 @@ def test_a_head_that_is_tied_to_the_embedding_has_no_gram_matrix(tmp_path):
 
     assert "model.layers.0.mlp.up_proj.gram" in names
     assert "lm_head.gram" not in names
-    with pytest.raises(InputError, match="no Linear or Conv1D layer that is included"):
+    with pytest.raises(InputError, match="no Linear, Conv1D or convolution that is included"):
         calibrate(model, [], tmp_path / "none.safetensors", include=["lm_head"])

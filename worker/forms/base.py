@@ -97,11 +97,15 @@ class FormImplementation:
         Returns the approximation [m, n] of the weight that these tensors represent.
     decomposed : callable of FormInputs
         Returns the matrix [m, n] whose singular values say how far off a rank is; or a `Kept` with a reason.
+    spectrum : callable of FormInputs, or None
+        Returns what those values would be, float64 [p], where no matrix has them: the squares of those after
+        the first k sum up to the squared error at rank k, or nearly so.
     """
 
     compute: Callable[[FormInputs], Factored | Kept]
     to_dense: Callable[[Sequence[torch.Tensor]], torch.Tensor]
     decomposed: Callable[[FormInputs], torch.Tensor | Kept]
+    spectrum: Callable[[FormInputs], torch.Tensor | Kept] | None = None
 
 
 def weight_itself(inputs: FormInputs) -> torch.Tensor:
@@ -118,11 +122,12 @@ def register(
     *,
     to_dense: Callable[[Sequence[torch.Tensor]], torch.Tensor],
     decomposed: Callable[[FormInputs], torch.Tensor | Kept] = weight_itself,
+    spectrum: Callable[[FormInputs], torch.Tensor | Kept] | None = None,
 ) -> Callable[[Compute], Compute]:
     """Register the decorated function as the implementation of the form `name`."""
 
     def add(compute: Compute) -> Compute:
-        FORM_IMPLEMENTATIONS[name] = FormImplementation(compute, to_dense, decomposed)
+        FORM_IMPLEMENTATIONS[name] = FormImplementation(compute, to_dense, decomposed, spectrum)
         return compute
 
     return add

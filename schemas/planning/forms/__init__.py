@@ -14,18 +14,22 @@ from schemas.planning.forms.base import (
     StoredMatrix,
     register,
 )
+from schemas.planning.forms.kernel import CONV_FORMS, KernelForm, kernel_form
 
 for _module in pkgutil.iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
+    "CONV_FORMS",
     "FORMS",
     "Chain",
     "Form",
     "FormOptions",
+    "KernelForm",
     "Quantizer",
     "Selector",
     "Storage",
     "StoredMatrix",
+    "kernel_form",
     "register",
 ]

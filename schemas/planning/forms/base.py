@@ -65,6 +65,10 @@ class Form(ABC):
     has_ranks: ClassVar[bool] = True
     # Whether the error at each rank follows from singular values, so that a budget can compare forms.
     known_by_spectrum: ClassVar[bool] = True
+    # Whether that spectrum is one matrix', whose decomposition gives the factors and is worth keeping.
+    has_decomposition: ClassVar[bool] = True
+    # How the weight is rearranged before it is decomposed, if it is.
+    unfolding: ClassVar[str] = ""
     selector: Selector | None = None
 
     @classmethod
@@ -100,6 +104,15 @@ class Form(ABC):
     def applies_to(self, shape: tuple[int, ...]) -> bool:
         """Return whether the form can replace a weight of this shape; plans hold matrices only."""
         return len(shape) == 2
+
+    def matrix_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Return the sides of the matrix that is decomposed."""
+        rows, columns = shape
+        return rows, columns
+
+    def full_rank(self, shape: tuple[int, ...]) -> int:
+        """Return the rank that has no error."""
+        return min(self.matrix_shape(shape))
 
     def parameters(self, shape: tuple[int, ...], rank: int) -> int:
         """Return the number of elements at a rank, indices left out; it must increase with the rank."""
