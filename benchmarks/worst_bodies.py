@@ -63,9 +63,20 @@ def ask(options: Options) -> None:
 
 
 def _bodies(scale: float) -> Mapping[str, list[Body]]:
-    tensors = int(HEADER_BYTES * scale) // 56
-    header = _framed(_entries(tensors))
-    put = Body("PUT", f"/v1/checkpoints/{ID}/a.safetensors", "", header)
+    return {**_headers(scale), **_documents(scale), **_specs(scale), **_companions(scale)}
+
+
+def _put(content: bytes, name: str = "a.safetensors") -> Body:
+    return Body("PUT", f"/v1/checkpoints/{ID}/{name}", "", content)
+
+
+def _tiny(scale: float) -> int:
+    """Return how many tiny tensors a header holds."""
+    return int(HEADER_BYTES * scale) // 56
+
+
+def _headers(scale: float) -> Mapping[str, list[Body]]:
+    tensors = _tiny(scale)
     padded = _framed(_entries(int(HEADER_BYTES * scale) // 700, pad=600))
     # Each is one byte of data before the one that is listed before it.
     spans = [
@@ -73,10 +84,37 @@ def _bodies(scale: float) -> Mapping[str, list[Body]]:
         for at in range(tensors * 7 // 10)
     ]
     backwards = _framed(",".join(reversed(spans))) + bytes(len(spans))
-    layers = _framed(_entries(0, names=[f"{number}.weight" for number in range(int(MAX_LAYERS * scale))]))
+    text = "\U0001f600" + "x" * int(HEADER_BYTES * scale)
+    beyond = _framed(f'"__metadata__":{{"text":"{text}"}},{_entries(1)}')
     quarter = _framed(_entries(tensors // 4))
+    return {
+        "PUT, tiny tensors": [_put(_framed(_entries(tensors)))],
+        "PUT, padded entries": [_put(padded)],
+        "PUT, backwards": [_put(backwards)],
+        "PUT, metadata beyond ASCII": [_put(beyond)],
+        "form of four files": [_form({f"{at}.safetensors": quarter for at in range(4)})],
+    }
+
+
+def _documents(scale: float) -> Mapping[str, list[Body]]:
+    put = _put(_framed(_entries(_tiny(scale))))
+    layers = int(MAX_LAYERS * scale)
+    same = _framed(_entries(0, names=[f"{number}.weight" for number in range(layers)]))
+    shapes = ",".join(
+        f'"{at}.weight":{{"dtype":"F32","shape":[0,{at + 8}],"data_offsets":[0,0]}}' for at in range(layers)
+    )
+    plan = _plan("/v1/plans", ID, {"rank": 1})
+    return {
+        "GET of the checkpoint": [put, Body("GET", f"/v1/checkpoints/{ID}?limit=10000", "", b"")],
+        "plan": [put, plan],
+        "plan, most layers": [_put(same), plan],
+        "plan, each of another shape": [_put(_framed(shapes)), plan],
+    }
+
+
+def _specs(scale: float) -> Mapping[str, list[Body]]:
     names = [f"a{'a' * PATTERN_CHARACTERS}.{number}.weight" for number in range(int(4000 * scale) + 1)]
-    long_names = Body("PUT", f"/v1/checkpoints/{ID}/a.safetensors", "", _framed(_entries(0, names=names)))
+    put = _put(_framed(_entries(0, names=names)))
     modules = [name.removesuffix(".weight") for name in names]
     size = {"names": len(names), "characters": sum(map(len, modules))}
 
@@ -84,28 +122,24 @@ def _bodies(scale: float) -> Mapping[str, list[Body]]:
         count = min(65_000 // len(pattern), int(0.9e9) // matching_ns(pattern, **size))
         return _plan("/v1/plans", ID, {"rank": 1, "exclude": [pattern] * max(1, min(1000, count))})
 
-    weight_map = {f"{number}": f"{number % 9_999}.safetensors" for number in range(tensors)}
+    return {
+        "spec, long patterns": [put, slow(f"*{'a' * PATTERN_CHARACTERS}b")],
+        "spec, sets between stars": [put, slow(f"*{'[ab]' * 8}c*")],
+        "spec, many stars": [put, slow("*a" * 20 + "b")],
+    }
+
+
+def _companions(scale: float) -> Mapping[str, list[Body]]:
+    weight_map = {f"{number}": f"{number % 9_999}.safetensors" for number in range(_tiny(scale))}
     index = json.dumps({"weight_map": weight_map}, separators=(",", ":")).encode()
     config_bytes = int(MAX_CONFIG_BYTES * scale)
     # A few less than are allowed, since all texts are of one length.
     values = int(0.96 * (FREE_CONFIG_VALUES + config_bytes // BYTES_PER_CONFIG_VALUE))
     width = config_bytes // values - len('"":"1234",')
     texts = ",".join(f'"{number:0{width}}":"\U0001f600"' for number in range(values))
-    config = Body("PUT", f"/v1/checkpoints/{ID}/config.json", "", f"{{{texts}}}".encode())
-    form = _form({f"{at}.safetensors": quarter for at in range(4)}, f"/v1/checkpoints/{ID}")
     return {
-        "PUT, tiny tensors": [put],
-        "PUT, padded entries": [Body("PUT", put.target, "", padded)],
-        "PUT, backwards": [Body("PUT", put.target, "", backwards)],
-        "form of four files": [form],
-        "GET of the checkpoint": [put, Body("GET", f"/v1/checkpoints/{ID}?limit=10000", "", b"")],
-        "plan": [put, _plan("/v1/plans", ID, {"rank": 1})],
-        "plan, most layers": [Body("PUT", put.target, "", layers), _plan("/v1/plans", ID, {"rank": 1})],
-        "spec, long patterns": [long_names, slow(f"*{'a' * PATTERN_CHARACTERS}b")],
-        "spec, sets between stars": [long_names, slow(f"*{'[ab]' * 8}c*")],
-        "spec, many stars": [long_names, slow("*a" * 20 + "b")],
-        "index": [Body("PUT", f"/v1/checkpoints/{ID}/model.safetensors.index.json", "", index)],
-        "config.json": [config],
+        "index": [_put(index, "model.safetensors.index.json")],
+        "config.json": [_put(f"{{{texts}}}".encode(), "config.json")],
     }
 
 
@@ -177,14 +211,14 @@ def _plan(target: str, checkpoint: str, spec: Mapping[str, object]) -> Body:
     return Body("POST", target, "application/json", content)
 
 
-def _form(files: Mapping[str, bytes], target: str) -> Body:
+def _form(files: Mapping[str, bytes]) -> Body:
     disposition = 'Content-Disposition: form-data; name="checkpoint"; filename'
     parts = b"".join(
         f'--{BOUNDARY}\r\n{disposition}="{name}"\r\n\r\n'.encode() + content + b"\r\n"
         for name, content in files.items()
     )
     content = parts + f"--{BOUNDARY}--\r\n".encode()
-    return Body("POST", target, f"multipart/form-data; boundary={BOUNDARY}", content)
+    return Body("POST", f"/v1/checkpoints/{ID}", f"multipart/form-data; boundary={BOUNDARY}", content)
 
 
 def _entries(count: int, *, pad: int = 0, names: list[str] | None = None) -> str:
