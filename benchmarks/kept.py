@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 from statistics import median
 
-from benchmarks.kept_data import Kept, decomposition_head, decomposition_key, fill
+from benchmarks.kept_data import Kept, fill, put_decomposition
 from benchmarks.options import Options
 from benchmarks.standalone import Service, running
 from benchmarks.table import show
@@ -164,9 +164,9 @@ def _submit_files(place: Place) -> float:
 
 def _put_into_cache(place: Place) -> float:
     cache = DecompositionCache.shared(place.service.data_dir, limit_bytes=1 << 40)
-    number = MANY + next(place.numbers)
+    sha256 = f"{next(place.numbers):064x}"
     begun = time.perf_counter()
-    cache.put(decomposition_key(number), decomposition_head(number), memoryview(bytes(16)), sources=[])
+    put_decomposition(cache, sha256)
     return time.perf_counter() - begun
 
 

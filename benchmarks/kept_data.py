@@ -37,8 +37,9 @@ def fill(data_dir: Path, job_id: str, count: int) -> Kept:
     cache = DecompositionCache.shared(data_dir, limit_bytes=1 << 40)
     for number in range(count):
         checkpoint_id, copy_id = "C" + secrets.token_hex(16), "J" + secrets.token_hex(16)
-        template.write(copy_id, checkpoint_id, number=number, age=SPREAD * (count - number))
-        cache.put(decomposition_key(number), decomposition_head(number), memoryview(bytes(16)), sources=[])
+        sha256 = template.write(copy_id, checkpoint_id, number=number, age=SPREAD * (count - number))
+        # Of a file that is stored, or the service would remove it.
+        put_decomposition(cache, sha256)
         kept.jobs.append(copy_id)
         kept.checkpoints.append(checkpoint_id)
     # Redis holds none of the copies, and no list of checkpoints does; both are made again of the files.
@@ -47,13 +48,11 @@ def fill(data_dir: Path, job_id: str, count: int) -> Kept:
     return kept
 
 
-def decomposition_key(number: int) -> DecompositionKey:
-    return DecompositionKey(f"{number:064x}", "a.weight", "F32", (2, 2))
-
-
-def decomposition_head(number: int) -> DecompositionHeader:
-    digest = decomposition_key(number).digest
-    return DecompositionHeader(digest, bytes(32), 0, 1e-9, "columns", 4, 2, 2, array("d", (2.0, 1.0)))
+def put_decomposition(cache: DecompositionCache, sha256: str) -> None:
+    """Put the decomposition of a small weight of the file with this digest into a cache."""
+    key = DecompositionKey(sha256, "a.weight", "F32", (2, 2))
+    head = DecompositionHeader(key.digest, bytes(32), 0, 1e-9, "columns", 4, 2, 2, array("d", (2.0, 1.0)))
+    cache.put(key, head, memoryview(bytes(16)), sources=[])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +70,8 @@ class _Template:
         created_at = datetime.fromisoformat(record["created_at"])
         return cls(paths, job_id, record["checkpoint"], file.sha256, created_at)
 
-    def write(self, job_id: str, checkpoint_id: str, *, number: int, age: timedelta) -> None:
-        """Write one copy of the job and of its checkpoint."""
+    def write(self, job_id: str, checkpoint_id: str, *, number: int, age: timedelta) -> str:
+        """Write one copy of the job and of its checkpoint; return the digest of its file."""
         source = self.paths.checkpoint(self.checkpoint_id)
         (weights,) = source.glob("*.safetensors")
         changed = weights.read_bytes()[:-CHANGED_BYTES] + number.to_bytes(CHANGED_BYTES, "little")
@@ -84,6 +83,7 @@ class _Template:
         _copy(source, target, names)
         (target / weights.name).write_bytes(changed)
         Holders(self.paths).add(sha256, checkpoint_id)
+        return sha256
 
 
 def _copy(source: Path, target: Path, names: dict[str, str]) -> None:
