@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 QUANTIZATION = "quantization_config"
 QUANT_METHOD = "eckart"
+# Our entry where QUANTIZATION says how those weights are quantized that are not factored.
+ECKART_ENTRY = "eckart"
 # The weights have names that transformers does not look for, instead of these.
 USUAL_NAMES = {
     "eckart.safetensors": "model.safetensors",
@@ -37,6 +39,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
+def own_entry(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry of config.json that lists factored layers; empty where it lists none."""
+    entry = config.get(QUANTIZATION)
+    if not isinstance(entry, dict) or entry.get("quant_method") != QUANT_METHOD:
+        entry = config.get(ECKART_ENTRY)
+    return entry if isinstance(entry, dict) else {}
+
+
 def original_name(entry: Path) -> str:
     """Return the name that a folder's weight file or index had before it was compressed.
 
@@ -46,8 +56,7 @@ def original_name(entry: Path) -> str:
     if usual is None:
         return entry.name
     config = read_config(entry.parent)
-    own = config.get(QUANTIZATION)
-    name = own.get(ORIGINAL_WEIGHTS) if isinstance(own, dict) else None
+    name = own_entry(config).get(ORIGINAL_WEIGHTS)
     if isinstance(name, str) and FILE_NAME.fullmatch(name) and is_index(name) == is_index(usual):
         return name
     return usual.replace("model", DIFFUSERS_STEM, 1) if DIFFUSERS_CLASS in config else usual

@@ -28,8 +28,8 @@ class StoredTensor(Output):
         examples=[True],
     )
     break_even_rank: int | None = Field(
-        description="Largest rank at which two factors save a parameter; null for a tensor that cannot be "
-        "factored.",
+        description="Largest rank at which two factors save a parameter, or bytes where the tensor holds the "
+        "values of a quantized weight; null for a tensor that cannot be factored.",
         examples=[191],
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 from schemas.format.companion import MODULES_NAME
 from schemas.format.names import SHARD
 from schemas.planning.forms import FORMS, FormOptions
-from schemas.planning.model_folder import INSTALL, has_other_method, original_weights
+from schemas.planning.model_folder import INSTALL, is_loadable, original_weights
 from schemas.report import REPORT_NAME, CheckpointReport, LayerReport, Report
 
 CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
@@ -162,7 +162,7 @@ def _usage(
 ) -> list[str]:
     if not is_factored:
         return _code(_loading(_names(report.output), config, companions))
-    library, is_other = _library(config, companions), has_other_method(config)
+    library, is_other = _library(config, companions), not is_loadable(config)
     lines, extra, hidden = _loading_into(config), "eckart[torch]", []
     if library in IMPORTED and not is_other:
         lines = ["import eckart.transformers", *_loading((), config, companions)]

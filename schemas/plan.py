@@ -35,7 +35,15 @@ class PlannedLayer(Output):
     calibrated: bool = Field(
         description="Whether the calibration has a Gram matrix of the layer's inputs.", examples=[False]
     )
-    dtype: str = Field(description="Storage dtype in the input.", examples=["F32"])
+    dtype: str = Field(
+        description="Storage dtype in the input; of a quantized weight, its dtype once decoded.",
+        examples=["F32"],
+    )
+    encoding: str | None = Field(
+        default=None,
+        description="How the input stores a weight that is quantized; null otherwise.",
+        examples=[None],
+    )
     outcome: Outcome = Field(description="`factored` or `kept`.", examples=["factored"])
     reason: KeptReason | None = Field(
         description="Why the weight would be kept dense; null where it is factored.", examples=[None]
@@ -50,7 +58,8 @@ class PlannedLayer(Output):
         description="Bounds of a rank that depends on the spectrum; null otherwise.", examples=[None]
     )
     break_even_rank: int = Field(
-        description="Largest rank that saves a parameter; of a quantised form, bytes.", examples=[191]
+        description="Largest rank that saves a parameter; of a quantised form or weight, bytes.",
+        examples=[191],
     )
     parameters_before: int = Field(description="Elements before.", examples=[147456])
     parameters_after: int = Field(

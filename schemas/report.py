@@ -31,10 +31,12 @@ KeptReason = Literal[
     "depthwise",
     "kernel_sides",
     "transposed_kernel",
+    "shape_differs",
 ]
 # A test checks that every reason has its text here.
 KEPT_REASONS: dict[KeptReason, str] = {
-    "no_saving": "At the requested rank, the factors would have at least as many parameters as the weight.",
+    "no_saving": "At the requested rank, the factors would have at least as many parameters as the weight, "
+    "or bytes where it is quantized.",
     "rank_zero": "The ratio allows no factors of the smallest rank, or `auto` finds nothing but noise.",
     "not_finite": "The weight, or its difference to the base, contains NaN or infinity.",
     "not_converged": "No solver gave factors that pass the accuracy check.",
@@ -51,10 +53,11 @@ KEPT_REASONS: dict[KeptReason, str] = {
     "depthwise": "The kernel has one input for each output or group; an override with `conv` factors it.",
     "kernel_sides": "The `conv` is for kernels with another number of sides.",
     "transposed_kernel": "The `conv` does not allow transposed convolutions.",
+    "shape_differs": "The tensors of the quantized weight do not agree on its shape.",
 }
 # Reasons that lie in what a weight is. Such a weight is listed, but counts as one that is not selected.
 NOT_LINEAR: frozenset[KeptReason] = frozenset(
-    {"more_than_a_linear", "adapter", "embedding", "not_called", "tied", "depthwise"}
+    {"more_than_a_linear", "adapter", "embedding", "not_called", "tied", "depthwise", "shape_differs"}
 )
 
 # Why a tensor is not selected, but for `exclude` with its pattern. A test checks that the docs have each.
@@ -63,6 +66,7 @@ NOT_SELECTED: dict[str, str] = {
     "factored_before": "The tensor is a factor that an earlier job has made.",
     "vector": "The tensor has fewer than two dimensions.",
     "dtype": "Tensors of this dtype cannot be factored.",
+    "encoding": "The weight is quantized, and names, shapes and config.json do not tell for certain how.",
     "stack": "The tensor has three or more dimensions, such as the weights of all experts in one.",
     "convolution": "The weight belongs to a convolution, and no `conv` is given.",
     "no_module": "The name is `weight` alone, so there is no module to name the factors after.",
@@ -92,8 +96,8 @@ LeftOut = Annotated[
     tuple[NotSelected, ...],
     Field(
         description="What is left out, by rule, the largest first; layers with the reasons "
-        "`more_than_a_linear`, `adapter`, `embedding`, `not_called`, `tied` and `depthwise` are counted here "
-        "too."
+        "`more_than_a_linear`, `adapter`, `embedding`, `not_called`, `tied`, `depthwise` and `shape_differs` "
+        "are counted here too."
     ),
 ]
 
@@ -179,7 +183,16 @@ class LayerReport(Output):
     calibrated: bool = Field(
         description="Whether the calibration has a Gram matrix of the layer's inputs.", examples=[False]
     )
-    dtype: str = Field(description="Storage dtype in the input.", examples=["F32"])
+    dtype: str = Field(
+        description="Storage dtype in the input; of a quantized weight, its dtype once decoded.",
+        examples=["F32"],
+    )
+    # Optional, since reports of earlier releases lack it.
+    encoding: str | None = Field(
+        default=None,
+        description="How the input stores a weight that is quantized; null otherwise.",
+        examples=[None],
+    )
     outcome: Outcome = Field(description="`factored` or `kept`.", examples=["factored"])
     reason: KeptReason | None = Field(
         description="Why the weight was kept dense; null where it was factored.", examples=[None]
@@ -191,7 +204,8 @@ class LayerReport(Output):
         examples=[96],
     )
     break_even_rank: int = Field(
-        description="Largest rank that saves a parameter; of a quantised form, bytes.", examples=[191]
+        description="Largest rank that saves a parameter; of a quantised form or weight, bytes.",
+        examples=[191],
     )
     parameters_before: int = Field(description="Elements before.", examples=[147456])
     parameters_after: int = Field(description="Elements after.", examples=[73728])

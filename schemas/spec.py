@@ -73,6 +73,18 @@ class CurOptions(Input):
     )
 
 
+class ExpertStack(Input):
+    """How tensors with three sides, which hold a matrix for each expert, are stored."""
+
+    match: Pattern = Field(
+        description="Shell pattern for the tensors' names, without `.weight`.",
+        examples=["*.experts.gate_up_proj"],
+    )
+    transposed: bool = Field(
+        description="Whether each matrix is stored as [inputs, outputs].", examples=[True]
+    )
+
+
 class Override(Input):
     """Options for the layers that match a pattern; the first matching override wins."""
 
@@ -261,6 +273,14 @@ class CompressionSpec(Input):
         description="Patterns of the modules whose weight is stored as [inputs, outputs], as in GPT-2's "
         "Conv1D.",
         examples=[["transformer.h.*"]],
+    )
+    experts: tuple[ExpertStack, ...] = Field(
+        default=(),
+        exclude_if=_empty,
+        max_length=10_000,
+        description="Stacks of experts of which config.json does not tell how they are stored; the first "
+        "match wins.",
+        examples=[[{"match": "*.experts.gate_up_proj", "transposed": True}]],
     )
 
     @field_validator("layout")

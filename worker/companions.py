@@ -8,12 +8,19 @@ from pathlib import Path
 
 from schemas.checkpoint import FileInfo
 from schemas.format.companion import CONFIG_NAME, card_name, parse_config
+from schemas.format.encodings.finding import VALUE_DTYPES
+from schemas.format.encodings.quantization import MODELOPT_NAME
 from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles
 from schemas.format.metadata import FactoredLayer, factored_layers
 from schemas.model_card import model_card
 from schemas.planning.mlp_widths import Width, mlp_widths, with_widths
 from schemas.planning.model_folder import folder_config, has_plain_names, how_to_load
+from schemas.planning.quantized_config import (
+    with_modelopt_skipped,
+    with_skipped,
+    without_quantization,
+)
 from schemas.report import Report
 from state.files import AtomicFile, write_atomic
 
@@ -80,8 +87,13 @@ def write_companions(
     has_config = CONFIG_NAME in checkpoint.companions
     rewritten = {CONFIG_NAME, card_name(checkpoint.companions)} if has_config else set()
     # An adapter has a config of its own, for example.
-    made = rewritten | {file.name for file in report.output.files}
+    is_decoded = any(layer.encoding for layer in report.layers if layer.outcome == "factored")
+    made = (
+        rewritten | {file.name for file in report.output.files} | ({MODELOPT_NAME} if is_decoded else set())
+    )
     written = [writer.copy(name) for name in checkpoint.companions if name not in made]
+    if is_decoded and MODELOPT_NAME in checkpoint.companions and _is_quantized(output):
+        written.append(writer.write(MODELOPT_NAME, _modelopt_left(writer.read(MODELOPT_NAME), report)))
     layers = _factored(output)
     is_adapter = report.spec["layout"] == "adapter"
     is_plain = has_config and bool(layers) and has_plain_names(output)
@@ -106,13 +118,14 @@ def _write_config_and_card(
     companions = writer.checkpoint.companions
     before = writer.read(CONFIG_NAME)
     narrowed, warnings = _narrowed_config(before, writer.checkpoint, report)
+    narrowed = _quantization_left(narrowed, writer.checkpoint, report, output)
     after, warning = narrowed, None
     if layers:
         after, warning = folder_config(narrowed, layers, writer.checkpoint.entry_name, output)
     card = card_name(companions)
     original = writer.read(card) if card in companions else b""
     text = model_card(
-        report, parse_config(before), companions, original, is_factored=bool(layers), is_plain=is_plain
+        report, parse_config(narrowed), companions, original, is_factored=bool(layers), is_plain=is_plain
     )
     files = [writer.write(CONFIG_NAME, after), writer.write(card, text)]
     return files, (*warnings, *((warning,) if warning else ()))
@@ -131,6 +144,36 @@ def _narrowed_config(
         return raw, ()
     config, warnings = with_widths(parse_config(raw), mlp_widths(checkpoint.tensors, checkpoint.aliases, cut))
     return json.dumps(config, indent=2).encode() + b"\n", warnings
+
+
+def _quantization_left(
+    raw: bytes, checkpoint: CheckpointFiles, report: Report, output: CheckpointFiles
+) -> bytes:
+    """Return the config.json of a model of which some weights, or all, are quantized no longer."""
+    config = parse_config(raw)
+    if not any(layer.encoding for layer in report.layers if layer.outcome == "factored"):
+        return raw
+    factored = [layer.name for layer in report.layers if layer.outcome == "factored"]
+    if _is_quantized(output):
+        others = {weight.module for weight in checkpoint.planned().encoded}.difference(factored)
+        changed = with_skipped(config, factored, others)
+    else:
+        changed = without_quantization(config)
+    return json.dumps(changed, indent=2).encode() + b"\n"
+
+
+def _modelopt_left(raw: bytes, report: Report) -> bytes:
+    factored = [layer.name for layer in report.layers if layer.outcome == "factored"]
+    return json.dumps(with_modelopt_skipped(parse_config(raw), factored), indent=2).encode() + b"\n"
+
+
+def _is_quantized(output: CheckpointFiles) -> bool:
+    """Whether a weight of the output may still be quantized as in the input."""
+    own = {name for header in output.headers.values() for name in factored_layers(header.metadata)}
+    return any(
+        tensor.dtype in VALUE_DTYPES and tensor.name.rpartition(".")[0] not in own
+        for tensor in output.tensors
+    )
 
 
 def _factored(output: CheckpointFiles) -> dict[str, FactoredLayer]:

@@ -15,6 +15,7 @@ from worker.checkpoint.reader import CHUNK_BYTES, CheckpointReader, FileState
 from worker.checkpoint.spool import LayerSpool
 from worker.device import upload
 from worker.difference import subtract
+from worker.encodings import decode
 from worker.layer_cache import CachedLayer, LayerCache
 from worker.lowrank import Statistics
 from worker.progress import ProgressTracker
@@ -47,14 +48,19 @@ class TensorReaders:
 
     def weight(self, task: LayerTask) -> torch.Tensor:
         """Read a weight as a matrix [outputs, inputs], also where it is stored transposed, or is a kernel."""
-        return self._matrix((task.path, task.tensor), task)
+        if task.layer.encoded is None:
+            return self._matrix((task.path, task.tensor), task)
+        parts = {role: self.tensor(source) for role, source in task.parts.items()}
+        return self._oriented(decode(task.layer.encoded, parts), task)
 
     def base(self, task: LayerTask) -> torch.Tensor | None:
         """Read the weight of the base as [outputs, inputs]; None if there is no base."""
         return None if task.base is None else self._matrix(task.base, task)
 
     def _matrix(self, source: TensorSource, task: LayerTask) -> torch.Tensor:
-        weight = self.tensor(source)
+        return self._oriented(self.tensor(source), task)
+
+    def _oriented(self, weight: torch.Tensor, task: LayerTask) -> torch.Tensor:
         if task.layer.transposed:
             weight = weight.transpose(0, 1).contiguous()
         return weight.reshape(task.layer.rows, task.layer.columns) if task.layer.kernel else weight
@@ -85,7 +91,7 @@ class TensorReaders:
     def tensor(self, source: TensorSource) -> torch.Tensor:
         """Read a tensor as it is stored."""
         path, tensor = source
-        return self._open(path).read(tensor.name)
+        return self._open(path).read_part(tensor)
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,6 +240,7 @@ def _outcome(
         transposed=layer.transposed,
         calibrated=layer.calibrated,
         dtype=layer.dtype,
+        encoding=layer.encoding,
         outcome="factored" if factored else "kept",
         reason=reason,
         method=layer.form.name,

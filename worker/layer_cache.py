@@ -247,6 +247,7 @@ def _key(task: LayerTask, digests: Digests, references: References[Digests]) -> 
         base_sha256=None
         if task.base is None or references.base is None
         else references.base[task.base[0].name],
+        parts_sha256=[digests[path.name] for path, _ in task.parts.values()],
     )
 
 

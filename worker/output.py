@@ -1,13 +1,21 @@
 """Write the output files from finished layers and copied tensors, several at a time, each in one pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from schemas.checkpoint import FileInfo
 from schemas.format.files import CheckpointFiles
 from schemas.format.header import Header
 from schemas.planning.model_folder import output_names
-from schemas.planning.output import CopiedTensor, FactorTensor, output_metadata, plan_output
+from schemas.planning.output import (
+    CopiedTensor,
+    FactorTensor,
+    OutputTensor,
+    StackedTensor,
+    output_metadata,
+    plan_output,
+)
 from worker.checkpoint.writer import CheckpointWriter, write_index
 from worker.context import JobContext
 from worker.executor import canceling_pool
@@ -66,7 +74,7 @@ def _write_file(
 
 def write_tensors(
     path: Path,
-    planned: Sequence[CopiedTensor | FactorTensor],
+    planned: Sequence[OutputTensor],
     metadata: Mapping[str, str],
     context: JobContext,
     *,
@@ -80,13 +88,23 @@ def write_tensors(
         while (following := writer.next) is not None:
             context.progress.between_layers()
             entry = entries[following.name]
-            if isinstance(entry, CopiedTensor):
-                assert source is not None
-                writer.copy(entry.tensor, context.readers.chunks(source, entry.tensor))
-            else:
-                factor = context.spool.factors(entry.number)[entry.position]
-                writer.copy(factor, context.spool.chunks(factor))
+            pieces = entry.matrices if isinstance(entry, StackedTensor) else (entry,)
+            writer.copy(following, chain.from_iterable(_chunks(piece, context, source) for piece in pieces))
     return writer.written, writer.header
+
+
+def _chunks(
+    piece: CopiedTensor | FactorTensor, context: JobContext, source: Path | None
+) -> Iterator[memoryview]:
+    """Yield the bytes of a tensor, or of a part of one, which must be of the planned dtype and shape."""
+    if isinstance(piece, CopiedTensor):
+        assert source is not None
+        yield from context.readers.chunks(source, piece.tensor)
+        return
+    factor = context.spool.factors(piece.number)[piece.position]
+    if (factor.dtype, factor.shape) != (piece.dtype, piece.shape):
+        raise ValueError(f"{piece.name} is finished as {factor.dtype} {list(factor.shape)}")
+    yield from context.spool.chunks(factor)
 
 
 def ranks_of(outcomes: Sequence[LayerOutcome]) -> dict[int, int]:

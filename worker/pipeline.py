@@ -28,6 +28,7 @@ from worker.input_check import check_input
 from worker.layer import LayerOutcome
 from worker.layer_cache import LayerCache, needed_bytes
 from worker.left_out import count_left_out
+from worker.misshapen import keep_misshapen
 from worker.output import write_output
 from worker.progress import Observer, ProgressTracker
 from worker.report import ReportedCheckpoint, check_outcomes, make_report
@@ -92,6 +93,7 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
     ):
         begun_work = ProgressTracker(work.tasks, observe, kept=spool.numbers)
         work = keep_tied(work, readers, check_canceled=begun_work.between_layers)
+        work = keep_misshapen(work, readers)
         progress = ProgressTracker(work.tasks, observe, kept=spool.numbers)
         cache = _layer_cache(request, work, device)
         scarce = check_statistics(work.tasks, readers, device=device, check_canceled=progress.between_layers)

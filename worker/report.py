@@ -11,6 +11,7 @@ from math import prod, sqrt
 import torch
 
 from schemas.checkpoint import FileInfo
+from schemas.format.encodings import EncodedWeight
 from schemas.format.errors import listed
 from schemas.format.files import CheckpointFiles
 from schemas.planning.layer import LayerPlan
@@ -108,12 +109,13 @@ def _totals(
     output_error = sum(outcome.squared_output_error for outcome in factored)
     calibrated = any(outcome.report.weighted_error is not None for outcome in factored)
     losses = [each.report.predicted_loss for each in factored if each.report.predicted_loss is not None]
-    parameters_after = after.parameters - _uncounted(work.layers, outcomes)
+    parameters_before = sum(tensor.parameters for tensor in work.planned)
+    parameters_after = after.parameters - _uncounted(work.layers, outcomes) - _scales_left(work, outcomes)
     return Totals(
-        parameters_before=before.parameters,
+        parameters_before=parameters_before,
         parameters_after=parameters_after,
-        parameter_savings=parameter_savings(before.parameters, parameters_after),
-        compression_factor=compression_factor(before.parameters, parameters_after),
+        parameter_savings=parameter_savings(parameters_before, parameters_after),
+        compression_factor=compression_factor(parameters_before, parameters_after),
         bytes_before=before.nbytes,
         bytes_after=after.nbytes,
         relative_error=_relative(squared_error, squared_norm),
@@ -148,6 +150,18 @@ def _uncounted(layers: Sequence[LayerPlan], outcomes: Sequence[LayerOutcome]) ->
         - outcome.report.parameters_after
         for layer, outcome in zip(layers, outcomes, strict=True)
         if outcome.rank is not None and layer.pair is None
+    )
+
+
+def _scales_left(work: WorkPlan, outcomes: Sequence[LayerOutcome]) -> int:
+    """Return how many more elements the input's quantized weights have than parameters, where they stay."""
+    if work.adapter:
+        return 0
+    factored = {outcome.report.tensor for outcome in outcomes if outcome.rank is not None}
+    return sum(
+        tensor.elements - tensor.parameters
+        for tensor in work.planned
+        if isinstance(tensor, EncodedWeight) and tensor.name not in factored
     )
 
 

@@ -1,24 +1,26 @@
 """The work of a job as a frozen value: each selected layer with its plan and the files to read it from."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 from schemas.format.files import CheckpointFiles
+from schemas.format.stacks import ExpertMatrix
 from schemas.format.tensor import TensorInfo
 from schemas.planning.budget import check_budget
 from schemas.planning.calibration import Calibration
-from schemas.planning.layer import BIAS, LayerPlan
+from schemas.planning.layer import BIAS, LayerPlan, Tensor
 from schemas.planning.layers import LeftOut, Plan
 from schemas.planning.output_header import check_output_headers
 from schemas.planning.planner import make_plan
-from schemas.planning.references import NO_REFERENCES, References, tensors_of
+from schemas.planning.references import NO_REFERENCES, References, planned_tensors, tensors_of
 from schemas.spec import CompressionSpec
 
 # Singular values in a report: of each layer, and of all together where that leaves the least of each.
 LEAST_POINTS, MOST_POINTS, ALL_POINTS = 8, 256, 2**17
-NO_STATISTICS: Mapping[str, "TensorSource"] = MappingProxyType({})
+NO_SOURCES: Mapping[str, "TensorSource"] = MappingProxyType({})
 
 
 # The path of a file, and a tensor in it.
@@ -30,17 +32,18 @@ class LayerTask:
     """One selected weight: its plan, its file and tensor, and those of what else is needed, if any.
 
     `statistics` are by name, as in `schemas.planning.calibration.STATISTICS`. `bias` is given if a new
-    one takes its place.
+    one takes its place. `parts` are the tensors of a quantized weight, by what they are.
     """
 
     number: int
     path: Path
     tensor: TensorInfo
     layer: LayerPlan
-    statistics: Mapping[str, TensorSource] = field(default_factory=lambda: NO_STATISTICS)
+    statistics: Mapping[str, TensorSource] = field(default_factory=lambda: NO_SOURCES)
     base: TensorSource | None = None
     bias: TensorSource | None = None
     spectrum_points: int = MOST_POINTS
+    parts: Mapping[str, TensorSource] = field(default_factory=lambda: NO_SOURCES)
 
     @property
     def elements(self) -> int:
@@ -66,7 +69,7 @@ class LayerTask:
 class WorkPlan:
     """All layers in the order of work, and what else the plan says: see `Plan`.
 
-    `base` is given if the difference to it is factored.
+    `base` is given if the difference to it is factored. `planned` are the tensors as planning sees them.
     """
 
     checkpoint: CheckpointFiles
@@ -75,6 +78,7 @@ class WorkPlan:
     unselected: Mapping[str, LeftOut]
     adapter: bool = False
     base: CheckpointFiles | None = None
+    planned: Sequence[Tensor] = ()
 
     @property
     def layers(self) -> tuple[LayerPlan, ...]:
@@ -102,21 +106,24 @@ def plan_work(
         If the checkpoint cannot meet the spec.
     """
     calibration = None if references.calibration is None else Calibration.of(references.calibration)
+    base = tensors_of(references.base)
+    planned = planned_tensors(checkpoint, spec, base)
     plan = make_plan(
-        checkpoint.tensors,
+        planned.tensors,
         spec,
         factored=checkpoint.factored,
         aliases=checkpoint.aliases,
         content_hashes=checkpoint.content_hashes,
         calibration=calibration,
-        base=tensors_of(references.base),
+        base=base,
+        unknown=planned.unknown,
     )
     check_budget(plan, spec, checkpoint)
     check_output_headers(plan, checkpoint)
     statistics = {} if calibration is None else _statistics_sources(calibration, references)
     bases = {} if references.base is None else tensor_sources(references.base)
-    sources = tensor_sources(checkpoint)
-    layers = {layer.tensor: layer for layer in plan.layers}
+    sources = _with_experts(tensor_sources(checkpoint), planned.tensors)
+    layers = {layer.replaced[0]: layer for layer in plan.layers}
     selected = [(sources[name], layers[name]) for name in sources if name in layers]
     points = spectrum_points(len(selected))
     tasks = tuple(
@@ -124,15 +131,39 @@ def plan_work(
             number,
             *source,
             layer,
-            statistics=statistics.get(layer.name, NO_STATISTICS),
+            statistics=statistics.get(layer.name, NO_SOURCES),
             base=bases.get(layer.tensor),
             bias=sources[layer.name + BIAS] if layer.replaces_bias else None,
             spectrum_points=points,
+            parts=_parts(layer, sources),
         )
         for number, (source, layer) in enumerate(selected)
     )
     warnings = (*checkpoint.warnings, *plan.warnings)
-    return WorkPlan(checkpoint, tasks, warnings, plan.unselected, plan.adapter, references.base)
+    return WorkPlan(
+        checkpoint, tasks, warnings, plan.unselected, plan.adapter, references.base, planned.tensors
+    )
+
+
+def _with_experts(sources: dict[str, TensorSource], planned: Sequence[Tensor]) -> dict[str, TensorSource]:
+    """Add the matrices of stacks, each in the file of its stack and in the order of the tensors."""
+    experts: defaultdict[str, list[ExpertMatrix]] = defaultdict(list)
+    for tensor in planned:
+        if isinstance(tensor, ExpertMatrix):
+            experts[tensor.stack].append(tensor)
+    if not experts:
+        return sources
+    found: dict[str, TensorSource] = {}
+    for name, source in sources.items():
+        found[name] = source
+        found |= {expert.name: (source[0], expert) for expert in experts.get(name, ())}
+    return found
+
+
+def _parts(layer: LayerPlan, sources: Mapping[str, TensorSource]) -> Mapping[str, TensorSource]:
+    if layer.encoded is None:
+        return NO_SOURCES
+    return {role: sources[name] for role, name in layer.encoded.names(layer.name).items()}
 
 
 def spectrum_points(layers: int) -> int:

@@ -15,7 +15,7 @@ from eckart.checkpoint import ENDING, is_index, listed, open_checkpoint
 from eckart.companions import CONFIG_NAME, REPORT_NAME
 from eckart.errors import InputError
 from eckart.header import NewTensor, StoredTensor, aligned, build_header, copy_bytes, replaced
-from eckart.model_folder import QUANT_METHOD, QUANTIZATION, WEIGHTS_NAME, original_name
+from eckart.model_folder import ECKART_ENTRY, QUANT_METHOD, QUANTIZATION, WEIGHTS_NAME, original_name
 from eckart.torch.decoders import DECODERS
 from eckart.torch.expanded_card import CARD_NAME, expanded_card
 from eckart.torch.files import (
@@ -260,6 +260,7 @@ def _dense_config(path: Path, methods: Collection[str]) -> bytes | None:
         own = config.get(QUANTIZATION) or {}
         if own.get("quant_method") in methods:
             del config[QUANTIZATION]
+        config.pop(ECKART_ENTRY, None)
         if not (path.parent / (config.get(WEIGHTS_NAME) or "")).is_file():
             config.pop(WEIGHTS_NAME, None)
     except (ValueError, RecursionError, AttributeError, TypeError):

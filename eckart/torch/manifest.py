@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from eckart.companions import CONFIG_NAME
 from eckart.errors import LoadError
-from eckart.model_folder import QUANT_METHOD, QUANTIZATION
+from eckart.model_folder import own_entry
+from eckart.model_folder import read_config as read_document
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +41,8 @@ class FactoredLayer(BaseModel):
     # Of the integers that stand for the weight itself: how many bits, and how many columns share a scale.
     bits: Size | None = None
     group: Size | None = None
+    # Of a matrix in a stack of experts, whose name and number are the module's name: how many there are.
+    experts: Size | None = None
     # `shape` is then [inputs, outputs], and so are the factors'.
     transposed: bool = False
 
@@ -80,12 +81,8 @@ def read_manifest(path: Path, metadata: Mapping[str, str]) -> dict[str, Factored
 
 def read_config(folder: Path) -> dict[str, FactoredLayer]:
     """Return the factored layers that a folder's config.json lists, as `save_pretrained` writes it."""
-    try:
-        entry = json.loads((folder / CONFIG_NAME).read_bytes()).get(QUANTIZATION) or {}
-        is_own = entry.get("quant_method") == QUANT_METHOD
-    except (OSError, ValueError, RecursionError, AttributeError):
-        return {}
-    return layers_of_config(entry) if is_own else {}
+    entry = own_entry(read_document(folder))
+    return layers_of_config(entry) if entry else {}
 
 
 def layers_of_config(entry: Mapping[str, Any]) -> dict[str, FactoredLayer]:

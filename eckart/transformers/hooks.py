@@ -17,7 +17,14 @@ from transformers.quantizers.auto import (
 )
 
 from eckart.companions import CONFIG_NAME
-from eckart.model_folder import MISSING_WEIGHTS, QUANT_METHOD, QUANTIZATION, USUAL_NAMES, WEIGHTS_NAME
+from eckart.model_folder import (
+    ECKART_ENTRY,
+    MISSING_WEIGHTS,
+    QUANT_METHOD,
+    QUANTIZATION,
+    USUAL_NAMES,
+    WEIGHTS_NAME,
+)
 from eckart.transformers.config import EckartConfig
 from eckart.transformers.loading import load_folder, options_of
 from eckart.transformers.quantizer import EckartQuantizer
@@ -105,9 +112,12 @@ def _loads_folders(original: Any) -> classmethod[Any, ..., Any]:
         bound = original.__get__(None, cls)
         arguments = signature(bound).bind(*args, **kwargs).arguments
         quantizer = options_of(arguments).get("hf_quantizer")
-        if not isinstance(quantizer, EckartQuantizer):
+        if isinstance(quantizer, EckartQuantizer):
+            return load_folder(bound, dict(arguments), quantizer.quantization_config)
+        entry = getattr(arguments["model"].config, ECKART_ENTRY, None)
+        if quantizer is None or not isinstance(entry, dict):
             return bound(*args, **kwargs)
-        return load_folder(bound, dict(arguments), quantizer.quantization_config)
+        return load_folder(bound, dict(arguments), EckartConfig(**entry), others=quantizer)
 
     return classmethod(load)
 

@@ -23,6 +23,7 @@ from eckart.torch.parts import Trials
 from eckart.torch.quantized import QuantizedConv1D
 from eckart.torch.swapping import become_compressed, obstacle_to
 from eckart.transformers.naming import Naming, rules
+from eckart.transformers.stacks import with_stacks
 from eckart.transformers.tensors import FolderTensors, find_layers, open_folder
 
 if TYPE_CHECKING:
@@ -39,10 +40,13 @@ ABSENT = "the model has no such layer"  # As a base model has no head.
 INSTEAD = "load it with quantization_config=EckartConfig(dequantize=True) and save it, to have a dense folder"
 
 
-def load_folder(load: Callable[..., Any], arguments: dict[str, Any], config: EckartConfig) -> Any:
+def load_folder(
+    load: Callable[..., Any], arguments: dict[str, Any], config: EckartConfig, *, others: Any = None
+) -> Any:
     """Call transformers' `_load_pretrained_model` on tensors that it can place, and return what it returns.
 
-    `arguments` are what it was called with, by name.
+    `arguments` are what it was called with, by name. `others` is transformers' quantizer of the weights that
+    are not factored, if they are quantized.
     """
     model, state_dict = arguments["model"], arguments["state_dict"]
     _check_placing(arguments)
@@ -51,6 +55,7 @@ def load_folder(load: Callable[..., Any], arguments: dict[str, Any], config: Eck
             folder = open_folder(opened, arguments["checkpoint_files"], config.entries())
         else:
             folder = find_layers(state_dict, config.entries())
+        folder, stacks = with_stacks(folder)
         naming, trials = Naming(model, folder.tensors.keys(), arguments), Trials()
         matches = _matches(model, folder, naming, trials, dense=config.dequantize)
         swapped = [match for match in matches if match.reason is None]
@@ -59,13 +64,13 @@ def load_folder(load: Callable[..., Any], arguments: dict[str, Any], config: Eck
             become_compressed(layer, stored.form, trials, method=stored.entry.method)
         tensors = _tensors_to_load(folder, matches)
         opened.enter_context(_with_shapes_of_files(model))
-        result = load(**_as_any_model(arguments, tensors))
+        result = load(**_as_any_model(arguments, tensors, others))
     restore_zero_biases(model)
     _check_loaded(model, swapped)
     missing = _missing_weights(model, result)
     _check_some_match(matches, missing)
     _check_nothing_below(naming, tensors.keys(), missing)
-    _warn_of_dense(matches, asked_for=config.dequantize)
+    _warn_of_dense(matches, stacks, asked_for=config.dequantize)
     config.keep_only({match.stored.name for match in swapped})
     return result
 
@@ -204,14 +209,14 @@ def _tensors_to_load(folder: FolderTensors, matches: list[Match]) -> dict[str, A
     return tensors
 
 
-def _as_any_model(arguments: Mapping[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
-    """Return arguments by which transformers loads the tensors as those of a model that is not quantized."""
+def _as_any_model(arguments: Mapping[str, Any], tensors: dict[str, Any], quantizer: Any) -> dict[str, Any]:
+    """Return arguments by which transformers loads the tensors as those of a model that has no factors."""
     changed = {**arguments, "state_dict": tensors, "checkpoint_files": None}
     if "load_config" in arguments:
-        return changed | {"load_config": replace(arguments["load_config"], hf_quantizer=None)}
+        return changed | {"load_config": replace(arguments["load_config"], hf_quantizer=quantizer)}
     # Transformers 4 needs real tensors, and would otherwise take the names from the index.
     read = {name: tensor[...] for name, tensor in tensors.items()}
-    return changed | {"state_dict": read, "sharded_metadata": None, "hf_quantizer": None}
+    return changed | {"state_dict": read, "sharded_metadata": None, "hf_quantizer": quantizer}
 
 
 def _check_loaded(model: PreTrainedModel, swapped: list[Match]) -> None:
@@ -274,10 +279,11 @@ def _owners(name: str) -> Iterator[str]:
         yield module
 
 
-def _warn_of_dense(matches: list[Match], *, asked_for: bool) -> None:
+def _warn_of_dense(matches: list[Match], stacks: list[str], *, asked_for: bool) -> None:
     dense = [
         f"{match.stored.name}: {match.reason}" for match in matches if match.reason not in {None, ABSENT}
     ]
+    dense += [f"{stack}: transformers runs its experts as one tensor" for stack in stacks]
     if dense and not asked_for:
         warnings.warn(
             f"{len(dense)} factored layers are loaded with dense weights: {listed(dense)}", stacklevel=2

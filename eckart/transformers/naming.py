@@ -44,7 +44,9 @@ class Naming:
         # A rule notes when it is used, and saving undoes those that were used.
         mapping = deepcopy(self._arguments["load_config"].weight_mapping or [])
         renamings = [rule for rule in mapping if isinstance(rule, rules.WeightRenaming)]
-        converters = [rule for rule in mapping if isinstance(rule, rules.WeightConverter)]
+        converters = [
+            rule for rule in mapping if isinstance(rule, rules.WeightConverter) and not _only_decodes(rule)
+        ]
         prefix, present = self._model.base_model_prefix, dict.fromkeys(known, True)
         found = {}
         for name in names:
@@ -64,6 +66,12 @@ class Naming:
             loading_task_model_from_base_state_dict=in_model and not in_files,
         )
         return {name: target for name, target in found.items() if target in known}
+
+
+def _only_decodes(converter: Any) -> bool:
+    """Whether a rule stands for reading quantized weights, which leaves all others as they are."""
+    operations = getattr(converter, "operations", ())
+    return bool(operations) and all(hasattr(operation, "hf_quantizer") for operation in operations)
 
 
 def saved_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from eckart.torch.matrices import INTEGERS
 from eckart.torch.stored_weight import Found
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import ExitStack
 
     from torch import Tensor
@@ -34,6 +34,7 @@ class Slice(Protocol):
     """What transformers calls on a slice of a file, and on a tensor."""
 
     def __getitem__(self, index: Any) -> Tensor: ...
+    def get_shape(self) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class ComputedSlice:
 
     shape: tuple[int, ...]
     compute: Callable[[], Tensor]
+    dtype: str = "F32"
 
     def __getitem__(self, index: Any) -> Tensor:
         """Compute it, and return a part."""
@@ -50,6 +52,10 @@ class ComputedSlice:
     def get_shape(self) -> list[int]:
         """Return its shape."""
         return list(self.shape)
+
+    def get_dtype(self) -> str:
+        """Return the name that files have for its dtype, or for another one of floats."""
+        return self.dtype
 
 
 @dataclass(frozen=True, slots=True)

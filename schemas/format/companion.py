@@ -6,6 +6,7 @@ import json
 from json.scanner import py_make_scanner  # type: ignore[attr-defined] # not in the stubs
 from typing import TYPE_CHECKING, Any
 
+from schemas.format.encodings.quantization import MODELOPT_NAME
 from schemas.format.errors import CheckpointError, quoted
 from schemas.format.names import is_companion
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 MAX_COMPANION_BYTES = 64 * 2**20
 MAX_COMPANIONS_BYTES = 256 * 2**20
 CONFIG_NAME = "config.json"
-# Apart from MODULES_NAME, the only companion that is parsed.
+# Apart from MODULES_NAME and MODELOPT_NAME, the only companion that is parsed.
 MAX_CONFIG_BYTES = 8 * 2**20
 MAX_CONFIG_DEPTH = 64
 # As objects they take a hundred bytes and more. The entry of a factored layer has eight in 300 bytes.
@@ -28,7 +29,7 @@ CARD_NAME = "README.md"
 
 
 def companion_limit_bytes(name: str) -> int:
-    return MAX_CONFIG_BYTES if name == CONFIG_NAME else MAX_COMPANION_BYTES
+    return MAX_CONFIG_BYTES if name in {CONFIG_NAME, MODELOPT_NAME} else MAX_COMPANION_BYTES
 
 
 def companions_in(folder: Path) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.format.companion import MODULES_NAME, companions_in, module_folders
+from schemas.format.encodings import PlannedTensors, find_weights, read_quantization
 from schemas.format.errors import listed, quoted
 from schemas.format.header import Header
 from schemas.format.header_stream import read_header
@@ -14,6 +15,7 @@ from schemas.format.index import ShardIndex, check_shards, index_warnings, parse
 from schemas.format.metadata import CONTENT_HASHES, aliases_in, factored_names
 from schemas.format.model_config import stored_config, with_layers_of
 from schemas.format.names import is_index
+from schemas.format.stacks import Orientation, known_stacks, split_stacks
 from schemas.format.table import JoinedTensors
 from schemas.format.tensor import TensorInfo
 
@@ -37,6 +39,24 @@ class CheckpointFiles:
     def tensors(self) -> Sequence[TensorInfo]:
         """Every tensor, by file and then by offset; each is made anew whenever it is asked for."""
         return JoinedTensors(header.tensors for header in self.headers.values())
+
+    def planned(self, asked: Orientation | None = None) -> PlannedTensors:
+        """Return the tensors as planning sees them: those that store one quantized weight are that weight.
+
+        A stack of experts is its matrices. `asked` says of stacks that no config.json tells of how they are
+        oriented. All are found anew whenever they are asked for.
+        """
+        found = self._decoded()
+        orientations = [each for each in (asked, known_stacks(self.config)) if each is not None]
+        if not orientations:
+            return found
+        return PlannedTensors(split_stacks(found.tensors, orientations), found.unknown)
+
+    def _decoded(self) -> PlannedTensors:
+        if not any(header.tensors.has_codes for header in self.headers.values()):
+            return PlannedTensors(self.tensors)
+        metadata = (header.metadata for header in self.headers.values())
+        return find_weights(self.tensors, read_quantization(self.config, metadata), leave=self.factored)
 
     @property
     def parameters(self) -> int:

@@ -32,6 +32,8 @@ class FactoredLayer(BaseModel):
     # Of a weight that is rounded to integers: their bits, and how many of a row share a scale, if not all.
     bits: Size | None = Field(default=None, exclude_if=lambda value: value is None)
     group: Size | None = Field(default=None, exclude_if=lambda value: value is None)
+    # Of a matrix in a stack of experts, whose name and number are the module's name: how many there are.
+    experts: Size | None = Field(default=None, exclude_if=lambda value: value is None)
     # `shape` is then [inputs, outputs], and so are the factors'.
     transposed: bool = Field(default=False, exclude_if=lambda value: not value)
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 DTYPES = tuple(DTYPE_BITS)
 DTYPE_CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 _BITS = tuple(DTYPE_BITS.values())
+# Dtypes of which a tensor may hold codes of numbers, rather than numbers.
+CODES = frozenset(DTYPE_CODES[dtype] for dtype in ("U8", "I8", "I32", "F8_E4M3", "F8_E5M2", "F4"))
 # A sort keeps all other threads waiting.
 _SORTED_AT_ONCE = 1 << 14
 
@@ -101,6 +103,11 @@ class TensorTable(Sequence[TensorInfo]):
             nbytes[code] += end - start
             start = end
         return sum(8 * each // bits for each, bits in zip(nbytes, _BITS, strict=True))
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether a tensor has a dtype that quantized weights are stored in."""
+        return not CODES.isdisjoint(self.dtypes)
 
     def each_name(self) -> Iterator[str]:
         return map(self.name, range(len(self.ends)))

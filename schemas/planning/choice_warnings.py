@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from schemas.format.errors import listed
+from schemas.format.stacks import ExpertMatrix
 from schemas.planning.choice import Choice, module_of
 from schemas.planning.kernels import kernel_warnings
 from schemas.planning.layer import WEIGHT, LayerPlan, Tensor
@@ -51,6 +52,8 @@ def _patterns(
     alone = (layer.name for layer in layers if layer.pair is None)
     yield "overrides", tuple(override.match for override in spec.overrides), alone
     yield "transposed", spec.transposed, matrices
+    stacks = (tensor.stack.removesuffix(WEIGHT) for tensor in tensors if isinstance(tensor, ExpertMatrix))
+    yield "experts", tuple(stack.match for stack in spec.experts), stacks
 
 
 def _rank_warnings(spec: CompressionSpec, alone: Sequence[tuple[LayerPlan, LayerOptions]]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from schemas.format.errors import quoted
 from schemas.format.files import CheckpointFiles
-from schemas.format.header import build_header
+from schemas.format.header import NewTensor, build_header
 from schemas.format.tensor import TensorInfo
 from schemas.planning.layer import Chosen, LayerPlan, chosen_rank
 from schemas.planning.output import output_metadata, plan_adapter, plan_output
@@ -132,10 +132,10 @@ class ByteCost:
 
     def budget_error(self, cheapest: Chosen) -> SpecError:
         least = self.total(cheapest)
-        selected = {layer.tensor: number for number, layer in enumerate(self.layers)}
+        selected = {layer.replaced[0]: number for number, layer in enumerate(self.layers)}
         copied = () if any(layer.in_adapter for layer in self.layers) else self.files.tensors
         sizes = {tensor.name: tensor.nbytes for tensor in copied}
-        sizes |= {layer.tensor: layer.bytes_after(chosen_rank(layer)) for layer in cheapest.values()}
+        sizes |= {layer.replaced[0]: layer.bytes_after(chosen_rank(layer)) for layer in cheapest.values()}
         name = max(sizes, key=lambda name: sizes[name])
         number = selected.get(name)
         largest = (
@@ -163,10 +163,15 @@ def _extra_header_bytes(layer: LayerPlan) -> int:
     if layer.in_adapter:
         factors = plan_adapter([layer], {0: layer.largest_rank})
         return len(build_header([factor.new_tensor for factor in factors], {}))
-    dense = TensorInfo(layer.tensor, layer.dtype, layer.shape, 0, layer.bytes_before)
+    plain = TensorInfo(layer.tensor, layer.dtype, layer.shape, 0, layer.bytes_before)
+    dense = [plain] if layer.encoded is None else _as_stored(layer.encoded.tensors(layer.name))
     lengths = []
     for ranks in ({}, {0: layer.break_even_rank}):
-        entries = plan_output([dense], [layer], ranks)
+        entries = plan_output(dense, [layer], ranks)
         metadata = output_metadata({}, entries, [layer], ranks, dict.fromkeys(ranks, LONGEST_ERROR))
         lengths.append(len(build_header([entry.new_tensor for entry in entries], metadata)))
     return lengths[1] - lengths[0]
+
+
+def _as_stored(tensors: Sequence[NewTensor]) -> list[TensorInfo]:
+    return [TensorInfo(each.name, each.dtype, each.shape, 0, each.nbytes) for each in tensors]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from schemas.checkpoint import Checkpoint, FileInfo, StoredTensor
+from schemas.format.encodings import EncodedWeight
 from schemas.format.files import CheckpointFiles
 from schemas.format.tensor import DTYPE_BITS
 from schemas.plan import PlanDocument, PlannedLayer, PlanTotals, RankBounds
@@ -112,7 +113,7 @@ def _parameters_saved(plan: Plan, rule: SpecRule) -> int:
 
 def _bytes_per_parameter(plan: Plan) -> int:
     """Return a lower bound of the bytes saved per parameter; 0 where factors may be wider than the weight."""
-    if any(layer.codec.dtype != layer.dtype for layer in plan.layers):
+    if any(layer.codec.dtype != layer.dtype or layer.encoded is not None for layer in plan.layers):
         return 0
     return min(DTYPE_BITS[layer.dtype] for layer in plan.layers) // 8
 
@@ -129,6 +130,7 @@ def _planned_layer(layer: LayerPlan) -> PlannedLayer:
         transposed=layer.transposed,
         calibrated=layer.calibrated,
         dtype=layer.dtype,
+        encoding=layer.encoding,
         outcome="factored" if layer.reason is None else "kept",
         reason=layer.reason,
         method=" or ".join(layer.methods),
@@ -190,10 +192,12 @@ def checkpoint_text(
 
     `page` says which tensors are listed; all count in the sums.
     """
-    files, missing, tensors = tuple(files), tuple(missing), content.tensors
+    files, missing, tensors, planned = tuple(files), tuple(missing), content.tensors, content.planned()
     shown = tensors[page.start : page.stop]
+    weights: dict[str, Tensor] = {weight.values.name: weight for weight in planned.encoded}
+    asked = [weights.get(tensor.name, tensor) for tensor in shown]
     selected = would_be_factored(
-        shown, tensors, DEFAULT_SPEC, factored=content.factored, aliases=content.aliases
+        asked, planned.tensors, DEFAULT_SPEC, factored=content.factored, aliases=content.aliases
     )
     document = Checkpoint(
         id=checkpoint_id,
@@ -208,20 +212,26 @@ def checkpoint_text(
     )
     before, after = document.model_dump_json().rsplit(NO_TENSORS, 1)
     yield before + TENSORS_BEGIN
-    for number, tensor in enumerate(shown):
-        row = _stored_tensor(tensor, selected=tensor.name in selected).model_dump_json()
+    for number, (tensor, weight) in enumerate(zip(shown, asked, strict=True)):
+        row = _stored_tensor(tensor, weight, selected=weight.name in selected).model_dump_json()
         yield f",{row}" if number else row
     yield TENSORS_END + after
 
 
-def _stored_tensor(tensor: Tensor, *, selected: bool) -> StoredTensor:
+def _stored_tensor(tensor: Tensor, weight: Tensor, *, selected: bool) -> StoredTensor:
+    """Describe a tensor; `weight` is what it holds the values of, if it is not the tensor itself."""
     return StoredTensor(
         name=tensor.name,
         dtype=tensor.dtype,
         shape=tensor.shape,
         parameters=tensor.parameters,
         selected=selected,
-        break_even_rank=TWO_FACTORS.break_even_rank(tensor.shape)
-        if can_be_factored(tensor, (TWO_FACTORS,))
-        else None,
+        break_even_rank=_break_even_rank(weight),
     )
+
+
+def _break_even_rank(weight: Tensor) -> int | None:
+    """Return the largest rank at which two factors save, of a quantized weight in bytes."""
+    if isinstance(weight, EncodedWeight):
+        return (weight.nbytes - 1) * 8 // (sum(weight.shape) * DTYPE_BITS[weight.dtype])
+    return TWO_FACTORS.break_even_rank(weight.shape) if can_be_factored(weight, (TWO_FACTORS,)) else None

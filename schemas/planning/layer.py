@@ -7,7 +7,9 @@ from functools import lru_cache
 from math import prod
 from typing import NamedTuple, Protocol
 
+from schemas.format.encodings import Encoded
 from schemas.format.header import NewTensor
+from schemas.format.stacks import Expert
 from schemas.format.tensor import DTYPE_BITS
 from schemas.planning.codecs import Codec, FloatCodec
 from schemas.planning.forms import FORMS, Chain, Form, FormOptions, StoredMatrix
@@ -49,6 +51,7 @@ class Kind(NamedTuple):
     transposed: bool
     in_adapter: bool
     kernel: tuple[int, ...] = ()
+    encoded_bytes: int | None = None
 
     @property
     def map_shape(self) -> tuple[int, ...]:
@@ -78,7 +81,7 @@ class LayerPlan:
         Outputs and inputs, also where the weight is stored `transposed`. Of a convolution, the columns are
         the inputs times the elements of the kernel.
     dtype
-        Storage dtype of the weight in the input.
+        Storage dtype of the weight in the input; of a quantized one, its dtype once decoded.
     form, codec
         The tensors that replace the weight, and how each of them is stored.
     candidates
@@ -110,6 +113,10 @@ class LayerPlan:
         The dtype of the bias that loses entries together with rows of the weight, if there is one.
     kernel
         The sides of a convolution's kernel; none for a linear layer.
+    encoded
+        The tensors that store the weight, where it is quantized.
+    expert
+        The part of a tensor that the weight is, where that holds the weights of several experts.
     """
 
     name: str
@@ -133,6 +140,8 @@ class LayerPlan:
     cut_bias: str | None = None
     candidates: tuple[Form, ...] = ()
     kernel: tuple[int, ...] = ()
+    encoded: Encoded | None = None
+    expert: Expert | None = None
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -161,12 +170,30 @@ class LayerPlan:
             self.transposed,
             self.in_adapter,
             self.kernel,
+            None if self.encoded is None else self.encoded.nbytes,
         )
 
     @property
     def tensor(self) -> str:
-        """Name of the weight in the input."""
+        """Name of the weight in the input; no tensor may have it where the weight is quantized."""
         return self.name + WEIGHT
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """Names of the tensors that go with the weight; in place of the first stands what replaces it."""
+        if self.encoded is None:
+            return (self.tensor,)
+        return tuple(tensor.name for tensor in self.encoded.tensors(self.name))
+
+    @property
+    def stack(self) -> str | None:
+        """The name of the tensor whose part the weight is, if it is that of an expert."""
+        return None if self.expert is None else self.expert.stack(self.name)
+
+    @property
+    def encoding(self) -> str | None:
+        """The name of the encoding of a weight that is quantized."""
+        return None if self.encoded is None else self.encoded.encoding
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -212,8 +239,8 @@ class LayerPlan:
 
     @property
     def break_even_rank(self) -> int:
-        """Largest rank that saves a parameter, or bytes where the form rounds the weight."""
-        if self.form.quantizer is not None:
+        """Largest rank that saves a parameter, or bytes where the weight is rounded, or was before."""
+        if self._saves_bytes:
             return max(self._byte_ranks, default=0)
         return _break_even_rank(self.form, self.map_shape)
 
@@ -238,7 +265,7 @@ class LayerPlan:
     @property
     def ranks(self) -> range:
         """The ranks that `align` and `min_rank` allow, ascending; an adapter may have `largest_rank` too."""
-        if self.form.quantizer is not None:
+        if self._saves_bytes:
             return _multiples(self._byte_ranks, self.align, self.min_rank)
         ranks = _ranks(self.form, self.map_shape, self.align, self.min_rank)
         if not self.in_adapter:
@@ -253,6 +280,8 @@ class LayerPlan:
     @property
     def bytes_before(self) -> int:
         """Bytes of the dense weight."""
+        if self.encoded is not None:
+            return self.encoded.nbytes
         return self.parameters_before * DTYPE_BITS[self.dtype] // 8
 
     @property
@@ -315,6 +344,10 @@ class LayerPlan:
         return f"{self.name}.{self.form.bias}"
 
     @property
+    def _saves_bytes(self) -> bool:
+        return self.form.quantizer is not None or self.encoded is not None
+
+    @property
     def _byte_ranks(self) -> range:
         return _byte_ranks(self.kind._replace(dense_layout=False))
 
@@ -353,9 +386,10 @@ def _matrices(kind: Kind, rank: int) -> tuple[StoredMatrix, ...]:
 
 @lru_cache(maxsize=4096)
 def _byte_ranks(kind: Kind) -> range:
-    """Return the ranks at which a form that rounds the weight takes fewer bytes than the dense weight."""
+    """Return the ranks at which what is stored takes fewer bytes than the weight."""
     shape = (kind.rows, kind.columns)
-    before = NewTensor("", kind.dtype, shape).nbytes
+    dense = NewTensor("", kind.dtype, shape).nbytes
+    before = dense if kind.encoded_bytes is None else kind.encoded_bytes
     # At higher ranks the factors alone have as many elements as the weight.
     ranks = range(1, TWO_FACTORS.break_even_rank(shape) + 1) if kind.form.has_ranks else range(1)
     return ranks[: bisect_left(ranks, before, key=lambda rank: _stored_bytes(kind, rank))]

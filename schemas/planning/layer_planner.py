@@ -4,7 +4,10 @@ from collections.abc import Hashable
 from dataclasses import replace
 from math import prod
 
+from schemas.format.encodings import EncodedWeight
+from schemas.format.stacks import ExpertMatrix
 from schemas.planning.adapter import adapter_rank
+from schemas.planning.codecs import KEEP
 from schemas.planning.forms import Form
 from schemas.planning.kernels import codec_of, kernel_reason
 from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Tensor, turned
@@ -33,7 +36,7 @@ class LayerPlanner:
         # PEFT reads a linear layer's factors, and passes over them where the module is an embedding.
         if structural is None and self.in_adapter and self._modules.is_embedding(name):
             structural = "embedding"
-        shape = tensor.dtype, tensor.shape, options.number, options.transposed
+        shape = tensor.dtype, tensor.shape, options.number, options.transposed, _stored_as(tensor)
         taken: tuple[bool, ...] = ()
         # Whose factors' names are taken has other tensors below it. It is told as such all the same.
         if structural == "more_than_a_linear" and self._spec.layout == "factored":
@@ -70,7 +73,7 @@ class LayerPlanner:
             columns=inputs * prod(kernel),
             dtype=tensor.dtype,
             form=form,
-            codec=codec_of(spec.dtype, tensor.dtype, tuple(kernel)),
+            codec=codec_of(_factor_dtype(tensor, spec), tensor.dtype, tuple(kernel)),
             dense_layout=spec.layout == "dense",
             rank=None,
             reason=None,
@@ -80,6 +83,8 @@ class LayerPlanner:
             importance=override.weight or 1.0,
             difference=self._difference,
             kernel=tuple(kernel),
+            encoded=tensor.encoded if isinstance(tensor, EncodedWeight) else None,
+            expert=tensor.expert if isinstance(tensor, ExpertMatrix) else None,
         )
 
     def _taken(self, module: str, shape: Hashable, tensor: Tensor, options: LayerOptions) -> tuple[bool, ...]:
@@ -93,6 +98,19 @@ class LayerPlanner:
             any(has_below(module, ending) for ending in (endings if has_bias else endings - {bias}))
             for endings, bias in self._endings[shape]
         )
+
+
+def _stored_as(tensor: Tensor) -> Hashable:
+    """Return how a weight is stored that is no tensor of its own; None for any other."""
+    if isinstance(tensor, EncodedWeight):
+        return tensor.encoded
+    return tensor.expert if isinstance(tensor, ExpertMatrix) else None
+
+
+def _factor_dtype(tensor: Tensor, spec: CompressionSpec) -> str:
+    """Return the spec's dtype, unless products are put back into a stack, which has one."""
+    in_stack = isinstance(tensor, ExpertMatrix) and spec.layout == "dense"
+    return KEEP if in_stack else spec.dtype
 
 
 def _new_endings(layer: LayerPlan) -> tuple[frozenset[str], str]:

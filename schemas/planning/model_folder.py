@@ -11,20 +11,22 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from schemas.format.companion import CONFIG_NAME, MODULES_NAME, parse_config
+from schemas.format.encodings.quantization import COMPRESSED_TENSORS, FP8, MXFP4, QUANTIZATION
 from schemas.format.errors import quoted
 from schemas.format.files import CheckpointFiles
 from schemas.format.metadata import FactoredLayer
 from schemas.format.model_config import (
+    ECKART_ENTRY,
     ORIGINAL_WEIGHTS,
     QUANT_METHOD,
-    QUANTIZATION,
+    own_entry,
     quantization_config,
 )
 from schemas.format.names import INDEX_ENDING, MAX_NAME_CHARACTERS, SHARD
 from schemas.planning.compressed_tensors import common_quantizer, compressed_tensors_config
 from schemas.planning.layer import LayerPlan
 
-EXPERT = re.compile(r"\.experts\.[0-9]+\.")
+EXPERT = re.compile(r"\.experts\.([0-9]+\.|\w+\.[0-9]+$)")
 DENSE_EXPERTS = (
     " Transformers 5 stacks experts into one tensor, so it runs them dense: in memory they are as large as "
     "in the input."
@@ -33,6 +35,8 @@ INSTALL = "pip install compressed-tensors"
 ENTRY_STEM = "eckart"
 ENDING = ".safetensors"
 SHARD_PREFIX = "eckart_"
+# The methods of other weights beside which eckart.transformers loads factors.
+LOADED_METHODS = (FP8, COMPRESSED_TENSORS, MXFP4)
 MISSING_WEIGHTS = "import-eckart.transformers-first.safetensors"
 
 
@@ -90,12 +94,14 @@ def folder_config(
         config[QUANTIZATION] = compressed_tensors_config(config, layers, output.tensors)
         return json.dumps(config, indent=2).encode() + b"\n", None
     if has_other_method(config):
+        config[ECKART_ENTRY] = own_entry(layers, original_weights(config, weights))
+    if has_other_method(config) and not is_loadable(config):
         method = quoted(str(_quant_method(config)))
         warning = (
             f"config.json keeps its own quantization_config, {method}, so transformers "
             "cannot load this folder: use eckart.torch.load_compressed, or ask for layout dense."
         )
-    else:
+    elif not has_other_method(config):
         config[QUANTIZATION] = quantization_config(layers, original_weights(config, weights))
     config["transformers_weights"] = MISSING_WEIGHTS
     return json.dumps(config, indent=2).encode() + b"\n", warning
@@ -136,6 +142,11 @@ def has_other_method(config: Mapping[str, Any]) -> bool:
     return config.get(QUANTIZATION) is not None and _quant_method(config) != QUANT_METHOD
 
 
+def is_loadable(config: Mapping[str, Any]) -> bool:
+    """Whether eckart.transformers loads factors beside weights that are quantized as config.json says."""
+    return not has_other_method(config) or _quant_method(config) in LOADED_METHODS
+
+
 def _quant_method(config: Mapping[str, Any]) -> object:
     quantization = config[QUANTIZATION]
     return quantization.get("quant_method") if isinstance(quantization, dict) else None
@@ -145,6 +156,6 @@ def original_weights(config: Mapping[str, Any], weights: str) -> str | None:
     """Return the first name of the weights; of a model that was compressed before, config.json has it."""
     if weights not in (ENTRY_STEM + ENDING, ENTRY_STEM + INDEX_ENDING):
         return weights
-    quantization = config.get(QUANTIZATION)
-    before = quantization.get(ORIGINAL_WEIGHTS) if isinstance(quantization, dict) else None
-    return before if isinstance(before, str) else None
+    entries = (config.get(QUANTIZATION), config.get(ECKART_ENTRY))
+    found = [entry.get(ORIGINAL_WEIGHTS) for entry in entries if isinstance(entry, dict)]
+    return next((name for name in found if isinstance(name, str)), None)

@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 
+from schemas.format.stacks import ExpertMatrix
 from schemas.planning.layer import BIAS, WEIGHT, Tensor
 from schemas.planning.patterns import Patterns
 from schemas.report import KeptReason
@@ -30,6 +31,11 @@ class Modules:
         self._shapes = _shapes(tensors)
         self._names = sorted(self._shapes)
         self._shared = frozenset(aliases.values())
+        self._turned = frozenset(
+            tensor.name.removesuffix(WEIGHT)
+            for tensor in tensors
+            if isinstance(tensor, ExpertMatrix) and tensor.transposed
+        )
         self._transposed_in: dict[str, set[bool]] = {}
         for name in self._names:
             if name.endswith(WEIGHT):
@@ -70,6 +76,10 @@ class Modules:
         if self._count_below(module) > 1 + (module + BIAS in self._shapes):
             return "more_than_a_linear"
         return None
+
+    def is_turned(self, module: str) -> bool:
+        """Return whether a weight is that of an expert in a stack which is stored as [inputs, outputs]."""
+        return module in self._turned
 
     def is_transposed(self, module: str) -> bool:
         """Return whether biases say that a weight is stored as [inputs, outputs].

@@ -1,8 +1,9 @@
 """The layout of the output files: their tensors in order, and their metadata."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from schemas.format.encodings.quantization import without_formats
 from schemas.format.header import NewTensor
 from schemas.format.metadata import (
     FactoredLayer,
@@ -11,6 +12,7 @@ from schemas.format.metadata import (
     with_renamed,
     without_content_hashes,
 )
+from schemas.format.stacks import expert_matrices
 from schemas.format.tensor import TensorInfo
 from schemas.planning.layer import BIAS, LayerPlan
 
@@ -44,19 +46,42 @@ class FactorTensor:
         return NewTensor(self.name, self.dtype, self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class StackedTensor:
+    """A stack of experts of which some matrices are computed and the others copied, in their order."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    matrices: "tuple[CopiedTensor | FactorTensor, ...]"
+
+    @property
+    def new_tensor(self) -> NewTensor:
+        return NewTensor(self.name, self.dtype, self.shape)
+
+
+OutputTensor = CopiedTensor | FactorTensor | StackedTensor
+
+
 def plan_output(
     tensors: Iterable[TensorInfo], layers: Sequence[LayerPlan], ranks: Mapping[int, int]
-) -> tuple[CopiedTensor | FactorTensor, ...]:
+) -> tuple[OutputTensor, ...]:
     """Lay out one output file in the order of its input file.
 
     `layers` are those of the entire checkpoint, since a bias may be in another file than its weight. `ranks`
     holds the rank of each factored layer by its number, which is its index in `layers`.
     """
-    weights = {layers[number].tensor: number for number in ranks}
+    weights = {layers[number].replaced[0]: number for number in ranks}
+    dropped = {name for number in ranks for name in layers[number].replaced[1:]}
     biases = _new_biases(layers, ranks)
     replaced = {layers[number].name + BIAS: number for number in ranks if layers[number].replaces_bias}
-    entries: list[CopiedTensor | FactorTensor] = []
-    for tensor in tensors:
+    entries: list[OutputTensor] = []
+    for tensor, is_dense in _with_experts(tensors, layers, ranks):
+        if tensor.name in dropped:
+            continue
+        if is_dense:
+            entries.append(_stacked(tensor, layers, weights))
+            continue
         name = biases.get(tensor.name, tensor.name)
         if (number := weights.get(tensor.name)) is not None:
             entries += _factor_tensors(layers[number], number, ranks[number])
@@ -67,6 +92,33 @@ def plan_output(
         else:
             entries.append(CopiedTensor(name, tensor))
     return tuple(entries)
+
+
+def _with_experts(
+    tensors: Iterable[TensorInfo], layers: Sequence[LayerPlan], ranks: Mapping[int, int]
+) -> Iterator[tuple[TensorInfo, bool]]:
+    """Yield the tensors, and in place of a stack with factored experts its matrices.
+
+    In the dense layout it stays one tensor, which is told by True.
+    """
+    found = ((layers[number].stack, layers[number].dense_layout) for number in ranks)
+    stacks = {stack: is_dense for stack, is_dense in found if stack is not None}
+    for tensor in tensors:
+        if tensor.name not in stacks or stacks[tensor.name]:
+            yield tensor, tensor.name in stacks
+        else:
+            yield from ((matrix, False) for matrix in expert_matrices(tensor))
+
+
+def _stacked(tensor: TensorInfo, layers: Sequence[LayerPlan], weights: Mapping[str, int]) -> StackedTensor:
+    matrices: list[CopiedTensor | FactorTensor] = []
+    for matrix in expert_matrices(tensor):
+        number = weights.get(matrix.name)
+        if number is None:
+            matrices.append(CopiedTensor(matrix.name, matrix))
+        else:
+            matrices.append(FactorTensor(matrix.name, layers[number].codec.dtype, matrix.shape, number, 0))
+    return StackedTensor(tensor.name, tensor.dtype, tensor.shape, tuple(matrices))
 
 
 def _new_biases(layers: Sequence[LayerPlan], ranks: Mapping[int, int]) -> dict[str, str]:
@@ -91,7 +143,7 @@ def _factor_tensors(layer: LayerPlan, number: int, rank: int) -> list[FactorTens
 
 def output_metadata(
     metadata: Mapping[str, str],
-    entries: Collection[CopiedTensor | FactorTensor],
+    entries: Collection[OutputTensor],
     layers: Sequence[LayerPlan],
     ranks: Mapping[int, int],
     errors: Mapping[int, float | None],
@@ -103,7 +155,8 @@ def output_metadata(
     copied = {entry.tensor.name for entry in entries if isinstance(entry, CopiedTensor)}
     # A new bias may be in another file than its layer.
     here = {entry.number for entry in entries if isinstance(entry, FactorTensor) and entry.position == 0}
-    is_changed = any(isinstance(entry, FactorTensor) for entry in entries)
+    is_changed = any(isinstance(entry, FactorTensor | StackedTensor) for entry in entries)
+    metadata = without_formats(metadata, {layers[number].name for number in here})
     kept = kept_metadata(metadata, copied, _new_biases(layers, ranks), is_changed=is_changed)
     return with_factored(
         kept,
@@ -144,5 +197,6 @@ def describe_factored(layer: LayerPlan, rank: int, error: float | None) -> Facto
         codec=layer.codec.name if has_codec else None,
         bits=quantizer.bits if quantizer else None,
         group=quantizer.group if quantizer else None,
+        experts=layer.expert.experts if layer.expert is not None and not layer.dense_layout else None,
         transposed=layer.transposed,
     )

@@ -6,7 +6,7 @@ what depends on a rank are counted again.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
@@ -14,10 +14,12 @@ from json.encoder import encode_basestring
 from math import prod
 from typing import Any
 
+from schemas.format.encodings.quantization import without_formats
 from schemas.format.files import CheckpointFiles
 from schemas.format.header import LENGTH_BYTES, NewTensor, aligned_order, padded_bytes
 from schemas.format.index import build_index
 from schemas.format.metadata import ECKART_KEY, FactoredLayers, factored_layers
+from schemas.format.stacks import expert_matrices
 from schemas.format.tensor import METADATA_KEY, TensorInfo
 from schemas.planning.layer import BIAS, Chosen, Kind, LayerPlan, chosen_rank
 from schemas.planning.model_folder import output_names
@@ -51,13 +53,18 @@ class FactoredSize:
 class Slot:
     """A place in a file: a tensor as it is in the input, None in an adapter, and what layers do to it.
 
-    `number` is that of the layer whose weight it is. `bias_of` is that of the layer whose bias it is, which
-    has another size once the layer is factored, by its new name.
+    `number` is that of the layer whose weight it is, `part_of` that of the one it goes with.
+    Of a stack of experts there is the whole and each matrix; either that counts or these.
+    `bias_of` is that of the layer whose bias it is, which has another size once the layer is factored, by its
+    new name.
     """
 
     size: TensorSize | None
     number: int | None = None
     bias_of: int | None = None
+    part_of: int | None = None
+    stack: str | None = None
+    is_whole: bool = False
     renamed: Mapping[str, TensorSize] = field(default_factory=dict)
 
 
@@ -122,33 +129,61 @@ class OutputSize:
         )
 
     def _measured_files(self) -> dict[str, FileSlots]:
-        numbers = {layer.tensor: number for number, layer in enumerate(self._layers)}
+        numbers = {layer.replaced[0]: number for number, layer in enumerate(self._layers)}
+        parts = {name: number for number, layer in enumerate(self._layers) for name in layer.replaced[1:]}
         biases = {
             layer.name + BIAS: number for number, layer in enumerate(self._layers) if not layer.dense_layout
         }
+        stacks = {layer.stack for layer in self._layers if layer.stack is not None and not layer.dense_layout}
         files = {}
         for name, header in self._source.headers.items():
             words = {*header.metadata, *header.metadata.values()}
             files[name] = FileSlots(
-                tuple(self._slot(tensor, numbers, biases) for tensor in header.tensors),
+                tuple(
+                    slot
+                    for tensor in header.tensors
+                    for slot in self._slots(tensor, numbers, biases, parts, stacks)
+                ),
                 header.metadata,
                 {t.name: numbers.get(t.name) for t in header.tensors if t.name in words},
                 {bias: biases[bias] for bias in biases.keys() & words},
             )
         return files
 
-    def _slot(self, tensor: TensorInfo, numbers: Mapping[str, int], biases: Mapping[str, int]) -> Slot:
+    def _slots(
+        self,
+        tensor: TensorInfo,
+        numbers: Mapping[str, int],
+        biases: Mapping[str, int],
+        parts: Mapping[str, int],
+        stacks: Collection[str],
+    ) -> Iterator[Slot]:
+        slot = self._slot(tensor, numbers, biases, parts)
+        if tensor.name not in stacks:
+            yield slot
+            return
+        yield replace(slot, stack=tensor.name, is_whole=True)
+        for matrix in expert_matrices(tensor):
+            yield replace(self._slot(matrix, numbers, biases, parts), stack=tensor.name)
+
+    def _slot(
+        self,
+        tensor: TensorInfo,
+        numbers: Mapping[str, int],
+        biases: Mapping[str, int],
+        parts: Mapping[str, int],
+    ) -> Slot:
         size = _tensor_size(tensor.dtype, tensor.shape, _escaped_bytes(tensor.name))
         number = biases.get(tensor.name)
         if number is None:
-            return Slot(size, numbers.get(tensor.name))
+            return Slot(size, numbers.get(tensor.name), part_of=parts.get(tensor.name))
         cut = self._layers[number].bias_entries_cut
         shape = (tensor.parameters - cut,) if cut else tensor.shape
         renamed = {
             variant.bias_name: _tensor_size(tensor.dtype, shape, _escaped_bytes(variant.bias_name))
             for variant in self._layers[number].variants
         }
-        return Slot(size, None, number, renamed)
+        return Slot(size, bias_of=number, renamed=renamed)
 
     def _factored(self, number: int, layer: LayerPlan) -> FactoredSize:
         rank = chosen_rank(layer)
@@ -167,7 +202,12 @@ class OutputSize:
     def _sum(self, file: FileSlots, chosen: Chosen) -> FileSums:
         sizes: list[TensorSize] = []
         names_bytes, here = 0, []
+        split = {
+            layer.stack for layer in chosen.values() if layer.stack is not None and not layer.dense_layout
+        }
         for slot in file.slots:
+            if slot.stack is not None and slot.is_whole == (slot.stack in split):
+                continue
             if slot.number is not None and slot.number in chosen:
                 number = slot.number
                 here.append(number)
@@ -176,7 +216,7 @@ class OutputSize:
                 sizes += factors
             elif slot.bias_of is not None and slot.bias_of in chosen:
                 sizes.append(slot.renamed[chosen[slot.bias_of].bias_name])
-            elif slot.size is not None:
+            elif slot.size is not None and slot.part_of not in chosen:
                 sizes.append(slot.size)
         names_bytes += sum(size.name_bytes for size in sizes)
         ends = list(accumulate(size.nbytes for size in aligned_order(sizes)))
@@ -208,7 +248,8 @@ class OutputSize:
             for slot in file.slots
             if slot.bias_of is not None
         )
-        kept = kept_metadata(file.metadata, copied, biases, is_changed=is_changed)
+        metadata = without_formats(file.metadata, {self._layers[number].name for number in here})
+        kept = kept_metadata(metadata, copied, biases, is_changed=is_changed)
         described = [number for number in here if chosen[number].in_metadata]
         if not described:
             return _member_bytes(METADATA_KEY, kept) if kept else 0

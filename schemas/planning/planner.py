@@ -4,7 +4,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
+from schemas.format.encodings import EncodedWeight
 from schemas.format.errors import quoted
+from schemas.format.stacks import ExpertMatrix
 from schemas.format.tensor import FLOAT_DTYPES
 from schemas.planning.adapter import check_adapter
 from schemas.planning.calibration import Calibration, mark_calibrated
@@ -23,6 +25,8 @@ from schemas.problem import SpecError
 from schemas.spec import CompressionSpec
 
 CONTENT_HASHES_LEFT_OUT = "metadata: left out, since they are digests of the input: "
+# The rule by which tensors are left out that seem to be quantized, of which nothing tells how.
+ENCODING = "encoding"
 NO_ALIASES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -35,6 +39,7 @@ def make_plan(
     content_hashes: Sequence[str] = (),
     calibration: Calibration | None = None,
     base: Sequence[Tensor] | None = None,
+    unknown: Collection[str] = frozenset(),
 ) -> Plan:
     """Plan all selected weights of a checkpoint.
 
@@ -54,6 +59,8 @@ def make_plan(
         The statistics of the layers, if there are any.
     base
         The tensors of the base, if the difference to it is to be factored.
+    unknown
+        The tensors that seem to hold quantized values, of which nothing tells how.
 
     Raises
     ------
@@ -67,12 +74,14 @@ def make_plan(
     modules = Modules(tensors, aliases)
     selection = Selection(spec, modules)
     left = _without_factors(tensors, factored)
-    pairs = PairFinder(spec, left, modules, lambda module: selection.options(module).transposed)
+    pairs = PairFinder(spec, _plain(left), modules, lambda module: selection.options(module).transposed)
     members, pair_warnings = pairs.find()
     choice = Choice(spec, selection, modules, members, difference=base is not None)
     for tensor in tensors:
         if is_factor(tensor.name, factored):
             choice.left_out.add("factored_before", tensor)
+        elif tensor.name in unknown:
+            choice.left_out.add(ENCODING, tensor)
         else:
             choice.take(tensor)
     plan = Plan(choice.layers, (), choice.left_out.by_rule, adapter=spec.layout == "adapter")
@@ -136,6 +145,13 @@ def _without_factors(tensors: Sequence[Tensor], factored: Collection[str]) -> Se
     if not factored:
         return tensors
     return [tensor for tensor in tensors if not is_factor(tensor.name, factored)]
+
+
+def _plain(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the tensors without weights that are quantized or in a stack, from which no rows can be cut."""
+    if not any(isinstance(tensor, EncodedWeight | ExpertMatrix) for tensor in tensors):
+        return tensors
+    return [tensor for tensor in tensors if not isinstance(tensor, EncodedWeight | ExpertMatrix)]
 
 
 def _check_ranks(choice: Choice) -> None:

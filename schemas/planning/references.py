@@ -5,10 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from schemas.format.encodings import PlannedTensors
 from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles, open_checkpoint
+from schemas.format.stacks import WEIGHT, Orientation
 from schemas.format.tensor import TensorInfo
+from schemas.planning.patterns import Patterns
 from schemas.problem import ProblemKind
+from schemas.spec import CompressionSpec
 
 T = TypeVar("T")
 
@@ -56,6 +60,24 @@ class References(Generic[T]):
 
 
 NO_REFERENCES: References[Any] = References()
+
+
+def asked_orientation(spec: CompressionSpec) -> Orientation | None:
+    """Return how a spec says that stacks of experts are oriented; None where it says nothing."""
+    if not spec.experts:
+        return None
+    patterns = Patterns([stack.match for stack in spec.experts])
+
+    def orientation(tensor: TensorInfo) -> bool | None:
+        number = patterns.find(tensor.name.removesuffix(WEIGHT))
+        return None if number is None else spec.experts[number].transposed
+
+    return orientation
+
+
+def planned_tensors(files: CheckpointFiles, spec: CompressionSpec, base: object | None) -> PlannedTensors:
+    """Return a checkpoint's tensors as planning sees them; where a difference is factored, as they are."""
+    return files.planned(asked_orientation(spec)) if base is None else PlannedTensors(files.tensors)
 
 
 def tensors_of(files: CheckpointFiles | None) -> Sequence[TensorInfo] | None:

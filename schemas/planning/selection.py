@@ -58,7 +58,7 @@ class Selection:
     def options(self, module: str) -> LayerOptions:
         """Return the options of a weight's module; the first override that fits counts."""
         number = self._overrides.find(module)
-        given = self._transposed.fit(module)
+        given = self._transposed.fit(module) or self._modules.is_turned(module)
         inferred = not given and self._modules.is_transposed(module)
         return self._known(number, given or inferred, inferred, *self._conv(module, number))
 

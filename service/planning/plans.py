@@ -17,7 +17,7 @@ from schemas.planning.layers import Plan
 from schemas.planning.output_header import check_output_headers, check_output_index
 from schemas.planning.patterns import matching_ns
 from schemas.planning.planner import make_plan
-from schemas.planning.references import MisfitError, References, tensors_of
+from schemas.planning.references import MisfitError, References, planned_tensors, tensors_of
 from schemas.planning.selection import is_float_weight
 from schemas.problem import FieldProblem, ProblemKind, SpecError
 from schemas.rank_rule import RankRule
@@ -106,10 +106,11 @@ def make_bounded_plan(
     files: CheckpointFiles, spec: CompressionSpec, references: References[StoredCheckpoint], *, pointer: str
 ) -> Plan:
     """Plan, unless matching every pattern with every tensor would keep this process busy for long."""
-    tensors = files.tensors
+    base = tensors_of(references.base)
+    planned = planned_tensors(files, spec, base)
+    tensors = planned.tensors
     _check_layers(tensors)
     _check_patterns(spec, tensors, pointer)
-    base = tensors_of(references.base)
     with _spec_errors(pointer):
         calibration = None if references.calibration is None else Calibration.of(references.calibration)
         plan = make_plan(
@@ -120,6 +121,7 @@ def make_bounded_plan(
             content_hashes=files.content_hashes,
             calibration=calibration,
             base=base,
+            unknown=planned.unknown,
         )
         check_budget(plan, spec, files)
         check_output_headers(plan, files)
@@ -149,6 +151,7 @@ def _check_patterns(spec: CompressionSpec, tensors: Sequence[Tensor], pointer: s
         "exclude": [*given],
         "overrides": [override.match for override in spec.overrides],
         "transposed": [*spec.transposed],
+        "experts": [stack.match for stack in spec.experts],
         "pairs": [name for pair in pairs for name in (pair.up, pair.gate, pair.down) if name],
     }
     most = max(fields, key=lambda field: sum(map(len, fields[field])))
@@ -215,8 +218,9 @@ def _keys(
     stored: StoredCheckpoint, plan: Plan, references: References[StoredCheckpoint]
 ) -> list[DecompositionKey]:
     """Return the cache keys of the layers whose ranks depend on their spectra."""
-    waiting = {layer.tensor: layer for layer in plan.layers if isinstance(layer.rank, RankRule)}
+    waiting = {layer.replaced[0]: layer for layer in plan.layers if isinstance(layer.rank, RankRule)}
     digests = _digests(stored)
+    own = _tensor_digests(stored) if any(layer.encoded for layer in waiting.values()) else {}
     statistics = _statistics_digests(references.calibration) if references.calibration else {}
     bases = _tensor_digests(references.base) if references.base else {}
     return [
@@ -226,6 +230,7 @@ def _keys(
             waiting[tensor.name],
             statistics_sha256=statistics.get(waiting[tensor.name].name, ()),
             base_sha256=bases.get(tensor.name),
+            parts_sha256=[own[part] for part in waiting[tensor.name].replaced[1:]],
         )
         for name, header in stored.headers.items()
         for tensor in header.tensors

@@ -1,7 +1,7 @@
 // Made by `make docs` from schemas/report.py.
 
 export const REASONS = {
-  "no_saving": "At the requested rank, the factors would have at least as many parameters as the weight.",
+  "no_saving": "At the requested rank, the factors would have at least as many parameters as the weight, or bytes where it is quantized.",
   "rank_zero": "The ratio allows no factors of the smallest rank, or `auto` finds nothing but noise.",
   "not_finite": "The weight, or its difference to the base, contains NaN or infinity.",
   "not_converged": "No solver gave factors that pass the accuracy check.",
@@ -17,7 +17,8 @@ export const REASONS = {
   "group": "The width of the weight is no multiple of `group`, so its rows cannot be cut into groups.",
   "depthwise": "The kernel has one input for each output or group; an override with `conv` factors it.",
   "kernel_sides": "The `conv` is for kernels with another number of sides.",
-  "transposed_kernel": "The `conv` does not allow transposed convolutions."
+  "transposed_kernel": "The `conv` does not allow transposed convolutions.",
+  "shape_differs": "The tensors of the quantized weight do not agree on its shape."
 };
 
 export const RULES = {
@@ -25,6 +26,7 @@ export const RULES = {
   "factored_before": "The tensor is a factor that an earlier job has made.",
   "vector": "The tensor has fewer than two dimensions.",
   "dtype": "Tensors of this dtype cannot be factored.",
+  "encoding": "The weight is quantized, and names, shapes and config.json do not tell for certain how.",
   "stack": "The tensor has three or more dimensions, such as the weights of all experts in one.",
   "convolution": "The weight belongs to a convolution, and no `conv` is given.",
   "no_module": "The name is `weight` alone, so there is no module to name the factors after.",

@@ -32,6 +32,9 @@ class DecompositionKey:
     base_sha256: str | None = None
     # What of the weight is decomposed, where it is not the weight itself.
     variant: str = ""
+    # Of a weight that is quantized: how, and the files, other than the first, that hold parts of it.
+    encoding: str = ""
+    parts_sha256: str | None = None
     # By which libraries on which processor, in short: workers of two kinds keep one decomposition each. It is
     # no part of the digest; the service, which only needs the spectrum, takes that of any.
     origin: str = ""
@@ -45,6 +48,7 @@ class DecompositionKey:
         *,
         statistics_sha256: Collection[str] = (),
         base_sha256: str | None = None,
+        parts_sha256: Collection[str] = (),
     ) -> Self:
         """Return the key of a weight: the service looks for what the worker stored, so both build it here.
 
@@ -59,6 +63,8 @@ class DecompositionKey:
             calibration_sha256=SEPARATOR.join(statistics_sha256) or None,
             base_sha256=base_sha256,
             variant=layer.decomposed,
+            encoding=layer.encoded.signature if layer.encoded is not None else "",
+            parts_sha256=SEPARATOR.join(sorted({*parts_sha256} - {file_sha256})) or None,
         )
 
     @property
@@ -73,11 +79,16 @@ class DecompositionKey:
     @property
     def sources(self) -> str:
         """The digests of the files it was computed from: it is deleted with any of them."""
-        return SEPARATOR.join(filter(None, (self.file_sha256, self.calibration_sha256, self.base_sha256)))
+        return SEPARATOR.join(
+            filter(
+                None,
+                (self.file_sha256, self.parts_sha256, self.calibration_sha256, self.base_sha256),
+            )
+        )
 
 
 KEY_FIELDS = tuple(field.name for field in fields(DecompositionKey) if field.name != "origin")
-ADDED_FIELDS = frozenset({"base_sha256", "variant"})
+ADDED_FIELDS = frozenset({"base_sha256", "variant", "encoding", "parts_sha256"})
 
 
 def folder_of(owner: str, sources: str) -> str:

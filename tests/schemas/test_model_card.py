@@ -74,7 +74,7 @@ def test_a_sentence_transformers_folder_is_run_by_that_library():
 
 @pytest.mark.parametrize(
     "config",
-    [{"_class_name": "UNet2DConditionModel"}, BERT | {"quantization_config": {"quant_method": "fp8"}}],
+    [{"_class_name": "UNet2DConditionModel"}, BERT | {"quantization_config": {"quant_method": "gptq"}}],
 )
 def test_what_transformers_cannot_load_is_loaded_by_load_compressed(config):
     assert "load_compressed(model" in code(card(config))

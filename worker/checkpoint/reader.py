@@ -130,7 +130,26 @@ class CheckpointReader:
             With fault ``dtype-not-readable`` for a dtype that torch lacks, with ``file-changed`` if the file
             changed since it was opened.
         """
-        info = self._infos[name]
+        return self.read_part(self._infos[name])
+
+    def read_part(self, info: TensorInfo) -> torch.Tensor:
+        """Read a tensor, or a part of one that is a tensor of its own, into new memory.
+
+        Parameters
+        ----------
+        info : TensorInfo
+            Dtype, shape and offsets within this file's data.
+
+        Returns
+        -------
+        Tensor, of that dtype and shape
+            Contiguous and on the CPU; the caller may change it.
+
+        Raises
+        ------
+        CheckpointError
+            As `read` does.
+        """
         dtype = torch_dtype(info.dtype)
         raw = torch.empty(info.nbytes, dtype=torch.uint8)
         self._fill(raw.numpy().data, info, 0)

@@ -1,0 +1,118 @@
+"""Mixtures of experts, made by their own classes: a result runs, and computes what the product does."""
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from tests.compression import compress
+from tests.eckart.transformers.folders import FIVE, QUIET, SIZES, ids
+
+pytestmark = pytest.mark.skipif(not FIVE, reason="transformers 4 has modules for experts")
+GROUPED = {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 64}
+
+
+def gpt_oss():
+    config = transformers.GptOssConfig(
+        **GROUPED, head_dim=8, intermediate_size=48, num_local_experts=3, num_experts_per_tok=2
+    )
+    return transformers.GptOssForCausalLM(config)
+
+
+def llama4():
+    config = transformers.Llama4TextConfig(
+        **GROUPED,
+        head_dim=8,
+        intermediate_size=48,
+        intermediate_size_mlp=48,
+        num_local_experts=3,
+        interleave_moe_layer_step=1,
+        no_rope_layers=[1, 1],
+        pad_token_id=0,
+    )
+    return transformers.Llama4ForCausalLM(config)
+
+
+def qwen3():
+    config = transformers.Qwen3MoeConfig(
+        **GROUPED,
+        head_dim=8,
+        intermediate_size=48,
+        moe_intermediate_size=40,
+        num_experts=3,
+        num_experts_per_tok=2,
+    )
+    return transformers.Qwen3MoeForCausalLM(config)
+
+
+def mixtral():
+    config = transformers.MixtralConfig(
+        **GROUPED, intermediate_size=48, num_local_experts=3, num_experts_per_tok=2
+    )
+    return transformers.MixtralForCausalLM(config)
+
+
+STACKS = {"gpt_oss": gpt_oss, "llama4": llama4}
+MODELS = {**STACKS, "qwen3": qwen3, "mixtral": mixtral}
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(ids()).logits
+
+
+def save(name, folder):
+    """Save a model with random weights; return its class."""
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    return type(model)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def saved(request, tmp_path_factory):
+    """Return the name, the class and the folder of each model."""
+    folder = tmp_path_factory.mktemp(request.param) / "dense"
+    return request.param, save(request.param, folder), folder
+
+
+@QUIET
+@pytest.mark.parametrize("exclude", [[], ["*.1", "*.experts.1.*"]], ids=["all", "but one"])
+def test_a_factored_result_computes_what_the_dense_one_computes(saved, tmp_path, exclude):
+    name, kind, folder = saved
+    spec = {"rank": {"ratio": 0.5}, "include": ["*experts*"], "exclude": exclude}
+    report = compress(folder, tmp_path / "factored", **spec)
+    experts = 3 - bool(exclude)
+    assert report.totals.layers_factored == 2 * experts * (2 if name in STACKS else 3)
+    compress(folder, tmp_path / "dense", layout="dense", **spec)
+    expected = logits(kind.from_pretrained(tmp_path / "dense"))
+    assert (logits(kind.from_pretrained(folder)) - expected).abs().max() > 1e-3
+    with pytest.warns(UserWarning, match="loaded with dense weights"):
+        model = kind.from_pretrained(tmp_path / "factored")
+    torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
+
+
+@QUIET
+@pytest.mark.parametrize("name", STACKS)
+def test_stacks_keep_their_names_in_the_dense_layout_and_give_them_up_for_factors(name, tmp_path):
+    folder = tmp_path / "input"
+    save(name, folder)
+    before = load_file(folder / "model.safetensors")
+    spec = {"rank": 4, "include": ["*.experts.gate_up_proj.[02]"]}
+    compress(folder, tmp_path / "dense", layout="dense", **spec)
+    dense = load_file(tmp_path / "dense" / "model.safetensors")
+    assert {n: t.shape for n, t in dense.items()} == {n: t.shape for n, t in before.items()}
+    report = compress(folder, tmp_path / "factored", **spec)
+    factored = load_file(tmp_path / "factored" / "eckart.safetensors")
+    for layer in report.layers:
+        stack, _, number = layer.name.rpartition(".")
+        rows, columns = layer.shape
+        first, second = factored[f"{layer.name}.0.weight"], factored[f"{layer.name}.1.weight"]
+        assert (first.shape, second.shape) == ((rows, 4), (4, columns))
+        torch.testing.assert_close(dense[stack][int(number)], first @ second, rtol=1e-5, atol=1e-6)
+        assert torch.equal(dense[stack][1], before[stack][1])
+        assert torch.equal(factored[f"{stack}.1.weight"], before[stack][1])
+        assert stack not in factored
+        assert stack.replace("gate_up", "down") in factored
