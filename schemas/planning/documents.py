@@ -57,20 +57,23 @@ def plan_text(checkpoint: str | None, plan: Plan) -> Iterator[str]:
 
 
 def _without_layers(checkpoint: str | None, plan: Plan) -> PlanDocument:
-    parameters, nbytes = plan.parameters_before, plan.bytes_before
-    # An adapter holds none of the other tensors.
-    after = 0 if plan.adapter else parameters
-    bytes_after = 0 if plan.adapter else nbytes
+    parameters = after = sum(each.parameters for each in plan.unselected.values())
+    nbytes = bytes_after = sum(each.nbytes for each in plan.unselected.values())
     budget: SpecRule | None = None
     factored, layers, is_exact = 0, 0, True
     for layer, count in plan.counted():
-        before = (0, 0) if plan.adapter else (layer.parameters_before, layer.bytes_before)
-        after += count * (_parameters_after(layer) - layer.bias_entries_cut - before[0])
-        bytes_after += count * (_bytes_after(layer) - layer.bias_bytes_cut - before[1])
+        parameters += count * layer.parameters_before
+        nbytes += count * layer.bytes_before
+        after += count * (_parameters_after(layer) - layer.bias_entries_cut)
+        bytes_after += count * (_bytes_after(layer) - layer.bias_bytes_cut)
         budget = budget or budget_of(layer.rank)
         factored += count * (layer.reason is None)
         layers += count
         is_exact = is_exact and not isinstance(layer.rank, RankRule)
+    if plan.adapter:
+        # It holds none of the other tensors.
+        after -= sum(each.parameters for each in plan.unselected.values())
+        bytes_after -= sum(each.nbytes for each in plan.unselected.values())
     if budget is not None and plan.adapter:
         after = min(after, _adapter_limit(plan, budget) or after)
         bytes_after = min(bytes_after, budget.budget_bytes or bytes_after)

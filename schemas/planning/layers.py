@@ -128,18 +128,6 @@ class Plan:
     unselected: Mapping[str, LeftOut] = field(default_factory=dict)
     adapter: bool = False
 
-    @property
-    def parameters_before(self) -> int:
-        """Elements of all tensors."""
-        left_out = sum(each.parameters for each in self.unselected.values())
-        return left_out + sum(count * layer.parameters_before for layer, count in self.counted())
-
-    @property
-    def bytes_before(self) -> int:
-        """Bytes of all tensors."""
-        left_out = sum(each.nbytes for each in self.unselected.values())
-        return left_out + sum(count * layer.bytes_before for layer, count in self.counted())
-
     def counted(self) -> Iterable[tuple[LayerPlan, int]]:
         """Yield layers and how many there are of each, their names aside: few where they are in columns."""
         if isinstance(self.layers, Layers):

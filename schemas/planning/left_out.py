@@ -35,11 +35,14 @@ def not_selected(plan: Plan) -> tuple[NotSelected, ...]:
     With the layers that are linear by all that is known, this is every tensor of the checkpoint, once.
     """
     sums = LeftOutSums(plan.unselected)
-    any_left_out = any(not layer.is_linear for layer, _ in plan.counted())
+    total = sum(each.parameters for each in plan.unselected.values())
+    any_left_out = False
+    for layer, count in plan.counted():
+        total += count * layer.parameters_before
+        any_left_out = any_left_out or not layer.is_linear
     for layer in plan.layers if any_left_out else ():
         if layer.reason is not None and not layer.is_linear:
             sums.count(layer.reason, layer.tensor, layer.parameters_before, layer.bytes_before)
-    total = plan.parameters_before
     found = [
         NotSelected(
             rule=rule,
