@@ -11,10 +11,20 @@ const NUMBERS = {
 // Their error at a rank is the least possible one: what lies behind that rank in the spectrum.
 const OPTIMAL = new Set(["svd", "pivot"]);
 
+// By method and storage: plans of many layers ask for the same few again and again.
+const found = new Map();
+
 /** The forms that a planned layer may get and that have a rank and no rounding; `svd or int8` names two. */
-export function formsOf(layer, storage) {
-  const names = (layer.method ?? "svd").split(" or ").filter((name) => name in NUMBERS);
-  return names.map((name) => (name === "cur" && storage === "two" ? "cur in two" : name));
+export function formsOf({ method }, storage = "three") {
+  const key = `${storage} ${method ?? "svd"}`;
+  if (!found.has(key)) {
+    const names = (method ?? "svd").split(" or ").filter((name) => name in NUMBERS);
+    found.set(
+      key,
+      names.map((name) => (name === "cur" && storage === "two" ? "cur in two" : name)),
+    );
+  }
+  return found.get(key);
 }
 
 export const isOptimal = (forms) => forms.every((name) => OPTIMAL.has(name));
