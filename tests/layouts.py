@@ -162,3 +162,31 @@ LAYOUTS = {
     "nvfp4_multiplied": nvfp4_multiplied_layout,
     "comfy": comfy_layout,
 }
+
+
+def mxfp4(stack):
+    """Return a stack of experts [E, inputs, outputs] as gpt-oss is published: blocks and scales."""
+    groups = stack.float().mT.unflatten(-1, (-1, 32))  # [E, outputs, inputs/32, 32]
+    exponent = groups.abs().amax(-1).clamp(min=2**-30).log2().floor() - 2
+    table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    scaled = groups / exponent.exp2().unsqueeze(-1)
+    codes = (scaled.abs().unsqueeze(-1) - table).abs().argmin(-1) + 8 * (scaled < 0)
+    blocks = (codes[..., 0::2] | (codes[..., 1::2] << 4)).to(torch.uint8)
+    return blocks, (exponent + 127).to(torch.uint8)
+
+
+def mxfp4_folder(source, target):
+    """Write the folder of a gpt-oss model with its experts quantized."""
+    target.mkdir()
+    tensors = {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            blocks, scales = mxfp4(tensor)
+            tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        else:
+            tensors[name] = tensor
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_bytes())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (target / "config.json").write_text(json.dumps(config))
+    return target

@@ -1,13 +1,13 @@
 """The work of a job as a frozen value: each selected layer with its plan and the files to read it from."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from schemas.format.encodings import EncodedWeight
 from schemas.format.files import CheckpointFiles
-from schemas.format.stacks import ExpertMatrix
+from schemas.format.stacks import WEIGHT, ExpertMatrix, expert_matrices, stem_of
 from schemas.format.tensor import TensorInfo
 from schemas.planning.budget import check_budget
 from schemas.planning.calibration import Calibration
@@ -147,16 +147,20 @@ def plan_work(
 
 def _with_experts(sources: dict[str, TensorSource], planned: Sequence[Tensor]) -> dict[str, TensorSource]:
     """Add the matrices of stacks, each in the file of its stack and in the order of the tensors."""
-    experts: defaultdict[str, list[ExpertMatrix]] = defaultdict(list)
-    for tensor in planned:
-        if isinstance(tensor, ExpertMatrix):
-            experts[tensor.stack].append(tensor)
-    if not experts:
+    stems = {
+        stack: stem_of(module)
+        for tensor in planned
+        if isinstance(tensor, ExpertMatrix | EncodedWeight) and tensor.expert is not None
+        for module in (tensor.name.removesuffix(WEIGHT),)
+        for stack in tensor.expert.stacks(module)
+    }
+    if not stems:
         return sources
     found: dict[str, TensorSource] = {}
-    for name, source in sources.items():
-        found[name] = source
-        found |= {expert.name: (source[0], expert) for expert in experts.get(name, ())}
+    for name, (path, tensor) in sources.items():
+        found[name] = path, tensor
+        if name in stems:
+            found |= {matrix.name: (path, matrix) for matrix in expert_matrices(tensor, stems[name])}
     return found
 
 

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from eckart.torch.stored_weight import StoredWeight
 
 
+# How the tensors of an expert end that is still quantized.
+BLOCKS, SCALES = ".blocks", ".scales"
+
+
 def with_stacks(folder: FolderTensors) -> tuple[FolderTensors, list[str]]:
     """Return the tensors with each stack in place of its experts, computed when it is read, and the names."""
     sizes = {
@@ -41,9 +45,24 @@ def _take(
         for stored in layer.tensors.values():
             del tensors[stored]
         return folder.multiplied_out(layer)
+    if name + BLOCKS in tensors and name + SCALES in tensors:
+        return _decoded(tensors.pop(name + BLOCKS), tensors.pop(name + SCALES))
     if name + WEIGHT not in tensors:
         raise LoadError(f"the files lack {name}, one of the experts of a stack; {ADVICE}")
     return tensors.pop(name + WEIGHT)
+
+
+def _decoded(blocks: Slice, scales: Slice) -> ComputedSlice:
+    """Return the matrix of an expert that is still quantized as MXFP4."""
+    outputs, groups, pairs = blocks.get_shape()
+
+    def compute() -> torch.Tensor:
+        from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+        stack: torch.Tensor = convert_moe_packed_tensors(blocks[...].unsqueeze(0), scales[...].unsqueeze(0))
+        return stack[0]
+
+    return ComputedSlice((2 * groups * pairs, outputs), compute)
 
 
 def _stacked(name: str, matrices: list[Slice]) -> ComputedSlice:

@@ -40,23 +40,25 @@ class CheckpointFiles:
         """Every tensor, by file and then by offset; each is made anew whenever it is asked for."""
         return JoinedTensors(header.tensors for header in self.headers.values())
 
-    def planned(self, asked: Orientation | None = None) -> PlannedTensors:
+    def planned(self, asked: Orientation | None = None, *, packed_stacks: bool = True) -> PlannedTensors:
         """Return the tensors as planning sees them: those that store one quantized weight are that weight.
 
         A stack of experts is its matrices. `asked` says of stacks that no config.json tells of how they are
-        oriented. All are found anew whenever they are asked for.
+        oriented; `packed_stacks` counts those too whose weights are quantized. All are found anew whenever
+        they are asked for.
         """
-        found = self._decoded()
+        found = self._decoded(packed_stacks=packed_stacks)
         orientations = [each for each in (asked, known_stacks(self.config)) if each is not None]
         if not orientations:
             return found
         return PlannedTensors(split_stacks(found.tensors, orientations), found.unknown)
 
-    def _decoded(self) -> PlannedTensors:
+    def _decoded(self, *, packed_stacks: bool) -> PlannedTensors:
         if not any(header.tensors.has_codes for header in self.headers.values()):
             return PlannedTensors(self.tensors)
         metadata = (header.metadata for header in self.headers.values())
-        return find_weights(self.tensors, read_quantization(self.config, metadata), leave=self.factored)
+        said = read_quantization(self.config, metadata)
+        return find_weights(self.tensors, said, leave=self.factored, stacks=packed_stacks)
 
     @property
     def parameters(self) -> int:

@@ -34,14 +34,19 @@ TRANSPOSED: Mapping[str, bool] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """What a matrix is a part of: how many there are in the stack, and how its name ends."""
+    """What a matrix is a part of: how many there are in the stack, and how the names of its tensors end."""
 
     experts: int
-    ending: str = ""
+    endings: tuple[str, ...] = ("",)
 
-    def stack(self, module: str) -> str:
-        """Return the name of the stack that a module, named by its number there, is in."""
-        return module.rpartition(".")[0] + self.ending
+    def stacks(self, module: str) -> list[str]:
+        """Return the names of the tensors that hold the matrix of a module, which its number names."""
+        return [stem_of(module) + ending for ending in self.endings]
+
+
+def stem_of(module: str) -> str:
+    """Return the name of a stack, by that of the module of one of its matrices."""
+    return module.rpartition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ class ExpertMatrix(TensorInfo):
 
     @property
     def stack(self) -> str:
-        return self.expert.stack(self.name.removesuffix(WEIGHT))
+        return self.expert.stacks(self.name.removesuffix(WEIGHT))[0]
 
 
 T = TypeVar("T")
@@ -97,19 +102,23 @@ def split_stacks(tensors: Sequence[T], orientations: Sequence[Orientation]) -> S
         if transposed is None or not isinstance(tensor, TensorInfo):
             found.append(tensor)
         else:
-            found += expert_matrices(tensor, transposed=transposed)
+            found += expert_matrices(tensor, tensor.name.removesuffix(WEIGHT), transposed=transposed)
     return found
 
 
-def expert_matrices(tensor: TensorInfo, *, transposed: bool = False) -> list[ExpertMatrix]:
-    """Return the matrices of a stack, named by their number below the tensor's own name."""
+def expert_matrices(tensor: TensorInfo, stem: str, *, transposed: bool = False) -> list[ExpertMatrix]:
+    """Return the parts of a tensor of a stack, one for each expert, named by their number below the stem.
+
+    What follows the stem in the tensor's name stands at the end; a stack that is one tensor has weights.
+    """
     experts, *sides = tensor.shape
     step = tensor.nbytes // experts if experts else 0
-    module = tensor.name.removesuffix(WEIGHT)
-    expert = Expert(experts, tensor.name.removeprefix(module))
+    ending = tensor.name.removeprefix(stem)
+    last = ending.lstrip("._") or WEIGHT[1:]
+    expert = Expert(experts, (ending,))
     return [
         ExpertMatrix(
-            f"{module}.{number}{WEIGHT}",
+            f"{stem}.{number}.{last}",
             tensor.dtype,
             tuple(sides),
             tensor.start + number * step,

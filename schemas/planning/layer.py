@@ -186,9 +186,9 @@ class LayerPlan:
         return tuple(tensor.name for tensor in self.encoded.tensors(self.name))
 
     @property
-    def stack(self) -> str | None:
-        """The name of the tensor whose part the weight is, if it is that of an expert."""
-        return None if self.expert is None else self.expert.stack(self.name)
+    def stacks(self) -> list[str]:
+        """The names of the tensors whose parts the weight is, if it is that of an expert."""
+        return [] if self.expert is None else self.expert.stacks(self.name)
 
     @property
     def encoding(self) -> str | None:

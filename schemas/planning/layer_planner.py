@@ -84,7 +84,7 @@ class LayerPlanner:
             difference=self._difference,
             kernel=tuple(kernel),
             encoded=tensor.encoded if isinstance(tensor, EncodedWeight) else None,
-            expert=tensor.expert if isinstance(tensor, ExpertMatrix) else None,
+            expert=tensor.expert if isinstance(tensor, ExpertMatrix | EncodedWeight) else None,
         )
 
     def _taken(self, module: str, shape: Hashable, tensor: Tensor, options: LayerOptions) -> tuple[bool, ...]:
@@ -103,7 +103,7 @@ class LayerPlanner:
 def _stored_as(tensor: Tensor) -> Hashable:
     """Return how a weight is stored that is no tensor of its own; None for any other."""
     if isinstance(tensor, EncodedWeight):
-        return tensor.encoded
+        return tensor.encoded, tensor.expert
     return tensor.expert if isinstance(tensor, ExpertMatrix) else None
 
 

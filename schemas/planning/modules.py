@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 
+from schemas.format.encodings import EncodedWeight
 from schemas.format.stacks import ExpertMatrix
 from schemas.planning.layer import BIAS, WEIGHT, Tensor
 from schemas.planning.patterns import Patterns
@@ -34,7 +35,7 @@ class Modules:
         self._turned = frozenset(
             tensor.name.removesuffix(WEIGHT)
             for tensor in tensors
-            if isinstance(tensor, ExpertMatrix) and tensor.transposed
+            if isinstance(tensor, ExpertMatrix | EncodedWeight) and tensor.transposed
         )
         self._transposed_in: dict[str, set[bool]] = {}
         for name in self._names:

@@ -12,7 +12,7 @@ from schemas.format.metadata import (
     with_renamed,
     without_content_hashes,
 )
-from schemas.format.stacks import expert_matrices
+from schemas.format.stacks import WEIGHT, expert_matrices, stem_of
 from schemas.format.tensor import TensorInfo
 from schemas.planning.layer import BIAS, LayerPlan
 
@@ -101,18 +101,18 @@ def _with_experts(
 
     In the dense layout it stays one tensor, which is told by True.
     """
-    found = ((layers[number].stack, layers[number].dense_layout) for number in ranks)
-    stacks = {stack: is_dense for stack, is_dense in found if stack is not None}
+    stems = {stack: layers[number] for number in ranks for stack in layers[number].stacks}
     for tensor in tensors:
-        if tensor.name not in stacks or stacks[tensor.name]:
-            yield tensor, tensor.name in stacks
+        layer = stems.get(tensor.name)
+        if layer is None or layer.dense_layout:
+            yield tensor, layer is not None
         else:
-            yield from ((matrix, False) for matrix in expert_matrices(tensor))
+            yield from ((matrix, False) for matrix in expert_matrices(tensor, stem_of(layer.name)))
 
 
 def _stacked(tensor: TensorInfo, layers: Sequence[LayerPlan], weights: Mapping[str, int]) -> StackedTensor:
     matrices: list[CopiedTensor | FactorTensor] = []
-    for matrix in expert_matrices(tensor):
+    for matrix in expert_matrices(tensor, tensor.name.removesuffix(WEIGHT)):
         number = weights.get(matrix.name)
         if number is None:
             matrices.append(CopiedTensor(matrix.name, matrix))

@@ -6,7 +6,7 @@ what depends on a rank are counted again.
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
@@ -19,7 +19,7 @@ from schemas.format.files import CheckpointFiles
 from schemas.format.header import LENGTH_BYTES, NewTensor, aligned_order, padded_bytes
 from schemas.format.index import build_index
 from schemas.format.metadata import ECKART_KEY, FactoredLayers, factored_layers
-from schemas.format.stacks import expert_matrices
+from schemas.format.stacks import expert_matrices, stem_of
 from schemas.format.tensor import METADATA_KEY, TensorInfo
 from schemas.planning.layer import BIAS, Chosen, Kind, LayerPlan, chosen_rank
 from schemas.planning.model_folder import output_names
@@ -134,7 +134,12 @@ class OutputSize:
         biases = {
             layer.name + BIAS: number for number, layer in enumerate(self._layers) if not layer.dense_layout
         }
-        stacks = {layer.stack for layer in self._layers if layer.stack is not None and not layer.dense_layout}
+        stems = {
+            stack: stem_of(layer.name)
+            for layer in self._layers
+            if layer.expert is not None and not layer.dense_layout
+            for stack in layer.stacks
+        }
         files = {}
         for name, header in self._source.headers.items():
             words = {*header.metadata, *header.metadata.values()}
@@ -142,7 +147,7 @@ class OutputSize:
                 tuple(
                     slot
                     for tensor in header.tensors
-                    for slot in self._slots(tensor, numbers, biases, parts, stacks)
+                    for slot in self._slots(tensor, numbers, biases, parts, stems)
                 ),
                 header.metadata,
                 {t.name: numbers.get(t.name) for t in header.tensors if t.name in words},
@@ -156,14 +161,14 @@ class OutputSize:
         numbers: Mapping[str, int],
         biases: Mapping[str, int],
         parts: Mapping[str, int],
-        stacks: Collection[str],
+        stems: Mapping[str, str],
     ) -> Iterator[Slot]:
         slot = self._slot(tensor, numbers, biases, parts)
-        if tensor.name not in stacks:
+        if tensor.name not in stems:
             yield slot
             return
         yield replace(slot, stack=tensor.name, is_whole=True)
-        for matrix in expert_matrices(tensor):
+        for matrix in expert_matrices(tensor, stems[tensor.name]):
             yield replace(self._slot(matrix, numbers, biases, parts), stack=tensor.name)
 
     def _slot(
@@ -203,7 +208,10 @@ class OutputSize:
         sizes: list[TensorSize] = []
         names_bytes, here = 0, []
         split = {
-            layer.stack for layer in chosen.values() if layer.stack is not None and not layer.dense_layout
+            stack
+            for layer in chosen.values()
+            if layer.expert is not None and not layer.dense_layout
+            for stack in layer.stacks
         }
         for slot in file.slots:
             if slot.stack is not None and slot.is_whole == (slot.stack in split):

@@ -22,7 +22,7 @@ SKIP_LISTS = {
     MODELOPT: ("ignore", "exclude_modules"),
 }
 # A loader that stacks experts asks for the module that holds them, not for each.
-_of_experts = re.compile(r"(.*\.experts)\.[0-9]+\..*").fullmatch
+_of_experts = re.compile(r"(.*\.experts)\.(?:[0-9]+\..*|\w+\.[0-9]+)").fullmatch
 
 
 def with_skipped(config: Mapping[str, Any], names: Iterable[str], left: Collection[str]) -> dict[str, Any]:

@@ -77,7 +77,10 @@ def asked_orientation(spec: CompressionSpec) -> Orientation | None:
 
 def planned_tensors(files: CheckpointFiles, spec: CompressionSpec, base: object | None) -> PlannedTensors:
     """Return a checkpoint's tensors as planning sees them; where a difference is factored, as they are."""
-    return files.planned(asked_orientation(spec)) if base is None else PlannedTensors(files.tensors)
+    if base is not None:
+        return PlannedTensors(files.tensors)
+    # A product has no place beside experts that stay quantized.
+    return files.planned(asked_orientation(spec), packed_stacks=spec.layout != "dense")
 
 
 def tensors_of(files: CheckpointFiles | None) -> Sequence[TensorInfo] | None:

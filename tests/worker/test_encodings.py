@@ -7,6 +7,7 @@ from compressed_tensors.compressors.nvfp4 import NVFP4PackedCompressor
 from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import worker.encodings.base
 from schemas.format.encodings import find_weights, read_quantization
@@ -19,6 +20,7 @@ from tests.layouts import (
     fp8_channel_layout,
     fp8_tensor_layout,
     int4_layout,
+    mxfp4,
     nvfp4_divided_layout,
     nvfp4_multiplied_layout,
     scheme_of,
@@ -153,3 +155,25 @@ def test_blocks_of_rows_change_nothing(gaussian, monkeypatch):
     whole = [decoded(*case) for case in cases]
     monkeypatch.setattr(worker.encodings.base, "BLOCK_ELEMENTS", 7 * 64)
     assert all(same_bits(decoded(*case), one) for case, one in zip(cases, whole, strict=True))
+
+
+def test_the_experts_of_gpt_oss_are_those_of_transformers(gaussian):
+    blocks, scales = mxfp4(gaussian(3, 64, 40))
+    expected = convert_moe_packed_tensors(blocks, scales)
+    tensors, at = [], 0
+    for last, part in (("blocks", blocks), ("scales", scales)):
+        name = f"layers.0.mlp.experts.gate_up_proj_{last}"
+        tensors.append(TensorInfo(name, "U8", tuple(part.shape), at, at + part.nbytes))
+        at += part.nbytes
+    experts = find_weights(
+        tensors, read_quantization({"quantization_config": {"quant_method": "mxfp4"}})
+    ).encoded
+    assert [weight.name for weight in experts] == [
+        f"layers.0.mlp.experts.gate_up_proj.{number}.weight" for number in range(3)
+    ]
+    assert sum(weight.nbytes for weight in experts) == blocks.nbytes + scales.nbytes
+    for number, weight in enumerate(experts):
+        found = decode(weight.encoded, {"values": blocks[number], "scale": scales[number]})
+        assert weight.shape == (64, 40)
+        assert same_bits(found, expected[number])
+    assert not find_weights(tensors, read_quantization({})).encoded

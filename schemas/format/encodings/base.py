@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from schemas.format.encodings.quantization import Quantization
+    from schemas.format.stacks import Expert
     from schemas.format.tensor import TensorInfo
 
 WEIGHT = "weight"
@@ -84,11 +85,16 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class EncodedWeight:
-    """A quantized weight seen as one tensor of floats, `X.weight`, also where no tensor has this name."""
+    """A quantized weight seen as one tensor of floats, `X.weight`, also where no tensor has this name.
+
+    `values` is the tensor in whose place it is seen, with other experts where it is that of one.
+    """
 
     name: str
     encoded: Encoded
     values: TensorInfo
+    expert: Expert | None = None
+    transposed: bool = False
 
     @property
     def dtype(self) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from schemas.format.encodings.base import ENCODINGS, WEIGHT, EncodedWeight, Neighbours
+from schemas.format.encodings.mxfp4 import find_stacks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -36,11 +37,16 @@ class PlannedTensors:
 
 
 def find_weights(
-    tensors: Sequence[TensorInfo], quantization: Quantization, *, leave: Collection[str] = ()
+    tensors: Sequence[TensorInfo],
+    quantization: Quantization,
+    *,
+    leave: Collection[str] = (),
+    stacks: bool = True,
 ) -> PlannedTensors:
     """Put each quantized weight, in the place of its values, for the tensors that store it.
 
-    `leave` has modules that are not looked at, such as those that an earlier job has rounded.
+    `leave` has modules that are not looked at, such as those that an earlier job has rounded. `stacks`: those
+    of experts too.
     """
     found: dict[str, EncodedWeight] = {}
     unknown: set[str] = set()
@@ -54,12 +60,15 @@ def find_weights(
                 for last in (WEIGHT, PACKED)
                 if last in near.below and near.below[last].dtype in VALUE_DTYPES
             }
-    if not found:
+    replaced: dict[str, Sequence[EncodedWeight]] = {name: (weight,) for name, weight in found.items()}
+    for weight in found.values():
+        for tensor in weight.encoded.tensors(weight.module):
+            replaced.setdefault(tensor.name, ())
+    for blocks, scales, experts in find_stacks(tensors, quantization) if stacks else ():
+        replaced |= {blocks.name: experts, scales.name: ()}
+    if not replaced:
         return PlannedTensors(tensors, frozenset(unknown))
-    hidden = {
-        tensor.name for weight in found.values() for tensor in weight.encoded.tensors(weight.module)
-    } - found.keys()
-    planned = tuple(found.get(tensor.name, tensor) for tensor in tensors if tensor.name not in hidden)
+    planned = tuple(each for tensor in tensors for each in replaced.get(tensor.name, (tensor,)))
     return PlannedTensors(planned, frozenset(unknown))
 
 

@@ -7,14 +7,15 @@ from safetensors.torch import load_file
 
 from tests.compression import compress
 from tests.eckart.transformers.folders import FIVE, QUIET, SIZES, ids
+from tests.layouts import mxfp4_folder
 
 pytestmark = pytest.mark.skipif(not FIVE, reason="transformers 4 has modules for experts")
 GROUPED = {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 64}
 
 
-def gpt_oss():
+def gpt_oss(width=48):
     config = transformers.GptOssConfig(
-        **GROUPED, head_dim=8, intermediate_size=48, num_local_experts=3, num_experts_per_tok=2
+        **GROUPED, head_dim=8, intermediate_size=width, num_local_experts=3, num_experts_per_tok=2
     )
     return transformers.GptOssForCausalLM(config)
 
@@ -61,10 +62,10 @@ def logits(model):
         return model.eval()(ids()).logits
 
 
-def save(name, folder):
+def save(name, folder, **changes):
     """Save a model with random weights; return its class."""
     torch.manual_seed(0)
-    model = MODELS[name]()
+    model = MODELS[name](**changes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(folder)
@@ -116,3 +117,35 @@ def test_stacks_keep_their_names_in_the_dense_layout_and_give_them_up_for_factor
         assert torch.equal(factored[f"{stack}.1.weight"], before[stack][1])
         assert stack not in factored
         assert stack.replace("gate_up", "down") in factored
+
+
+@QUIET
+@pytest.mark.parametrize("exclude", [[], ["*.1"], ["*down_proj*"]], ids=["all", "but one", "but a stack"])
+def test_experts_that_stay_quantized_lie_beside_factored_ones(tmp_path, exclude):
+    kind = save("gpt_oss", tmp_path / "dense", width=64)
+    source = mxfp4_folder(tmp_path / "dense", tmp_path / "quantized")
+    spec = {"rank": 3, "include": ["*experts*"], "exclude": exclude}
+    report = compress(source, tmp_path / "result", **spec)
+    assert {layer.encoding for layer in report.layers} == {"mxfp4"}
+    assert all(layer.bytes_after < layer.bytes_before for layer in report.layers)
+    factors = load_file(tmp_path / "result" / "eckart.safetensors")
+    assert not [name for name in factors if name.endswith(("up_proj_blocks", "up_proj_scales"))]
+    expected = kind.from_pretrained(source, dtype=torch.float32)
+    for layer in report.layers:
+        stack, _, number = layer.name.rpartition(".")
+        product = factors[f"{layer.name}.0.weight"].float() @ factors[f"{layer.name}.1.weight"].float()
+        expected.get_parameter(stack).data[int(number)] = product.bfloat16()
+    with pytest.warns(UserWarning, match="loaded with dense weights"):
+        model = kind.from_pretrained(tmp_path / "result", dtype=torch.float32)
+    torch.testing.assert_close(logits(model), logits(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_a_quantized_stack_stays_whole_in_the_dense_layout(tmp_path):
+    save("gpt_oss", tmp_path / "dense", width=64)
+    source = mxfp4_folder(tmp_path / "dense", tmp_path / "quantized")
+    report = compress(source, tmp_path / "result", rank=3, include=["*experts*", "*_proj"], layout="dense")
+    assert all(".experts." not in layer.name for layer in report.layers)
+    before = load_file(source / "model.safetensors")
+    after = load_file(tmp_path / "result" / "model.safetensors")
+    stacks = [name for name in before if ".experts." in name]
+    assert all(torch.equal(after[name], before[name]) for name in stacks)

@@ -33,7 +33,7 @@ def test_a_matrix_is_a_part_of_its_stack():
 
 
 def test_a_stack_without_experts_has_none():
-    assert expert_matrices(stack(UP, (0, HIDDEN, INNER))) == []
+    assert expert_matrices(stack(UP, (0, HIDDEN, INNER)), UP) == []
 
 
 @pytest.mark.parametrize(
