@@ -49,7 +49,7 @@ def planned(tmp_path):
 
     def plan(spec):
         work = plan_work(files, CompressionSpec.model_validate(spec), open_references(NO_REFERENCES))
-        return plan_document("model", files.tensors, work.plan).model_dump(mode="json")
+        return plan_document("model", work.plan).model_dump(mode="json")
 
     return plan
 
