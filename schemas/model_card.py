@@ -8,7 +8,7 @@ from typing import Any
 
 from schemas.format.companion import MODULES_NAME
 from schemas.format.names import SHARD
-from schemas.planning.forms import FORMS, FormOptions
+from schemas.planning.forms import CONV_FORMS, FORMS, FormOptions
 from schemas.planning.model_folder import INSTALL, is_loadable, original_weights
 from schemas.report import REPORT_NAME, CheckpointReport, LayerReport, Report
 
@@ -75,7 +75,7 @@ def _kinds(report: Report) -> dict[str, int]:
 
 
 def _kind(method: str) -> str:
-    form = FORMS[method]
+    form = FORMS.get(method) or CONV_FORMS[method]
     if form.of(FormOptions()).quantizer is None:
         return PIVOT if method == "pivot" else FACTORS
     return BOTH if form.has_ranks else INTEGERS
