@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from schemas.format.header import NewTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Hashable, Mapping
 
     from schemas.format.encodings.quantization import Quantization
     from schemas.format.stacks import Expert
     from schemas.format.tensor import TensorInfo
 
-WEIGHT = "weight"
+WEIGHT, BIAS = "weight", "bias"
 VALUES, SCALE, GLOBAL_SCALE, ZERO_POINT, SHAPE, GROUP_INDEX = (
     *("values", "scale", "global_scale", "zero_point"),
     *("shape", "group_index"),
@@ -144,14 +144,14 @@ class Neighbours:
         dtype: str = DECODED_DTYPE,
         unused: tuple[str, ...] = INPUT_SCALES,
         bits: int = 0,
-    ) -> EncodedWeight | None:
-        """Return the weight with these parts, unless the module has tensors that are none of them."""
+    ) -> Encoded | None:
+        """Return how a weight with these parts is stored, unless the module has other tensors."""
         given = {role: tensor for role, tensor in parts.items() if tensor is not None}
         others = [self.below[name] for name in unused if name in self.below]
         known = {tensor.name for tensor in (*given.values(), *others)}
-        if any(tensor.name not in known for name, tensor in self.below.items() if name != "bias"):
+        if any(tensor.name not in known for name, tensor in self.below.items() if name != BIAS):
             return None
-        encoded = Encoded(
+        return Encoded(
             dtype,
             shape,
             encoding,
@@ -160,7 +160,15 @@ class Neighbours:
             tile,
             bits,
         )
-        return EncodedWeight(f"{self.module}.{WEIGHT}", encoded, given[VALUES])
+
+    def kind(self, quantization: Quantization) -> Hashable:
+        """Return all that it depends on how a weight is found: many modules of a model have the same."""
+        found = tuple((last, tensor.dtype, tensor.shape) for last, tensor in self.below.items())
+        return found, quantization.formats.get(self.module)
+
+    def seen_as(self, encoded: Encoded) -> EncodedWeight:
+        """Return the weight of the module, which is stored so."""
+        return EncodedWeight(f"{self.module}.{WEIGHT}", encoded, self.below[encoded.parts[0].last])
 
     def _part(self, role: str, tensor: TensorInfo) -> Part:
         return Part(role, tensor.name.removeprefix(f"{self.module}."), tensor.dtype, tensor.shape)
@@ -173,8 +181,8 @@ class Encoding(Protocol):
     def markers(self) -> frozenset[str]:
         """Last parts of names of which a module of this encoding has at least one."""
 
-    def find(self, near: Neighbours, quantization: Quantization) -> EncodedWeight | None:
-        """Return the weight of a module, or None if names, shapes and config do not tell for certain."""
+    def find(self, near: Neighbours, quantization: Quantization) -> Encoded | None:
+        """Return how the weight of a module is stored, or None if nothing tells for certain."""
 
 
 ENCODINGS: list[Encoding] = []

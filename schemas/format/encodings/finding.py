@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from schemas.format.encodings.base import ENCODINGS, WEIGHT, EncodedWeight, Neighbours
+from schemas.format.encodings.base import BIAS, ENCODINGS, WEIGHT, Encoded, EncodedWeight, Neighbours
 from schemas.format.encodings.mxfp4 import find_stacks
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Hashable, Iterator, Sequence
 
     from schemas.format.encodings.quantization import Quantization
     from schemas.format.tensor import TensorInfo
@@ -48,22 +48,24 @@ def find_weights(
     `leave` has modules that are not looked at, such as those that an earlier job has rounded. `stacks`: those
     of experts too.
     """
-    found: dict[str, EncodedWeight] = {}
+    replaced: dict[str, Sequence[EncodedWeight]] = {}
     unknown: set[str] = set()
+    known: dict[Hashable, Encoded | None] = {}
     for near in _candidates(tensors, leave):
-        weight = _find(near, quantization)
-        if weight is not None:
-            found[weight.values.name] = weight
+        kind = near.kind(quantization)
+        if kind not in known:
+            known[kind] = _find(near, quantization)
+        encoded = known[kind]
+        if encoded is not None:
+            weight = near.seen_as(encoded)
+            others = (tensor.name for last, tensor in near.below.items() if last != BIAS)
+            replaced |= dict.fromkeys(others, ()) | {weight.values.name: (weight,)}
         else:
             unknown |= {
                 near.below[last].name
                 for last in (WEIGHT, PACKED)
                 if last in near.below and near.below[last].dtype in VALUE_DTYPES
             }
-    replaced: dict[str, Sequence[EncodedWeight]] = {name: (weight,) for name, weight in found.items()}
-    for weight in found.values():
-        for tensor in weight.encoded.tensors(weight.module):
-            replaced.setdefault(tensor.name, ())
     for blocks, scales, experts in find_stacks(tensors, quantization) if stacks else ():
         replaced |= {blocks.name: experts, scales.name: ()}
     if not replaced:
@@ -72,19 +74,19 @@ def find_weights(
     return PlannedTensors(planned, frozenset(unknown))
 
 
-def _find(near: Neighbours, quantization: Quantization) -> EncodedWeight | None:
-    """Return the weight of the one encoding that fits, if it is one."""
+def _find(near: Neighbours, quantization: Quantization) -> Encoded | None:
+    """Return how the one encoding that fits stores the weight, if it is one."""
     fitting = [
-        weight
+        encoded
         for encoding in ENCODINGS
         if not encoding.markers.isdisjoint(near.below)
-        and (weight := encoding.find(near, quantization)) is not None
+        and (encoded := encoding.find(near, quantization)) is not None
     ]
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _candidates(tensors: Sequence[TensorInfo], leave: Collection[str]) -> list[Neighbours]:
-    """Return the modules that have a weight of values, or a part of an encoding, with all their tensors."""
+def _candidates(tensors: Sequence[TensorInfo], leave: Collection[str]) -> Iterator[Neighbours]:
+    """Yield the modules that have a weight of values, or a part of an encoding, with all their tensors."""
     markers = frozenset[str]().union(*(encoding.markers for encoding in ENCODINGS))
     owners: set[str] = set()
     for tensor in tensors:
@@ -94,10 +96,11 @@ def _candidates(tensors: Sequence[TensorInfo], leave: Collection[str]) -> list[N
     owners.difference_update(leave)
     owners.discard("")
     if not owners:
-        return []
+        return
     below: dict[str, dict[str, TensorInfo]] = {owner: {} for owner in owners}
     for tensor in tensors:
         module, _, last = tensor.name.rpartition(".")
         if module in below:
             below[module][last] = tensor
-    return [Neighbours(module, tensors_below) for module, tensors_below in below.items()]
+    for module in list(below):
+        yield Neighbours(module, below.pop(module))

@@ -9,7 +9,7 @@ from schemas.format.encodings.base import (
     SCALE,
     VALUES,
     WEIGHT,
-    EncodedWeight,
+    Encoded,
     Neighbours,
     register,
     tiles,
@@ -32,7 +32,7 @@ class Fp8Block:
 
     markers = frozenset(SCALES)
 
-    def find(self, near: Neighbours, quantization: Quantization) -> EncodedWeight | None:
+    def find(self, near: Neighbours, quantization: Quantization) -> Encoded | None:
         weight = near.get(WEIGHT, "F8_E4M3")
         if weight is None or len(weight.shape) != 2 or quantization.method != FP8:
             return None

@@ -11,7 +11,7 @@ from schemas.format.encodings.base import (
     SCALE,
     VALUES,
     WEIGHT,
-    EncodedWeight,
+    Encoded,
     Neighbours,
     register,
     tiles,
@@ -36,7 +36,7 @@ class Fp8Scaled:
 
     markers = frozenset({OLD_COMFY, USUAL})
 
-    def find(self, near: Neighbours, quantization: Quantization) -> EncodedWeight | None:
+    def find(self, near: Neighbours, quantization: Quantization) -> Encoded | None:
         weight = near.get(WEIGHT, "F8_E4M3", "F8_E5M2")
         scale = near.get(OLD_COMFY, *SCALE_DTYPES) or near.get(USUAL, *SCALE_DTYPES)
         if weight is None or scale is None or len(weight.shape) != 2:

@@ -10,7 +10,7 @@ from schemas.format.encodings.base import (
     SCALE,
     VALUES,
     WEIGHT,
-    EncodedWeight,
+    Encoded,
     Neighbours,
     register,
 )
@@ -31,7 +31,7 @@ class CompressedNvfp4:
 
     markers = frozenset({"weight_global_scale"})
 
-    def find(self, near: Neighbours, quantization: Quantization) -> EncodedWeight | None:
+    def find(self, near: Neighbours, quantization: Quantization) -> Encoded | None:
         is_known = any(scheme.format == FORMAT for scheme in quantization.schemes)
         if quantization.method != COMPRESSED_TENSORS or not is_known:
             return None
@@ -44,7 +44,7 @@ class ModelOptNvfp4:
 
     markers = frozenset({"weight_scale_2"})
 
-    def find(self, near: Neighbours, quantization: Quantization) -> EncodedWeight | None:
+    def find(self, near: Neighbours, quantization: Quantization) -> Encoded | None:
         if (quantization.method, quantization.algorithm) != (MODELOPT, NVFP4):
             return None
         return _found(near, MULTIPLIED, near.get(WEIGHT, "U8"), near.get("weight_scale_2", "F32"))
@@ -52,7 +52,7 @@ class ModelOptNvfp4:
 
 def _found(
     near: Neighbours, encoding: str, packed: TensorInfo | None, global_scale: TensorInfo | None
-) -> EncodedWeight | None:
+) -> Encoded | None:
     scale = near.get("weight_scale", "F8_E4M3")
     if packed is None or scale is None or global_scale is None or prod(global_scale.shape) != 1:
         return None

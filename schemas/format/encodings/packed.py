@@ -13,7 +13,7 @@ from schemas.format.encodings.base import (
     SHAPE,
     VALUES,
     ZERO_POINT,
-    EncodedWeight,
+    Encoded,
     Neighbours,
     register,
 )
@@ -46,7 +46,7 @@ class Packed:
 
     markers = frozenset({PACKED})
 
-    def find(self, near: Neighbours, quantization: Quantization) -> EncodedWeight | None:
+    def find(self, near: Neighbours, quantization: Quantization) -> Encoded | None:
         packed, shape = near.get(PACKED, "I32"), near.get("weight_shape", "I64", "I32")
         scale = near.get("weight_scale", "F32", "F16", "BF16")
         if packed is None or scale is None or shape is None or quantization.method != COMPRESSED_TENSORS:
