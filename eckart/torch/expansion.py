@@ -18,6 +18,7 @@ from eckart.header import NewTensor, StoredTensor, aligned, build_header, copy_b
 from eckart.model_folder import ECKART_ENTRY, QUANT_METHOD, QUANTIZATION, WEIGHTS_NAME, original_name
 from eckart.torch.decoders import DECODERS
 from eckart.torch.expanded_card import CARD_NAME, expanded_card
+from eckart.torch.expanded_stacks import StoredStack, stored_stacks
 from eckart.torch.files import (
     BIAS,
     WEIGHT,
@@ -81,7 +82,7 @@ class StoredLayer:
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 # Whose `quantization_config` a result has in which all is integers without factors.
 COMPRESSED_TENSORS = "compressed-tensors"
-Parts = dict[NewTensor, StoredTensor | StoredLayer]
+Parts = dict[NewTensor, StoredTensor | StoredLayer | StoredStack]
 
 
 def expand(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Path]:
@@ -165,13 +166,18 @@ def _parts(contents: Contents) -> list[Parts]:
     """
     biases = {layer.bias: name + BIAS for name, layer in contents.factored.items()}
     layers = _stored_layers(contents)
+    stacks = stored_stacks(contents, layers)
     done: set[str] = set()
     found: list[Parts] = []
     for shard in contents.shards:
         parts: Parts = {}
         for tensor in shard.header.tensors:
-            layer = layers.get(tensor.name)
-            if layer is None:
+            layer, stack = layers.get(tensor.name), stacks.get(tensor.name)
+            if stack is not None:
+                if stack.name not in done:
+                    done.add(stack.name)
+                    parts[stack.new_tensor] = stack
+            elif layer is None:
                 name = biases.get(tensor.name, tensor.name)
                 parts[NewTensor(name, tensor.dtype, tensor.shape, tensor.size_bytes)] = tensor
             elif layer.name not in done:
@@ -210,7 +216,9 @@ def _write(shard: Shard, parts: Parts, path: Path) -> None:
             if isinstance(part, StoredTensor):
                 copy_bytes(part, source, target)
             else:
-                target.write(part.weight().view(torch.uint8).numpy().data)
+                weights = part.weights() if isinstance(part, StoredStack) else (part.weight(),)
+                for weight in weights:
+                    target.write(weight.view(torch.uint8).numpy().data)
 
 
 def _index(files: Mapping[Path, Parts]) -> dict[str, Any]:

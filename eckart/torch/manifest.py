@@ -43,6 +43,8 @@ class FactoredLayer(BaseModel):
     group: Size | None = None
     # Of a matrix in a stack of experts, whose name and number are the module's name: how many there are.
     experts: Size | None = None
+    # What follows in the name of that tensor, if anything.
+    ending: str | None = None
     # `shape` is then [inputs, outputs], and so are the factors'.
     transposed: bool = False
 

@@ -21,19 +21,20 @@ BLOCKS, SCALES = ".blocks", ".scales"
 
 def with_stacks(folder: FolderTensors) -> tuple[FolderTensors, list[str]]:
     """Return the tensors with each stack in place of its experts, computed when it is read, and the names."""
-    sizes = {
-        layer.name.rpartition(".")[0]: layer.entry.experts
+    entries = {
+        layer.name.rpartition(".")[0]: layer.entry
         for layer in folder.layers
         if layer.entry.experts is not None
     }
-    if not sizes:
+    if not entries:
         return folder, []
     layers = {layer.name: layer for layer in folder.layers}
     tensors = dict(folder.tensors)
-    for stack, experts in sizes.items():
-        matrices = [_take(f"{stack}.{number}", layers, tensors, folder) for number in range(experts)]
-        tensors[stack] = _stacked(stack, matrices)
-    return FolderTensors(tensors, tuple(layers.values())), list(sizes)
+    for stem, entry in entries.items():
+        numbers = range(entry.experts or 0)
+        matrices = [_take(f"{stem}.{number}", layers, tensors, folder) for number in numbers]
+        tensors[stem + (entry.ending or "")] = _stacked(stem, matrices)
+    return FolderTensors(tensors, tuple(layers.values())), list(entries)
 
 
 def _take(

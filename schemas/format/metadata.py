@@ -34,6 +34,8 @@ class FactoredLayer(BaseModel):
     group: Size | None = Field(default=None, exclude_if=lambda value: value is None)
     # Of a matrix in a stack of experts, whose name and number are the module's name: how many there are.
     experts: Size | None = Field(default=None, exclude_if=lambda value: value is None)
+    # What follows in the name of that tensor, if anything.
+    ending: str | None = Field(default=None, exclude_if=lambda value: value is None)
     # `shape` is then [inputs, outputs], and so are the factors'.
     transposed: bool = Field(default=False, exclude_if=lambda value: not value)
 

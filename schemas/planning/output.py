@@ -186,6 +186,7 @@ def describe_factored(layer: LayerPlan, rank: int, error: float | None) -> Facto
     """Return what the metadata say of a factored layer; all but the error follows from its kind and rank."""
     quantizer = None if layer.dense_layout else layer.form.quantizer
     dtype = layer.codec.dtype if quantizer is None else layer.dtype
+    expert = None if layer.dense_layout else layer.expert
     has_codec = layer.needs_decoding and (layer.dense_layout or layer.form.has_ranks)
     return FactoredLayer(
         method=layer.form.name,
@@ -197,6 +198,7 @@ def describe_factored(layer: LayerPlan, rank: int, error: float | None) -> Facto
         codec=layer.codec.name if has_codec else None,
         bits=quantizer.bits if quantizer else None,
         group=quantizer.group if quantizer else None,
-        experts=layer.expert.experts if layer.expert is not None and not layer.dense_layout else None,
+        experts=expert.experts if expert is not None else None,
+        ending=WEIGHT if expert is not None and expert.endings == (WEIGHT,) else None,
         transposed=layer.transposed,
     )

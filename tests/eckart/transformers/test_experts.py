@@ -3,8 +3,9 @@
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from eckart.torch import expand
 from tests.compression import compress
 from tests.eckart.transformers.folders import FIVE, QUIET, SIZES, ids
 from tests.layouts import mxfp4_folder
@@ -149,3 +150,40 @@ def test_a_quantized_stack_stays_whole_in_the_dense_layout(tmp_path):
     after = load_file(tmp_path / "result" / "model.safetensors")
     stacks = [name for name in before if ".experts." in name]
     assert all(torch.equal(after[name], before[name]) for name in stacks)
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_an_expanded_result_has_the_stacks_of_the_dense_layout(name, tmp_path):
+    save(name, tmp_path / "input")
+    spec = {"rank": 4, "include": ["*.experts.*.[02]"]}
+    compress(tmp_path / "input", tmp_path / "factored", **spec)
+    compress(tmp_path / "input", tmp_path / "dense", layout="dense", **spec)
+    expand(tmp_path / "factored", tmp_path / "expanded")
+    expanded = load_file(tmp_path / "expanded" / "model.safetensors")
+    dense = load_file(tmp_path / "dense" / "model.safetensors")
+    assert expanded.keys() == dense.keys()
+    for tensor, expected in dense.items():
+        assert expanded[tensor].dtype == expected.dtype
+        torch.testing.assert_close(expanded[tensor], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stack_may_be_asked_for_whatever_its_name(tmp_path):
+    torch.manual_seed(0)
+    before = {"blocks.0.w.weight": torch.randn(3, 20, 40), "blocks.0.conv": torch.randn(3, 20, 40)}
+    (tmp_path / "input").mkdir()
+    save_file(before, tmp_path / "input" / "model.safetensors")
+    experts = [{"match": "*.w", "transposed": False}]
+    report = compress(tmp_path / "input", tmp_path / "result", rank=4, experts=experts)
+    assert [layer.name for layer in report.layers] == [f"blocks.0.w.{number}" for number in range(3)]
+    assert not any(layer.transposed for layer in report.layers)
+    assert not [text for text in report.warnings if "experts" in text]
+    expand(tmp_path / "result", tmp_path / "expanded")
+    after = load_file(tmp_path / "expanded" / "model.safetensors")
+    assert torch.equal(after["blocks.0.conv"], before["blocks.0.conv"])
+    for number, layer in enumerate(report.layers):
+        matrix = before["blocks.0.w.weight"][number]
+        error = torch.linalg.norm(after["blocks.0.w.weight"][number] - matrix) / torch.linalg.norm(matrix)
+        assert layer.relative_error == pytest.approx(float(error), rel=1e-4)
+    idle = [{"match": "*.v", "transposed": False}]
+    warnings = compress(tmp_path / "input", tmp_path / "other", rank=4, experts=idle).warnings
+    assert "experts: the pattern '*.v' matches no layer" in warnings
