@@ -23,7 +23,7 @@ from eckart.torch.parts import Trials
 from eckart.torch.quantized import QuantizedConv1D
 from eckart.torch.swapping import become_compressed, obstacle_to
 from eckart.transformers.naming import Naming, rules
-from eckart.transformers.stacks import with_stacks
+from eckart.transformers.stacks import with_stacks, with_unit_scales
 from eckart.transformers.tensors import FolderTensors, find_layers, open_folder
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ def load_folder(
             layer, stored = model.get_submodule(match.module), match.stored
             become_compressed(layer, stored.form, trials, method=stored.entry.method)
         tensors = _tensors_to_load(folder, matches)
+        if _multiplies_scales(others):
+            dense = [match.stored for match in matches if match.reason is not None]
+            tensors = with_unit_scales(tensors, dense)
         opened.enter_context(_with_shapes_of_files(model))
         result = load(**_as_any_model(arguments, tensors, others))
     restore_zero_biases(model)
@@ -207,6 +210,12 @@ def _tensors_to_load(folder: FolderTensors, matches: list[Match]) -> dict[str, A
         if layer.bias in tensors:
             tensors[layer.name + BIAS] = tensors.pop(layer.bias)
     return tensors
+
+
+def _multiplies_scales(quantizer: Any) -> bool:
+    """Whether transformers decodes fp8 weights while it loads them."""
+    config = getattr(quantizer, "quantization_config", None)
+    return getattr(config, "quant_method", None) == "fp8" and bool(getattr(config, "dequantize", False))
 
 
 def _as_any_model(arguments: Mapping[str, Any], tensors: dict[str, Any], quantizer: Any) -> dict[str, Any]:

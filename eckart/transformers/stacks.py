@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from eckart.checkpoint import listed
 from eckart.errors import LoadError
@@ -10,13 +14,16 @@ from eckart.torch.files import WEIGHT
 from eckart.transformers.tensors import ADVICE, ComputedSlice, FolderTensors, Slice
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Iterable
 
     from eckart.torch.stored_weight import StoredWeight
 
 
 # How the tensors of an expert end that is still quantized.
 BLOCKS, SCALES = ".blocks", ".scales"
+# How the scales of blocks end that fp8 weights are multiplied by.
+SCALE_INV = ".weight_scale_inv"
+_expert = re.compile(r"(?P<place>.*\.experts)\.[0-9]+\.(?P<which>.*)").fullmatch
 
 
 def with_stacks(folder: FolderTensors) -> tuple[FolderTensors, list[str]]:
@@ -35,6 +42,25 @@ def with_stacks(folder: FolderTensors) -> tuple[FolderTensors, list[str]]:
         matrices = [_take(f"{stem}.{number}", layers, tensors, folder) for number in numbers]
         tensors[stem + (entry.ending or "")] = _stacked(stem, matrices)
     return FolderTensors(tensors, tuple(layers.values())), list(entries)
+
+
+def with_unit_scales(tensors: dict[str, Any], layers: Iterable[StoredWeight]) -> dict[str, Any]:
+    """Give products a scale of one where other experts of their stack have scales.
+
+    Transformers multiplies the weights of a stack by as many scales, or by none.
+    """
+    scaled = {_of_stack(name.removesuffix(SCALE_INV)) for name in tensors if name.endswith(SCALE_INV)}
+    names = [layer.name for layer in layers if _of_stack(layer.name) in scaled - {None}]
+    return {
+        **tensors,
+        **{name + SCALE_INV: ComputedSlice((1, 1), partial(torch.ones, 1, 1)) for name in names},
+    }
+
+
+def _of_stack(module: str) -> tuple[str, str] | None:
+    """Return what the experts of a stack have in common: their place, and which of their weights it is."""
+    found = _expert(module)
+    return None if found is None else (found["place"], found["which"])
 
 
 def _take(

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from eckart.torch import expand
 from tests.compression import compress
 from tests.eckart.transformers.folders import FIVE, QUIET, SIZES, ids
-from tests.layouts import mxfp4_folder
+from tests.layouts import fp8_block_layout, mxfp4_folder, quantize_folder
 
 pytestmark = pytest.mark.skipif(not FIVE, reason="transformers 4 has modules for experts")
 GROUPED = {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -35,12 +35,12 @@ def llama4():
     return transformers.Llama4ForCausalLM(config)
 
 
-def qwen3():
+def qwen3(width=40):
     config = transformers.Qwen3MoeConfig(
         **GROUPED,
         head_dim=8,
         intermediate_size=48,
-        moe_intermediate_size=40,
+        moe_intermediate_size=width,
         num_experts=3,
         num_experts_per_tok=2,
     )
@@ -187,3 +187,25 @@ def test_a_stack_may_be_asked_for_whatever_its_name(tmp_path):
     idle = [{"match": "*.v", "transposed": False}]
     warnings = compress(tmp_path / "input", tmp_path / "other", rank=4, experts=idle).warnings
     assert "experts: the pattern '*.v' matches no layer" in warnings
+
+
+@QUIET
+@pytest.mark.parametrize(
+    "exclude", [[], ["*.experts.1.*"], ["*.gate_proj"]], ids=["all", "but one", "but a side"]
+)
+def test_fp8_experts_lie_beside_factored_ones(tmp_path, exclude):
+    kind = save("qwen3", tmp_path / "dense", width=48)
+    source = quantize_folder(tmp_path / "dense", tmp_path / "quantized", fp8_block_layout)
+    spec = {"rank": 3, "include": ["*experts*"], "exclude": exclude}
+    report = compress(source, tmp_path / "result", **spec)
+    factors = load_file(tmp_path / "result" / "eckart.safetensors")
+    expected = kind.from_pretrained(source, dtype=torch.float32)
+    for layer in report.layers:
+        place, number, which = layer.name.rsplit(".", 2)
+        product = factors[f"{layer.name}.1.weight"].float() @ factors[f"{layer.name}.0.weight"].float()
+        stack = "down_proj" if which == "down_proj" else "gate_up_proj"
+        half = slice(48, None) if which == "up_proj" else slice(0, None if stack == which else 48)
+        expected.get_parameter(f"{place}.{stack}").data[int(number), half] = product.bfloat16()
+    with pytest.warns(UserWarning, match="loaded with dense weights"):
+        model = kind.from_pretrained(tmp_path / "result", dtype=torch.float32)
+    torch.testing.assert_close(logits(model), logits(expected), rtol=1e-4, atol=1e-4)
