@@ -1,8 +1,9 @@
 """VGG-11 trained with penalties on its singular values: `python -m examples.vgg11.regularized`.
 
 Trains the network three times on the same digits, plain and with each penalty, lets a service compress the
-classifier to a few small ranks by SVD, and tests each result as it is, without fine-tuning. The network has half
-of VGG-11's channels and an eighth of its hidden units, so that singular values in every step take minutes.
+classifier to a few small ranks by SVD, and tests each result as it is, without fine-tuning. The network has
+half of VGG-11's channels and an eighth of its hidden units, so that singular values in every step take
+minutes.
 """
 
 import copy
