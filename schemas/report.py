@@ -35,8 +35,7 @@ KeptReason = Literal[
 ]
 # A test checks that every reason has its text here.
 KEPT_REASONS: dict[KeptReason, str] = {
-    "no_saving": "At the requested rank, the factors would have at least as many parameters as the weight, "
-    "or bytes where it is quantized.",
+    "no_saving": "At that rank, the factors would save no parameters, or no bytes of a quantized weight.",
     "rank_zero": "The ratio allows no factors of the smallest rank, or `auto` finds nothing but noise.",
     "not_finite": "The weight, or its difference to the base, contains NaN or infinity.",
     "not_converged": "No solver gave factors that pass the accuracy check.",

@@ -1,7 +1,7 @@
 // Made by `make docs` from schemas/report.py.
 
 export const REASONS = {
-  "no_saving": "At the requested rank, the factors would have at least as many parameters as the weight, or bytes where it is quantized.",
+  "no_saving": "At that rank, the factors would save no parameters, or no bytes of a quantized weight.",
   "rank_zero": "The ratio allows no factors of the smallest rank, or `auto` finds nothing but noise.",
   "not_finite": "The weight, or its difference to the base, contains NaN or infinity.",
   "not_converged": "No solver gave factors that pass the accuracy check.",
