@@ -70,8 +70,8 @@ def test_a_report_reads_like_this(table, layer):
         encoder.layer.*.output.dense          6  384x1536     svd  153..158  49.4%     0.250  0.250
         pooler.dense                          1   384x384     svd        96  50.0%  3.25e-07      -
 
-        kept dense, no_saving: At the requested rank, the factors would have at least as many parameters as
-          the weight.
+        kept dense, no_saving: At that rank, the factors would save no parameters, or no bytes of a
+          quantized weight.
           head.* (2, 2x384)
         kept dense, not_finite: The weight, or its difference to the base, contains NaN or infinity.
           bad (1, 384x384)
@@ -146,8 +146,8 @@ def test_a_plan_reads_like_this():
         ------  -  -----  ------  -----  -----
         m.*.a   3  64x64     svd  1..31      -
 
-        kept dense, no_saving: At the requested rank, the factors would have at least as many parameters as
-          the weight.
+        kept dense, no_saving: At that rank, the factors would save no parameters, or no bytes of a
+          quantized weight.
           h (1, 1x64)
 
         whole checkpoint  before   after  saved  factor
