@@ -143,18 +143,21 @@ def test_separable_is_the_truncated_svd_of_each_input(rank):
     assert found.optimal_error == pytest.approx(best, rel=1e-9)
 
 
-def test_terms_that_would_diverge_do_not():
+@pytest.mark.parametrize("most", [3.0, MOST_CANCELLED])
+def test_terms_that_would_diverge_do_not(monkeypatch, most):
     # The sum has three terms, and sums of two come as near as one likes, with terms that grow and cancel.
     a, b = gaussian(8), gaussian(8, seed=1)
     kernel = sum(torch.einsum("i,j,k->ijk", *each) for each in ((a, a, b), (a, b, a), (b, a, a)))
+    monkeypatch.setattr("worker.lowrank.cp.MOST_CANCELLED", most)
 
     found = factored(kernel, 2, CPMethod())
 
     inputs, filters, outputs = found.factors
     terms = [inputs.norm(dim=1), filters.norm(dim=2), outputs.norm(dim=0)]
     cancelled = (terms[0] * terms[1] * terms[2]).square().sum() / kernel.square().sum()
-    assert found.relative_error < 0.1
-    assert 1 < cancelled <= MOST_CANCELLED * 1.01
+    assert found.relative_error < 0.5
+    assert 1 < cancelled <= most * 1.01
+    assert cancelled > 3.0 or most == 3.0
 
 
 @pytest.mark.parametrize("name", METHODS)
