@@ -169,7 +169,7 @@ def test_the_card_says_what_the_folder_is_and_loads_it_without_eckart(bert, tmp_
 
 
 def test_the_card_of_what_no_known_library_loads_names_no_lines(bert, tmp_path):
-    was, now = card_of(bert, tmp_path, {"quantization_config": {"quant_method": "fp8"}})
+    was, now = card_of(bert, tmp_path, {"quantization_config": {"quant_method": "gptq"}})
 
     assert "load_compressed" in was
     assert not code(now)

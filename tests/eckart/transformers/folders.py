@@ -150,6 +150,13 @@ def write_product(compressed, dense, target):
         stored[f"{name}.weight"] = torch.from_numpy(product).float()
         if f"{name}.1.bias" in stored:
             stored[f"{name}.bias"] = stored.pop(f"{name}.1.bias")
+    stacks = {
+        name.rpartition(".")[0]: entry["experts"]
+        for name, entry in factors_in(compressed).items()
+        if "experts" in entry
+    }
+    for stack, experts in stacks.items():
+        stored[stack] = torch.stack([stored.pop(f"{stack}.{number}.weight") for number in range(experts)])
     shutil.copytree(dense, target, ignore=shutil.ignore_patterns("*.safetensors*"))
     save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
 
