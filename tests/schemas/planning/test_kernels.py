@@ -3,8 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
+from schemas.planning.cost import ParameterCost
 from schemas.planning.documents import plan_document
-from schemas.report import NOT_LINEAR
 from schemas.spec import CompressionSpec
 from tests.schemas.planning.named import Named, planned, reasons
 from tests.schemas.planning.test_calibration import planned as calibrated
@@ -64,7 +64,10 @@ def test_a_convolution_that_stays_dense_has_a_reason(tensor, spec, reason):
 
 
 def test_depthwise_kernels_are_no_part_of_a_budget():
-    assert "depthwise" in NOT_LINEAR
+    depthwise = Named("depthwise.weight", (64, 1, 3, 3))
+    layers = planned((CONV, depthwise), conv="channel").layers
+
+    assert ParameterCost(layers, 0.5).limit == CONV.parameters // 2
 
 
 @pytest.mark.parametrize(
