@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from schemas.format.encodings import EncodedWeight
 from schemas.format.files import CheckpointFiles
-from schemas.format.stacks import WEIGHT, ExpertMatrix, expert_matrices, stem_of
+from schemas.format.stacks import ExpertMatrix, expert_matrices, stem_of
 from schemas.format.tensor import TensorInfo
 from schemas.planning.budget import check_budget
 from schemas.planning.calibration import Calibration
@@ -148,11 +148,10 @@ def plan_work(
 def _with_experts(sources: dict[str, TensorSource], planned: Sequence[Tensor]) -> dict[str, TensorSource]:
     """Add the matrices of stacks, each in the file of its stack and in the order of the tensors."""
     stems = {
-        stack: stem_of(module)
+        stack: stem_of(tensor.module)
         for tensor in planned
         if isinstance(tensor, ExpertMatrix | EncodedWeight) and tensor.expert is not None
-        for module in (tensor.name.removesuffix(WEIGHT),)
-        for stack in tensor.expert.stacks(module)
+        for stack in tensor.expert.stacks(tensor.module)
     }
     if not stems:
         return sources

@@ -34,7 +34,7 @@ TRANSPOSED: Mapping[str, bool] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """What a matrix is a part of: how many there are in the stack, and how the names of its tensors end."""
+    """The stack that a matrix is a part of: how many experts it has, and how the names of its tensors end."""
 
     experts: int
     endings: tuple[str, ...] = ("",)
@@ -60,8 +60,12 @@ class ExpertMatrix(TensorInfo):
     transposed: bool = False
 
     @property
+    def module(self) -> str:
+        return self.name.removesuffix(WEIGHT)
+
+    @property
     def stack(self) -> str:
-        return self.expert.stacks(self.name.removesuffix(WEIGHT))[0]
+        return self.expert.stacks(self.module)[0]
 
 
 T = TypeVar("T")

@@ -1,6 +1,7 @@
 """The encodings of quantized weights: each says which tensors store one weight; the worker decodes them.
 
-All modules of this package are imported, so that each adds its encoding to the table.
+Those that store a weight below its own module are in the table, to which each module adds its own as it is
+imported here. `mxfp4` stores all experts together, and `finding` asks for it by name.
 """
 
 from schemas.format.encodings import fp8_block, fp8_scaled, nvfp4, packed

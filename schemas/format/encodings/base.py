@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from schemas.format.stacks import Expert
     from schemas.format.tensor import TensorInfo
 
-WEIGHT, BIAS = "weight", "bias"
-VALUES, SCALE, GLOBAL_SCALE, ZERO_POINT, SHAPE, GROUP_INDEX = (
-    *("values", "scale", "global_scale", "zero_point"),
-    *("shape", "group_index"),
-)
+# Last parts of the names of tensors.
+WEIGHT, BIAS, PACKED = "weight", "bias", "weight_packed"
+# What a tensor is to a weight (`Part.role`).
+VALUES, SCALE, GLOBAL_SCALE = "values", "scale", "global_scale"
+ZERO_POINT, GROUP_INDEX, SHAPE = "zero_point", "group_index", "shape"
 # The dtype of a weight whose scales do not tell one.
 DECODED_DTYPE = "BF16"
 # What a loader reads beside a quantized weight, and has no use for once the weight is not quantized.

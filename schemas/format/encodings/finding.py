@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from schemas.format.encodings.base import BIAS, ENCODINGS, WEIGHT, Encoded, EncodedWeight, Neighbours
+from schemas.format.encodings.base import (
+    BIAS,
+    ENCODINGS,
+    PACKED,
+    WEIGHT,
+    Encoded,
+    EncodedWeight,
+    Neighbours,
+)
 from schemas.format.encodings.mxfp4 import find_stacks
 
 if TYPE_CHECKING:
@@ -16,8 +24,6 @@ if TYPE_CHECKING:
 
 # Values of these dtypes are no numbers without their scales.
 VALUE_DTYPES = frozenset({"F8_E4M3", "F8_E5M2", "U8", "I32", "F4"})
-# The name of a tensor that holds values, if it is not the weight's own.
-PACKED = "weight_packed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +51,8 @@ def find_weights(
 ) -> PlannedTensors:
     """Put each quantized weight, in the place of its values, for the tensors that store it.
 
-    `leave` has modules that are not looked at, such as those that an earlier job has rounded. `stacks`: those
-    of experts too.
+    `leave` has modules that are not looked at, such as those that an earlier job has rounded. With `stacks`,
+    the weights of experts that are stored together are found too.
     """
     replaced: dict[str, Sequence[EncodedWeight]] = {}
     unknown: set[str] = set()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from schemas.format.encodings.base import (
     GLOBAL_SCALE,
+    PACKED,
     SCALE,
     VALUES,
     WEIGHT,
@@ -35,7 +36,7 @@ class CompressedNvfp4:
         is_known = any(scheme.format == FORMAT for scheme in quantization.schemes)
         if quantization.method != COMPRESSED_TENSORS or not is_known:
             return None
-        return _found(near, DIVIDED, near.get("weight_packed", "U8"), near.get("weight_global_scale", "F32"))
+        return _found(near, DIVIDED, near.get(PACKED, "U8"), near.get("weight_global_scale", "F32"))
 
 
 @register

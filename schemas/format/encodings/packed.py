@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from schemas.format.encodings.base import (
     DECODED_DTYPE,
     GROUP_INDEX,
-    INPUT_SCALES,
+    PACKED,
     SCALE,
     SHAPE,
     VALUES,
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from schemas.format.tensor import TensorInfo
 
 NAME = "packed"
-PACKED = "weight_packed"
 WORD_BITS = 32
 MAX_BITS = 8
 
@@ -73,7 +72,6 @@ class Packed:
             tile=(1, group),
             bits=bits,
             dtype="F16" if scale.dtype == "F16" else DECODED_DTYPE,
-            unused=INPUT_SCALES,
         )
 
 
