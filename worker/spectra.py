@@ -11,7 +11,8 @@ import torch
 
 from schemas.planning.distortion import LayerSpectra, Norms, finite
 from schemas.planning.forms import Form
-from schemas.planning.layer import TWO_FACTORS, LayerPlan
+from schemas.planning.layer import LayerPlan
+from schemas.planning.stored import TWO_FACTORS
 from schemas.report import KeptReason
 from schemas.spectrum import Spectrum, first_accurate
 from worker.context import JobContext, LayerInputs

@@ -67,7 +67,7 @@ class ParameterCost:
         return math.floor(Fraction(repr(self.share)) * self._parameters_before)
 
     def costs(self, layer: LayerPlan, ranks: Sequence[int]) -> list[int]:
-        key = layer.kind, tuple(ranks)
+        key = layer.stored_kind, tuple(ranks)
         if key not in self._known:
             self._known[key] = [layer.factor_parameters(rank) for rank in ranks]
         return self._known[key]
@@ -115,7 +115,7 @@ class ByteCost:
 
     def costs(self, layer: LayerPlan, ranks: Sequence[int]) -> list[int]:
         # The header grows with the length of the name as JSON, and by nothing else of it.
-        key = layer.kind, tuple(ranks), len(json.dumps(layer.name, ensure_ascii=False).encode())
+        key = layer.stored_kind, tuple(ranks), len(json.dumps(layer.name, ensure_ascii=False).encode())
         if key not in self._known:
             header_bytes = _extra_header_bytes(layer)
             self._known[key] = [

@@ -10,11 +10,12 @@ from schemas.format.files import CheckpointFiles
 from schemas.format.tensor import DTYPE_BITS
 from schemas.plan import PlanDocument, PlannedLayer, PlanTotals, RankBounds
 from schemas.planning.cost import ParameterCost
-from schemas.planning.layer import TWO_FACTORS, WEIGHT, LayerPlan, Tensor
+from schemas.planning.layer import WEIGHT, LayerPlan, Tensor
 from schemas.planning.layers import Layers, Plan
 from schemas.planning.left_out import not_selected
 from schemas.planning.planner import would_be_factored
 from schemas.planning.selection import can_be_factored
+from schemas.planning.stored import TWO_FACTORS
 from schemas.rank_rule import RankRule, SpecRule, budget_of
 from schemas.report import compression_factor, parameter_savings
 from schemas.spec import CompressionSpec

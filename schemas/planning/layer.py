@@ -1,27 +1,23 @@
 """The plan of a layer as a frozen value: form, codec and rank of its weight, and what follows from them."""
 
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from math import prod
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from schemas.format.encodings import Encoded
 from schemas.format.header import NewTensor
 from schemas.format.stacks import Expert
 from schemas.format.tensor import DTYPE_BITS
+from schemas.planning import stored
 from schemas.planning.codecs import Codec, FloatCodec
-from schemas.planning.forms import FORMS, Chain, Form, FormOptions, StoredMatrix
+from schemas.planning.forms import Chain, Form, StoredMatrix
+from schemas.planning.stored import TWO_FACTORS, StoredKind, map_shape, turned
 from schemas.rank_rule import RankRule
 from schemas.report import NOT_LINEAR, KeptReason
 
 WEIGHT = ".weight"
 BIAS = ".bias"
 ADAPTER_PREFIX = "base_model.model."
-ADAPTER_FACTORS = {"0.weight": "lora_A.weight", "1.weight": "lora_B.weight"}
-# The yardstick of ranks that save: no chain saves parameters at higher ranks than two factors do.
-TWO_FACTORS = FORMS["svd"].of(FormOptions())
 
 
 class Tensor(Protocol):
@@ -37,36 +33,6 @@ class Tensor(Protocol):
     def nbytes(self) -> int: ...
     @property
     def parameters(self) -> int: ...
-
-
-class Kind(NamedTuple):
-    """All that the number and the bytes of a layer's stored tensors depend on, but for their names."""
-
-    form: Form
-    codec: Codec
-    dtype: str
-    rows: int
-    columns: int
-    dense_layout: bool
-    transposed: bool
-    in_adapter: bool
-    kernel: tuple[int, ...] = ()
-    encoded_bytes: int | None = None
-
-    @property
-    def map_shape(self) -> tuple[int, ...]:
-        """The weight as a map: [outputs, inputs], with the sides of a convolution's kernel after them."""
-        return map_shape(self.rows, self.columns, self.kernel)
-
-
-def map_shape(rows: int, columns: int, kernel: tuple[int, ...]) -> tuple[int, ...]:
-    """Return [outputs, inputs] and the kernel of a weight, by the sides of its matrix."""
-    return (rows, columns // prod(kernel), *kernel) if kernel else (rows, columns)
-
-
-def turned(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return a shape with its first two sides exchanged."""
-    return (*shape[1::-1], *shape[2:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +124,9 @@ class LayerPlan:
         return replace(self, form=form, candidates=())
 
     @property
-    def kind(self) -> Kind:
-        """The kind of layer, which many layers of a model are of."""
-        return Kind(
+    def stored_kind(self) -> StoredKind:
+        """What its stored tensors depend on, the same for many layers of a model."""
+        return StoredKind(
             self.form,
             self.codec,
             self.dtype,
@@ -242,7 +208,7 @@ class LayerPlan:
         """Largest rank that saves a parameter, or bytes where the weight is rounded, or was before."""
         if self._saves_bytes:
             return max(self._byte_ranks, default=0)
-        return _break_even_rank(self.form, self.map_shape)
+        return stored.break_even_rank(self.form, self.map_shape)
 
     @property
     def in_adapter(self) -> bool:
@@ -266,8 +232,8 @@ class LayerPlan:
     def ranks(self) -> range:
         """The ranks that `align` and `min_rank` allow, ascending; an adapter may have `largest_rank` too."""
         if self._saves_bytes:
-            return _multiples(self._byte_ranks, self.align, self.min_rank)
-        ranks = _ranks(self.form, self.map_shape, self.align, self.min_rank)
+            return stored.multiples(self._byte_ranks, self.align, self.min_rank)
+        ranks = stored.parameter_ranks(self.form, self.map_shape, self.align, self.min_rank)
         if not self.in_adapter:
             return ranks
         return range(min(ranks.start, self.largest_rank), self.largest_rank + 1, self.align)
@@ -324,18 +290,18 @@ class LayerPlan:
         if isinstance(self.form, Chain) and isinstance(self.codec, FloatCodec):
             # The same sum in closed form, since a budget needs it at every rank of every layer.
             return self.parameters_after(rank) * DTYPE_BITS[self.codec.dtype] // 8
-        return _stored_bytes(self.kind, rank)
+        return stored.nbytes(self.stored_kind, rank)
 
     def stored_matrices(self, rank: int) -> tuple[StoredMatrix, ...]:
         """Return the matrices that replace the weight at a rank, in the form's order: input side first."""
-        return _matrices(self.kind, rank)
+        return stored.matrices(self.stored_kind, rank)
 
     def stored_tensors(self, rank: int) -> tuple[NewTensor, ...]:
         """Return the tensors that store those matrices, in the same order."""
         prefix = ADAPTER_PREFIX if self.in_adapter else ""
         return tuple(
             NewTensor(f"{prefix}{self.name}{below}", dtype, shape)
-            for below, dtype, shape in _stored(self.kind, rank)
+            for below, dtype, shape in stored.tensors(self.stored_kind, rank)
         )
 
     @property
@@ -349,7 +315,7 @@ class LayerPlan:
 
     @property
     def _byte_ranks(self) -> range:
-        return _byte_ranks(self.kind._replace(dense_layout=False))
+        return stored.byte_ranks(self.stored_kind._replace(dense_layout=False))
 
     @property
     def map_shape(self) -> tuple[int, ...]:
@@ -365,62 +331,6 @@ class LayerPlan:
     def in_metadata(self) -> bool:
         """Whether a factored layer is listed in the metadata, since a reader cannot take it for dense."""
         return self.pair is None and (self.needs_decoding or not self.dense_layout)
-
-
-# A checkpoint has few kinds of layers, and a budget asks for each of its thousands of layers again and again.
-@lru_cache(maxsize=4096)
-def _break_even_rank(form: Form, shape: tuple[int, ...]) -> int:
-    return form.break_even_rank(shape)
-
-
-@lru_cache(maxsize=4096)
-def _ranks(form: Form, shape: tuple[int, ...], align: int, least: int) -> range:
-    return form.ranks(shape, align=align, least=least)
-
-
-def _matrices(kind: Kind, rank: int) -> tuple[StoredMatrix, ...]:
-    if kind.dense_layout:
-        return (StoredMatrix("weight", kind.map_shape),)
-    return kind.form.stored_matrices(kind.map_shape, rank)
-
-
-@lru_cache(maxsize=4096)
-def _byte_ranks(kind: Kind) -> range:
-    """Return the ranks at which what is stored takes fewer bytes than the weight."""
-    shape = (kind.rows, kind.columns)
-    dense = NewTensor("", kind.dtype, shape).nbytes
-    before = dense if kind.encoded_bytes is None else kind.encoded_bytes
-    # At higher ranks the factors alone have as many elements as the weight.
-    ranks = range(1, TWO_FACTORS.break_even_rank(shape) + 1) if kind.form.has_ranks else range(1)
-    return ranks[: bisect_left(ranks, before, key=lambda rank: _stored_bytes(kind, rank))]
-
-
-def _multiples(ranks: range, align: int, least: int) -> range:
-    """Return the multiples of `align` from `least` up; a rank of 0 says that there is none to choose."""
-    if 0 in ranks:
-        return ranks
-    return range(-(-least // align) * align, ranks.stop, align)
-
-
-# A list of forms asks for every rank of each.
-@lru_cache(maxsize=1 << 16)
-def _stored_bytes(kind: Kind, rank: int) -> int:
-    return sum(NewTensor("", dtype, shape).nbytes for _, dtype, shape in _stored(kind, rank))
-
-
-@lru_cache(maxsize=4096)
-def _stored(kind: Kind, rank: int) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
-    """Return what follows the module's name in each stored tensor's, with its dtype and shape."""
-    found: list[tuple[str, str, tuple[int, ...]]] = []
-    for matrix in _matrices(kind, rank):
-        # In an adapter the names are PEFT's, and the factors of a transposed weight are not transposed.
-        below = f".{ADAPTER_FACTORS[matrix.name] if kind.in_adapter else matrix.name}"
-        is_turned = kind.transposed and not kind.in_adapter and matrix.codec is None
-        stored = turned(matrix.shape) if is_turned else matrix.shape
-        codec = kind.codec if matrix.codec is None else matrix.codec.for_weight(kind.dtype)
-        one = (NewTensor(below, matrix.dtype, stored),) if matrix.dtype is not None else ()
-        found += [(t.name, t.dtype, t.shape) for t in one or codec.tensors(below, stored)]
-    return tuple(found)
 
 
 # Layers that are factored, by number, each with one form and an integer as its rank.

@@ -10,10 +10,11 @@ from schemas.planning.adapter import adapter_rank
 from schemas.planning.codecs import KEEP
 from schemas.planning.forms import Form
 from schemas.planning.kernels import codec_of, kernel_reason
-from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Tensor, turned
+from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Tensor
 from schemas.planning.layers import Layers
 from schemas.planning.modules import Modules
 from schemas.planning.selection import LayerOptions
+from schemas.planning.stored import turned
 from schemas.rank_rule import RankRule, budget_of
 from schemas.report import KeptReason
 from schemas.spec import CompressionSpec

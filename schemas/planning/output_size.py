@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import accumulate
 from json.encoder import encode_basestring
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schemas.format.encodings.quantization import without_formats
 from schemas.format.files import CheckpointFiles
@@ -21,9 +21,12 @@ from schemas.format.index import build_index
 from schemas.format.metadata import ECKART_KEY, FactoredLayers, factored_layers
 from schemas.format.stacks import expert_matrices, stem_of
 from schemas.format.tensor import METADATA_KEY, TensorInfo
-from schemas.planning.layer import BIAS, Chosen, Kind, LayerPlan, chosen_rank
+from schemas.planning.layer import BIAS, Chosen, LayerPlan, chosen_rank
 from schemas.planning.model_folder import output_names
 from schemas.planning.output import ADAPTER_METADATA, describe_factored, kept_metadata
+
+if TYPE_CHECKING:
+    from schemas.planning.stored import StoredKind
 
 # No error in the metadata has more characters than this one.
 LONGEST_ERROR = 2.2250738585072014e-308
@@ -103,7 +106,7 @@ class OutputSize:
         self._name_bytes = [_escaped_bytes(layer.name) for layer in layers]
         self._quoted_bytes = [_escaped_bytes(_json(layer.name)) for layer in layers]
         # There are few kinds of layers.
-        self._known: dict[tuple[Kind, int], FactoredSize] = {}
+        self._known: dict[tuple[StoredKind, int], FactoredSize] = {}
         if self._in_adapter:
             slots = tuple(Slot(None, number) for number in range(len(layers)))
             self._files = {"": FileSlots(slots, ADAPTER_METADATA)}
@@ -192,7 +195,7 @@ class OutputSize:
 
     def _factored(self, number: int, layer: LayerPlan) -> FactoredSize:
         rank = chosen_rank(layer)
-        key = layer.kind, rank
+        key = layer.stored_kind, rank
         if key not in self._known:
             tensors = tuple(
                 _tensor_size(

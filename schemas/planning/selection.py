@@ -9,9 +9,10 @@ from schemas.format.tensor import FLOAT_DTYPES
 from schemas.method import methods_of
 from schemas.planning.forms import FORMS, Form, FormOptions, kernel_form
 from schemas.planning.forms.kernel import KERNEL_SIDES
-from schemas.planning.layer import WEIGHT, Tensor, turned
+from schemas.planning.layer import WEIGHT, Tensor
 from schemas.planning.modules import ATTENTION_WEIGHTS, Modules
 from schemas.planning.patterns import Patterns
+from schemas.planning.stored import turned
 from schemas.spec import EMBEDDINGS, CompressionSpec, Override
 
 EXCLUDE = "exclude "
