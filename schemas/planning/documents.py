@@ -58,8 +58,20 @@ def plan_text(checkpoint: str | None, plan: Plan) -> Iterator[str]:
 
 
 def _without_layers(checkpoint: str | None, plan: Plan) -> PlanDocument:
-    parameters = after = sum(each.parameters for each in plan.unselected.values())
-    nbytes = bytes_after = sum(each.nbytes for each in plan.unselected.values())
+    return PlanDocument(
+        checkpoint=checkpoint,
+        warnings=first_warnings(plan.warnings),
+        not_selected=not_selected(plan),
+        layers=(),
+        totals=_totals(plan),
+    )
+
+
+def _totals(plan: Plan) -> PlanTotals:
+    parameters = sum(each.parameters for each in plan.unselected.values())
+    nbytes = sum(each.nbytes for each in plan.unselected.values())
+    # An adapter holds none of the other tensors.
+    after, bytes_after = (0, 0) if plan.adapter else (parameters, nbytes)
     budget: SpecRule | None = None
     factored, layers, is_exact = 0, 0, True
     for layer, count in plan.counted():
@@ -71,10 +83,6 @@ def _without_layers(checkpoint: str | None, plan: Plan) -> PlanDocument:
         factored += count * (layer.reason is None)
         layers += count
         is_exact = is_exact and not isinstance(layer.rank, RankRule)
-    if plan.adapter:
-        # It holds none of the other tensors.
-        after -= sum(each.parameters for each in plan.unselected.values())
-        bytes_after -= sum(each.nbytes for each in plan.unselected.values())
     if budget is not None and plan.adapter:
         after = min(after, _adapter_limit(plan, budget) or after)
         bytes_after = min(bytes_after, budget.budget_bytes or bytes_after)
@@ -82,7 +90,7 @@ def _without_layers(checkpoint: str | None, plan: Plan) -> PlanDocument:
         saved = _parameters_saved(plan, budget)
         after = min(after, parameters - saved)
         bytes_after = min(bytes_after, budget.budget_bytes or nbytes - saved * _bytes_per_parameter(plan))
-    totals = PlanTotals(
+    return PlanTotals(
         parameters_before=parameters,
         parameters_after=after,
         parameter_savings=parameter_savings(parameters, after),
@@ -92,13 +100,6 @@ def _without_layers(checkpoint: str | None, plan: Plan) -> PlanDocument:
         layers_factored=factored,
         layers_kept=layers - factored,
         exact=is_exact,
-    )
-    return PlanDocument(
-        checkpoint=checkpoint,
-        warnings=first_warnings(plan.warnings),
-        not_selected=not_selected(plan),
-        layers=(),
-        totals=totals,
     )
 
 
