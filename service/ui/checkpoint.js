@@ -7,7 +7,7 @@ import { familyTree } from "./family.js";
 import { bytes, count, plural } from "./format.js";
 import { Planner } from "./planner.js";
 import { PlanView } from "./planview.js";
-import { kept } from "./spec.js";
+import { lastSpec } from "./spec.js";
 import { SpecForm, aboutOf } from "./specform.js";
 import { alike, spectraOf } from "./spectra.js";
 
@@ -43,13 +43,13 @@ export async function showCheckpoint(view, { argument: id, signal }) {
   const plans = new PlanView();
   const earlier = new EarlierJobs(id, signal);
   const form = new SpecForm(
-    kept.get(id),
+    lastSpec.get(id),
     aboutOf(
       checkpoint,
       others.map((other) => other.id),
     ),
     (spec) => {
-      kept.put(id, spec);
+      lastSpec.put(id, spec);
       planner.want(spec);
     },
   );

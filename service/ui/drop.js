@@ -6,7 +6,7 @@ import { chosen, dropped, proposedId, sorted } from "./files.js";
 import { bytes, count, percent, plural } from "./format.js";
 import { planOfHeaders } from "./headers.js";
 import { FIRST_SPEC } from "./spec.js";
-import { giveUp, kept, upload } from "./upload.js";
+import { begun, giveUp, upload } from "./upload.js";
 
 const FINAL = new Set(["invalid-checkpoint", "unauthorized"]);
 
@@ -88,7 +88,7 @@ function picker(take) {
 
 /** Uploads that a reload has broken off: the same files go on where they were. */
 function unfinished() {
-  const open = kept.all().filter((record) => record.offset < record.size);
+  const open = begun.all().filter((record) => record.offset < record.size);
   if (open.length === 0) return null;
   return el(
     "section",
@@ -126,7 +126,7 @@ async function sendAll(body, { folder, files }, id, signal, onStored) {
   const { taken, left, weights } = sorted(files);
   if (!weights && id === null) throw refused(left);
   const cost = id === null ? await costOf(taken) : null;
-  const checkpoint = id ?? kept.of(taken.at(-1).file)?.checkpoint ?? (await freeId(proposedId(folder, taken), taken));
+  const checkpoint = id ?? begun.of(taken.at(-1).file)?.checkpoint ?? (await freeId(proposedId(folder, taken), taken));
   const stop = new AbortController();
   const both = AbortSignal.any([signal, stop.signal]);
   const total = taken.reduce((sum, { file }) => sum + file.size, 0);
@@ -164,7 +164,7 @@ async function sendAll(body, { folder, files }, id, signal, onStored) {
     }
     done += file.size;
   }
-  kept.drop((record) => record.checkpoint === checkpoint);
+  begun.drop((record) => record.checkpoint === checkpoint);
   onStored(checkpoint);
 }
 

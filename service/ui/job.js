@@ -6,7 +6,7 @@ import { follow } from "./events.js";
 import { clock, percent, plural, seconds, time } from "./format.js";
 import { stateOf } from "./jobs.js";
 import { showResult } from "./result.js";
-import { kept, short, withoutDefaults } from "./spec.js";
+import { lastSpec, short, withoutDefaults } from "./spec.js";
 
 export async function showJob(view, { argument: id, signal }) {
   const job = await get(jobPath(id), { signal });
@@ -166,7 +166,7 @@ function whatNext(job) {
       "a",
       {
         href: `#/checkpoints/${encodeURIComponent(job.checkpoint)}`,
-        onclick: () => kept.put(job.checkpoint, withoutDefaults(job.spec)),
+        onclick: () => lastSpec.put(job.checkpoint, withoutDefaults(job.spec)),
       },
       "Change the spec",
     ),

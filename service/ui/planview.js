@@ -7,7 +7,7 @@ import { cells, grid, groups, pattern, span } from "./grouping.js";
 import { sum } from "./layers.js";
 import { curves } from "./curves.js";
 import { costFigure, curveNote, jobsOnCurve, MEANING, withoutNote } from "./plancost.js";
-import { lossBounds, planCost, tellLoss } from "./spectra.js";
+import { lostShares, planCost, tellLoss } from "./spectra.js";
 
 const MOST_GROUPS = 60;
 const UNITS = [
@@ -224,7 +224,7 @@ export class PlanView {
     if (what === "share") return layer.parameters_after / Math.max(layer.parameters_before, 1);
     if (what === "bytes") return layer.bytes_after / Math.max(layer.bytes_before, 1);
     const spectrum = this.#known.spectra.get(layer.name);
-    const bounds = lossBounds(layer, spectrum);
+    const bounds = lostShares(layer, spectrum);
     if (bounds === null) return null;
     return spectrum?.isLoss ? bounds[1] * spectrum.total : Math.sqrt(bounds[1]);
   }

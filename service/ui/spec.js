@@ -43,7 +43,6 @@ export const RULES = {
     most: 1,
     step: 0.01,
     first: 0.5,
-    unit: "parameters",
     tell: (value) => `${share(value)} of each layer`,
   },
   budget: {
@@ -52,7 +51,6 @@ export const RULES = {
     most: 1,
     step: 0.01,
     first: 0.5,
-    unit: "parameters",
     tell: (value) => `${share(value)} of all layers together`,
   },
   budget_bytes: {
@@ -61,7 +59,6 @@ export const RULES = {
     most: 1,
     step: 0.01,
     first: 0.5,
-    unit: "bytes",
     tell: (value) => `${share(value)} of the bytes`,
   },
   rank: {
@@ -173,7 +170,7 @@ export function short(spec) {
 }
 
 /** The spec that was typed last for a checkpoint: it comes back after a reload, and on the way back from a job. */
-export const kept = {
+export const lastSpec = {
   get(checkpoint) {
     try {
       return JSON.parse(sessionStorage.getItem(`eckart.spec.${checkpoint}`)) ?? FIRST_SPEC;

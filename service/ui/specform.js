@@ -27,7 +27,7 @@ const lines = (text) =>
 /**
  * A form for a spec.
  *
- * `about` has `bytes` of the weight files, `parameters`, and `others`: ids of checkpoints that a spec may name.
+ * `about` has `bytes` of the weight files, and `others`: ids of checkpoints that a spec may name.
  * `onChange(spec)` is called for each change that makes a spec.
  */
 export class SpecForm {
@@ -310,7 +310,7 @@ function parsedRank(text) {
   }
 }
 
-/** What a spec is for, of a checkpoint's document. */
+/** What a form must know of a checkpoint, by its document and the ids of all others. */
 export function aboutOf(checkpoint, others) {
   const weights = checkpoint.files.filter((file) => /\.safetensors(\.index.*\.json)?$/.test(file.name));
   return {

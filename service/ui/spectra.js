@@ -76,7 +76,7 @@ const ranksOf = ({ rank, rank_bounds: bounds }) =>
  *
  * Null where nothing can be said: of what is rounded, and of chosen columns and rows without a spectrum.
  */
-export function lossBounds(layer, spectrum) {
+export function lostShares(layer, spectrum) {
   if (layer.shape_after) return null;
   if (layer.outcome === "kept") return [0, 0];
   const forms = formsOf(layer);
@@ -100,7 +100,7 @@ export function planCost(plan, spectra) {
     const spectrum = spectra.get(layer.name);
     // Layers without gradients have no loss, neither here nor in the report.
     if (isLoss && !spectrum) continue;
-    const bounds = lossBounds(layer, spectrum);
+    const bounds = lostShares(layer, spectrum);
     if (bounds === null || (spectra.size > 0 && !spectrum)) return null;
     const energy = spectrum?.total ?? 1;
     least += bounds[0] * energy;

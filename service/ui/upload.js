@@ -8,7 +8,7 @@ const PIECE_BYTES = 16 * 2 ** 20;
 const MOST_FAILURES = 8;
 
 /** The uploads that were begun here and are not part of a finished checkpoint: what is needed to go on. */
-export const kept = {
+export const begun = {
   all() {
     try {
       return JSON.parse(localStorage.getItem(KEPT) ?? "[]");
@@ -17,17 +17,17 @@ export const kept = {
     }
   },
   of: (file) =>
-    kept
+    begun
       .all()
       .find(
         (record) => record.name === file.name && record.size === file.size && record.modified === file.lastModified,
       ),
   put(record) {
-    const others = kept.all().filter((other) => other.url !== record.url);
+    const others = begun.all().filter((other) => other.url !== record.url);
     localStorage.setItem(KEPT, JSON.stringify([...others, record]));
   },
   drop(test) {
-    localStorage.setItem(KEPT, JSON.stringify(kept.all().filter((record) => !test(record))));
+    localStorage.setItem(KEPT, JSON.stringify(begun.all().filter((record) => !test(record))));
   },
 };
 
@@ -66,7 +66,7 @@ function isFinal(error) {
 }
 
 async function attempt(file, checkpoint, name, onOffset, signal) {
-  let record = kept.of(file);
+  let record = begun.of(file);
   if (record?.checkpoint !== checkpoint || record.filename !== name) record = undefined;
   let offset = record === undefined ? null : await offsetOf(record, signal);
   if (offset === null) {
@@ -76,7 +76,7 @@ async function attempt(file, checkpoint, name, onOffset, signal) {
   onOffset(offset);
   while (offset < file.size) {
     offset = await sendPiece(record.url, file, offset, onOffset, signal);
-    kept.put({ ...record, offset });
+    begun.put({ ...record, offset });
     onOffset(offset);
   }
 }
@@ -99,8 +99,8 @@ async function begin(file, checkpoint, name, signal) {
     offset: 0,
   };
   // An older one of the same file is of no use any more.
-  kept.drop((other) => other.name === file.name && other.size === file.size && other.checkpoint === checkpoint);
-  kept.put(record);
+  begun.drop((other) => other.name === file.name && other.size === file.size && other.checkpoint === checkpoint);
+  begun.put(record);
   return record;
 }
 
@@ -111,7 +111,7 @@ async function offsetOf(record, signal) {
     return Number(answer.headers.get("Upload-Offset"));
   } catch (error) {
     if (error.status !== 404) throw error;
-    kept.drop((other) => other.url === record.url);
+    begun.drop((other) => other.url === record.url);
     return null;
   }
 }
@@ -156,5 +156,5 @@ export async function giveUp(record) {
   } catch (error) {
     if (error.status !== 404) throw error;
   }
-  kept.drop((other) => other.url === record.url);
+  begun.drop((other) => other.url === record.url);
 }
