@@ -86,13 +86,12 @@ def write_companions(
     writer = CompanionWriter(checkpoint, {file.name: file for file in input_files}, result_dir)
     has_config = CONFIG_NAME in checkpoint.companions
     rewritten = {CONFIG_NAME, card_name(checkpoint.companions)} if has_config else set()
+    if _is_decoded(report):
+        rewritten.add(MODELOPT_NAME)
     # An adapter has a config of its own, for example.
-    is_decoded = any(layer.encoding for layer in report.layers if layer.outcome == "factored")
-    made = (
-        rewritten | {file.name for file in report.output.files} | ({MODELOPT_NAME} if is_decoded else set())
-    )
+    made = rewritten | {file.name for file in report.output.files}
     written = [writer.copy(name) for name in checkpoint.companions if name not in made]
-    if is_decoded and MODELOPT_NAME in checkpoint.companions and _is_quantized(output):
+    if _is_decoded(report) and MODELOPT_NAME in checkpoint.companions and _is_quantized(output):
         written.append(writer.write(MODELOPT_NAME, _modelopt_left(writer.read(MODELOPT_NAME), report)))
     layers = _factored(output)
     is_adapter = report.spec["layout"] == "adapter"
@@ -150,10 +149,9 @@ def _quantization_left(
     raw: bytes, checkpoint: CheckpointFiles, report: Report, output: CheckpointFiles
 ) -> bytes:
     """Return the config.json of a model of which some weights, or all, are quantized no longer."""
-    config = parse_config(raw)
-    if not any(layer.encoding for layer in report.layers if layer.outcome == "factored"):
+    if not _is_decoded(report):
         return raw
-    factored = [layer.name for layer in report.layers if layer.outcome == "factored"]
+    config, factored = parse_config(raw), _factored_names(report)
     if _is_quantized(output):
         others = {weight.module for weight in checkpoint.planned().encoded}.difference(factored)
         changed = with_skipped(config, factored, others)
@@ -163,8 +161,18 @@ def _quantization_left(
 
 
 def _modelopt_left(raw: bytes, report: Report) -> bytes:
-    factored = [layer.name for layer in report.layers if layer.outcome == "factored"]
-    return json.dumps(with_modelopt_skipped(parse_config(raw), factored), indent=2).encode() + b"\n"
+    """Return ModelOpt's own file, without the modules that are quantized no longer."""
+    document = with_modelopt_skipped(parse_config(raw), _factored_names(report))
+    return json.dumps(document, indent=2).encode() + b"\n"
+
+
+def _is_decoded(report: Report) -> bool:
+    """Whether a weight that was quantized has been factored."""
+    return any(layer.encoding for layer in report.layers if layer.outcome == "factored")
+
+
+def _factored_names(report: Report) -> list[str]:
+    return [layer.name for layer in report.layers if layer.outcome == "factored"]
 
 
 def _is_quantized(output: CheckpointFiles) -> bool:
