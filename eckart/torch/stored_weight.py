@@ -118,6 +118,11 @@ def _codec(entry: FactoredLayer) -> str | None:
     return entry.codec if entry.codec == INT8 else None
 
 
+def _factor_shapes(own: Mapping[str, Found]) -> list[tuple[int, ...]]:
+    names = map(factor_name, range(MOST_FACTORS))
+    return [own[factor].shape for factor in names if factor in own]
+
+
 def _convolution(name: str, entry: FactoredLayer, own: Mapping[str, Found]) -> Form | None:
     if WEIGHT in own:
         return None  # multiplied out: `layout: dense`
@@ -126,8 +131,7 @@ def _convolution(name: str, entry: FactoredLayer, own: Mapping[str, Found]) -> F
             f"{name} is a convolution of the method {entry.method!r}, which this version of eckart cannot "
             "run; upgrade it"
         )
-    names = [factor_name(number) for number in range(MOST_FACTORS)]
-    stored = [own[factor].shape for factor in names if factor in own]
+    stored = _factor_shapes(own)
     factors = tuple(turned(shape) if entry.transposed and len(shape) > 1 else shape for shape in stored)
     whole = turned(entry.shape) if entry.transposed else entry.shape
     if not chain_fits(entry.method, whole, factors) or entry.rank == 0:
@@ -146,12 +150,11 @@ def _factored(name: str, entry: FactoredLayer, own: Mapping[str, Found]) -> Form
         if not 0 < entry.rank < outputs:
             raise LoadError(f"{name} has {entry.rank} pivot rows of {outputs}; {DAMAGED}")
         return Pivot(entry.transposed, (inputs, entry.rank, outputs), _codec(entry))
-    names = [factor_name(number) for number in range(MOST_FACTORS)]
-    shapes = [own[factor].shape for factor in names if factor in own]
+    shapes = _factor_shapes(own)
     sizes = chain_sizes(shapes, transposed=entry.transposed)
     fits = (
         sizes is not None
-        and names[len(shapes) - 1] in own
+        and factor_name(len(shapes) - 1) in own
         and (sizes[0], sizes[-1]) == (inputs, outputs)
         and set(sizes[1:-1]) == {entry.rank}
         and entry.rank > 0

@@ -28,6 +28,7 @@ STATE_HOOKS = (
     "_load_state_dict_post_hooks",
 )
 OTHER_WAY = "stores its weight the other way round"
+NO_LINEAR, NO_CONVOLUTION = "is no linear layer", "is no plain convolution"
 
 
 def obstacle_to(layer: nn.Module, form: Form, trials: Trials) -> str | None:
@@ -45,14 +46,13 @@ def obstacle(layer: nn.Module, trials: Trials, *, transposed: bool) -> str | Non
     compressed already takes another form.
     """
     if isinstance(layer, Compressed):
-        is_other_way = layer.transposed != transposed
-        return (OTHER_WAY if is_other_way else None) if layer.is_intact() else "no longer holds plain factors"
+        return _compressed_obstacle(layer, transposed=transposed)
     if why := _unlike_linear(layer):
         return why
     if trials.result(layer, transposed=transposed) is not None:
         return None
     is_other_way = trials.result(layer, transposed=not transposed) is not None
-    return OTHER_WAY if is_other_way else "is no linear layer"
+    return OTHER_WAY if is_other_way else NO_LINEAR
 
 
 def conv_obstacle(layer: nn.Module, *, transposed: bool) -> str | None:
@@ -61,24 +61,29 @@ def conv_obstacle(layer: nn.Module, *, transposed: bool) -> str | None:
     They can where a layer computes as torch's own convolutions do.
     """
     if isinstance(layer, LowRankConv):
-        is_other_way = layer.transposed != transposed
-        return (OTHER_WAY if is_other_way else None) if layer.is_intact() else "no longer holds plain factors"
+        return _compressed_obstacle(layer, transposed=transposed)
     stock = stock_class(layer)
     if stock is None:
-        return "is no plain convolution"
-    if why := _unlike_stock(layer, "is no plain convolution"):
+        return NO_CONVOLUTION
+    if why := _unlike_stock(layer, NO_CONVOLUTION):
         return why
     if transposed != (stock in TRANSPOSED.values()):
         return OTHER_WAY
     return "is a transposed convolution in groups" if transposed and layer.groups != 1 else None
 
 
+def _compressed_obstacle(layer: Compressed, *, transposed: bool) -> str | None:
+    if not layer.is_intact():
+        return "no longer holds plain factors"
+    return OTHER_WAY if layer.transposed != transposed else None
+
+
 def _unlike_linear(layer: nn.Module) -> str | None:
     """Say what a layer holds, or what was done to it, that no plain linear layer has; None without that."""
     weight = vars(layer)["_parameters"].get("weight")
     if weight is None or weight.dim() != 2:
-        return "is no linear layer"
-    return _unlike_stock(layer, "is no linear layer")
+        return NO_LINEAR
+    return _unlike_stock(layer, NO_LINEAR)
 
 
 def _unlike_stock(layer: nn.Module, other: str) -> str | None:
@@ -130,9 +135,7 @@ def _new_layer(layer: nn.Module, form: Form, trials: Trials) -> Compressed:
             parts = _new_parts(layer, form.factors, trials, None)
             return (PivotConv1D if form.transposed else PivotLinear)(form, parts, bias, like)
         case Kernels():
-            weights = _weights(layer)
-            trained = not weights or any(parameter.requires_grad for parameter in weights)
-            return new_convolution(layer, form, bias, trained=trained)
+            return new_convolution(layer, form, bias, trained=_is_trained(layer))
     raise TypeError(f"no layer runs {form}")
 
 
@@ -149,8 +152,7 @@ def _new_parts(
     """Make empty factors of a layer's class before; the last one has this bias."""
     old: Any = layer.weight
     origin = _origin(layer)
-    weights = _weights(layer)
-    trained = not weights or any(parameter.requires_grad for parameter in weights)
+    trained = _is_trained(layer)
     needs_bias = trials.result(origin, transposed=factors.transposed) == "biased"
     parts: list[nn.Module] = []
     for number, matrix in enumerate(factors.matrices.values()):
@@ -166,10 +168,11 @@ def _new_parts(
     return parts
 
 
-def _weights(layer: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of a layer but for its bias."""
+def _is_trained(layer: nn.Module) -> bool:
+    """Whether a parameter of a layer other than its bias is trained; where it has none, new ones are."""
     bias: Any = layer.bias
-    return [parameter for parameter in layer.parameters() if parameter is not bias]
+    weights = [parameter for parameter in layer.parameters() if parameter is not bias]
+    return not weights or any(parameter.requires_grad for parameter in weights)
 
 
 def _add_zero_bias(part: nn.Module, outputs: int, like: Tensor) -> None:
