@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 Kind = Literal["nuclear", "hoyer", "factors"]
-KINDS = ("nuclear", "hoyer", "factors")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Compressed)
 
 
