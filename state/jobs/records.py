@@ -162,6 +162,8 @@ class JobView:
     # When the job may be removed; None: not before it has ended, or never.
     expires_at: str | None = None
     waiting: Waiting | None = None
+    # Whether job.json has the last transition.
+    on_disk: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,8 +282,8 @@ def _parsed(text: str) -> Any:
 
 
 def job_view(answer: Sequence[Any], known: Mapping[str, Any]) -> JobView:
-    """Parse the answer of read.lua, the fields of a job and its place in the queue or -1, beside job.json."""
-    flat, place = answer
+    """Parse the answer of read.lua beside job.json."""
+    flat, place, is_dirty = answer
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
     record = parse_record(to_document(fields, known))
     return JobView(
@@ -289,6 +291,7 @@ def job_view(answer: Sequence[Any], known: Mapping[str, Any]) -> JobView:
         _progress(record, fields.get("progress")),
         place if place >= 0 else None,
         waiting=_waiting(fields),
+        on_disk=not is_dirty,
     )
 
 

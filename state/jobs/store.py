@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import redis
 
-from schemas.job import UNFINISHED, JobState, Progress
+from schemas.job import TERMINAL, UNFINISHED, JobState, Progress
 from schemas.problem import Problem
 from schemas.report import Totals
 from state.data_dir import DataDir
@@ -43,13 +43,14 @@ from state.jobs.records import (
     shortened,
 )
 from state.jobs.resumption import check_resumable, resume_job
-from state.jobs.transitions import JobLimits, Transitions, late, short, worker_lost
+from state.jobs.transitions import JobLimits, Transitions, late, present, short, worker_lost
 from state.jobs.upkeep import JobUpkeep
 from state.jobs.webhooks import WebhookFiles
 from state.redis import KEY_PREFIX, RedisMemory, redis_memory, translated
 from state.times import microseconds, rfc3339
 
 DELETE_LIMIT_MS = 60_000
+WRITE_WAIT_S = 1.0
 
 
 class JobStore:
@@ -130,15 +131,27 @@ class JobStore:
 
     def view(self, job_id: str) -> JobView:
         """Return the record with progress and queue position, which change too often to be part of it."""
-        view = self._transitions.with_restore(
-            lambda: job_view(self._transitions.run_on("read", job_id), self._files.known(job_id))
-        )
+
+        def read() -> JobView:
+            return self._lasting(
+                job_view(self._transitions.run_on("read", job_id), self._files.known(job_id))
+            )
+
+        view = self._transitions.with_restore(read)
         if self._owner not in {None, view.record.owner}:
             raise JobNotFound
         view = self._with_expiry(view)
         if view.record.webhook is None:
             return view
         return replace(view, deliveries=self._webhooks.deliveries(job_id))
+
+    def _lasting(self, view: JobView) -> JobView:
+        """Return a view when its end is on disk: a Redis that loses its data must not take it back."""
+        if view.record.state in TERMINAL and not view.on_disk:
+            # Where the disk is full, the next sweep tries again.
+            with suppress(OSError, OutOfSpace, FilesLocked):
+                present(self._files.write(view.record.id, wait_s=WRITE_WAIT_S))
+        return view
 
     def not_known_unfinished(self, job_ids: Sequence[str]) -> list[str]:
         """Return those that have ended, or that Redis does not know, without reading the records."""
@@ -172,8 +185,12 @@ class JobStore:
         if checkpoint is not None:
             assert self._owner is not None
             index += f"/{checkpoint}"
-        answer = self._transitions.run("page", index, cursor or "+inf", limit + 1)
-        views = tuple(self._with_expiry(listed_view(entry)) for entry in answer)
+
+        def read() -> tuple[JobView, ...]:
+            answer = self._transitions.scripts.run("page", index, cursor or "+inf", limit + 1)
+            return tuple(self._lasting(listed_view(entry)) for entry in answer)
+
+        views = tuple(map(self._with_expiry, self._transitions.with_restore(read)))
         return JobPage(views[:limit], next_cursor(views[limit:]))
 
     def waiting(self) -> int:

@@ -28,6 +28,8 @@ def audit(tree: Tree, ledger: Ledger, *, own_checkpoints: set[str]) -> None:
     for folder in ("parts", "trash", "checkpoints", "jobs", "uploads"):
         age(tree.data_dir / folder)
     tree.start()
+    # The start has removed broken uploads, by which their folders look new.
+    age(tree.data_dir / "checkpoints")
     tree.reconcile()
     connection = Connection(tree.url, ledger)
     reader = Reader(tree.url, ledger, "audit")

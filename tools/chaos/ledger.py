@@ -65,7 +65,7 @@ class Ledger:
             print("FAULT", self.told[-1], flush=True)
 
     def resume(self, promise: Promise) -> None:
-        """Note that a failed job goes on: what was read before says nothing of its end."""
+        """Note that the request to resume a failed job begins or ends: until then it may have either state."""
         with self.lock:
             promise.resumed += 1
             promise.ended = None
@@ -73,7 +73,7 @@ class Ledger:
     def saw_end(self, promise: Promise, state: str, *, resumed: int, ended_before: str | None) -> None:
         """Note a state that was read; `resumed` and `ended_before` are of the moment before the request."""
         with self.lock:
-            if promise.resumed != resumed or promise.delete_asked:
+            if promise.resumed != resumed or resumed % 2 or promise.delete_asked:
                 return
             if ended_before is not None and state != ended_before:
                 self.fault(DOUBLED, f"job {promise.id} was {ended_before} and then {state}")

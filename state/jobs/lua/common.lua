@@ -189,5 +189,7 @@ local function delete(id)
 end
 
 local function describe(id)
-  return { redis.call('HGETALL', job(id)), redis.call('ZRANK', WAITING, id) or -1 }
+  return {
+    redis.call('HGETALL', job(id)), redis.call('ZRANK', WAITING, id) or -1, redis.call('SISMEMBER', DIRTY, id)
+  }
 end

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
@@ -15,6 +16,7 @@ from state.jobs.job_file import JobFiles
 from state.jobs.records import Idempotency, new_token
 from state.jobs.restoration import Restoration
 from state.jobs.scripts import MAX_RESTORES, RESTORING, Scripts
+from state.redis import redis_client
 from tests.stopped import stopped_holder
 
 STATES = ("queued", "running", "succeeded", "failed", "canceled")
@@ -57,6 +59,20 @@ def test_an_ended_job_is_the_same_after_a_wipe(jobs, reach, redis_server, state,
     redis_server.wipe()
     assert jobs.view(before.record.id) == before
     assert not in_use()
+
+
+@pytest.mark.parametrize("verb", ["get", "list"])
+def test_an_end_that_was_told_stays_though_its_worker_died_before_job_json(
+    jobs, make_store, reach, summary, redis_server, verb
+):
+    job_id = reach("running")
+    with closing(redis_client(redis_server.url)) as client:
+        finish = ("finish", job_id, 1, summary.model_dump_json(), "model.safetensors", "")
+        assert Scripts(client).run(*finish) == "done"
+    read = {"get": lambda: jobs.get(job_id).state, "list": lambda: jobs.list().jobs[0].record.state}[verb]
+    assert read() == "succeeded"
+    redis_server.wipe()
+    assert make_store().get(job_id).state == "succeeded"
 
 
 @pytest.mark.parametrize("state", ["queued", "running"])
