@@ -65,7 +65,7 @@ class Ledger:
             print("FAULT", self.told[-1], flush=True)
 
     def resume(self, promise: Promise) -> None:
-        """Note that the request to resume a failed job begins or ends; in between it may have either state."""
+        """Note that the request to resume a failed job begins or ends; meanwhile it may have either state."""
         with self.lock:
             promise.resumed += 1
             promise.ended = None
