@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 
 from service.access.authentication import Authentication
 from service.access.browsers import AllowedHosts, ForeignRequests
-from service.access.links import Links
+from service.access.links import LinkSigner
 from service.access.quotas import Quotas
 from service.dependencies import LifespanState, Services
 from service.jobs.watch import JobWatches
@@ -88,7 +88,7 @@ def open_services(settings: Settings) -> Services:
         ),
         webhook_hosts=WebhookHosts(settings.webhook_hosts),
         webhook_secrets=settings.webhook_secrets,
-        links=Links(partial(link_secret, DataDir(settings.data_dir))),
+        links=LinkSigner(partial(link_secret, DataDir(settings.data_dir))),
         stopping=stopping,
         turns=turns,
         metrics=Metrics(StateCollector(jobs=jobs, queue=queue, workers=workers, space=space, turns=turns)),

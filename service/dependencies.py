@@ -13,7 +13,7 @@ from starlette.requests import Request
 from schemas.format.names import CHECKPOINT_ID
 from schemas.job import JobState
 from service.access.keys import WITHOUT_KEYS
-from service.access.links import Links
+from service.access.links import LinkSigner
 from service.access.quotas import Quotas, too_many_bytes
 from service.jobs.watch import JobWatches
 from service.json_body import require_json
@@ -64,7 +64,7 @@ class Services:
     watches: JobWatches
     webhook_hosts: WebhookHosts
     webhook_secrets: WebhookSecrets | None
-    links: Links
+    links: LinkSigner
     stopping: Event
     turns: Turns
     owner: str = WITHOUT_KEYS

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from schemas.problem import ProblemKind
 from service.access.keys import WITHOUT_KEYS, Key, KeyRing
-from service.access.links import Links
+from service.access.links import LinkSigner
 from service.errors import ProblemError
 from service.problems import ProblemResponse
 
@@ -22,7 +22,7 @@ OPEN_FOLDERS = ("/docs/", "/ui/")
 class Authentication:
     """Finds out whose a request is, as `request.state.owner`, or refuses it before its body is read."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing | None, links: Links) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing | None, links: LinkSigner) -> None:
         self.app = app
         self._keys = keys
         self._links = links

@@ -15,7 +15,7 @@ PARAMETER = "link"
 SIGNED = re.compile(rf"(?:(?P<query>.*)&)?{PARAMETER}=(?P<expires>\d{{1,12}})\.(?P<mac>[0-9a-f]{{64}})")
 
 
-class Links:
+class LinkSigner:
     """Signs addresses in the name of a key, and finds the key that an address was signed for."""
 
     def __init__(self, secret: Callable[[], bytes]) -> None:
@@ -33,12 +33,13 @@ class Links:
         if given is None or int(given["expires"]) < time.time():
             return None
         query, expires_s = given["query"] or "", int(given["expires"])
+        # All are compared, so that the time tells nothing of which one fits.
         found = [
             key for key in keys if hmac.compare_digest(self._mac(key, path, query, expires_s), given["mac"])
         ]
         return found[0] if found else None
 
     def _mac(self, key: Key, path: str, query: str, expires_s: int) -> str:
-        # With the key's digest: a link ends with the secret of its key.
+        # The key's digest is signed too: a link ends where its key is given another secret.
         signed = json.dumps([key.name, key.digest.hex(), path, query, expires_s])
         return hmac.new(self._secret(), signed.encode(), hashlib.sha256).hexdigest()

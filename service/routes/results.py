@@ -48,7 +48,7 @@ def _link(
     """Name the parameter that `access.authentication` has read."""
 
 
-SIGNED = Depends(_link)
+MAY_BE_LINKED = Depends(_link)
 # How a report is sent; the first is the default.
 FORMATS = {"application/json": "json", "text/html": "html"}
 Format = Annotated[
@@ -78,10 +78,10 @@ RESULT_PROBLEMS = (
 )
 
 
-@router.head("/report", include_in_schema=False, dependencies=[SIGNED])
+@router.head("/report", include_in_schema=False, dependencies=[MAY_BE_LINKED])
 @router.get(
     "/report",
-    dependencies=[SIGNED],
+    dependencies=[MAY_BE_LINKED],
     summary="Show the job's report",
     response_model=Report,
     responses=problem_responses(
@@ -115,10 +115,10 @@ def get_report(
     return answer
 
 
-@router.head("/checkpoint", include_in_schema=False, dependencies=[SIGNED])
+@router.head("/checkpoint", include_in_schema=False, dependencies=[MAY_BE_LINKED])
 @router.get(
     "/checkpoint",
-    dependencies=[SIGNED],
+    dependencies=[MAY_BE_LINKED],
     summary="Download the compressed checkpoint, if it is one weight file",
     response_class=Response,
     responses=problem_responses(
@@ -136,10 +136,10 @@ def get_result(
     return download(result_file(services, record, record.single_file), if_none_match)
 
 
-@router.head("/files/{filename}", include_in_schema=False, dependencies=[SIGNED])
+@router.head("/files/{filename}", include_in_schema=False, dependencies=[MAY_BE_LINKED])
 @router.get(
     "/files/{filename}",
-    dependencies=[SIGNED],
+    dependencies=[MAY_BE_LINKED],
     summary="Download any result file",
     response_class=Response,
     responses=problem_responses(
@@ -155,10 +155,10 @@ def get_file(
     return download(result_file(services, record, filename), if_none_match)
 
 
-@router.head("/archive", include_in_schema=False, dependencies=[SIGNED])
+@router.head("/archive", include_in_schema=False, dependencies=[MAY_BE_LINKED])
 @router.get(
     "/archive",
-    dependencies=[SIGNED],
+    dependencies=[MAY_BE_LINKED],
     summary="Download all result files as one tar",
     response_class=Response,
     responses=problem_responses(*RESULT_PROBLEMS, ProblemKind.RANGE_NOT_SATISFIABLE)

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from service.access.keys import KeyRing
-from service.access.links import LIFE_S, Links
+from service.access.links import LIFE_S, LinkSigner
 from state.data_dir import DataDir
 from state.link_secret import link_secret
 from tests.service.files import FILES, checkpoint_bytes
@@ -107,17 +107,17 @@ def test_a_foreign_owner_gets_no_link_and_makes_none_of_one(service, keys):
     assert_problem(service.http.get(signed, headers=BOB), 404, "job-not-found")
     assert_problem(service.http.get(signed, headers={"X-API-Key": "wrong"}), 401, "unauthorized")
 
-    links = Links(lambda: link_secret(DataDir(service.data_dir)))
+    links = LinkSigner(lambda: link_secret(DataDir(service.data_dir)))
     bob = KeyRing(f"@{keys}").find(BOB["X-API-Key"])
     forged, _ = links.signed(bob, f"{job}/archive")
     assert_problem(service.http.get(forged), 404, "job-not-found")
-    guessed, _ = Links(lambda: bytes(32)).signed(bob, f"{job}/archive")
+    guessed, _ = LinkSigner(lambda: bytes(32)).signed(bob, f"{job}/archive")
     assert_problem(service.http.get(guessed), 401, "unauthorized")
 
 
 def test_a_link_ends_with_its_time(service, keys):
     job = made(service)
-    links = Links(lambda: link_secret(DataDir(service.data_dir)))
+    links = LinkSigner(lambda: link_secret(DataDir(service.data_dir)))
     alice = KeyRing(f"@{keys}").find(ALICE["X-API-Key"])
     open_still, _ = links.signed(alice, f"{job}/archive", now_s=time.time() - LIFE_S + 60)
     expired, _ = links.signed(alice, f"{job}/archive", now_s=time.time() - LIFE_S - 2)
