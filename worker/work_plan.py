@@ -8,10 +8,10 @@ from types import MappingProxyType
 from schemas.format.encodings import EncodedWeight
 from schemas.format.files import CheckpointFiles
 from schemas.format.stacks import ExpertMatrix, expert_matrices, stem_of
-from schemas.format.tensor import TensorInfo
+from schemas.format.tensor import BIAS, TensorInfo
 from schemas.planning.budget import check_budget
 from schemas.planning.calibration import Calibration
-from schemas.planning.layer import BIAS, LayerPlan, Tensor
+from schemas.planning.layer import LayerPlan, Tensor
 from schemas.planning.layers import LeftOut, Plan
 from schemas.planning.output_header import check_output_headers
 from schemas.planning.planner import make_plan

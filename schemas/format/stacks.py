@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from schemas.format.tensor import FLOAT_DTYPES, TensorInfo
+from schemas.format.tensor import FLOAT_DTYPES, WEIGHT, TensorInfo
 
-WEIGHT = ".weight"
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
 ENDINGS = tuple(f".experts.{last}" for last in (GATE_UP, DOWN))
 # Whether the files of a model type hold [expert, inputs, outputs], as a test compares with transformers.

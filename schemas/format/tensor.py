@@ -25,6 +25,8 @@ MAX_NAME_BYTES = 1024
 MAX_TENSORS = 500_000
 # The only key of a header that names no tensor.
 METADATA_KEY = "__metadata__"
+# How the names of a module's tensors end.
+WEIGHT, BIAS = ".weight", ".bias"
 
 # fmt: off
 DTYPE_BITS: Mapping[str, int] = MappingProxyType({

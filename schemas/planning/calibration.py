@@ -7,9 +7,9 @@ from typing import NamedTuple, Self
 
 from schemas.format.errors import listed, quoted
 from schemas.format.files import CheckpointFiles
-from schemas.format.tensor import TensorInfo
+from schemas.format.tensor import BIAS, TensorInfo
 from schemas.planning.kernels import without_statistics
-from schemas.planning.layer import BIAS, LayerPlan, Tensor
+from schemas.planning.layer import LayerPlan, Tensor
 from schemas.planning.layers import Plan
 from schemas.planning.references import CalibrationError
 

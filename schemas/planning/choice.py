@@ -3,7 +3,8 @@
 import re
 from collections.abc import Collection, Hashable, Iterable
 
-from schemas.planning.layer import WEIGHT, LayerPlan, Tensor
+from schemas.format.tensor import WEIGHT
+from schemas.planning.layer import LayerPlan, Tensor
 from schemas.planning.layer_planner import LayerPlanner
 from schemas.planning.layers import Layers
 from schemas.planning.left_out import LeftOutSums

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from schemas.format.errors import listed
 from schemas.format.stacks import ExpertMatrix
+from schemas.format.tensor import WEIGHT
 from schemas.planning.choice import Choice, module_of
 from schemas.planning.kernels import kernel_warnings
-from schemas.planning.layer import WEIGHT, LayerPlan, Tensor
+from schemas.planning.layer import LayerPlan, Tensor
 from schemas.planning.override_warnings import override_warnings
 from schemas.planning.patterns import Patterns
 from schemas.planning.selection import LayerOptions

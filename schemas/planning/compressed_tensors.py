@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas.format.metadata import FactoredLayer
-from schemas.format.tensor import TensorInfo
+from schemas.format.tensor import WEIGHT, TensorInfo
 from schemas.planning.forms import Quantizer
-from schemas.planning.layer import WEIGHT, LayerPlan
+from schemas.planning.layer import LayerPlan
 
 QUANT_METHOD = "compressed-tensors"
 # Often a Linear without a tensor of its own, since it shares that of the embeddings.

@@ -7,10 +7,10 @@ from functools import lru_cache
 from schemas.checkpoint import Checkpoint, FileInfo, StoredTensor
 from schemas.format.encodings import EncodedWeight
 from schemas.format.files import CheckpointFiles
-from schemas.format.tensor import DTYPE_BITS
+from schemas.format.tensor import DTYPE_BITS, WEIGHT
 from schemas.plan import PlanDocument, PlannedLayer, PlanTotals, RankBounds
 from schemas.planning.cost import ParameterCost
-from schemas.planning.layer import WEIGHT, LayerPlan, Tensor
+from schemas.planning.layer import LayerPlan, Tensor
 from schemas.planning.layers import Layers, Plan
 from schemas.planning.left_out import not_selected
 from schemas.planning.planner import would_be_factored

@@ -7,7 +7,7 @@ from typing import Protocol
 from schemas.format.encodings import Encoded
 from schemas.format.header import NewTensor
 from schemas.format.stacks import Expert
-from schemas.format.tensor import DTYPE_BITS
+from schemas.format.tensor import DTYPE_BITS, WEIGHT
 from schemas.planning import stored
 from schemas.planning.codecs import Codec, FloatCodec
 from schemas.planning.forms import Chain, Form, StoredMatrix
@@ -15,8 +15,6 @@ from schemas.planning.stored import TWO_FACTORS, StoredKind, map_shape, turned
 from schemas.rank_rule import RankRule
 from schemas.report import NOT_LINEAR, KeptReason
 
-WEIGHT = ".weight"
-BIAS = ".bias"
 ADAPTER_PREFIX = "base_model.model."
 
 

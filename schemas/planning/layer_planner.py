@@ -6,11 +6,12 @@ from math import prod
 
 from schemas.format.encodings import EncodedWeight
 from schemas.format.stacks import ExpertMatrix
+from schemas.format.tensor import BIAS, WEIGHT
 from schemas.planning.adapter import adapter_rank
 from schemas.planning.codecs import KEEP
 from schemas.planning.forms import Form
 from schemas.planning.kernels import codec_of, kernel_reason
-from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Tensor
+from schemas.planning.layer import LayerPlan, Tensor
 from schemas.planning.layers import Layers
 from schemas.planning.modules import Modules
 from schemas.planning.selection import LayerOptions

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas.format.errors import quoted
-from schemas.planning.layer import WEIGHT, Tensor
+from schemas.format.tensor import WEIGHT
+from schemas.planning.layer import Tensor
 from schemas.planning.modules import Modules
 from schemas.planning.pairs import known_mlps
 

@@ -5,7 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from schemas.format.encodings import EncodedWeight
 from schemas.format.stacks import ExpertMatrix
-from schemas.planning.layer import BIAS, WEIGHT, Tensor
+from schemas.format.tensor import BIAS, WEIGHT
+from schemas.planning.layer import Tensor
 from schemas.planning.patterns import Patterns
 from schemas.report import KeptReason
 from schemas.spec import EMBEDDINGS

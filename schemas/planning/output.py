@@ -12,9 +12,9 @@ from schemas.format.metadata import (
     with_renamed,
     without_content_hashes,
 )
-from schemas.format.stacks import WEIGHT, expert_matrices, stem_of
-from schemas.format.tensor import TensorInfo
-from schemas.planning.layer import BIAS, LayerPlan
+from schemas.format.stacks import expert_matrices, stem_of
+from schemas.format.tensor import BIAS, WEIGHT, TensorInfo
+from schemas.planning.layer import LayerPlan
 
 ADAPTER_METADATA = with_format({})
 

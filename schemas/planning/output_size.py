@@ -20,8 +20,8 @@ from schemas.format.header import LENGTH_BYTES, NewTensor, aligned_order, padded
 from schemas.format.index import build_index
 from schemas.format.metadata import ECKART_KEY, FactoredLayers, factored_layers
 from schemas.format.stacks import expert_matrices, stem_of
-from schemas.format.tensor import METADATA_KEY, TensorInfo
-from schemas.planning.layer import BIAS, Chosen, LayerPlan, chosen_rank
+from schemas.format.tensor import BIAS, METADATA_KEY, TensorInfo
+from schemas.planning.layer import Chosen, LayerPlan, chosen_rank
 from schemas.planning.model_folder import output_names
 from schemas.planning.output import ADAPTER_METADATA, describe_factored, kept_metadata
 

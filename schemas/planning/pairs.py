@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from schemas.format.errors import listed, quoted
-from schemas.format.tensor import FLOAT_DTYPES
+from schemas.format.tensor import BIAS, FLOAT_DTYPES, WEIGHT
 from schemas.pair import Pair
 from schemas.planning.codecs import KEEP, codec_for
 from schemas.planning.forms.neurons import NeuronColumns, NeuronRows
-from schemas.planning.layer import BIAS, WEIGHT, LayerPlan, Tensor
+from schemas.planning.layer import LayerPlan, Tensor
 from schemas.planning.layers import Plan
 from schemas.planning.modules import Modules
 from schemas.planning.patterns import Patterns

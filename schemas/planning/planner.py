@@ -7,14 +7,14 @@ from types import MappingProxyType
 from schemas.format.encodings import EncodedWeight
 from schemas.format.errors import quoted
 from schemas.format.stacks import ExpertMatrix
-from schemas.format.tensor import FLOAT_DTYPES
+from schemas.format.tensor import BIAS, FLOAT_DTYPES, WEIGHT
 from schemas.planning.adapter import check_adapter
 from schemas.planning.calibration import Calibration, mark_calibrated
 from schemas.planning.choice import Choice, is_factor, module_of
 from schemas.planning.choice_warnings import choice_warnings
 from schemas.planning.difference import check_base, check_layout
 from schemas.planning.distortion import objective_warnings
-from schemas.planning.layer import BIAS, WEIGHT, Tensor
+from schemas.planning.layer import Tensor
 from schemas.planning.layer_planner import LayerPlanner
 from schemas.planning.layers import Layers, Plan
 from schemas.planning.left_out import left_out_warnings

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 from schemas.format.encodings import PlannedTensors
 from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles, open_checkpoint
-from schemas.format.stacks import WEIGHT, Orientation
-from schemas.format.tensor import TensorInfo
+from schemas.format.stacks import Orientation
+from schemas.format.tensor import WEIGHT, TensorInfo
 from schemas.planning.patterns import Patterns
 from schemas.problem import ProblemKind
 from schemas.spec import CompressionSpec

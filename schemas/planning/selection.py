@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from schemas.format.tensor import FLOAT_DTYPES
+from schemas.format.tensor import FLOAT_DTYPES, WEIGHT
 from schemas.method import methods_of
 from schemas.planning.forms import FORMS, Form, FormOptions, kernel_form
 from schemas.planning.forms.kernel import KERNEL_SIDES
-from schemas.planning.layer import WEIGHT, Tensor
+from schemas.planning.layer import Tensor
 from schemas.planning.modules import ATTENTION_WEIGHTS, Modules
 from schemas.planning.patterns import Patterns
 from schemas.planning.stored import turned
