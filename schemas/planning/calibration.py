@@ -139,11 +139,11 @@ def mark_calibrated(
         if name in layers:
             _check(layers[name], own)
     marked = tuple(_marked(layer, fitting.get(layer.name), biases) for layer in plan.layers)
-    warnings = (*plan.warnings, *_warnings(calibration, found, layers, modules), *_unfit(unfit))
+    warnings = (*plan.warnings, *_warnings(calibration, found, layers, modules), *_unfit_warnings(unfit))
     return replace(plan, layers=marked, warnings=warnings)
 
 
-def _unfit(reasons: Mapping[str, str]) -> Iterator[str]:
+def _unfit_warnings(reasons: Mapping[str, str]) -> Iterator[str]:
     for why in dict.fromkeys(reasons.values()):
         names = [name for name, own in reasons.items() if own == why]
         yield f"calibration: not used, since {why}: {listed(names)}"

@@ -15,6 +15,7 @@ HANDED_ON = {("schemas/format/files.py", "warnings")}
 OTHERS = {
     ("schemas/format/files.py", "_missing_subfolders"): "",
     ("schemas/planning/difference.py", "check_base"): "base: ",
+    ("schemas/planning/kernels.py", "without_statistics"): "",
     ("schemas/planning/mlp_widths.py", "with_widths"): "config.json ",
     ("schemas/planning/model_folder.py", "folder_config"): "",
     ("schemas/planning/pairs.py", "_known"): "pairs: ",
