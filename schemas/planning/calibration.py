@@ -10,7 +10,7 @@ from schemas.format.files import CheckpointFiles
 from schemas.format.tensor import BIAS, TensorInfo
 from schemas.planning.kernels import without_statistics
 from schemas.planning.layer import LayerPlan, Tensor
-from schemas.planning.layers import Plan
+from schemas.planning.layers import Layers, Plan
 from schemas.planning.references import CalibrationError
 
 FLOATS = ("F64", "F32")
@@ -138,7 +138,7 @@ def mark_calibrated(
     for name, own in fitting.items():
         if name in layers:
             _check(layers[name], own)
-    marked = tuple(_marked(layer, fitting.get(layer.name), biases) for layer in plan.layers)
+    marked = Layers.of(_marked(layer, fitting.get(layer.name), biases) for layer in plan.layers)
     warnings = (*plan.warnings, *_warnings(calibration, found, layers, modules), *_unfit_warnings(unfit))
     return replace(plan, layers=marked, warnings=warnings)
 

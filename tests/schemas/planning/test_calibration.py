@@ -8,6 +8,7 @@ from schemas.format.files import CheckpointFiles
 from schemas.format.header import Header
 from schemas.planning.calibration import Calibration
 from schemas.planning.documents import plan_document
+from schemas.planning.layers import Layers
 from schemas.planning.planner import make_plan
 from schemas.planning.references import CalibrationError
 from schemas.spec import CompressionSpec
@@ -55,6 +56,10 @@ def test_layers_with_a_gram_matrix_are_calibrated_and_the_others_are_not():
 
 UP = (Named("h.0.up.gram", (32, 32)),)
 COUNT = Named("h.0.up.count", (1,), "F64")
+
+
+def test_a_calibrated_plan_stays_in_columns():
+    assert isinstance(planned(*UP).layers, Layers)
 
 
 def test_what_statistics_there_are_says_what_is_minimized_and_whether_the_bias_is_corrected():
