@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from eckart import verbs
@@ -27,7 +27,7 @@ from eckart.types import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -113,6 +113,20 @@ class AsyncClient:
         named = {"calibration": calibration, "base": base}
         job = await self._run(verbs.compress(path_or_id, spec, named, _in_loop(progress or silent)))
         return await self.wait(job.id, progress=progress) if wait else job
+
+    async def compress_pipeline(
+        self,
+        folder: str | os.PathLike[str],
+        spec: Spec,
+        into: str | os.PathLike[str],
+        *,
+        components: Sequence[str] | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> dict[str, Job]:
+        patience_s = self._connection.patience_s
+        said = None if progress is None else _in_loop(progress)
+        with closing(verbs.compress_pipeline(folder, spec, into, components, patience_s, said)) as asked:
+            return await self._run(asked)
 
     async def submit(self, checkpoint: str, spec: Spec) -> Job:
         return await self._run(verbs.submit(checkpoint, spec))

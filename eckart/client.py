@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from eckart import verbs
@@ -26,7 +26,7 @@ from eckart.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -124,6 +124,24 @@ class Client:
         named = {"calibration": calibration, "base": base}
         job = self._run(verbs.compress(path_or_id, spec, named, progress or silent))
         return self.wait(job.id, progress=progress) if wait else job
+
+    def compress_pipeline(
+        self,
+        folder: str | os.PathLike[str],
+        spec: Spec,
+        into: str | os.PathLike[str],
+        *,
+        components: Sequence[str] | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> dict[str, Job]:
+        """Compress a whole folder of diffusers into a new one; return the job of each component.
+
+        The components are compressed one after another: those that are named, else all that have weights,
+        but no autoencoder. All other files are copied. The new folder appears once it is whole.
+        """
+        patience_s = self._connection.patience_s
+        with closing(verbs.compress_pipeline(folder, spec, into, components, patience_s, progress)) as asked:
+            return self._run(asked)
 
     def submit(self, checkpoint: str, spec: Spec) -> Job:
         """Start a job for a stored checkpoint."""

@@ -18,6 +18,7 @@ from eckart.conversation import Ask, Conversation, Pause, Work
 from eckart.download import download, job_path
 from eckart.errors import InputError, JobFailed, ProblemError, WaitTimeoutError
 from eckart.http import Call, parse, retry_after_s
+from eckart.pipeline_folder import check_spec, open_pipeline, published
 from eckart.progress import silent
 from eckart.spec import Spec, spec_document
 from eckart.types import Document, Job, JobEvent, PlanDocument, Report
@@ -25,10 +26,11 @@ from eckart.upload import upload
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from eckart.checkpoint import CheckpointFiles, PathOrId
     from eckart.http import Connection
+    from eckart.pipeline_folder import PipelineFolder
     from eckart.progress import ProgressCallback
 
 D = TypeVar("D", bound=Document)
@@ -83,6 +85,28 @@ def submit(checkpoint: str, spec: Spec) -> Conversation[Job]:
     headers = {"Idempotency-Key": str(uuid.uuid4())}
     body = {"checkpoint": checkpoint, "spec": spec_document(spec)}
     return (yield from ask(Job, Call("POST", "/v1/jobs", json=body, headers=headers)))
+
+
+def compress_pipeline(
+    folder: str | os.PathLike[str],
+    spec: Spec,
+    into: str | os.PathLike[str],
+    components: Sequence[str] | None,
+    patience_s: float,
+    progress: ProgressCallback | None,
+) -> Conversation[dict[str, Job]]:
+    """Compress the components of a pipeline's folder one after another, and publish the whole folder."""
+    pipeline: PipelineFolder = yield Work(lambda _connection: open_pipeline(Path(folder), components))
+    document = spec_document(spec)
+    check_spec(document, pipeline)
+    jobs: dict[str, Job] = {}
+    with published(Path(into), pipeline) as part:
+        for name in pipeline.checkpoints:
+            job = yield from compress(pipeline.folder / name, document, {}, progress or silent)
+            jobs[name] = yield from wait(job.id, timeout_s=None, patience_s=patience_s, progress=progress)
+            yield from fetch(job.id, part / name, None, progress or silent)
+        yield Work(lambda _connection: pipeline.copy_rest(part))
+    return jobs
 
 
 def plan(

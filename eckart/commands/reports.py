@@ -14,6 +14,7 @@ from eckart.commands.options import add_service_options, add_verb, write_documen
 from eckart.companions import REPORT_NAME
 from eckart.comparison import ORDERS, compare, comparison_table
 from eckart.errors import InputError
+from eckart.pipeline_folder import is_pipeline
 from eckart.report_page import report_page
 from eckart.table import plan_table, report_table
 from eckart.types import PlanDocument, Report
@@ -93,6 +94,8 @@ def run_report(options: argparse.Namespace) -> None:
 def find_report(source: str, url: str) -> Report:
     """Read a report on disk, or ask the service for that of a job."""
     path = Path(source)
+    if is_pipeline(path):
+        raise InputError(f"{path}: each component of a pipeline has a report; give the folder of one")
     if path.is_dir():
         path /= REPORT_NAME
     if path.is_file():

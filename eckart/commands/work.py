@@ -14,6 +14,7 @@ from eckart import launch
 from eckart.bars import progress_for
 from eckart.checkpoint import ENDING, bare_name, find_checkpoint, listed
 from eckart.client import Client
+from eckart.commands import pipelines
 from eckart.commands.following import follow_to_end, how_to_fetch, how_to_watch, interrupted_with
 from eckart.commands.options import (
     add_json_option,
@@ -26,6 +27,7 @@ from eckart.commands.reports import read_report, show
 from eckart.commands.spec_options import add_spec_options, spec_from
 from eckart.companions import REPORT_NAME, copy_subfolders
 from eckart.errors import InputError
+from eckart.pipeline_folder import is_pipeline
 from eckart.types import PlanDocument
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ COMPRESS_EXAMPLES = (
     "eckart compress my-model/ --method svd,int4+svd --budget-bytes 500000000",
     "eckart compress tuned/ --base original/ --rank 16    # a LoRA adapter",
     "eckart compress model.safetensors --spec spec.json --local    # without a service",
+    "eckart compress stable-diffusion/ --ratio 0.5 --component unet    # of a whole pipeline",
 )
 PLAN_EXAMPLES = (
     "eckart plan model.safetensors --ratio 0.5    # sends only the header of the file",
@@ -81,9 +84,17 @@ def add_verbs(verbs: Verbs) -> None:
         verb.add_argument(
             "source",
             metavar="CHECKPOINT",
-            help="a .safetensors file, an index, a directory, or the id of a stored checkpoint",
+            help="a .safetensors file, an index, a directory, a pipeline's directory, or the id of a stored "
+            "checkpoint",
         )
         verb.add_argument("--local", action="store_true", help="use the bundled worker instead of a service")
+        verb.add_argument(
+            "--component",
+            action="append",
+            metavar="NAME",
+            help="of a pipeline of diffusers, compress this component; may be repeated; default: all that "
+            "have weights, but no autoencoder",
+        )
         add_spec_options(verb)
         add_service_options(verb)
     compress.add_argument("--out", type=Path, metavar="DIR", help="output folder; default: <name>-compressed")
@@ -112,23 +123,30 @@ def run_compress(options: argparse.Namespace) -> None:
     spec = spec_from(options)
     into = options.out or default_out(options.source)
     refuse_used(into)
-    folder = model_folder(options.source)
-    stored: list[str] = []
-    if options.local:
-        if into.suffix == ENDING:
-            raise InputError(f"{into}: --out names a directory")
-        run_local(options, spec, into)
-        paths = sorted(into.iterdir())
-        paths += copy_subfolders(folder, into) if folder else ()
+    if options.local and into.suffix == ENDING:
+        raise InputError(f"{into}: --out names a directory")
+    if pipelines.are_meant(options):
+        stored = pipelines.run_compress(options, spec, into, compress_into)
     else:
-        paths, stored = compress_remotely(options, spec, into, folder)
-    show(read_report(into / REPORT_NAME), as_json=options.json)
-    if not options.json:
-        sys.stdout.write("\n" + "".join(f"{path}\n" for path in paths))
+        paths, stored = compress_into(options, spec, into, model_folder(options.source))
+        show(read_report(into / REPORT_NAME), as_json=options.json)
+        if not options.json:
+            sys.stdout.write("\n" + "".join(f"{path}\n" for path in paths))
     sys.stdout.flush()
     for name in stored:
         remove = f"eckart delete checkpoint {name}{url_option(options.url)}"
         print(f"the checkpoint stays stored as {name}; to remove it: {remove}", file=sys.stderr)
+
+
+def compress_into(
+    options: argparse.Namespace, spec: dict[str, Any], into: Path, folder: Path | None
+) -> tuple[list[Path], list[str]]:
+    """Compress one checkpoint; return the files of its result, and the ids of what was uploaded."""
+    if not options.local:
+        return compress_remotely(options, spec, into, folder)
+    run_local(options, spec, into)
+    paths = sorted(into.iterdir())
+    return paths + list(copy_subfolders(folder, into) if folder else ()), []
 
 
 def compress_remotely(
@@ -163,12 +181,18 @@ def model_folder(source: str) -> Path | None:
 def run_plan(options: argparse.Namespace) -> None:
     """Show what a job would do."""
     spec = spec_from(options)
-    if options.local:
-        plan = PlanDocument.model_validate_json(run_local(options, spec))
+    if pipelines.are_meant(options):
+        pipelines.run_plan(options, spec, plan_one)
     else:
-        with Client(options.url) as client:
-            plan = client.plan(options.source, spec, calibration=options.calibration, base=options.base)
-    show(plan, as_json=options.json)
+        show(plan_one(options, spec), as_json=options.json)
+
+
+def plan_one(options: argparse.Namespace, spec: dict[str, Any]) -> PlanDocument:
+    """Plan one checkpoint, here or by the service."""
+    if options.local:
+        return PlanDocument.model_validate_json(run_local(options, spec))
+    with Client(options.url) as client:
+        return client.plan(options.source, spec, calibration=options.calibration, base=options.base)
 
 
 def run_local(options: argparse.Namespace, spec: dict[str, Any], *into: Path) -> str:
@@ -227,7 +251,10 @@ def run_expand(options: argparse.Namespace) -> None:
         from eckart.torch import expand
     except ModuleNotFoundError as error:
         raise InputError(str(error)) from error
-    paths = expand(options.source, options.out)
+    if is_pipeline(options.source):
+        paths = pipelines.expand_components(options.source, options.out, expand)
+    else:
+        paths = list(expand(options.source, options.out))
     if options.json:
         write_json({"files": [str(path) for path in paths]})
     else:

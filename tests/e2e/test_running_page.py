@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from eckart.cli import main
 from eckart.torch import expand
 from tests.compression import compress
+from tests.pipelines import picture, save_pipeline
 
 PAGE = Path(__file__).parents[2] / "docs" / "9-running-the-result.md"
 BLOCK = re.compile(
@@ -22,7 +23,11 @@ BLOCK = re.compile(
 )
 pytestmark = [
     pytest.mark.filterwarnings(
-        "ignore:::transformers", "ignore:::torch", "ignore:::peft", "ignore:::onnxscript"
+        "ignore:::transformers",
+        "ignore:::torch",
+        "ignore:::peft",
+        "ignore:::onnxscript",
+        "ignore:::diffusers",
     ),
     pytest.mark.filterwarnings("ignore:::sentence_transformers", "ignore:::copyreg", "ignore:::onnx_ir"),
 ]
@@ -67,6 +72,7 @@ def folder(tmp_path_factory, minilm):
     model.save_pretrained(root / "tuned")
     compress(root / "llama", root / "llama-compressed")
     compress(unet(root / "unet"), root / "unet-compressed")
+    save_pipeline(root / "pictures")
     shutil.copytree(minilm.parent, root / "sentences", ignore=shutil.ignore_patterns(".*"))
     # The command line also copies the subfolder with the pooling.
     options = ["--include", "*.layer.5.*", "--ratio", "0.5", "--out", str(root / "sentences-compressed")]
@@ -78,7 +84,7 @@ def test_every_block_of_the_page_runs(folder, monkeypatch):
     monkeypatch.chdir(folder)
     names: dict[str, object] = {}
     sections = blocks()
-    assert sum(map(len, sections.values())) == 14
+    assert sum(map(len, sections.values())) == 16
     for section in sections.values():
         for kind, code in section:
             if kind == "sh":
@@ -110,6 +116,7 @@ def check(folder, names):
         torch.testing.assert_close(names["tuned"].eval()(tokens).logits, wanted, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(wanted, factored, atol=1e-3), "the adapter changes the model"
     check_unet(names["unet"].eval())
+    assert picture(names["pipeline"]).shape == (1, 16, 16, 3)
     (exported,) = onnxruntime.InferenceSession("llama.onnx").run(["logits"], {"tokens": tokens.numpy()})
     np.testing.assert_allclose(exported, factored.numpy(), rtol=1e-3, atol=1e-4)
     original = SentenceTransformer(str(folder / "sentences"), device="cpu").encode(["A man is eating food."])

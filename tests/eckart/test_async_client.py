@@ -76,11 +76,21 @@ def asked(serve, respond, verb, *, asynchronous):
     return asyncio.run(main()), seen
 
 
+def pipeline(model):
+    """Return the folder of a pipeline with this model."""
+    folder = model.parent / "pipeline"
+    (folder / "unet").mkdir(parents=True, exist_ok=True)
+    (folder / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DModel"]}')
+    (folder / "unet" / model.name).write_bytes(model.read_bytes())
+    return folder
+
+
 VERBS = {
     "upload": lambda client, model, into: client.upload(model, id="mine"),
     "submit": lambda client, model, into: client.submit("my-model", SPEC),
     "compress": lambda client, model, into: client.compress(model, SPEC),
     "compress with a calibration": lambda client, model, into: client.compress("id", SPEC, calibration=model),
+    "compress a pipeline": lambda client, model, into: client.compress_pipeline(pipeline(model), SPEC, into),
     "plan": lambda client, model, into: client.plan(model, SPEC),
     "plan of an id": lambda client, model, into: client.plan("my-model", SPEC, base="other"),
     "job": lambda client, model, into: client.job("J1"),
