@@ -216,7 +216,8 @@ class CompressionSpec(Input):
     layout: Layout = Field(
         default="factored",
         description="`factored`: store the factors under new names. `dense`: store their product under the "
-        "name of the weight. `adapter`: store the difference to `base` as a LoRA adapter for PEFT.",
+        "name of the weight. `adapter`: store the difference to `base` as a LoRA adapter for PEFT; without a "
+        "base, the checkpoint is a LoRA adapter, which gets lower ranks.",
         examples=["factored"],
     )
     dtype: FactorDtype = Field(

@@ -9,6 +9,7 @@ from pathlib import Path
 from schemas.checkpoint import FileInfo
 from schemas.format.companion import CONFIG_NAME, card_name, parse_config
 from schemas.format.encodings.finding import VALUE_DTYPES
+from schemas.format.encodings.lora import NAME as LORA
 from schemas.format.encodings.quantization import MODELOPT_NAME
 from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles
@@ -21,6 +22,7 @@ from schemas.planning.quantized_config import (
     with_skipped,
     without_quantization,
 )
+from schemas.planning.resizing import LOAD_AS_BEFORE
 from schemas.report import Report
 from state.files import AtomicFile, write_atomic
 
@@ -95,8 +97,10 @@ def write_companions(
         written.append(writer.write(MODELOPT_NAME, _modelopt_left(writer.read(MODELOPT_NAME), report)))
     layers = _factored(output)
     is_adapter = report.spec["layout"] == "adapter"
+    is_resized = is_adapter and report.base is None
     is_plain = has_config and bool(layers) and has_plain_names(output)
     hint = how_to_load(layers, in_folder=has_config, is_adapter=is_adapter, is_plain=is_plain)
+    hint = LOAD_AS_BEFORE if is_resized else hint
     report = report.model_copy(update={"how_to_load": hint})
     if has_config:
         files, warnings = _write_config_and_card(writer, report, layers, output, is_plain=is_plain)
@@ -168,7 +172,7 @@ def _modelopt_left(raw: bytes, report: Report) -> bytes:
 
 def _is_decoded(report: Report) -> bool:
     """Whether a weight that was quantized has been factored."""
-    return any(layer.encoding for layer in report.layers if layer.outcome == "factored")
+    return any(layer.encoding not in (None, LORA) for layer in report.layers if layer.outcome == "factored")
 
 
 def _factored_names(report: Report) -> list[str]:

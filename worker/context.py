@@ -10,6 +10,8 @@ from typing import Self
 
 import torch
 
+from schemas.format.encodings.base import VALUES
+from schemas.format.encodings.lora import ALPHA, UP
 from schemas.format.tensor import TensorInfo
 from worker.checkpoint.reader import CHUNK_BYTES, CheckpointReader, FileState
 from worker.checkpoint.spool import LayerSpool
@@ -17,7 +19,7 @@ from worker.device import upload
 from worker.difference import subtract
 from worker.encodings import decode
 from worker.layer_cache import CachedLayer, LayerCache
-from worker.lowrank import Statistics
+from worker.lowrank import Statistics, ThinProduct, thin_product
 from worker.progress import ProgressTracker
 from worker.work_plan import LayerTask, TensorSource
 
@@ -52,6 +54,15 @@ class TensorReaders:
             return self._matrix((task.path, task.tensor), task)
         parts = {role: self.tensor(source) for role, source in task.parts.items()}
         return self._oriented(decode(task.layer.encoded, parts), task)
+
+    def lora(self, task: LayerTask, device: torch.device) -> ThinProduct:
+        """Read the two matrices of an adapter whose product a layer is; kernels are read as matrices."""
+        down, up = (upload(self.tensor(task.parts[role]).flatten(1), device) for role in (VALUES, UP))
+        return thin_product(down, up)
+
+    def scale(self, task: LayerTask) -> torch.Tensor | None:
+        """Read the scale of such a layer; None if the file has none."""
+        return self.tensor(task.parts[ALPHA]) if ALPHA in task.parts else None
 
     def base(self, task: LayerTask) -> torch.Tensor | None:
         """Read the weight of the base as [outputs, inputs]; None if there is no base."""
@@ -99,7 +110,8 @@ class LayerInputs:
     """A layer's weight [outputs, inputs], its statistics, and its cached decompositions.
 
     With a base, `weight` is the difference to it, and `base` [outputs, inputs] is its own weight where the
-    result is added to it. `bias` [outputs] is given where it is corrected.
+    result is added to it. `bias` [outputs] is given where it is corrected. Of a LoRA pair, `weight` is the
+    core of its `product`; `scale` goes with it.
     """
 
     weight: torch.Tensor
@@ -107,6 +119,8 @@ class LayerInputs:
     cached: CachedLayer | None = None
     base: torch.Tensor | None = None
     bias: torch.Tensor | None = None
+    product: ThinProduct | None = None
+    scale: torch.Tensor | None = None
 
     def statistics_on(self, device: torch.device) -> Statistics | None:
         """Return the statistics on the device of the numerics."""
@@ -145,6 +159,9 @@ class JobContext:
         cached = self.cache.layer(task) if self.cache else None
         if cached:
             cached.get(0)  # Read together with the weight, since most layers need it first.
+        if task.layer.is_lora:
+            product = self.readers.lora(task, self.device)
+            return LayerInputs(product.core, cached=cached, product=product, scale=self.readers.scale(task))
         weight, base = self.readers.weight(task), self.readers.base(task)
         if base is not None:
             weight = subtract(weight, base)

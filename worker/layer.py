@@ -26,6 +26,7 @@ from worker.lowrank import (
     relative_error,
     weighted_error,
 )
+from worker.resize import resize_lora
 from worker.work_plan import LayerTask
 
 
@@ -90,9 +91,13 @@ def factor_layer(
         num_vectors=layer.num_vectors if inputs.cached else None,
         cached=inputs.cached,
     )
-    result = _compute(form_inputs)
     tensors: tuple[torch.Tensor, ...] = ()
-    if isinstance(result, Factored):
+    result: Factored | Kept
+    if inputs.product is not None:
+        result, tensors = resize_lora(form_inputs, inputs.product, inputs.scale)
+    else:
+        result = _compute(form_inputs)
+    if isinstance(result, Factored) and inputs.product is None:
         base = None if inputs.base is None else inputs.base.to(device)
         result, tensors = _encode(form_inputs, result, codec, base)
     if isinstance(result, Factored) and inputs.bias is not None:

@@ -67,7 +67,7 @@ def compress_local(
     checkpoint = open_checkpoint(source)
     if target.suffix == FILE_SUFFIX and checkpoint.index is not None:
         raise ValueError(f"{source} is sharded; give a directory as output, not {target}")
-    if target.suffix == FILE_SUFFIX and spec.layout == "adapter":
+    if target.suffix == FILE_SUFFIX and spec.layout == "adapter" and references.base is not None:
         raise ValueError(f"an adapter has two files; give a directory as output, not {target}")
     if target.suffix == FILE_SUFFIX:
         checkpoint = replace(checkpoint, companions=())

@@ -32,6 +32,7 @@ from worker.misshapen import keep_misshapen
 from worker.output import write_output
 from worker.progress import Observer, ProgressTracker
 from worker.report import ReportedCheckpoint, check_outcomes, make_report
+from worker.resized_adapter import check_resizable, is_resized, write_resized
 from worker.tied import keep_tied
 from worker.work_plan import WorkPlan, plan_work
 
@@ -86,6 +87,8 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
     begun = time.perf_counter()
     check_config(request.checkpoint)
     work = plan_work(request.checkpoint, request.spec, request.references)
+    if is_resized(work):
+        check_resizable(request.checkpoint)
     fingerprint = work_fingerprint(work, request.spec, request.input_files, request.reference_files)
     with (
         LayerSpool(request.spool_dir / fingerprint) as spool,
@@ -106,7 +109,7 @@ def compress(request: CompressionRequest, *, device: torch.device, observe: Obse
             outcomes, warnings = count_left_out(
                 work, outcomes, readers, check_canceled=progress.between_layers
             )
-        write = write_adapter if work.adapter else write_output
+        write = write_adapter if work.adapter else write_resized if is_resized(work) else write_output
         output, output_files = write(work, outcomes, context, request.result_dir)
     check_outcomes(work, outcomes)
     report = make_report(

@@ -58,6 +58,8 @@ class LayerTask:
         if self.layer.reason is not None:
             return 1
         rows, columns = self.layer.rows, self.layer.columns
+        if self.layer.is_lora:
+            return (rows + columns) * self.layer.lora_rank**2
         # A Gram matrix is multiplied by the weight.
         grams = (columns if "gram" in self.statistics else 0) + (
             rows if "grad_gram" in self.statistics else 0

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from schemas.planning.forms import Chain
 from schemas.planning.layer import LayerPlan
@@ -12,6 +12,7 @@ from schemas.report import KeptReason
 
 ADAPTER_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
+T = TypeVar("T", int, float)
 # PEFT takes the keys of its patterns for regular expressions. A dot is left as it is, as PEFT itself does.
 PLAIN_NAME = re.compile(r"[\w.\-]+")
 
@@ -80,9 +81,7 @@ def adapter_config(layers: Mapping[str, tuple[LayerPlan, int]], modules: Iterabl
     """
     ranks = {name: rank for name, (_, rank) in layers.items()}
     largest = max(ranks.values())
-    # PEFT takes the first key that is a suffix of a module's name: the longest must come first.
-    others = sorted((name for name in ranks if ranks[name] != largest), key=lambda name: (-len(name), name))
-    pattern = {_key(name): ranks[name] for name in others}
+    pattern = pattern_of(ranks, largest)
     return {
         "alpha_pattern": pattern,
         # The id of a stored checkpoint could be the name of somebody else's model on a hub.
@@ -104,6 +103,21 @@ def adapter_config(layers: Mapping[str, tuple[LayerPlan, int]], modules: Iterabl
     }
 
 
+def pattern_of(values: Mapping[str, T], usual: T) -> dict[str, T]:
+    """Return one of PEFT's patterns: the values of modules that differ from the usual one, by keys for names.
+
+    So are those whose names end in one of these, whose key would fit them too.
+    """
+    others = {name for name, value in values.items() if value != usual}
+    listed = others | {name for name in values if not others.isdisjoint(_ends(name))}
+    # PEFT takes the first key that is a suffix of a module's name: the longest must come first.
+    return {_key(name): values[name] for name in sorted(listed, key=lambda name: (-len(name), name))}
+
+
+def _ends(name: str) -> Iterator[str]:
+    return (name[at + 1 :] for at, letter in enumerate(name) if letter == ".")
+
+
 def _key(name: str) -> str:
     return name if PLAIN_NAME.fullmatch(name) else re.escape(name)
 
@@ -112,7 +126,7 @@ def _targets(names: Collection[str], modules: Iterable[str]) -> list[str] | str:
     """Return the targets as a list, or as a regular expression where one is the end of another module."""
     parts = [name.split(".") for name in modules]
     others = {".".join(part[:end]) for part in parts for end in range(1, len(part) + 1)}.difference(names)
-    ends = {name[at + 1 :] for name in others for at, letter in enumerate(name) if letter == "."}
+    ends = {end for name in others for end in _ends(name)}
     if ends.isdisjoint(names):
         return sorted(names)
     return "|".join(map(re.escape, sorted(names)))

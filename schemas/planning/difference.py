@@ -14,18 +14,12 @@ INTEGER_DTYPES = frozenset(dtype for dtype in DTYPE_BITS if dtype == "BOOL" or d
 
 
 def check_layout(spec: CompressionSpec, *, has_base: bool) -> None:
-    """Refuse a layout that cannot hold a difference, and one that holds nothing else without a base."""
+    """Refuse a layout that cannot hold a difference."""
     if has_base and spec.layout == "factored":
         raise SpecError(
             "/layout",
             "With a base, give the layout `adapter`, a LoRA adapter of the difference, or `dense`, the base "
             "plus the difference of low rank.",
-        )
-    if spec.layout == "adapter" and not has_base:
-        raise SpecError(
-            "/layout",
-            "An adapter holds the difference to another checkpoint: give base, the id of the stored "
-            "checkpoint that this one was fine-tuned from, or another layout.",
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Protocol
 
 from schemas.format.encodings import Encoded
@@ -135,6 +136,7 @@ class LayerPlan:
             self.in_adapter,
             self.kernel,
             None if self.encoded is None else self.encoded.nbytes,
+            self.encoded.parts if self.encoded is not None and self.is_lora else (),
         )
 
     @property
@@ -153,6 +155,21 @@ class LayerPlan:
     def stacks(self) -> list[str]:
         """The names of the tensors whose parts the weight is, if it is that of an expert."""
         return [] if self.expert is None else self.expert.stacks(self.name)
+
+    @property
+    def lora_rank(self) -> int:
+        """The rank of the pair of an adapter whose product the weight is; 0 for any other weight."""
+        return 0 if self.encoded is None else self.encoded.rank
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether the weight is the product of two matrices of an adapter, which get a lower rank."""
+        return self.lora_rank > 0
+
+    @property
+    def keeps_bias_name(self) -> bool:
+        """Whether the bias, if there is one, stays where it is, since the module stays what it is."""
+        return self.dense_layout or self.is_lora
 
     @property
     def encoding(self) -> str | None:
@@ -188,7 +205,9 @@ class LayerPlan:
 
     @property
     def decomposed_shape(self) -> tuple[int, int]:
-        """The sides of the matrix that is decomposed."""
+        """The sides of the matrix that is decomposed; of a pair, that of its core."""
+        if self.is_lora:
+            return min(self.rows, self.lora_rank), min(self.columns, self.lora_rank)
         return self.form.matrix_shape(self.map_shape)
 
     @property
@@ -204,6 +223,8 @@ class LayerPlan:
     @property
     def break_even_rank(self) -> int:
         """Largest rank that saves a parameter, or bytes where the weight is rounded, or was before."""
+        if self.is_lora:
+            return min(self.lora_rank - 1, self.rows, self.columns)
         if self._saves_bytes:
             return max(self._byte_ranks, default=0)
         return stored.break_even_rank(self.form, self.map_shape)
@@ -223,12 +244,14 @@ class LayerPlan:
         """Number of singular vectors that are enough for any rank of this form, and of any chain."""
         if self.in_adapter:
             return max(1, self.largest_rank)
-        others = 0 if self.kernel else TWO_FACTORS.break_even_rank(self.map_shape)
+        others = 0 if self.kernel or self.is_lora else TWO_FACTORS.break_even_rank(self.map_shape)
         return max(1, self.largest_rank, others)
 
     @property
     def ranks(self) -> range:
         """The ranks that `align` and `min_rank` allow, ascending; an adapter may have `largest_rank` too."""
+        if self.is_lora:
+            return stored.multiples(range(1, self.break_even_rank + 1), self.align, self.min_rank)
         if self._saves_bytes:
             return stored.multiples(self._byte_ranks, self.align, self.min_rank)
         ranks = stored.parameter_ranks(self.form, self.map_shape, self.align, self.min_rank)
@@ -238,7 +261,9 @@ class LayerPlan:
 
     @property
     def parameters_before(self) -> int:
-        """Elements of the dense weight."""
+        """Elements of the dense weight, or of the pair whose product it is."""
+        if self.encoded is not None:
+            return self.encoded.parameters
         return self.rows * self.columns
 
     @property
@@ -269,6 +294,8 @@ class LayerPlan:
 
     def ratio_rank(self, ratio: float) -> int:
         """Return the largest rank that stores at most this share of the parameters, or 0."""
+        if self.is_lora:
+            return int(Fraction(repr(ratio)) * self.lora_rank)
         return self.form.ratio_rank(self.map_shape, ratio)
 
     def parameters_after(self, rank: int | None) -> int:
@@ -285,7 +312,7 @@ class LayerPlan:
         """Return the bytes stored at a rank, or for None without one: dense, or left out of an adapter."""
         if rank is None:
             return 0 if self.in_adapter else self.bytes_before
-        if isinstance(self.form, Chain) and isinstance(self.codec, FloatCodec):
+        if isinstance(self.form, Chain) and isinstance(self.codec, FloatCodec) and not self.is_lora:
             # The same sum in closed form, since a budget needs it at every rank of every layer.
             return self.parameters_after(rank) * DTYPE_BITS[self.codec.dtype] // 8
         return stored.nbytes(self.stored_kind, rank)
@@ -309,7 +336,7 @@ class LayerPlan:
 
     @property
     def _saves_bytes(self) -> bool:
-        return self.form.quantizer is not None or self.encoded is not None
+        return self.form.quantizer is not None or (self.encoded is not None and not self.is_lora)
 
     @property
     def _byte_ranks(self) -> range:
@@ -328,7 +355,7 @@ class LayerPlan:
     @property
     def in_metadata(self) -> bool:
         """Whether a factored layer is listed in the metadata, since a reader cannot take it for dense."""
-        return self.pair is None and (self.needs_decoding or not self.dense_layout)
+        return self.pair is None and not self.is_lora and (self.needs_decoding or not self.dense_layout)
 
 
 # Layers that are factored, by number, each with one form and an integer as its rank.

@@ -34,7 +34,8 @@ class LayerPlanner:
     def kind(self, tensor: Tensor, options: LayerOptions) -> int:
         """Return the number of a layer's kind, for the layers of the plan."""
         name = tensor.name.removesuffix(WEIGHT)
-        structural = self._modules.reason_to_keep(name)
+        is_lora = isinstance(tensor, EncodedWeight) and tensor.encoded.rank > 0
+        structural = None if is_lora else self._modules.reason_to_keep(name)
         # PEFT reads a linear layer's factors, and passes over them where the module is an embedding.
         if structural is None and self.in_adapter and self._modules.is_embedding(name):
             structural = "embedding"

@@ -16,6 +16,8 @@ from schemas.format.stacks import expert_matrices, stem_of
 from schemas.format.tensor import BIAS, WEIGHT, TensorInfo
 from schemas.planning.layer import LayerPlan
 
+# What kohya's programs say of the rank and the scale of all layers.
+ADAPTER_RANKS = ("ss_network_dim", "ss_network_alpha")
 ADAPTER_METADATA = with_format({})
 
 
@@ -123,7 +125,7 @@ def _stacked(tensor: TensorInfo, layers: Sequence[LayerPlan], weights: Mapping[s
 
 def _new_biases(layers: Sequence[LayerPlan], ranks: Mapping[int, int]) -> dict[str, str]:
     """Return the new name of the bias of each factored layer, whether it has one or not, by the old name."""
-    factored = (layers[number] for number in ranks if not layers[number].dense_layout)
+    factored = (layers[number] for number in ranks if not layers[number].keeps_bias_name)
     return {layer.name + BIAS: layer.bias_name for layer in factored}
 
 
@@ -157,6 +159,8 @@ def output_metadata(
     here = {entry.number for entry in entries if isinstance(entry, FactorTensor) and entry.position == 0}
     is_changed = any(isinstance(entry, FactorTensor | StackedTensor) for entry in entries)
     metadata = without_formats(metadata, {layers[number].name for number in here})
+    if any(layers[number].is_lora for number in here):
+        metadata = {key: value for key, value in metadata.items() if key not in ADAPTER_RANKS}
     kept = kept_metadata(metadata, copied, _new_biases(layers, ranks), is_changed=is_changed)
     return with_factored(
         kept,

@@ -135,7 +135,9 @@ class OutputSize:
         numbers = {layer.replaced[0]: number for number, layer in enumerate(self._layers)}
         parts = {name: number for number, layer in enumerate(self._layers) for name in layer.replaced[1:]}
         biases = {
-            layer.name + BIAS: number for number, layer in enumerate(self._layers) if not layer.dense_layout
+            layer.name + BIAS: number
+            for number, layer in enumerate(self._layers)
+            if not layer.keeps_bias_name
         }
         stems = {
             stack: stem_of(layer.name)

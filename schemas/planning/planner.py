@@ -20,6 +20,7 @@ from schemas.planning.layers import Layers, Plan
 from schemas.planning.left_out import left_out_warnings
 from schemas.planning.modules import Modules
 from schemas.planning.pairs import PairFinder, check_neuron_grams
+from schemas.planning.resizing import NO_LORA_PAIR, is_lora, resize_spec
 from schemas.planning.selection import LayerOptions, Selection, can_be_factored, is_float_weight
 from schemas.problem import SpecError
 from schemas.spec import CompressionSpec
@@ -70,6 +71,9 @@ def make_plan(
         If no layer has a rank that `align` and `min_rank` allow, or the layout does not fit the job.
     """
     check_layout(spec, has_base=base is not None)
+    resizes = spec.layout == "adapter" and base is None
+    if resizes:
+        spec = resize_spec(spec, tensors)
     base_warnings = () if base is None else check_base(tensors, base)
     modules = Modules(tensors, aliases)
     selection = Selection(spec, modules)
@@ -82,9 +86,11 @@ def make_plan(
             choice.left_out.add("factored_before", tensor)
         elif tensor.name in unknown:
             choice.left_out.add(ENCODING, tensor)
+        elif resizes and not is_lora(tensor):
+            choice.left_out.add(NO_LORA_PAIR, tensor)
         else:
             choice.take(tensor)
-    plan = Plan(choice.layers, (), choice.left_out.by_rule, adapter=spec.layout == "adapter")
+    plan = Plan(choice.layers, (), choice.left_out.by_rule, adapter=spec.layout == "adapter" and not resizes)
     if plan.adapter:
         check_adapter(plan.layers, [_form_pointer(own) for own in choice.options])
     else:

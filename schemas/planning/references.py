@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from schemas.format.encodings import PlannedTensors
+from schemas.format.encodings.lora import find_lora_pairs
 from schemas.format.errors import CheckpointError
 from schemas.format.files import CheckpointFiles, open_checkpoint
 from schemas.format.stacks import Orientation
@@ -76,9 +77,14 @@ def asked_orientation(spec: CompressionSpec) -> Orientation | None:
 
 
 def planned_tensors(files: CheckpointFiles, spec: CompressionSpec, base: object | None) -> PlannedTensors:
-    """Return a checkpoint's tensors as planning sees them; where a difference is factored, as they are."""
+    """Return a checkpoint's tensors as planning sees them; where a difference is factored, as they are.
+
+    Of an adapter that gets lower ranks, each pair is the weight that its product is.
+    """
     if base is not None:
         return PlannedTensors(files.tensors)
+    if spec.layout == "adapter":
+        return find_lora_pairs(files.tensors)
     # A product has no place beside experts that stay quantized.
     return files.planned(asked_orientation(spec), packed_stacks=spec.layout != "dense")
 

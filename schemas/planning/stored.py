@@ -9,10 +9,13 @@ from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
+from schemas.format.encodings.base import Part
 from schemas.format.header import NewTensor
 from schemas.planning.codecs import Codec
 from schemas.planning.forms import FORMS, Form, FormOptions, StoredMatrix
 
+# Of the scale of a pair, which holds any ratio of ranks.
+SCALE_DTYPE = "F32"
 ADAPTER_FACTORS = {"0.weight": "lora_A.weight", "1.weight": "lora_B.weight"}
 # The yardstick of ranks that save: no chain saves parameters at higher ranks than two factors do.
 TWO_FACTORS = FORMS["svd"].of(FormOptions())
@@ -31,6 +34,8 @@ class StoredKind(NamedTuple):
     in_adapter: bool
     kernel: tuple[int, ...] = ()
     encoded_bytes: int | None = None
+    # The tensors of a pair of an adapter, whose product the weight is.
+    lora: tuple[Part, ...] = ()
 
     @property
     def map_shape(self) -> tuple[int, ...]:
@@ -95,6 +100,8 @@ def nbytes(kind: StoredKind, rank: int) -> int:
 @lru_cache(maxsize=4096)
 def tensors(kind: StoredKind, rank: int) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     """Return what follows the module's name in each stored tensor's, with its dtype and shape."""
+    if kind.lora:
+        return _lora(kind, rank)
     found: list[tuple[str, str, tuple[int, ...]]] = []
     for matrix in matrices(kind, rank):
         # In an adapter the names are PEFT's, and the factors of a transposed weight are not transposed.
@@ -105,3 +112,13 @@ def tensors(kind: StoredKind, rank: int) -> tuple[tuple[str, str, tuple[int, ...
         one = (NewTensor(below, matrix.dtype, stored),) if matrix.dtype is not None else ()
         found += [(t.name, t.dtype, t.shape) for t in one or codec.tensors(below, stored)]
     return tuple(found)
+
+
+def _lora(kind: StoredKind, rank: int) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """Return the tensors of a pair under their own names, and the scale if it has one."""
+    down, up, *scale = kind.lora
+    return (
+        (f".{down.last}", kind.codec.dtype, (rank, *down.shape[1:])),
+        (f".{up.last}", kind.codec.dtype, (up.shape[0], rank, *up.shape[2:])),
+        *((f".{part.last}", SCALE_DTYPE, part.shape) for part in scale),
+    )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eckart.cli import main
@@ -115,6 +116,8 @@ def check(folder, names):
         wanted = adapted.eval()(tokens).logits
         torch.testing.assert_close(names["tuned"].eval()(tokens).logits, wanted, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(wanted, factored, atol=1e-3), "the adapter changes the model"
+    ranks = {layer.r["default"] for layer in names["smaller"].modules() if isinstance(layer, LoraLayer)}
+    assert ranks == {4}
     check_unet(names["unet"].eval())
     assert picture(names["pipeline"]).shape == (1, 16, 16, 3)
     (exported,) = onnxruntime.InferenceSession("llama.onnx").run(["logits"], {"tokens": tokens.numpy()})

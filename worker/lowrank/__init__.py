@@ -12,6 +12,7 @@ from worker.lowrank.factor import decompose, factor
 from worker.lowrank.faults import count_fault, grad_gram_fault, gram_fault, mean_fault
 from worker.lowrank.norms import WeightedNorms
 from worker.lowrank.pivot import PivotMethod, join_rows
+from worker.lowrank.resizing import ThinProduct, resize, thin_product
 from worker.lowrank.rounding import Grid, RoundedMatrix, round_nearest, round_weight
 from worker.lowrank.selectors import SELECTORS, Selector
 from worker.lowrank.statistics import Statistics
@@ -58,6 +59,7 @@ __all__ = [
     "SpectralRank",
     "Statistics",
     "Storage",
+    "ThinProduct",
     "WeightedError",
     "WeightedNorms",
     "count_fault",
@@ -72,8 +74,10 @@ __all__ = [
     "output_error",
     "predicted_loss",
     "relative_error",
+    "resize",
     "round_nearest",
     "round_weight",
     "svd",
+    "thin_product",
     "weighted_error",
 ]

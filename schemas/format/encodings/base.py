@@ -54,6 +54,8 @@ class Encoded:
         How many rows and columns share a scale; those at the end may be fewer.
     bits
         Of a packed integer; 0 where the dtype of the values says all.
+    rank
+        Of a product of two parts, the values [r, n, …] and the other factor [m, r, …]; 0 of all else.
     """
 
     dtype: str
@@ -63,6 +65,7 @@ class Encoded:
     unused: tuple[Part, ...] = ()
     tile: tuple[int, int] = (1, 1)
     bits: int = 0
+    rank: int = 0
 
     def tensors(self, module: str) -> list[NewTensor]:
         """Return all tensors that go once the weight of a module is replaced; that with the values first."""
@@ -76,6 +79,11 @@ class Encoded:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors(""))
+
+    @property
+    def parameters(self) -> int:
+        """Elements of the weight, or of the factors whose product it is."""
+        return self.rank * sum(self.shape) if self.rank else math.prod(self.shape)
 
     @property
     def signature(self) -> str:
@@ -119,7 +127,7 @@ class EncodedWeight:
 
     @property
     def parameters(self) -> int:
-        return math.prod(self.shape)
+        return self.encoded.parameters
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,11 @@ def test_the_longer_of_two_names_comes_first_where_one_is_the_end_of_the_other()
     assert list(config({"x.q": 4, "y.x.q": 8, "z": 16})["rank_pattern"]) == ["y.x.q", "x.q"]
 
 
+def test_a_name_that_ends_in_one_of_another_rank_has_an_entry_of_its_own():
+    found = config({"x.q": 4, "y.x.q": 16, "z": 16})
+    assert (found["r"], found["rank_pattern"]) == (16, {"y.x.q": 16, "x.q": 4})
+
+
 @pytest.mark.parametrize("other", ["y.x.q.weight", "y.x.q.inner.weight"])
 def test_a_target_that_is_the_end_of_another_module_is_a_regular_expression(other):
     assert config({"x.q": 4, "z": 4}, ["x.q.weight", other])["target_modules"] == r"x\.q|z"
