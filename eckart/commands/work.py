@@ -115,6 +115,8 @@ def add_verbs(verbs: Verbs) -> None:
 def run_serve(options: argparse.Namespace) -> None:
     """Serve, with what the options set above the variables of the environment."""
     given = {name: getattr(options, option) for option, name in SERVE_SETTINGS.items()}
+    if empty := [f"--{option}" for option, name in SERVE_SETTINGS.items() if given[name] == ""]:
+        raise InputError(f"{listed(empty)} is empty: give a value, or leave it out")
     launch.serve({name: str(value) for name, value in given.items() if value is not None})
 
 

@@ -33,7 +33,8 @@ def finetune(
     tuple or list (passed in order) or one argument. `batches` are gone through once, at most to `steps`.
     The `rate` of AdamW falls to zero along half a cosine where the number of steps is known. Only factors
     and the biases of compressed layers change; integers and all other layers do not. Afterwards the model
-    has the mode and the frozen parameters that it had, and `save_compressed` stores it.
+    has the mode and the frozen parameters that it had, and `save_compressed` stores it. No step is taken on a
+    loss that is not finite: that is an `InputError`.
     """
     parameters = _trained(model)
     if not parameters:
@@ -48,11 +49,15 @@ def finetune(
                 break
             descent.zero_grad()
             value = loss(call_model(model, batch), batch)
+            if not bool(value.isfinite()):
+                raise InputError(f"the loss of step {len(losses) + 1} is {value.item()}; lower the rate")
             torch.autograd.backward(value)
             descent.step()
             if schedule is not None:
                 schedule.step()
             losses.append(value.item())
+    if not losses and steps != 0:
+        raise InputError("there are no batches; give at least one, and a list if you use them again")
     return losses
 
 

@@ -41,6 +41,11 @@ class Address:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(where)
                 return Address(self.host, probe.getsockname()[1])
+        except socket.gaierror as error:
+            raise AddressUnavailableError(
+                f"{self.host!r} is no address of this machine: {error.strerror}. Give one by ECKART_HOST or "
+                "--host, such as 127.0.0.1, or 0.0.0.0 for all"
+            ) from error
         except OSError as error:
             raise AddressUnavailableError(
                 f"cannot listen on {self.host}:{self.port}: {error.strerror}. Stop the process that listens "

@@ -25,7 +25,7 @@ export async function showHome(view, { signal }) {
         "p",
         { class: "lead" },
         "Drop a safetensors checkpoint, choose a size, see what it costs for each layer, " +
-          "and start. Linear weights are replaced by low-rank factors or integers; everything else stays as it is.",
+          "and start. Linear weights are replaced by low-rank factors or integers, convolutions if the spec has conv.",
       ),
     ),
     el(

@@ -103,6 +103,13 @@ def test_a_signal_ends_the_worker_too(model, number, status):
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("option", ["--host", "--data"])
+def test_an_option_of_serve_without_a_value_is_refused(option, capsys):
+    """As where the shell's variable is not set: the data would land in the current folder."""
+    assert main(["serve", option, ""]) == 1
+    assert f"{option} is empty" in capsys.readouterr().err
+
+
 def test_the_options_of_serve_win_over_the_environment(tmp_path):
     with socket.create_server(("127.0.0.2", 0)) as other:
         port = str(other.getsockname()[1])

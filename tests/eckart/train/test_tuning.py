@@ -84,3 +84,15 @@ def test_steps_bound_the_batches(factored, steps, taken):
 def test_a_model_without_compressed_layers_is_refused():
     with pytest.raises(InputError, match="no compressed layer that can be trained"):
         finetune(network(), batches(1), distance)
+
+
+def test_a_loss_that_is_not_finite_spoils_no_factor(factored):
+    before = [parameter.clone() for parameter in factored.parameters()]
+    with pytest.raises(InputError, match="the loss of step 1 is nan; lower the rate"):
+        finetune(factored, batches(1), lambda outputs, batch: outputs.sum() * torch.nan)
+    assert all(torch.equal(was, now) for was, now in zip(before, factored.parameters(), strict=True))
+
+
+def test_no_batches_are_refused(factored):
+    with pytest.raises(InputError, match="there are no batches"):
+        finetune(factored, [], distance(factored))
