@@ -36,9 +36,10 @@ function inputNames(report) {
   return names.filter((name) => SAFE_NAME.test(name));
 }
 
+/** One file alone, or a folder: without its other files a model gives another result. */
 function source(report) {
-  const weights = inputNames(report).filter((name) => name.endsWith(".safetensors"));
-  return weights.length === 1 ? weights[0] : "path/to/model";
+  const names = inputNames(report);
+  return names.length === 1 ? names[0] : "path/to/model";
 }
 
 /** References are ids of stored files: on another service they have to be stored first. */

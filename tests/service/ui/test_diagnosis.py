@@ -98,7 +98,7 @@ CASES = [
         "kept_dense",
         dense(3),
         dense(4),
-        r"4 of 14 selected weights stayed dense, with 29 % .* at least as many",
+        r"4 of 14 selected weights stayed dense, with 29 % .* would save no parameters",
     ),
     ("left_out", left_out(0.49), left_out(0.5), r"50 % .* most by “exclude embed\*”: .* the other 50 %"),
     (
