@@ -147,8 +147,8 @@ def test_each_field_of_the_spec_has_an_option_or_needs_a_whole_spec():
     options = vars(build_parser().parse_args(["plan", "x", "--rank", "2"]))
     fields = {*CompressionSpec.model_fields, *SpecRule.model_fields}
 
-    assert fields - options.keys() == {"overrides", "cur"}
-    ours = {"command", "source", "local", "spec", "json", "url", "run", "parser"}
+    assert fields - options.keys() == {"overrides", "cur", "experts"}
+    ours = {"command", "source", "local", "component", "spec", "json", "url", "run", "parser"}
     assert options.keys() - fields == ours
 
 
