@@ -26,7 +26,7 @@ export const RULES = {
   "factored_before": "The tensor is a factor that an earlier job has made.",
   "vector": "The tensor has fewer than two dimensions.",
   "dtype": "Tensors of this dtype cannot be factored.",
-  "no_lora_pair": "The tensor is in no LoRA pair that can get a lower rank: its adapter is of another type, such as DoRA, its shapes do not fit, or it is a whole weight.",
+  "no_lora_pair": "The tensor is in no LoRA pair of which a lower rank is known to be right.",
   "encoding": "The weight is quantized, and names, shapes and config.json do not tell for certain how.",
   "stack": "The tensor has three or more dimensions, such as the weights of all experts in one.",
   "convolution": "The weight belongs to a convolution, and no `conv` is given.",

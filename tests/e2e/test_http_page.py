@@ -68,5 +68,5 @@ def test_the_lines_run_as_printed(service, minilm, tmp_path):
     # An ended job stays as it is when it is canceled, and only a failed one is resumed. The line that
     # begins an upload prints nothing.
     refused = [status for status in statuses if status >= 400]
-    assert (len(statuses), refused) == (17, [409]), done.stdout
+    assert (len(statuses), refused) == (18, [409]), done.stdout
     assert (tmp_path / "part.safetensors").stat().st_size > 0

@@ -85,7 +85,7 @@ def test_every_block_of_the_page_runs(folder, monkeypatch):
     monkeypatch.chdir(folder)
     names: dict[str, object] = {}
     sections = blocks()
-    assert sum(map(len, sections.values())) == 16
+    assert sum(map(len, sections.values())) == 18
     for section in sections.values():
         for kind, code in section:
             if kind == "sh":
